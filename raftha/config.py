@@ -1,0 +1,194 @@
+"""The settings of a node, checked once, when they are made.
+
+Every problem is a `ConfigError` that names the field and what it should be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from raftha.errors import ConfigError
+
+KEY_BYTES_MAX = 511  # LMDB's limit for a key, compiled into its wheels.
+MEMBERS_MAX = 9
+KIB, MIB = 1024, 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HaConfig:
+    """How one node runs. All members of a cluster need the same `members` and `cluster_name`."""
+
+    node_id: int
+    """This node's id, a key of `members`, from 1 to 2**32 - 1; never reuse one for another node."""
+
+    data_dir: str | Path
+    """The folder for log and state; made if missing, locked while in use."""
+
+    members: Mapping[int, str]
+    """Every node of the cluster: id -> "host:port" of its peer listener."""
+
+    cluster_name: str = "raftha"
+    """With `members`, gives the cluster its id; nodes of other clusters are turned away."""
+
+    client_address: str = ""
+    """"host:port" of the listener that the host process serves clients on; only shown in statuses."""
+
+    insecure: bool = False
+    """Allow peers off loopback, unencrypted and unauthenticated. Only for networks you trust whole."""
+
+    heartbeat_interval_ms: int = 50
+    """How often the leader says it is there. From 10 to 10,000."""
+
+    election_timeout_ms: int = 500
+    """A follower that hears nothing campaigns after 1 to 2 of these. At least 4 heartbeats. A leader
+    whose connection breaks is replaced without waiting for it; it counts for silent ones."""
+
+    request_timeout_s: float = 10.0
+    """The deadline of a call that doesn't give its own, over 0 and up to 600."""
+
+    value_bytes_max: int = MIB
+    """The largest value, up to 4 MiB."""
+
+    wal_segment_bytes: int = 64 * MIB
+    """Size of a log file, from 16 MiB to 1 GiB, a multiple of 4 KiB. Allocated in advance."""
+
+    max_wal_size: int = 64 * MIB
+    """A checkpoint begins once this many bytes of log came after the last one. At least 1 MiB."""
+
+    checkpoint_interval_sec: float = 60.0
+    """A checkpoint begins at the latest this long after the last one, if anything was applied."""
+
+    submit_queue_bytes_max: int = 64 * MIB
+    """Commands waiting on this node; beyond it callers get `Overloaded` at once. At least 8 MiB."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        object.__setattr__(self, "data_dir", Path(self.data_dir))
+        object.__setattr__(self, "members", MappingProxyType(dict(sorted(self.members.items()))))
+        _check_members(self)
+        if not self.cluster_name or len(self.cluster_name.encode()) > 64:
+            raise ConfigError("cluster_name must be 1 to 64 bytes of UTF-8")
+        if self.client_address:
+            parse_address("client_address", self.client_address)
+        _check_range(self, "heartbeat_interval_ms", 10, 10_000)
+        _check_range(self, "election_timeout_ms", 4 * self.heartbeat_interval_ms, 600_000)
+        if not 0 < self.request_timeout_s <= 600:
+            raise ConfigError("request_timeout_s must be over 0 and at most 600")
+        _check_range(self, "value_bytes_max", 1, 4 * MIB)
+        _check_range(self, "wal_segment_bytes", 16 * MIB, 1024 * MIB)
+        if self.wal_segment_bytes % 4096:
+            raise ConfigError("wal_segment_bytes must be a multiple of 4096")
+        _check_range(self, "max_wal_size", MIB, 1 << 40)
+        if not 0.1 <= self.checkpoint_interval_sec <= 86_400:
+            raise ConfigError("checkpoint_interval_sec must be from 0.1 to 86400")
+        _check_range(self, "submit_queue_bytes_max", 8 * MIB, 1 << 34)
+
+    @classmethod
+    def from_mapping(cls, table: Mapping[str, Any]) -> HaConfig:
+        """Make a config from a parsed TOML table, whose `members` have string keys."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(table) - known)
+        if unknown:
+            raise ConfigError(
+                f"unknown setting {', '.join(unknown)}", hint=f"known are {', '.join(sorted(known))}"
+            )
+        missing = [name for name in ("node_id", "data_dir", "members") if name not in table]
+        if missing:
+            raise ConfigError(f"missing setting {', '.join(missing)}")
+        members = table["members"]
+        if not isinstance(members, Mapping):
+            raise ConfigError('members must be a table: id = "host:port"')
+        try:
+            members = {int(node_id): address for node_id, address in members.items()}
+        except ValueError as error:
+            raise ConfigError(f"members: {error}", hint="ids are whole numbers") from error
+        return cls(**{**table, "members": members})
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> HaConfig:
+        """Read a TOML file; a relative `data_dir` is relative to the file's folder."""
+        return cls.from_mapping(read_toml(path))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Parse a TOML file and make its `data_dir`, if relative, relative to the file's folder."""
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"can't read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    if isinstance(table.get("data_dir"), str):
+        table["data_dir"] = str(path.parent / table["data_dir"])
+    return table
+
+
+def parse_address(name: str, address: str) -> tuple[str, int]:
+    """Split "host:port" (or "[v6]:port"); ConfigError naming `name` if it isn't one."""
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f'{name} must be "host:port", got {address!r}')
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only processes of this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_types(config: HaConfig) -> None:
+    expected: dict[str, type | tuple[type, ...]] = {
+        "node_id": int, "data_dir": (str, Path), "members": Mapping, "cluster_name": str,
+        "client_address": str, "insecure": bool, "heartbeat_interval_ms": int,
+        "election_timeout_ms": int, "request_timeout_s": (int, float), "value_bytes_max": int,
+        "wal_segment_bytes": int, "max_wal_size": int, "checkpoint_interval_sec": (int, float),
+        "submit_queue_bytes_max": int,
+    }  # fmt: skip
+    for name, kinds in expected.items():
+        value = getattr(config, name)
+        is_stray_bool = isinstance(value, bool) and kinds is not bool
+        if not isinstance(value, kinds) or is_stray_bool:
+            names = " or ".join(k.__name__ for k in (kinds if isinstance(kinds, tuple) else (kinds,)))
+            raise ConfigError(f"{name} must be {names}, got {value!r}")
+
+
+def _check_members(config: HaConfig) -> None:
+    if not 1 <= len(config.members) <= MEMBERS_MAX:
+        raise ConfigError(f"members must name 1 to {MEMBERS_MAX} nodes, got {len(config.members)}")
+    for node_id, address in config.members.items():
+        if not isinstance(node_id, int) or isinstance(node_id, bool) or not 0 < node_id < 1 << 32:
+            raise ConfigError(f"members: {node_id!r} is not an id from 1 to 2**32 - 1")
+        if not isinstance(address, str):
+            raise ConfigError(f"members[{node_id}] must be text, got {address!r}")
+        host, port = parse_address(f"members[{node_id}]", address)
+        if port == 0:
+            raise ConfigError(f"members[{node_id}] needs a port, peers must know it")
+        if not config.insecure and not is_loopback(host):
+            raise ConfigError(
+                f"members[{node_id}] = {address!r} is not on loopback, and peers speak plain TCP",
+                hint="set insecure = true if the network between the nodes is yours alone",
+            )
+    if len(set(config.members.values())) != len(config.members):
+        raise ConfigError("members: two nodes have the same address")
+    if config.node_id not in config.members:
+        raise ConfigError(f"node_id {config.node_id} is not in members")
+
+
+def _check_range(config: HaConfig, name: str, low: int, high: int) -> None:
+    value = getattr(config, name)
+    if not low <= value <= high:
+        raise ConfigError(f"{name} must be from {low} to {high}, got {value}")

@@ -1,0 +1,120 @@
+"""Every error raftha raises, in one tree that says first whether the operation may have happened.
+
+A caller needs one fact before any other: did my write happen? So the tree splits there.
+`Rejected` means it did not and will not; `Indeterminate` means it may have; anything that is not an
+error is a `Receipt` and means it did. `hint` carries the next step for whoever reads the message.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class RafthaError(Exception):
+    """The root of all errors raised by raftha; `hint` says what to do next."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(f"{message} ({hint})" if hint else message)
+        self.hint = hint
+
+
+class ConfigError(RafthaError):
+    """A setting is wrong, or does not belong to the data directory it is used with."""
+
+
+class Rejected(RafthaError):
+    """The operation did not happen and will not."""
+
+
+class InvalidRequest(Rejected):
+    """The request itself is wrong: a key or value over its limit, an unknown command."""
+
+
+class NotLeader(Rejected):
+    """This node can't carry out what only the leader can; `leader` is its id, or None."""
+
+    def __init__(self, leader: int | None) -> None:
+        where = f"node {leader} is" if leader is not None else "no leader is known"
+        super().__init__(f"this node is not the leader; {where}")
+        self.leader = leader
+
+
+class Unavailable(Rejected):
+    """No leader could be reached before the deadline, and the request never left this node."""
+
+
+class Overloaded(Rejected):
+    """A bounded queue is full; nothing was queued."""
+
+
+class SessionExpired(Rejected):
+    """The session that numbers this write is not known (any more); nothing was applied."""
+
+
+class CommandFailed(Rejected):
+    """A state machine command raised; its changes were rolled back on every replica alike.
+
+    `kind` is the name of the exception's class, `detail` its message.
+    """
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+        self.detail = detail
+
+
+class Stopped(Rejected):
+    """The node is stopped, or was stopped before the request left it."""
+
+
+class TransferFailed(Rejected):
+    """Leadership did not move: the target can't be reached, is not a member, or lags too far."""
+
+
+class Indeterminate(RafthaError):
+    """The operation may have happened; ask the state, or retry under the same session number."""
+
+
+class RequestTimeout(Indeterminate):
+    """The deadline passed after the request had left this node."""
+
+
+class Disconnected(Indeterminate):
+    """The connection, or the node, went away while the request was under way."""
+
+
+class StorageError(RafthaError):
+    """The disk or what is on it; the node stops acknowledging."""
+
+
+class StorageFailed(StorageError):
+    """A write or sync failed. Final for this node: what is on the disk is unknown from here on."""
+
+
+class StorageFull(StorageError):
+    """There is no space left for more log."""
+
+
+class Corrupt(StorageError):
+    """Bytes that were durable are not what was written: `path` at `offset`."""
+
+    def __init__(self, path: str | Path, offset: int, detail: str) -> None:
+        super().__init__(
+            f"{path} is corrupt at byte {offset}: {detail}",
+            hint="acknowledged data is damaged; keep the files, heal this node from its peers",
+        )
+        self.path = Path(path)
+        self.offset = offset
+
+
+class Compacted(StorageError):
+    """The log before `first_index` is gone, so `index` can't be read from it."""
+
+    def __init__(self, index: int, first_index: int) -> None:
+        super().__init__(f"entry {index} is compacted; the log starts at {first_index}")
+        self.index = index
+        self.first_index = first_index
+
+
+class WireError(RafthaError):
+    """Bytes from a peer that break the protocol; the connection is dropped."""

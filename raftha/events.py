@@ -1,0 +1,81 @@
+"""What happens inside a node, as typed records.
+
+`core` returns events in `Ready` and never logs; the node turns each into one log line and hands it to
+observers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """The root of all events; `node_id` is the node that saw it."""
+
+    node_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleChanged(Event):
+    """This node became a follower, a candidate or the leader."""
+
+    role: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderElected(Event):
+    """This node learned who leads `term`."""
+
+    leader: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderLost(Event):
+    """This node no longer knows a leader; `reason` is timeout, disconnected or quorum."""
+
+    leader: int
+    term: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaConnected(Event):
+    """A peer connected and is who it says."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaDisconnected(Event):
+    """The connection to a peer is gone."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaBehindLog(Event):
+    """A follower needs entries that this leader's log no longer holds."""
+
+    peer: int
+    needs_index: int
+    first_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageFailure(Event):
+    """A write, a sync or a checkpoint failed; the node has stopped taking part."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointCompleted(Event):
+    """The write buffer is in LMDB, durable, as of `index` and `sequence`."""
+
+    index: int
+    sequence: int
+    keys: int
+    duration_ms: float

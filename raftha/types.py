@@ -1,0 +1,97 @@
+"""The records a user of raftha meets: receipts, statuses, what a transaction is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """Proof that a write is committed: on disk on a majority, and applied on the node that asked.
+
+    A receipt is true if the command did what it was asked to: a `compare_and_set` whose comparison
+    failed, or a transaction whose conditions didn't hold, is committed too but changed nothing, and
+    its receipt is false.
+
+    `sequence`: the command's number over the cluster's life, 1, 2, 3 ...
+    `index`, `term`: the log entry that carries it.
+    `time_us`: the leader's stamp, microseconds since 1970 UTC; `time` is the same as a datetime.
+    `result`: what the command returned, None for a plain put.
+    """
+
+    sequence: int
+    index: int
+    term: int
+    time_us: int
+    succeeded: bool = True
+    result: Any = None
+
+    def __bool__(self) -> bool:
+        return self.succeeded
+
+    @property
+    def time(self) -> datetime:
+        """The leader's stamp, in UTC."""
+        return datetime.fromtimestamp(self.time_us / 1e6, UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """A hash over the whole ordered contents as they were after command `sequence`.
+
+    Replicas that hold the same data at the same sequence have the same `hex`. `keys` counts them.
+    """
+
+    sequence: int
+    index: int
+    hex: str
+    keys: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaStatus:
+    """One member, as the node that reports it sees it.
+
+    `match_index` is what the leader knows to be durable there; None where this node can't know.
+    `client_address` is where the member serves its own clients, "" if it doesn't say.
+    """
+
+    node_id: int
+    address: str
+    client_address: str
+    connected: bool
+    match_index: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HaStatus:
+    """A node's state at one moment.
+
+    Log pointers: first_index <= applied_index <= commit_index <= last_index, and
+    persisted_index <= last_index. `checkpoint_index` is what LMDB holds durably by itself.
+    `role` is follower, pre_candidate, candidate, leader, stopped or failed; `failure` says why failed.
+    """
+
+    is_running: bool
+    is_primary: bool
+    node_id: int
+    cluster_id: str
+    role: str
+    term: int
+    leader_id: int | None
+    first_index: int
+    last_index: int
+    persisted_index: int
+    commit_index: int
+    applied_index: int
+    checkpoint_index: int
+    sequence: int
+    failure: str
+    replicas: tuple[ReplicaStatus, ...]
+
+    @property
+    def replica_count(self) -> int:
+        """Members of the cluster, this node among them."""
+        return len(self.replicas)
