@@ -72,6 +72,17 @@ class LogPosition(NamedTuple):
     hash: bytes
 
 
+class HardState(NamedTuple):
+    """What a node must never forget: its term, and whom it voted for in it (0 for nobody).
+
+    `commit` rides along: losing it loses nothing, knowing it after a restart saves a wait.
+    """
+
+    term: int
+    vote: int
+    commit: int
+
+
 LOG_START = LogPosition(0, 0, 0, 0, ZERO_HASH)
 
 

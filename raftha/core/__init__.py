@@ -1,0 +1,41 @@
+"""Raft, and nothing else: no I/O, no clock, no random source, no logging, no threads.
+
+Start with `raft.py`, whose docstring is the theory of operation.
+"""
+
+from raftha.core.log import RaftLog
+from raftha.core.messages import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    Message,
+    ReadReply,
+    ReadRequest,
+    TimeoutNow,
+    VoteReply,
+    VoteRequest,
+)
+from raftha.core.raft import Raft, Role
+from raftha.core.ready import CoreConfig, LogRead, Ready, ReadState, Write
+
+__all__ = [
+    "Append",
+    "AppendReply",
+    "CoreConfig",
+    "Heartbeat",
+    "HeartbeatReply",
+    "LogRead",
+    "Message",
+    "Raft",
+    "RaftLog",
+    "ReadReply",
+    "ReadRequest",
+    "ReadState",
+    "Ready",
+    "Role",
+    "TimeoutNow",
+    "VoteReply",
+    "VoteRequest",
+    "Write",
+]

@@ -1,0 +1,174 @@
+"""The log as the core sees it: a window of recent entries in memory, pointers for the rest.
+
+Theory of operation. `window` holds the entries after `anchor`; everything not yet applied is always in
+it, applied entries stay while they fit `window_bytes_max`. What is older is on disk only, from
+`first_index` on; the core asks for it with a `LogRead` when a follower needs it.
+
+    first_index <= anchor.index + 1        applied <= commit <= last        persisted <= last
+
+`applied` never passes `persisted`: what the state holds, the disk holds. `written` runs ahead of
+`persisted`: it is the last entry handed out to be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raftha.core.messages import Append
+from raftha.entry import Entry, LogPosition, follows
+
+
+class LogMismatch(Exception):
+    """Entries whose hashes don't continue this log's chain: the sender's log is not this one's."""
+
+
+class RaftLog:
+    """Entries, and the pointers into them; no I/O."""
+
+    def __init__(
+        self, first_index: int, anchor: LogPosition, entries: Sequence[Entry], window_bytes_max: int
+    ) -> None:
+        """Begin with what is on disk: `anchor` was applied, `entries` follow it."""
+        assert first_index <= anchor.index + 1
+        self.first_index = first_index
+        self.anchor = anchor
+        self.window = list(entries)
+        self._window_bytes = sum(len(entry.data) for entry in entries)
+        self._window_bytes_max = window_bytes_max
+        assert all(e.index == anchor.index + 1 + i for i, e in enumerate(self.window))
+        self.applied = self.commit = anchor.index
+        self.persisted = self.written = self.last_index
+
+    @property
+    def last(self) -> LogPosition:
+        """The position that the next entry continues."""
+        return self.window[-1].position if self.window else self.anchor
+
+    @property
+    def last_index(self) -> int:
+        return self.anchor.index + len(self.window)
+
+    @property
+    def last_term(self) -> int:
+        return self.window[-1].term if self.window else self.anchor.term
+
+    def term(self, index: int) -> int | None:
+        """The term of entry `index`; None if it's older than the window or not there yet."""
+        offset = index - self.anchor.index - 1
+        if offset == -1:
+            return self.anchor.term
+        if 0 <= offset < len(self.window):
+            return self.window[offset].term
+        return None
+
+    def slice(self, lo: int, bytes_max: int) -> tuple[Entry, ...]:
+        """Entries from `lo` on, at least one if there is one, at most about `bytes_max`."""
+        start = lo - self.anchor.index - 1
+        assert start >= 0, "older entries are on disk"
+        size, end = 0, start
+        while end < len(self.window):
+            size += len(self.window[end].data)
+            if size > bytes_max and end > start:
+                break
+            end += 1
+        return tuple(self.window[start:end])
+
+    def between(self, after: int, last: int) -> tuple[Entry, ...]:
+        """Entries `(after, last]`, all of which are in the window."""
+        offset = self.anchor.index
+        assert after >= offset and last <= self.last_index
+        return tuple(self.window[after - offset : last - offset])
+
+    def append(self, entry: Entry) -> None:
+        """Add a leader's own new entry."""
+        assert entry.index == self.last_index + 1
+        self.window.append(entry)
+        self._window_bytes += len(entry.data)
+
+    def is_up_to_date(self, last_index: int, last_term: int) -> bool:
+        """Whether a candidate's log may win this node's vote (Raft paper 5.4.1)."""
+        return (last_term, last_index) >= (self.last_term, self.last_index)
+
+    def merge(self, message: Append) -> int | None:
+        """Take in a leader's entries; return the index up to which the logs now agree.
+
+        None if the entry at `prev_index` is missing or another one. LogMismatch if the entries don't
+        continue the chain of hashes, which no correct leader sends; nothing is changed then.
+        """
+        prev_index, entries = message.prev_index, message.entries
+        if prev_index < self.commit:
+            # What is committed here is the same everywhere; only what lies behind it is news.
+            entries = entries[self.commit - prev_index :]
+            if not entries:
+                return self.commit
+        elif self.term(prev_index) != message.prev_term:
+            return None
+        for position, entry in enumerate(entries):
+            if self.term(entry.index) != entry.term:
+                self._extend(entries[position:])
+                break
+        return entries[-1].index if entries else prev_index
+
+    def _extend(self, entries: tuple[Entry, ...]) -> None:
+        """Add entries, dropping this log's own from the first of them on.
+
+        «If an existing entry conflicts with a new one (same index but different terms), delete the
+        existing entry and all that follow it» (paper, figure 2), and only then: cutting without a
+        conflict would drop entries that this node has already acknowledged.
+        """
+        first = entries[0].index
+        assert self.commit < first <= self.last_index + 1, "committed entries are never replaced"
+        keep = first - self.anchor.index - 1
+        chain = self.window[keep - 1].hash if keep else self.anchor.hash
+        for entry in entries:
+            if not follows(entry, chain):
+                raise LogMismatch(f"entry {entry.index} of term {entry.term}")
+            chain = entry.hash
+        if keep < len(self.window):
+            self._window_bytes -= sum(len(entry.data) for entry in self.window[keep:])
+            del self.window[keep:]
+            self.persisted = min(self.persisted, first - 1)
+            self.written = min(self.written, first - 1)
+        self.window.extend(entries)
+        self._window_bytes += sum(len(entry.data) for entry in entries)
+
+    def hint(self, index: int, term: int) -> tuple[int, int]:
+        """The last entry at or before `index` whose term is at most `term`, as (index, term).
+
+        Where a leader and a follower disagree, each skips all entries that can't match with it, so
+        finding the common point takes a round per term, not per entry.
+        """
+        index = min(index, self.last_index)
+        while index > self.commit:
+            own = self.term(index)
+            assert own is not None, "everything above commit is in the window"
+            if own <= term:
+                return index, own
+            index -= 1
+        return index, self.term(index) or 0
+
+    def mark_persisted(self, written: Sequence[Entry]) -> None:
+        """These entries are on disk; those of them that were replaced meanwhile don't count."""
+        for entry in reversed(written):
+            if self.term(entry.index) == entry.term:
+                self.persisted = max(self.persisted, entry.index)
+                return
+
+    def mark_applied(self, index: int) -> None:
+        """Entries up to `index` went out to be applied; the oldest may leave the window."""
+        assert self.applied <= index <= min(self.commit, self.persisted)
+        self.applied = index
+        if self._window_bytes <= self._window_bytes_max:
+            return
+        # Down to half in one go, so that shifting the list costs nothing per entry.
+        count, freed = 0, 0
+        while (
+            count < index - self.anchor.index
+            and self._window_bytes - freed > self._window_bytes_max // 2
+        ):
+            freed += len(self.window[count].data)
+            count += 1
+        if count:
+            self.anchor = self.window[count - 1].position
+            del self.window[:count]
+            self._window_bytes -= freed

@@ -1,0 +1,130 @@
+"""The messages of the protocol, as records.
+
+Every message names its receiver, its sender and the sender's term: a message without a term can't be
+told from one of an earlier leader's time, and counting such a reply commits without a quorum.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from raftha.entry import Entry
+
+
+class VoteRequest(NamedTuple):
+    """Asks for a vote in `term`; with `pre`, only whether one would be given (thesis 9.6).
+
+    `transfer`: the leader itself asked for this election, so its lease doesn't stand in the way.
+    """
+
+    to: int
+    sender: int
+    term: int
+    last_index: int
+    last_term: int
+    pre: bool
+    transfer: bool
+
+
+class VoteReply(NamedTuple):
+    """`term` is the requested one if granted, the voter's own if not."""
+
+    to: int
+    sender: int
+    term: int
+    granted: bool
+    pre: bool
+
+
+class Append(NamedTuple):
+    """Entries that follow (`prev_index`, `prev_term`); none of them: a probe, or news of `commit`.
+
+    `compact_index`: every member has everything up to there on disk.
+    """
+
+    to: int
+    sender: int
+    term: int
+    prev_index: int
+    prev_term: int
+    commit: int
+    compact_index: int
+    entries: tuple[Entry, ...]
+
+
+class AppendReply(NamedTuple):
+    """`ok`: everything up to `index` is on the sender's disk and equals the leader's log.
+
+    Otherwise the entry at `index` didn't match, and (`hint_index`, `hint_term`) is the last entry of
+    the sender's log that still could (its term is not above the leader's at `index`).
+    """
+
+    to: int
+    sender: int
+    term: int
+    ok: bool
+    index: int
+    hint_index: int
+    hint_term: int
+
+
+class Heartbeat(NamedTuple):
+    """The leader is there; `commit` is never beyond what the receiver is known to have.
+
+    `read_round` numbers the leader's rounds of asking «am I still the leader?» for reads.
+    """
+
+    to: int
+    sender: int
+    term: int
+    commit: int
+    read_round: int
+
+
+class HeartbeatReply(NamedTuple):
+    """The sender takes the receiver for the leader of `term`, as of `read_round`."""
+
+    to: int
+    sender: int
+    term: int
+    read_round: int
+
+
+class ReadRequest(NamedTuple):
+    """A follower asks for a read index on behalf of the reads it numbers `read_id`."""
+
+    to: int
+    sender: int
+    term: int
+    read_id: int
+
+
+class ReadReply(NamedTuple):
+    """State that has applied `index` may answer the reads `read_id`."""
+
+    to: int
+    sender: int
+    term: int
+    read_id: int
+    index: int
+
+
+class TimeoutNow(NamedTuple):
+    """The leader hands over: campaign at once (thesis 3.10)."""
+
+    to: int
+    sender: int
+    term: int
+
+
+Message = (
+    VoteRequest
+    | VoteReply
+    | Append
+    | AppendReply
+    | Heartbeat
+    | HeartbeatReply
+    | ReadRequest
+    | ReadReply
+    | TimeoutNow
+)

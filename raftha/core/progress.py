@@ -1,0 +1,94 @@
+"""What the leader knows of each follower, and how much it may send it.
+
+    PROBE      where the logs agree is not known: one append at a time, the next after its reply
+    FETCH      the next entries are on disk only and were asked for; nothing is sent until they come
+    REPLICATE  they agree up to `match`: appends go out back to back, within the in-flight limits
+
+A lost connection, a rejection or silence leads back to PROBE; the first `ok` to REPLICATE.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+
+
+class Mode(enum.Enum):
+    PROBE = "probe"
+    FETCH = "fetch"
+    REPLICATE = "replicate"
+
+
+class Progress:
+    """One follower, in the eyes of the leader.
+
+    `match`: on the follower's disk and equal to the leader's log. `next`: the first entry to send.
+    """
+
+    def __init__(self, next_index: int, messages_max: int, bytes_max: int) -> None:
+        self.mode = Mode.PROBE
+        self.match = 0
+        self.next = next_index
+        self.commit_sent = 0
+        self.is_active = True
+        self.notify_index = 0
+        self.waits_for_reply = False
+        self.is_behind_log = False
+        self._in_flight: deque[tuple[int, int]] = deque()
+        self._in_flight_bytes = 0
+        self._messages_max = messages_max
+        self._bytes_max = bytes_max
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing may be sent now."""
+        if self.mode is Mode.REPLICATE:
+            return (
+                len(self._in_flight) >= self._messages_max
+                or self._in_flight_bytes >= self._bytes_max
+            )
+        return self.mode is Mode.FETCH or self.waits_for_reply
+
+    def probe(self) -> None:
+        """Go back to asking; what was in flight may be lost."""
+        self.mode = Mode.PROBE
+        self.next = self.match + 1
+        self.waits_for_reply = False
+        self._in_flight.clear()
+        self._in_flight_bytes = 0
+
+    def sent(self, last_index: int, size: int) -> None:
+        """An append up to `last_index` went out; `size` is the bytes of its entries."""
+        if self.mode is Mode.REPLICATE:
+            self.next = last_index + 1
+            self._in_flight.append((last_index, size))
+            self._in_flight_bytes += size
+        else:
+            self.waits_for_reply = True
+
+    def acknowledge(self, index: int) -> bool:
+        """The follower has everything up to `index`; whether that is news."""
+        is_news = index > self.match
+        self.match = max(self.match, index)
+        self.next = max(self.next, index + 1)
+        self.waits_for_reply = False
+        while self._in_flight and self._in_flight[0][0] <= index:
+            self._in_flight_bytes -= self._in_flight.popleft()[1]
+        if self.mode is Mode.PROBE:
+            self.mode = Mode.REPLICATE
+            self.next = self.match + 1
+        return is_news
+
+    def reject(self, index: int, next_index: int) -> bool:
+        """The entry at `index` didn't match; try from `next_index`. False if the reply is stale."""
+        if self.mode is Mode.REPLICATE:
+            if index <= self.match:
+                return False
+            self.probe()
+            return True
+        if index != self.next - 1:
+            return False
+        self.mode = Mode.PROBE
+        self.next = max(min(next_index, index), self.match + 1)
+        self.waits_for_reply = False
+        return True

@@ -1,0 +1,63 @@
+"""What the core asks of the outside: to write, send, apply, read; and the settings it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from raftha.core.messages import Message
+from raftha.entry import Entry, HardState
+from raftha.events import Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreConfig:
+    """Settings of the core. Time is in ticks, whose length only the outside knows."""
+
+    node_id: int
+    voters: tuple[int, ...]
+    heartbeat_ticks: int = 5
+    election_ticks: int = 50
+    append_bytes_max: int = 4 << 20
+    """Entries in one append; a single larger entry still goes."""
+    in_flight_messages_max: int = 256
+    in_flight_bytes_max: int = 16 << 20
+    """Appends sent to one follower and not yet acknowledged."""
+    window_bytes_max: int = 32 << 20
+    """Applied entries kept in memory for followers that lag a little."""
+    write_bytes_max: int = 8 << 20
+    """Entries in one write."""
+
+
+class Write(NamedTuple):
+    """To be made durable as a whole; then the messages may be sent, and `Raft.advance` is due."""
+
+    hard_state: HardState | None
+    entries: tuple[Entry, ...]
+    messages: tuple[Message, ...]
+
+
+class ReadState(NamedTuple):
+    """Once `index` is applied, the reads that this node asked for as `read_id` may be answered."""
+
+    read_id: int
+    index: int
+
+
+class LogRead(NamedTuple):
+    """Follower `peer` needs entries from `index` on, which only the disk has: `Raft.log_read`."""
+
+    peer: int
+    index: int
+
+
+@dataclass(slots=True)
+class Ready:
+    """One turn's work. `messages` may go out at once; nothing else waits for `write` but its own."""
+
+    write: Write | None
+    messages: list[Message]
+    committed: tuple[Entry, ...]
+    read_states: list[ReadState]
+    log_reads: list[LogRead]
+    events: list[Event]
