@@ -118,3 +118,7 @@ class Compacted(StorageError):
 
 class WireError(RafthaError):
     """Bytes from a peer that break the protocol; the connection is dropped."""
+
+
+class LocalClusterError(RafthaError):
+    """A node process of a `LocalCluster` did not do what it was told, or not in time."""
