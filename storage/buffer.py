@@ -1,0 +1,99 @@
+"""The write buffer: what was applied since the last checkpoint, in front of LMDB.
+
+Theory of operation. A buffer maps a key to its newest value, or to None where the key was deleted.
+It only grows: a key that is in stays in until the whole buffer is dropped after its checkpoint. A
+dict keeps the order of insertion, so the keys that came since the last scan are exactly the dict's
+tail: a put costs one dict store, and only scans pay for an ordered view, brought up to date when
+asked. The node's thread owns a buffer. Once frozen, its dict no longer changes, and the storage
+thread may read it (`SortedItems`) while the node's thread goes on reading and scanning it.
+
+Reads lay newer layers over older ones (`overlay`): a transaction's writes over the buffer, over the
+frozen buffer of a checkpoint under way, over LMDB.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from itertools import islice
+from typing import TypeAlias
+
+from sortedcontainers import SortedList
+
+Pair: TypeAlias = "tuple[bytes, bytes | None]"
+
+# Sorting holds the GIL from start to end, so big buffers are sorted in pieces of about a
+# millisecond.
+SORT_PIECE = 4096
+
+
+class WriteBuffer:
+    """Newest values by key, None for deleted ones; `values` is written to directly when hot."""
+
+    __slots__ = ("_order", "is_scanned", "values")
+
+    def __init__(self, *, is_scanned: bool = False) -> None:
+        self.values: dict[bytes, bytes | None] = {}
+        self._order: SortedList[bytes] = SortedList()
+        self.is_scanned = is_scanned
+
+    def iterate(self, start: bytes | None, end: bytes | None, *, reverse: bool) -> Iterator[Pair]:
+        """Yield what is in [start, end), None meaning unbounded, deleted keys as (key, None)."""
+        self.sort()
+        values = self.values
+        for key in self._order.irange(start, end, inclusive=(True, False), reverse=reverse):
+            yield key, values[key]
+
+    def sort(self) -> None:
+        """Bring the ordered view up to date."""
+        self.is_scanned = True
+        missing = len(self.values) - len(self._order)
+        if missing:
+            self._order.update(list(islice(reversed(self.values), missing)))
+
+    def keep_sorted(self) -> None:
+        """Sort early, if this buffer gets scanned, so that no scan has to sort very many keys."""
+        if self.is_scanned and len(self.values) - len(self._order) > SORT_PIECE:
+            self.sort()
+
+
+class SortedItems:
+    """A frozen buffer's items in key order; can be iterated more than once, from any thread."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, buffer: WriteBuffer) -> None:
+        self._values = buffer.values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Pair]:
+        values = self._values
+        keys = iter(values)
+        pieces = []
+        while piece := sorted(islice(keys, SORT_PIECE)):
+            pieces.append(piece)
+        for key in heapq.merge(*pieces) if len(pieces) > 1 else (pieces[0] if pieces else ()):
+            yield key, values[key]
+
+
+def overlay(newer: Iterator[Pair], older: Iterator[Pair], *, reverse: bool) -> Iterator[Pair]:
+    """Merge two ordered layers; where both have a key, the newer one's pair is yielded."""
+    above, below = next(newer, None), next(older, None)
+    while above is not None and below is not None:
+        if above[0] == below[0]:
+            yield above
+            above, below = next(newer, None), next(older, None)
+        elif (above[0] < below[0]) is not reverse:
+            yield above
+            above = next(newer, None)
+        else:
+            yield below
+            below = next(older, None)
+    if above is not None:
+        yield above
+        yield from newer
+    if below is not None:
+        yield below
+        yield from older
