@@ -10,6 +10,7 @@ belongs to another log is noticed even if its checksum is right.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from array import array
 from dataclasses import dataclass, field
@@ -28,10 +29,8 @@ from raftha.storage.segment import (
     read_header,
     scan,
 )
+from raftha.storage.spares import SUFFIX
 
-SUFFIX = ".seg"
-SPARE_PREFIX = "spare-"
-UNFINISHED_SUFFIX = ".tmp"
 NO_HARD_STATE = HardState(0, 0, 0)
 LOCATION_SHIFT = 32  # A location is segment id << 32 | offset, so later records are larger.
 
@@ -89,23 +88,25 @@ def recover(disk: Disk, directory: str, ids: list[int]) -> Log:
     return log
 
 
-def cut_tail(disk: Disk, segment: Segment, last_write: int) -> None:
+def cut_tail(disk: Disk, segment: Segment, last_write: Write) -> None:
     """Make the last write durable and turn what may be left of a torn one into zeros, durably.
 
-    The last whole write, at `last_write`, may be in the page cache only: the process may have died
-    before its sync, or the sync failed, upon which Linux holds the pages for clean. Writing the
-    same bytes again makes them dirty, and a write torn between equal bytes loses nothing.
+    The last whole write may be in the page cache only: the process may have died before its sync,
+    or the sync failed, upon which Linux holds the pages for clean. Writing the same bytes again
+    makes them dirty, and a write torn between equal bytes loses nothing.
     """
-    data = disk.pread(segment.handle, segment.end - last_write, last_write)
+    assert last_write.end == segment.end
+    data = disk.pread(segment.handle, last_write.end - last_write.offset, last_write.offset)
     zeros = min(segment.header.segment_bytes - segment.end, WRITE_BYTES_MAX + PAGE_BYTES)
-    disk.pwrite(segment.handle, data + bytes(zeros), last_write)
+    disk.pwrite(segment.handle, data + bytes(zeros), last_write.offset)
     disk.fdatasync(segment.handle)
 
 
 def close_all(disk: Disk, segments: list[Segment]) -> None:
-    """Close the segments' files."""
+    """Close the segments' files; what they hold is synced already, so an error loses nothing."""
     for segment in segments:
-        disk.close(segment.handle)
+        with contextlib.suppress(OSError):
+            disk.close(segment.handle)
 
 
 def _open_segment(disk: Disk, directory: str, segment_id: int) -> Segment:

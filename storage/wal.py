@@ -74,8 +74,6 @@ write or a sync.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import threading
 from array import array
@@ -83,13 +81,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 
 from raftha.entry import Entry, HardState, LogPosition
-from raftha.errors import Compacted, Corrupt, StorageFailed, StorageFull
+from raftha.errors import Compacted, Corrupt, StorageFailed
 from raftha.storage.disk import Disk
 from raftha.storage.recovery import (
     LOCATION_SHIFT,
-    SPARE_PREFIX,
-    SUFFIX,
-    UNFINISHED_SUFFIX,
     Log,
     close_all,
     cut_tail,
@@ -105,6 +100,7 @@ from raftha.storage.segment import (
     WRITE_RECORD_BYTES,
     Header,
     Segment,
+    Write,
     body_bytes,
     encode_header,
     encode_write,
@@ -112,11 +108,9 @@ from raftha.storage.segment import (
     record_bytes,
     write_bytes,
 )
+from raftha.storage.spares import Spares
 
-SPARES_MAX = 2
-_FILL_BYTES = 4 * 1024 * 1024
 _OFFSET_MASK = (1 << LOCATION_SHIFT) - 1
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Wal:
@@ -139,11 +133,9 @@ class Wal:
         self._new_salt = salt
         self._segments = log.segments
         self._locations = log.locations
-        self._spares: list[str] = []
-        self._spare_number = 0
+        self._spares = Spares(disk, directory, segment_bytes)
         self._failure = ""
         write = log.last_write
-        self._last_write_offset = write.offset if write else 0
         self._is_sealed = write is not None and not write.entries and write.hard_state is None
         self._lock = threading.Condition(threading.Lock())
 
@@ -166,7 +158,7 @@ class Wal:
             log = recover(disk, directory, live_ids(directory, names))
             wal = cls(disk, directory, segment_bytes, salt, log)
             try:
-                wal._start(names)
+                wal._start(names, log.last_write)
             except BaseException:
                 close_all(disk, log.segments)
                 raise
@@ -257,7 +249,8 @@ class Wal:
                 self._lock.wait()
         try:
             for segment in freed:
-                self._free(segment)
+                self._disk.close(segment.handle)
+                self._spares.put(segment.path, segment.header.segment_bytes)
         except OSError as error:
             raise self._fail(error) from error
 
@@ -266,13 +259,11 @@ class Wal:
 
         Takes as long as writing a segment of zeros. StorageFull if there is no space.
         """
-        with self._lock:
-            self._check()
-            if self._spares:
-                return
-        spare = self._make_spare()
-        with self._lock:
-            self._spares.append(spare)
+        self._check()
+        try:
+            self._spares.prepare()
+        except OSError as error:
+            raise self._fail(error) from error
 
     def close(self) -> None:
         """Seal the log, so that damage to its last write will be noticed, and close its files.
@@ -294,32 +285,13 @@ class Wal:
                 segments, self._segments = self._segments, []
             close_all(self._disk, segments)
 
-    def _start(self, names: list[str]) -> None:
+    def _start(self, names: list[str], last_write: Write | None) -> None:
         """Clean up what a crash left, then begin a new log or make the end of this one durable."""
-        for name in names:
-            path = f"{self._directory}/{name}"
-            if name.endswith(UNFINISHED_SUFFIX) and name.startswith(SPARE_PREFIX):
-                self._disk.unlink(path)
-            elif name.startswith(SPARE_PREFIX) and name.endswith(SUFFIX):
-                self._adopt_spare(path)
-        if self._segments:
-            cut_tail(self._disk, self._segments[-1], self._last_write_offset)
+        self._spares.adopt(names)
+        if last_write is not None:
+            cut_tail(self._disk, self._segments[-1], last_write)
         else:
             self._roll(None, ())
-
-    def _adopt_spare(self, path: str) -> None:
-        """Use a spare of an earlier run if it has the right size; what is in it doesn't matter."""
-        number = path.rpartition(SPARE_PREFIX)[2].removesuffix(SUFFIX)
-        if not number.isascii() or not number.isdigit():
-            return
-        self._spare_number = max(self._spare_number, int(number))
-        handle = self._disk.open(path)
-        size = self._disk.size(handle)
-        self._disk.close(handle)
-        if size == self._segment_bytes and len(self._spares) < SPARES_MAX:
-            self._spares.append(path)
-        else:
-            self._disk.unlink(path)
 
     def _check(self) -> None:
         if self._failure:
@@ -400,14 +372,17 @@ class Wal:
         assert 0 < header.salt < 1 << 64 and header.salt != header.previous_salt
         path = segment_path(self._directory, header.segment_id)
         data, offsets = encode_write(header, header.seed, HEADER_BYTES, hard_state, entries)
-        spare, handle = self._fill_spare(encode_header(header) + data)
+        try:
+            spare, handle = self._spares.take(encode_header(header) + data)
+        except OSError as error:
+            raise self._fail(error) from error
+        segment = Segment(path, handle, header, header.seed, header.first_write_end)
         try:
             self._disk.rename(spare, path)
             self._disk.sync_dir(self._directory)
         except OSError as error:
-            self._disk.close(handle)
+            close_all(self._disk, [segment])
             raise self._fail(error) from error
-        segment = Segment(path, handle, header, header.seed, header.first_write_end)
         with self._lock:
             self._segments.append(segment)
             self._written(segment, hard_state, entries, offsets)
@@ -419,83 +394,6 @@ class Wal:
         if index == self.base.index:
             return self.base
         return self.read(index, 1)[0].position
-
-    # Spares.
-
-    def _fill_spare(self, data: bytes) -> tuple[str, int]:
-        """Put `data` at the start of a spare, durably; return its path and handle.
-
-        A full disk shows here at the latest (where files are copied on write), and harms nothing:
-        the spare isn't part of the log yet, and the next attempt writes all of it again.
-        """
-        with self._lock:
-            spare = self._spares.pop() if self._spares else ""
-        spare = spare or self._make_spare()
-        handle = -1
-        try:
-            handle = self._disk.open(spare)
-            self._disk.pwrite(handle, data, 0)
-            self._disk.fdatasync(handle)
-        except OSError as error:
-            self._discard(spare, handle)
-            raise self._full_or_failed(error) from error
-        return spare, handle
-
-    def _make_spare(self) -> str:
-        """Write a file of zeros, sync it, and only then give it the name of a spare."""
-        with self._lock:
-            self._spare_number += 1
-            path = f"{self._directory}/{SPARE_PREFIX}{self._spare_number}"
-        handle = -1
-        try:
-            handle = self._disk.open(path + UNFINISHED_SUFFIX, create=True)
-            # Synced in parts, so that an append doesn't wait behind all of it.
-            for offset in range(0, self._segment_bytes, _FILL_BYTES):
-                count = min(_FILL_BYTES, self._segment_bytes - offset)
-                self._disk.pwrite(handle, bytes(count), offset)
-                self._disk.fdatasync(handle)
-        except OSError as error:
-            self._discard(path + UNFINISHED_SUFFIX, handle)
-            raise self._full_or_failed(error) from error
-        try:
-            self._disk.close(handle)
-            self._disk.rename(path + UNFINISHED_SUFFIX, path + SUFFIX)
-            self._disk.sync_dir(self._directory)
-        except OSError as error:
-            raise self._full_or_failed(error) from error
-        return path + SUFFIX
-
-    def _discard(self, path: str, handle: int) -> None:
-        """Give back the space of a file that couldn't be written; a second error adds nothing."""
-        with contextlib.suppress(OSError):
-            if handle >= 0:
-                self._disk.close(handle)
-            self._disk.unlink(path)
-
-    def _full_or_failed(self, error: OSError) -> StorageFull | StorageFailed:
-        if error.errno in _DISK_FULL:
-            return StorageFull(
-                f"no space for {self._segment_bytes} bytes of log in {self._directory}",
-                hint="free some; writes are accepted again as soon as there is enough",
-            )
-        return self._fail(error)
-
-    def _free(self, segment: Segment) -> None:
-        """Make a spare of a segment, or remove it (W4: one folder sync for each, oldest first)."""
-        self._disk.close(segment.handle)
-        with self._lock:
-            is_reused = len(self._spares) < SPARES_MAX
-            is_reused = is_reused and segment.header.segment_bytes == self._segment_bytes
-            self._spare_number += 1
-            spare = f"{self._directory}/{SPARE_PREFIX}{self._spare_number}{SUFFIX}"
-        if is_reused:
-            self._disk.rename(segment.path, spare)
-        else:
-            self._disk.unlink(segment.path)
-        self._disk.sync_dir(self._directory)
-        if is_reused:
-            with self._lock:
-                self._spares.append(spare)
 
     # Reading.
 

@@ -1,0 +1,144 @@
+"""Spare segments: files of the right size, already written to, waiting to become part of the log.
+
+Theory of operation. A file is filled with zeros and synced under an unfinished name, and renamed to
+a spare's only then, so a spare that a crash leaves behind is complete. What is in it doesn't
+matter: see W5 in `wal.py`. At most two are kept. Any thread; the lock is never held over disk
+operations. Errors: StorageFull where there is no space, which harms nothing; OSError for all else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+
+from raftha.errors import StorageFull
+from raftha.storage.disk import Disk
+
+SPARES_MAX = 2
+SUFFIX = ".seg"
+_PREFIX = "spare-"
+_UNFINISHED_SUFFIX = ".tmp"
+_FILL_BYTES = 4 * 1024 * 1024
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Spares:
+    """The spare segments of the log in `directory`, all of `segment_bytes`."""
+
+    def __init__(self, disk: Disk, directory: str, segment_bytes: int) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._paths: list[str] = []
+        self._last_number = 0
+        self._lock = threading.Lock()
+
+    def adopt(self, names: list[str]) -> None:
+        """Take over the spares among a folder's names; remove the unfinished and misfits."""
+        for name in sorted(names):
+            stem, dot, suffix = name.removeprefix(_PREFIX).partition(".")
+            if not name.startswith(_PREFIX) or not stem.isascii() or not stem.isdigit():
+                continue
+            path = f"{self._directory}/{name}"
+            self._last_number = max(self._last_number, int(stem))
+            is_spare = dot + suffix == SUFFIX and self._has_right_size(path)
+            if is_spare and len(self._paths) < SPARES_MAX:
+                self._paths.append(path)
+            elif dot + suffix in (SUFFIX, _UNFINISHED_SUFFIX):
+                self._disk.unlink(path)
+
+    def prepare(self) -> None:
+        """Make a spare if there is none."""
+        with self._lock:
+            if self._paths:
+                return
+        path = self._make()
+        with self._lock:
+            self._paths.append(path)
+
+    def take(self, data: bytes) -> tuple[str, int]:
+        """Put `data` at the start of a spare, durably, and give it away: its path and handle.
+
+        A full disk may show even here (where files are copied on write). The spare isn't part of
+        the log yet, and the next attempt writes all of it again, so this too harms nothing.
+        """
+        with self._lock:
+            path = self._paths.pop() if self._paths else ""
+        path = path or self._make()
+        handle = -1
+        try:
+            handle = self._disk.open(path)
+            self._disk.pwrite(handle, data, 0)
+            self._disk.fdatasync(handle)
+        except OSError as error:
+            self._discard(path, handle)
+            self._raise_if_full(error)
+            raise
+        return path, handle
+
+    def put(self, path: str, segment_bytes: int) -> None:
+        """Make a spare of a closed segment that the log no longer needs, or remove it.
+
+        It may be used, and the next segment be freed, only once its old name is gone for good.
+        """
+        with self._lock:
+            is_kept = len(self._paths) < SPARES_MAX and segment_bytes == self._segment_bytes
+        if not is_kept:
+            self._disk.unlink(path)
+            self._disk.sync_dir(self._directory)
+            return
+        spare = self._next_stem() + SUFFIX
+        self._disk.rename(path, spare)
+        self._disk.sync_dir(self._directory)
+        with self._lock:
+            self._paths.append(spare)
+
+    def _make(self) -> str:
+        stem = self._next_stem()
+        unfinished = stem + _UNFINISHED_SUFFIX
+        handle = -1
+        try:
+            handle = self._disk.open(unfinished, create=True)
+            # Really zeros, in place of fallocate: an fdatasync after writing into allocated but
+            # unwritten blocks has metadata to write. In parts, so that appends aren't held up.
+            for offset in range(0, self._segment_bytes, _FILL_BYTES):
+                count = min(_FILL_BYTES, self._segment_bytes - offset)
+                self._disk.pwrite(handle, bytes(count), offset)
+                self._disk.fdatasync(handle)
+            self._disk.close(handle)
+            handle = -1
+            self._disk.rename(unfinished, stem + SUFFIX)
+            self._disk.sync_dir(self._directory)
+        except OSError as error:
+            self._discard(unfinished, handle)
+            self._raise_if_full(error)
+            raise
+        return stem + SUFFIX
+
+    def _next_stem(self) -> str:
+        with self._lock:
+            self._last_number += 1
+            return f"{self._directory}/{_PREFIX}{self._last_number}"
+
+    def _has_right_size(self, path: str) -> bool:
+        handle = self._disk.open(path)
+        try:
+            return self._disk.size(handle) == self._segment_bytes
+        finally:
+            self._disk.close(handle)
+
+    def _discard(self, path: str, handle: int) -> None:
+        """Give back the space of a file that couldn't be written; a second error adds nothing."""
+        if handle >= 0:
+            with contextlib.suppress(OSError):
+                self._disk.close(handle)
+        with contextlib.suppress(OSError):
+            self._disk.unlink(path)
+
+    def _raise_if_full(self, error: OSError) -> None:
+        if error.errno in _DISK_FULL:
+            raise StorageFull(
+                f"no space for {self._segment_bytes} bytes of log in {self._directory}",
+                hint="free some; writes are accepted again as soon as there is enough",
+            ) from error
