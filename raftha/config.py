@@ -10,6 +10,7 @@ import ipaddress
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -89,6 +90,12 @@ class HaConfig:
         if not 0.1 <= self.checkpoint_interval_sec <= 86_400:
             raise ConfigError("checkpoint_interval_sec must be from 0.1 to 86400")
         _check_range(self, "submit_queue_bytes_max", 8 * MIB, 1 << 34)
+
+    @property
+    def cluster_id(self) -> str:
+        """What tells this cluster from others: 32 hex digits, from its name and its members."""
+        text = f"{self.cluster_name}\n" + "\n".join(f"{i} {a}" for i, a in self.members.items())
+        return sha256(text.encode()).hexdigest()[:32]
 
     @classmethod
     def from_mapping(cls, table: Mapping[str, Any]) -> HaConfig:

@@ -65,7 +65,7 @@ class EntryKind(enum.IntEnum):
 class LogPosition(NamedTuple):
     """Everything that the next entry depends on; what is known of an entry once it's compacted."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
     term: int
     time_us: int
     last_sequence: int
@@ -89,7 +89,7 @@ LOG_START = LogPosition(0, 0, 0, 0, ZERO_HASH)
 class Entry(NamedTuple):
     """One log entry; `data` is its complete encoding, the other fields are read from it."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
     term: int
     time_us: int
     last_sequence: int
@@ -114,7 +114,7 @@ class Group(NamedTuple):
     session: int
     number: int
     floor: int
-    count: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count
     commands: bytes
 
 

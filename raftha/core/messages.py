@@ -63,7 +63,7 @@ class AppendReply(NamedTuple):
     sender: int
     term: int
     ok: bool
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
     hint_index: int
     hint_term: int
 
@@ -106,7 +106,7 @@ class ReadReply(NamedTuple):
     sender: int
     term: int
     read_id: int
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
 
 
 class TimeoutNow(NamedTuple):

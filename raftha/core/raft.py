@@ -118,6 +118,7 @@ class Raft:
         self._heartbeat_elapsed_ticks = 0
         self._timeout_ticks = 0
         self._is_suspecting = False
+        self._announced_term = 0
         self._durable = hard_state
         self._taken = hard_state
         self._write: Write | None = None
@@ -133,6 +134,10 @@ class Raft:
     @property
     def is_leader(self) -> bool:
         return self.role is Role.LEADER
+
+    @property
+    def can_propose(self) -> bool:
+        return self.role is Role.LEADER and self.transfer_target is None
 
     @property
     def is_writing(self) -> bool:
@@ -199,7 +204,7 @@ class Raft:
 
     def propose(self, payload: bytes, count: int, time_us: int) -> int | None:
         """Append a batch of `count` commands; its index, or None if this node can't take it now."""
-        if self.role is not Role.LEADER or self.transfer_target is not None:
+        if not self.can_propose:
             return None
         return self._append_own(EntryKind.BATCH, payload, count, time_us)
 
@@ -417,9 +422,11 @@ class Raft:
             self._emit(RoleChanged(node_id=self.id, role=role.value, term=self.term))
 
     def _set_leader(self, leader: int) -> None:
-        if leader != self.leader:
-            self.leader = leader
-            self._is_suspecting = False
+        # A leader found again, or in a new term, counts too: what was on its way may be lost.
+        is_news = leader != self.leader or self.term != self._announced_term
+        self.leader, self._announced_term = leader, self.term
+        self._is_suspecting = False
+        if is_news:
             self._emit(LeaderElected(node_id=self.id, leader=leader, term=self.term))
 
     def _lose_leader(self, reason: str) -> None:
@@ -692,6 +699,9 @@ class Raft:
                 self._read_states.append(ReadState(read.read_id, index))
             else:
                 self._send(ReadReply(read.node, self.id, self.term, read.read_id, index))
+                # It waits until it has applied `index`; don't let it wait for the next heartbeat.
+                if self.progress[read.node].commit_sent < index:
+                    self._send_probe(read.node, self.progress[read.node])
         self._begin_reads()
 
 

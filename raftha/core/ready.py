@@ -41,14 +41,14 @@ class ReadState(NamedTuple):
     """Once `index` is applied, the reads that this node asked for as `read_id` may be answered."""
 
     read_id: int
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
 
 
 class LogRead(NamedTuple):
     """Follower `peer` needs entries from `index` on, which only the disk has: `Raft.log_read`."""
 
     peer: int
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
 
 
 @dataclass(slots=True)

@@ -1,0 +1,84 @@
+"""raftha makes a Python server process highly available.
+
+Embed it, and your writes are replicated through a Raft log to other processes; a new leader takes over
+when one dies; the state lives in LMDB. Run this in three processes, with node_id 1, 2 and 3:
+
+    import raftha
+
+    members = {1: "127.0.0.1:7101", 2: "127.0.0.1:7102", 3: "127.0.0.1:7103"}
+    config = raftha.HaConfig(node_id=1, data_dir="data/1", members=members)
+    with raftha.HaManager(config) as ha:
+        receipt = ha.put(b"key", b"value")      # on disk on two of three when it returns
+        assert ha.get(b"key") == b"value"       # linearizable, on any node
+
+`raftha.aio.HaManager` has the same for asyncio, `raftha.StateMachine` replicates commands of your own,
+`raftha.testing.LocalCluster` starts and kills real nodes for your tests.
+"""
+
+from raftha import aio
+from raftha.config import HaConfig
+from raftha.errors import (
+    CommandFailed,
+    Compacted,
+    ConfigError,
+    Corrupt,
+    Disconnected,
+    Indeterminate,
+    InvalidRequest,
+    NotLeader,
+    Overloaded,
+    RafthaError,
+    Rejected,
+    RequestTimeout,
+    SessionExpired,
+    Stopped,
+    StorageError,
+    StorageFailed,
+    StorageFull,
+    TransferFailed,
+    Unavailable,
+)
+from raftha.manager import HaManager
+from raftha.storage.commands import Delete, Equals, Exists, Get, Missing, Put
+from raftha.storage.machine import StateMachine, Transaction, command
+from raftha.types import Digest, HaStatus, Receipt, ReplicaStatus
+from raftha.version import VERSION as __version__
+
+__all__ = [
+    "CommandFailed",
+    "Compacted",
+    "ConfigError",
+    "Corrupt",
+    "Delete",
+    "Digest",
+    "Disconnected",
+    "Equals",
+    "Exists",
+    "Get",
+    "HaConfig",
+    "HaManager",
+    "HaStatus",
+    "Indeterminate",
+    "InvalidRequest",
+    "Missing",
+    "NotLeader",
+    "Overloaded",
+    "Put",
+    "RafthaError",
+    "Receipt",
+    "Rejected",
+    "ReplicaStatus",
+    "RequestTimeout",
+    "SessionExpired",
+    "StateMachine",
+    "Stopped",
+    "StorageError",
+    "StorageFailed",
+    "StorageFull",
+    "Transaction",
+    "TransferFailed",
+    "Unavailable",
+    "__version__",
+    "aio",
+    "command",
+]

@@ -1,0 +1,257 @@
+"""`HaManager` for asyncio: the same names as the blocking one, awaited.
+
+    async with raftha.aio.HaManager(config) as ha:
+        receipt = await ha.put(b"key", b"value")
+
+The node runs on a thread of its own, so a busy event loop here delays callers, never the cluster. One
+manager may be used from several event loops. Cancelling a call doesn't take back what was submitted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from raftha.config import HaConfig
+from raftha.errors import RafthaError, Stopped
+from raftha.manager import (
+    Consistency,
+    check_consistency,
+    deadline_of,
+    many_reader,
+    scan_reader,
+    unstarted_status,
+)
+from raftha.node import Node
+from raftha.operations import (
+    DigestOperation,
+    GroupOperation,
+    Operation,
+    ReadOperation,
+    TransferOperation,
+    WriteOperation,
+)
+from raftha.runtime import Runtime
+from raftha.storage import commands
+from raftha.storage.commands import Condition
+from raftha.storage.commands import Operation as TransactionOperation
+from raftha.storage.machine import StateMachine
+from raftha.storage.sessions import Outcome
+from raftha.types import Digest, HaStatus, Receipt
+
+
+class HaManager:
+    """A node of the cluster, inside this process; see `raftha.HaManager` for what each method does."""
+
+    def __init__(self, config: HaConfig, *, state_machine: StateMachine | None = None) -> None:
+        self.config = config
+        self._machine = state_machine
+        self._runtime: Runtime | None = None
+        self._batches: dict[asyncio.AbstractEventLoop, list[Operation]] = {}
+
+    async def start(self) -> None:
+        """As `raftha.HaManager.start`; the work of opening is done on another thread."""
+        if self._runtime is None or not self._runtime.is_alive:
+            self._runtime = await asyncio.to_thread(self._start)
+
+    def _start(self) -> Runtime:
+        runtime = Runtime(self.config, self._machine)
+        runtime.start()
+        return runtime
+
+    async def stop(self) -> None:
+        """As `raftha.HaManager.stop`."""
+        if self._runtime is not None and self._runtime.is_alive:
+            await asyncio.to_thread(self._runtime.stop)
+
+    async def __aenter__(self) -> HaManager:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def get_status(self) -> HaStatus:
+        runtime = self._runtime
+        if runtime is None:
+            return unstarted_status(self.config)
+        if not runtime.is_alive or runtime.node.failure:
+            return runtime.node.status()
+        status: HaStatus = await self._read(Node.status, "stale", None)
+        return status
+
+    # ---------------------------------------------------------------- writes
+
+    async def put(self, key: bytes, value: bytes, *, timeout: float | None = None) -> Receipt:
+        packed = commands.pack_put(key, value, self.config.value_bytes_max)
+        return await self.submit(packed, timeout=timeout)
+
+    async def delete(self, key: bytes, *, timeout: float | None = None) -> Receipt:
+        return await self.submit(commands.pack_delete(key), timeout=timeout)
+
+    async def compare_and_set(
+        self,
+        key: bytes,
+        expected: bytes | None,
+        value: bytes | None,
+        *,
+        timeout: float | None = None,
+    ) -> Receipt:
+        value_bytes_max = self.config.value_bytes_max
+        packed = commands.pack_compare_and_set(key, expected, value, value_bytes_max)
+        return await self.submit(packed, timeout=timeout)
+
+    async def transaction(
+        self,
+        conditions: Sequence[Condition],
+        operations: Sequence[TransactionOperation],
+        otherwise: Sequence[TransactionOperation] = (),
+        *,
+        timeout: float | None = None,
+    ) -> Receipt:
+        value_bytes_max = self.config.value_bytes_max
+        packed = commands.pack_transaction(conditions, operations, otherwise, value_bytes_max)
+        return await self.submit(packed, timeout=timeout)
+
+    async def execute(self, name: str, *args: Any, timeout: float | None = None) -> Receipt:
+        return await self.submit(commands.pack_call(name, args), timeout=timeout)
+
+    def submit(self, packed: bytes, *, timeout: float | None = None) -> asyncio.Future[Receipt]:
+        """Submit a command that is packed already (`raftha.storage.commands`), without waiting.
+
+        Commands submitted one after the other by one task are applied in that order.
+        """
+        future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        self._hand_over(WriteOperation(future, deadline_of(self.config, timeout), packed))
+        return future
+
+    # ---------------------------------------------------------------- exactly once, for others
+
+    async def open_session(self, *, timeout: float | None = None) -> int:
+        """Open a session for a client outside this process; return its id.
+
+        It ends after an hour without use. With it, `submit_once` through any node applies each of
+        the client's groups once, however often it is sent.
+        """
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        deadline = deadline_of(self.config, timeout)
+        self._hand_over(GroupOperation(future, deadline, 0, 0, 0, []))
+        return (await future).session
+
+    def submit_once(
+        self,
+        session: int,
+        number: int,
+        floor: int,
+        packed: Sequence[bytes],
+        *,
+        timeout: float | None = None,
+    ) -> asyncio.Future[Outcome]:
+        """Submit commands as group `number` (1, 2, 3 ...) of a client's session, without waiting.
+
+        Sent again under the same number, also through another node, they are not applied again and
+        have the first outcome (`raftha.storage.sessions.receipts` reads it). `floor`: every number
+        below it is finished, the client will not ask for it again.
+        """
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        deadline = deadline_of(self.config, timeout)
+        self._hand_over(GroupOperation(future, deadline, session, number, floor, list(packed)))
+        return future
+
+    # ---------------------------------------------------------------- reads
+
+    async def get(
+        self,
+        key: bytes,
+        *,
+        consistency: Consistency = "linearizable",
+        timeout: float | None = None,
+    ) -> bytes | None:
+        commands.check_key(key)
+        value: bytes | None = await self._read(
+            lambda node: node.state.get(key), consistency, timeout
+        )
+        return value
+
+    async def get_many(
+        self,
+        keys: Sequence[bytes],
+        *,
+        consistency: Consistency = "linearizable",
+        timeout: float | None = None,
+    ) -> list[bytes | None]:
+        values: list[bytes | None] = await self._read(many_reader(keys), consistency, timeout)
+        return values
+
+    async def scan(
+        self,
+        start: bytes | None = None,
+        end: bytes | None = None,
+        *,
+        limit: int = 1000,
+        reverse: bool = False,
+        consistency: Consistency = "linearizable",
+        timeout: float | None = None,
+    ) -> list[tuple[bytes, bytes]]:
+        read = scan_reader(start, end, limit, reverse)
+        pairs: list[tuple[bytes, bytes]] = await self._read(read, consistency, timeout)
+        return pairs
+
+    async def count(
+        self, *, consistency: Consistency = "linearizable", timeout: float | None = None
+    ) -> int:
+        count: int = await self._read(lambda node: node.state.count(), consistency, timeout)
+        return count
+
+    async def digest(
+        self, sequence: int | None = None, *, timeout: float | None = None
+    ) -> Digest:
+        future: asyncio.Future[Digest] = asyncio.get_running_loop().create_future()
+        deadline = deadline_of(self.config, timeout)
+        self._hand_over(DigestOperation(future, deadline, sequence or 0))
+        return await future
+
+    async def failover_to(self, node_id: int, *, timeout: float | None = None) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._hand_over(TransferOperation(future, deadline_of(self.config, timeout), node_id))
+        await future
+
+    # ---------------------------------------------------------------- how a call is made
+
+    def _read(
+        self, read: Callable[[Node], Any], consistency: Consistency, timeout: float | None
+    ) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        deadline = deadline_of(self.config, timeout)
+        is_linearizable = check_consistency(consistency)
+        self._hand_over(ReadOperation(future, deadline, read, is_linearizable=is_linearizable))
+        return future
+
+    def _hand_over(self, operation: Operation) -> None:
+        """Hand over together what all tasks of this loop submit before it turns."""
+        if self._runtime is None:
+            raise Stopped("the node was not started")
+        loop = asyncio.get_running_loop()
+        batch = self._batches.get(loop)
+        if batch is None:
+            self._batches[loop] = [operation]
+            loop.call_soon(self._flush, loop)
+        else:
+            batch.append(operation)
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch = self._batches.pop(loop)
+        assert self._runtime is not None
+        try:
+            self._runtime.submit(batch)
+        except RafthaError as error:
+            for operation in batch:
+                if not operation.waiter.done():
+                    operation.waiter.set_exception(error)

@@ -1,0 +1,296 @@
+"""The command `raftha`: run a node, look at a cluster, see a failover.
+
+Theory of operation. Each command does its work through the library, prints for people by default and
+one JSON document with `--json`, always to stdout; logs, progress and errors go to stderr. Exit codes:
+
+    0  it worked
+    1  it failed: the error line says what, and what to do next
+    2  wrong usage or a wrong setting; or it is unknown whether it happened
+
+What a command needs is imported when it runs, so that `raftha --help` needn't wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from raftha.errors import ConfigError, Indeterminate, InvalidRequest, RafthaError
+from raftha.version import VERSION
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+DEFAULT_ADDRESS = "127.0.0.1:7000"
+STATUS_TIMEOUT_S = 3.0
+
+app = typer.Typer(
+    name="raftha",
+    help="Keep a server process highly available: replicated, durable state through a Raft log.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; ends the process with one of the exit codes above."""
+    app()
+
+
+@contextlib.contextmanager
+def _errors_as_lines() -> Iterator[None]:
+    """Turn raftha's errors, and the system's, into a line on stderr and an exit code."""
+    try:
+        yield
+    except (ConfigError, InvalidRequest, Indeterminate) as error:
+        _fail(error, 2)
+    except (RafthaError, OSError) as error:
+        _fail(error, 1)
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    for note in getattr(error, "__notes__", ()):
+        typer.echo(f"  {note}", err=True)
+    raise typer.Exit(code)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"raftha {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+# ------------------------------------------------------------------------------- serve
+
+
+@app.command()
+def serve(
+    config: Annotated[Path, typer.Option(help="The node's settings, a TOML file.")],
+    log_level: Annotated[str, typer.Option(help=f"One of {', '.join(LOG_LEVELS)}.")] = "info",
+) -> None:
+    """Run one node until SIGTERM or Ctrl-C, serving the Redis protocol."""
+    with _errors_as_lines():
+        if sys.flags.optimize:
+            raise ConfigError(
+                "python -O takes away the checks that keep a node from corrupting data",
+                hint="start it without -O and PYTHONOPTIMIZE",
+            )
+        if log_level not in LOG_LEVELS:
+            raise ConfigError(f"log level {log_level!r} is not one of {', '.join(LOG_LEVELS)}")
+        from raftha.server import ServerConfig
+
+        server_config = ServerConfig.from_toml(config)
+        _log_to_stderr(log_level)
+        _run_server(server_config)
+
+
+def _run_server(config: Any) -> None:
+    import uvloop
+
+    from raftha.server import serve as serve_node
+
+    async def run() -> None:
+        task = asyncio.ensure_future(serve_node(config))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    uvloop.run(run())
+
+
+class KeyValueFormatter(logging.Formatter):
+    """One line a record: time, level and where from in front, then the message's own key=value."""
+
+    converter = time.gmtime
+
+    def __init__(self) -> None:
+        super().__init__(
+            "time=%(asctime)s.%(msecs)03dZ level=%(levelname)s from=%(name)s %(message)s",
+            datefmt="%Y-%m-%dT%H:%M:%S",
+        )
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(KeyValueFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+# ------------------------------------------------------------------------------- status
+
+
+@app.command()
+def status(
+    addresses: Annotated[
+        list[str] | None, typer.Argument(help="Nodes to ask, host:port of their clients' side.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Ask the node that this file configures.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show every node of a cluster; one of them that answers is enough to find the others.
+
+    Exit code 1 if no node leads.
+    """
+    with _errors_as_lines():
+        nodes = collect_statuses(_addresses_to_ask(addresses or [], config))
+        leader = find_leader(nodes)
+        if as_json:
+            typer.echo(json.dumps({"leader_id": leader, "nodes": nodes}, indent=2))
+        else:
+            Console().print(_status_table(nodes))
+        if leader is None:
+            reached = sum(node["status"] is not None for node in nodes)
+            why = "no node answers" if not reached else "no node leads"
+            raise RafthaError(why, hint="a majority of the members must run and reach each other")
+
+
+def _addresses_to_ask(addresses: Sequence[str], config: Path | None) -> list[str]:
+    from raftha.config import parse_address
+    from raftha.server import ServerConfig
+
+    asked = list(addresses)
+    if config is not None:
+        asked.append(ServerConfig.from_toml(config).ha.client_address)
+    for address in asked:
+        parse_address("address", address)
+    return asked or [DEFAULT_ADDRESS]
+
+
+def collect_statuses(addresses: Sequence[str]) -> list[dict[str, Any]]:
+    """Ask `addresses`, and every member they tell of: a list of address, node_id, status, error.
+
+    `status` is the node's `HaStatus` as a dict, None if it didn't answer; `error` says why, else "".
+    Members that don't serve clients are listed with what the others know: address "".
+    """
+    nodes: list[dict[str, Any]] = []
+    to_ask, asked = list(addresses), set[str]()
+    members: dict[int, str] = {}
+    while to_ask:
+        address = to_ask.pop(0)
+        if address in asked:
+            continue
+        asked.add(address)
+        nodes.append(_ask(address))
+        for replica in (nodes[-1]["status"] or {"replicas": ()})["replicas"]:
+            known = members.get(replica["node_id"], "")
+            members[replica["node_id"]] = replica["client_address"] or known
+            if replica["client_address"]:
+                to_ask.append(replica["client_address"])
+    by_address = {address: node_id for node_id, address in members.items()}
+    for node in nodes:
+        node["node_id"] = node["node_id"] or by_address.get(node["address"])
+    listed = {node["node_id"] for node in nodes}
+    nodes += [
+        {"node_id": i, "address": "", "status": None, "error": "its client address is not known"}
+        for i in members
+        if i not in listed
+    ]
+    # A node that was asked by two names is shown once.
+    unique = {node["node_id"] or node["address"]: node for node in nodes}
+    return sorted(unique.values(), key=lambda n: (n["node_id"] is None, n["node_id"], n["address"]))
+
+
+def _ask(address: str) -> dict[str, Any]:
+    from raftha.call import call
+
+    try:
+        reply = json.loads(call(address, ("RAFTHA", "STATUS"), STATUS_TIMEOUT_S))
+        return {"node_id": reply["node_id"], "address": address, "status": reply, "error": ""}
+    except (RafthaError, ValueError, TypeError, KeyError) as error:
+        reason = str(error) if isinstance(error, RafthaError) else "it is not a raftha node"
+        return {"node_id": None, "address": address, "status": None, "error": reason}
+
+
+def find_leader(nodes: Sequence[Mapping[str, Any]]) -> int | None:
+    """The node that says it leads, in the highest term; a deposed one may not know it yet."""
+    reached = [node["status"] for node in nodes if node["status"] is not None]
+    leading = [s for s in reached if s["is_primary"]]
+    if not leading:
+        return None
+    leader = max(leading, key=lambda s: s["term"])
+    return int(leader["node_id"]) if leader["is_running"] else None
+
+
+def _status_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("node", "role", "term", "leader", "commit", "applied", "lag", "sequence", "address")
+    for name in ("term", "commit", "applied", "lag", "sequence"):
+        column = next(c for c in table.columns if c.header == name)
+        column.justify = "right"
+    commit = max((n["status"]["commit_index"] for n in nodes if n["status"]), default=0)
+    for node in nodes:
+        node_id, address, state = str(node["node_id"] or "?"), node["address"], node["status"]
+        if state is None:
+            blank = [""] * 6
+            table.add_row(node_id, "[red]not reached[/]", *blank, escape(address or node["error"]))
+            continue
+        role = f"[green]{state['role']}[/]" if state["is_primary"] else escape(state["role"])
+        if state["failure"]:
+            role = f"[red]{escape(state['role'])}: {escape(state['failure'])}[/]"
+        numbers = (state["commit_index"], state["applied_index"], commit - state["applied_index"])
+        leader = str(state["leader_id"] or "none")
+        columns = (str(state["term"]), leader, *map(str, numbers), str(state["sequence"]))
+        table.add_row(node_id, role, *columns, escape(address))
+    return table
+
+
+# ------------------------------------------------------------------------------- demo
+
+
+@app.command()
+def demo(
+    source: Annotated[
+        Path | None,
+        typer.Option("--input", help="A .csv, .jsonl or .txt file, whose rows become the records."),
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=3, max=9, help="How many nodes to run.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Load a real data set into real processes, kill the leader half way, and check every record.
+
+    By default the data is the Unicode character database that ships with Python, a record a named
+    character. Exit code 1 if one acknowledged record is lost or wrong, or a copy differs.
+    """
+    from raftha.demo import render, run_demo
+
+    # A service manager's or `timeout`'s SIGTERM must clean up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, _interrupt)
+    with _errors_as_lines():
+        report = run_demo(source, nodes=nodes, show_progress=sys.stderr.isatty())
+        if as_json:
+            typer.echo(json.dumps(report.as_dict(), indent=2))
+        else:
+            Console().print(render(report))
+        if not report.ok:
+            raise RafthaError("the demo failed", hint="; ".join(report.problems))
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,296 @@
+"""`HaManager`: the blocking way in, for any thread of a server process.
+
+    with raftha.HaManager(config) as ha:
+        receipt = ha.put(b"key", b"value")
+
+Every call has a deadline (`timeout`, in seconds; by default the config's) and ends in one of three ways:
+it returns, and what it says has happened; it raises `Rejected`, and the request did not and will not
+happen; it raises `Indeterminate`, and it may have. `raftha.aio.HaManager` has the same names, awaited.
+
+Any node takes any call: what only the leader can do is sent there. Reads are linearizable unless
+`consistency="stale"` asks for whatever this node has at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+from raftha.config import HaConfig
+from raftha.errors import InvalidRequest, RequestTimeout, Stopped
+from raftha.node import Node
+from raftha.operations import (
+    DigestOperation,
+    Operation,
+    ReadOperation,
+    TransferOperation,
+    WriteOperation,
+)
+from raftha.runtime import Runtime, ThreadWaiter
+from raftha.storage import commands
+from raftha.storage.commands import Condition
+from raftha.storage.commands import Operation as TransactionOperation
+from raftha.storage.machine import StateMachine
+from raftha.types import Digest, HaStatus, Receipt
+
+Consistency = Literal["linearizable", "stale"]
+
+# The node itself answers by the deadline; a caller waits this much longer, in case the node hangs.
+GRACE_S = 1.0
+
+
+class HaManager:
+    """A node of the cluster, inside this process. All methods may be called from any thread."""
+
+    def __init__(self, config: HaConfig, *, state_machine: StateMachine | None = None) -> None:
+        """`state_machine` adds commands of your own; all nodes need the same."""
+        self.config = config
+        self._machine = state_machine
+        self._runtime: Runtime | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Open the data directory and join the cluster; does nothing if it runs already.
+
+        Returns once peers can connect; there may not be a leader yet, and calls wait for one.
+        Raises ConfigError or StorageError if it can't start.
+        """
+        with self._lock:
+            if self._runtime is None or not self._runtime.is_alive:
+                runtime = Runtime(self.config, self._machine)
+                runtime.start()
+                self._runtime = runtime
+
+    def stop(self) -> None:
+        """Leave, handing leadership over first if this node has it; does nothing if stopped."""
+        with self._lock:
+            if self._runtime is not None and self._runtime.is_alive:
+                self._runtime.stop()
+
+    def __enter__(self) -> HaManager:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def get_status(self) -> HaStatus:
+        """This node's state: role, term, leader, log pointers, members. Works on a failed node too."""
+        runtime = self._runtime
+        if runtime is None:
+            return unstarted_status(self.config)
+        if not runtime.is_alive or runtime.node.failure:
+            return runtime.node.status()
+        read = Node.status
+        status: HaStatus = self._read(read, "stale", None)
+        return status
+
+    # ---------------------------------------------------------------- writes
+
+    def put(self, key: bytes, value: bytes, *, timeout: float | None = None) -> Receipt:
+        """Set `key` (1 to 511 bytes) to `value` (up to `value_bytes_max`)."""
+        return self._write(commands.pack_put(key, value, self.config.value_bytes_max), timeout)
+
+    def delete(self, key: bytes, *, timeout: float | None = None) -> Receipt:
+        """Remove `key`; the receipt's `result` says whether it was there."""
+        return self._write(commands.pack_delete(key), timeout)
+
+    def compare_and_set(
+        self,
+        key: bytes,
+        expected: bytes | None,
+        value: bytes | None,
+        *,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """If `key` is `expected`, set it to `value`; None means «not there» in both places.
+
+        The receipt is true if it was set, false if something else was there.
+        """
+        packed = commands.pack_compare_and_set(
+            key, expected, value, self.config.value_bytes_max
+        )
+        return self._write(packed, timeout)
+
+    def transaction(
+        self,
+        conditions: Sequence[Condition],
+        operations: Sequence[TransactionOperation],
+        otherwise: Sequence[TransactionOperation] = (),
+        *,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """If all `conditions` hold, do all `operations`, else all of `otherwise`; atomically.
+
+        The receipt is true if the conditions held; `result` has one item for each operation done.
+        """
+        packed = commands.pack_transaction(
+            conditions, operations, otherwise, self.config.value_bytes_max
+        )
+        return self._write(packed, timeout)
+
+    def execute(self, name: str, *args: Any, timeout: float | None = None) -> Receipt:
+        """Run a command of the state machine; `result` is what it returned.
+
+        CommandFailed if it raised: then it changed nothing.
+        """
+        return self._write(commands.pack_call(name, args), timeout)
+
+    # ---------------------------------------------------------------- reads
+
+    def get(
+        self,
+        key: bytes,
+        *,
+        consistency: Consistency = "linearizable",
+        timeout: float | None = None,
+    ) -> bytes | None:
+        """The value of `key`; None if it isn't there."""
+        commands.check_key(key)
+        value: bytes | None = self._read(lambda node: node.state.get(key), consistency, timeout)
+        return value
+
+    def get_many(
+        self,
+        keys: Sequence[bytes],
+        *,
+        consistency: Consistency = "linearizable",
+        timeout: float | None = None,
+    ) -> list[bytes | None]:
+        """The values of all `keys`, as of one moment."""
+        read = many_reader(keys)
+        values: list[bytes | None] = self._read(read, consistency, timeout)
+        return values
+
+    def scan(
+        self,
+        start: bytes | None = None,
+        end: bytes | None = None,
+        *,
+        limit: int = 1000,
+        reverse: bool = False,
+        consistency: Consistency = "linearizable",
+        timeout: float | None = None,
+    ) -> list[tuple[bytes, bytes]]:
+        """Up to `limit` pairs with keys in [start, end), None meaning unbounded, in key order.
+
+        `reverse`: from the end of the range backwards. For more, go on after the last key.
+        """
+        read = scan_reader(start, end, limit, reverse)
+        pairs: list[tuple[bytes, bytes]] = self._read(read, consistency, timeout)
+        return pairs
+
+    def count(
+        self, *, consistency: Consistency = "linearizable", timeout: float | None = None
+    ) -> int:
+        """How many keys there are."""
+        count: int = self._read(lambda node: node.state.count(), consistency, timeout)
+        return count
+
+    def digest(self, sequence: int | None = None, *, timeout: float | None = None) -> Digest:
+        """A hash over this node's own contents, as they were after a certain command.
+
+        That is the first end of a log entry at or after `sequence`, the same on every node that is
+        asked before it gets there; the current one if it has passed, or `sequence` is None. Compare
+        digests of equal `sequence` only. Writes go on meanwhile. Unavailable if it takes too long.
+        """
+        waiter, deadline = self._waiter(timeout)
+        digest: Digest = self._run(DigestOperation(waiter, deadline, sequence or 0))
+        return digest
+
+    def failover_to(self, node_id: int, *, timeout: float | None = None) -> None:
+        """Make `node_id` the leader, in order: returns once it is.
+
+        TransferFailed if it isn't a member, can't be reached or no quorum is there to agree.
+        """
+        waiter, deadline = self._waiter(timeout)
+        self._run(TransferOperation(waiter, deadline, node_id))
+
+    # ---------------------------------------------------------------- how a call is made
+
+    def _write(self, packed: bytes, timeout: float | None) -> Receipt:
+        waiter, deadline = self._waiter(timeout)
+        receipt: Receipt = self._run(WriteOperation(waiter, deadline, packed))
+        return receipt
+
+    def _read(
+        self, read: Callable[[Node], Any], consistency: Consistency, timeout: float | None
+    ) -> Any:
+        waiter, deadline = self._waiter(timeout)
+        is_linearizable = check_consistency(consistency)
+        return self._run(ReadOperation(waiter, deadline, read, is_linearizable=is_linearizable))
+
+    def _waiter(self, timeout: float | None) -> tuple[ThreadWaiter, float]:
+        return ThreadWaiter(), deadline_of(self.config, timeout)
+
+    def _run(self, operation: Operation) -> Any:
+        runtime = self._runtime
+        if runtime is None:
+            raise Stopped("the node was not started")
+        waiter: ThreadWaiter = operation.waiter
+        runtime.submit((operation,))
+        if not waiter.wait(operation.deadline - time.monotonic() + GRACE_S):
+            raise RequestTimeout("the node did not answer by the deadline")
+        if isinstance(waiter.result, Exception):
+            raise waiter.result
+        return waiter.result
+
+
+def deadline_of(config: HaConfig, timeout: float | None) -> float:
+    """The moment, on the monotonic clock, at which a call made now ends at the latest."""
+    if timeout is None:
+        timeout = config.request_timeout_s
+    elif not 0 < timeout <= 600:
+        raise InvalidRequest(f"a timeout must be over 0 and at most 600 seconds, got {timeout}")
+    return time.monotonic() + timeout
+
+
+def check_consistency(consistency: Consistency) -> bool:
+    """Whether a read is to be linearizable; InvalidRequest if it is neither."""
+    if consistency not in ("linearizable", "stale"):
+        raise InvalidRequest(f'consistency is "linearizable" or "stale", got {consistency!r}')
+    return consistency == "linearizable"
+
+
+def many_reader(keys: Sequence[bytes]) -> Callable[[Node], list[bytes | None]]:
+    """A read of several keys, as of one moment."""
+    for key in keys:
+        commands.check_key(key)
+    return lambda node: [node.state.get(key) for key in keys]
+
+
+def scan_reader(
+    start: bytes | None, end: bytes | None, limit: int, reverse: bool
+) -> Callable[[Node], list[tuple[bytes, bytes]]]:
+    """A read of a range; the state checks its bounds."""
+    return lambda node: node.state.scan(start, end, limit=limit, reverse=reverse)
+
+
+def unstarted_status(config: HaConfig) -> HaStatus:
+    """The status of a node that was never started here."""
+    return HaStatus(
+        is_running=False,
+        is_primary=False,
+        node_id=config.node_id,
+        cluster_id=config.cluster_id,
+        role="stopped",
+        term=0,
+        leader_id=None,
+        first_index=0,
+        last_index=0,
+        persisted_index=0,
+        commit_index=0,
+        applied_index=0,
+        checkpoint_index=0,
+        sequence=0,
+        failure="",
+        replicas=(),
+    )

@@ -1,0 +1,598 @@
+"""One member of the cluster: the one place where core, state, callers and time meet.
+
+Theory of operation. A `Node` is driven by its host: messages, ticks, operations and finished disk work
+come in as calls, each of which asks the host for a turn (`Host.wake`); in `turn` the node takes
+everything that came since the last one and acts on it at once. It never waits and never touches a
+disk, a socket or a clock by itself, so the same node runs on an event loop with real threads
+(`runtime.py`) and in the simulator, under a clock and a disk that a seed decides.
+
+A turn: groups that wait become one batch if no write is under way -> the core says what to write,
+send, apply and read -> all of it goes out -> callers are released, all together.
+
+Rules:
+  N1  All calls come from one thread, the node's.
+  N2  What is applied is committed and on this node's disk (core, R5).
+  N3  A checkpoint freezes the write buffer between two entries; the host writes it out, meanwhile the
+      next buffer fills. At most one is under way.
+  N4  The log gives up what is both in the last checkpoint and on the disk of every member.
+  N5  The first storage error or broken invariant ends the node for good: it answers nothing more and
+      tells every caller. The process it lives in goes on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from raftha.clock import Clock
+from raftha.config import HaConfig
+from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Ready, Write
+from raftha.entry import Entry, HardState, LogPosition, decode_groups
+from raftha.errors import RafthaError, TransferFailed, Unavailable
+from raftha.events import (
+    CheckpointCompleted,
+    Event,
+    LeaderElected,
+    ReplicaConnected,
+    ReplicaDisconnected,
+    StorageFailure,
+)
+from raftha.operations import (
+    DigestOperation,
+    GroupOperation,
+    Operation,
+    ReadOperation,
+    TransferOperation,
+    WriteOperation,
+)
+from raftha.storage.state import Frozen, State
+from raftha.submissions import (
+    BATCH_BYTES_MAX,
+    FORWARDED_MAX,
+    INBOX_BYTES_MAX,
+    InFlight,
+    Submissions,
+)
+from raftha.types import Digest, HaStatus, ReplicaStatus
+from raftha.wire import Forward, ForwardReply, PeerMessage, TransferReply, TransferRequest
+
+UNCOMMITTED_BYTES_MAX = 32 << 20
+HEARTBEAT_TICKS = 5
+EXPIRY_TICKS = 5
+STOPPED = "stopped"
+
+
+class Host(Protocol):
+    """What a node asks of its surroundings; what takes time is answered by a call to the node."""
+
+    def send(self, message: PeerMessage) -> None: ...
+    def is_connected(self, peer: int) -> bool: ...
+    def write(self, write: Write) -> None:
+        """Make durable, then call `Node.on_written`."""
+        ...
+
+    def read_log(self, request: LogRead) -> None:
+        """Read entries from the log, then call `Node.on_log_read`."""
+        ...
+
+    def checkpoint(self, frozen: Frozen, compact_index: int, *, with_digest: bool) -> None:
+        """Write `frozen` to the store and let the log go up to `compact_index`, then call
+        `Node.on_checkpoint`."""
+        ...
+
+    def deliver(self, waiter: Any, result: Any) -> None: ...
+    def emit(self, event: Event) -> None: ...
+    def wake(self) -> None:
+        """See that `Node.turn` is called soon, once."""
+        ...
+
+    def flush(self) -> None:
+        """The turn is over: release whoever was delivered to."""
+        ...
+
+
+class Node:
+    """A member. See the module's docstring for who may call it and when."""
+
+    def __init__(
+        self,
+        config: HaConfig,
+        cluster_id: str,
+        core: Raft,
+        state: State,
+        host: Host,
+        clock: Clock,
+        random_below: Callable[[int], int],
+    ) -> None:
+        self.config = config
+        self.cluster_id = cluster_id
+        self.core = core
+        self.state = state
+        self.failure = ""
+        self.client_addresses = {config.node_id: config.client_address}
+        self._host = host
+        self._clock = clock
+        self._random_below = random_below
+        self._submissions = Submissions(self)
+        self._inbox: deque[tuple[int, int, bytes]] = deque()
+        self._inbox_bytes = 0
+        self._uncommitted: deque[tuple[int, int]] = deque()
+        self._uncommitted_bytes = 0
+        self._reads_waiting: list[ReadOperation] = []
+        self._reads_asking: list[ReadOperation] = []
+        self._reads_confirmed: deque[tuple[int, list[ReadOperation]]] = deque()
+        self._read_id = random_below(1 << 32)
+        self._read_asked_at = 0.0
+        self._transfers: list[TransferOperation] = []
+        self._digests: list[DigestOperation] = []
+        self._digests_running: list[DigestOperation] = []
+        self._frozen_at = 0.0
+        self._is_checkpointing = False
+        self._checkpoint = state.applied
+        self._log_bytes = 0
+        self._checkpointed_at = clock.monotonic()
+        self._next_expiry = float("inf")
+        self._ticks = 0
+
+    # ---------------------------------------------------------------- operations
+
+    @property
+    def queued_bytes(self) -> int:
+        """Commands that wait for their group; the bound on it is kept by who submits."""
+        return self._submissions.queued_bytes
+
+    def submit(self, operations: Sequence[Operation]) -> None:
+        """Take in callers' operations, in order."""
+        add = self._submissions.add
+        for operation in operations:
+            if operation.deadline < self._next_expiry:
+                self._next_expiry = operation.deadline
+            if type(operation) is WriteOperation:
+                add(operation)
+            else:
+                self._submit_other(operation)
+        self._host.wake()
+
+    def _submit_other(self, operation: Operation) -> None:
+        match operation:
+            case ReadOperation(is_linearizable=True):
+                self._reads_waiting.append(operation)
+            case ReadOperation():
+                self._run_read(operation)
+            case GroupOperation():
+                self._submissions.add_group(operation)
+            case TransferOperation():
+                self._begin_transfer(operation)
+            case DigestOperation():
+                self._digests.append(operation)
+            case _:
+                raise AssertionError(f"unknown operation {operation!r}")
+
+    def deliver(self, operation: Operation, result: Any) -> None:
+        """Give an operation its result; the caller is released at the end of the turn."""
+        waiter, operation.waiter = operation.waiter, None
+        self._host.deliver(waiter, result)
+
+    # ---------------------------------------------------------------- what comes in
+
+    def on_message(self, message: PeerMessage) -> None:
+        """A peer said something."""
+        match message:
+            case Forward():
+                self._on_forward(message)
+            case ForwardReply():
+                self._submissions.on_refused(message.session, message.number)
+            case TransferRequest():
+                self._on_transfer_request(message)
+            case TransferReply():
+                self._end_transfers(message.target, TransferFailed(message.reason))
+            case _:
+                self.core.step(message)
+        self._host.wake()
+
+    def on_connected(self, peer: int, client_address: str) -> None:
+        """A peer is there (again)."""
+        self.client_addresses[peer] = client_address
+        self._host.emit(ReplicaConnected(node_id=self.core.id, peer=peer))
+        self.core.connected(peer)
+        if peer == self.core.leader:
+            self._on_leader()
+        self._host.wake()
+
+    def on_disconnected(self, peer: int) -> None:
+        """The connection to a peer is gone, and what was on its way with it."""
+        self._host.emit(ReplicaDisconnected(node_id=self.core.id, peer=peer))
+        self.core.disconnected(peer)
+        self._host.wake()
+
+    def on_tick(self) -> None:
+        """A tick has passed: a fifth of a heartbeat interval."""
+        self.core.tick()
+        self._ticks += 1
+        if self._ticks % EXPIRY_TICKS == 0:
+            now = self._clock.monotonic()
+            if now >= self._next_expiry:
+                self._expire(now)
+            self._submissions.send_overdue()
+            if self._reads_asking and now - self._read_asked_at > self._patience_s:
+                self._ask_reads_again()
+            self._checkpoint_if_due(now)
+        self._host.wake()
+
+    def on_written(self, write: Write) -> None:
+        """A write is durable."""
+        for message in write.messages:
+            self._host.send(message)
+        self.core.advance(write)
+        self._host.wake()
+
+    def on_log_read(self, peer: int, previous: LogPosition, entries: Sequence[Entry]) -> None:
+        """Entries for a follower that lags came from the disk."""
+        self.core.log_read(peer, previous, entries)
+        self._host.wake()
+
+    def on_log_compacted(self, peer: int, first_index: int) -> None:
+        """Entries for a follower that lags are not on the disk any more."""
+        self.core.log_read_failed(peer, first_index)
+        self._host.wake()
+
+    # ---------------------------------------------------------------- the turn
+
+    def turn(self) -> None:
+        """Act on everything that came in since the last turn."""
+        if self.failure:
+            return
+        self._form_batch()
+        self._begin_reads()
+        ready = self.core.ready()
+        for event in ready.events:
+            self._host.emit(event)
+            if isinstance(event, LeaderElected):
+                self._on_leader()
+        for message in ready.messages:
+            self._host.send(message)
+        if ready.write is not None:
+            self._host.write(ready.write)
+        for request in ready.log_reads:
+            self._host.read_log(request)
+        for entry in ready.committed:
+            self._apply(entry)
+        self._take_read_states(ready)
+        self._run_confirmed_reads()
+        self._host.flush()
+
+    def _apply(self, entry: Entry) -> None:
+        applied = self.state.apply(entry)
+        for group in applied:
+            self._submissions.on_applied(group)
+        self._log_bytes += len(entry.data)
+        while self._uncommitted and self._uncommitted[0][0] <= entry.index:
+            self._uncommitted_bytes -= self._uncommitted.popleft()[1]
+        if self._digests:
+            self._digest_if_due()
+
+    # ---------------------------------------------------------------- writes
+
+    def route(self, group: InFlight) -> bool:
+        """Send a group towards the leader; False if there is none to send it to."""
+        if self.core.is_leader:
+            self._inbox.append((self.core.id, group.count, group.encoded))
+            self._inbox_bytes += len(group.encoded)
+            self._host.wake()
+            return True
+        leader = self.core.leader
+        if leader is None or not self._host.is_connected(leader):
+            return False
+        self._host.send(Forward(leader, self.core.id, group.encoded))
+        return True
+
+    def now(self) -> float:
+        return self._clock.monotonic()
+
+    def random_below(self, limit: int) -> int:
+        return self._random_below(limit)
+
+    def _on_forward(self, message: Forward) -> None:
+        try:
+            (group,) = decode_groups(memoryview(message.group))
+        except ValueError:
+            return  # Whoever sent it never gets an outcome for it, and its caller a time-out.
+        if not self.core.is_leader:
+            return  # The sender will hear of the leader there is, and send it there.
+        if self._inbox_bytes + len(message.group) > INBOX_BYTES_MAX:
+            reply = ForwardReply(message.sender, self.core.id, group.session, group.number)
+            self._host.send(reply)
+            return
+        self._inbox.append((message.sender, group.count, message.group))
+        self._inbox_bytes += len(message.group)
+
+    def _on_leader(self) -> None:
+        """A leader is known: everything that may have been lost on its way goes there again."""
+        self._inbox.clear()
+        self._inbox_bytes = 0
+        if self.core.leader is not None:
+            self._end_transfers(self.core.leader, None)
+        self._submissions.send_again()
+        self._ask_reads_again()
+        self._host.wake()
+
+    def _form_batch(self) -> None:
+        """On the leader, one batch at most per write; elsewhere, groups for the leader."""
+        if not self.core.is_leader:
+            leader = self.core.leader
+            if leader is not None and self._host.is_connected(leader):
+                self._submissions.form_groups(BATCH_BYTES_MAX, FORWARDED_MAX)
+            return
+        if (
+            self.core.is_writing
+            or not self.core.can_propose
+            or self._uncommitted_bytes > UNCOMMITTED_BYTES_MAX
+        ):
+            return
+        self._submissions.form_groups(BATCH_BYTES_MAX - self._inbox_bytes, 1 << 30)
+        if not self._inbox:
+            return
+        groups: list[bytes] = []
+        count = size = 0
+        senders = set()
+        while self._inbox and (not size or size + len(self._inbox[0][2]) <= BATCH_BYTES_MAX):
+            sender, group_count, encoded = self._inbox.popleft()
+            groups.append(encoded)
+            count += group_count
+            size += len(encoded)
+            senders.add(sender)
+        self._inbox_bytes -= size
+        index = self.core.propose(b"".join(groups), count, self._clock.time_us())
+        assert index is not None, "can_propose was checked"
+        self._uncommitted.append((index, size))
+        self._uncommitted_bytes += size
+        for sender in senders:
+            self.core.notify_commit(sender, index)
+
+    # ---------------------------------------------------------------- reads
+
+    @property
+    def _patience_s(self) -> float:
+        """How long an answer from the leader may take before it is asked for again."""
+        return self.config.election_timeout_ms / 1000
+
+    def _begin_reads(self) -> None:
+        """Ask for one read index for all reads that wait; those that come meanwhile are next."""
+        if not self._reads_waiting or self._reads_asking:
+            return
+        if self.core.read_index(self._read_id + 1):
+            self._read_id += 1
+            self._read_asked_at = self._clock.monotonic()
+            self._reads_asking, self._reads_waiting = self._reads_waiting, []
+
+    def _ask_reads_again(self) -> None:
+        """The question or its answer may be lost: put the reads back, under a new id."""
+        self._reads_waiting = self._reads_asking + self._reads_waiting
+        self._reads_asking = []
+
+    def _take_read_states(self, ready: Ready) -> None:
+        for read_id, index in ready.read_states:
+            if read_id == self._read_id and self._reads_asking:
+                self._reads_confirmed.append((index, self._reads_asking))
+                self._reads_asking = []
+        if self._reads_waiting and not self._reads_asking:
+            self._host.wake()
+
+    def _run_confirmed_reads(self) -> None:
+        while self._reads_confirmed and self._reads_confirmed[0][0] <= self.state.applied.index:
+            for operation in self._reads_confirmed.popleft()[1]:
+                if operation.waiter is not None:
+                    self._run_read(operation)
+
+    def _run_read(self, operation: ReadOperation) -> None:
+        try:
+            result = operation.read(self)
+        except RafthaError as error:
+            result = error
+        self.deliver(operation, result)
+
+    # ---------------------------------------------------------------- handing over leadership
+
+    def _begin_transfer(self, operation: TransferOperation) -> None:
+        target = operation.target
+        if target not in self.core.voters:
+            self.deliver(operation, TransferFailed(f"node {target} is not a member"))
+        elif self.core.leader is None:
+            self.deliver(operation, TransferFailed("no leader is known, so none can hand over"))
+        elif self.core.leader == target:
+            self.deliver(operation, None)
+        else:
+            self._transfers.append(operation)
+            if self.core.is_leader:
+                reason = self._transfer(target)
+                if reason:
+                    self._end_transfers(target, TransferFailed(reason))
+            else:
+                self._host.send(TransferRequest(self.core.leader, self.core.id, target))
+
+    def _on_transfer_request(self, message: TransferRequest) -> None:
+        reason = self._transfer(message.target)
+        if reason:
+            reply = TransferReply(message.sender, self.core.id, message.target, reason)
+            self._host.send(reply)
+
+    def _transfer(self, target: int) -> str:
+        """Begin to hand over; why not, or ""."""
+        try:
+            self.core.transfer(target)
+        except RafthaError as error:
+            return str(error)
+        return ""
+
+    def _end_transfers(self, target: int, result: TransferFailed | None) -> None:
+        for operation in self._transfers:
+            if operation.target == target and operation.waiter is not None:
+                self.deliver(operation, result)
+        self._transfers = [o for o in self._transfers if o.waiter is not None]
+
+    # ---------------------------------------------------------------- checkpoints and digests
+
+    def _checkpoint_if_due(self, now: float) -> None:
+        if self._digests:
+            self._digest_if_due()
+        is_due = (
+            self._log_bytes >= self.config.max_wal_size
+            or now - self._checkpointed_at >= self.config.checkpoint_interval_sec
+        )
+        if is_due and not self._digests and self.state.applied != self._checkpoint:
+            self._begin_checkpoint()
+
+    def _digest_if_due(self) -> None:
+        """Freeze between two entries, the first time that a digest's sequence is reached."""
+        if self._is_checkpointing:
+            return
+        sequence = self.state.applied.last_sequence
+        due = [o for o in self._digests if o.sequence <= sequence and o.waiter is not None]
+        if due:
+            self._digests = [o for o in self._digests if o.sequence > sequence]
+            self._digests_running = due
+            self._begin_checkpoint()
+
+    def _begin_checkpoint(self) -> None:
+        if self._is_checkpointing:
+            return
+        self._is_checkpointing = True
+        self._frozen_at = self._checkpointed_at = self._clock.monotonic()
+        self._log_bytes = 0
+        frozen = self.state.freeze()
+        compact_index = min(self._checkpoint.index, self.core.compact_index)  # N4
+        self._host.checkpoint(frozen, compact_index, with_digest=bool(self._digests_running))
+
+    def on_checkpoint(self, position: LogPosition, keys: int, digest: str, first_index: int) -> None:
+        """What was frozen at `position` is durable; `digest` is "" unless one was asked for."""
+        self.state.checkpoint_done()
+        self._is_checkpointing = False
+        self._checkpoint = position
+        self.core.log.first_index = first_index
+        self._host.emit(
+            CheckpointCompleted(
+                node_id=self.core.id,
+                index=position.index,
+                sequence=position.last_sequence,
+                keys=keys,
+                duration_ms=1000 * (self._clock.monotonic() - self._frozen_at),
+            )
+        )
+        for operation in self._digests_running:
+            if operation.waiter is not None:
+                result = Digest(
+                    sequence=position.last_sequence, index=position.index, hex=digest, keys=keys
+                )
+                self.deliver(operation, result)
+        self._digests_running = []
+        self._digest_if_due()
+        self._host.wake()
+
+    # ---------------------------------------------------------------- deadlines, status, the end
+
+    def _expire(self, now: float) -> None:
+        earliest = self._submissions.expire(now)
+        unanswered = Unavailable("no leader confirmed the read before its deadline")
+        untransferred = TransferFailed("leadership did not move before the deadline")
+        undigested = Unavailable("the sequence was not reached, or not hashed, before the deadline")
+        pending: list[tuple[Sequence[Operation], Exception]] = [
+            (self._reads_waiting, unanswered),
+            (self._reads_asking, unanswered),
+            *((operations, unanswered) for _, operations in self._reads_confirmed),
+            (self._transfers, untransferred),
+            (self._digests, undigested),
+            (self._digests_running, undigested),
+        ]
+        for operations, error in pending:
+            for operation in operations:
+                if operation.waiter is None:
+                    continue
+                if operation.deadline <= now:
+                    self.deliver(operation, error)
+                else:
+                    earliest = min(earliest, operation.deadline)
+        self._reads_waiting = [o for o in self._reads_waiting if o.waiter is not None]
+        self._transfers = [o for o in self._transfers if o.waiter is not None]
+        self._digests = [o for o in self._digests if o.waiter is not None]
+        self._next_expiry = earliest
+
+    def fail(self, reason: str, unsent: Exception, sent: Exception) -> None:
+        """End this node for good (N5); `reason` is "" if it was asked to stop."""
+        if self.failure:
+            return
+        self.failure = reason or STOPPED
+        if reason:
+            self._host.emit(StorageFailure(node_id=self.core.id, reason=reason))
+        self._submissions.abort(unsent, sent)
+        pending: list[Sequence[Operation]] = [
+            self._reads_waiting,
+            self._reads_asking,
+            *(operations for _, operations in self._reads_confirmed),
+            self._transfers,
+            self._digests,
+            self._digests_running,
+        ]
+        for operations in pending:
+            for operation in operations:
+                if operation.waiter is not None:
+                    self.deliver(operation, unsent)
+        self._host.flush()
+
+    def status(self) -> HaStatus:
+        """This node's state now."""
+        core, log = self.core, self.core.log
+        return HaStatus(
+            is_running=not self.failure,
+            is_primary=core.is_leader and not self.failure,
+            node_id=core.id,
+            cluster_id=self.cluster_id,
+            role=self._role(),
+            term=core.term,
+            leader_id=core.leader,
+            first_index=log.first_index,
+            last_index=log.last_index,
+            persisted_index=log.persisted,
+            commit_index=log.commit,
+            applied_index=self.state.applied.index,
+            checkpoint_index=self._checkpoint.index,
+            sequence=self.state.applied.last_sequence,
+            failure="" if self.failure == STOPPED else self.failure,
+            replicas=tuple(self._replica(peer) for peer in core.voters),
+        )
+
+    def _role(self) -> str:
+        if not self.failure:
+            return self.core.role.value
+        return STOPPED if self.failure == STOPPED else "failed"
+
+    def _replica(self, peer: int) -> ReplicaStatus:
+        core = self.core
+        progress = core.progress.get(peer)
+        match_index = progress.match if progress is not None else None
+        return ReplicaStatus(
+            node_id=peer,
+            address=self.config.members[peer],
+            client_address=self.client_addresses.get(peer, ""),
+            connected=peer == core.id or self._host.is_connected(peer),
+            match_index=core.log.persisted if peer == core.id else match_index,
+        )
+
+
+def make_core(
+    config: HaConfig,
+    hard_state: HardState,
+    first_index: int,
+    anchor: LogPosition,
+    entries: Sequence[Entry],
+    random_below: Callable[[int], int],
+) -> Raft:
+    """The core of a node that finds this on its disk: `anchor` is applied, `entries` follow it."""
+    core_config = CoreConfig(
+        node_id=config.node_id,
+        voters=tuple(config.members),
+        heartbeat_ticks=HEARTBEAT_TICKS,
+        election_ticks=config.election_timeout_ms * HEARTBEAT_TICKS // config.heartbeat_interval_ms,
+    )
+    log = RaftLog(first_index, anchor, entries, core_config.window_bytes_max)
+    return Raft(core_config, hard_state, log, random_below)

@@ -1,0 +1,497 @@
+"""A node with its threads, files and sockets: what `HaManager` starts and stops.
+
+Theory of operation. One thread runs the node on an event loop of its own (uvloop), so a host process
+that blocks its own loop loses no elections. One thread writes and syncs the log; two more do what
+takes long: checkpoints and digests, and reading old log for followers that lag. Work goes to them as
+jobs, and comes back as a call on the node's loop.
+
+Callers hand operations over through a deque with one wake-up for as many as come before the node's
+thread looks (`submit`), and are released together at the end of a turn (`flush`): a blocking caller
+through a lock of its own, all futures of one event loop through a single call on that loop.
+
+Opening happens in the caller's thread, so whatever is wrong with the configuration or the disk is
+raised by `start`. After that, errors are final for the node and never for the process: an unexpected
+exception on the node's loop, a failed write or a failed checkpoint stops the node (`_fail`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import random
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from raftha.clock import SystemClock
+from raftha.config import HaConfig
+from raftha.core import LogRead, Write
+from raftha.entry import Entry
+from raftha.errors import (
+    Compacted,
+    ConfigError,
+    Corrupt,
+    Disconnected,
+    Overloaded,
+    RafthaError,
+    StorageError,
+    StorageFailed,
+    Stopped,
+)
+from raftha.events import Event, RoleChanged
+from raftha.node import HEARTBEAT_TICKS, Node, make_core
+from raftha.operations import GroupOperation, Operation, WriteOperation
+from raftha.storage.checkpoint import CheckpointStore
+from raftha.storage.datadir import DataDirectory
+from raftha.storage.disk import RealDisk
+from raftha.storage.machine import StateMachine
+from raftha.storage.state import Frozen, State
+from raftha.storage.wal import Wal
+from raftha.transport import Transport
+from raftha.wire import PROTOCOL_VERSION, Hello, PeerMessage
+
+READ_LOG_BYTES = 4 << 20
+RESIGN_TIMEOUT_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class ThreadWaiter:
+    """What a blocking caller waits on: released at most once, waited for by one thread."""
+
+    __slots__ = ("_lock", "result")
+
+    def __init__(self) -> None:
+        self.result: Any = None
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def release(self, result: Any) -> None:
+        self.result = result
+        self._lock.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it was released in time."""
+        return self._lock.acquire(timeout=timeout_s)
+
+
+class Runtime:
+    """One running node. Started once, stopped once."""
+
+    def __init__(self, config: HaConfig, machine: StateMachine | None) -> None:
+        """Open what is on the disk; ConfigError or StorageError say why that can't be."""
+        self.config = config
+        self._submitted: deque[Operation] = deque()
+        self._submit_lock = threading.Lock()
+        self._submitted_bytes = 0
+        self._is_draining = False
+        self._is_turn_due = False
+        self._futures: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+        self._wal_jobs: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
+        self._loop = uvloop.new_event_loop()
+        self._stopping: asyncio.Event | None = None
+        self._resigned: asyncio.Event | None = None
+        self._random = random.Random(secrets.randbits(64))
+        self._clock = SystemClock()
+        self._data = DataDirectory(Path(config.data_dir), config.cluster_id, config.node_id)
+        try:
+            self._store = CheckpointStore(self._data.path / "state")
+            try:
+                self._open_node(machine)
+            except BaseException:
+                self._store.close()
+                raise
+        except BaseException:
+            self._data.close()
+            self._loop.close()
+            raise
+        self._workers = ThreadPoolExecutor(2, thread_name_prefix=f"raftha-{config.node_id}-storage")
+        self._wal_thread = threading.Thread(
+            target=self._run_wal, name=f"raftha-{config.node_id}-wal", daemon=True
+        )
+        self._thread = threading.Thread(
+            target=self._run, name=f"raftha-{config.node_id}", daemon=True
+        )
+
+    def _open_node(self, machine: StateMachine | None) -> None:
+        config = self.config
+        state = State(self._store, machine)
+        self._wal = Wal.open(
+            RealDisk(),
+            str(self._data.path / "wal"),
+            segment_bytes=config.wal_segment_bytes,
+            salt=lambda: secrets.randbits(64),
+        )
+        try:
+            entries = _entries_after(self._wal, state, self._data.path / "wal")
+        except BaseException:
+            self._wal.close()
+            raise
+        core = make_core(
+            config,
+            self._wal.hard_state,
+            self._wal.first_index,
+            state.applied,
+            entries,
+            self._random.randrange,
+        )
+        self.node = Node(
+            config, config.cluster_id, core, state, self, self._clock, self._random.randrange
+        )
+        hello = Hello(
+            PROTOCOL_VERSION,
+            config.cluster_id,
+            config.node_id,
+            0,
+            self._data.incarnation,
+            config.client_address,
+        )
+        self._transport = Transport(hello, config.members, self, self._random.random)
+
+    # ---------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Start the threads; returns once peers can connect. OSError if the address is taken."""
+        started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._started = started
+        self._wal_thread.start()
+        self._thread.start()
+        error = started.get()
+        if error is not None:
+            self._thread.join()
+            raise error
+
+    def stop(self) -> None:
+        """Hand leadership over if that is quick, tell every caller, close everything."""
+        self._call(self._begin_stop)
+        self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the node's thread runs, be it healthy or failed."""
+        return self._thread.is_alive()
+
+    def _begin_stop(self) -> None:
+        if self._stopping is not None:
+            self._stopping.set()
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        """Call on the node's loop, unless that has ended."""
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.set_exception_handler(self._on_loop_exception)
+        try:
+            self._loop.run_until_complete(self._main())
+        finally:
+            self._loop.close()
+
+    async def _main(self) -> None:
+        self._stopping, self._resigned = asyncio.Event(), asyncio.Event()
+        try:
+            await self._transport.start()
+        except OSError as error:
+            await self._close()
+            address = self.config.members[self.config.node_id]
+            failure = ConfigError(f"can't listen on {address}: {error.strerror or error}")
+            self._started.put(failure)
+            return
+        self._started.put(None)
+        self._tick(self._loop.time())
+        self._workers.submit(self._prepare_spare)
+        await self._stopping.wait()
+        await self._resign()
+        await self._close()
+
+    async def _resign(self) -> None:
+        """A leader that is stopped on purpose hands over first: nobody has to notice its end."""
+        core = self.node.core
+        if self.node.failure or not core.is_leader or not core.progress:
+            return
+        peer, progress = max(core.progress.items(), key=lambda item: item[1].match)
+        if not progress.is_active or not self._transport.is_connected(peer):
+            return
+        assert self._resigned is not None
+        self._resigned.clear()
+        core.transfer(peer)
+        self.wake()
+        try:
+            await asyncio.wait_for(self._resigned.wait(), RESIGN_TIMEOUT_S)
+        except TimeoutError:
+            log.info("node=%d leadership was not handed over before stopping", core.id)
+
+    async def _close(self) -> None:
+        await self._transport.stop()
+        message = "the node is stopped"
+        with self._submit_lock:
+            if not self.node.failure:
+                self.node.fail("", Stopped(message), Disconnected(message))
+        self._drain()
+        self._wal_jobs.put(None)
+        await self._loop.run_in_executor(None, self._wal_thread.join)
+        await self._loop.run_in_executor(None, self._workers.shutdown)
+        try:
+            self._wal.close()
+        except (StorageError, OSError) as error:
+            log.warning("node=%d closing the log: %s", self.config.node_id, error)
+        self._store.close()
+        self._data.close()
+
+    def _tick(self, due: float) -> None:
+        assert self._stopping is not None
+        if self._stopping.is_set():
+            return
+        interval_s = self.config.heartbeat_interval_ms / 1000 / HEARTBEAT_TICKS
+        if not self.node.failure:
+            self.node.on_tick()
+        # A process that was paused doesn't make up for the ticks it missed: others kept time.
+        due = max(due, self._loop.time() - interval_s) + interval_s
+        self._loop.call_at(due, self._tick, due)
+
+    def _fail(self, error: BaseException) -> None:
+        """The node is done for; the process it lives in isn't (design, promise 7)."""
+        if self.node.failure:
+            return
+        reason = f"{type(error).__name__}: {error}"
+        log.critical("node=%d failed reason=%s", self.config.node_id, reason, exc_info=error)
+        unsent = StorageFailed(f"this node has failed: {reason}")
+        self.node.fail(reason, unsent, Disconnected(f"this node has failed: {reason}"))
+        self._loop.create_task(self._transport.stop())
+
+    def _on_loop_exception(
+        self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
+    ) -> None:
+        error = context.get("exception")
+        self._fail(error if error is not None else RuntimeError(context.get("message")))
+
+    # ---------------------------------------------------------------- callers, from any thread
+
+    def submit(self, operations: Sequence[Operation]) -> None:
+        """Hand operations over, in order; Overloaded, Stopped or StorageFailed if that can't be."""
+        size = sum(_size(operation) for operation in operations)
+        with self._submit_lock:
+            if not self._thread.is_alive() or self.node.failure:
+                raise self._ended()
+            queued = self._submitted_bytes + self.node.queued_bytes
+            if size and queued + size > self.config.submit_queue_bytes_max:
+                raise Overloaded(f"{queued} bytes of commands wait already")
+            self._submitted.extend(operations)
+            self._submitted_bytes += size
+            is_draining, self._is_draining = self._is_draining, True
+        if not is_draining:
+            self._call(self._drain)
+
+    def _ended(self) -> RafthaError:
+        if self.node.failure and self.node.status().role == "failed":
+            return StorageFailed(f"this node has failed: {self.node.failure}")
+        return Stopped("the node is stopped")
+
+    def _drain(self) -> None:
+        with self._submit_lock:
+            operations, self._submitted = self._submitted, deque()
+            self._submitted_bytes = 0
+            self._is_draining = False
+        if not self.node.failure:
+            self.node.submit(operations)
+            return
+        for operation in operations:
+            self.node.deliver(operation, self._ended())
+        self.flush()
+
+    # ---------------------------------------------------------------- Host
+
+    def send(self, message: PeerMessage) -> None:
+        self._transport.send(message)
+
+    def is_connected(self, peer: int) -> bool:
+        return self._transport.is_connected(peer)
+
+    def write(self, write: Write) -> None:
+        self._wal_jobs.put(write)
+
+    def _run_wal(self) -> None:
+        while True:
+            write = self._wal_jobs.get()
+            if write is None:
+                return
+            try:
+                self._wal.append(write.hard_state, write.entries)
+            except StorageError as error:
+                self._call(self._fail, error)
+                return
+            self._call(self._on_written, write)
+
+    def _on_written(self, write: Write) -> None:
+        if not self.node.failure:
+            self.node.on_written(write)
+
+    def read_log(self, request: LogRead) -> None:
+        self._job(
+            partial(self._read_log, request.index), partial(self._on_log_read, request.peer)
+        )
+
+    def _read_log(self, index: int) -> tuple[Any, list[Entry]] | int:
+        try:
+            if index > self._wal.first_index:
+                previous, *entries = self._wal.read(index - 1, READ_LOG_BYTES)
+                entries = entries or self._wal.read(index, READ_LOG_BYTES)
+                return previous.position, entries
+            return self._wal.base, self._wal.read(index, READ_LOG_BYTES)
+        except Compacted as compacted:
+            return compacted.first_index
+
+    def _on_log_read(self, peer: int, result: tuple[Any, list[Entry]] | int) -> None:
+        if isinstance(result, int):
+            self.node.on_log_compacted(peer, result)
+        else:
+            self.node.on_log_read(peer, *result)
+
+    def checkpoint(self, frozen: Frozen, compact_index: int, *, with_digest: bool) -> None:
+        self._job(
+            partial(self._checkpoint, frozen, compact_index, with_digest), self._on_checkpoint
+        )
+
+    def _checkpoint(
+        self, frozen: Frozen, compact_index: int, with_digest: bool
+    ) -> tuple[Frozen, int, str, int]:
+        self._store.write(frozen.items, frozen.meta)
+        self._wal.compact(compact_index)
+        self._prepare_spare()
+        keys, digest = len(frozen.items), ""
+        if with_digest:
+            digest, keys = self._store.digest()
+        return frozen, keys, digest, self._wal.first_index
+
+    def _on_checkpoint(self, result: tuple[Frozen, int, str, int]) -> None:
+        frozen, keys, digest, first_index = result
+        self.node.on_checkpoint(frozen.position, keys, digest, first_index)
+
+    def _prepare_spare(self) -> None:
+        try:
+            self._wal.prepare_spare()
+        except StorageError as error:
+            # Not needed yet: the append that needs it will try again, and its failure counts.
+            log.warning("node=%d no spare log segment: %s", self.config.node_id, error)
+
+    def _job(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Do `work` on a storage thread, and `done` with its result on the node's."""
+
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
+                self._call(self._fail, error)
+            else:
+                self._call(self._on_job_done, done, result)
+
+        self._workers.submit(run)
+
+    def _on_job_done(self, done: Callable[[Any], None], result: Any) -> None:
+        if not self.node.failure:
+            done(result)
+
+    def deliver(self, waiter: Any, result: Any) -> None:
+        if type(waiter) is ThreadWaiter:
+            waiter.release(result)
+        else:
+            self._futures.setdefault(waiter.get_loop(), []).append((waiter, result))
+
+    def flush(self) -> None:
+        if not self._futures:
+            return
+        batches, self._futures = self._futures, {}
+        for loop, batch in batches.items():
+            try:
+                loop.call_soon_threadsafe(_release, batch)
+            except RuntimeError:
+                # That loop is closed: nobody waits there any more.
+                continue
+
+    def emit(self, event: Event) -> None:
+        values = " ".join(
+            f"{field.name.removesuffix('_id')}={getattr(event, field.name)}"
+            for field in fields(event)
+        )
+        log.info("event=%s %s", type(event).__name__, values)
+        if isinstance(event, RoleChanged) and self._resigned is not None:
+            self._resigned.set()
+
+    def wake(self) -> None:
+        if not self._is_turn_due:
+            self._is_turn_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._is_turn_due = False
+        self.node.turn()
+
+    # ---------------------------------------------------------------- Receiver
+
+    def on_message(self, message: PeerMessage) -> None:
+        if not self.node.failure:
+            self.node.on_message(message)
+
+    def on_connected(self, peer: int, hello: Hello) -> None:
+        if not self.node.failure:
+            self.node.on_connected(peer, hello.client_address)
+
+    def on_disconnected(self, peer: int) -> None:
+        if not self.node.failure:
+            self.node.on_disconnected(peer)
+
+    def check_hello(self, hello: Hello) -> str:
+        if self._data.check_peer(hello.sender, hello.incarnation):
+            return ""
+        return f"node {hello.sender} has lost its data directory and can't return under its old id"
+
+
+def _size(operation: Operation) -> int:
+    if type(operation) is WriteOperation:
+        return len(operation.command)
+    return len(operation.commands) if isinstance(operation, GroupOperation) else 0
+
+
+def _release(batch: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    """Complete futures, on their own loop."""
+    for future, result in batch:
+        if future.done():
+            continue  # Its caller was cancelled.
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+
+def _entries_after(wal: Wal, state: State, path: Path) -> list[Entry]:
+    """The log's entries behind what the state has applied; Corrupt unless the two fit together."""
+    applied = state.applied
+    if not wal.base.index <= applied.index <= wal.last_index:
+        raise Corrupt(
+            path,
+            0,
+            f"the state is at entry {applied.index}, the log has {wal.first_index} "
+            f"to {wal.last_index}",
+        )
+    at_applied = wal.base
+    if applied.index > wal.base.index:
+        at_applied = wal.read(applied.index, 1)[0].position
+    if at_applied != applied:
+        raise Corrupt(path, 0, f"entry {applied.index} is not the one that the state has applied")
+    entries: list[Entry] = []
+    while (next_index := applied.index + len(entries) + 1) <= wal.last_index:
+        entries += wal.read(next_index, READ_LOG_BYTES)
+    return entries

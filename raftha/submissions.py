@@ -1,0 +1,287 @@
+"""Writes on their way: from a caller's queue into groups, to the leader, and back as outcomes.
+
+Theory of operation. Each node numbers the groups it submits, in a session of its own that the log
+itself opened (its id comes from the entry that opened it). A group stays in `in_flight` until this
+node has applied it, its callers' deadlines have passed, or the leader refused it. Whenever a leader is
+found, or its connection returns, every group in flight is sent again, in order; the state machine
+drops what it has already applied. So a write is applied once, however often it travelled.
+
+`floor`, sent with each group, is the lowest number still in flight: everything below is finished for
+good, its results may be forgotten, and should a copy of it still be under way it will not be applied.
+
+What a caller is told when it can't be told an outcome hangs on whether the group ever left the queue:
+before that, `Rejected`; after it, `Indeterminate`.
+
+On the leader, groups of all nodes wait in `inbox` while a write is under way, and then go into one
+batch. A follower keeps a few groups in flight to the leader; what comes meanwhile makes the next one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Protocol
+
+from raftha.entry import Group, encode_group
+from raftha.errors import Overloaded, RafthaError, RequestTimeout, Unavailable
+from raftha.operations import GroupOperation, Operation, WriteOperation
+from raftha.storage.commands import ARRAY_MAX
+from raftha.storage.sessions import Applied, Outcome, Verdict, receipts
+
+GROUP_BYTES_MAX = 1 << 20
+BATCH_BYTES_MAX = 4 << 20
+INBOX_BYTES_MAX = 64 << 20
+FORWARDED_MAX = 8
+RESEND_AFTER_S = 1.0
+
+
+class Router(Protocol):
+    """What submissions ask of the node."""
+
+    def route(self, group: InFlight) -> bool:
+        """Send a group towards the leader; False if there is none to send it to."""
+        ...
+
+    def deliver(self, operation: Operation, result: Any) -> None: ...
+    def now(self) -> float: ...
+    def random_below(self, limit: int) -> int: ...
+
+
+class InFlight:
+    """A group that left the queue, with the operations that wait for it."""
+
+    __slots__ = (
+        "count",
+        "encoded",
+        "is_own",
+        "number",
+        "operations",
+        "sent_at",
+        "sent_times",
+        "session",
+    )
+
+    def __init__(self, group: Group, operations: list[Any], *, is_own: bool) -> None:
+        """`is_own`: numbered by this node; with session 0, the opening of its own session."""
+        self.is_own = is_own
+        self.session = group.session
+        self.number = group.number
+        self.count = group.count
+        self.encoded = encode_group(group)
+        self.operations = operations
+        self.sent_times = 0
+        self.sent_at = 0.0
+
+
+class Submissions:
+    """All writes of this node's callers."""
+
+    def __init__(self, router: Router) -> None:
+        self.queue: deque[WriteOperation] = deque()
+        self.queued_bytes = 0
+        self.in_flight: dict[tuple[int, int], InFlight] = {}
+        self._router = router
+        self._session = 0
+        self._is_opening = False
+        self._next_number = 1
+        self._own_numbers: deque[int] = deque()
+
+    def add(self, operation: WriteOperation) -> None:
+        """Queue a write."""
+        self.queue.append(operation)
+        self.queued_bytes += len(operation.command)
+
+    def add_group(self, operation: GroupOperation) -> None:
+        """Send a group that carries its own number, or opens a session."""
+        number = operation.number or self._router.random_below(1 << 63)
+        group = Group(
+            operation.session, number, operation.floor, operation.count, operation.commands
+        )
+        earlier = self.in_flight.get((group.session, group.number))
+        if earlier is not None:
+            # The same client asks again before its first try has ended: both get the outcome.
+            earlier.operations.append(operation)
+            return
+        self._launch(InFlight(group, [operation], is_own=False))
+
+    # ---------------------------------------------------------------- from the queue into groups
+
+    def form_groups(self, bytes_max: int, groups_max: int) -> None:
+        """Turn queued writes into groups and send them."""
+        if not self.queue:
+            return
+        if not self._session:
+            self._open_session()
+            return
+        formed = 0
+        while self.queue and formed < bytes_max and len(self._own_numbers) < groups_max:
+            formed += self._form_group()
+
+    def _form_group(self) -> int:
+        operations: list[WriteOperation] = []
+        commands: list[bytes] = []
+        size = 0
+        queue = self.queue
+        while queue and len(operations) < ARRAY_MAX:
+            command = queue[0].command
+            if operations and size + len(command) > GROUP_BYTES_MAX:
+                break
+            operation = queue.popleft()
+            self.queued_bytes -= len(command)
+            if operation.waiter is None:
+                continue
+            size += len(command)
+            commands.append(command)
+            operations.append(operation)
+        if operations:
+            number, self._next_number = self._next_number, self._next_number + 1
+            self._own_numbers.append(number)
+            floor = self._own_numbers[0]
+            group = Group(self._session, number, floor, len(commands), b"".join(commands))
+            self._launch(InFlight(group, operations, is_own=True))
+        return size
+
+    def _open_session(self) -> None:
+        if not self._is_opening:
+            self._is_opening = True
+            nonce = self._router.random_below(1 << 63)
+            self._launch(InFlight(Group(0, nonce, 0, 0, b""), [], is_own=True))
+
+    def _launch(self, group: InFlight) -> None:
+        self.in_flight[group.session, group.number] = group
+        self._send(group)
+
+    def _send(self, group: InFlight) -> None:
+        group.sent_at = self._router.now()
+        if self._router.route(group):
+            group.sent_times += 1
+
+    def send_again(self) -> None:
+        """A leader was found, or its connection came back: send everything in flight, in order."""
+        for group in list(self.in_flight.values()):
+            self._send(group)
+
+    def send_overdue(self) -> None:
+        """Send again what has been under way for long; a copy on its way may have been dropped."""
+        overdue = self._router.now() - RESEND_AFTER_S
+        for group in list(self.in_flight.values()):
+            if group.sent_at <= overdue:
+                self._send(group)
+
+    # ---------------------------------------------------------------- outcomes
+
+    def on_applied(self, applied: Applied) -> None:
+        """This node applied a group; if somebody here waits for it, tell them."""
+        group = self.in_flight.pop((applied.session, applied.number), None)
+        if group is None:
+            return
+        outcome = applied.outcome
+        if group.is_own and group.session == 0:
+            self._session, self._is_opening, self._next_number = outcome.session, False, 1
+        elif group.is_own and outcome.verdict is Verdict.SESSION_EXPIRED:
+            self._number_anew(group)
+        elif group.is_own:
+            self._finish_own(group.number)
+            self._deliver_each(group, outcome)
+        else:
+            self._deliver_all(group, outcome)
+
+    def on_refused(self, session: int, number: int) -> None:
+        """The leader has too much to do and did not take this group."""
+        group = self.in_flight.pop((session, number), None)
+        if group is None:
+            return
+        if group.is_own and session == 0:
+            self._is_opening = False
+        elif group.is_own:
+            self._finish_own(number)
+        # An earlier copy may be in some leader's log; only a group sent once was surely refused.
+        is_sure = group.sent_times <= 1
+        message = "the leader's queue is full"
+        self._deliver_all(group, Overloaded(message) if is_sure else RequestTimeout(message))
+
+    def _number_anew(self, expired: InFlight) -> None:
+        """The log no longer knows this node's session: put its groups back into the queue.
+
+        This node applies the whole log in order, and the session is gone from here on. So a group
+        that is still in flight was not applied before this point and can't be after it.
+        """
+        groups = [expired]
+        groups += [g for g in self.in_flight.values() if g.is_own and g.session == expired.session]
+        self._session, self._own_numbers = 0, deque()
+        for group in reversed(groups):
+            self.in_flight.pop((group.session, group.number), None)
+            for operation in reversed(group.operations):
+                if operation.waiter is not None:
+                    self.queue.appendleft(operation)
+                    self.queued_bytes += len(operation.command)
+
+    def _finish_own(self, number: int) -> None:
+        numbers = self._own_numbers
+        if numbers and numbers[0] == number:
+            numbers.popleft()
+        elif number in numbers:
+            numbers.remove(number)
+
+    def _deliver_each(self, group: InFlight, outcome: Outcome) -> None:
+        """One result for each operation, in order."""
+        try:
+            results = receipts(outcome)
+        except RafthaError as error:
+            self._deliver_all(group, error)
+            return
+        deliver = self._router.deliver
+        for operation, result in zip(group.operations, results, strict=True):
+            if operation.waiter is not None:
+                deliver(operation, result)
+
+    def _deliver_all(self, group: InFlight, result: Outcome | Exception) -> None:
+        for operation in group.operations:
+            if operation.waiter is not None:
+                self._router.deliver(operation, result)
+
+    # ---------------------------------------------------------------- deadlines and the end
+
+    def expire(self, now: float) -> float:
+        """Release callers whose deadline has passed; return the next deadline there is."""
+        earliest = float("inf")
+        unsent, sent = _no_leader(), RequestTimeout("no outcome before the deadline")
+        for operation in self.queue:
+            earliest = min(earliest, self._expire_one(operation, now, unsent))
+        if any(operation.waiter is None for operation in self.queue):
+            self.queue = deque(o for o in self.queue if o.waiter is not None)
+            self.queued_bytes = sum(len(operation.command) for operation in self.queue)
+        for key, group in list(self.in_flight.items()):
+            error = sent if group.sent_times else unsent
+            for operation in group.operations:
+                earliest = min(earliest, self._expire_one(operation, now, error))
+            if group.operations and all(o.waiter is None for o in group.operations):
+                del self.in_flight[key]
+                if group.is_own:
+                    self._finish_own(group.number)
+        return earliest
+
+    def _expire_one(self, operation: Operation, now: float, error: Exception) -> float:
+        if operation.waiter is None:
+            return float("inf")
+        if operation.deadline > now:
+            return operation.deadline
+        self._router.deliver(operation, error)
+        return float("inf")
+
+    def abort(self, unsent: Exception, sent: Exception) -> None:
+        """The node ends: tell everybody, by whether their write had left this node."""
+        for operation in self.queue:
+            if operation.waiter is not None:
+                self._router.deliver(operation, unsent)
+        for group in self.in_flight.values():
+            self._deliver_all(group, sent if group.sent_times else unsent)
+        self.queue.clear()
+        self.in_flight.clear()
+        self.queued_bytes = 0
+
+
+def _no_leader() -> Unavailable:
+    return Unavailable(
+        "no leader was reached before the deadline",
+        hint="a majority of the members must be running and connected",
+    )

@@ -1,0 +1,279 @@
+"""Connections between members: one TCP connection a pair, frames in both directions.
+
+Theory of operation. Of two members, the one with the higher id dials, and dials again whenever the
+connection is lost; the other listens. Both send `Hello` first. A connection counts once both have
+accepted the other's: same protocol version, same cluster, the expected ids, and an incarnation that
+isn't another than before. Until then it can say nothing else, and it has `HANDSHAKE_TIMEOUT_S` for it;
+strangers get a `Refusal` and are counted, and only so many may be undecided at once.
+
+Loss is told to the node at once (`on_disconnected`), since for a follower it is the best sign that its
+leader died. There is no resending here: Raft does that, and it would only send what is stale.
+
+All of it runs on the node's event loop, so nothing here locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Protocol, cast
+
+from raftha.config import parse_address
+from raftha.errors import WireError
+from raftha.wire import (
+    FRAME_BYTES_MAX,
+    PROTOCOL_VERSION,
+    FrameReader,
+    Hello,
+    PeerMessage,
+    Refusal,
+    encode,
+)
+
+HANDSHAKE_TIMEOUT_S = 5.0
+UNDECIDED_MAX = 64
+REDIAL_MIN_S, REDIAL_MAX_S = 0.02, 0.5
+OUTGOING_BYTES_MAX = 64 << 20
+
+log = logging.getLogger(__name__)
+
+
+class Receiver(Protocol):
+    """Who takes what the transport brings: the node."""
+
+    def on_message(self, message: PeerMessage) -> None: ...
+    def on_connected(self, peer: int, hello: Hello) -> None: ...
+    def on_disconnected(self, peer: int) -> None: ...
+    def check_hello(self, hello: Hello) -> str:
+        """Why this member can't be accepted; "" if it can."""
+        ...
+
+
+class Transport:
+    """This member's connections to the others."""
+
+    def __init__(
+        self,
+        hello: Hello,
+        members: Mapping[int, str],
+        receiver: Receiver,
+        random: Callable[[], float],
+    ) -> None:
+        """`hello` is what this member says of itself; its `to` is filled in for each peer."""
+        self.id = hello.sender
+        self.members = members
+        self.refused_total = 0
+        self._hello = hello
+        self._receiver = receiver
+        self._random = random
+        self._connected: dict[int, Connection] = {}
+        self._undecided: set[Connection] = set()
+        self._dialers: list[asyncio.Task[None]] = []
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen and begin to dial; OSError if the address can't be bound."""
+        loop = asyncio.get_running_loop()
+        host, port = parse_address("address", self.members[self.id])
+        self._server = await loop.create_server(lambda: Connection(self, None), host, port)
+        self._dialers = [
+            loop.create_task(self._dial(peer), name=f"dial-{peer}")
+            for peer in self.members
+            if peer < self.id
+        ]
+
+    async def stop(self) -> None:
+        """Close everything; the receiver hears nothing more."""
+        for dialer in self._dialers:
+            dialer.cancel()
+        if self._server is not None:
+            self._server.close()
+        for connection in [*self._connected.values(), *self._undecided]:
+            connection.abandon()
+        self._connected.clear()
+        self._undecided.clear()
+        await asyncio.gather(*self._dialers, return_exceptions=True)
+
+    def is_connected(self, peer: int) -> bool:
+        return peer in self._connected
+
+    def send(self, message: PeerMessage) -> None:
+        """Send, or drop it if there is no connection: the node was told when it was lost."""
+        connection = self._connected.get(message.to)
+        if connection is not None:
+            connection.send(encode(message))
+
+    async def _dial(self, peer: int) -> None:
+        loop = asyncio.get_running_loop()
+        host, port = parse_address("address", self.members[peer])
+        pause = REDIAL_MIN_S
+        while True:
+            connection = Connection(self, peer)
+            try:
+                await loop.create_connection(lambda: connection, host, port)  # noqa: B023
+                if await connection.wait_closed():
+                    pause = REDIAL_MIN_S
+            except OSError:
+                pass
+            # Jitter keeps members that were cut off together from coming back together.
+            await asyncio.sleep(pause * (0.5 + self._random()))
+            pause = min(2 * pause, REDIAL_MAX_S)
+
+    # What a connection tells its transport.
+
+    def opened(self, connection: Connection) -> bool:
+        """Whether a new connection may stay for its handshake."""
+        if len(self._undecided) >= UNDECIDED_MAX:
+            return False
+        self._undecided.add(connection)
+        return True
+
+    def greeting(self, peer: int) -> bytes:
+        return encode(self._hello._replace(to=peer))
+
+    def judge(self, connection: Connection, hello: Hello) -> str:
+        """Why `hello` is refused; "" if the connection now counts."""
+        own = self._hello
+        if hello.protocol_version != PROTOCOL_VERSION:
+            return f"protocol version {hello.protocol_version}, here it is {PROTOCOL_VERSION}"
+        if hello.cluster_id != own.cluster_id:
+            return f"cluster {hello.cluster_id}, here it is {own.cluster_id}"
+        if hello.to != self.id:
+            return f"meant for node {hello.to}, this is node {self.id}"
+        is_expected = hello.sender == connection.expected or (
+            connection.expected is None and hello.sender > self.id
+        )
+        if hello.sender not in self.members or not is_expected:
+            return f"node {hello.sender} is not expected to call"
+        return self._receiver.check_hello(hello)
+
+    def accepted(self, connection: Connection, hello: Hello) -> None:
+        self._undecided.discard(connection)
+        earlier = self._connected.pop(hello.sender, None)
+        if earlier is not None:
+            # The peer dialled anew, so for it the earlier connection is dead already.
+            earlier.abandon()
+            self._receiver.on_disconnected(hello.sender)
+        self._connected[hello.sender] = connection
+        self._receiver.on_connected(hello.sender, hello)
+
+    def refused(self, connection: Connection, reason: str) -> None:
+        self.refused_total += 1
+        if self.refused_total.bit_count() == 1:  # The 1st, 2nd, 4th, 8th ...: enough to see it.
+            log.warning(
+                "peer refused node=%d from=%s total=%d reason=%s",
+                self.id,
+                connection.remote,
+                self.refused_total,
+                reason,
+            )
+
+    def closed(self, connection: Connection, peer: int | None) -> None:
+        self._undecided.discard(connection)
+        if peer is not None and self._connected.get(peer) is connection:
+            del self._connected[peer]
+            self._receiver.on_disconnected(peer)
+
+    def received(self, message: PeerMessage) -> None:
+        self._receiver.on_message(message)
+
+
+class Connection(asyncio.Protocol):
+    """One TCP connection, from its handshake to its end."""
+
+    def __init__(self, owner: Transport, expected: int | None) -> None:
+        """`expected` is the member that was dialled; None for a connection that came in."""
+        self.expected = expected
+        self.remote = "?"
+        self._owner = owner
+        self._peer: int | None = None
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._closed = asyncio.get_running_loop().create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_abandoned = False
+
+    async def wait_closed(self) -> bool:
+        """Wait for the end; whether the connection ever counted."""
+        await self._closed
+        return self._peer is not None
+
+    def abandon(self) -> None:
+        """Close without telling the owner."""
+        self._is_abandoned = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def send(self, frame: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(frame)
+        if self._transport.get_write_buffer_size() > OUTGOING_BYTES_MAX:
+            self._drop(f"it has not taken {OUTGOING_BYTES_MAX} bytes")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports have all of `asyncio.Transport` without being one.
+        self._transport = cast(asyncio.Transport, transport)
+        self.remote = str(transport.get_extra_info("peername"))
+        if not self._owner.opened(self):
+            self._transport.abort()
+            return
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(HANDSHAKE_TIMEOUT_S, self._drop, "it said no hello in time")
+        if self.expected is not None:
+            self._transport.write(self._owner.greeting(self.expected))
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_abandoned:
+            return
+        try:
+            for frame in self._reader.feed(data):
+                if self._is_abandoned:
+                    return
+                if self._peer is None:
+                    self._on_first(frame)
+                elif isinstance(frame, Hello | Refusal):
+                    raise WireError(f"{type(frame).__name__} in mid-stream")
+                elif frame.sender != self._peer or frame.to != self._owner.id:
+                    raise WireError(f"node {self._peer} speaks for {frame.sender} to {frame.to}")
+                else:
+                    self._owner.received(frame)
+        except WireError as error:
+            self._drop(str(error))
+
+    def _on_first(self, frame: object) -> None:
+        if isinstance(frame, Refusal):
+            self._drop(f"it refused us: {frame.reason}")
+            return
+        if not isinstance(frame, Hello):
+            raise WireError("the first frame must be Hello")
+        assert self._transport is not None
+        reason = self._owner.judge(self, frame)
+        if reason:
+            self._transport.write(encode(Refusal(reason)))
+            self._owner.refused(self, reason)
+            self._is_abandoned = True
+            self._transport.close()
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.expected is None:
+            self._transport.write(self._owner.greeting(frame.sender))
+        self._peer = frame.sender
+        self._reader.bytes_max = FRAME_BYTES_MAX
+        self._owner.accepted(self, frame)
+
+    def _drop(self, reason: str) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._owner.refused(self, reason)
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._closed.done():
+            self._closed.set_result(None)
+        if self._is_abandoned:
+            self._owner.closed(self, None)
+        else:
+            self._owner.closed(self, self._peer)

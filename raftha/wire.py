@@ -1,0 +1,205 @@
+"""What peers say to each other, as bytes: one length, one msgpack array, nothing executable.
+
+Theory of operation. A frame is a little-endian u32 length and a msgpack array `[code, field, ...]`; the
+codes are those of `_CODES`, the fields those of the message's class, in order. An entry travels as the
+very bytes that the log holds (`Entry.data`). Everything that comes in is checked against the class's
+field types and against hard limits before anything acts on it; whatever doesn't fit is a `WireError`,
+upon which the connection is dropped.
+
+The first frame in each direction is `Hello`, and nothing larger than `HELLO_BYTES_MAX` is read before it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast, get_origin, get_type_hints
+
+import msgpack
+
+from raftha.core import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    Message,
+    ReadReply,
+    ReadRequest,
+    TimeoutNow,
+    VoteReply,
+    VoteRequest,
+)
+from raftha.entry import Entry, decode_entry
+from raftha.errors import WireError
+
+PROTOCOL_VERSION = 1
+FRAME_BYTES_MAX = 32 << 20
+HELLO_BYTES_MAX = 1024
+_ARRAY_LENGTH_MAX = 1 << 16
+
+_LENGTH = struct.Struct("<I")
+
+
+class Hello(NamedTuple):
+    """Who speaks, and who is meant; the first frame in each direction."""
+
+    protocol_version: int
+    cluster_id: str
+    sender: int
+    to: int
+    incarnation: int
+    client_address: str
+
+
+class Refusal(NamedTuple):
+    """Why the sender is about to close the connection."""
+
+    reason: str
+
+
+class Forward(NamedTuple):
+    """A group for the leader to put into its next batch, as `encode_group` made it."""
+
+    to: int
+    sender: int
+    group: bytes
+
+
+class ForwardReply(NamedTuple):
+    """The leader did not take the group (`session`, `number`), and won't: it has too much to do."""
+
+    to: int
+    sender: int
+    session: int
+    number: int
+
+
+class TransferRequest(NamedTuple):
+    """Asks the leader to hand over to `target`."""
+
+    to: int
+    sender: int
+    target: int
+
+
+class TransferReply(NamedTuple):
+    """The leader could not begin to hand over to `target`, and why."""
+
+    to: int
+    sender: int
+    target: int
+    reason: str
+
+
+PeerMessage = Message | Forward | ForwardReply | TransferRequest | TransferReply
+Frame = PeerMessage | Hello | Refusal
+
+_CODES: dict[type[Any], int] = {
+    Hello: 1,
+    Refusal: 2,
+    VoteRequest: 3,
+    VoteReply: 4,
+    Append: 5,
+    AppendReply: 6,
+    Heartbeat: 7,
+    HeartbeatReply: 8,
+    ReadRequest: 9,
+    ReadReply: 10,
+    TimeoutNow: 11,
+    Forward: 12,
+    ForwardReply: 13,
+    TransferRequest: 14,
+    TransferReply: 15,
+}
+_CLASSES: dict[int, tuple[type[Any], tuple[type, ...]]] = {
+    code: (cls, tuple(get_origin(kind) or kind for kind in get_type_hints(cls).values()))
+    for cls, code in _CODES.items()
+}
+
+
+def encode(message: Frame) -> bytes:
+    """The frame that carries `message`."""
+    fields: tuple[Any, ...] = message
+    if isinstance(message, Append):
+        fields = (*message[:-1], [entry.data for entry in message.entries])
+    body: bytes = msgpack.packb((_CODES[type(message)], *fields))
+    assert len(body) <= FRAME_BYTES_MAX, "whoever fills messages keeps to smaller limits"
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode(body: bytes) -> Frame:
+    """Read a frame's body; WireError unless it is a message with fields of the right types."""
+    try:
+        values = msgpack.unpackb(
+            body,
+            use_list=False,
+            max_array_len=_ARRAY_LENGTH_MAX,
+            max_str_len=HELLO_BYTES_MAX,
+            max_map_len=0,
+            max_ext_len=0,
+        )
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise WireError(f"a frame is not msgpack: {error}") from error
+    if not isinstance(values, tuple) or not values or type(values[0]) is not int:
+        raise WireError("a frame is an array that begins with a code")
+    known = _CLASSES.get(values[0])
+    if known is None:
+        raise WireError(f"unknown message code {values[0]}")
+    cls, kinds = known
+    if len(values) - 1 != len(kinds):
+        raise WireError(f"{cls.__name__} has {len(kinds)} fields, got {len(values) - 1}")
+    for value, kind in zip(values[1:], kinds, strict=True):
+        if type(value) is not kind or (type(value) is int and value < 0):
+            raise WireError(f"{cls.__name__} has a field of a wrong type: {value!r:.40}")
+    if cls is Append:
+        return _decode_append(values[1:])
+    return cast(Frame, cls(*values[1:]))
+
+
+def _decode_append(fields: tuple[Any, ...]) -> Append:
+    entries: list[Entry] = []
+    to, sender, leader_term, prev_index, prev_term, commit, compact_index, encoded = fields
+    index, term = prev_index, prev_term
+    for data in encoded:
+        if type(data) is not bytes:
+            raise WireError("an append's entries are byte strings")
+        try:
+            entry = decode_entry(data)
+        except ValueError as error:
+            raise WireError(str(error)) from error
+        if entry.index != index + 1 or entry.term < term:
+            raise WireError(f"entry {entry.index} of term {entry.term} follows {index} of {term}")
+        entries.append(entry)
+        index, term = entry.index, entry.term
+    if term > leader_term:
+        raise WireError(f"an append of term {leader_term} holds an entry of term {term}")
+    return Append(
+        to, sender, leader_term, prev_index, prev_term, commit, compact_index, tuple(entries)
+    )
+
+
+class FrameReader:
+    """Cuts a stream of bytes into messages; holds at most one unfinished frame."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self.bytes_max = HELLO_BYTES_MAX
+        """The longest frame that is accepted; raise it once the peer has said who it is."""
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Yield the messages that `data` completes; WireError ends the stream for good."""
+        self._buffer += data
+        offset = 0
+        try:
+            while len(self._buffer) - offset >= _LENGTH.size:
+                (size,) = _LENGTH.unpack_from(self._buffer, offset)
+                if size > self.bytes_max:
+                    raise WireError(f"a frame of {size} bytes is over the limit {self.bytes_max}")
+                end = offset + _LENGTH.size + size
+                if len(self._buffer) < end:
+                    break
+                body = bytes(memoryview(self._buffer)[offset + _LENGTH.size : end])
+                offset = end
+                yield decode(body)
+        finally:
+            del self._buffer[:offset]

@@ -1,0 +1,111 @@
+"""The data directory: who may use it, and whose it is.
+
+    data_dir/LOCK        held with flock for as long as a process uses the directory
+    data_dir/identity    JSON: format, cluster_id, node_id, incarnation, peers {id: incarnation}
+    data_dir/wal/        the log (`wal.py`)
+    data_dir/state/      LMDB (`checkpoint.py`)
+
+The incarnation is a random number made with the directory. A member that comes back with another one
+has lost its disk, and with it votes and acknowledged entries: its peers, who remember the first they
+saw, don't let it in under its old id.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from pathlib import Path
+
+from raftha.errors import ConfigError, Corrupt
+
+FORMAT = 1
+
+
+class DataDirectory:
+    """A locked data directory that belongs to this node of this cluster."""
+
+    def __init__(self, path: Path, cluster_id: str, node_id: int) -> None:
+        """Lock it and check whose it is, or make it; ConfigError if it's in use or another's."""
+        self.path = path
+        self.cluster_id = cluster_id
+        self.node_id = node_id
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ConfigError(f"can't use data_dir {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read_or_make()
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise ConfigError(
+                f"data_dir {path} is in use by another process", hint="one process per directory"
+            ) from error
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        """Give up the lock; idempotent."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def check_peer(self, peer: int, incarnation: int) -> bool:
+        """Whether `peer` is the one seen before; a peer seen for the first time is remembered."""
+        known = self._peers.get(str(peer))
+        if known is None:
+            self._peers[str(peer)] = incarnation
+            self._save()
+        return known is None or known == incarnation
+
+    def _read_or_make(self) -> None:
+        path = self.path / "identity"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            # No identity: a crash while it was first made. With a log beside it, it was lost.
+            if (self.path / "wal").exists():
+                raise Corrupt(path, 0, "the file is missing, but there is a log") from None
+            self.incarnation = secrets.randbits(63)
+            self._peers: dict[str, int] = {}
+            self._save()
+            return
+        try:
+            found = json.loads(text)
+            owner = (found["format"], found["cluster_id"], found["node_id"])
+            self.incarnation, self._peers = found["incarnation"], found["peers"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupt(path, 0, f"not an identity: {error}") from error
+        if owner[0] != FORMAT:
+            raise ConfigError(f"{path} has format {owner[0]}; this version of raftha reads {FORMAT}")
+        if owner[1:] != (self.cluster_id, self.node_id):
+            raise ConfigError(
+                f"data_dir {self.path} belongs to node {owner[2]} of cluster {owner[1]}, "
+                f"not to node {self.node_id} of cluster {self.cluster_id}",
+                hint="cluster_name or members differ from those it was made with",
+            )
+
+    def _save(self) -> None:
+        """Replace the file by rename, durably."""
+        record = {
+            "format": FORMAT,
+            "cluster_id": self.cluster_id,
+            "node_id": self.node_id,
+            "incarnation": self.incarnation,
+            "peers": self._peers,
+        }
+        draft = self.path / "identity.tmp"
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(record, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(self.path / "identity")
+        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
