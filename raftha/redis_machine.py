@@ -1,0 +1,122 @@
+"""The state machine behind the reference server: Redis's write commands, deterministic.
+
+Theory of operation. Every replica runs these methods in the same order over the same state, so they
+use nothing but their arguments and the transaction: no clock, no randomness, no settings. A method
+that raises has changed nothing, and the caller gets the error. Inside `exec` Redis wants more: a
+command that fails leaves its error in the reply and the others go on, so each command here checks
+everything that can be wrong with it before its first write.
+
+Plain SET is not here: the server sends it as the built-in put, which needs no call. Keys and values
+are those of the built-in commands; numbers are stored as decimal text, as Redis does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raftha.resp import ReplyError
+from raftha.storage.machine import RESULT_BYTES_MAX, StateMachine, Transaction, command
+
+INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
+NOT_AN_INTEGER = "ERR value is not an integer or out of range"
+TOO_LONG = f"ERR what a transaction reads is over {RESULT_BYTES_MAX} bytes"
+
+
+def parse_int64(text: bytes) -> int:
+    """Read a decimal as strictly as Redis: no blanks, no plus sign, no zeros in front."""
+    digits = text[1:] if text[:1] == b"-" else text
+    is_canonical = digits.isdigit() and (digits[:1] != b"0" or text == b"0")
+    # The length is checked first because int() refuses, with another error, to read very long ones.
+    if not is_canonical or len(digits) > 19 or not INT64_MIN <= int(text) <= INT64_MAX:
+        raise ReplyError(NOT_AN_INTEGER)
+    return int(text)
+
+
+class RedisMachine(StateMachine):
+    """What the server calls by name; results are replies as `raftha.resp.encode` takes them."""
+
+    @command
+    def get(self, txn: Transaction, key: bytes) -> bytes | None:
+        """GET, inside `exec`."""
+        return txn.get(key)
+
+    @command
+    def mget(self, txn: Transaction, *keys: bytes) -> list[bytes | None]:
+        """MGET, inside `exec`."""
+        values = []
+        reply_bytes = 0
+        for key in keys:
+            value = txn.get(key)
+            reply_bytes += len(value or b"")
+            if reply_bytes > RESULT_BYTES_MAX:
+                raise ReplyError(TOO_LONG)
+            values.append(value)
+        return values
+
+    @command
+    def exists(self, txn: Transaction, *keys: bytes) -> int:
+        """EXISTS, inside `exec`: a key given twice counts twice."""
+        return sum(txn.get(key) is not None for key in keys)
+
+    @command
+    def set(
+        self, txn: Transaction, key: bytes, value: bytes, condition: str, returns_old: bool
+    ) -> str | bytes | None:
+        """SET if `condition`, "NX" missing, "XX" there or "" always, holds."""
+        old = txn.get(key)
+        is_met = not condition or (old is None) == (condition == "NX")
+        if is_met:
+            txn.put(key, value)
+        if returns_old:
+            return old
+        return "OK" if is_met else None
+
+    @command
+    def mset(self, txn: Transaction, *pairs: bytes) -> str:
+        """MSET key value key value ..."""
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            txn.put(key, value)
+        return "OK"
+
+    @command
+    def incrby(self, txn: Transaction, key: bytes, amount: int) -> int:
+        """INCRBY and its kin; a key that is missing counts as 0."""
+        old = txn.get(key)
+        number = (parse_int64(old) if old is not None else 0) + amount
+        if not INT64_MIN <= number <= INT64_MAX:
+            raise ReplyError("ERR increment or decrement would overflow")
+        txn.put(key, b"%d" % number)
+        return number
+
+    @command
+    def delete(self, txn: Transaction, *keys: bytes) -> int:
+        """DEL: how many of `keys` were there."""
+        return sum(txn.delete(key) for key in keys)
+
+    @command
+    def exec(self, txn: Transaction, *calls: tuple[Any, ...]) -> list[Any]:
+        """EXEC: run `calls`, each a command's name and arguments; one reply or error for each."""
+        methods: dict[str, Callable[..., Any]] = {
+            "get": self.get,
+            "mget": self.mget,
+            "exists": self.exists,
+            "set": self.set,
+            "mset": self.mset,
+            "incrby": self.incrby,
+            "delete": self.delete,
+        }
+        replies: list[Any] = []
+        reply_bytes = 0
+        for name, *args in calls:
+            try:
+                reply = methods[name](txn, *args)
+            except ReplyError as error:
+                replies.append({"error": str(error)})
+                continue
+            for value in reply if type(reply) is list else (reply,):
+                reply_bytes += len(value) if type(value) is bytes else 16
+            if reply_bytes > RESULT_BYTES_MAX:
+                raise ReplyError(TOO_LONG)
+            replies.append(reply)
+        return replies

@@ -1,0 +1,341 @@
+"""What the reference server's commands are: their names, arguments, and how each is carried out.
+
+Theory of operation. `find_command` checks a request's name and number of arguments, and returns one
+of six kinds, by which a connection (`raftha.server_connection`) knows how to order it with others:
+
+    Write   a call of `RedisMachine`, through the log
+    Exec    EXEC: all calls queued since MULTI, as one Write
+    Once    RAFTHA ONCE: a Write in an envelope that makes it safe to send again, through any node
+    Read    keys to fetch and what to make of their values; several reads become one fetch
+    Task    a coroutine: waits for all before it, all after it wait for it
+    Local   answered at once from the connection's own state
+
+Texts of errors are those of Redis wherever it has the error too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from raftha import server_tasks as tasks
+from raftha.errors import InvalidRequest
+from raftha.redis_machine import INT64_MIN, parse_int64
+from raftha.resp import NULL_3, OK, ReplyError, encode
+from raftha.server_tasks import SYNTAX_ERROR, Arguments
+from raftha.storage.commands import check_key, check_value, pack_call, pack_put
+from raftha.version import VERSION
+
+Call: TypeAlias = tuple[Any, ...]
+"""A command of `RedisMachine`: its name, then its arguments."""
+
+KEYS_MAX = 10_000
+"""Keys that one command may name: bounds how much one request can make a node gather."""
+
+HELP = """RAFTHA STATUS -- this node's state, as JSON
+RAFTHA DIGEST [sequence] -- hash over the whole contents at a sequence, as JSON
+RAFTHA FAILOVER node_id -- make a node the leader
+RAFTHA SESSION -- open a session for ONCE; its id
+RAFTHA ONCE session number floor command [argument ...] -- apply a write once, however often sent
+RAFTHA HELP -- this""".splitlines()
+
+
+class Client(Protocol):
+    """What commands may know and change of the connection they came by."""
+
+    id: int
+    name: bytes
+    null: bytes
+    is_ending: bool
+
+    def begin(self) -> bytes:
+        """Carry out MULTI."""
+        ...
+
+    def discard(self) -> bytes:
+        """Carry out DISCARD."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Write:
+    """A command through the log. `parse` takes a request and the largest value it may have.
+
+    A plain put (`is_put`) is packed without a call: it is by far the commonest write.
+    """
+
+    parse: Callable[[Arguments, int], Call]
+    is_put: bool = False
+
+    def pack(self, request: Arguments, value_bytes_max: int) -> bytes:
+        """Pack the request as the log takes it."""
+        if self.is_put:
+            return pack_put(request[1], request[2], value_bytes_max)
+        name, *arguments = self.parse(request, value_bytes_max)
+        return pack_call(name, arguments)
+
+    def finish(self, result: Any) -> Any:
+        """Make the reply from the command's result."""
+        return "OK" if self.is_put else result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exec:
+    """EXEC."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Once:
+    """RAFTHA ONCE."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """A command that names keys; `finish` makes the reply from their values."""
+
+    name: str
+    finish: Callable[[Sequence[bytes | None]], Any]
+
+    def parse(self, request: Arguments, value_bytes_max: int) -> Call:
+        """The same read as a call of `RedisMachine`, for a transaction."""
+        return (self.name, *keys_of(request))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """A command that takes a while; its coroutine returns the reply."""
+
+    run: Callable[[tasks.Service, Arguments], Coroutine[Any, Any, Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Local:
+    """A command answered at once, encoded; `in_transaction`, after MULTI too."""
+
+    run: Callable[[Client, Arguments], bytes]
+    in_transaction: bool = False
+
+
+Command: TypeAlias = Write | Exec | Once | Read | Task | Local
+
+
+def find_command(request: Arguments) -> Command:
+    """Return the request's command; ReplyError if there is none or it has other arguments."""
+    name = request[0]
+    entry = _TABLE.get(name) or _TABLE.get(name.upper())
+    if isinstance(entry, dict):
+        if len(request) < 2:
+            raise wrong_number(name)
+        subcommand = request[1]
+        entry = entry.get(subcommand.upper())
+        if entry is None:
+            raise ReplyError(
+                f"ERR unknown or unsupported subcommand '{_shown(subcommand)}' of '{_shown(name)}'"
+            )
+        name = name + b"|" + subcommand
+    if entry is None:
+        raise ReplyError(f"ERR unknown or unsupported command '{_shown(name)}'")
+    command, low, high = entry
+    if not low <= len(request) <= high:
+        raise wrong_number(name)
+    if command is SET and len(request) == 3:
+        return PUT
+    return command
+
+
+def wrong_number(name: bytes) -> ReplyError:
+    """The error for too few or too many arguments."""
+    return ReplyError(f"ERR wrong number of arguments for '{_shown(name.lower())}' command")
+
+
+def keys_of(request: Arguments) -> list[bytes]:
+    """The keys behind a command's name; InvalidRequest if one can't be a key."""
+    keys = request[1:]
+    if len(keys) > KEYS_MAX:
+        raise InvalidRequest(f"a command may name at most {KEYS_MAX} keys, got {len(keys)}")
+    for key in keys:
+        check_key(key)
+    return keys
+
+
+def _shown(name: bytes) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name[:128].decode("latin-1"))
+
+
+# -------------------------------------------------------------------------- writes
+
+
+def _parse_set(request: Arguments, value_bytes_max: int) -> Call:
+    _, key, value, *options = request
+    check_key(key)
+    check_value(value, value_bytes_max)
+    condition, returns_old = "", False
+    for option in map(bytes.upper, options):
+        if option == b"GET":
+            returns_old = True
+        elif option in {b"NX", b"XX"} and condition in {"", option.decode()}:
+            condition = option.decode()
+        elif option in {b"EX", b"PX", b"EXAT", b"PXAT", b"KEEPTTL"}:
+            raise ReplyError(
+                f"ERR option {option.decode()} of SET is not supported: keys don't expire"
+            )
+        else:
+            raise ReplyError(SYNTAX_ERROR)
+    return ("set", key, value, condition, returns_old)
+
+
+def _parse_mset(request: Arguments, value_bytes_max: int) -> Call:
+    if len(request) % 2 == 0:
+        raise wrong_number(request[0])
+    keys_of(request[::2])
+    for value in request[2::2]:
+        check_value(value, value_bytes_max)
+    return ("mset", *request[1:])
+
+
+def _parse_delete(request: Arguments, _: int) -> Call:
+    return ("delete", *keys_of(request))
+
+
+def _parse_increment(sign: int) -> Callable[[Arguments, int], Call]:
+    def parse(request: Arguments, _: int) -> Call:
+        check_key(request[1])
+        amount = parse_int64(request[2]) if len(request) == 3 else 1
+        if sign < 0 and amount == INT64_MIN:
+            raise ReplyError("ERR decrement would overflow")
+        return ("incrby", request[1], sign * amount)
+
+    return parse
+
+
+def parse_once(request: Arguments) -> tuple[int, int, int, Write, Arguments]:
+    """Split RAFTHA ONCE into session, number, floor, and the write with its own arguments."""
+    session, number, floor = (parse_int64(argument) for argument in request[2:5])
+    if session < 1 or not 1 <= floor <= number:
+        raise ReplyError("ERR ONCE takes a session's id, and numbers with 1 <= floor <= number")
+    inner = request[5:]
+    command = find_command(inner)
+    if not isinstance(command, Write):
+        raise ReplyError("ERR ONCE takes a write: SET, MSET, DEL, INCR, DECR, INCRBY or DECRBY")
+    return session, number, floor, command, inner
+
+
+# -------------------------------------------------------------------------- reads
+
+
+def _first(values: Sequence[bytes | None]) -> bytes | None:
+    return values[0]
+
+
+def _count(values: Sequence[bytes | None]) -> int:
+    return sum(value is not None for value in values)
+
+
+# -------------------------------------------------------------------------- local commands
+
+
+def _ping(_: Client, request: Arguments) -> bytes:
+    return encode(request[1]) if len(request) == 2 else b"+PONG\r\n"
+
+
+def _select(_: Client, request: Arguments) -> bytes:
+    if parse_int64(request[1]) != 0:
+        raise ReplyError("ERR DB index is out of range")
+    return OK
+
+
+def _quit(client: Client, _: Arguments) -> bytes:
+    client.is_ending = True
+    return OK
+
+
+def _hello(client: Client, request: Arguments) -> bytes:
+    version = 3 if client.null == NULL_3 else 2
+    if len(request) > 1:
+        version = {b"2": 2, b"3": 3}.get(request[1], 0)
+        if not version:
+            raise ReplyError("NOPROTO unsupported protocol version")
+    if len(request) > 2:
+        if request[2].upper() != b"SETNAME" or len(request) != 4:
+            raise ReplyError("ERR HELLO takes a version and SETNAME; there are no passwords")
+        client.name = _checked_name(request[3])
+    client.null = NULL_3 if version == 3 else encode(None)
+    fields = {
+        b"server": b"raftha", b"version": VERSION.encode(), b"proto": version, b"id": client.id,
+        b"mode": b"standalone", b"role": b"master", b"modules": [],
+    }  # fmt: skip
+    header = b"%%%d\r\n" % len(fields) if version == 3 else b"*%d\r\n" % (2 * len(fields))
+    return header + b"".join(encode(item) for field in fields.items() for item in field)
+
+
+def _client_setname(client: Client, request: Arguments) -> bytes:
+    client.name = _checked_name(request[2])
+    return OK
+
+
+def _checked_name(name: bytes) -> bytes:
+    if len(name) > 256 or any(not 33 <= byte <= 126 for byte in name):
+        raise ReplyError("ERR Client names cannot contain spaces, newlines or special characters.")
+    return name
+
+
+def _empty_map(client: Client, _: Arguments) -> bytes:
+    return b"%0\r\n" if client.null == NULL_3 else b"*0\r\n"
+
+
+# -------------------------------------------------------------------------- the table
+
+_MANY = 1 << 31
+SET = Write(_parse_set)
+PUT = Write(_parse_set, is_put=True)
+"""SET without options."""
+
+_Entry: TypeAlias = tuple[Command, int, int]
+"""A command, and its fewest and most arguments, the name among them."""
+
+_COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
+    "GET": (Read("get", _first), 2, 2),
+    "SET": (SET, 3, _MANY),
+    "DEL": (Write(_parse_delete), 2, _MANY),
+    "EXISTS": (Read("exists", _count), 2, _MANY),
+    "MGET": (Read("mget", list), 2, _MANY),
+    "MSET": (Write(_parse_mset), 3, _MANY),
+    "INCR": (Write(_parse_increment(1)), 2, 2),
+    "DECR": (Write(_parse_increment(-1)), 2, 2),
+    "INCRBY": (Write(_parse_increment(1)), 3, 3),
+    "DECRBY": (Write(_parse_increment(-1)), 3, 3),
+    "SCAN": (Task(tasks.scan), 2, _MANY),
+    "DBSIZE": (Task(tasks.dbsize), 1, 1),
+    "INFO": (Task(tasks.info), 1, 16),
+    "MULTI": (Local(lambda client, _: client.begin(), in_transaction=True), 1, 1),
+    "DISCARD": (Local(lambda client, _: client.discard(), in_transaction=True), 1, 1),
+    "EXEC": (Exec(), 1, 1),
+    "PING": (Local(_ping), 1, 2),
+    "ECHO": (Local(lambda _, request: encode(request[1])), 2, 2),
+    "SELECT": (Local(_select), 2, 2),
+    "QUIT": (Local(_quit, in_transaction=True), 1, _MANY),
+    "HELLO": (Local(_hello), 1, _MANY),
+    "COMMAND": (Local(lambda _client, _request: b"*0\r\n"), 1, _MANY),
+    "CONFIG": {b"GET": (Local(_empty_map), 3, _MANY)},
+    "CLIENT": {
+        b"SETINFO": (Local(lambda _client, _request: OK), 4, 4),
+        b"SETNAME": (Local(_client_setname), 3, 3),
+        b"GETNAME": (Local(lambda client, _: encode(client.name or None, client.null)), 2, 2),
+        b"ID": (Local(lambda client, _: encode(client.id)), 2, 2),
+    },
+    "RAFTHA": {
+        b"STATUS": (Task(tasks.status), 2, 2),
+        b"DIGEST": (Task(tasks.digest), 2, 3),
+        b"FAILOVER": (Task(tasks.failover), 3, 3),
+        b"SESSION": (Task(tasks.open_session), 2, 2),
+        b"ONCE": (Once(), 6, _MANY),
+        b"HELP": (Local(lambda _client, _request: encode(HELP)), 2, 2),
+    },
+}
+# Names come in capitals or small letters, nearly always; the odd mixture is found by its capitals.
+_TABLE = {
+    spelling: entry
+    for name, entry in _COMMANDS.items()
+    for spelling in (name.encode(), name.lower().encode())
+}

@@ -1,0 +1,392 @@
+"""One client's connection: requests in, replies out, in order, and never too much of either.
+
+Theory of operation. Requests wait in `_waiting` until `_advance` starts them; each then has a place
+in `_places`, a queue of encoded replies and of futures that will make one, and `_flush` writes out
+what is finished at its head. So replies keep the order of requests, whichever is done first.
+
+A client sees its own requests as if they were carried out one by one, with this freedom inside:
+writes follow each other without waiting (they are applied in the order of their submission), and
+neighbouring reads become one fetch. A read starts when all writes before it are answered, a write
+when all reads before it are.
+
+Flow control, each way. No more is read from the socket while more than WAITING_MAX requests or
+WAITING_BYTES_MAX bytes wait or are under way. Nothing new is started while the socket doesn't take
+replies, and a client that takes none for STALLED_S is cut off. One fetch has about RUN_KEYS_MAX
+keys at most, unless one request names more. One turn starts at most WAITING_MAX requests.
+
+There is no task per request: a connection wakes up once, for the future at the head of its queue;
+by then its neighbours, released in the same batch, are done too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from raftha.errors import CommandFailed, Disconnected, InvalidRequest, RafthaError
+from raftha.resp import (
+    NULL,
+    OK,
+    ProtocolError,
+    ReplyError,
+    RequestParser,
+    encode,
+    error_line,
+    error_reply,
+)
+from raftha.server_commands import (
+    Call,
+    Command,
+    Exec,
+    Local,
+    Once,
+    Read,
+    Task,
+    Write,
+    find_command,
+    keys_of,
+    parse_once,
+)
+from raftha.server_tasks import Arguments, Service
+from raftha.storage.commands import COMMAND_BYTES_MAX, pack_call
+from raftha.storage.sessions import Outcome, receipts
+from raftha.types import Receipt
+
+WAITING_MAX = 1024
+WAITING_BYTES_MAX = 1 << 20
+RUN_KEYS_MAX = 64
+STALLED_S = 30.0
+QUEUED_MAX = 10_000
+"""Commands between MULTI and EXEC."""
+
+_QUEUED = b"+QUEUED\r\n"
+
+
+class Place:
+    """A reply to come: `finish` makes it, encoded, from what `future` brings."""
+
+    __slots__ = ("finish", "future")
+
+    def __init__(self, future: asyncio.Future[Any], finish: Callable[[Any], bytes]) -> None:
+        self.future = future
+        self.finish = finish
+
+    def reply(self) -> bytes:
+        """The reply, once the future is done."""
+        if self.future.cancelled():
+            return error_reply(Disconnected("the server is stopping"))
+        error = self.future.exception()
+        try:
+            return self.finish(self.future.result()) if error is None else error_reply(error)
+        except RafthaError as refusal:
+            return error_reply(refusal)
+
+
+class Connection(asyncio.Protocol):
+    """A client, from its connection to its end; fulfils `server_commands.Client`."""
+
+    def __init__(self, service: Service) -> None:
+        self.id = service.next_client_id()
+        self.name = b""
+        self.null = NULL
+        self.closed = asyncio.get_running_loop().create_future()
+        self.is_ending = False  # No more requests are started; close once all are answered.
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser = RequestParser()
+        self._waiting: deque[Arguments | ProtocolError | None] = deque()  # None: the end.
+        self._waiting_bytes = 0
+        self._places: deque[bytes | Place] = deque()
+        self._unfinished = 0  # Places that are not bytes.
+        self._is_writing = False  # What the unfinished ones are: writes, or something else.
+        self._awaited: asyncio.Future[Any] | None = None
+        self._run: list[tuple[Read, list[bytes]]] = []  # Neighbouring reads, for one fetch.
+        self._run_keys = 0
+        self._queue: list[Call] | None = None  # Since MULTI.
+        self._queued_bytes = 0
+        self._is_queue_broken = False
+        self._is_reading_paused = False
+        self._is_writing_paused = False
+        self._is_scheduled = False
+        self._stalled: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------------------ asyncio's calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._service.clients.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self.is_ending:
+            return
+        self._waiting_bytes += len(data)
+        try:
+            self._parser.feed(data, self._waiting)
+        except ProtocolError as error:
+            self._waiting.append(error)  # After the replies to what came before it.
+        self._advance()
+
+    def eof_received(self) -> bool:
+        # Nothing more comes, but what came is answered: the client may have shut only its side.
+        self._waiting.append(None)
+        self._advance()
+        return True
+
+    def pause_writing(self) -> None:
+        self._is_writing_paused = True
+        assert self._transport is not None
+        self._stalled = self._loop.call_later(STALLED_S, self._transport.abort)
+
+    def resume_writing(self) -> None:
+        self._is_writing_paused = False
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+        self._advance()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._service.clients.discard(self)
+        self.is_ending = True
+        self.closed.set_result(None)
+        self._transport = None
+        self._waiting.clear()
+        self._run.clear()
+        if self._stalled is not None:
+            self._stalled.cancel()
+        for place in self._places:
+            if isinstance(place, Place):
+                # Nobody is left to tell; asking for the outcome keeps asyncio from reporting it.
+                place.future.add_done_callback(_take_outcome)
+        self._places.clear()
+
+    def end(self) -> None:
+        """Close once everything that is under way or waiting has been answered."""
+        self._waiting.append(None)
+        self._advance()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ------------------------------------------------------------------ MULTI
+
+    def begin(self) -> bytes:
+        """Carry out MULTI."""
+        if self._queue is not None:
+            return error_line("ERR MULTI calls can not be nested")
+        self._queue, self._queued_bytes, self._is_queue_broken = [], 0, False
+        return OK
+
+    def discard(self) -> bytes:
+        """Carry out DISCARD."""
+        if self._queue is None:
+            raise ReplyError("ERR DISCARD without MULTI")
+        self._queue = None
+        return OK
+
+    def _enqueue(self, command: Command, request: Arguments) -> None:
+        assert self._queue is not None
+        if not isinstance(command, Write | Read):
+            raise ReplyError("ERR Command not allowed inside a transaction")
+        call = command.parse(request, self._service.value_bytes_max)
+        self._queued_bytes += sum(map(len, request))
+        if len(self._queue) >= QUEUED_MAX or self._queued_bytes > COMMAND_BYTES_MAX:
+            raise InvalidRequest(
+                f"a transaction has at most {QUEUED_MAX} commands and {COMMAND_BYTES_MAX} bytes"
+            )
+        self._queue.append(call)
+        self._answer(_QUEUED)
+
+    def _execute(self) -> None:
+        if self._queue is None:
+            raise ReplyError("ERR EXEC without MULTI")
+        calls, self._queue = self._queue, None
+        if self._is_queue_broken:
+            raise ReplyError("EXECABORT Transaction discarded because of previous errors.")
+        if calls:
+            self._submit(pack_call("exec", calls), self._finish_call)
+        else:
+            self._answer(b"*0\r\n")
+
+    # ------------------------------------------------------------------ from requests to places
+
+    def _advance(self) -> None:
+        """Start what may start, write what is finished, and see to the flow of both."""
+        self._start_waiting()
+        self._flush()
+        transport = self._transport
+        if transport is None:
+            return
+        if not self._places:
+            if self.is_ending:
+                transport.close()
+                return
+            if not self._waiting:
+                self._waiting_bytes = 0
+        if self._waiting and not self._unfinished and not self._is_writing_paused:
+            # No future will wake us up, so the next turn must: after other connections' turns.
+            self._schedule()
+        count = len(self._waiting) + len(self._places)
+        if self._is_reading_paused:
+            if count <= WAITING_MAX // 2 and self._waiting_bytes <= WAITING_BYTES_MAX:
+                self._is_reading_paused = False
+                transport.resume_reading()
+        elif count > WAITING_MAX or self._waiting_bytes > WAITING_BYTES_MAX:
+            self._is_reading_paused = True
+            transport.pause_reading()
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._on_turn)
+
+    def _on_turn(self) -> None:
+        self._is_scheduled = False
+        self._advance()
+
+    def _start_waiting(self) -> None:
+        waiting, places = self._waiting, self._places
+        while waiting and not self._is_writing_paused and len(places) < WAITING_MAX:
+            request = waiting[0]
+            if not isinstance(request, list):
+                if request is not None:
+                    self._answer(error_reply(request))
+                self.is_ending = True
+            else:
+                try:
+                    if not self._start(find_command(request), request):
+                        break
+                except RafthaError as error:
+                    if self._queue is not None:
+                        self._is_queue_broken = True
+                    self._answer(error_reply(error))
+            if self.is_ending:
+                waiting.clear()
+            else:
+                waiting.popleft()
+        if self._run:
+            self._start_run()
+
+    def _start(self, command: Command, request: Arguments) -> bool:
+        """Give the request its place; False if it has to wait for others first."""
+        if isinstance(command, Local):
+            if self._queue is not None and not command.in_transaction:
+                raise ReplyError("ERR Command not allowed inside a transaction")
+            self._answer(command.run(self, request))
+            return True
+        if self._queue is not None and not isinstance(command, Exec):
+            self._enqueue(command, request)
+            return True
+        if isinstance(command, Read):
+            if self._unfinished or self._run_keys >= RUN_KEYS_MAX:
+                return False
+            keys = keys_of(request)
+            self._run.append((command, keys))
+            self._run_keys += len(keys)
+            return True
+        is_write = not isinstance(command, Task)
+        if self._run or (self._unfinished and not (is_write and self._is_writing)):
+            return False
+        if isinstance(command, Write):
+            packed = command.pack(request, self._service.value_bytes_max)
+            self._submit(packed, _finish_put if command.is_put else self._finish_call)
+        elif isinstance(command, Exec):
+            self._execute()
+        elif isinstance(command, Once):
+            self._submit_once(request)
+        else:
+            self._start_task(command.run(self._service, request), self._encode)
+        return True
+
+    def _answer(self, reply: bytes) -> None:
+        if self._run:
+            self._start_run()
+        self._places.append(reply)
+
+    def _submit(self, packed: bytes, finish: Callable[[Any], bytes]) -> None:
+        self._add_place(self._service.ha.submit(packed), finish, is_writing=True)
+
+    def _submit_once(self, request: Arguments) -> None:
+        session, number, floor, command, inner = parse_once(request)
+        packed = command.pack(inner, self._service.value_bytes_max)
+        future = self._service.ha.submit_once(session, number, floor, [packed])
+        finish = _finish_put if command.is_put else self._finish_call
+        self._add_place(future, lambda outcome: _finish_once(outcome, finish), is_writing=True)
+
+    def _start_run(self) -> None:
+        run, self._run, self._run_keys = self._run, [], 0
+        keys = [key for _, keys in run for key in keys]
+        self._start_task(
+            self._service.ha.get_many(keys), lambda values: self._finish_run(run, values)
+        )
+
+    def _start_task(
+        self, coroutine: Coroutine[Any, Any, Any], finish: Callable[[Any], bytes]
+    ) -> None:
+        self._add_place(self._loop.create_task(coroutine), finish, is_writing=False)
+
+    def _add_place(
+        self, future: asyncio.Future[Any], finish: Callable[[Any], bytes], *, is_writing: bool
+    ) -> None:
+        self._places.append(Place(future, finish))
+        self._unfinished += 1
+        self._is_writing = is_writing
+
+    # ------------------------------------------------------------------ from places to replies
+
+    def _flush(self) -> None:
+        places = self._places
+        replies = []
+        while places:
+            place = places[0]
+            if isinstance(place, bytes):
+                replies.append(place)
+            elif place.future.done():
+                self._unfinished -= 1
+                replies.append(place.reply())
+            else:
+                if self._awaited is not place.future:
+                    self._awaited = place.future
+                    place.future.add_done_callback(self._on_done)
+                break
+            places.popleft()
+        if replies and self._transport is not None:
+            self._transport.write(b"".join(replies))
+
+    def _on_done(self, _: asyncio.Future[Any]) -> None:
+        self._awaited = None
+        self._advance()
+
+    def _encode(self, reply: Any) -> bytes:
+        return encode(reply, self.null)
+
+    def _finish_call(self, receipt: Receipt) -> bytes:
+        return encode(receipt.result, self.null)
+
+    def _finish_run(self, run: list[tuple[Read, list[bytes]]], values: list[bytes | None]) -> bytes:
+        replies = []
+        position = 0
+        for read, keys in run:
+            end = position + len(keys)
+            replies.append(encode(read.finish(values[position:end]), self.null))
+            position = end
+        return b"".join(replies)
+
+
+def _finish_put(_: Receipt) -> bytes:
+    return OK
+
+
+def _finish_once(outcome: Outcome, finish: Callable[[Receipt], bytes]) -> bytes:
+    (receipt,) = receipts(outcome)
+    return error_reply(receipt) if isinstance(receipt, CommandFailed) else finish(receipt)
+
+
+def _take_outcome(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,189 @@
+"""The reference server's commands that take a while: scans, counts, statuses, digests, failover.
+
+Each is a coroutine of the service and the request, and returns the reply as `raftha.resp.encode`
+takes it. `Service` is what all connections of a server share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import time
+from collections import OrderedDict
+from typing import Any, TypeAlias
+
+from raftha.aio import HaManager
+from raftha.errors import InvalidRequest
+from raftha.glob import glob_matches
+from raftha.redis_machine import parse_int64
+from raftha.resp import ReplyError
+from raftha.types import HaStatus
+from raftha.version import VERSION
+
+Arguments: TypeAlias = list[bytes]
+"""A request: the command's name, and what follows it."""
+
+SYNTAX_ERROR = "ERR syntax error"
+SCAN_COUNT_MAX = 1_000
+"""Keys that one SCAN looks at, however many the client asks for."""
+CURSORS_MAX = 4_096
+"""Scans that may be under way at once; the one not continued for longest gives way."""
+
+
+class Service:
+    """What all connections of a server share."""
+
+    def __init__(self, ha: HaManager, *, value_bytes_max: int) -> None:
+        self.ha = ha
+        self.value_bytes_max = value_bytes_max
+        self.clients: set[Any] = set()
+        self._client_id = 0
+        self._started = time.monotonic()
+        # Cursors of another node, or of an earlier run, must not be taken for ours.
+        self._cursor = random.getrandbits(48)
+        self._last_keys: OrderedDict[int, bytes] = OrderedDict()
+
+    def next_client_id(self) -> int:
+        """Number a new connection."""
+        self._client_id += 1
+        return self._client_id
+
+    def remember(self, last_key: bytes) -> int:
+        """Return a cursor that stands for going on behind `last_key`."""
+        self._cursor += 1
+        self._last_keys[self._cursor] = last_key
+        if len(self._last_keys) > CURSORS_MAX:
+            self._last_keys.popitem(last=False)
+        return self._cursor
+
+    def recall(self, cursor: int) -> bytes:
+        """Return the key that `cursor` stands for; it stays valid, as a client may ask again."""
+        key = self._last_keys.get(cursor)
+        if key is None:
+            raise ReplyError("ERR this node does not know the cursor (any more); begin again at 0")
+        self._last_keys.move_to_end(cursor)
+        return key
+
+    @property
+    def uptime_s(self) -> int:
+        """Seconds since the server started."""
+        return int(time.monotonic() - self._started)
+
+
+async def scan(service: Service, request: Arguments) -> list[Any]:
+    cursor = _parse_cursor(request[1])
+    pattern, limit = b"*", 10
+    options = [argument.upper() for argument in request[2::2]]
+    if len(request) % 2:
+        raise ReplyError(SYNTAX_ERROR)
+    for option, argument in zip(options, request[3::2], strict=True):
+        if option == b"MATCH":
+            pattern = argument
+        elif option == b"COUNT":
+            limit = min(parse_int64(argument), SCAN_COUNT_MAX)
+        else:
+            raise ReplyError(SYNTAX_ERROR)
+    if limit < 1:
+        raise ReplyError(SYNTAX_ERROR)
+    # A zero byte makes the smallest key behind the last one: the range includes its start.
+    start = service.recall(cursor) + b"\0" if cursor else None
+    keys, is_last = await _scan_keys(service, start, limit)
+    next_cursor = 0 if is_last else service.remember(keys[-1])
+    if pattern != b"*":
+        keys = [key for key in keys if glob_matches(pattern, key)]
+    return [b"%d" % next_cursor, keys]
+
+
+async def _scan_keys(service: Service, start: bytes | None, limit: int) -> tuple[list[bytes], bool]:
+    """Up to `limit` keys, fewer if their values are large, and whether there are no more."""
+    while True:
+        try:
+            pairs = await service.ha.scan(start, limit=limit)
+        except InvalidRequest:
+            if limit == 1:
+                raise
+            limit = (limit + 3) // 4
+        else:
+            return [key for key, _ in pairs], len(pairs) < limit
+
+
+def _parse_cursor(text: bytes) -> int:
+    try:
+        return parse_int64(text)
+    except ReplyError:
+        raise ReplyError("ERR invalid cursor") from None
+
+
+async def dbsize(service: Service, _: Arguments) -> int:
+    return await service.ha.count()
+
+
+async def info(service: Service, request: Arguments) -> bytes:
+    wanted = {section.lower() for section in request[1:]} or {b"default"}
+    status = await service.ha.get_status()
+    sections = {
+        b"server": _server_section(service, status),
+        b"clients": [f"connected_clients:{len(service.clients)}"],
+        b"replication": _replication_section(status),
+    }
+    if wanted & {b"keyspace", b"default", b"all", b"everything"}:
+        sections[b"keyspace"] = [f"db0:keys={await service.ha.count()},expires=0,avg_ttl=0"]
+    parts = [
+        f"# {name.decode().capitalize()}\r\n" + "".join(f"{line}\r\n" for line in lines)
+        for name, lines in sections.items()
+        if wanted & {name, b"default", b"all", b"everything"}
+    ]
+    return "\r\n".join(parts).encode()
+
+
+def _server_section(service: Service, status: HaStatus) -> list[str]:
+    return [
+        f"raftha_version:{VERSION}",
+        # What clients look at to find out what they may send.
+        "redis_version:6.2.0",
+        "redis_mode:standalone",
+        f"process_id:{os.getpid()}",
+        f"uptime_in_seconds:{service.uptime_s}",
+        f"cluster_id:{status.cluster_id}",
+        f"node_id:{status.node_id}",
+    ]
+
+
+def _replication_section(status: HaStatus) -> list[str]:
+    replicas = [
+        f"member{i}:id={r.node_id},address={r.address},connected={int(r.connected)}"
+        for i, r in enumerate(status.replicas)
+    ]
+    return [
+        # Any node takes any command, so to Redis's clients each is what they call a master.
+        "role:master",
+        f"raft_role:{status.role}",
+        f"raft_term:{status.term}",
+        f"raft_leader_id:{status.leader_id or 0}",
+        f"raft_last_index:{status.last_index}",
+        f"raft_commit_index:{status.commit_index}",
+        f"raft_applied_index:{status.applied_index}",
+        f"sequence:{status.sequence}",
+        *replicas,
+    ]
+
+
+async def status(service: Service, _: Arguments) -> bytes:
+    return json.dumps(dataclasses.asdict(await service.ha.get_status())).encode()
+
+
+async def digest(service: Service, request: Arguments) -> bytes:
+    sequence = parse_int64(request[2]) if len(request) == 3 else None
+    digest = await service.ha.digest(sequence)
+    return json.dumps(dataclasses.asdict(digest)).encode()
+
+
+async def failover(service: Service, request: Arguments) -> str:
+    await service.ha.failover_to(parse_int64(request[2]))
+    return "OK"
+
+
+async def open_session(service: Service, _: Arguments) -> int:
+    return await service.ha.open_session()
