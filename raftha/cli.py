@@ -1,7 +1,8 @@
 """The command `raftha`: run a node, look at a cluster, see a failover.
 
-Theory of operation. Each command does its work through the library, prints for people by default and
-one JSON document with `--json`, always to stdout; logs, progress and errors go to stderr. Exit codes:
+Theory of operation. Each command does its work through the library, prints for people by default
+and one JSON document with `--json`, always to stdout; logs, progress and errors go to stderr. Exit
+codes:
 
     0  it worked
     1  it failed: the error line says what, and what to do next
@@ -12,7 +13,6 @@ What a command needs is imported when it runs, so that `raftha --help` needn't w
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -35,6 +34,7 @@ from raftha.version import VERSION
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_ADDRESS = "127.0.0.1:7000"
 STATUS_TIMEOUT_S = 3.0
+PROBLEMS_SHOWN = 5
 
 app = typer.Typer(
     name="raftha",
@@ -78,7 +78,7 @@ def _print_version(is_asked: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
     ] = False,
 ) -> None:
     pass
@@ -101,39 +101,22 @@ def serve(
             )
         if log_level not in LOG_LEVELS:
             raise ConfigError(f"log level {log_level!r} is not one of {', '.join(LOG_LEVELS)}")
-        from raftha.server import ServerConfig
+        from raftha.server import ServerConfig, run
 
         server_config = ServerConfig.from_toml(config)
         _log_to_stderr(log_level)
-        _run_server(server_config)
-
-
-def _run_server(config: Any) -> None:
-    import uvloop
-
-    from raftha.server import serve as serve_node
-
-    async def run() -> None:
-        task = asyncio.ensure_future(serve_node(config))
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, task.cancel)
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-    uvloop.run(run())
+        run(server_config)
 
 
 class KeyValueFormatter(logging.Formatter):
     """One line a record: time, level and where from in front, then the message's own key=value."""
-
-    converter = time.gmtime
 
     def __init__(self) -> None:
         super().__init__(
             "time=%(asctime)s.%(msecs)03dZ level=%(levelname)s from=%(name)s %(message)s",
             datefmt="%Y-%m-%dT%H:%M:%S",
         )
+        self.converter = time.gmtime
 
 
 def _log_to_stderr(level: str) -> None:
@@ -178,17 +161,17 @@ def _addresses_to_ask(addresses: Sequence[str], config: Path | None) -> list[str
 
     asked = list(addresses)
     if config is not None:
-        asked.append(ServerConfig.from_toml(config).ha.client_address)
+        asked.append(ServerConfig.from_toml(config).listen)
     for address in asked:
         parse_address("address", address)
     return asked or [DEFAULT_ADDRESS]
 
 
 def collect_statuses(addresses: Sequence[str]) -> list[dict[str, Any]]:
-    """Ask `addresses`, and every member they tell of: a list of address, node_id, status, error.
+    """Ask `addresses`, and every member they tell of.
 
-    `status` is the node's `HaStatus` as a dict, None if it didn't answer; `error` says why, else "".
-    Members that don't serve clients are listed with what the others know: address "".
+    A list of address, node_id, status (the node's `HaStatus` as a dict, None if it didn't answer)
+    and error (why not, else ""). A member that doesn't serve clients has the address "".
     """
     nodes: list[dict[str, Any]] = []
     to_ask, asked = list(addresses), set[str]()
@@ -240,10 +223,10 @@ def find_leader(nodes: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def _status_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("node", "role", "term", "leader", "commit", "applied", "lag", "sequence", "address")
-    for name in ("term", "commit", "applied", "lag", "sequence"):
-        column = next(c for c in table.columns if c.header == name)
-        column.justify = "right"
+    table = Table()
+    for name in ("node", "role", "term", "leader", "commit", "applied", "lag", "sequence"):
+        table.add_column(name, justify="left" if name in {"node", "role"} else "right")
+    table.add_column("address")
     commit = max((n["status"]["commit_index"] for n in nodes if n["status"]), default=0)
     for node in nodes:
         node_id, address, state = str(node["node_id"] or "?"), node["address"], node["status"]
@@ -281,7 +264,7 @@ def demo(
     from raftha.demo import render, run_demo
 
     # A service manager's or `timeout`'s SIGTERM must clean up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with _errors_as_lines():
         report = run_demo(source, nodes=nodes, show_progress=sys.stderr.isatty())
         if as_json:
@@ -289,8 +272,4 @@ def demo(
         else:
             Console().print(render(report))
         if not report.ok:
-            raise RafthaError("the demo failed", hint="; ".join(report.problems))
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+            raise RafthaError("the demo failed", hint="; ".join(report.problems[:PROBLEMS_SHOWN]))

@@ -39,9 +39,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import hiredis
-
-from raftha.config import MEMBERS_MAX, parse_address
+from raftha.call import call
+from raftha.config import MEMBERS_MAX
 from raftha.errors import (
     Disconnected,
     InvalidRequest,
@@ -50,7 +49,6 @@ from raftha.errors import (
     Unavailable,
 )
 from raftha.processes import Spawner, reserve_port
-from raftha.resp import error_from_reply
 
 T = TypeVar("T")
 
@@ -112,9 +110,10 @@ class LocalCluster:
 
     `settings` go into every node's configuration file, beside what the cluster itself decides (ids,
     addresses, folders). `serve_command` starts one node instead of `raftha serve`: a sequence of
-    arguments, where "{config}" becomes the path of the node's file. Your server must speak RESP at
-    `client_address` and answer RAFTHA STATUS, as every server that calls `raftha.server.serve`
-    does. `folder` keeps everything, also afterwards; by default it is temporary."""
+    arguments, where "{config}" becomes the path of the node's file, a file as `raftha serve` takes.
+    What it starts must speak RESP at the file's `listen` and answer RAFTHA STATUS as it does.
+    `folder` keeps everything, also afterwards; by default it is temporary.
+    """
 
     def __init__(
         self,
@@ -152,7 +151,7 @@ class LocalCluster:
                 **settings,
                 "node_id": node.id,
                 "data_dir": "data",
-                "client_address": _address(node.client_socket),
+                "listen": _address(node.client_socket),
                 "members": members,
             }
             node.folder.mkdir(parents=True, exist_ok=True)
@@ -291,7 +290,7 @@ class LocalCluster:
         Unavailable: the node can't be reached. Disconnected, RequestTimeout: it may have happened.
         An error reply is raised as the error that the server's manager raised.
         """
-        return _call(_address(self._node(node_id).client_socket), args, timeout_s)
+        return call(_address(self._node(node_id).client_socket), args, timeout_s)
 
     def status(self, node_id: int) -> dict[str, Any] | None:
         """The node's `HaStatus` as a dict; None if it is down, paused or not answering."""
@@ -376,12 +375,15 @@ class LocalCluster:
         return [n.id for n in self._nodes.values() if n.is_running and not n.is_paused]
 
     def _spawn(self, node: _Node) -> None:
-        if not self._release.alive:
-            raise LocalClusterError("the cluster is closed")
+        self._check_open()
         config = str(node.folder / "node.toml")
         command = [argument.replace("{config}", config) for argument in self._command]
         node.process = self._resources.spawner.start(command, folder=node.folder, log=node.log)
         node.is_paused = False
+
+    def _check_open(self) -> None:
+        if not self._release.alive:
+            raise LocalClusterError("the cluster is closed")
 
     def _request_end(self, node_id: int) -> None:
         node = self._node(node_id)
@@ -415,6 +417,7 @@ class LocalCluster:
     def _wait(self, problem: str, find: Callable[[], T | None], timeout_s: float) -> T:
         deadline = time.monotonic() + timeout_s
         while not (found := find()):
+            self._check_open()
             if time.monotonic() >= deadline:
                 states = ", ".join(_describe(i, s) for i, s in self.statuses().items())
                 raise LocalClusterError(
@@ -454,32 +457,6 @@ def _tail(log: Path) -> str:
 def _address(reserved: socket.socket) -> str:
     host, port = reserved.getsockname()
     return f"{host}:{port}"
-
-
-def _call(address: str, args: Sequence[str | bytes | int | float], timeout_s: float) -> Any:
-    request: bytes = hiredis.pack_command(tuple(args))  # type: ignore[arg-type]  # any number
-    try:
-        connection = socket.create_connection(parse_address("address", address), timeout_s)
-    except OSError as error:
-        raise Unavailable(f"{address} can't be reached: {error}") from error
-    deadline = time.monotonic() + timeout_s
-    reader = hiredis.Reader(notEnoughData=Ellipsis)
-    with connection:
-        try:
-            connection.sendall(request)
-            while (reply := reader.gets()) is Ellipsis:
-                connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                data = connection.recv(1 << 16)
-                if not data:
-                    raise Disconnected(f"{address} closed the connection before it replied")
-                reader.feed(data)
-        except TimeoutError as error:
-            raise RequestTimeout(f"no reply from {address} within {timeout_s} s") from error
-        except OSError as error:
-            raise Disconnected(f"the connection to {address} broke: {error}") from error
-    if isinstance(reply, hiredis.ReplyError):
-        raise error_from_reply(str(reply))
-    return reply
 
 
 def _to_toml(table: Mapping[str, Any]) -> str:

@@ -1,0 +1,434 @@
+"""`raftha demo`: real processes, a real data set, the leader killed half way, every record checked.
+
+Theory of operation. A `LocalCluster` runs the nodes. 64 writers, spread over the nodes, load the
+records with exactly-once writes; a record counts as acknowledged once a write of it was answered.
+When half of them are, the leader gets SIGKILL while the load goes on. A prober with connections of
+its own to every other node begins a write on each *after* the process is gone; nobody but a new
+leader can acknowledge one of these, so the first acknowledgement ends the failover, whose clock
+started just before the kill. When all is loaded, the dead node is started again, and timed until it
+has applied everything.
+
+Then two checks, which prove different things:
+
+1.  Every acknowledged record is read through every node. These are linearizable reads: they prove
+    that the cluster has kept the record, and that each node answers; not whose copy it came from.
+2.  Every node hashes its own copy: LMDB's contents after a checkpoint. All must equal the hash that
+    this process computes from the records it was told are safe: so each copy has every record,
+    unchanged, and nothing besides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import dataclasses
+import json
+import sys
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from raftha.client import Client
+from raftha.config import MIB
+from raftha.errors import InvalidRequest, RafthaError
+from raftha.storage.checkpoint import Hasher
+from raftha.testing import LocalCluster
+
+Record = tuple[bytes, bytes]
+
+WRITERS = 64
+WRITE_TIMEOUT_S = 30.0
+"""How long one record may stay without an answer, retries included, before the demo gives up."""
+FAILOVER_TIMEOUT_S = 60.0
+CATCH_UP_TIMEOUT_S = 120.0
+READ_BATCH_BYTES = 256 * 1024
+READ_BATCH_KEYS = 500
+ROW_BYTES_MAX = MIB
+PROBE_KEY = b"raftha-demo-probe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a demo found; the keys of `digests` are node ids as text, as JSON has them."""
+
+    source: str
+    nodes: int
+    records: int
+    acknowledged: int
+    """Records whose write was answered; `lost` and `wrong` are counted among these."""
+    load_s: float
+    records_per_s: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    """Of the time from a record's first try to its answer, failover included."""
+    killed_node: int
+    new_leader: int
+    term_before: int
+    term_after: int
+    failover_ms: float
+    """From the kill to the first acknowledgement of a write that began after it."""
+    catch_up_s: float
+    """From starting the dead node's process to its having applied everything."""
+    lost: int
+    """Acknowledged records that some node, when read through, does not have."""
+    wrong: int
+    """Acknowledged records that some node, when read through, has with another value."""
+    expected_digest: str
+    """Hash over the acknowledged records, computed by the demo itself."""
+    digests: dict[str, str]
+    """Hash over each node's own copy."""
+    sequence: int
+    """How many commands the cluster had applied when the copies were hashed."""
+    problems: list[str] = field(default_factory=list)
+    """Everything that should not be; empty if all is well."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was lost, wrong or different."""
+        return not self.problems
+
+    @property
+    def digests_equal(self) -> bool:
+        """Whether every node's copy is exactly the acknowledged records."""
+        return set(self.digests.values()) == {self.expected_digest}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {"ok": self.ok, **dataclasses.asdict(self), "digests_equal": self.digests_equal}
+
+
+def run_demo(source: Path | None = None, *, nodes: int = 3, show_progress: bool = False) -> Report:
+    """Run the whole demo; see the module's docstring. InvalidRequest if `source` can't be used."""
+    records = load_records(source) if source else unicode_records()
+    name = source.name if source else f"Unicode {unicodedata.unidata_version} character database"
+    with (
+        Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            disable=not show_progress,
+        ) as progress,
+        LocalCluster(nodes) as cluster,
+    ):
+        return uvloop.run(_Demo(cluster, records, name, progress).run())
+
+
+# ------------------------------------------------------------------------------- the data
+
+
+def unicode_records() -> list[Record]:
+    """The Unicode character database of this Python: a record for every character with a name."""
+    records = []
+    for code in range(sys.maxunicode + 1):
+        character = chr(code)
+        name = unicodedata.name(character, "")
+        if name:
+            value = {
+                "name": name,
+                "category": unicodedata.category(character),
+                "combining": unicodedata.combining(character),
+                "bidirectional": unicodedata.bidirectional(character),
+                "east_asian_width": unicodedata.east_asian_width(character),
+                "mirrored": unicodedata.mirrored(character),
+                "decimal": unicodedata.decimal(character, None),
+                "digit": unicodedata.digit(character, None),
+                "numeric": unicodedata.numeric(character, None),
+                "decomposition": unicodedata.decomposition(character),
+            }
+            records.append((b"U+%04X" % code, json.dumps(value).encode()))
+    return records
+
+
+def load_records(source: Path) -> list[Record]:
+    """The rows of a file as records: the key is the row's number, from 1, the value the row.
+
+    A .txt file's rows are its lines, a .jsonl file's its documents as they stand, a .csv file's
+    become JSON arrays of their cells. InvalidRequest if the file is anything else.
+    """
+    readers = {".txt": _text_rows, ".jsonl": _json_rows, ".csv": _csv_rows}
+    if source.suffix.lower() not in readers:
+        raise InvalidRequest(
+            f"{source} is not a kind of file that the demo reads", hint="known: .csv .jsonl .txt"
+        )
+    try:
+        rows = list(readers[source.suffix.lower()](source))
+    except OSError as error:
+        raise InvalidRequest(f"can't read {source}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{source} is not UTF-8: {error}") from error
+    if not rows:
+        raise InvalidRequest(f"{source} has no rows")
+    width = len(str(len(rows)))
+    for number, row in enumerate(rows, 1):
+        if len(row) > ROW_BYTES_MAX:
+            raise InvalidRequest(f"{source}, row {number}: {len(row)} bytes, limit {ROW_BYTES_MAX}")
+    return [(b"%0*d" % (width, number), row) for number, row in enumerate(rows, 1)]
+
+
+def _text_rows(source: Path) -> Iterator[bytes]:
+    with source.open("rb") as file:
+        for line in file:
+            yield line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _json_rows(source: Path) -> Iterator[bytes]:
+    for number, line in enumerate(_text_rows(source), 1):
+        if line.strip():
+            try:
+                json.loads(line)
+            except ValueError as error:
+                raise InvalidRequest(f"{source}, line {number} is not JSON: {error}") from error
+            yield line
+
+
+def _csv_rows(source: Path) -> Iterator[bytes]:
+    with source.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, strict=True)
+        try:
+            for row in rows:
+                yield json.dumps(row, ensure_ascii=False).encode()
+        except csv.Error as error:
+            raise InvalidRequest(f"{source}, line {rows.line_num}: {error}") from error
+
+
+# ------------------------------------------------------------------------------- the run
+
+
+class _Load:
+    """The writers, what they have achieved so far, and how long each write took."""
+
+    def __init__(self, records: Sequence[Record], progress: Progress) -> None:
+        self.acknowledged: list[Record] = []
+        self.latencies_s: list[float] = []
+        self.problems: list[str] = []
+        self.is_half_done = asyncio.Event()
+        self._half = (len(records) + 1) // 2
+        self._records = iter(records)
+        self._progress = progress
+        self._bar = progress.add_task("loading", total=len(records))
+
+    async def run(self, clients: Sequence[Client]) -> None:
+        """Write all records."""
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(WRITERS):
+                tasks.create_task(self._write(clients[number % len(clients)]))
+        self.is_half_done.set()  # Also if too few were answered.
+
+    async def _write(self, client: Client) -> None:
+        for record in self._records:
+            begun = time.perf_counter()
+            try:
+                await client.once("SET", *record, timeout_s=WRITE_TIMEOUT_S)
+            except RafthaError as error:
+                self.problems.append(f"record {record[0].decode()} was not acknowledged: {error}")
+                return
+            self.latencies_s.append(time.perf_counter() - begun)
+            self.acknowledged.append(record)
+            if len(self.acknowledged) == self._half:
+                self.is_half_done.set()
+            self._progress.advance(self._bar)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Failover:
+    killed: int
+    new_leader: int
+    term_before: int
+    term_after: int
+    failover_ms: float
+
+
+class _Demo:
+    def __init__(
+        self, cluster: LocalCluster, records: list[Record], source: str, progress: Progress
+    ) -> None:
+        self._cluster = cluster
+        self._records = records
+        self._source = source
+        self._progress = progress
+
+    async def run(self) -> Report:
+        addresses = list(self._cluster.addresses.values())
+        # Each begins at another node and goes on to the others when its own is gone.
+        clients = [Client(addresses[i:] + addresses[:i]) for i in range(len(addresses))]
+        load = _Load(self._records, self._progress)
+        begun = time.perf_counter()
+        loading = asyncio.create_task(load.run(clients))
+        try:
+            await load.is_half_done.wait()
+            failover = await self._fail_over()
+            await loading
+            load_s = time.perf_counter() - begun
+        finally:
+            loading.cancel()
+            for client in clients:
+                await client.close()
+        catch_up_s = await self._restart(failover.killed)
+        return await self._check(load, load_s, failover, catch_up_s)
+
+    async def _fail_over(self) -> _Failover:
+        """Kill the leader and time how long nobody could write."""
+        cluster = self._cluster
+        leader = await asyncio.to_thread(cluster.wait_leader)
+        status = await asyncio.to_thread(cluster.status, leader)
+        assert status is not None
+        survivors = [Client([a]) for i, a in cluster.addresses.items() if i != leader]
+        try:
+            for client in survivors:  # Connections and sessions must not count as failover.
+                await client.once("SET", PROBE_KEY, b"")
+            killed_at = time.perf_counter()
+            await asyncio.to_thread(cluster.kill, leader)
+            # The process is gone: what begins now can only be acknowledged by another leader.
+            probes = [
+                asyncio.create_task(
+                    client.once("SET", PROBE_KEY, b"", timeout_s=FAILOVER_TIMEOUT_S)
+                )
+                for client in survivors
+            ]
+            await asyncio.wait(probes, return_when=asyncio.FIRST_COMPLETED)
+            failover_ms = (time.perf_counter() - killed_at) * 1000
+            await asyncio.gather(*probes)
+            await survivors[0].once("DEL", PROBE_KEY)
+        finally:
+            for client in survivors:
+                await client.close()
+        new_leader = await asyncio.to_thread(cluster.wait_leader)
+        new_status = await asyncio.to_thread(cluster.status, new_leader)
+        assert new_status is not None
+        assert new_leader != leader
+        return _Failover(
+            killed=leader,
+            new_leader=new_leader,
+            term_before=status["term"],
+            term_after=new_status["term"],
+            failover_ms=failover_ms,
+        )
+
+    async def _restart(self, node_id: int) -> float:
+        bar = self._progress.add_task("catching up", total=1)
+        begun = time.perf_counter()
+        self._cluster.start_node(node_id)
+        await asyncio.to_thread(self._cluster.wait_caught_up, CATCH_UP_TIMEOUT_S)
+        self._progress.advance(bar)
+        return time.perf_counter() - begun
+
+    async def _check(
+        self, load: _Load, load_s: float, failover: _Failover, catch_up_s: float
+    ) -> Report:
+        addresses = self._cluster.addresses
+        bar = self._progress.add_task("checking", total=len(load.acknowledged) * len(addresses))
+        lost: set[bytes] = set()
+        wrong: set[bytes] = set()
+        for node_id, address in addresses.items():
+            async with Client([address]) as client:
+                for batch in _batches(load.acknowledged):
+                    values = await client.call("MGET", *(key for key, _ in batch))
+                    for (key, value), found in zip(batch, values, strict=True):
+                        if found != value:
+                            (lost if found is None else wrong).add(key)
+                            load.problems.append(_describe_difference(node_id, key, found))
+                    self._progress.advance(bar, len(batch))
+        digests = await asyncio.to_thread(self._cluster.digests)
+        expected = Hasher()
+        for key, value in sorted(load.acknowledged):
+            expected.add(key, value)
+        expected_hex = expected.finish().hex
+        for node_id, digest in digests.items():
+            if digest["hex"] != expected_hex:
+                load.problems.append(
+                    f"node {node_id}'s own copy, of {digest['keys']} keys, is not the"
+                    f" {len(load.acknowledged)} acknowledged records"
+                )
+        latencies = sorted(load.latencies_s)
+        return Report(
+            source=self._source,
+            nodes=len(addresses),
+            records=len(self._records),
+            acknowledged=len(load.acknowledged),
+            load_s=round(load_s, 3),
+            records_per_s=round(len(load.acknowledged) / load_s, 1),
+            p50_ms=_quantile_ms(latencies, 0.50),
+            p99_ms=_quantile_ms(latencies, 0.99),
+            max_ms=_quantile_ms(latencies, 1.0),
+            killed_node=failover.killed,
+            new_leader=failover.new_leader,
+            term_before=failover.term_before,
+            term_after=failover.term_after,
+            failover_ms=round(failover.failover_ms, 1),
+            catch_up_s=round(catch_up_s, 3),
+            lost=len(lost),
+            wrong=len(wrong),
+            expected_digest=expected_hex,
+            digests={str(node_id): digest["hex"] for node_id, digest in digests.items()},
+            sequence=max(digest["sequence"] for digest in digests.values()),
+            problems=load.problems,
+        )
+
+
+def _batches(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """Split into batches whose replies stay small."""
+    start = size = 0
+    for end, (_, value) in enumerate(records):
+        if end - start == READ_BATCH_KEYS or (size and size + len(value) > READ_BATCH_BYTES):
+            yield records[start:end]
+            start, size = end, 0
+        size += len(value)
+    yield records[start:]
+
+
+def _describe_difference(node_id: int, key: bytes, found: bytes | None) -> str:
+    what = "is missing" if found is None else f"has another value, {found[:40]!r}"
+    return f"record {key.decode()}, read through node {node_id}, {what}"
+
+
+def _quantile_ms(ordered: Sequence[float], quantile: float) -> float:
+    if not ordered:
+        return 0.0
+    return round(ordered[min(int(quantile * len(ordered)), len(ordered) - 1)] * 1000, 2)
+
+
+# ------------------------------------------------------------------------------- the table
+
+
+def render(report: Report) -> Table:
+    """The report as a table."""
+    table = Table(title="raftha demo", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    successor = f"node {report.new_leader} in term {report.term_after}"
+    good = "[green]" if report.ok else "[red]"
+    rows = [
+        ("data", f"{report.source}: {report.records:,} records"),
+        ("nodes", f"{report.nodes} processes, {WRITERS} writers"),
+        ("loaded", f"{report.acknowledged:,} acknowledged in {report.load_s:.1f} s"),
+        ("rate", f"{report.records_per_s:,.0f} records/s, the failover included"),
+        (
+            "latency",
+            f"p50 {report.p50_ms:.1f} ms, p99 {report.p99_ms:.1f} ms, max {report.max_ms:.0f} ms",
+        ),
+        ("failover", f"{report.failover_ms:.0f} ms from SIGKILL to an acknowledgement by the next"),
+        ("leader", f"node {report.killed_node} in term {report.term_before}, then {successor}"),
+        ("catch-up", f"{report.catch_up_s:.2f} s from starting node {report.killed_node} again"),
+        ("lost", f"{good}{report.lost}[/] of {report.acknowledged:,}, read through every node"),
+        ("wrong", f"{good}{report.wrong}[/]"),
+        ("expected", f"{report.expected_digest[:32]}… hash of what was acknowledged"),
+    ]
+    for node_id, digest in report.digests.items():
+        is_right = digest == report.expected_digest
+        verdict = "[green]equal[/]" if is_right else "[red]different[/]"
+        rows.append((f"node {node_id}", f"{digest[:32]}… {verdict}, hash of its own copy"))
+    rows.append(("result", "[green]ok[/]" if report.ok else "[red]failed[/]"))
+    for row in rows:
+        table.add_row(*row)
+    return table
