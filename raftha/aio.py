@@ -21,6 +21,7 @@ from raftha.manager import (
     check_consistency,
     deadline_of,
     many_reader,
+    overloaded,
     scan_reader,
     unstarted_status,
 )
@@ -249,9 +250,11 @@ class HaManager:
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         batch = self._batches.pop(loop)
         assert self._runtime is not None
+        error: RafthaError = overloaded()
         try:
-            self._runtime.submit(batch)
-        except RafthaError as error:
-            for operation in batch:
-                if not operation.waiter.done():
-                    operation.waiter.set_exception(error)
+            refused = self._runtime.submit(batch)
+        except RafthaError as ended:
+            error, refused = ended, batch
+        for operation in refused:
+            if not operation.waiter.done():
+                operation.waiter.set_exception(error)

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from raftha.config import HaConfig
-from raftha.errors import InvalidRequest, RequestTimeout, Stopped
+from raftha.errors import InvalidRequest, Overloaded, RequestTimeout, Stopped
 from raftha.node import Node
 from raftha.operations import (
     DigestOperation,
@@ -236,12 +236,18 @@ class HaManager:
         if runtime is None:
             raise Stopped("the node was not started")
         waiter: ThreadWaiter = operation.waiter
-        runtime.submit((operation,))
+        if runtime.submit((operation,)):
+            raise overloaded()
         if not waiter.wait(operation.deadline - time.monotonic() + GRACE_S):
             raise RequestTimeout("the node did not answer by the deadline")
         if isinstance(waiter.result, Exception):
             raise waiter.result
         return waiter.result
+
+
+def overloaded() -> Overloaded:
+    """What a caller gets whose operation found no room."""
+    return Overloaded("too many commands wait on this node", hint="try again a little later")
 
 
 def deadline_of(config: HaConfig, timeout: float | None) -> float:

@@ -41,7 +41,6 @@ from raftha.errors import (
     ConfigError,
     Corrupt,
     Disconnected,
-    Overloaded,
     RafthaError,
     StorageError,
     StorageFailed,
@@ -280,20 +279,35 @@ class Runtime:
 
     # ---------------------------------------------------------------- callers, from any thread
 
-    def submit(self, operations: Sequence[Operation]) -> None:
-        """Hand operations over, in order; Overloaded, Stopped or StorageFailed if that can't be."""
-        size = sum(_size(operation) for operation in operations)
+    def submit(self, operations: Sequence[Operation]) -> Sequence[Operation]:
+        """Hand operations over, in order; return those for which the queue has no room.
+
+        Stopped or StorageFailed if the node has ended.
+        """
         with self._submit_lock:
             if not self._thread.is_alive() or self.node.failure:
                 raise self._ended()
-            queued = self._submitted_bytes + self.node.queued_bytes
-            if size and queued + size > self.config.submit_queue_bytes_max:
-                raise Overloaded(f"{queued} bytes of commands wait already")
-            self._submitted.extend(operations)
-            self._submitted_bytes += size
+            refused = self._queue(operations)
             is_draining, self._is_draining = self._is_draining, True
         if not is_draining:
             self._call(self._drain)
+        return refused
+
+    def _queue(self, operations: Sequence[Operation]) -> Sequence[Operation]:
+        room = self.config.submit_queue_bytes_max - self._submitted_bytes - self.node.queued_bytes
+        size = sum(_size(operation) for operation in operations)
+        refused: list[Operation] = []
+        if size > room:
+            fitting: list[Operation] = []
+            size = 0
+            for operation in operations:
+                is_fitting = size + _size(operation) <= room
+                size += _size(operation) if is_fitting else 0
+                (fitting if is_fitting else refused).append(operation)
+            operations = fitting
+        self._submitted.extend(operations)
+        self._submitted_bytes += size
+        return refused
 
     def _ended(self) -> RafthaError:
         if self.node.failure and self.node.status().role == "failed":

@@ -117,7 +117,8 @@ class Raft:
         self._elapsed_ticks = 0
         self._heartbeat_elapsed_ticks = 0
         self._timeout_ticks = 0
-        self._is_suspecting = False
+        # A node that starts knows of no leader. Asking for pre-votes early does no harm if there is one.
+        self._is_suspecting = True
         self._announced_term = 0
         self._durable = hard_state
         self._taken = hard_state
@@ -396,12 +397,15 @@ class Raft:
         return self.leader is not None and self._elapsed_ticks < self.config.election_ticks
 
     def _set_timeout(self) -> None:
-        base = self.config.election_ticks
-        if self._is_suspecting:
+        base = spread = self.config.election_ticks
+        if not self.peers:
+            base = spread = 1
+        elif self._is_suspecting:
             # The leader is thought dead and a first attempt failed: try again well within the usual
             # time-out, spread widely enough that two candidates don't keep splitting the vote.
             base = max(base // 5, 2)
-        self._timeout_ticks = base + self._random_below(2 * base if self._is_suspecting else base)
+            spread = 2 * base
+        self._timeout_ticks = base + self._random_below(spread)
 
     def _reset(self, term: int) -> None:
         if term != self.term:

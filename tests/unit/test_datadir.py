@@ -1,0 +1,99 @@
+"""The data directory: one process, one owner."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raftha.errors import ConfigError, Corrupt
+from raftha.storage.datadir import DataDirectory
+
+
+def test_the_same_owner_finds_the_same_incarnation(tmp_path: Path) -> None:
+    first = DataDirectory(tmp_path / "d", "cluster", 1)
+    first.close()
+    second = DataDirectory(tmp_path / "d", "cluster", 1)
+    assert second.incarnation == first.incarnation
+    second.close()
+
+
+def test_a_second_user_of_the_directory_is_told_so(tmp_path: Path) -> None:
+    data = DataDirectory(tmp_path, "cluster", 1)
+    with pytest.raises(ConfigError, match="in use by another process"):
+        DataDirectory(tmp_path, "cluster", 1)
+    data.close()
+
+
+def test_the_lock_holds_against_another_process_and_ends_with_it(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib; from raftha.storage.datadir import DataDirectory;"
+        "data = DataDirectory(pathlib.Path(sys.argv[1]), 'cluster', 1);"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(ConfigError, match="in use"):
+            DataDirectory(tmp_path, "cluster", 1)
+        other.kill()
+    DataDirectory(tmp_path, "cluster", 1).close()
+
+
+@pytest.mark.parametrize("owner", [("other", 1), ("cluster", 2)])
+def test_a_directory_of_another_node_or_cluster_is_refused(
+    tmp_path: Path, owner: tuple[str, int]
+) -> None:
+    DataDirectory(tmp_path, "cluster", 1).close()
+    with pytest.raises(ConfigError, match="belongs to node 1 of cluster cluster"):
+        DataDirectory(tmp_path, *owner)
+    DataDirectory(tmp_path, "cluster", 1).close()
+
+
+def test_a_lost_identity_beside_a_log_is_not_made_anew(tmp_path: Path) -> None:
+    DataDirectory(tmp_path, "cluster", 1).close()
+    (tmp_path / "wal").mkdir()
+    (tmp_path / "identity").unlink()
+    with pytest.raises(Corrupt, match="missing"):
+        DataDirectory(tmp_path, "cluster", 1)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"format": 1}'])
+def test_a_damaged_identity_is_corrupt(tmp_path: Path, text: str) -> None:
+    DataDirectory(tmp_path, "cluster", 1).close()
+    (tmp_path / "identity").write_text(text)
+    with pytest.raises(Corrupt):
+        DataDirectory(tmp_path, "cluster", 1)
+
+
+def test_a_later_format_is_left_alone(tmp_path: Path) -> None:
+    DataDirectory(tmp_path, "cluster", 1).close()
+    path = tmp_path / "identity"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(ConfigError, match="format 2"):
+        DataDirectory(tmp_path, "cluster", 1)
+
+
+def test_a_path_that_cant_be_a_directory_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="can't use data_dir"):
+        DataDirectory(tmp_path / "file", "cluster", 1)
+
+
+def test_a_peer_that_comes_back_with_another_incarnation_is_noticed(tmp_path: Path) -> None:
+    data = DataDirectory(tmp_path, "cluster", 1)
+    assert data.check_peer(2, 111)
+    assert data.check_peer(2, 111)
+    assert not data.check_peer(2, 222)
+    data.close()
+    again = DataDirectory(tmp_path, "cluster", 1)
+    assert not again.check_peer(2, 222)
+    assert again.check_peer(2, 111)
+    again.close()

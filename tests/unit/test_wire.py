@@ -1,0 +1,140 @@
+"""The wire format: what goes in comes out, and nothing else gets in."""
+
+from __future__ import annotations
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raftha.core import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    ReadReply,
+    ReadRequest,
+    TimeoutNow,
+    VoteReply,
+    VoteRequest,
+)
+from raftha.entry import LOG_START, EntryKind, make_entry
+from raftha.errors import WireError
+from raftha.wire import (
+    FRAME_BYTES_MAX,
+    HELLO_BYTES_MAX,
+    Forward,
+    ForwardReply,
+    Frame,
+    FrameReader,
+    Hello,
+    Refusal,
+    TransferReply,
+    TransferRequest,
+    decode,
+    encode,
+)
+
+FIRST = make_entry(LOG_START, 3, 1_000, EntryKind.NOOP, b"", 0)
+SECOND = make_entry(FIRST.position, 4, 2_000, EntryKind.BATCH, b"payload", 7)
+
+MESSAGES: list[Frame] = [
+    Hello(1, "c" * 32, 1, 2, 1 << 62, "127.0.0.1:7201"),
+    Refusal("another cluster"),
+    VoteRequest(1, 2, 5, 10, 4, True, False),
+    VoteReply(1, 2, 5, True, False),
+    Append(1, 2, 5, 0, 0, 2, 1, (FIRST, SECOND)),
+    Append(1, 2, 5, 0, 0, 2, 1, ()),
+    AppendReply(1, 2, 5, False, 9, 7, 3),
+    Heartbeat(1, 2, 5, 2, 77),
+    HeartbeatReply(1, 2, 5, 77),
+    ReadRequest(1, 2, 5, 42),
+    ReadReply(1, 2, 5, 42, 17),
+    TimeoutNow(1, 2, 5),
+    Forward(1, 2, b"group"),
+    ForwardReply(1, 2, 1 << 40, 3),
+    TransferRequest(1, 2, 3),
+    TransferReply(1, 2, 3, "it does not answer"),
+]
+
+
+def reader() -> FrameReader:
+    frames = FrameReader()
+    frames.bytes_max = FRAME_BYTES_MAX
+    return frames
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+def test_every_message_survives_the_wire(message: Frame) -> None:
+    assert list(reader().feed(encode(message))) == [message]
+
+
+def test_an_entrys_bytes_travel_unchanged() -> None:
+    frame = encode(Append(1, 2, 5, 0, 0, 2, 1, (FIRST, SECOND)))
+    assert FIRST.data in frame
+    assert SECOND.data in frame
+
+
+@given(st.lists(st.integers(1, 50), max_size=40))
+def test_a_stream_may_arrive_in_any_pieces(sizes: list[int]) -> None:
+    stream = b"".join(encode(message) for message in MESSAGES)
+    frames, seen, offset = reader(), [], 0
+    for size in [*sizes, len(stream)]:
+        seen += list(frames.feed(stream[offset : offset + size]))
+        offset += size
+    assert seen == MESSAGES
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_a_wire_error_or_nothing_yet(data: bytes) -> None:
+    try:
+        for message in reader().feed(data):
+            assert type(message) in {type(m) for m in MESSAGES}
+    except WireError:
+        pass
+
+
+@given(st.data())
+def test_a_message_with_a_byte_changed_never_crashes_the_reader(data: st.DataObject) -> None:
+    frame = bytearray(encode(data.draw(st.sampled_from(MESSAGES))))
+    place = data.draw(st.integers(0, len(frame) - 1))
+    frame[place] = data.draw(st.integers(0, 255))
+    try:
+        list(reader().feed(bytes(frame)))
+    except WireError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (),
+        ("text first",),
+        (99,),
+        (8, 1, 2, 3),
+        (8, 1, 2, 3, 4, 5, 6),
+        (8, 1, 2, 3, 4, "five"),
+        (8, 1, 2, 3, 4, True),
+        (8, 1, 2, 3, 4, -5),
+        (5, 1, 2, 5, 0, 0, 2, 1, ["text"]),
+        (5, 1, 2, 5, 0, 0, 2, 1, [b"short"]),
+        (5, 1, 2, 5, 0, 0, 2, 1, [SECOND.data]),
+        (5, 1, 2, 3, 0, 0, 2, 1, [FIRST.data, SECOND.data]),
+        7,
+        {"a": 1},
+    ],
+)
+def test_what_is_not_a_message_is_refused(values: object) -> None:
+    with pytest.raises(WireError):
+        decode(msgpack.packb(values))
+
+
+def test_nothing_large_is_read_before_hello() -> None:
+    frames = FrameReader()
+    with pytest.raises(WireError, match="over the limit"):
+        list(frames.feed((HELLO_BYTES_MAX + 1).to_bytes(4, "little")))
+
+
+def test_a_frame_over_the_limit_is_refused_before_it_is_read() -> None:
+    with pytest.raises(WireError, match="over the limit"):
+        list(reader().feed(b"\xff\xff\xff\xff"))
