@@ -7,10 +7,11 @@ raise `Disconnected`: they may have happened. A connection that leaves a call un
 deadline takes no new ones; those in flight may still be answered. Either way the next call connects
 to the next address, in rounds with a growing, jittered pause.
 
-`once` makes writes safe to send again. The client holds a session, opened by the cluster; each write
-gets the session's next number and is sent, through one node after the other, until one answers. The
-state machine applies a number once and repeats its reply. `floor`, sent along, is the lowest number
-still unfinished here; replies below it are forgotten by the cluster, and so are late copies.
+`once` makes writes safe to send again. The client holds a session, opened by the cluster; each
+write gets the session's next number and is sent, through one node after the other, until one
+answers. The state machine applies a number once and repeats its reply. `floor`, sent along, is the
+lowest number still unfinished here; replies below it are forgotten by the cluster, and a late copy
+with such a number is not applied.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import hiredis
 
@@ -299,8 +300,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not registered.
         self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:

@@ -22,7 +22,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -148,8 +148,8 @@ class _TurnedAway(asyncio.Protocol):
     """A connection over the limit."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.write(error_line("OVERLOADED max number of clients reached"))
+        writer = cast(asyncio.Transport, transport)  # uvloop's are not registered.
+        writer.write(error_line("OVERLOADED max number of clients reached"))
         transport.close()
 
 

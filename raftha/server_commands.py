@@ -15,7 +15,7 @@ Texts of errors are those of Redis wherever it has the error too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -265,8 +265,7 @@ def _hello(client: Client, request: Arguments) -> bytes:
         b"server": b"raftha", b"version": VERSION.encode(), b"proto": version, b"id": client.id,
         b"mode": b"standalone", b"role": b"master", b"modules": [],
     }  # fmt: skip
-    header = b"%%%d\r\n" % len(fields) if version == 3 else b"*%d\r\n" % (2 * len(fields))
-    return header + b"".join(encode(item) for field in fields.items() for item in field)
+    return _map(client, fields)
 
 
 def _client_setname(client: Client, request: Arguments) -> bytes:
@@ -280,8 +279,16 @@ def _checked_name(name: bytes) -> bytes:
     return name
 
 
-def _empty_map(client: Client, _: Arguments) -> bytes:
-    return b"%0\r\n" if client.null == NULL_3 else b"*0\r\n"
+def _config_get(client: Client, request: Arguments) -> bytes:
+    # These two are what tools ask for, to know how durable the server is; we have no such settings.
+    known = {b"save": b"", b"appendonly": b"yes"}
+    return _map(client, {name: known[name] for name in request[2:] if name in known})
+
+
+def _map(client: Client, fields: Mapping[bytes, Any]) -> bytes:
+    """Encode a map, which RESP2 doesn't have, as a list in turns."""
+    header = b"%%%d\r\n" % len(fields) if client.null == NULL_3 else b"*%d\r\n" % (2 * len(fields))
+    return header + b"".join(encode(item) for field in fields.items() for item in field)
 
 
 # -------------------------------------------------------------------------- the table
@@ -317,7 +324,7 @@ _COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
     "QUIT": (Local(_quit, in_transaction=True), 1, _MANY),
     "HELLO": (Local(_hello), 1, _MANY),
     "COMMAND": (Local(lambda _client, _request: b"*0\r\n"), 1, _MANY),
-    "CONFIG": {b"GET": (Local(_empty_map), 3, _MANY)},
+    "CONFIG": {b"GET": (Local(_config_get), 3, _MANY)},
     "CLIENT": {
         b"SETINFO": (Local(lambda _client, _request: OK), 4, 4),
         b"SETNAME": (Local(_client_setname), 3, 3),

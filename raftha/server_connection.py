@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 from raftha.errors import CommandFailed, Disconnected, InvalidRequest, RafthaError
 from raftha.resp import (
@@ -116,8 +116,7 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ asyncio's calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not registered.
         self._service.clients.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -190,7 +189,11 @@ class Connection(asyncio.Protocol):
         return OK
 
     def _enqueue(self, command: Command, request: Arguments) -> None:
+        """Keep a command for EXEC, or carry out one of the few that are not kept."""
         assert self._queue is not None
+        if isinstance(command, Local) and command.in_transaction:
+            self._answer(command.run(self, request))
+            return
         if not isinstance(command, Write | Read):
             raise ReplyError("ERR Command not allowed inside a transaction")
         call = command.parse(request, self._service.value_bytes_max)
@@ -274,11 +277,6 @@ class Connection(asyncio.Protocol):
 
     def _start(self, command: Command, request: Arguments) -> bool:
         """Give the request its place; False if it has to wait for others first."""
-        if isinstance(command, Local):
-            if self._queue is not None and not command.in_transaction:
-                raise ReplyError("ERR Command not allowed inside a transaction")
-            self._answer(command.run(self, request))
-            return True
         if self._queue is not None and not isinstance(command, Exec):
             self._enqueue(command, request)
             return True
@@ -289,8 +287,11 @@ class Connection(asyncio.Protocol):
             self._run.append((command, keys))
             self._run_keys += len(keys)
             return True
-        is_write = not isinstance(command, Task)
-        if self._run or (self._unfinished and not (is_write and self._is_writing)):
+        if isinstance(command, Local):
+            self._answer(command.run(self, request))
+            return True
+        is_after_writes = self._is_writing and not isinstance(command, Task)
+        if self._run or (self._unfinished and not is_after_writes):
             return False
         if isinstance(command, Write):
             packed = command.pack(request, self._service.value_bytes_max)
