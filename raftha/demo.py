@@ -26,13 +26,14 @@ import json
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import uvloop
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -56,6 +57,18 @@ PROBE_KEY = b"raftha-demo-probe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failover:
+    """The leader's death and what followed."""
+
+    killed_node: int
+    new_leader: int
+    term_before: int
+    term_after: int
+    failover_ms: float
+    """From the kill to the first acknowledgement of a write that began after it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What a demo found; the keys of `digests` are node ids as text, as JSON has them."""
 
@@ -70,12 +83,7 @@ class Report:
     p99_ms: float
     max_ms: float
     """Of the time from a record's first try to its answer, failover included."""
-    killed_node: int
-    new_leader: int
-    term_before: int
-    term_after: int
-    failover_ms: float
-    """From the kill to the first acknowledgement of a write that began after it."""
+    failover: Failover
     catch_up_s: float
     """From starting the dead node's process to its having applied everything."""
     lost: int
@@ -103,7 +111,10 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        return {"ok": self.ok, **dataclasses.asdict(self), "digests_equal": self.digests_equal}
+        fields = dataclasses.asdict(self)
+        problems, failover = fields.pop("problems"), fields.pop("failover")
+        verdict = {"digests_equal": self.digests_equal, "ok": self.ok, "problems": problems}
+        return {**fields, **failover, **verdict}
 
 
 def run_demo(source: Path | None = None, *, nodes: int = 3, show_progress: bool = False) -> Report:
@@ -212,6 +223,7 @@ class _Load:
         self.acknowledged: list[Record] = []
         self.latencies_s: list[float] = []
         self.problems: list[str] = []
+        self.duration_s = 0.0
         self.is_half_done = asyncio.Event()
         self._half = (len(records) + 1) // 2
         self._records = iter(records)
@@ -220,10 +232,14 @@ class _Load:
 
     async def run(self, clients: Sequence[Client]) -> None:
         """Write all records."""
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(WRITERS):
-                tasks.create_task(self._write(clients[number % len(clients)]))
-        self.is_half_done.set()  # Also if too few were answered.
+        begun = time.perf_counter()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(WRITERS):
+                    tasks.create_task(self._write(clients[number % len(clients)]))
+        finally:
+            self.duration_s = time.perf_counter() - begun
+            self.is_half_done.set()  # Whoever waits must go on, also if too few were answered.
 
     async def _write(self, client: Client) -> None:
         for record in self._records:
@@ -240,15 +256,6 @@ class _Load:
             self._progress.advance(self._bar)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Failover:
-    killed: int
-    new_leader: int
-    term_before: int
-    term_after: int
-    failover_ms: float
-
-
 class _Demo:
     def __init__(
         self, cluster: LocalCluster, records: list[Record], source: str, progress: Progress
@@ -259,25 +266,47 @@ class _Demo:
         self._progress = progress
 
     async def run(self) -> Report:
+        load = _Load(self._records, self._progress)
+        failover = await self._load_and_fail_over(load)
+        catch_up_s = await self._restart(failover.killed_node)
+        verdict = await self._check(load.acknowledged)
+        latencies = sorted(load.latencies_s)
+        return Report(
+            source=self._source,
+            nodes=len(self._cluster.node_ids),
+            records=len(self._records),
+            acknowledged=len(load.acknowledged),
+            load_s=round(load.duration_s, 3),
+            records_per_s=round(len(load.acknowledged) / load.duration_s, 1),
+            p50_ms=_quantile_ms(latencies, 0.50),
+            p99_ms=_quantile_ms(latencies, 0.99),
+            max_ms=_quantile_ms(latencies, 1.0),
+            failover=failover,
+            catch_up_s=round(catch_up_s, 3),
+            lost=len(verdict.lost),
+            wrong=len(verdict.wrong),
+            expected_digest=verdict.expected_digest,
+            digests=verdict.digests,
+            sequence=verdict.sequence,
+            problems=load.problems + verdict.problems,
+        )
+
+    async def _load_and_fail_over(self, load: _Load) -> Failover:
         addresses = list(self._cluster.addresses.values())
         # Each begins at another node and goes on to the others when its own is gone.
         clients = [Client(addresses[i:] + addresses[:i]) for i in range(len(addresses))]
-        load = _Load(self._records, self._progress)
-        begun = time.perf_counter()
         loading = asyncio.create_task(load.run(clients))
         try:
             await load.is_half_done.wait()
             failover = await self._fail_over()
             await loading
-            load_s = time.perf_counter() - begun
+            return failover
         finally:
             loading.cancel()
             for client in clients:
                 await client.close()
-        catch_up_s = await self._restart(failover.killed)
-        return await self._check(load, load_s, failover, catch_up_s)
 
-    async def _fail_over(self) -> _Failover:
+    async def _fail_over(self) -> Failover:
         """Kill the leader and time how long nobody could write."""
         cluster = self._cluster
         leader = await asyncio.to_thread(cluster.wait_leader)
@@ -307,12 +336,12 @@ class _Demo:
         new_status = await asyncio.to_thread(cluster.status, new_leader)
         assert new_status is not None
         assert new_leader != leader
-        return _Failover(
-            killed=leader,
+        return Failover(
+            killed_node=leader,
             new_leader=new_leader,
             term_before=status["term"],
             term_after=new_status["term"],
-            failover_ms=failover_ms,
+            failover_ms=round(failover_ms, 1),
         )
 
     async def _restart(self, node_id: int) -> float:
@@ -323,57 +352,56 @@ class _Demo:
         self._progress.advance(bar)
         return time.perf_counter() - begun
 
-    async def _check(
-        self, load: _Load, load_s: float, failover: _Failover, catch_up_s: float
-    ) -> Report:
+    async def _check(self, records: Sequence[Record]) -> _Verdict:
+        """Read every record through every node, and compare every node's own copy."""
         addresses = self._cluster.addresses
-        bar = self._progress.add_task("checking", total=len(load.acknowledged) * len(addresses))
-        lost: set[bytes] = set()
-        wrong: set[bytes] = set()
+        bar = self._progress.add_task("checking", total=len(records) * len(addresses))
+        verdict = _Verdict(expected_digest=digest_of(records))
         for node_id, address in addresses.items():
-            async with Client([address]) as client:
-                for batch in _batches(load.acknowledged):
-                    values = await client.call("MGET", *(key for key, _ in batch))
-                    for (key, value), found in zip(batch, values, strict=True):
-                        if found != value:
-                            (lost if found is None else wrong).add(key)
-                            load.problems.append(_describe_difference(node_id, key, found))
-                    self._progress.advance(bar, len(batch))
-        digests = await asyncio.to_thread(self._cluster.digests)
-        expected = Hasher()
-        for key, value in sorted(load.acknowledged):
-            expected.add(key, value)
-        expected_hex = expected.finish().hex
-        for node_id, digest in digests.items():
-            if digest["hex"] != expected_hex:
-                load.problems.append(
-                    f"node {node_id}'s own copy, of {digest['keys']} keys, is not the"
-                    f" {len(load.acknowledged)} acknowledged records"
+            async for key, found in find_differences(address, records):
+                (verdict.lost if found is None else verdict.wrong).add(key)
+                what = "is missing" if found is None else f"has the value {found[:40]!r}"
+                verdict.problems.append(f"record {key!r}, read through node {node_id}, {what}")
+            self._progress.advance(bar, len(records))
+        for node_id, digest in (await asyncio.to_thread(self._cluster.digests)).items():
+            verdict.digests[str(node_id)] = digest["hex"]
+            verdict.sequence = max(verdict.sequence, digest["sequence"])
+            if digest["hex"] != verdict.expected_digest:
+                verdict.problems.append(
+                    f"node {node_id}'s own copy, {digest['keys']} keys, differs from the"
+                    f" {len(records)} acknowledged records"
                 )
-        latencies = sorted(load.latencies_s)
-        return Report(
-            source=self._source,
-            nodes=len(addresses),
-            records=len(self._records),
-            acknowledged=len(load.acknowledged),
-            load_s=round(load_s, 3),
-            records_per_s=round(len(load.acknowledged) / load_s, 1),
-            p50_ms=_quantile_ms(latencies, 0.50),
-            p99_ms=_quantile_ms(latencies, 0.99),
-            max_ms=_quantile_ms(latencies, 1.0),
-            killed_node=failover.killed,
-            new_leader=failover.new_leader,
-            term_before=failover.term_before,
-            term_after=failover.term_after,
-            failover_ms=round(failover.failover_ms, 1),
-            catch_up_s=round(catch_up_s, 3),
-            lost=len(lost),
-            wrong=len(wrong),
-            expected_digest=expected_hex,
-            digests={str(node_id): digest["hex"] for node_id, digest in digests.items()},
-            sequence=max(digest["sequence"] for digest in digests.values()),
-            problems=load.problems,
-        )
+        return verdict
+
+
+@dataclass(slots=True, kw_only=True)
+class _Verdict:
+    expected_digest: str
+    digests: dict[str, str] = field(default_factory=dict)
+    sequence: int = 0
+    lost: set[bytes] = field(default_factory=set)
+    wrong: set[bytes] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+
+
+def digest_of(records: Sequence[Record]) -> str:
+    """The digest of a node whose contents are these records."""
+    hasher = Hasher()
+    for key, value in sorted(records):
+        hasher.add(key, value)
+    return hasher.finish().hex
+
+
+async def find_differences(
+    address: str, records: Sequence[Record]
+) -> AsyncIterator[tuple[bytes, bytes | None]]:
+    """Read `records` through one node; yield key and value found of those that are not there."""
+    async with Client([address]) as client:
+        for batch in _batches(records):
+            values = await client.call("MGET", *(key for key, _ in batch))
+            for (key, value), found in zip(batch, values, strict=True):
+                if found != value:
+                    yield key, found
 
 
 def _batches(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
@@ -385,11 +413,6 @@ def _batches(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
             start, size = end, 0
         size += len(value)
     yield records[start:]
-
-
-def _describe_difference(node_id: int, key: bytes, found: bytes | None) -> str:
-    what = "is missing" if found is None else f"has another value, {found[:40]!r}"
-    return f"record {key.decode()}, read through node {node_id}, {what}"
 
 
 def _quantile_ms(ordered: Sequence[float], quantile: float) -> float:
@@ -406,29 +429,27 @@ def render(report: Report) -> Table:
     table = Table(title="raftha demo", show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column()
-    successor = f"node {report.new_leader} in term {report.term_after}"
-    good = "[green]" if report.ok else "[red]"
+    failover = report.failover
+    color = "green" if report.ok else "red"
     rows = [
-        ("data", f"{report.source}: {report.records:,} records"),
+        ("data", f"{escape(report.source)}: {report.records:,} records"),
         ("nodes", f"{report.nodes} processes, {WRITERS} writers"),
         ("loaded", f"{report.acknowledged:,} acknowledged in {report.load_s:.1f} s"),
         ("rate", f"{report.records_per_s:,.0f} records/s, the failover included"),
-        (
-            "latency",
-            f"p50 {report.p50_ms:.1f} ms, p99 {report.p99_ms:.1f} ms, max {report.max_ms:.0f} ms",
-        ),
-        ("failover", f"{report.failover_ms:.0f} ms from SIGKILL to an acknowledgement by the next"),
-        ("leader", f"node {report.killed_node} in term {report.term_before}, then {successor}"),
-        ("catch-up", f"{report.catch_up_s:.2f} s from starting node {report.killed_node} again"),
-        ("lost", f"{good}{report.lost}[/] of {report.acknowledged:,}, read through every node"),
-        ("wrong", f"{good}{report.wrong}[/]"),
+        ("latency", f"p50 {report.p50_ms} ms, p99 {report.p99_ms} ms, max {report.max_ms} ms"),
+        ("killed", f"node {failover.killed_node}, leader of term {failover.term_before}, SIGKILL"),
+        ("failover", f"{failover.failover_ms} ms from the kill to the next acknowledgement"),
+        ("leader", f"node {failover.new_leader}, term {failover.term_after}"),
+        ("catch-up", f"{report.catch_up_s} s from starting node {failover.killed_node} again"),
+        ("lost", f"[{color}]{report.lost}[/] of {report.acknowledged:,}, read through every node"),
+        ("wrong", f"[{color}]{report.wrong}[/]"),
         ("expected", f"{report.expected_digest[:32]}… hash of what was acknowledged"),
     ]
     for node_id, digest in report.digests.items():
         is_right = digest == report.expected_digest
-        verdict = "[green]equal[/]" if is_right else "[red]different[/]"
-        rows.append((f"node {node_id}", f"{digest[:32]}… {verdict}, hash of its own copy"))
-    rows.append(("result", "[green]ok[/]" if report.ok else "[red]failed[/]"))
+        comparison = "[green]equal[/]" if is_right else "[red]different[/]"
+        rows.append((f"node {node_id}", f"{digest[:32]}… {comparison}, hash of its own copy"))
+    rows.append(("result", f"[{color}]{'ok' if report.ok else 'failed'}[/]"))
     for row in rows:
         table.add_row(*row)
     return table

@@ -1,0 +1,32 @@
+"""What all tests share: the check that this checkout is whole, and hypothesis's settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_LINK = Path(__file__).parent.parent / "raftha" / "storage"
+
+settings.register_profile("default", deadline=None, max_examples=50)
+settings.register_profile(
+    "ci",
+    deadline=None,
+    max_examples=100,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("thorough", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "default"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Explain a checkout without symbolic links; its import errors wouldn't."""
+    del config
+    if not (_LINK / "__init__.py").is_file():
+        raise pytest.UsageError(
+            f"{_LINK} is not a link to the folder storage. The checkout was made without symbolic"
+            " links: run `git config core.symlinks true` and `git checkout -- raftha/storage`."
+        )
