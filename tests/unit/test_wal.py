@@ -1,0 +1,697 @@
+"""The log: what it keeps, what it refuses, and every place where it can be cut off."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from raftha.entry import LOG_START, Entry, HardState
+from raftha.errors import Compacted, Corrupt, StorageError, StorageFailed, StorageFull
+from raftha.storage.disk import Disk, RealDisk
+from raftha.storage.wal import Wal
+from tests.sim.disk import SimulatedDisk
+from tests.sim.log import LogModel, entries_after, read_all, salts
+
+SEGMENT_BYTES = 16 * 1024
+FOLDER = "n1/wal"
+
+
+class Crashed(Exception):
+    """The power went, before an operation was done."""
+
+
+def opener(disk: Disk, folder: str = FOLDER, seed: int = 1) -> Callable[[], Wal]:
+    salt = salts(seed)
+    return lambda: Wal.open(disk, folder, segment_bytes=SEGMENT_BYTES, salt=lambda: next(salt))
+
+
+@pytest.fixture
+def disk() -> SimulatedDisk:
+    return SimulatedDisk(Random(1))
+
+
+@pytest.fixture
+def open_wal(disk: SimulatedDisk) -> Callable[[], Wal]:
+    return opener(disk)
+
+
+def segment_names(disk: Disk, folder: str = FOLDER) -> list[str]:
+    return sorted(name for name in disk.listdir(folder) if not name.startswith("spare"))
+
+
+def spare_names(disk: Disk, folder: str = FOLDER) -> list[str]:
+    return sorted(name for name in disk.listdir(folder) if name.startswith("spare"))
+
+
+def fill(wal: Wal, count: int, *, term: int = 1, size: int = 1000) -> list[Entry]:
+    """Append entries, one a write."""
+    entries = entries_after(wal.last, term, [size] * count)
+    for entry in entries:
+        wal.append(None, [entry])
+    return entries
+
+
+def test_an_empty_folder_is_an_empty_log(open_wal: Callable[[], Wal]) -> None:
+    wal = open_wal()
+    assert (wal.first_index, wal.last_index) == (1, 0)
+    assert wal.base == wal.last == LOG_START
+    assert wal.hard_state == HardState(0, 0, 0)
+    assert wal.read(1, 1000) == []
+    wal.append(None, [])
+
+
+def test_what_was_appended_is_there_after_close_kill_and_crash(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    entries = entries_after(LOG_START, 3, [0, 1, 7, 8, 9, 3000] * 20)
+    wal.append(HardState(3, 2, 0), entries[:50])
+    wal.append(None, entries[50:])
+    wal.append(HardState(3, 2, 110), [])
+    for end in (wal.close, lambda: None, disk.crash):
+        end()
+        wal = open_wal()
+        assert read_all(wal) == entries
+        assert wal.last == entries[-1].position
+        assert wal.hard_state == HardState(3, 2, 110)
+    assert len(segment_names(disk)) > 3
+
+
+def test_the_real_disk_keeps_a_log_too(tmp_path: Path) -> None:
+    open_wal = opener(RealDisk(), str(tmp_path / "deep" / "wal"))
+    wal = open_wal()
+    entries = fill(wal, 30)
+    wal.compact(15)
+    wal.prepare_spare()
+    wal.close()
+    wal = open_wal()
+    assert 0 < wal.base.index <= 15
+    assert read_all(wal) == entries[wal.base.index :]
+    wal.close()
+
+
+def test_a_later_entry_supersedes_all_from_its_index_on(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    old = fill(wal, 5, size=10)
+    new = entries_after(old[1].position, 2, [20])
+    wal.append(HardState(2, 1, 0), new)
+    assert read_all(wal) == [*old[:2], *new]
+    disk.crash()
+    wal = open_wal()
+    assert read_all(wal) == [*old[:2], *new]
+    assert wal.last == new[-1].position
+
+
+def test_superseding_what_an_earlier_segment_holds_begins_a_new_segment(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    old = fill(wal, 30)
+    assert len(segment_names(disk)) == 3
+    new = entries_after(old[4].position, 2, [20, 20])
+    wal.append(None, new)
+    assert len(segment_names(disk)) == 4
+    assert read_all(wal) == old[:5] + new
+    disk.crash()
+    wal = open_wal()
+    assert read_all(wal) == old[:5] + new
+    wal.append(None, entries_after(LOG_START, 3, [1]))
+    disk.crash()
+    assert read_all(open_wal()) == entries_after(LOG_START, 3, [1])
+
+
+def test_gaps_and_compacted_entries_are_refused(open_wal: Callable[[], Wal]) -> None:
+    wal = open_wal()
+    entries = fill(wal, 30)
+    wal.compact(20)
+    with pytest.raises(AssertionError):
+        wal.append(None, entries_after(entries[-1].position, 1, [1, 1])[1:])
+    with pytest.raises(AssertionError):
+        wal.append(None, entries[:1])
+
+
+def test_an_append_larger_than_a_segment_becomes_several_writes(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    entries = entries_after(LOG_START, 1, [5000] * 20)
+    wal.append(HardState(1, 1, 0), entries)
+    disk.crash()
+    wal = open_wal()
+    assert read_all(wal) == entries
+    assert wal.hard_state == HardState(1, 1, 0)
+
+
+def test_the_largest_entry_fits_and_a_larger_one_is_refused(open_wal: Callable[[], Wal]) -> None:
+    wal = open_wal()
+    largest = wal.entry_bytes_max - 56
+    wal.append(HardState(1, 1, 0), entries_after(LOG_START, 1, [largest]))
+    with pytest.raises(AssertionError, match="fit"):
+        wal.append(None, entries_after(wal.last, 1, [largest + 100]))
+    assert len(wal.read(1, 1)) == 1
+
+
+def test_read_returns_about_as_much_as_asked_and_at_least_one(
+    open_wal: Callable[[], Wal],
+) -> None:
+    wal = open_wal()
+    entries = fill(wal, 9)
+    assert wal.read(4, 0) == wal.read(4, 1) == wal.read(4, 1500) == entries[3:4]
+    assert wal.read(4, 2500) == entries[3:5]
+    assert wal.read(4, 1 << 30) == entries[3:]
+    assert wal.read(10, 1000) == []
+
+
+def test_compact_frees_whole_segments_and_keeps_two_as_spares(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    entries = fill(wal, 60)
+    size = wal.size_bytes
+    wal.compact(50)
+    assert 30 < wal.base.index <= 50
+    assert wal.base == entries[wal.base.index - 1].position
+    assert read_all(wal) == entries[wal.base.index :]
+    assert wal.size_bytes < size
+    assert len(spare_names(disk)) == 2
+    with pytest.raises(Compacted) as caught:
+        wal.read(wal.base.index, 1000)
+    assert caught.value.first_index == wal.first_index
+    base = wal.base
+    for _ in range(2):
+        disk.crash()
+        wal = open_wal()
+        assert wal.base == base
+        wal.compact(base.index)
+        assert read_all(wal) == entries[base.index :]
+
+
+def test_compact_never_frees_the_current_segment(open_wal: Callable[[], Wal]) -> None:
+    wal = open_wal()
+    fill(wal, 5)
+    wal.compact(5)
+    assert wal.base == LOG_START
+
+
+def test_compact_keeps_what_a_superseded_tail_hides(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    """Segment 1 holds entries 1.., segment 3 begins again at 6: base(2) says nothing about it."""
+    wal = open_wal()
+    old = fill(wal, 20)
+    new = entries_after(old[4].position, 2, [1000] * 4)
+    wal.append(None, new)
+    wal.compact(4)
+    assert wal.base == LOG_START
+    wal.compact(5)
+    assert wal.base == old[4].position
+    assert read_all(wal) == new
+    disk.crash()
+    assert read_all(open_wal()) == new
+
+
+def test_a_compaction_cut_short_between_branches_is_finished_by_recovery(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    """Only segment 1 is gone: segment 2 begins after entry 13 of a branch that 3 supersedes."""
+    wal = open_wal()
+    old = fill(wal, 20)
+    new = entries_after(old[4].position, 2, [1000] * 4)
+    wal.append(None, new)
+    disk.unlink(f"{FOLDER}/{1:016x}.seg")
+    wal = open_wal()
+    assert wal.base == old[4].position
+    assert read_all(wal) == new
+    wal.compact(5)
+    assert read_all(wal) == new
+    assert segment_names(disk) == [f"{3:016x}.seg"]
+
+
+def test_spares_are_used_and_those_of_another_size_removed(disk: SimulatedDisk) -> None:
+    wal = opener(disk)()
+    wal.prepare_spare()
+    wal.prepare_spare()
+    assert spare_names(disk) == ["spare-2.seg"]
+    fill(wal, 12)
+    assert spare_names(disk) == []
+    wal.prepare_spare()
+    wal.close()
+    salt = salts(2)
+    disk.open(f"{FOLDER}/spare-9.tmp", create=True)
+    wal = Wal.open(disk, FOLDER, segment_bytes=2 * SEGMENT_BYTES, salt=lambda: next(salt))
+    assert spare_names(disk) == []
+    fill(wal, 60)
+    wal.compact(50)
+    assert len(spare_names(disk)) == 1
+    assert wal.last_index == 72
+
+
+def test_records_of_a_files_earlier_life_stay_dead(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    """Segments recycled again and again, each with the same layout of records as before."""
+    wal = open_wal()
+    for _ in range(20):
+        fill(wal, 9)
+        wal.compact(wal.last_index)
+        last = wal.last
+        disk.crash()
+        wal = open_wal()
+        assert wal.last == last
+
+
+def test_torn_writes_do_not_join(disk: SimulatedDisk, open_wal: Callable[[], Wal]) -> None:
+    """Two appends of the same layout at the same place, both torn: no mixture is ever whole."""
+    wal = open_wal()
+    base = fill(wal, 1)
+    for term in range(2, 60):
+        entries = entries_after(base[0].position, term, [600, 600, 600])
+
+        def fail(operation: str, _path: str) -> None:
+            if operation == "fdatasync":
+                raise Crashed
+
+        disk.fault = fail
+        with pytest.raises(Crashed):
+            wal.append(None, entries)
+        disk.fault = None
+        disk.crash()
+        wal = open_wal()
+        assert read_all(wal) in (base, base + entries)
+        if wal.last_index > 1:
+            wal.append(None, entries_after(LOG_START, 1, [1000]))
+
+
+# Damage.
+
+
+def damaged_reads(disk: SimulatedDisk, open_wal: Callable[[], Wal], entries: list[Entry]) -> bool:
+    """Whether the log says that it is damaged; if it doesn't, it must be what was appended."""
+    before = {name: disk.contents(f"{FOLDER}/{name}") for name in disk.listdir(FOLDER)}
+    try:
+        wal = open_wal()
+    except Corrupt:
+        after = {name: disk.contents(f"{FOLDER}/{name}") for name in disk.listdir(FOLDER)}
+        assert before == after, "a damaged log is left as it is"
+        return True
+    assert read_all(wal) == entries
+    assert wal.hard_state == HardState(1, 2, 3)
+    return False
+
+
+def small_log(open_wal: Callable[[], Wal]) -> tuple[Wal, list[Entry]]:
+    wal = open_wal()
+    wal.append(HardState(1, 2, 3), [])
+    entries = fill(wal, 4, size=30)
+    entries += fill(wal, 1, size=wal.entry_bytes_max - 100)
+    return wal, entries + fill(wal, 3, size=30)
+
+
+@pytest.mark.parametrize("every", [61, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_flipped_bit_of_acknowledged_data_is_noticed(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal], every: int
+) -> None:
+    wal, entries = small_log(open_wal)
+    wal.close()
+    first, second, third = (f"{FOLDER}/{name}" for name in segment_names(disk))
+    ends = {first: 4096 + 40 + 80 + 4 * (40 + 16 + 88), second: 4096 + 200, third: 4096 + 3 * 144}
+    bits = [
+        (path, offset, bit)
+        for path, end in ends.items()
+        for offset in [*range(300), *range(4000, end)]
+        for bit in range(8)
+    ]
+    unnoticed = 0
+    for path, offset, bit in bits[::every]:
+        disk.flip(path, offset, bit)
+        unnoticed += not damaged_reads(disk, open_wal, entries)
+        disk.flip(path, offset, bit)
+    padding_bits = 8 * 8 * 2  # Payloads of 30 bytes end 2 bytes before a multiple of 8.
+    assert unnoticed <= padding_bits / every + 1
+
+
+def test_damage_to_the_last_write_is_noticed_after_a_close(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal, entries = small_log(open_wal)
+    end = 4096 + wal.size_bytes
+    wal.close()
+    path = f"{FOLDER}/{segment_names(disk)[-1]}"
+    end = disk.contents(path).rindex(b"8/1/")
+    disk.flip(path, end, 0)
+    assert damaged_reads(disk, open_wal, entries)
+
+
+def test_damage_to_the_last_write_without_a_close_is_a_torn_tail(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    """Nothing on the disk can tell them apart. Raft's majority has the entry elsewhere."""
+    _, entries = small_log(open_wal)
+    path = f"{FOLDER}/{segment_names(disk)[-1]}"
+    disk.flip(path, disk.contents(path).rindex(b"8/1/"), 0)
+    assert read_all(open_wal()) == entries[:-1]
+
+
+def test_a_segments_first_write_is_never_torn(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    fill(wal, 2, size=wal.entry_bytes_max - 100)
+    assert len(segment_names(disk)) == 2
+    disk.flip(f"{FOLDER}/{2:016x}.seg", 4096 + 200, 5)
+    with pytest.raises(Corrupt, match="durable up to") as caught:
+        open_wal()
+    assert caught.value.offset == 4096
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_every_truncated_file_is_noticed(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal], which: int
+) -> None:
+    _, entries = small_log(open_wal)
+    path = f"{FOLDER}/{segment_names(disk)[which]}"
+    whole = disk.contents(path)
+    for size in [*range(0, SEGMENT_BYTES, 509), 4095, 4096, 4097, SEGMENT_BYTES - 1]:
+        disk.damage(path, whole[:size])
+        assert damaged_reads(disk, open_wal, entries)
+    disk.damage(path, whole + b"x")
+    assert damaged_reads(disk, open_wal, entries)
+
+
+def test_zeroed_out_acknowledged_sectors_are_noticed(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    entries = fill(wal, 6)
+    wal.append(HardState(1, 2, 3), [])
+    path = f"{FOLDER}/{1:016x}.seg"
+    whole = disk.contents(path)
+    for start in range(4096, 4096 + 6 * 1000, 512):
+        disk.damage(path, whole[:start] + bytes(512) + whole[start + 512 :])
+        assert damaged_reads(disk, open_wal, entries)
+
+
+def test_a_missing_segment_in_the_middle_is_noticed(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    fill(wal, 40)
+    disk.unlink(f"{FOLDER}/{2:016x}.seg")
+    with pytest.raises(Corrupt, match="missing"):
+        open_wal()
+
+
+def test_segments_in_each_others_place_are_noticed(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    fill(wal, 40)
+    second, third = (disk.contents(f"{FOLDER}/{i:016x}.seg") for i in (2, 3))
+    disk.damage(f"{FOLDER}/{2:016x}.seg", third)
+    disk.damage(f"{FOLDER}/{3:016x}.seg", second)
+    with pytest.raises(Corrupt, match="the file is segment 3"):
+        open_wal()
+
+
+def test_a_segment_of_another_log_is_noticed(disk: SimulatedDisk) -> None:
+    fill(opener(disk, "a", 1)(), 40)
+    fill(opener(disk, "b", 2)(), 40)
+    disk.damage(f"a/{2:016x}.seg", disk.contents(f"b/{2:016x}.seg"))
+    with pytest.raises(Corrupt, match="doesn't follow"):
+        opener(disk, "a", 3)()
+
+
+def test_an_entry_of_another_log_is_noticed(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    """A checksum can't say so, the chain of hashes does."""
+    wal = open_wal()
+    fill(wal, 2)
+    wal.append(None, entries_after(entries_after(LOG_START, 7, [1, 1])[1].position, 7, [5]))
+    with pytest.raises(Corrupt, match="another log"):
+        open_wal()
+
+
+def test_damage_under_a_running_log_is_noticed_by_read(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    fill(wal, 5)
+    path = f"{FOLDER}/{1:016x}.seg"
+    disk.flip(path, disk.contents(path).index(b"3/1/"), 0)
+    assert len(wal.read(1, 1)) == 1
+    with pytest.raises(Corrupt, match="checksum"):
+        wal.read(3, 1)
+
+
+def test_a_log_of_another_format_is_no_damage(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftha.storage.segment.VERSION", 2)
+    open_wal()
+    monkeypatch.undo()
+    with pytest.raises(StorageError, match="format") as caught:
+        open_wal()
+    assert not isinstance(caught.value, Corrupt)
+
+
+# Failures.
+
+
+def fail_at(disk: SimulatedDisk, count: int, error: Exception) -> None:
+    """Raise `error` in place of the disk operation after `count` more, once."""
+    left = count
+
+    def fault(_operation: str, _path: str) -> None:
+        nonlocal left
+        left -= 1
+        if left == -1:
+            raise error
+
+    disk.fault = fault
+
+
+def test_a_failed_sync_is_final(disk: SimulatedDisk, open_wal: Callable[[], Wal]) -> None:
+    wal = open_wal()
+    entries = fill(wal, 3)
+    fail_at(disk, 1, OSError(errno.EIO, "failed"))
+    with pytest.raises(StorageFailed, match="failed"):
+        fill(wal, 1)
+    calls: list[Callable[[], object]] = [
+        lambda: wal.append(None, entries_after(wal.last, 1, [1])),
+        lambda: wal.read(1, 1),
+        lambda: wal.compact(1),
+        wal.prepare_spare,
+    ]
+    for call in calls:
+        with pytest.raises(StorageFailed, match="failed"):
+            call()
+    assert wal.last_index == 3
+    wal.close()
+    wal.close()
+    disk.crash()
+    assert read_all(open_wal())[:3] == entries
+
+
+def test_what_is_recovered_after_a_failed_sync_is_durable(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    """The page cache shows the write, the disk hasn't got it, and a second sync would not help."""
+    wal = open_wal()
+    fail_at(disk, 1, OSError(errno.EIO, "failed"))
+    with pytest.raises(StorageFailed):
+        fill(wal, 1)
+    assert open_wal().last_index == 1
+    disk.crash()
+    assert open_wal().last_index == 1
+
+
+def test_a_full_disk_refuses_and_goes_on_when_there_is_space(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    disk.capacity_bytes = 2 * SEGMENT_BYTES - 1
+    with pytest.raises(StorageFull):
+        fill(wal, 20)
+    held = wal.last_index
+    assert 0 < held < 20
+    with pytest.raises(StorageFull):
+        fill(wal, 20)
+    with pytest.raises(StorageFull):
+        wal.prepare_spare()
+    assert spare_names(disk) == []
+    disk.capacity_bytes = None
+    entries = read_all(wal) + fill(wal, 20)
+    disk.crash()
+    assert read_all(open_wal()) == entries
+
+
+def test_opening_on_a_full_disk_says_so(disk: SimulatedDisk, open_wal: Callable[[], Wal]) -> None:
+    disk.capacity_bytes = 1000
+    with pytest.raises(StorageFull):
+        open_wal()
+    disk.capacity_bytes = None
+    assert open_wal().last_index == 0
+
+
+def test_a_disk_that_refuses_to_be_read_fails_the_opening(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    fill(open_wal(), 3)
+    fail_at(disk, 5, OSError(errno.EIO, "failed"))
+    with pytest.raises(StorageFailed):
+        open_wal()
+    disk.fault = None
+    assert open_wal().last_index == 3
+
+
+def test_a_closed_log_refuses(open_wal: Callable[[], Wal]) -> None:
+    wal = open_wal()
+    fill(wal, 1)
+    wal.close()
+    wal.close()
+    with pytest.raises(StorageFailed, match="closed"):
+        wal.append(None, entries_after(wal.last, 1, [1]))
+    with pytest.raises(StorageFailed, match="closed"):
+        wal.read(1, 1)
+
+
+def test_closing_a_segment_that_is_full_needs_no_new_one(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    fill(wal, 1, size=wal.entry_bytes_max - 56)
+    wal.append(HardState(1, 1, 1), [])
+    names = disk.listdir(FOLDER)
+    wal.close()
+    assert disk.listdir(FOLDER) == names
+
+
+@pytest.mark.slow
+def test_readers_go_on_while_segments_come_and_go(tmp_path: Path) -> None:
+    wal = opener(RealDisk(), str(tmp_path))()
+    is_done = threading.Event()
+    problems: list[Exception] = []
+    count = 0
+
+    def read() -> None:
+        nonlocal count
+        try:
+            while not is_done.is_set():
+                lo = wal.first_index
+                try:
+                    entries = wal.read(lo, 20_000)
+                except Compacted:
+                    continue
+                count += len(entries)
+                assert [entry.index for entry in entries] == list(range(lo, lo + len(entries)))
+        except (StorageError, OSError, AssertionError) as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        fill(wal, 10, size=1200)
+        wal.compact(wal.last_index - 5)
+    is_done.set()
+    for thread in threads:
+        thread.join()
+    wal.close()
+    assert not problems
+    assert count > 0
+
+
+# Cut off at every single disk operation.
+
+
+def workload(wal: Wal, model: LogModel, rng: Random) -> None:
+    """Appends small and large, superseding and not, rolls, compactions, spares."""
+    for step in range(24):
+        if step % 6 == 3:
+            first = rng.randint(max(wal.base.index, len(model.entries) - 8), len(model.entries))
+            first = max(first, model.compacted)
+        else:
+            first = len(model.entries)
+        sizes = [rng.choice((0, 50, 700, 2500)) for _ in range(rng.randint(0, 4))]
+        if step == 10:
+            sizes = [2500] * 9
+        entries = entries_after(model.position(first), step + 1, sizes)
+        hard_state = HardState(step + 1, rng.randint(0, 3), 0) if step % 3 == 0 else None
+        model.append(wal, hard_state, entries)
+        if step % 8 == 7:
+            model.compact(wal, max(model.compacted, len(model.entries) - 3))
+        if step % 9 == 2:
+            wal.prepare_spare()
+    wal.close()
+
+
+def run_cut_off(seed: int, cut: int, error: Exception, *, power: bool) -> bool:
+    """Run the workload, cut off at operation `cut`; whether it was reached.
+
+    Recovery is cut off as well, at a random operation, before it is let through. What it has found
+    must then survive a power cut, since Raft will count on it at once.
+    """
+    rng = Random(seed)
+    disk = SimulatedDisk(Random(f"{seed} {cut}"))
+    open_wal = opener(disk, seed=seed)
+    model = LogModel()
+    wal = open_wal()
+    fail_at(disk, cut, error)
+    try:
+        workload(wal, model, rng)
+    except (Crashed, StorageError):
+        is_reached = True
+    else:
+        is_reached = False
+    if power:
+        disk.crash()
+    fail_at(disk, Random(cut).randint(0, 20), Crashed())
+    try:
+        wal = open_wal()
+    except Crashed:
+        if power:
+            disk.crash()
+        disk.fault = None
+        wal = open_wal()
+    disk.fault = None
+    model.check(wal)
+    disk.crash()
+    wal = open_wal()
+    model.check(wal)
+    model.append(wal, HardState(99, 1, 1), entries_after(wal.last, 99, [10, 3000, 10]))
+    disk.crash()
+    model.check(open_wal())
+    return is_reached
+
+
+ENDS: dict[str, tuple[Exception, bool]] = {
+    "power cut": (Crashed(), True),
+    "killed": (Crashed(), False),
+    "I/O error": (OSError(errno.EIO, "failed"), False),
+    "I/O error, then power cut": (OSError(errno.EIO, "failed"), True),
+    "disk full": (OSError(errno.ENOSPC, "full"), False),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize(
+    "seeds", [range(1), pytest.param(range(1, 13), marks=pytest.mark.slow)], ids=["one", "many"]
+)
+def test_nothing_acknowledged_is_lost_wherever_it_is_cut_off(
+    seeds: range, part: int, end: str
+) -> None:
+    error, power = ENDS[end]
+    for seed in seeds:
+        cut = part
+        while run_cut_off(seed, cut, error, power=power):
+            cut += 4
+        assert cut > 80
