@@ -30,30 +30,31 @@ SORT_PIECE = 4096
 class WriteBuffer:
     """Newest values by key, None for deleted ones; `values` is written to directly when hot."""
 
-    __slots__ = ("_order", "is_scanned", "values")
+    __slots__ = ("_order", "is_kept_sorted", "is_scanned", "values")
 
-    def __init__(self, *, is_scanned: bool = False) -> None:
+    def __init__(self, *, is_kept_sorted: bool = False) -> None:
         self.values: dict[bytes, bytes | None] = {}
         self._order: SortedList[bytes] = SortedList()
-        self.is_scanned = is_scanned
+        self.is_scanned = False
+        self.is_kept_sorted = is_kept_sorted
 
     def iterate(self, start: bytes | None, end: bytes | None, *, reverse: bool) -> Iterator[Pair]:
         """Yield what is in [start, end), None meaning unbounded, deleted keys as (key, None)."""
         self.sort()
+        self.is_scanned = self.is_kept_sorted = True
         values = self.values
         for key in self._order.irange(start, end, inclusive=(True, False), reverse=reverse):
             yield key, values[key]
 
     def sort(self) -> None:
         """Bring the ordered view up to date."""
-        self.is_scanned = True
         missing = len(self.values) - len(self._order)
         if missing:
             self._order.update(list(islice(reversed(self.values), missing)))
 
     def keep_sorted(self) -> None:
-        """Sort early, if this buffer gets scanned, so that no scan has to sort very many keys."""
-        if self.is_scanned and len(self.values) - len(self._order) > SORT_PIECE:
+        """Sort early if this buffer or the last one was scanned: so no scan sorts for long."""
+        if self.is_kept_sorted and len(self.values) - len(self._order) > SORT_PIECE:
             self.sort()
 
 

@@ -38,6 +38,9 @@ MAP_BYTES_MIN = 256 * MIB
 SCAN_CHUNK_BYTES = MIB
 """A chunk of a scan ends once it holds this much; so the gate is never held for long."""
 
+FULL_BYTES = MIB
+"""A disk with less free space than this is full."""
+
 _META_KEY = b"checkpoint"
 _LENGTH = struct.Struct("<I")
 _DIGEST_PART_BYTES = 64 * 1024
@@ -298,10 +301,16 @@ class CheckpointStore:
             yield
         except (lmdb.Error, OSError) as error:
             code = error.code if isinstance(error, lmdb.Error) else error.errno
-            if code in (errno.ENOSPC, errno.EDQUOT):
+            if code in (errno.ENOSPC, errno.EDQUOT) or (code == errno.EIO and self._is_full()):
                 raise StorageFull(f"{self._path}: no space for a checkpoint") from error
             self._failure = f"{self._path}: can't write: {error}"
             raise StorageFailed(self._failure) from error
+
+    def _is_full(self) -> bool:
+        # LMDB says EIO of a write that came out short, and mostly that means a full disk. To try
+        # again is safe in either case: the next transaction writes all its pages anew.
+        disk = os.statvfs(self._folder)
+        return disk.f_bavail * disk.f_frsize < FULL_BYTES
 
 
 def _seek_first(cursor: lmdb.Cursor[bytes], start: bytes | None) -> bool:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgpack
@@ -157,7 +158,7 @@ class State:
         """
         pairs = self._iterate_store(start, end, reverse=reverse)
         for layer in (self._frozen, self._buffer):
-            if layer is not None and layer.values:
+            if layer is not None:
                 above = layer.iterate(start, end, reverse=reverse)
                 pairs = overlay(above, pairs, reverse=reverse)
         return pairs
@@ -183,7 +184,7 @@ class State:
         assert self._frozen is None, "one checkpoint at a time"
         assert not self._is_applying, "a fault while applying is final"
         self._frozen = self._buffer
-        self._buffer = WriteBuffer(is_scanned=self._frozen.is_scanned)
+        self._buffer = WriteBuffer(is_kept_sorted=self._frozen.is_scanned)
         self._buffer_bytes = 0
         self._census = None
         return Frozen(SortedItems(self._frozen), self._dump(), self.applied)
@@ -309,7 +310,5 @@ class State:
 
 
 def _tail(values: dict[bytes, bytes | None], seen: int) -> Iterator[bytes]:
-    """Yield the keys that were inserted after the first `seen`, newest first."""
-    keys = reversed(values)
-    for _ in range(len(values) - seen):
-        yield next(keys)
+    """Return the keys that were inserted after the first `seen`, newest first."""
+    return islice(reversed(values), len(values) - seen)

@@ -1,0 +1,96 @@
+"""A store in memory, for the simulator: what LMDB does, without a disk.
+
+It passes the same contract tests as the real one. A write is whole or not at all, and durable when
+it returns, so a crash finds the last completed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+from sortedcontainers import SortedDict
+
+from raftha.errors import Corrupt, StorageError
+from raftha.storage.checkpoint import SCAN_CHUNK_BYTES, Hasher, StoreCensus, StoreDigest
+
+
+class DictStore:
+    """A `Store`. The next write raises `fail_next` if that is set, and changes nothing."""
+
+    def __init__(self) -> None:
+        self.fail_next: StorageError | None = None
+        self._values: SortedDict[bytes, bytes] = SortedDict()
+        self._meta: bytes | None = None
+        self._version = 0
+        self._is_open = True
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of `key`, None if it isn't there."""
+        assert self._is_open
+        return self._values.get(key)
+
+    def scan(
+        self, start: bytes | None, end: bytes | None, *, limit: int, reverse: bool
+    ) -> list[tuple[bytes, bytes]]:
+        """Return pairs with keys in [start, end), in order."""
+        assert self._is_open
+        pairs: list[tuple[bytes, bytes]] = []
+        size = 0
+        keys = self._values.irange(start, end, inclusive=(True, False), reverse=reverse)
+        for key in islice(keys, limit):
+            pairs.append((key, self._values[key]))
+            size += len(key) + len(self._values[key])
+            if size >= SCAN_CHUNK_BYTES:
+                break
+        return pairs
+
+    def census(self, keys: Sequence[bytes]) -> StoreCensus:
+        """Count all keys, and how many of `keys` are there."""
+        assert self._is_open
+        present = sum(key in self._values for key in keys)
+        return StoreCensus(self._version, len(self._values), present)
+
+    def meta(self) -> bytes | None:
+        """Return the meta of the last checkpoint, None if there was none yet."""
+        assert self._is_open
+        return self._meta
+
+    def write(self, items: Iterable[tuple[bytes, bytes | None]], meta: bytes) -> None:
+        """Write a checkpoint, all or nothing."""
+        assert self._is_open
+        assert not isinstance(items, Iterator), "items may be gone through more than once"
+        staged = list(items)
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        for key, value in staged:
+            if value is None:
+                self._values.pop(key, None)
+            else:
+                self._values[key] = value
+        self._meta = meta
+        self._version += 1
+
+    def digest(self) -> StoreDigest:
+        """Hash the whole contents as of the last checkpoint."""
+        assert self._is_open
+        hasher = Hasher()
+        for key, value in self._values.items():
+            hasher.add(key, value)
+        return hasher.finish()
+
+    def corrupt(self, detail: str) -> Corrupt:
+        """Make the error that says what is wrong with this store."""
+        return Corrupt("memory", 0, detail)
+
+    def close(self) -> None:
+        """Make this object unusable."""
+        self._is_open = False
+
+    def crash(self) -> DictStore:
+        """Return the store as a restart finds it; this object can't be used any more."""
+        self.close()
+        found = DictStore()
+        found._values, found._meta, found._version = self._values, self._meta, self._version
+        return found

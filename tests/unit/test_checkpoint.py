@@ -1,0 +1,307 @@
+"""Stores: the contract that LMDB and the simulator's store both keep, and what is LMDB's alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from raftha.errors import Corrupt, StorageFailed
+from raftha.storage.checkpoint import SCAN_CHUNK_BYTES, CheckpointStore, Hasher, Store, StoreDigest
+from tests.sim.store import DictStore
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+@pytest.fixture(params=["lmdb", "dict"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    made: Store = CheckpointStore(tmp_path / "state") if request.param == "lmdb" else DictStore()
+    yield made
+    made.close()
+
+
+def reopened(store: Store, tmp_path: Path) -> Store:
+    store.close()
+    return store.crash() if isinstance(store, DictStore) else CheckpointStore(tmp_path / "state")
+
+
+# --- The contract ---------------------------------------------------------------------------------
+
+
+def test_a_new_store_is_empty(store: Store) -> None:
+    assert store.meta() is None
+    assert store.get(b"k") is None
+    assert store.scan(None, None, limit=10, reverse=False) == []
+    assert store.census([b"k"])[1:] == (0, 0)
+    assert store.digest() == Hasher().finish()
+
+
+def test_a_write_is_there_after_a_restart(store: Store, tmp_path: Path) -> None:
+    store.write([(b"a", b"1"), (b"b", b""), (b"c", b"3")], b"first")
+    store.write([(b"a", None), (b"b", b"22"), (b"missing", None)], b"second")
+    again = reopened(store, tmp_path)
+    assert again.meta() == b"second"
+    assert again.scan(None, None, limit=10, reverse=False) == [(b"b", b"22"), (b"c", b"3")]
+    assert (again.get(b"a"), again.get(b"b")) == (None, b"22")
+    again.close()
+
+
+def test_a_write_that_fails_half_way_changes_nothing(store: Store, tmp_path: Path) -> None:
+    store.write([(b"a", b"1")], b"first")
+
+    class Failing:
+        def __iter__(self) -> Iterator[tuple[bytes, bytes | None]]:
+            yield (b"a", b"2")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.write(Failing(), b"second")
+    again = reopened(store, tmp_path)
+    assert (again.meta(), again.get(b"a")) == (b"first", b"1")
+    again.close()
+
+
+LONG = b"b" * 511
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (None, None),
+        (b"", None),
+        (b"b", None),
+        (b"b", b"c"),
+        (b"a\0", LONG),
+        (LONG, None),
+        (LONG + b"b", None),
+        (None, LONG + b"b"),
+        (LONG + b"\0", LONG + b"b"),
+        (b"c", b"b"),
+        (None, b""),
+        (b"zz", None),
+        (None, b"\0"),
+        (b"\xff" * 600, None),
+        (None, b"\xff" * 600),
+    ],
+)
+def test_a_scan_covers_exactly_its_range(
+    start: bytes | None, end: bytes | None, reverse: bool, store: Store
+) -> None:
+    keys = [b"\0", b"a", b"a\0", b"b", b"ba", LONG, b"c", b"\xff" * 511]
+    store.write([(key, key[:3]) for key in keys], b"")
+    wanted = [
+        (key, key[:3])
+        for key in keys
+        if (start is None or key >= start) and (end is None or key < end)
+    ]
+    wanted = wanted[::-1] if reverse else wanted
+    assert store.scan(start, end, limit=100, reverse=reverse) == wanted
+    assert store.scan(start, end, limit=2, reverse=reverse) == wanted[:2]
+
+
+def test_a_scan_of_large_values_ends_early_but_never_empty(store: Store) -> None:
+    value = bytes(SCAN_CHUNK_BYTES)
+    store.write([(b"%d" % n, value) for n in range(3)], b"")
+    assert store.scan(None, None, limit=3, reverse=False) == [(b"0", value)]
+    assert store.scan(b"0\0", None, limit=3, reverse=False) == [(b"1", value)]
+
+
+def test_a_census_counts_all_keys_and_those_asked_for(store: Store) -> None:
+    store.write([(b"a", b"1"), (b"b", b"2")], b"first")
+    before = store.census([b"a", b"x"])
+    assert before[1:] == (2, 1)
+    assert store.census([]).version == before.version
+    store.write([(b"c", b"3")], b"second")
+    assert store.census([]).version != before.version
+
+
+def test_a_digest_depends_on_keys_values_and_where_they_part(store: Store) -> None:
+    digests = set()
+    for items in ([(b"ab", b"c")], [(b"ab", None), (b"a", b"bc")], [(b"a", b"")], [(b"a", None)]):
+        store.write(items, b"")
+        digests.add(store.digest().hex)
+    assert len(digests) == 4
+
+
+def test_a_digest_does_not_depend_on_history(store: Store) -> None:
+    store.write([(b"a", b"1"), (b"b", b"2"), (b"c", b"3")], b"x")
+    store.write([(b"a", None), (b"b", b"4")], b"y")
+    other = DictStore()
+    other.write([(b"b", b"4"), (b"c", b"3")], b"z")
+    assert store.digest() == other.digest()
+    assert store.digest().keys == 2
+
+
+# --- LMDB -----------------------------------------------------------------------------------------
+
+
+def test_the_map_grows_while_a_reader_is_at_work(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state", map_bytes_min=128 * KIB)
+    store.write([(b"seen", b"0")], b"0")
+    assert store.map_bytes <= MIB
+    stop, seen = threading.Event(), []
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.append(store.get(b"seen"))
+            store.scan(None, None, limit=5, reverse=False)
+            store.census([b"seen"])
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for n in range(1, 5):
+            items: list[tuple[bytes, bytes | None]]
+            items = [(b"%d-%04d" % (n, k), bytes(8 * KIB)) for k in range(100 * n)]
+            store.write([*items, (b"seen", b"%d" % n)], b"%d" % n)
+    finally:
+        stop.set()
+        reader.join()
+    assert store.map_bytes >= 8 * MIB
+    assert seen == sorted(seen, key=lambda value: int(value or b"-1"))
+    assert store.census([]).entries == 1001
+    store.close()
+    again = CheckpointStore(tmp_path / "state", map_bytes_min=128 * KIB)
+    assert (again.census([]).entries, again.meta()) == (1001, b"4")
+    again.close()
+
+
+def test_a_digest_and_a_growing_write_keep_each_other_out(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state", map_bytes_min=128 * KIB)
+    store.write([(b"%03d" % n, bytes(2 * KIB)) for n in range(200)], b"")
+    first = store.digest()
+    digests: list[StoreDigest] = []
+    hashing = threading.Thread(target=lambda: digests.extend(store.digest() for _ in range(10)))
+    hashing.start()
+    store.write([(b"x%03d" % n, bytes(20 * KIB)) for n in range(200)], b"")
+    hashing.join()
+    assert set(digests) <= {first, store.digest()}
+    store.close()
+
+
+def test_writes_in_random_order_of_keys_all_arrive(tmp_path: Path) -> None:
+    random = Random(5)
+    store = CheckpointStore(tmp_path / "state")
+    model: dict[bytes, bytes] = {}
+    for _ in range(5):
+        changes: dict[bytes, bytes | None] = {
+            random.randbytes(2): random.choice([None, random.randbytes(random.randrange(9000))])
+            for _ in range(100)
+        }
+        store.write(sorted(changes.items()), b"")
+        model.update({key: value for key, value in changes.items() if value is not None})
+        for key in [key for key, value in changes.items() if value is None]:
+            model.pop(key, None)
+    hasher = Hasher()
+    for key, value in sorted(model.items()):
+        hasher.add(key, value)
+    assert store.digest() == hasher.finish()
+    store.close()
+
+
+# A file-size limit makes the kernel refuse LMDB's writes, half way through a checkpoint.
+LIMITED = """
+import resource, signal, sys
+from raftha.errors import StorageError
+from raftha.storage.checkpoint import CheckpointStore
+store = CheckpointStore(sys.argv[1])
+store.write([(b"a", b"1")], b"first")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (262144, resource.RLIM_INFINITY))
+for count in (200, 1):
+    try:
+        store.write([(b"b%d" % n, bytes(4096)) for n in range(count)], b"second")
+    except StorageError as error:
+        print(type(error).__name__, store.meta(), store.get(b"a"), store.get(b"b1"))
+"""
+
+# A file system of one megabyte that only this process sees.
+FULL = """
+import os, sys
+from raftha.errors import StorageError
+from raftha.storage.checkpoint import CheckpointStore
+store = CheckpointStore(sys.argv[1] + "/state")
+store.write([(b"a", b"1")], b"first")
+with open(sys.argv[1] + "/ballast", "wb") as ballast:
+    ballast.write(bytes(600_000))
+items = [(b"b%d" % n, bytes(3000)) for n in range(100)]
+try:
+    store.write(items, b"second")
+except StorageError as error:
+    print(type(error).__name__, store.meta(), store.get(b"a"), store.get(b"b1"))
+os.unlink(sys.argv[1] + "/ballast")
+store.write(items, b"second")
+print(store.meta(), store.census([]).entries)
+"""
+
+
+@pytest.mark.slow
+def test_a_refused_write_is_final_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "state")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout == "StorageFailed b'first' b'1' None\n" * 2
+    store = CheckpointStore(tmp_path / "state")
+    assert (store.meta(), store.census([]).entries) == (b"first", 1)
+    store.write([(b"b", b"2")], b"second")
+    store.close()
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_not_final(tmp_path: Path) -> None:
+    apart = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], check=False).returncode:
+        pytest.skip("needs a mount namespace of its own, which this system doesn't allow")
+    mounted = f'mount -t tmpfs -o size=1m none "{tmp_path}" && exec "$@"'
+    python = [sys.executable, "-c", FULL, str(tmp_path)]
+    command = [*apart, "sh", "-c", mounted, "sh", *python]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout == "StorageFull b'first' b'1' None\nb'second' 101\n"
+
+
+def test_a_file_that_is_not_lmdb_is_corrupt(tmp_path: Path) -> None:
+    CheckpointStore(tmp_path / "state").close()
+    (tmp_path / "state" / "data.mdb").write_bytes(b"\x55" * 8192)
+    with pytest.raises(Corrupt, match=r"data\.mdb is corrupt"):
+        CheckpointStore(tmp_path / "state")
+
+
+@pytest.mark.parametrize("kept", [0, 4096, 8192, 20_000, -4096])
+def test_a_file_that_is_cut_short_is_corrupt(kept: int, tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state")
+    store.write([(b"%d" % n, bytes(1000)) for n in range(50)], b"x")
+    store.close()
+    path = tmp_path / "state" / "data.mdb"
+    os.truncate(path, kept if kept >= 0 else path.stat().st_size + kept)
+    with pytest.raises(Corrupt):
+        CheckpointStore(tmp_path / "state")
+
+
+def test_a_missing_file_in_a_used_folder_is_corrupt(tmp_path: Path) -> None:
+    CheckpointStore(tmp_path / "state").close()
+    (tmp_path / "state" / "data.mdb").unlink()
+    with pytest.raises(Corrupt, match="missing"):
+        CheckpointStore(tmp_path / "state")
+
+
+def test_leftovers_of_a_crash_while_making_the_files_are_no_problem(tmp_path: Path) -> None:
+    scratch = tmp_path / "state.new"
+    scratch.mkdir()
+    (scratch / "data.mdb").write_bytes(b"half")
+    store = CheckpointStore(tmp_path / "state")
+    store.write([(b"a", b"1")], b"x")
+    store.close()
+    assert not scratch.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageFailed, match="file/state"):
+        CheckpointStore(tmp_path / "file" / "state")
