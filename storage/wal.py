@@ -74,6 +74,7 @@ write or a sync.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from array import array
@@ -81,7 +82,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 
 from raftha.entry import Entry, HardState, LogPosition
-from raftha.errors import Compacted, Corrupt, StorageFailed
+from raftha.errors import Compacted, Corrupt, StorageFailed, StorageFull
 from raftha.storage.disk import Disk
 from raftha.storage.recovery import (
     LOCATION_SHIFT,
@@ -268,15 +269,15 @@ class Wal:
     def close(self) -> None:
         """Seal the log, so that damage to its last write will be noticed, and close its files.
 
-        After a failure nothing is written. Later calls but `close` raise StorageFailed.
+        After a failure nothing is written. Later calls but `close` raise StorageFailed. A seal that
+        finds the disk full is left out: nothing is lost by it.
         """
         if not self._segments:
             return
-        end = self._segments[-1].end
-        has_room = end + WRITE_RECORD_BYTES <= self._segments[-1].header.segment_bytes
         try:
-            if has_room and not self._is_sealed and not self._failure:
-                self._write(None, ())
+            if not self._is_sealed and not self._failure:
+                with contextlib.suppress(StorageFull):
+                    self._write(None, ())
         finally:
             with self._lock:
                 self._failure = self._failure or "the log is closed"

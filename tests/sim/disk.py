@@ -23,6 +23,10 @@ from random import Random
 SECTOR_BYTES = 512
 
 
+class Crashed(Exception):
+    """The power went, or the process was killed, before an operation was done."""
+
+
 @dataclass(slots=True, eq=False)
 class _File:
     cached: bytearray = field(default_factory=bytearray)
@@ -114,6 +118,18 @@ class SimulatedDisk:
         for folder in self._folders.values():
             folder.crash(self._rng)
         self._handles.clear()
+
+    def fail_after(self, operations: int, error: Exception) -> None:
+        """Raise `error` in place of the operation that comes after so many more, once."""
+        left = operations
+
+        def fault(_operation: str, _path: str) -> None:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                raise error
+
+        self.fault = fault
 
     def contents(self, path: str) -> bytes:
         """What the file holds, as a reader sees it."""

@@ -14,15 +14,11 @@ from raftha.entry import LOG_START, Entry, HardState
 from raftha.errors import Compacted, Corrupt, StorageError, StorageFailed, StorageFull
 from raftha.storage.disk import Disk, RealDisk
 from raftha.storage.wal import Wal
-from tests.sim.disk import SimulatedDisk
+from tests.sim.disk import Crashed, SimulatedDisk
 from tests.sim.log import LogModel, entries_after, read_all, salts
 
 SEGMENT_BYTES = 16 * 1024
 FOLDER = "n1/wal"
-
-
-class Crashed(Exception):
-    """The power went, before an operation was done."""
 
 
 def opener(disk: Disk, folder: str = FOLDER, seed: int = 1) -> Callable[[], Wal]:
@@ -465,23 +461,10 @@ def test_a_log_of_another_format_is_no_damage(
 # Failures.
 
 
-def fail_at(disk: SimulatedDisk, count: int, error: Exception) -> None:
-    """Raise `error` in place of the disk operation after `count` more, once."""
-    left = count
-
-    def fault(_operation: str, _path: str) -> None:
-        nonlocal left
-        left -= 1
-        if left == -1:
-            raise error
-
-    disk.fault = fault
-
-
 def test_a_failed_sync_is_final(disk: SimulatedDisk, open_wal: Callable[[], Wal]) -> None:
     wal = open_wal()
     entries = fill(wal, 3)
-    fail_at(disk, 1, OSError(errno.EIO, "failed"))
+    disk.fail_after(1, OSError(errno.EIO, "failed"))
     with pytest.raises(StorageFailed, match="failed"):
         fill(wal, 1)
     calls: list[Callable[[], object]] = [
@@ -505,7 +488,7 @@ def test_what_is_recovered_after_a_failed_sync_is_durable(
 ) -> None:
     """The page cache shows the write, the disk hasn't got it, and a second sync would not help."""
     wal = open_wal()
-    fail_at(disk, 1, OSError(errno.EIO, "failed"))
+    disk.fail_after(1, OSError(errno.EIO, "failed"))
     with pytest.raises(StorageFailed):
         fill(wal, 1)
     assert open_wal().last_index == 1
@@ -545,7 +528,7 @@ def test_a_disk_that_refuses_to_be_read_fails_the_opening(
     disk: SimulatedDisk, open_wal: Callable[[], Wal]
 ) -> None:
     fill(open_wal(), 3)
-    fail_at(disk, 5, OSError(errno.EIO, "failed"))
+    disk.fail_after(5, OSError(errno.EIO, "failed"))
     with pytest.raises(StorageFailed):
         open_wal()
     disk.fault = None
@@ -563,15 +546,18 @@ def test_a_closed_log_refuses(open_wal: Callable[[], Wal]) -> None:
         wal.read(1, 1)
 
 
-def test_closing_a_segment_that_is_full_needs_no_new_one(
+def test_a_close_on_a_full_disk_leaves_out_the_seal(
     disk: SimulatedDisk, open_wal: Callable[[], Wal]
 ) -> None:
     wal = open_wal()
-    fill(wal, 1, size=wal.entry_bytes_max - 56)
-    wal.append(HardState(1, 1, 1), [])
-    names = disk.listdir(FOLDER)
+    wal.append(HardState(1, 1, 1), entries_after(LOG_START, 1, [wal.entry_bytes_max - 100]))
+    disk.capacity_bytes = SEGMENT_BYTES
     wal.close()
-    assert disk.listdir(FOLDER) == names
+    assert open_wal().last_index == 1
+    disk.capacity_bytes = None
+    open_wal().close()
+    assert len(segment_names(disk)) == 2
+    assert open_wal().last_index == 1
 
 
 @pytest.mark.slow
@@ -644,7 +630,7 @@ def run_cut_off(seed: int, cut: int, error: Exception, *, power: bool) -> bool:
     open_wal = opener(disk, seed=seed)
     model = LogModel()
     wal = open_wal()
-    fail_at(disk, cut, error)
+    disk.fail_after(cut, error)
     try:
         workload(wal, model, rng)
     except (Crashed, StorageError):
@@ -653,7 +639,7 @@ def run_cut_off(seed: int, cut: int, error: Exception, *, power: bool) -> bool:
         is_reached = False
     if power:
         disk.crash()
-    fail_at(disk, Random(cut).randint(0, 20), Crashed())
+    disk.fail_after(Random(cut).randint(0, 20), Crashed())
     try:
         wal = open_wal()
     except Crashed:
