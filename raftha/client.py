@@ -30,7 +30,6 @@ from raftha.errors import (
     ConfigError,
     Disconnected,
     Indeterminate,
-    InvalidRequest,
     NotLeader,
     Overloaded,
     RafthaError,
@@ -42,9 +41,8 @@ from raftha.errors import (
     StorageFull,
     Unavailable,
 )
-from raftha.resp import error_from_reply
+from raftha.resp import Argument, error_from_reply, pack_request
 
-Argument: TypeAlias = bytes | str | int | float
 Reply: TypeAlias = Any
 """bytes, int, None, or a list of these; errors inside a list are exceptions, not raised."""
 
@@ -114,7 +112,7 @@ class Client:
         Rejected: it did not happen; `ReplyError` if the server understood and refused it,
         `Unavailable` if no server could be reached. Indeterminate: it may have happened.
         """
-        packed = _pack(args)
+        packed = pack_request(args)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self.timeout_s if timeout_s is None else timeout_s)
         return await self._call(packed, deadline)
@@ -162,7 +160,7 @@ class Client:
         loop = asyncio.get_running_loop()
         while True:
             connection = self._connection
-            request = _pack(("RAFTHA", "ONCE", session.id, number, session.floor, *args))
+            request = pack_request(("RAFTHA", "ONCE", session.id, number, session.floor, *args))
             try:
                 return await self._call(request, min(deadline, loop.time() + ATTEMPT_S))
             except SessionExpired as error:
@@ -180,7 +178,7 @@ class Client:
             await pause.wait()
 
     async def _get_session(self, deadline: float) -> _Session:
-        request = _pack(("RAFTHA", "SESSION"))
+        request = pack_request(("RAFTHA", "SESSION"))
         pause = _Pause()
         loop = asyncio.get_running_loop()
         try:
@@ -376,16 +374,6 @@ class _Pause:
         await asyncio.sleep(self.next_s)
         self._limit_s = min(2 * self._limit_s, PAUSE_MAX_S)
         self.next_s = self._limit_s * random.uniform(0.5, 1.0)
-
-
-def _pack(args: Sequence[Argument]) -> bytes:
-    if not args:
-        raise InvalidRequest("a call needs a command")
-    try:
-        packed: bytes = hiredis.pack_command(tuple(args))  # type: ignore[arg-type]  # any number
-    except TypeError as error:
-        raise InvalidRequest(f"arguments must be bytes, str, int or float: {error}") from error
-    return packed
 
 
 def _is_rejected(error: RafthaError) -> bool:

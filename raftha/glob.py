@@ -6,7 +6,7 @@ expression, which can take very long. This takes at most len(pattern) * len(text
 
 from __future__ import annotations
 
-_STAR, _ANY, _OPEN, _CLOSE, _RANGE, _ESCAPE = b"*?[]-\\"
+_STAR, _ANY, _OPEN, _CLOSE, _ESCAPE = b"*?[]\\"
 
 
 def glob_matches(pattern: bytes, text: bytes) -> bool:
@@ -49,10 +49,11 @@ def _match_class(pattern: bytes, position: int, byte: int) -> int:
     is_in = False
     # As in Redis, a class that is never closed ends with the pattern.
     while position < len(pattern) and pattern[position] != _CLOSE:
-        if pattern[position] == _ESCAPE and position + 1 < len(pattern):
-            position += 1
+        is_quoted = pattern[position] == _ESCAPE and position + 1 < len(pattern)
+        position += is_quoted
         low = high = pattern[position]
-        if position + 2 < len(pattern) and pattern[position + 1] == _RANGE:
+        is_range = not is_quoted and pattern[position + 1 : position + 2] == b"-"
+        if is_range and position + 2 < len(pattern):
             low, high = sorted((low, pattern[position + 2]))
             position += 2
         is_in = is_in or low <= byte <= high

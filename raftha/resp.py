@@ -31,13 +31,15 @@ from __future__ import annotations
 import logging
 import re
 from collections import deque
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import hiredis
 
 from raftha.errors import (
     CommandFailed,
     Indeterminate,
+    InvalidRequest,
     NotLeader,
     Overloaded,
     RafthaError,
@@ -53,6 +55,8 @@ from raftha.errors import (
 from raftha.storage.commands import COMMAND_BYTES_MAX
 
 logger = logging.getLogger(__name__)
+
+Argument: TypeAlias = bytes | str | int | float
 
 REQUEST_BYTES_MAX = COMMAND_BYTES_MAX + 64 * 1024
 """Bytes of one request; what a command may have and room for its framing."""
@@ -176,6 +180,17 @@ def _checked(request: Any) -> list[bytes]:
         if type(argument) is not bytes:
             raise ProtocolError("expected an array of bulk strings")
     return request
+
+
+def pack_request(arguments: Sequence[Argument]) -> bytes:
+    """Encode a request; InvalidRequest if it is empty or an argument is of another type."""
+    if not arguments:
+        raise InvalidRequest("a request needs a command")
+    try:
+        packed: bytes = hiredis.pack_command(tuple(arguments))  # type: ignore[arg-type]  # any number
+    except TypeError as error:
+        raise InvalidRequest(f"arguments must be bytes, str, int or float: {error}") from error
+    return packed
 
 
 def encode(value: Any, null: bytes = NULL) -> bytes:

@@ -188,7 +188,7 @@ def _parse_set(request: Arguments, value_bytes_max: int) -> Call:
 def _parse_mset(request: Arguments, value_bytes_max: int) -> Call:
     if len(request) % 2 == 0:
         raise wrong_number(request[0])
-    keys_of(request[::2])
+    keys_of([request[0], *request[1::2]])
     for value in request[2::2]:
         check_value(value, value_bytes_max)
     return ("mset", *request[1:])

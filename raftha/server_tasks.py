@@ -175,7 +175,9 @@ async def status(service: Service, _: Arguments) -> bytes:
 
 
 async def digest(service: Service, request: Arguments) -> bytes:
-    sequence = parse_int64(request[2]) if len(request) == 3 else None
+    sequence = parse_int64(request[2]) if len(request) == 3 else 0
+    if sequence < 0:
+        raise ReplyError("ERR a sequence is 0 or more")
     digest = await service.ha.digest(sequence)
     return json.dumps(dataclasses.asdict(digest)).encode()
 

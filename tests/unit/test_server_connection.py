@@ -1,0 +1,381 @@
+"""A connection of the reference server: order, pipelining, transactions, and flow control.
+
+The manager is a fake whose futures the test completes, so that every order of events can be had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
+
+import pytest
+
+from raftha.aio import HaManager
+from raftha.errors import Indeterminate, Overloaded
+from raftha.resp import pack_request
+from raftha.server_connection import WAITING_BYTES_MAX, WAITING_MAX, Connection
+from raftha.server_tasks import Service
+from raftha.storage.commands import PUT, unpack
+from raftha.types import Receipt
+
+
+def receipt(result: Any = None) -> Receipt:
+    return Receipt(sequence=1, index=1, term=1, time_us=1, result=result)
+
+
+class FakeManager:
+    """Records what is asked of it; the test answers."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Any, asyncio.Future[Any]]] = []
+        self.refusal: Exception | None = None
+
+    def submit(self, packed: bytes) -> asyncio.Future[Receipt]:
+        if self.refusal is not None:
+            raise self.refusal
+        command = unpack(packed)
+        return self._ask("put" if command[0] == PUT else command[1], command)
+
+    async def get_many(self, keys: Sequence[bytes]) -> Any:
+        return await self._ask("get_many", list(keys))
+
+    async def count(self) -> Any:
+        return await self._ask("count", None)
+
+    def _ask(self, kind: str, what: Any) -> asyncio.Future[Any]:
+        future = asyncio.get_running_loop().create_future()
+        self.asked.append((kind, what, future))
+        return future
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _, _ in self.asked]
+
+    def answer(self, position: int, result: Any) -> None:
+        future = self.asked[position][2]
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+
+class FakeTransport:
+    """Records what is written and whether reading is paused."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.writes = 0
+        self.is_reading = True
+        self.is_closed = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.is_closed
+        self.written += data
+        self.writes += 1
+
+    def pause_reading(self) -> None:
+        assert self.is_reading
+        self.is_reading = False
+
+    def resume_reading(self) -> None:
+        assert not self.is_reading
+        self.is_reading = True
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    abort = close
+
+
+class Scene:
+    """A connection between a fake socket and a fake manager."""
+
+    def __init__(self) -> None:
+        self.ha = FakeManager()
+        service = Service(cast(HaManager, self.ha), value_bytes_max=1 << 20)
+        self.connection = Connection(service)
+        self.transport = FakeTransport()
+        self.connection.connection_made(cast(asyncio.Transport, self.transport))
+
+    async def send(self, *requests: str | tuple[bytes, ...]) -> None:
+        packed = [tuple(r.encode().split()) if isinstance(r, str) else r for r in requests]
+        self.connection.data_received(b"".join(map(pack_request, packed)))
+        await self.turn()
+
+    async def answer(self, position: int, result: Any) -> None:
+        self.ha.answer(position, result)
+        await self.turn()
+
+    async def turn(self) -> None:
+        for _ in range(8):
+            await asyncio.sleep(0)
+
+    def take(self) -> bytes:
+        """What was written since the last time."""
+        written, self.transport.written = self.transport.written, b""
+        return written
+
+
+Script = Callable[[Scene], Awaitable[None]]
+
+
+def play(script: Script) -> None:
+    async def main() -> None:
+        await script(Scene())
+
+    asyncio.run(main())
+
+
+def test_replies_come_in_the_order_of_requests() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("PING", "SET a 1", "INCR n", "PING")
+        assert scene.take() == b"+PONG\r\n"
+        await scene.answer(1, receipt(7))
+        assert scene.take() == b""
+        await scene.answer(0, receipt())
+        assert scene.take() == b"+OK\r\n:7\r\n+PONG\r\n"
+
+    play(script)
+
+
+def test_writes_follow_each_other_without_waiting() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("SET a 1", "SET a 2", "INCR a")
+        assert scene.ha.kinds() == ["put", "put", "incrby"]
+
+    play(script)
+
+
+def test_a_read_waits_for_the_writes_before_it_and_a_write_for_the_reads() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("SET a 1", "SET a 2", "GET a", "SET a 3")
+        assert scene.ha.kinds() == ["put", "put"]
+        await scene.answer(1, receipt())
+        assert scene.ha.kinds() == ["put", "put"]
+        await scene.answer(0, receipt())
+        assert scene.ha.kinds() == ["put", "put", "get_many"]
+        await scene.answer(2, [b"2"])
+        assert scene.ha.kinds() == ["put", "put", "get_many", "put"]
+        assert scene.take() == b"+OK\r\n+OK\r\n$1\r\n2\r\n"
+
+    play(script)
+
+
+def test_neighbouring_reads_are_one_fetch_and_one_write() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("GET a", "MGET b c", "EXISTS d e")
+        assert [what for _, what, _ in scene.ha.asked] == [[b"a", b"b", b"c", b"d", b"e"]]
+        await scene.answer(0, [b"1", None, b"3", b"4", None])
+        assert scene.take() == b"$1\r\n1\r\n*2\r\n$-1\r\n$1\r\n3\r\n:1\r\n"
+        assert scene.transport.writes == 1
+
+    play(script)
+
+
+def test_a_task_waits_for_all_before_it_and_all_after_it_wait() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("SET a 1", "DBSIZE", "SET b 1")
+        assert scene.ha.kinds() == ["put"]
+        await scene.answer(0, receipt())
+        assert scene.ha.kinds() == ["put", "count"]
+        await scene.answer(1, 1)
+        assert scene.ha.kinds() == ["put", "count", "put"]
+        assert scene.take() == b"+OK\r\n:1\r\n"
+
+    play(script)
+
+
+def test_an_error_takes_its_place_among_the_replies() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("SET a 1", "NONSENSE", "GET a", "GET", "GET b")
+        await scene.answer(0, Indeterminate("x"))
+        await scene.answer(1, [b"1"])
+        await scene.answer(2, [None])
+        replies = scene.take().split(b"\r\n")
+        assert replies[0] == b"-INDETERMINATE x"
+        assert replies[1].startswith(b"-ERR unknown")
+        assert replies[2:4] == [b"$1", b"1"]
+        assert replies[4].startswith(b"-ERR wrong number")
+        assert replies[5] == b"$-1"
+
+    play(script)
+
+
+def test_a_write_that_is_refused_at_once_keeps_its_place() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("SET a 1")
+        scene.ha.refusal = Overloaded("full")
+        await scene.send("SET b 1")
+        assert scene.take() == b""
+        await scene.answer(0, receipt())
+        assert scene.take() == b"+OK\r\n-OVERLOADED full\r\n"
+
+    play(script)
+
+
+def test_a_transaction_is_queued_and_executed_as_one() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("MULTI", "SET a 1", "GET a", "DECRBY a 2", "EXEC")
+        assert scene.take() == b"+OK\r\n" + b"+QUEUED\r\n" * 3
+        _, command, _ = scene.ha.asked[0]
+        calls = (("set", b"a", b"1", "", False), ("get", b"a"), ("incrby", b"a", -2))
+        assert command[1:] == ("exec", calls)
+        await scene.answer(0, receipt(["OK", b"1", {"error": "ERR x"}]))
+        assert scene.take() == b"*3\r\n+OK\r\n$1\r\n1\r\n-ERR x\r\n"
+
+    play(script)
+
+
+@pytest.mark.parametrize(
+    "mistake", ["NONSENSE", "GET", "SET a b NX XX", "DBSIZE", "PING", "SELECT 0"]
+)
+def test_a_transaction_with_a_mistake_is_not_executed(mistake: str) -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("MULTI", "SET a 1", mistake, "EXEC", "EXEC")
+        replies = scene.take().split(b"\r\n")
+        assert replies[2].startswith(b"-ERR")
+        assert replies[3] == b"-EXECABORT Transaction discarded because of previous errors."
+        assert replies[4] == b"-ERR EXEC without MULTI"
+        assert not scene.ha.asked
+
+    play(script)
+
+
+def test_multi_discard_and_empty_exec() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send(
+            "DISCARD", "MULTI", "MULTI", "SET a 1", "DISCARD", "MULTI", "EXEC", "MULTI"
+        )
+        replies = scene.take().split(b"\r\n")
+        assert replies[0] == b"-ERR DISCARD without MULTI"
+        assert replies[2] == b"-ERR MULTI calls can not be nested"
+        assert replies[3:] == [b"+QUEUED", b"+OK", b"+OK", b"*0", b"+OK", b""]
+        assert not scene.ha.asked
+
+    play(script)
+
+
+def test_quit_answers_what_came_before_and_drops_what_came_after() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("SET a 1", "QUIT", "SET b 1")
+        assert scene.ha.kinds() == ["put"]
+        assert not scene.transport.is_closed
+        await scene.answer(0, receipt())
+        assert scene.take() == b"+OK\r\n+OK\r\n"
+        assert scene.transport.is_closed
+
+    play(script)
+
+
+def test_malformed_requests_end_the_connection_after_the_replies_before_them() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("SET a 1")
+        scene.connection.data_received(b"*999999999\r\n")
+        scene.connection.data_received(pack_request(["PING"]))
+        await scene.answer(0, receipt())
+        assert scene.take() == b"+OK\r\n-ERR Protocol error: invalid multibulk length\r\n"
+        assert scene.transport.is_closed
+
+    play(script)
+
+
+def test_end_of_input_ends_the_connection_after_the_last_reply() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("GET a")
+        scene.connection.eof_received()
+        assert not scene.transport.is_closed
+        await scene.answer(0, [b"1"])
+        assert scene.take() == b"$1\r\n1\r\n"
+        assert scene.transport.is_closed
+
+    play(script)
+
+
+def test_reading_pauses_while_many_requests_wait() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send(*["SET a 1"] * (WAITING_MAX + 1))
+        assert len(scene.ha.asked) == WAITING_MAX
+        assert not scene.transport.is_reading
+        for position in range(WAITING_MAX):
+            scene.ha.answer(position, receipt())
+        await scene.turn()
+        assert len(scene.ha.asked) == WAITING_MAX + 1
+        assert scene.transport.is_reading
+        await scene.answer(WAITING_MAX, receipt())
+        assert scene.take() == b"+OK\r\n" * (WAITING_MAX + 1)
+
+    play(script)
+
+
+def test_reading_pauses_while_many_bytes_wait() -> None:
+    async def script(scene: Scene) -> None:
+        value = bytes(WAITING_BYTES_MAX // 2)
+        await scene.send((b"SET", b"a", value))
+        assert scene.transport.is_reading
+        await scene.send((b"SET", b"b", value))
+        assert not scene.transport.is_reading
+        await scene.answer(0, receipt())
+        await scene.answer(1, receipt())
+        assert scene.transport.is_reading
+
+    play(script)
+
+
+def test_requests_answered_at_once_do_not_keep_other_connections_from_their_turn() -> None:
+    async def script(scene: Scene) -> None:
+        count = 3 * WAITING_MAX
+        scene.connection.data_received(pack_request(["PING"]) * count)
+        assert scene.take() == b"+PONG\r\n" * WAITING_MAX
+        await scene.turn()
+        assert scene.take() == b"+PONG\r\n" * (count - WAITING_MAX)
+        assert scene.transport.is_reading
+
+    play(script)
+
+
+def test_nothing_is_started_while_the_client_takes_no_replies() -> None:
+    async def script(scene: Scene) -> None:
+        scene.connection.pause_writing()
+        await scene.send("GET a", "PING")
+        assert not scene.ha.asked
+        scene.connection.resume_writing()
+        await scene.turn()
+        await scene.answer(0, [None])
+        assert scene.take() == b"$-1\r\n+PONG\r\n"
+
+    play(script)
+
+
+def test_a_client_that_takes_no_replies_for_long_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("raftha.server_connection.STALLED_S", 0.0)
+
+    async def script(scene: Scene) -> None:
+        scene.connection.pause_writing()
+        await asyncio.sleep(0.01)
+        assert scene.transport.is_closed
+
+    play(script)
+
+
+def test_a_lost_connection_leaves_nothing_behind() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("SET a 1", "GET a")
+        scene.connection.connection_lost(None)
+        await scene.answer(0, Indeterminate("nobody hears this"))
+        assert scene.ha.kinds() == ["put"]
+        assert scene.take() == b""
+        assert scene.connection.closed.done()
+
+    play(script)
+
+
+def test_resp3_is_spoken_to_those_who_ask() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("HELLO 4", "HELLO 3", "CLIENT GETNAME", "CONFIG GET save", "HELLO 2")
+        replies = scene.take()
+        assert replies.startswith(b"-NOPROTO unsupported protocol version\r\n%7\r\n")
+        assert b"*0\r\n_\r\n%1\r\n$4\r\nsave\r\n$0\r\n\r\n*14\r\n" in replies
+
+    play(script)
