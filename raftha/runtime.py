@@ -1,17 +1,18 @@
 """A node with its threads, files and sockets: what `HaManager` starts and stops.
 
-Theory of operation. One thread runs the node on an event loop of its own (uvloop), so a host process
-that blocks its own loop loses no elections. One thread writes and syncs the log; two more do what
-takes long: checkpoints and digests, and reading old log for followers that lag. Work goes to them as
-jobs, and comes back as a call on the node's loop.
+Theory of operation. One thread runs the node on an event loop of its own (uvloop), so a host
+process that blocks its own loop loses no elections. One thread writes and syncs the log; two more
+do what takes long: checkpoints and digests, and reading old log for followers that lag. Work goes
+to them as jobs, and comes back as a call on the node's loop.
 
 Callers hand operations over through a deque with one wake-up for as many as come before the node's
 thread looks (`submit`), and are released together at the end of a turn (`flush`): a blocking caller
 through a lock of its own, all futures of one event loop through a single call on that loop.
 
 Opening happens in the caller's thread, so whatever is wrong with the configuration or the disk is
-raised by `start`. After that, errors are final for the node and never for the process: an unexpected
-exception on the node's loop, a failed write or a failed checkpoint stops the node (`_fail`).
+raised by `start`. After that, errors are final for the node and never for the process: an
+unexpected exception on the node's loop, a failed write or a failed checkpoint stops the node
+(`_fail`).
 """
 
 from __future__ import annotations
@@ -35,16 +36,15 @@ import uvloop
 from raftha.clock import SystemClock
 from raftha.config import HaConfig
 from raftha.core import LogRead, Write
-from raftha.entry import Entry
+from raftha.entry import Entry, LogPosition
 from raftha.errors import (
     Compacted,
     ConfigError,
-    Corrupt,
     Disconnected,
     RafthaError,
+    Stopped,
     StorageError,
     StorageFailed,
-    Stopped,
 )
 from raftha.events import Event, RoleChanged
 from raftha.node import HEARTBEAT_TICKS, Node, make_core
@@ -53,12 +53,12 @@ from raftha.storage.checkpoint import CheckpointStore
 from raftha.storage.datadir import DataDirectory
 from raftha.storage.disk import RealDisk
 from raftha.storage.machine import StateMachine
+from raftha.storage.replay import entries_after, read_from
 from raftha.storage.state import Frozen, State
 from raftha.storage.wal import Wal
 from raftha.transport import Transport
 from raftha.wire import PROTOCOL_VERSION, Hello, PeerMessage
 
-READ_LOG_BYTES = 4 << 20
 RESIGN_TIMEOUT_S = 1.0
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class Runtime:
             salt=lambda: secrets.randbits(64),
         )
         try:
-            entries = _entries_after(self._wal, state, self._data.path / "wal")
+            entries = entries_after(self._wal, state.applied, self._data.path / "wal")
         except BaseException:
             self._wal.close()
             raise
@@ -271,9 +271,7 @@ class Runtime:
         self.node.fail(reason, unsent, Disconnected(f"this node has failed: {reason}"))
         self._loop.create_task(self._transport.stop())
 
-    def _on_loop_exception(
-        self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
-    ) -> None:
+    def _on_loop_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         self._fail(error if error is not None else RuntimeError(context.get("message")))
 
@@ -354,21 +352,15 @@ class Runtime:
             self.node.on_written(write)
 
     def read_log(self, request: LogRead) -> None:
-        self._job(
-            partial(self._read_log, request.index), partial(self._on_log_read, request.peer)
-        )
+        self._job(partial(self._read_log, request.index), partial(self._on_log_read, request.peer))
 
-    def _read_log(self, index: int) -> tuple[Any, list[Entry]] | int:
+    def _read_log(self, index: int) -> tuple[LogPosition, list[Entry]] | int:
         try:
-            if index > self._wal.first_index:
-                previous, *entries = self._wal.read(index - 1, READ_LOG_BYTES)
-                entries = entries or self._wal.read(index, READ_LOG_BYTES)
-                return previous.position, entries
-            return self._wal.base, self._wal.read(index, READ_LOG_BYTES)
+            return read_from(self._wal, index)
         except Compacted as compacted:
             return compacted.first_index
 
-    def _on_log_read(self, peer: int, result: tuple[Any, list[Entry]] | int) -> None:
+    def _on_log_read(self, peer: int, result: tuple[LogPosition, list[Entry]] | int) -> None:
         if isinstance(result, int):
             self.node.on_log_compacted(peer, result)
         else:
@@ -488,24 +480,3 @@ def _release(batch: list[tuple[asyncio.Future[Any], Any]]) -> None:
             future.set_exception(result)
         else:
             future.set_result(result)
-
-
-def _entries_after(wal: Wal, state: State, path: Path) -> list[Entry]:
-    """The log's entries behind what the state has applied; Corrupt unless the two fit together."""
-    applied = state.applied
-    if not wal.base.index <= applied.index <= wal.last_index:
-        raise Corrupt(
-            path,
-            0,
-            f"the state is at entry {applied.index}, the log has {wal.first_index} "
-            f"to {wal.last_index}",
-        )
-    at_applied = wal.base
-    if applied.index > wal.base.index:
-        at_applied = wal.read(applied.index, 1)[0].position
-    if at_applied != applied:
-        raise Corrupt(path, 0, f"entry {applied.index} is not the one that the state has applied")
-    entries: list[Entry] = []
-    while (next_index := applied.index + len(entries) + 1) <= wal.last_index:
-        entries += wal.read(next_index, READ_LOG_BYTES)
-    return entries
