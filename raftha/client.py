@@ -178,6 +178,8 @@ class Client:
             await pause.wait()
 
     async def _get_session(self, deadline: float) -> _Session:
+        if self._session is not None:
+            return self._session
         request = pack_request(("RAFTHA", "SESSION"))
         pause = _Pause()
         loop = asyncio.get_running_loop()
