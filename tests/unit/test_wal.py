@@ -249,40 +249,51 @@ def test_spares_are_used_and_those_of_another_size_removed(disk: SimulatedDisk) 
     assert wal.last_index == 72
 
 
+@pytest.mark.parametrize("size", [1000, 4096 - 40 - 16 - 56])
 def test_records_of_a_files_earlier_life_stay_dead(
-    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+    disk: SimulatedDisk, open_wal: Callable[[], Wal], size: int
 ) -> None:
-    """Segments recycled again and again, each with the same layout of records as before."""
+    """Segments recycled again and again, each with the same layout of records as before.
+
+    Writes of the second size end with a page, so no zeros stand between them and what was there.
+    """
     wal = open_wal()
     for _ in range(20):
-        fill(wal, 9)
+        for _ in range(7):
+            last = fill(wal, 1, size=size)[0].position
+            wal.compact(wal.last_index)
+            disk.crash()
+            wal = open_wal()
+            assert wal.last == last
+        fill(wal, 7, size=size)
         wal.compact(wal.last_index)
-        last = wal.last
-        disk.crash()
+
+
+def test_torn_writes_do_not_join() -> None:
+    """Two appends of the same layout at the same place, both torn: no mixture is ever whole.
+
+    Records stand on whole sectors here, so that each sector of either append is valid by itself.
+    """
+    torn = 0
+    for seed in range(100):
+        disk = SimulatedDisk(Random(seed))
+        open_wal = opener(disk, seed=seed)
         wal = open_wal()
-        assert wal.last == last
-
-
-def test_torn_writes_do_not_join(disk: SimulatedDisk, open_wal: Callable[[], Wal]) -> None:
-    """Two appends of the same layout at the same place, both torn: no mixture is ever whole."""
-    wal = open_wal()
-    base = fill(wal, 1)
-    for term in range(2, 60):
-        entries = entries_after(base[0].position, term, [600, 600, 600])
-
-        def fail(operation: str, _path: str) -> None:
-            if operation == "fdatasync":
-                raise Crashed
-
-        disk.fault = fail
-        with pytest.raises(Crashed):
-            wal.append(None, entries)
-        disk.fault = None
-        disk.crash()
-        wal = open_wal()
-        assert read_all(wal) in (base, base + entries)
-        if wal.last_index > 1:
-            wal.append(None, entries_after(LOG_START, 1, [1000]))
+        base = fill(wal, 1, size=512 - 3 * 40 - 16 - 56)
+        assert (wal.size_bytes + 40) % 512 == 0
+        for term in (2, 3):
+            entries = entries_after(base[0].position, term, [512 - 16 - 56] * 3)
+            disk.fail_after(1, Crashed())
+            with pytest.raises(Crashed):
+                wal.append(None, entries)
+            disk.crash()
+            disk.fault = None
+            wal = open_wal()
+            assert read_all(wal) in (base, base + entries)
+            if wal.last_index > 1:
+                break
+            torn += 1
+    assert torn > 50
 
 
 # Damage.
@@ -365,6 +376,20 @@ def test_a_segments_first_write_is_never_torn(
     with pytest.raises(Corrupt, match="durable up to") as caught:
         open_wal()
     assert caught.value.offset == 4096
+
+
+def test_a_segment_ends_where_the_next_one_says(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    """Its last write was durable too, so this is no torn tail."""
+    wal = open_wal()
+    fill(wal, 20)
+    path = f"{FOLDER}/{1:016x}.seg"
+    last = disk.contents(path).rindex(b"/1/")
+    disk.flip(path, last, 0)
+    with pytest.raises(Corrupt, match="the log goes on to") as caught:
+        open_wal()
+    assert last - 2000 < caught.value.offset < last
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
