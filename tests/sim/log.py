@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from raftha.entry import LOG_START, Entry, EntryKind, HardState, LogPosition, make_entry
+from raftha.storage.disk import Disk
 from raftha.storage.wal import Wal
+
+SEGMENT_BYTES = 16 * 1024
+FOLDER = "n1/wal"
+
+
+def opener(disk: Disk, folder: str = FOLDER, seed: int = 1) -> Callable[[], Wal]:
+    """What opens the log in `folder`, each time with salts never used before."""
+    salt = salts(seed)
+    return lambda: Wal.open(disk, folder, segment_bytes=SEGMENT_BYTES, salt=lambda: next(salt))
 
 
 def entries_after(previous: LogPosition, term: int, sizes: Sequence[int]) -> list[Entry]:
