@@ -1,7 +1,7 @@
 """raftha makes a Python server process highly available.
 
-Embed it, and your writes are replicated through a Raft log to other processes; a new leader takes over
-when one dies; the state lives in LMDB. Run this in three processes, with node_id 1, 2 and 3:
+Embed it, and your writes are replicated through a Raft log to other processes; a new leader takes
+over when one dies; the state lives in LMDB. Run this in three processes, with node_id 1, 2 and 3:
 
     import raftha
 
@@ -11,8 +11,8 @@ when one dies; the state lives in LMDB. Run this in three processes, with node_i
         receipt = ha.put(b"key", b"value")      # on disk on two of three when it returns
         assert ha.get(b"key") == b"value"       # linearizable, on any node
 
-`raftha.aio.HaManager` has the same for asyncio, `raftha.StateMachine` replicates commands of your own,
-`raftha.testing.LocalCluster` starts and kills real nodes for your tests.
+`raftha.aio.HaManager` has the same for asyncio, `raftha.StateMachine` replicates commands of your
+own, `raftha.testing.LocalCluster` starts and kills real nodes for your tests.
 """
 
 from raftha import aio

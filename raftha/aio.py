@@ -3,8 +3,9 @@
     async with raftha.aio.HaManager(config) as ha:
         receipt = await ha.put(b"key", b"value")
 
-The node runs on a thread of its own, so a busy event loop here delays callers, never the cluster. One
-manager may be used from several event loops. Cancelling a call doesn't take back what was submitted.
+The node runs on a thread of its own, so a busy event loop here delays callers, never the cluster.
+One manager may be used from several event loops. Cancelling a call doesn't take back what was
+submitted.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from raftha.types import Digest, HaStatus, Receipt
 
 
 class HaManager:
-    """A node of the cluster, inside this process; see `raftha.HaManager` for what each method does."""
+    """A node of the cluster, inside this process; `raftha.HaManager` says what each method does."""
 
     def __init__(self, config: HaConfig, *, state_machine: StateMachine | None = None) -> None:
         self.config = config
@@ -211,9 +212,7 @@ class HaManager:
         count: int = await self._read(lambda node: node.state.count(), consistency, timeout)
         return count
 
-    async def digest(
-        self, sequence: int | None = None, *, timeout: float | None = None
-    ) -> Digest:
+    async def digest(self, sequence: int | None = None, *, timeout: float | None = None) -> Digest:
         future: asyncio.Future[Digest] = asyncio.get_running_loop().create_future()
         deadline = deadline_of(self.config, timeout)
         self._hand_over(DigestOperation(future, deadline, sequence or 0))

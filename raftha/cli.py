@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -35,6 +36,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_ADDRESS = "127.0.0.1:7000"
 STATUS_TIMEOUT_S = 3.0
 PROBLEMS_SHOWN = 5
+UNSEEN_WIDTH = 200
 
 app = typer.Typer(
     name="raftha",
@@ -66,6 +68,11 @@ def _fail(error: Exception, code: int) -> NoReturn:
     for note in getattr(error, "__notes__", ()):
         typer.echo(f"  {note}", err=True)
     raise typer.Exit(code)
+
+
+def _print(table: Table) -> None:
+    """Print for people; whole, if nobody watches who could make the window wider."""
+    Console(width=None if sys.stdout.isatty() else UNSEEN_WIDTH).print(table)
 
 
 def _print_version(is_asked: bool) -> None:
@@ -148,7 +155,7 @@ def status(
         if as_json:
             typer.echo(json.dumps({"leader_id": leader, "nodes": nodes}, indent=2))
         else:
-            Console().print(_status_table(nodes))
+            _print(_status_table(nodes))
         if leader is None:
             reached = sum(node["status"] is not None for node in nodes)
             why = "no node answers" if not reached else "no node leads"
@@ -223,10 +230,12 @@ def find_leader(nodes: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def _status_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("node", "role", "term", "leader", "commit", "applied", "lag", "sequence"):
-        table.add_column(name, justify="left" if name in {"node", "role"} else "right")
-    table.add_column("address")
+        table.add_column(
+            name, justify="left" if name in {"node", "role"} else "right", no_wrap=True
+        )
+    table.add_column("address", overflow="fold")
     commit = max((n["status"]["commit_index"] for n in nodes if n["status"]), default=0)
     for node in nodes:
         node_id, address, state = str(node["node_id"] or "?"), node["address"], node["status"]
@@ -270,6 +279,6 @@ def demo(
         if as_json:
             typer.echo(json.dumps(report.as_dict(), indent=2))
         else:
-            Console().print(render(report))
+            _print(render(report))
         if not report.ok:
             raise RafthaError("the demo failed", hint="; ".join(report.problems[:PROBLEMS_SHOWN]))

@@ -39,17 +39,17 @@ class HaConfig:
     """With `members`, gives the cluster its id; nodes of other clusters are turned away."""
 
     client_address: str = ""
-    """"host:port" of the listener that the host process serves clients on; only shown in statuses."""
+    """"host:port" of the host process's own listener for clients; only shown in statuses."""
 
     insecure: bool = False
-    """Allow peers off loopback, unencrypted and unauthenticated. Only for networks you trust whole."""
+    """Allow peers off loopback, unencrypted and unauthenticated: only in networks you trust."""
 
     heartbeat_interval_ms: int = 50
     """How often the leader says it is there. From 10 to 10,000."""
 
     election_timeout_ms: int = 500
-    """A follower that hears nothing campaigns after 1 to 2 of these. At least 4 heartbeats. A leader
-    whose connection breaks is replaced without waiting for it; it counts for silent ones."""
+    """A follower that hears nothing campaigns after 1 to 2 of these. At least 4 heartbeats. It
+    counts for silent leaders; one whose connection breaks is replaced without waiting for it."""
 
     request_timeout_s: float = 10.0
     """The deadline of a call that doesn't give its own, over 0 and up to 600."""
@@ -104,7 +104,8 @@ class HaConfig:
         unknown = sorted(set(table) - known)
         if unknown:
             raise ConfigError(
-                f"unknown setting {', '.join(unknown)}", hint=f"known are {', '.join(sorted(known))}"
+                f"unknown setting {', '.join(unknown)}",
+                hint=f"known are {', '.join(sorted(known))}",
             )
         missing = [name for name in ("node_id", "data_dir", "members") if name not in table]
         if missing:
@@ -169,7 +170,9 @@ def _check_types(config: HaConfig) -> None:
         value = getattr(config, name)
         is_stray_bool = isinstance(value, bool) and kinds is not bool
         if not isinstance(value, kinds) or is_stray_bool:
-            names = " or ".join(k.__name__ for k in (kinds if isinstance(kinds, tuple) else (kinds,)))
+            names = " or ".join(
+                k.__name__ for k in (kinds if isinstance(kinds, tuple) else (kinds,))
+            )
             raise ConfigError(f"{name} must be {names}, got {value!r}")
 
 

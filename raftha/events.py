@@ -1,7 +1,7 @@
 """What happens inside a node, as typed records.
 
-`core` returns events in `Ready` and never logs; the node turns each into one log line and hands it to
-observers.
+`core` returns events in `Ready` and never logs; the node turns each into one log line and hands it
+to observers.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     with raftha.HaManager(config) as ha:
         receipt = ha.put(b"key", b"value")
 
-Every call has a deadline (`timeout`, in seconds; by default the config's) and ends in one of three ways:
-it returns, and what it says has happened; it raises `Rejected`, and the request did not and will not
-happen; it raises `Indeterminate`, and it may have. `raftha.aio.HaManager` has the same names, awaited.
+Every call has a deadline (`timeout`, in seconds; by default the config's) and ends in one of three
+ways: it returns, and what it says has happened; it raises `Rejected`, and the request did not and
+will not happen; it raises `Indeterminate`, and it may have. `raftha.aio.HaManager` has the same
+names, awaited.
 
 Any node takes any call: what only the leader can do is sent there. Reads are linearizable unless
 `consistency="stale"` asks for whatever this node has at once.
@@ -83,7 +84,7 @@ class HaManager:
         self.stop()
 
     def get_status(self) -> HaStatus:
-        """This node's state: role, term, leader, log pointers, members. Works on a failed node too."""
+        """This node's role, term, leader, log pointers, members. Works on a failed node too."""
         runtime = self._runtime
         if runtime is None:
             return unstarted_status(self.config)
@@ -115,9 +116,7 @@ class HaManager:
 
         The receipt is true if it was set, false if something else was there.
         """
-        packed = commands.pack_compare_and_set(
-            key, expected, value, self.config.value_bytes_max
-        )
+        packed = commands.pack_compare_and_set(key, expected, value, self.config.value_bytes_max)
         return self._write(packed, timeout)
 
     def transaction(

@@ -1,21 +1,21 @@
 """One member of the cluster: the one place where core, state, callers and time meet.
 
-Theory of operation. A `Node` is driven by its host: messages, ticks, operations and finished disk work
-come in as calls, each of which asks the host for a turn (`Host.wake`); in `turn` the node takes
-everything that came since the last one and acts on it at once. It never waits and never touches a
-disk, a socket or a clock by itself, so the same node runs on an event loop with real threads
-(`runtime.py`) and in the simulator, under a clock and a disk that a seed decides.
+Theory of operation. A `Node` is driven by its host: messages, ticks, operations and finished disk
+work come in as calls, each of which asks the host for a turn (`Host.wake`); in `turn` the node
+takes everything that came since the last one and acts on it at once. It never waits and never
+touches a disk, a socket or a clock by itself, so the same node runs on an event loop with real
+threads (`runtime.py`) and in the simulator, under a clock and a disk that a seed decides.
 
 A turn: groups that wait become one batch if no write is under way -> the core says what to write,
 send, apply and read -> all of it goes out -> callers are released, all together.
 
 Rules:
-  N1  All calls come from one thread, the node's.
-  N2  What is applied is committed and on this node's disk (core, R5).
-  N3  A checkpoint freezes the write buffer between two entries; the host writes it out, meanwhile the
+  N1  All calls come from one thread, the node's. N2  What is applied is committed and on this
+  node's disk (core, R5). N3  A checkpoint freezes the write buffer between two entries; the host
+  writes it out, meanwhile the
       next buffer fills. At most one is under way.
-  N4  The log gives up what is both in the last checkpoint and on the disk of every member.
-  N5  The first storage error or broken invariant ends the node for good: it answers nothing more and
+  N4  The log gives up what is both in the last checkpoint and on the disk of every member. N5  The
+  first storage error or broken invariant ends the node for good: it answers nothing more and
       tells every caller. The process it lives in goes on.
 """
 
@@ -146,8 +146,7 @@ class Node:
         """Take in callers' operations, in order."""
         add = self._submissions.add
         for operation in operations:
-            if operation.deadline < self._next_expiry:
-                self._next_expiry = operation.deadline
+            self._next_expiry = min(self._next_expiry, operation.deadline)
             if type(operation) is WriteOperation:
                 add(operation)
             else:
@@ -461,10 +460,12 @@ class Node:
         self._frozen_at = self._checkpointed_at = self._clock.monotonic()
         self._log_bytes = 0
         frozen = self.state.freeze()
-        compact_index = min(self._checkpoint.index, self.core.compact_index)  # N4
+        compact_index = min(self._checkpoint.index, self.core.log.compact_index)  # N4
         self._host.checkpoint(frozen, compact_index, with_digest=bool(self._digests_running))
 
-    def on_checkpoint(self, position: LogPosition, keys: int, digest: str, first_index: int) -> None:
+    def on_checkpoint(
+        self, position: LogPosition, keys: int, digest: str, first_index: int
+    ) -> None:
         """What was frozen at `position` is durable; `digest` is "" unless one was asked for."""
         self.state.checkpoint_done()
         self._is_checkpointing = False

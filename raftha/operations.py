@@ -1,7 +1,7 @@
 """What callers hand to a node: one record per call, with its deadline and whoever waits for it.
 
-`waiter` is opaque to the node; the host, which made it, delivers to it (`Host.deliver`). A result is
-delivered at most once: whoever delivers sets `waiter` to None.
+`waiter` is opaque to the node; the host, which made it, delivers to it (`Host.deliver`). A result
+is delivered at most once: whoever delivers sets `waiter` to None.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class WriteOperation(Operation):
 
 
 class GroupOperation(Operation):
-    """A whole group, numbered by somebody else: a client with its own session. Delivers the outcome.
+    """A whole group, numbered by a client with a session of its own. Delivers the outcome.
 
     Session 0 opens a session; `number` is then chosen by the node.
     """

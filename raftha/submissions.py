@@ -2,18 +2,20 @@
 
 Theory of operation. Each node numbers the groups it submits, in a session of its own that the log
 itself opened (its id comes from the entry that opened it). A group stays in `in_flight` until this
-node has applied it, its callers' deadlines have passed, or the leader refused it. Whenever a leader is
-found, or its connection returns, every group in flight is sent again, in order; the state machine
-drops what it has already applied. So a write is applied once, however often it travelled.
+node has applied it, its callers' deadlines have passed, or the leader refused it. Whenever a leader
+is found, or its connection returns, every group in flight is sent again, in order; the state
+machine drops what it has already applied. So a write is applied once, however often it travelled.
 
-`floor`, sent with each group, is the lowest number still in flight: everything below is finished for
-good, its results may be forgotten, and should a copy of it still be under way it will not be applied.
+`floor`, sent with each group, is the lowest number still in flight: everything below is finished
+for good, its results may be forgotten, and should a copy of it still be under way it will not be
+applied.
 
-What a caller is told when it can't be told an outcome hangs on whether the group ever left the queue:
-before that, `Rejected`; after it, `Indeterminate`.
+What a caller is told when it can't be told an outcome hangs on whether the group ever left the
+queue: before that, `Rejected`; after it, `Indeterminate`.
 
 On the leader, groups of all nodes wait in `inbox` while a write is under way, and then go into one
-batch. A follower keeps a few groups in flight to the leader; what comes meanwhile makes the next one.
+batch. A follower keeps a few groups in flight to the leader; what comes meanwhile makes the next
+one.
 """
 
 from __future__ import annotations

@@ -43,7 +43,6 @@ from raftha.call import call
 from raftha.config import MEMBERS_MAX
 from raftha.errors import (
     Disconnected,
-    InvalidRequest,
     LocalClusterError,
     RequestTimeout,
     Unavailable,
@@ -482,7 +481,7 @@ def _value(value: Any) -> str:
             return _quoted(str(value))
         case list() | tuple():
             return f"[{', '.join(map(_value, value))}]"
-    raise InvalidRequest(f"settings can't hold {value!r}")
+    raise LocalClusterError(f"settings can't hold {value!r}")
 
 
 def _quoted(text: str) -> str:

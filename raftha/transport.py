@@ -3,11 +3,11 @@
 Theory of operation. Of two members, the one with the higher id dials, and dials again whenever the
 connection is lost; the other listens. Both send `Hello` first. A connection counts once both have
 accepted the other's: same protocol version, same cluster, the expected ids, and an incarnation that
-isn't another than before. Until then it can say nothing else, and it has `HANDSHAKE_TIMEOUT_S` for it;
-strangers get a `Refusal` and are counted, and only so many may be undecided at once.
+isn't another than before. Until then it can say nothing else, and it has `HANDSHAKE_TIMEOUT_S` for
+it; strangers get a `Refusal` and are counted, and only so many may be undecided at once.
 
-Loss is told to the node at once (`on_disconnected`), since for a follower it is the best sign that its
-leader died. There is no resending here: Raft does that, and it would only send what is stale.
+Loss is told to the node at once (`on_disconnected`), since for a follower it is the best sign that
+its leader died. There is no resending here: Raft does that, and it would only send what is stale.
 
 All of it runs on the node's event loop, so nothing here locks.
 """

@@ -1,12 +1,13 @@
 """What peers say to each other, as bytes: one length, one msgpack array, nothing executable.
 
-Theory of operation. A frame is a little-endian u32 length and a msgpack array `[code, field, ...]`; the
-codes are those of `_CODES`, the fields those of the message's class, in order. An entry travels as the
-very bytes that the log holds (`Entry.data`). Everything that comes in is checked against the class's
-field types and against hard limits before anything acts on it; whatever doesn't fit is a `WireError`,
-upon which the connection is dropped.
+Theory of operation. A frame is a little-endian u32 length and a msgpack array `[code, field, ...]`;
+the codes are those of `_CODES`, the fields those of the message's class, in order. An entry travels
+as the very bytes that the log holds (`Entry.data`). Everything that comes in is checked against the
+class's field types and against hard limits before anything acts on it; whatever doesn't fit is a
+`WireError`, upon which the connection is dropped.
 
-The first frame in each direction is `Hello`, and nothing larger than `HELLO_BYTES_MAX` is read before it.
+The first frame in each direction is `Hello`, and nothing larger than `HELLO_BYTES_MAX` is read
+before it.
 """
 
 from __future__ import annotations

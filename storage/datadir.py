@@ -5,9 +5,9 @@
     data_dir/wal/        the log (`wal.py`)
     data_dir/state/      LMDB (`checkpoint.py`)
 
-The incarnation is a random number made with the directory. A member that comes back with another one
-has lost its disk, and with it votes and acknowledged entries: its peers, who remember the first they
-saw, don't let it in under its old id.
+The incarnation is a random number made with the directory. A member that comes back with another
+one has lost its disk, and with it votes and acknowledged entries: its peers, who remember the first
+they saw, don't let it in under its old id.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class DataDirectory:
         except (ValueError, KeyError, TypeError) as error:
             raise Corrupt(path, 0, f"not an identity: {error}") from error
         if owner[0] != FORMAT:
-            raise ConfigError(f"{path} has format {owner[0]}; this version of raftha reads {FORMAT}")
+            raise ConfigError(
+                f"{path} has format {owner[0]}; this version of raftha reads {FORMAT}"
+            )
         if owner[1:] != (self.cluster_id, self.node_id):
             raise ConfigError(
                 f"data_dir {self.path} belongs to node {owner[2]} of cluster {owner[1]}, "

@@ -17,7 +17,7 @@ from raftha.core.messages import (
     VoteRequest,
 )
 from raftha.core.raft import Raft, Role
-from raftha.core.ready import CoreConfig, LogRead, Ready, ReadState, Write
+from raftha.core.ready import CoreConfig, LogRead, ReadState, Ready, Write
 
 __all__ = [
     "Append",

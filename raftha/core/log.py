@@ -1,13 +1,14 @@
 """The log as the core sees it: a window of recent entries in memory, pointers for the rest.
 
-Theory of operation. `window` holds the entries after `anchor`; everything not yet applied is always in
-it, applied entries stay while they fit `window_bytes_max`. What is older is on disk only, from
+Theory of operation. `window` holds the entries after `anchor`; everything not yet applied is always
+in it, applied entries stay while they fit `window_bytes_max`. What is older is on disk only, from
 `first_index` on; the core asks for it with a `LogRead` when a follower needs it.
 
     first_index <= anchor.index + 1        applied <= commit <= last        persisted <= last
 
 `applied` never passes `persisted`: what the state holds, the disk holds. `written` runs ahead of
-`persisted`: it is the last entry handed out to be written.
+`persisted`: it is the last entry handed out to be written. Up to `compact_index` every member has
+the log on disk, as far as is known.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class RaftLog:
         self._window_bytes_max = window_bytes_max
         assert all(e.index == anchor.index + 1 + i for i, e in enumerate(self.window))
         self.applied = self.commit = anchor.index
+        self.compact_index = 0
         self.persisted = self.written = self.last_index
 
     @property
@@ -92,8 +94,8 @@ class RaftLog:
     def merge(self, message: Append) -> int | None:
         """Take in a leader's entries; return the index up to which the logs now agree.
 
-        None if the entry at `prev_index` is missing or another one. LogMismatch if the entries don't
-        continue the chain of hashes, which no correct leader sends; nothing is changed then.
+        None if the entry at `prev_index` is missing or another one. LogMismatch if the entries
+        don't continue the chain of hashes, which no correct leader sends; nothing is changed then.
         """
         prev_index, entries = message.prev_index, message.entries
         if prev_index < self.commit:

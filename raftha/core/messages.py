@@ -1,7 +1,7 @@
 """The messages of the protocol, as records.
 
-Every message names its receiver, its sender and the sender's term: a message without a term can't be
-told from one of an earlier leader's time, and counting such a reply commits without a quorum.
+Every message names its receiver, its sender and the sender's term: a message without a term can't
+be told from one of an earlier leader's time, and counting such a reply commits without a quorum.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Append(NamedTuple):
 class AppendReply(NamedTuple):
     """`ok`: everything up to `index` is on the sender's disk and equals the leader's log.
 
-    Otherwise the entry at `index` didn't match, and (`hint_index`, `hint_term`) is the last entry of
-    the sender's log that still could (its term is not above the leader's at `index`).
+    Otherwise the entry at `index` didn't match, and (`hint_index`, `hint_term`) is the last entry
+    of the sender's log that still could (its term is not above the leader's at `index`).
     """
 
     to: int

@@ -22,29 +22,30 @@ write at a time, and what arrives meanwhile is in the next one: that is group co
 Rules that keep it safe
 -----------------------
 
-R1  Term and vote are durable before any message of that term leaves: `_send` holds messages back
-    (`_held`) while the current (term, vote) is not the durable one, and they leave with the write that
-    makes it so. A candidate counts its own vote only then.
-R2  An `AppendReply(ok, index)` leaves only when everything up to `index` is durable.
+R1  Term and vote are durable before any message of that term leaves, and a candidate counts its own
+    vote only then.
+R2  An `AppendReply(ok, index)` leaves only when everything up to `index` is durable. (`outbox.py`
+    sees to both.)
 R3  A leader counts itself for an entry only when it is durable here (`log.persisted`). Its appends
     leave at once, in parallel with its own write (thesis 10.2.1).
-R4  Only entries of the leader's own term are committed by counting (paper 5.4.2); older ones go along.
+R4  Only entries of the leader's own term are committed by counting (paper 5.4.2); older ones go
+    along with them.
 R5  A node applies what is both committed and durable here, so state never runs ahead of the log.
 R6  Entries are cut off only where a term really differs, and never at or below commit.
 R7  A leader that hasn't heard from a quorum for an election timeout steps down (check-quorum), and
     a node that has heard from a leader within one grants no votes (lease), except for a transfer.
-R8  Reads need a round of replies from a quorum, begun after the read arrived, and a commit index from
-    the leader's own term.
+R8  Reads need a round of replies from a quorum, begun after the read arrived, and a commit index
+    from the leader's own term.
 
-Election: a node first asks for pre-votes without touching its term (thesis 9.6), so a node that was cut
-off can't depose a leader when it returns. The first entry of a leader is a no-op.
+Election: a node first asks for pre-votes without touching its term (thesis 9.6), so a node that was
+cut off can't depose a leader when it returns. The first entry of a leader is a no-op.
 
-A lost connection to the leader is a strong hint that its process is gone: the follower drops its lease
-and asks for pre-votes after a short delay, staggered by node id and randomised, instead of the
-election timeout. If only its own link broke, the others' leases refuse it and nothing happens.
+A lost connection to the leader is a strong hint that its process is gone: the follower drops its
+lease and asks for pre-votes after a short delay, staggered by node id and randomised, instead of
+the election timeout. If only its own link broke, the others' leases refuse it and nothing happens.
 
 Learners, membership changes and snapshots have their places: `voters` is where a configuration will
-be, `_voter_quorum` where it counts, and `_send_append` notes a follower that needs more than the log.
+be, `_quorum` where it counts, and the leader notes a follower that needs more than the log.
 
 Sources: Ongaro & Ousterhout, «In Search of an Understandable Consensus Algorithm»; Ongaro's thesis;
 the division of labour is that of etcd's raft library.
@@ -53,9 +54,10 @@ the division of labour is that of etcd's raft library.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
+from raftha.core.leader import Leadership
 from raftha.core.log import LogMismatch, RaftLog
 from raftha.core.messages import (
     Append,
@@ -69,12 +71,12 @@ from raftha.core.messages import (
     VoteReply,
     VoteRequest,
 )
-from raftha.core.progress import Mode, Progress
-from raftha.core.reads import Read, ReadRounds
-from raftha.core.ready import CoreConfig, LogRead, Ready, ReadState, Write
-from raftha.entry import Entry, EntryKind, HardState, LogPosition, make_entry
-from raftha.errors import NotLeader, TransferFailed
-from raftha.events import Event, LeaderElected, LeaderLost, ReplicaBehindLog, RoleChanged
+from raftha.core.outbox import Outbox
+from raftha.core.progress import Progress
+from raftha.core.ready import CoreConfig, LogRead, ReadState, Ready, Write
+from raftha.entry import Entry, EntryKind, HardState, LogPosition
+from raftha.errors import NotLeader
+from raftha.events import Event, LeaderElected, LeaderLost, RoleChanged
 
 
 class Role(enum.StrEnum):
@@ -108,23 +110,17 @@ class Raft:
         log.commit = max(log.commit, min(hard_state.commit, log.last_index))
         self.role = Role.FOLLOWER
         self.leader: int | None = None
-        self.progress: dict[int, Progress] = {}
-        self.transfer_target: int | None = None
-        self.compact_index = 0
         self._random_below = random_below
         self._votes: dict[int, bool] = {}
-        self._reads = ReadRounds()
+        self._leadership: Leadership | None = None
         self._elapsed_ticks = 0
         self._heartbeat_elapsed_ticks = 0
         self._timeout_ticks = 0
-        # A node that starts knows of no leader. Asking for pre-votes early does no harm if there is one.
+        # A node that starts knows of no leader. Asking for pre-votes early does no harm if there is
+        # one.
         self._is_suspecting = True
         self._announced_term = 0
-        self._durable = hard_state
-        self._taken = hard_state
-        self._write: Write | None = None
-        self._messages: list[Message] = []
-        self._held: list[Message] = []
+        self._outbox = Outbox(log, hard_state, config.write_bytes_max)
         self._read_states: list[ReadState] = []
         self._log_reads: list[LogRead] = []
         self._events: list[Event] = []
@@ -137,25 +133,30 @@ class Raft:
         return self.role is Role.LEADER
 
     @property
+    def progress(self) -> Mapping[int, Progress]:
+        """The followers, as this leader knows them; empty if it isn't one."""
+        return self._leadership.progress if self._leadership else {}
+
+    @property
     def can_propose(self) -> bool:
-        return self.role is Role.LEADER and self.transfer_target is None
+        return self._leadership is not None and self._leadership.transfer_target is None
 
     @property
     def is_writing(self) -> bool:
         """Whether a write was handed out and not yet advanced over."""
-        return self._write is not None
+        return self._outbox.is_writing
 
     @property
     def can_read(self) -> bool:
         """Whether this leader's commit index is from its own term (R8)."""
-        return self.is_leader and self.log.term(self.log.commit) == self.term
+        return self._leadership is not None and self._leadership.can_read
 
     # ---------------------------------------------------------------- inputs
 
     def tick(self) -> None:
         """One tick has passed."""
         self._elapsed_ticks += 1
-        if self.role is not Role.LEADER:
+        if self._leadership is None:
             if self._elapsed_ticks >= self._timeout_ticks:
                 if self.role is Role.FOLLOWER and self.leader is not None:
                     self._lose_leader("timeout")
@@ -164,7 +165,7 @@ class Raft:
         self._heartbeat_elapsed_ticks += 1
         if self._heartbeat_elapsed_ticks >= self.config.heartbeat_ticks:
             self._heartbeat_elapsed_ticks = 0
-            self._send_heartbeats()
+            self._leadership.send_heartbeats()
         if self._elapsed_ticks >= self.config.election_ticks:
             self._elapsed_ticks = 0
             self._check_quorum()
@@ -187,14 +188,11 @@ class Raft:
                 self._on_vote_reply(message)
             case Append():
                 self._on_append(message)
-            case AppendReply():
-                self._on_append_reply(message)
             case Heartbeat():
                 self._on_heartbeat(message)
-            case HeartbeatReply():
-                self._on_heartbeat_reply(message)
-            case ReadRequest():
-                self._on_read_request(message)
+            case AppendReply() | HeartbeatReply() | ReadRequest():
+                if self._leadership is not None:
+                    self._leadership.step(message)
             case ReadReply():
                 self._read_states.append(ReadState(message.read_id, message.index))
             case TimeoutNow():
@@ -205,23 +203,23 @@ class Raft:
 
     def propose(self, payload: bytes, count: int, time_us: int) -> int | None:
         """Append a batch of `count` commands; its index, or None if this node can't take it now."""
-        if not self.can_propose:
+        if self._leadership is None or self._leadership.transfer_target is not None:
             return None
-        return self._append_own(EntryKind.BATCH, payload, count, time_us)
+        return self._leadership.append(EntryKind.BATCH, payload, count, time_us)
 
     def notify_commit(self, peer: int, index: int) -> None:
         """Tell `peer` as soon as `index` commits, not with the next append or heartbeat."""
-        if peer in self.progress:
-            self.progress[peer].notify_index = max(self.progress[peer].notify_index, index)
+        progress = self.progress.get(peer)
+        if progress is not None:
+            progress.notify_index = max(progress.notify_index, index)
 
     def read_index(self, read_id: int) -> bool:
         """Ask for a read index; it comes as a `ReadState`, or never: ask again then.
 
         False if there is no leader to ask.
         """
-        if self.role is Role.LEADER:
-            self._reads.add(Read(self.id, read_id))
-            self._begin_reads()
+        if self._leadership is not None:
+            self._leadership.read(self.id, read_id)
             return True
         if self.leader is None:
             return False
@@ -233,31 +231,21 @@ class Raft:
 
         Given up after an election timeout. NotLeader, TransferFailed if it can't even begin.
         """
-        if self.role is not Role.LEADER:
+        if self._leadership is None:
             raise NotLeader(self.leader)
-        if target == self.id:
-            return
-        if target not in self.progress:
-            raise TransferFailed(f"node {target} is not a member")
-        if not self.progress[target].is_active:
-            raise TransferFailed(f"node {target} does not answer")
-        self.transfer_target = target
-        self._elapsed_ticks = 0
-        if self.progress[target].match == self.log.last_index:
-            self._send(TimeoutNow(target, self.id, self.term))
-        else:
-            self._send_append(target)
+        if target != self.id:
+            self._elapsed_ticks = 0
+            self._leadership.transfer(target)
 
     def connected(self, peer: int) -> None:
         """The transport reached `peer`; whatever was on its way before is lost."""
-        if self.role is Role.LEADER:
-            self.progress[peer].probe()
-            self._send_append(peer)
+        if self._leadership is not None:
+            self._leadership.connected(peer)
 
     def disconnected(self, peer: int) -> None:
         """The connection to `peer` broke, or a message to it was dropped."""
-        if self.role is Role.LEADER:
-            self.progress[peer].probe()
+        if self._leadership is not None:
+            self._leadership.disconnected(peer)
         elif peer == self.leader:
             self._lose_leader("disconnected")
             self._is_suspecting = True
@@ -267,78 +255,39 @@ class Raft:
 
     def log_read(self, peer: int, previous: LogPosition, entries: Sequence[Entry]) -> None:
         """What a `LogRead` asked for: entries that follow `previous`."""
-        progress = self.progress.get(peer)
-        if progress is None or progress.mode is not Mode.FETCH:
-            return
-        progress.mode = Mode.PROBE
-        if progress.next != previous.index + 1 or not entries:
-            self._send_append(peer)
-            return
-        self._send_entries(peer, progress, previous.index, previous.term, tuple(entries))
+        if self._leadership is not None:
+            self._leadership.log_read(peer, previous, entries)
 
     def log_read_failed(self, peer: int, first_index: int) -> None:
         """The entries a `LogRead` asked for are gone; the log on disk begins at `first_index`."""
-        progress = self.progress.get(peer)
-        if progress is None or progress.mode is not Mode.FETCH:
-            return
-        progress.mode = Mode.PROBE
-        # Paused until it is heard from again. Its place is a snapshot's: the log can't help it.
-        progress.waits_for_reply = True
-        if not progress.is_behind_log:
-            progress.is_behind_log = True
-            self._emit(
-                ReplicaBehindLog(
-                    node_id=self.id, peer=peer, needs_index=progress.next, first_index=first_index
-                )
-            )
+        if self._leadership is not None:
+            self._leadership.log_read_failed(peer, first_index)
 
     # ---------------------------------------------------------------- outputs
 
     def ready(self) -> Ready:
         """Take everything that is to be done now."""
-        write = self._take_write()
-        if write is None and self._write is None and self._held:
-            # Nothing left to make durable that these could wait for.
-            self._messages += self._held
-            self._held = []
-        committed = self._take_committed()
+        write = self._outbox.take_write(HardState(self.term, self.vote, self.log.commit))
         ready = Ready(
-            write, self._messages, committed, self._read_states, self._log_reads, self._events
+            write,
+            self._outbox.take_messages(),
+            self._take_committed(),
+            list(self._read_states),
+            list(self._log_reads),
+            list(self._events),
         )
-        self._messages, self._read_states, self._log_reads, self._events = [], [], [], []
+        self._read_states.clear()
+        self._log_reads.clear()
+        self._events.clear()
         return ready
 
     def advance(self, write: Write) -> None:
         """`write` is durable and its messages are on their way."""
-        assert write is self._write, "writes complete in the order they were taken"
-        self._write = None
-        if write.hard_state is not None:
-            self._durable = write.hard_state
-        self.log.mark_persisted(write.entries)
+        self._outbox.wrote(write)
         if self.role is Role.CANDIDATE and self._is_hard_state_durable():
             self._count_vote(self.id, True)
-        elif self.role is Role.LEADER:
-            self._advance_commit()
-
-    def _take_write(self) -> Write | None:
-        if self._write is not None:
-            return None
-        hard_state = HardState(self.term, self.vote, self.log.commit)
-        is_vote_dirty = (self.term, self.vote) != (self._durable.term, self._durable.vote)
-        entries: tuple[Entry, ...] = ()
-        if self.log.written < self.log.last_index:
-            entries = self.log.slice(self.log.written + 1, self.config.write_bytes_max)
-            self.log.written = entries[-1].index
-        if not entries and not is_vote_dirty:
-            return None
-        # Replies that acknowledge entries beyond this write stay for the next one (R2).
-        held = [m for m in self._held if _acknowledges(m) > self.log.written]
-        messages = tuple(m for m in self._held if _acknowledges(m) <= self.log.written)
-        self._held = held
-        is_news = hard_state != self._taken
-        self._taken = hard_state
-        self._write = Write(hard_state if is_news else None, entries, messages)
-        return self._write
+        elif self._leadership is not None:
+            self._leadership.advance_commit()
 
     def _take_committed(self) -> tuple[Entry, ...]:
         last = min(self.log.commit, self.log.persisted)  # R5
@@ -349,14 +298,10 @@ class Raft:
         return committed
 
     def _send(self, message: Message) -> None:
-        """Send now, or with the write that makes it true (R1, R2)."""
-        if self._is_hard_state_durable() and _acknowledges(message) <= self.log.persisted:
-            self._messages.append(message)
-        else:
-            self._held.append(message)
+        self._outbox.send(message, self.term, self.vote)
 
     def _is_hard_state_durable(self) -> bool:
-        return self._durable.term == self.term and self._durable.vote == self.vote
+        return self._outbox.is_durable(self.term, self.vote)
 
     def _emit(self, event: Event) -> None:
         self._events.append(event)
@@ -411,14 +356,11 @@ class Raft:
         if term != self.term:
             assert term > self.term
             self.term, self.vote = term, 0
-            # What was acknowledged to an earlier leader is of no use to it any more.
-            self._held = [m for m in self._held if not isinstance(m, AppendReply)]
+            self._outbox.drop_acknowledgements()
         self._elapsed_ticks = self._heartbeat_elapsed_ticks = 0
         self._set_timeout()
         self._votes = {}
-        self._reads.clear()
-        self.progress = {}
-        self.transfer_target = None
+        self._leadership = None
 
     def _set_role(self, role: Role) -> None:
         if role is not self.role:
@@ -451,21 +393,22 @@ class Raft:
         self._reset(self.term)
         self._set_role(Role.LEADER)
         self._set_leader(self.id)
-        for peer in self.peers:
-            self.progress[peer] = Progress(
-                self.log.last_index + 1,
-                self.config.in_flight_messages_max,
-                self.config.in_flight_bytes_max,
-            )
-        self._append_own(EntryKind.NOOP, b"", 0, 0)
+        self._leadership = Leadership(
+            self.config,
+            self.term,
+            self.log,
+            self._send,
+            self._events,
+            self._read_states,
+            self._log_reads,
+        )
+        self._leadership.append(EntryKind.NOOP, b"", 0, 0)
 
     def _check_quorum(self) -> None:
         """Once an election timeout: give up a transfer, step down without a quorum (R7)."""
-        self.transfer_target = None
-        active = 1 + sum(progress.is_active for progress in self.progress.values())
-        for progress in self.progress.values():
-            progress.is_active = False
-        if active < self._quorum():
+        assert self._leadership is not None
+        self._leadership.transfer_target = None
+        if not self._leadership.has_quorum():
             self._lose_leader("quorum")
             self._become_follower(self.term, None)
 
@@ -518,106 +461,6 @@ class Raft:
         elif len(self._votes) - granted_count >= self._quorum():
             self._set_role(Role.FOLLOWER)
 
-    # ---------------------------------------------------------------- replication, leader's side
-
-    def _append_own(self, kind: EntryKind, payload: bytes, count: int, time_us: int) -> int:
-        entry = make_entry(self.log.last, self.term, time_us, kind, payload, count)
-        self.log.append(entry)
-        for peer in self.peers:
-            self._send_append(peer)
-        return entry.index
-
-    def _send_append(self, peer: int) -> None:
-        """Send what the follower lacks, as far as its limits allow; a probe if that's nothing."""
-        progress = self.progress[peer]
-        while not progress.is_paused:
-            previous_index = progress.next - 1
-            previous_term = self.log.term(previous_index)
-            if previous_term is None:
-                progress.mode = Mode.FETCH
-                if progress.next < self.log.first_index:
-                    self.log_read_failed(peer, self.log.first_index)
-                else:
-                    self._log_reads.append(LogRead(peer, progress.next))
-                return
-            entries = self.log.slice(progress.next, self.config.append_bytes_max)
-            if not entries and progress.mode is Mode.REPLICATE:
-                return
-            self._send_entries(peer, progress, previous_index, previous_term, entries)
-
-    def _send_entries(
-        self,
-        peer: int,
-        progress: Progress,
-        previous_index: int,
-        previous_term: int,
-        entries: tuple[Entry, ...],
-    ) -> None:
-        size = sum(len(entry.data) for entry in entries)
-        self._send(
-            Append(
-                peer,
-                self.id,
-                self.term,
-                previous_index,
-                previous_term,
-                self.log.commit,
-                self.compact_index,
-                entries,
-            )
-        )
-        progress.commit_sent = self.log.commit
-        progress.sent(previous_index + len(entries), size)
-
-    def _send_probe(self, peer: int, progress: Progress) -> None:
-        """Send an append without entries: it carries commit, and its reply finds lost appends."""
-        previous_index = progress.next - 1
-        previous_term = self.log.term(previous_index)
-        if previous_term is None:
-            return
-        commit, compact = self.log.commit, self.compact_index
-        self._send(
-            Append(peer, self.id, self.term, previous_index, previous_term, commit, compact, ())
-        )
-        progress.commit_sent = commit
-
-    def _on_append_reply(self, message: AppendReply) -> None:
-        if self.role is not Role.LEADER:
-            return
-        progress = self.progress[message.sender]
-        progress.is_active = True
-        if not message.ok:
-            next_index = self.log.hint(message.hint_index, message.hint_term)[0] + 1
-            if progress.reject(message.index, next_index):
-                self._send_append(message.sender)
-            return
-        assert message.index <= self.log.last_index, "acknowledged what was never sent"
-        if progress.acknowledge(message.index):
-            self._advance_commit()
-        if progress.mode is Mode.REPLICATE:
-            self._send_append(message.sender)
-        if message.sender == self.transfer_target and progress.match == self.log.last_index:
-            self._send(TimeoutNow(message.sender, self.id, self.term))
-
-    def _advance_commit(self) -> None:
-        """Commit what a quorum has on disk, if it is of this term (R3, R4)."""
-        matches = sorted(
-            (self.log.persisted, *(progress.match for progress in self.progress.values())),
-            reverse=True,
-        )
-        self.compact_index = max(self.compact_index, matches[-1])
-        index = matches[self._quorum() - 1]
-        if index <= self.log.commit or not self._may_commit(index):
-            return
-        self.log.commit = index
-        for peer, progress in self.progress.items():
-            if progress.commit_sent < progress.notify_index <= index:
-                self._send_probe(peer, progress)
-        self._begin_reads()
-
-    def _may_commit(self, index: int) -> bool:
-        return self.log.term(index) == self.term
-
     # ---------------------------------------------------------------- replication, follower's side
 
     def _on_append(self, message: Append) -> None:
@@ -642,7 +485,7 @@ class Raft:
             )
             return
         self.log.commit = max(self.log.commit, min(message.commit, agreed))
-        self.compact_index = max(self.compact_index, message.compact_index)
+        self.log.compact_index = max(self.log.compact_index, message.compact_index)
         self._send(AppendReply(message.sender, self.id, self.term, True, agreed, 0, 0))
 
     def _hear_leader(self, leader: int) -> None:
@@ -653,62 +496,7 @@ class Raft:
         else:
             self._become_follower(self.term, leader)
 
-    # ---------------------------------------------------------------- heartbeats and reads
-
-    def _send_heartbeats(self) -> None:
-        for peer, progress in self.progress.items():
-            # Beyond `match` the follower's log may differ, so no commit index may be taken over there.
-            commit = min(progress.match, self.log.commit)
-            self._send(Heartbeat(peer, self.id, self.term, commit, self._reads.round))
-
     def _on_heartbeat(self, message: Heartbeat) -> None:
         self._hear_leader(message.sender)
         self.log.commit = max(self.log.commit, min(message.commit, self.log.last_index))
         self._send(HeartbeatReply(message.sender, self.id, self.term, message.read_round))
-
-    def _on_heartbeat_reply(self, message: HeartbeatReply) -> None:
-        if self.role is not Role.LEADER:
-            return
-        progress = self.progress[message.sender]
-        progress.is_active = True
-        if progress.mode is Mode.PROBE:
-            progress.waits_for_reply = False
-            self._send_append(message.sender)
-        elif progress.mode is Mode.REPLICATE and progress.match < self.log.last_index:
-            # An append, or its reply, may be lost; the answer to this tells.
-            self._send_probe(message.sender, progress)
-        answered = self._reads.hear(message.sender, message.read_round, self._quorum() - 1)
-        if answered is not None:
-            self._answer_reads(*answered)
-
-    def _on_read_request(self, message: ReadRequest) -> None:
-        if self.role is Role.LEADER:
-            self._reads.add(Read(message.sender, message.read_id))
-            self._begin_reads()
-
-    def _begin_reads(self) -> None:
-        """Start a round for the reads that wait, unless one is under way or it is too early."""
-        if not self._reads.has_waiting or self._reads.is_asking or not self.can_read:
-            return
-        self._reads.begin(self.log.commit)
-        if self._quorum() == 1:
-            self._answer_reads(*self._reads.finish())
-            return
-        self._heartbeat_elapsed_ticks = 0
-        self._send_heartbeats()
-
-    def _answer_reads(self, index: int, reads: list[Read]) -> None:
-        for read in reads:
-            if read.node == self.id:
-                self._read_states.append(ReadState(read.read_id, index))
-            else:
-                self._send(ReadReply(read.node, self.id, self.term, read.read_id, index))
-                # It waits until it has applied `index`; don't let it wait for the next heartbeat.
-                if self.progress[read.node].commit_sent < index:
-                    self._send_probe(read.node, self.progress[read.node])
-        self._begin_reads()
-
-
-def _acknowledges(message: Message) -> int:
-    """The last entry whose being on disk this message asserts; 0 if none."""
-    return message.index if isinstance(message, AppendReply) and message.ok else 0

@@ -1,8 +1,9 @@
 """Linearizable reads without writing to the log: ReadIndex, one round shared by all that wait.
 
-Thesis 6.4: the leader notes its commit index, makes sure that it still is the leader by hearing from a
-quorum, and may then answer from state that has applied that index. All reads that arrive while a round
-is under way join the next one, so the cost of a round is shared by however many reads there are.
+Thesis 6.4: the leader notes its commit index, makes sure that it still is the leader by hearing
+from a quorum, and may then answer from state that has applied that index. All reads that arrive
+while a round is under way join the next one, so the cost of a round is shared by however many reads
+there are.
 """
 
 from __future__ import annotations

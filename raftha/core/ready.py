@@ -53,7 +53,7 @@ class LogRead(NamedTuple):
 
 @dataclass(slots=True)
 class Ready:
-    """One turn's work. `messages` may go out at once; nothing else waits for `write` but its own."""
+    """One turn's work. Nothing waits for `write` but the messages that are part of it."""
 
     write: Write | None
     messages: list[Message]

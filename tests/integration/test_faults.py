@@ -2,7 +2,8 @@
 
 Every client writes unique keys, increments a counter of its own and one shared by all, each with an
 exactly-once call that is sent again, through another node, until it is answered. Afterwards every
-acknowledged write must be there, every counter must be exact, and all nodes must hold the same data.
+acknowledged write must be there, every counter must be exact, and all nodes must hold the same
+data.
 """
 
 from __future__ import annotations
@@ -99,13 +100,16 @@ def run(hurt: Callable[[LocalCluster, int, random.Random], None]) -> None:
                 for i in range(CLIENTS)
             ]
             end = time.monotonic() + LOAD_S
-            hurting = asyncio.to_thread(
-                torment, cluster, lambda node_id, rng: hurt(cluster, node_id, rng), seed
+            hurting = asyncio.create_task(
+                asyncio.to_thread(
+                    torment, cluster, lambda node_id, rng: hurt(cluster, node_id, rng), seed
+                )
             )
             writing = (
                 write_until(end, i, client, record, seed) for i, client in enumerate(clients)
             )
-            times, *_ = await asyncio.gather(hurting, *writing)
+            await asyncio.gather(*writing)
+            times = await hurting
             for client in clients:
                 await client.close()
             return times

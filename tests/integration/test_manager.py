@@ -1,4 +1,4 @@
-"""`HaManager` and `raftha.aio.HaManager`: three nodes in this process, over real sockets and disks."""
+"""Both managers: three nodes in this process, over real sockets and disks."""
 
 from __future__ import annotations
 

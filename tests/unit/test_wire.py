@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgpack
 import pytest
 from hypothesis import given
@@ -99,10 +101,8 @@ def test_a_message_with_a_byte_changed_never_crashes_the_reader(data: st.DataObj
     frame = bytearray(encode(data.draw(st.sampled_from(MESSAGES))))
     place = data.draw(st.integers(0, len(frame) - 1))
     frame[place] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(WireError):
         list(reader().feed(bytes(frame)))
-    except WireError:
-        pass
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,290 @@
+"""What a leader does, and what only a leader knows; made when a term is won, gone when it ends.
+
+Theory of operation. `Leadership` sends entries to followers, each at its own pace (`progress.py`),
+counts what is on how many disks and moves the commit index (R3, R4 in `raft.py`), proves to readers
+that it still leads (R8), and hands over when asked to. It shares the log with `Raft`, and sends
+through it.
+
+Its first entry is a no-op: only with an entry of its own term committed does it know how far the
+log is committed at all (paper, section 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import assert_never
+
+from raftha.core.log import RaftLog
+from raftha.core.messages import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    Message,
+    ReadReply,
+    ReadRequest,
+    TimeoutNow,
+)
+from raftha.core.progress import Mode, Progress
+from raftha.core.reads import Read, ReadRounds
+from raftha.core.ready import CoreConfig, LogRead, ReadState
+from raftha.entry import Entry, EntryKind, LogPosition, make_entry
+from raftha.errors import TransferFailed
+from raftha.events import Event, ReplicaBehindLog
+
+
+class Leadership:
+    """The leader's side of one term."""
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        term: int,
+        log: RaftLog,
+        send: Callable[[Message], None],
+        events: list[Event],
+        read_states: list[ReadState],
+        log_reads: list[LogRead],
+    ) -> None:
+        """The three lists are the core's; what goes into them is in its next `Ready`."""
+        self.id = config.node_id
+        self.term = term
+        self.transfer_target: int | None = None
+        self.progress = {
+            peer: Progress(
+                log.last_index + 1, config.in_flight_messages_max, config.in_flight_bytes_max
+            )
+            for peer in config.voters
+            if peer != config.node_id
+        }
+        self._quorum = len(config.voters) // 2 + 1
+        self._append_bytes_max = config.append_bytes_max
+        self._log = log
+        self._send = send
+        self._events = events
+        self._read_states = read_states
+        self._log_reads = log_reads
+        self._reads = ReadRounds()
+
+    def step(self, message: AppendReply | HeartbeatReply | ReadRequest) -> None:
+        """A follower's answer or question, of this term."""
+        match message:
+            case AppendReply():
+                self._on_append_reply(message)
+            case HeartbeatReply():
+                self._on_heartbeat_reply(message)
+            case ReadRequest():
+                self.read(message.sender, message.read_id)
+            case _:
+                assert_never(message)
+
+    def append(self, kind: EntryKind, payload: bytes, count: int, time_us: int) -> int:
+        """Add an entry of `count` commands to the log and send it on; return its index."""
+        entry = make_entry(self._log.last, self.term, time_us, kind, payload, count)
+        self._log.append(entry)
+        for peer in self.progress:
+            self._send_append(peer)
+        return entry.index
+
+    def has_quorum(self) -> bool:
+        """Whether a quorum was heard from since the last time this was asked (R7)."""
+        active = 1 + sum(progress.is_active for progress in self.progress.values())
+        for progress in self.progress.values():
+            progress.is_active = False
+        return active >= self._quorum
+
+    def transfer(self, target: int) -> None:
+        """Begin to hand over to `target`: it campaigns once its log is complete."""
+        progress = self.progress.get(target)
+        if progress is None:
+            raise TransferFailed(f"node {target} is not a member")
+        if not progress.is_active:
+            raise TransferFailed(f"node {target} does not answer")
+        self.transfer_target = target
+        self._finish_transfer(target, progress)
+        self._send_append(target)
+
+    def connected(self, peer: int) -> None:
+        """Whatever was on its way to `peer` before is lost; ask where its log is."""
+        self.progress[peer].probe()
+        self._send_append(peer)
+
+    def disconnected(self, peer: int) -> None:
+        self.progress[peer].probe()
+
+    # ---------------------------------------------------------------- replication
+
+    def _send_append(self, peer: int) -> None:
+        """Send what the follower lacks, as far as its limits allow; a probe if that's nothing."""
+        progress = self.progress[peer]
+        while not progress.is_paused:
+            previous_index = progress.next - 1
+            previous_term = self._log.term(previous_index)
+            if previous_term is None:
+                progress.mode = Mode.FETCH
+                if progress.next < self._log.first_index:
+                    self.log_read_failed(peer, self._log.first_index)
+                else:
+                    self._log_reads.append(LogRead(peer, progress.next))
+                return
+            entries = self._log.slice(progress.next, self._append_bytes_max)
+            if not entries and progress.mode is Mode.REPLICATE:
+                return
+            self._send_entries(peer, progress, previous_index, previous_term, entries)
+
+    def _send_entries(
+        self,
+        peer: int,
+        progress: Progress,
+        previous_index: int,
+        previous_term: int,
+        entries: tuple[Entry, ...],
+    ) -> None:
+        self._send_news(peer, progress, previous_index, previous_term, entries)
+        progress.sent(previous_index + len(entries), sum(len(entry.data) for entry in entries))
+
+    def _send_probe(self, peer: int, progress: Progress) -> None:
+        """Send an append without entries: it carries commit, and its reply finds lost appends."""
+        previous_term = self._log.term(progress.next - 1)
+        if previous_term is not None:
+            self._send_news(peer, progress, progress.next - 1, previous_term, ())
+
+    def _send_news(
+        self,
+        peer: int,
+        progress: Progress,
+        previous_index: int,
+        previous_term: int,
+        entries: tuple[Entry, ...],
+    ) -> None:
+        commit, compact = self._log.commit, self._log.compact_index
+        progress.commit_sent = commit
+        message = Append(
+            peer, self.id, self.term, previous_index, previous_term, commit, compact, entries
+        )
+        self._send(message)
+
+    def _on_append_reply(self, message: AppendReply) -> None:
+        """A follower has the entries on disk, or lacks those before them."""
+        peer, progress = message.sender, self.progress[message.sender]
+        progress.is_active = True
+        if not message.ok:
+            next_index = self._log.hint(message.hint_index, message.hint_term)[0] + 1
+            if progress.reject(message.index, next_index):
+                self._send_append(peer)
+            return
+        assert message.index <= self._log.last_index, "acknowledged what was never sent"
+        if progress.acknowledge(message.index):
+            self.advance_commit()
+        if progress.mode is Mode.REPLICATE:
+            self._send_append(peer)
+        if peer == self.transfer_target:
+            self._finish_transfer(peer, progress)
+
+    def _finish_transfer(self, target: int, progress: Progress) -> None:
+        if progress.match == self._log.last_index:
+            self._send(TimeoutNow(target, self.id, self.term))
+
+    def advance_commit(self) -> None:
+        """Commit what a quorum has on disk, if it is of this term (R3, R4)."""
+        matches = sorted(
+            (self._log.persisted, *(progress.match for progress in self.progress.values())),
+            reverse=True,
+        )
+        self._log.compact_index = max(self._log.compact_index, matches[-1])
+        index = matches[self._quorum - 1]
+        if index <= self._log.commit or not self._may_commit(index):
+            return
+        self._log.commit = index
+        for peer, progress in self.progress.items():
+            if progress.commit_sent < progress.notify_index <= index:
+                self._send_probe(peer, progress)
+        self._begin_reads()
+
+    def _may_commit(self, index: int) -> bool:
+        """Only an entry of this term; figure 8 of the paper shows what goes wrong otherwise."""
+        return self._log.term(index) == self.term
+
+    # ---------------------------------------------------------------- followers that lag
+
+    def log_read(self, peer: int, previous: LogPosition, entries: Sequence[Entry]) -> None:
+        """Entries that follow `previous` came from the disk."""
+        progress = self.progress[peer]
+        if progress.mode is not Mode.FETCH:
+            return
+        progress.mode = Mode.PROBE
+        if progress.next != previous.index + 1 or not entries:
+            self._send_append(peer)
+        else:
+            self._send_entries(peer, progress, previous.index, previous.term, tuple(entries))
+
+    def log_read_failed(self, peer: int, first_index: int) -> None:
+        """The entries `peer` needs are gone; the log on disk begins at `first_index`."""
+        progress = self.progress[peer]
+        if progress.mode is not Mode.FETCH:
+            return
+        progress.mode = Mode.PROBE
+        # Paused until it is heard from again. Its place is a snapshot's: the log can't help it.
+        progress.waits_for_reply = True
+        if not progress.is_behind_log:
+            progress.is_behind_log = True
+            self._events.append(
+                ReplicaBehindLog(
+                    node_id=self.id, peer=peer, needs_index=progress.next, first_index=first_index
+                )
+            )
+
+    # ---------------------------------------------------------------- heartbeats and reads
+
+    def send_heartbeats(self) -> None:
+        """Say to all followers that this leader is there, and ask whether they agree."""
+        for peer, progress in self.progress.items():
+            # Beyond `match` the follower's log may differ: no commit index may be taken over there.
+            commit = min(progress.match, self._log.commit)
+            self._send(Heartbeat(peer, self.id, self.term, commit, self._reads.round))
+
+    def _on_heartbeat_reply(self, message: HeartbeatReply) -> None:
+        """A follower agrees that this is the leader."""
+        peer, progress = message.sender, self.progress[message.sender]
+        progress.is_active = True
+        if progress.mode is Mode.PROBE:
+            progress.waits_for_reply = False
+            self._send_append(peer)
+        elif progress.mode is Mode.REPLICATE and progress.match < self._log.last_index:
+            # An append, or its reply, may be lost; the answer to this tells.
+            self._send_probe(peer, progress)
+        answered = self._reads.hear(peer, message.read_round, self._quorum - 1)
+        if answered is not None:
+            self._answer_reads(*answered)
+
+    @property
+    def can_read(self) -> bool:
+        """Whether the commit index is from this term (R8)."""
+        return self._log.term(self._log.commit) == self.term
+
+    def read(self, node: int, read_id: int) -> None:
+        """`node` wants a read index for the reads it calls `read_id`."""
+        self._reads.add(Read(node, read_id))
+        self._begin_reads()
+
+    def _begin_reads(self) -> None:
+        """Start a round for the reads that wait, unless one is under way or it is too early."""
+        if not self._reads.has_waiting or self._reads.is_asking or not self.can_read:
+            return
+        self._reads.begin(self._log.commit)
+        if self._quorum == 1:
+            self._answer_reads(*self._reads.finish())
+        else:
+            self.send_heartbeats()
+
+    def _answer_reads(self, index: int, reads: list[Read]) -> None:
+        for read in reads:
+            if read.node == self.id:
+                self._read_states.append(ReadState(read.read_id, index))
+                continue
+            self._send(ReadReply(read.node, self.id, self.term, read.read_id, index))
+            # It waits until it has applied `index`; don't let it wait for the next heartbeat.
+            progress = self.progress[read.node]
+            if progress.commit_sent < index:
+                self._send_probe(read.node, progress)
+        self._begin_reads()
