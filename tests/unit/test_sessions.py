@@ -1,0 +1,128 @@
+"""Exactly once: repeated groups, floors, expiry, and the bounds of what is remembered."""
+
+from __future__ import annotations
+
+import pytest
+
+from raftha.errors import (
+    Indeterminate,
+    SessionExpired,
+)
+from raftha.storage import commands, machine, sessions
+from raftha.storage.sessions import Verdict, receipts
+from tests.log import group, opening
+from tests.state_bench import Bench
+
+put, call = commands.pack_put, commands.pack_call
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_a_session_is_named_after_its_place_in_the_log() -> None:
+    bench = Bench()
+    applied = bench.apply(opening(7), opening(8))
+    assert [(a.session, a.number, a.outcome.session) for a in applied] == [
+        (0, 7, 2 << 16),
+        (0, 8, (2 << 16) + 1),
+    ]
+
+
+def test_a_repeated_group_gets_the_first_outcome_and_changes_nothing(bench: Bench) -> None:
+    repeated = group(
+        bench.session, 1, [call("add", [b"n", 1]), put(b"a", b"1"), call("missing", [])]
+    )
+    first = bench.apply(repeated)[0].outcome
+    bench.apply(group(bench.session, 2, [put(b"a", b"2")]))
+    again = bench.apply(repeated, repeated)
+    assert [str(receipts(a.outcome)) for a in again] == [str(receipts(first))] * 2
+    assert bench.everything() == {b"n": b"1", b"a": b"2"}
+    assert bench.state.applied.last_sequence == 3 + 1 + 6
+
+
+def test_numbers_may_arrive_out_of_order(bench: Bench) -> None:
+    for number in (3, 1, 2, 3):
+        bench.apply(group(bench.session, number, [call("add", [b"n", number])]))
+    assert bench.state.get(b"n") == b"6"
+
+
+def test_below_the_floor_nothing_is_applied_and_the_outcome_is_unknown(bench: Bench) -> None:
+    bench.apply(group(bench.session, 1, [put(b"a", b"1")]))
+    bench.apply(group(bench.session, 2, [put(b"a", b"2")], floor=2))
+    late = bench.apply(group(bench.session, 1, [put(b"a", b"1")]))[0].outcome
+    assert late.verdict is Verdict.FORGOTTEN
+    with pytest.raises(Indeterminate):
+        receipts(late)
+    known = bench.apply(group(bench.session, 2, [put(b"a", b"3")], floor=2))[0].outcome
+    assert receipts(known) and bench.everything() == {b"a": b"2"}
+
+
+def test_a_group_of_an_unknown_session_is_not_applied(bench: Bench) -> None:
+    outcome = bench.apply(group(12345, 1, [put(b"a", b"1")]))[0].outcome
+    with pytest.raises(SessionExpired):
+        receipts(outcome)
+    assert bench.everything() == {}
+    assert bench.state.applied.last_sequence == 1
+
+
+def test_a_session_expires_after_an_hour_of_log_time(bench: Bench) -> None:
+    start, hour = 1_000_000, sessions.SESSION_TTL_US
+    kept = group(bench.session, 1, [put(b"a", b"1")])
+    assert bench.apply(kept, time_us=start + hour)[0].outcome.verdict is Verdict.APPLIED
+    assert bench.apply(kept, time_us=start + 2 * hour)[0].outcome.verdict is Verdict.APPLIED
+    late = bench.apply(kept, time_us=start + 3 * hour + 1)[0].outcome
+    assert late.verdict is Verdict.SESSION_EXPIRED
+    assert bench.state.session_count == 0
+
+
+def test_beyond_the_most_sessions_the_longest_idle_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "SESSIONS_MAX", 3)
+    bench = Bench()
+    second, third = (a.outcome.session for a in bench.apply(opening(), opening()))
+    bench.apply(group(bench.session, 1, []))
+    bench.apply(opening())
+    verdicts = [
+        bench.apply(group(session, 2, []))[0].outcome.verdict
+        for session in (bench.session, second, third)
+    ]
+    assert verdicts == [Verdict.APPLIED, Verdict.SESSION_EXPIRED, Verdict.APPLIED]
+
+
+def test_outcomes_over_the_limit_are_forgotten_lowest_number_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions, "SESSION_BYTES_MAX", 3000)
+    bench = Bench()
+    groups = [group(bench.session, n, [call("echo", [bytes(1000)])]) for n in (1, 2, 3)]
+    for each in groups:
+        bench.apply(each)
+    verdicts = [bench.apply(each)[0].outcome.verdict for each in groups]
+    assert verdicts == [Verdict.FORGOTTEN, Verdict.APPLIED, Verdict.APPLIED]
+
+
+def test_outcomes_over_the_limit_of_all_go_from_the_longest_idle_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions, "OUTCOMES_BYTES_MAX", 3000)
+    bench = Bench()
+    other = bench.apply(opening())[0].outcome.session
+    groups = [group(n, 1, [call("echo", [bytes(1000)])]) for n in (bench.session, other)]
+    third = group(other, 2, [call("echo", [bytes(1000)])])
+    for each in (*groups, third):
+        bench.apply(each)
+    verdicts = [bench.apply(each)[0].outcome.verdict for each in (*groups, third)]
+    assert verdicts == [Verdict.FORGOTTEN, Verdict.APPLIED, Verdict.APPLIED]
+
+
+def test_a_floor_that_leaps_ahead_costs_nothing(bench: Bench) -> None:
+    bench.apply(group(bench.session, 1, []), group(bench.session, 2, []))
+    far = (1 << 64) - 1
+    assert bench.apply(group(bench.session, far, [], floor=far))[0].outcome.verdict == 0
+    assert bench.apply(group(bench.session, 5, []))[0].outcome.verdict is Verdict.FORGOTTEN
+
+
+def test_the_size_of_an_outcome_does_not_depend_on_an_exceptions_message() -> None:
+    short = sessions._results_size([(machine.FAILED, "ValueError", "x"), None])
+    assert short == sessions._results_size([(machine.FAILED, "ValueError", "x" * 500), None])
