@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from raftha.config import HaConfig
-from raftha.errors import RafthaError, Stopped
+from raftha.errors import InvalidRequest, RafthaError, Stopped
 from raftha.manager import (
     Consistency,
     check_consistency,
@@ -161,7 +161,14 @@ class HaManager:
         Sent again under the same number, also through another node, they are not applied again and
         have the first outcome (`raftha.storage.sessions.receipts` reads it). `floor`: every number
         below it is finished, the client will not ask for it again.
+
+        InvalidRequest if the commands are over 4 MiB together.
         """
+        size = sum(map(len, packed))
+        if size > commands.COMMAND_BYTES_MAX:
+            raise InvalidRequest(
+                f"a group has at most {commands.COMMAND_BYTES_MAX} bytes of commands, got {size}"
+            )
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         deadline = deadline_of(self.config, timeout)
         self._hand_over(GroupOperation(future, deadline, session, number, floor, list(packed)))

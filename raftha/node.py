@@ -25,9 +25,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from raftha.checkpoints import Checkpoints, CheckpointWriter
 from raftha.clock import Clock
 from raftha.config import HaConfig
-from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Ready, Write
+from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
 from raftha.entry import Entry, HardState, LogPosition, decode_groups
 from raftha.errors import RafthaError, TransferFailed, Unavailable
 from raftha.events import (
@@ -46,7 +47,8 @@ from raftha.operations import (
     TransferOperation,
     WriteOperation,
 )
-from raftha.storage.state import Frozen, State
+from raftha.readings import Readings
+from raftha.storage.state import State
 from raftha.submissions import (
     BATCH_BYTES_MAX,
     FORWARDED_MAX,
@@ -54,7 +56,7 @@ from raftha.submissions import (
     InFlight,
     Submissions,
 )
-from raftha.types import Digest, HaStatus, ReplicaStatus
+from raftha.types import HaStatus, ReplicaStatus
 from raftha.wire import Forward, ForwardReply, PeerMessage, TransferReply, TransferRequest
 
 UNCOMMITTED_BYTES_MAX = 32 << 20
@@ -63,7 +65,7 @@ EXPIRY_TICKS = 5
 STOPPED = "stopped"
 
 
-class Host(Protocol):
+class Host(CheckpointWriter, Protocol):
     """What a node asks of its surroundings; what takes time is answered by a call to the node."""
 
     def send(self, message: PeerMessage) -> None: ...
@@ -74,11 +76,6 @@ class Host(Protocol):
 
     def read_log(self, request: LogRead) -> None:
         """Read entries from the log, then call `Node.on_log_read`."""
-        ...
-
-    def checkpoint(self, frozen: Frozen, compact_index: int, *, with_digest: bool) -> None:
-        """Write `frozen` to the store and let the log go up to `compact_index`, then call
-        `Node.on_checkpoint`."""
         ...
 
     def deliver(self, waiter: Any, result: Any) -> None: ...
@@ -119,19 +116,14 @@ class Node:
         self._inbox_bytes = 0
         self._uncommitted: deque[tuple[int, int]] = deque()
         self._uncommitted_bytes = 0
-        self._reads_waiting: list[ReadOperation] = []
-        self._reads_asking: list[ReadOperation] = []
-        self._reads_confirmed: deque[tuple[int, list[ReadOperation]]] = deque()
-        self._read_id = random_below(1 << 32)
-        self._read_asked_at = 0.0
+        self._readings = Readings(
+            core, self._run_read, random_below(1 << 32), config.election_timeout_ms / 1000
+        )
         self._transfers: list[TransferOperation] = []
-        self._digests: list[DigestOperation] = []
-        self._digests_running: list[DigestOperation] = []
-        self._frozen_at = 0.0
-        self._is_checkpointing = False
-        self._checkpoint = state.applied
-        self._log_bytes = 0
-        self._checkpointed_at = clock.monotonic()
+        self._checkpoints = Checkpoints(
+            config, state, core.log, host, self.deliver, clock.monotonic()
+        )
+        self._turn_at = clock.monotonic()
         self._next_expiry = float("inf")
         self._ticks = 0
 
@@ -156,7 +148,7 @@ class Node:
     def _submit_other(self, operation: Operation) -> None:
         match operation:
             case ReadOperation(is_linearizable=True):
-                self._reads_waiting.append(operation)
+                self._readings.add(operation)
             case ReadOperation():
                 self._run_read(operation)
             case GroupOperation():
@@ -164,7 +156,7 @@ class Node:
             case TransferOperation():
                 self._begin_transfer(operation)
             case DigestOperation():
-                self._digests.append(operation)
+                self._checkpoints.add(operation)
             case _:
                 raise AssertionError(f"unknown operation {operation!r}")
 
@@ -214,9 +206,8 @@ class Node:
             if now >= self._next_expiry:
                 self._expire(now)
             self._submissions.send_overdue()
-            if self._reads_asking and now - self._read_asked_at > self._patience_s:
-                self._ask_reads_again()
-            self._checkpoint_if_due(now)
+            self._readings.ask_again_if_overdue(now)
+            self._checkpoints.on_tick(now)
         self._host.wake()
 
     def on_written(self, write: Write) -> None:
@@ -243,7 +234,8 @@ class Node:
         if self.failure:
             return
         self._form_batch()
-        self._begin_reads()
+        self._turn_at = self.now()
+        self._readings.ask(self._turn_at)
         ready = self.core.ready()
         for event in ready.events:
             self._host.emit(event)
@@ -257,19 +249,18 @@ class Node:
             self._host.read_log(request)
         for entry in ready.committed:
             self._apply(entry)
-        self._take_read_states(ready)
-        self._run_confirmed_reads()
+        if self._readings.answer(ready.read_states):
+            self._host.wake()
+        self._readings.run_confirmed(self.state.applied.index)
         self._host.flush()
 
     def _apply(self, entry: Entry) -> None:
         applied = self.state.apply(entry)
         for group in applied:
             self._submissions.on_applied(group)
-        self._log_bytes += len(entry.data)
         while self._uncommitted and self._uncommitted[0][0] <= entry.index:
             self._uncommitted_bytes -= self._uncommitted.popleft()[1]
-        if self._digests:
-            self._digest_if_due()
+        self._checkpoints.on_applied(entry, self._turn_at)
 
     # ---------------------------------------------------------------- writes
 
@@ -313,7 +304,7 @@ class Node:
         if self.core.leader is not None:
             self._end_transfers(self.core.leader, None)
         self._submissions.send_again()
-        self._ask_reads_again()
+        self._readings.ask_again()
         self._host.wake()
 
     def _form_batch(self) -> None:
@@ -350,39 +341,6 @@ class Node:
             self.core.notify_commit(sender, index)
 
     # ---------------------------------------------------------------- reads
-
-    @property
-    def _patience_s(self) -> float:
-        """How long an answer from the leader may take before it is asked for again."""
-        return self.config.election_timeout_ms / 1000
-
-    def _begin_reads(self) -> None:
-        """Ask for one read index for all reads that wait; those that come meanwhile are next."""
-        if not self._reads_waiting or self._reads_asking:
-            return
-        if self.core.read_index(self._read_id + 1):
-            self._read_id += 1
-            self._read_asked_at = self._clock.monotonic()
-            self._reads_asking, self._reads_waiting = self._reads_waiting, []
-
-    def _ask_reads_again(self) -> None:
-        """The question or its answer may be lost: put the reads back, under a new id."""
-        self._reads_waiting = self._reads_asking + self._reads_waiting
-        self._reads_asking = []
-
-    def _take_read_states(self, ready: Ready) -> None:
-        for read_id, index in ready.read_states:
-            if read_id == self._read_id and self._reads_asking:
-                self._reads_confirmed.append((index, self._reads_asking))
-                self._reads_asking = []
-        if self._reads_waiting and not self._reads_asking:
-            self._host.wake()
-
-    def _run_confirmed_reads(self) -> None:
-        while self._reads_confirmed and self._reads_confirmed[0][0] <= self.state.applied.index:
-            for operation in self._reads_confirmed.popleft()[1]:
-                if operation.waiter is not None:
-                    self._run_read(operation)
 
     def _run_read(self, operation: ReadOperation) -> None:
         try:
@@ -430,92 +388,43 @@ class Node:
                 self.deliver(operation, result)
         self._transfers = [o for o in self._transfers if o.waiter is not None]
 
-    # ---------------------------------------------------------------- checkpoints and digests
-
-    def _checkpoint_if_due(self, now: float) -> None:
-        if self._digests:
-            self._digest_if_due()
-        is_due = (
-            self._log_bytes >= self.config.max_wal_size
-            or now - self._checkpointed_at >= self.config.checkpoint_interval_sec
-        )
-        if is_due and not self._digests and self.state.applied != self._checkpoint:
-            self._begin_checkpoint()
-
-    def _digest_if_due(self) -> None:
-        """Freeze between two entries, the first time that a digest's sequence is reached."""
-        if self._is_checkpointing:
-            return
-        sequence = self.state.applied.last_sequence
-        due = [o for o in self._digests if o.sequence <= sequence and o.waiter is not None]
-        if due:
-            self._digests = [o for o in self._digests if o.sequence > sequence]
-            self._digests_running = due
-            self._begin_checkpoint()
-
-    def _begin_checkpoint(self) -> None:
-        if self._is_checkpointing:
-            return
-        self._is_checkpointing = True
-        self._frozen_at = self._checkpointed_at = self._clock.monotonic()
-        self._log_bytes = 0
-        frozen = self.state.freeze()
-        compact_index = min(self._checkpoint.index, self.core.log.compact_index)  # N4
-        self._host.checkpoint(frozen, compact_index, with_digest=bool(self._digests_running))
+    # ---------------------------------------------------------------- checkpoints
 
     def on_checkpoint(
         self, position: LogPosition, keys: int, digest: str, first_index: int
     ) -> None:
         """What was frozen at `position` is durable; `digest` is "" unless one was asked for."""
-        self.state.checkpoint_done()
-        self._is_checkpointing = False
-        self._checkpoint = position
-        self.core.log.first_index = first_index
+        self._checkpoints.done(position, keys, digest, first_index)
         self._host.emit(
             CheckpointCompleted(
                 node_id=self.core.id,
                 index=position.index,
                 sequence=position.last_sequence,
                 keys=keys,
-                duration_ms=1000 * (self._clock.monotonic() - self._frozen_at),
+                duration_ms=1000 * (self.now() - self._checkpoints.began_at),
             )
         )
-        for operation in self._digests_running:
-            if operation.waiter is not None:
-                result = Digest(
-                    sequence=position.last_sequence, index=position.index, hex=digest, keys=keys
-                )
-                self.deliver(operation, result)
-        self._digests_running = []
-        self._digest_if_due()
         self._host.wake()
 
     # ---------------------------------------------------------------- deadlines, status, the end
 
     def _expire(self, now: float) -> None:
         earliest = self._submissions.expire(now)
-        unanswered = Unavailable("no leader confirmed the read before its deadline")
-        untransferred = TransferFailed("leadership did not move before the deadline")
-        undigested = Unavailable("the sequence was not reached, or not hashed, before the deadline")
-        pending: list[tuple[Sequence[Operation], Exception]] = [
-            (self._reads_waiting, unanswered),
-            (self._reads_asking, unanswered),
-            *((operations, unanswered) for _, operations in self._reads_confirmed),
-            (self._transfers, untransferred),
-            (self._digests, undigested),
-            (self._digests_running, undigested),
-        ]
-        for operations, error in pending:
+        for operations, error in (
+            (self._readings.pending(), "no leader confirmed the read before its deadline"),
+            (self._checkpoints.pending(), "the digest was not ready before its deadline"),
+            (self._transfers, "leadership did not move before the deadline"),
+        ):
             for operation in operations:
-                if operation.waiter is None:
-                    continue
-                if operation.deadline <= now:
-                    self.deliver(operation, error)
-                else:
+                if operation.deadline > now:
                     earliest = min(earliest, operation.deadline)
-        self._reads_waiting = [o for o in self._reads_waiting if o.waiter is not None]
+                elif isinstance(operation, TransferOperation):
+                    self.deliver(operation, TransferFailed(error))
+                else:
+                    self.deliver(operation, Unavailable(error))
+        self._readings.forget_expired()
+        self._checkpoints.forget_expired()
         self._transfers = [o for o in self._transfers if o.waiter is not None]
-        self._digests = [o for o in self._digests if o.waiter is not None]
         self._next_expiry = earliest
 
     def fail(self, reason: str, unsent: Exception, sent: Exception) -> None:
@@ -526,18 +435,12 @@ class Node:
         if reason:
             self._host.emit(StorageFailure(node_id=self.core.id, reason=reason))
         self._submissions.abort(unsent, sent)
-        pending: list[Sequence[Operation]] = [
-            self._reads_waiting,
-            self._reads_asking,
-            *(operations for _, operations in self._reads_confirmed),
-            self._transfers,
-            self._digests,
-            self._digests_running,
-        ]
-        for operations in pending:
-            for operation in operations:
-                if operation.waiter is not None:
-                    self.deliver(operation, unsent)
+        for operation in (
+            *self._readings.pending(),
+            *self._checkpoints.pending(),
+            *self._transfers,
+        ):
+            self.deliver(operation, unsent)
         self._host.flush()
 
     def status(self) -> HaStatus:
@@ -556,7 +459,7 @@ class Node:
             persisted_index=log.persisted,
             commit_index=log.commit,
             applied_index=self.state.applied.index,
-            checkpoint_index=self._checkpoint.index,
+            checkpoint_index=self._checkpoints.last.index,
             sequence=self.state.applied.last_sequence,
             failure="" if self.failure == STOPPED else self.failure,
             replicas=tuple(self._replica(peer) for peer in core.voters),

@@ -1,0 +1,117 @@
+"""When a node takes checkpoints and digests, and how far its log may be cut.
+
+Theory of operation. A checkpoint freezes the write buffer between two entries; the host writes it
+out (`Host.checkpoint`) while the next buffer fills; at most one is under way. One is due after so
+many bytes of log or so many seconds. A digest is a checkpoint, taken at a certain command, whose
+contents are hashed once it is durable: that needs no second copy and stops no writes. While a
+digest waits for its command no other checkpoint begins, so that it isn't late for it.
+
+The log may be cut up to what is both in an earlier checkpoint and on the disk of every member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from raftha.config import HaConfig
+from raftha.core import RaftLog
+from raftha.entry import Entry, LogPosition
+from raftha.operations import DigestOperation
+from raftha.storage.state import Frozen, State
+from raftha.types import Digest
+
+
+class CheckpointWriter(Protocol):
+    """Who writes a checkpoint, and says so with `Node.on_checkpoint`."""
+
+    def checkpoint(self, frozen: Frozen, compact_index: int, *, with_digest: bool) -> None:
+        """Write `frozen` to the store and let the log go up to `compact_index`."""
+        ...
+
+
+class Checkpoints:
+    """The checkpoints and digests of one node."""
+
+    def __init__(
+        self,
+        config: HaConfig,
+        state: State,
+        log: RaftLog,
+        writer: CheckpointWriter,
+        deliver: Callable[[DigestOperation, Any], None],
+        now: float,
+    ) -> None:
+        self.last = state.applied
+        """What the store holds by itself."""
+        self.began_at = now
+        self._config = config
+        self._state = state
+        self._log = log
+        self._writer = writer
+        self._deliver = deliver
+        self._log_bytes = 0
+        self._is_running = False
+        self._waiting: list[DigestOperation] = []
+        self._running: list[DigestOperation] = []
+
+    def add(self, operation: DigestOperation) -> None:
+        """Queue a digest; it is begun at the next entry or tick."""
+        self._waiting.append(operation)
+
+    def on_applied(self, entry: Entry, now: float) -> None:
+        """The state has applied another entry."""
+        self._log_bytes += len(entry.data)
+        if self._waiting:
+            self._digest_if_due(now)
+
+    def on_tick(self, now: float) -> None:
+        """Begin what is due by now."""
+        if self._waiting:
+            self._digest_if_due(now)
+            return
+        is_due = (
+            self._log_bytes >= self._config.max_wal_size
+            or now - self.began_at >= self._config.checkpoint_interval_sec
+        )
+        if is_due and not self._is_running and self._state.applied != self.last:
+            self._begin(now)
+
+    def done(self, position: LogPosition, keys: int, digest: str, first_index: int) -> None:
+        """What was frozen at `position` is durable; the log on disk now begins at `first_index`."""
+        self._state.checkpoint_done()
+        self._is_running = False
+        self.last = position
+        self._log.first_index = first_index
+        running, self._running = self._running, []
+        for operation in running:
+            if operation.waiter is not None:
+                result = Digest(
+                    sequence=position.last_sequence, index=position.index, hex=digest, keys=keys
+                )
+                self._deliver(operation, result)
+
+    def pending(self) -> list[DigestOperation]:
+        """All digests that have no result yet."""
+        return [o for o in (*self._running, *self._waiting) if o.waiter is not None]
+
+    def forget_expired(self) -> None:
+        """Drop digests that were given up."""
+        self._waiting = [operation for operation in self._waiting if operation.waiter is not None]
+
+    def _digest_if_due(self, now: float) -> None:
+        if self._is_running:
+            return
+        sequence = self._state.applied.last_sequence
+        self._running = [operation for operation in self._waiting if operation.sequence <= sequence]
+        self._waiting = [operation for operation in self._waiting if operation.sequence > sequence]
+        if self._running:
+            self._begin(now)
+
+    def _begin(self, now: float) -> None:
+        self._is_running = True
+        self.began_at = now
+        self._log_bytes = 0
+        compact_index = min(self.last.index, self._log.compact_index)
+        frozen = self._state.freeze()
+        self._writer.checkpoint(frozen, compact_index, with_digest=bool(self._running))

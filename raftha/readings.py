@@ -1,0 +1,80 @@
+"""Linearizable reads on a node: they wait for a read index, then for the state to get there.
+
+Theory of operation. All reads that wait are asked for together, under one id; those that come while
+the question is under way are in the next one. The leader's answer is an index: once the state has
+applied it, the reads run. Question or answer may be lost, or the leader may change: then the reads
+go back and are asked for under a new id, which costs nothing, since a read changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from raftha.core import Raft, ReadState
+from raftha.operations import ReadOperation
+
+
+class Readings:
+    """The reads of this node's callers."""
+
+    def __init__(
+        self, core: Raft, run: Callable[[ReadOperation], None], first_id: int, patience_s: float
+    ) -> None:
+        """`run` carries out one read. An unanswered question is asked again after `patience_s`.
+
+        `first_id` is random, so that an answer to this node's earlier life matches nothing.
+        """
+        self._core = core
+        self._run = run
+        self._patience_s = patience_s
+        self._id = first_id
+        self._asked_at = 0.0
+        self._waiting: list[ReadOperation] = []
+        self._asking: list[ReadOperation] = []
+        self._confirmed: deque[tuple[int, list[ReadOperation]]] = deque()
+
+    def add(self, operation: ReadOperation) -> None:
+        """Queue a read."""
+        self._waiting.append(operation)
+
+    def ask(self, now: float) -> None:
+        """Ask for a read index, if reads wait and no question is under way."""
+        if self._waiting and not self._asking and self._core.read_index(self._id + 1):
+            self._id += 1
+            self._asked_at = now
+            self._asking, self._waiting = self._waiting, []
+
+    def ask_again(self) -> None:
+        """The question or its answer may be lost: put the reads back, for a new one."""
+        self._waiting = self._asking + self._waiting
+        self._asking = []
+
+    def ask_again_if_overdue(self, now: float) -> None:
+        """Don't wait for ever for an answer."""
+        if self._asking and now - self._asked_at > self._patience_s:
+            self.ask_again()
+
+    def answer(self, answers: Iterable[ReadState]) -> bool:
+        """Take the leader's answers; whether more reads wait to be asked for."""
+        for read_id, index in answers:
+            if read_id == self._id and self._asking:
+                self._confirmed.append((index, self._asking))
+                self._asking = []
+        return bool(self._waiting) and not self._asking
+
+    def run_confirmed(self, applied_index: int) -> None:
+        """Run the reads whose index the state has reached."""
+        while self._confirmed and self._confirmed[0][0] <= applied_index:
+            for operation in self._confirmed.popleft()[1]:
+                if operation.waiter is not None:
+                    self._run(operation)
+
+    def pending(self) -> list[ReadOperation]:
+        """All reads that have no result yet."""
+        confirmed = [operation for _, batch in self._confirmed for operation in batch]
+        return [o for o in (*confirmed, *self._asking, *self._waiting) if o.waiter is not None]
+
+    def forget_expired(self) -> None:
+        """Drop reads that were given a result without having run."""
+        self._waiting = [operation for operation in self._waiting if operation.waiter is not None]
