@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import signal
 import socket
@@ -320,8 +321,8 @@ class LocalCluster:
         leader."""
 
         def find() -> int | None:
-            self._check_alive()
             statuses = self.statuses()
+            self._check_alive(statuses)
             leader = _find_leader(statuses)
             reached = [s for s in statuses.values() if s is not None]
             is_ready = len(reached) == len(self._active())
@@ -338,8 +339,8 @@ class LocalCluster:
 
         def is_caught_up() -> bool:
             nonlocal target
-            self._check_alive()
             statuses = self.statuses()
+            self._check_alive(statuses)
             leader_id = _find_leader(statuses)
             leader = statuses[leader_id] if leader_id else None
             if leader is None:
@@ -402,16 +403,21 @@ class LocalCluster:
         node.is_paused = False
         return exit_code
 
-    def _check_alive(self) -> None:
-        """Don't wait for a node that ended by itself."""
+    def _check_alive(self, statuses: Mapping[int, Mapping[str, Any] | None]) -> None:
+        """Don't wait for a node that ended by itself, or that runs but has failed for good."""
         for node in self._nodes.values():
-            exit_code = node.process.poll() if node.process else None
+            status = statuses[node.id]
+            exit_code = self.exit_code(node.id)
             if exit_code is not None and exit_code > 0:
-                raise LocalClusterError(
-                    f"node {node.id} ended with exit code {exit_code}; its last lines were\n"
-                    + _tail(node.log),
-                    hint=f"log: {node.log}",
-                )
+                problem = f"ended with exit code {exit_code}"
+            elif status and status["role"] == "failed":
+                problem = f"failed: {status['failure']}"
+            else:
+                continue
+            raise LocalClusterError(
+                f"node {node.id} {problem}; its last lines were\n{_tail(node.log)}",
+                hint=f"log: {node.log}",
+            )
 
     def _wait(self, problem: str, find: Callable[[], T | None], timeout_s: float) -> T:
         deadline = time.monotonic() + timeout_s
@@ -460,15 +466,22 @@ def _address(reserved: socket.socket) -> str:
 
 def _to_toml(table: Mapping[str, Any]) -> str:
     """Write text, numbers, booleans, lists of these, and one level of tables below."""
-    lines = [f"{_quoted(k)} = {_value(v)}" for k, v in table.items() if not isinstance(v, Mapping)]
-    for name, inner in table.items():
-        if isinstance(inner, Mapping):
+    lines = []
+    for name, value in table.items():
+        if not isinstance(value, Mapping):
+            lines.append(f"{_key(name)} = {_value(value)}")
+    for name, value in table.items():
+        if isinstance(value, Mapping):
             lines += [
                 "",
-                f"[{_quoted(name)}]",
-                *(f"{_quoted(k)} = {_value(v)}" for k, v in inner.items()),
+                f"[{_key(name)}]",
+                *(f"{_key(k)} = {_value(v)}" for k, v in value.items()),
             ]
     return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)
 
 
 def _value(value: Any) -> str:

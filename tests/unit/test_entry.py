@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftha.entry import (
-    ENTRY_HEADER_BYTES,
     GROUP_HEADER_BYTES,
     LOG_START,
     Entry,

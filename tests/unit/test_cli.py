@@ -1,0 +1,297 @@
+"""The command line: help, versions, errors as one line, exit codes, and what `status` shows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from raftha import cli
+from raftha.errors import RafthaError
+from raftha.processes import reserve_port
+from raftha.version import VERSION
+
+REPOSITORY = Path(__file__).parents[2]
+COMMANDS = sorted(
+    str(c.name or c.callback.__name__) for c in cli.app.registered_commands if c.callback
+)
+
+
+def run(*args: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command, run in this process."""
+    result = CliRunner().invoke(cli.app, args)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def run_process(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
+    return subprocess.run(
+        [sys.executable, *args], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+class Fake(socketserver.ThreadingTCPServer):
+    """A node as far as `status` can see: it answers every request with the same bytes."""
+
+    reply: bytes
+    allow_reuse_address = True
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+
+class Answer(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, Fake)
+        self.request.recv(4096)
+        self.request.sendall(self.server.reply)
+
+
+@contextmanager
+def listening() -> Iterator[Fake]:
+    with Fake(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def status_reply(node_id: int, addresses: dict[int, str], **changes: Any) -> bytes:
+    replicas = [
+        {"node_id": i, "address": "", "client_address": a, "connected": True, "match_index": None}
+        for i, a in addresses.items()
+    ]
+    status = {
+        "is_running": True, "is_primary": node_id == 1, "node_id": node_id, "term": 4,
+        "role": "leader" if node_id == 1 else "follower", "leader_id": 1, "commit_index": 70,
+        "applied_index": 70, "sequence": 55, "failure": "", "replicas": replicas, **changes,
+    }  # fmt: skip
+    data = json.dumps(status).encode()
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+@contextmanager
+def fake_cluster(*, lag: int = 0) -> Iterator[dict[int, str]]:
+    """Nodes 1, which leads, and 2, which lags; 3 is down."""
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(listening()) for _ in range(2))
+        reserved = stack.enter_context(reserve_port())
+        down = f"127.0.0.1:{reserved.getsockname()[1]}"
+        addresses = {1: first.address, 2: second.address, 3: down}
+        first.reply = status_reply(1, addresses)
+        second.reply = status_reply(2, addresses, applied_index=70 - lag)
+        yield addresses
+
+
+def test_version_is_printed() -> None:
+    assert run("--version") == (0, f"raftha {VERSION}\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_is_in_the_readme(command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert len(out.splitlines()) > 5
+    assert f"raftha {command}" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    _, out, err = run()
+    assert all(command in out + err for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "args", [["frobnicate"], ["serve"], ["demo", "--nodes", "2"], ["status", "--frob"]]
+)
+def test_wrong_usage_exits_with_2(args: list[str]) -> None:
+    assert run(*args)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "can't read"),
+        ("node_id =", "is not TOML"),
+        ("node_id = 1", "missing setting"),
+        ('listen = "x"\nfrob = 1', "unknown setting frob"),
+        (
+            'node_id = 2\nlisten = "127.0.0.1:0"\ndata_dir = "d"\n[members]\n1 = "127.0.0.1:7"',
+            "node_id 2",
+        ),
+    ],
+)
+def test_serve_explains_a_wrong_configuration_in_one_line(
+    tmp_path: Path, text: str | None, message: str
+) -> None:
+    path = tmp_path / "node.toml"
+    if text is not None:
+        path.write_text(text)
+    code, out, err = run("serve", "--config", str(path))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_serve_refuses_an_unknown_log_level(tmp_path: Path) -> None:
+    code, _, err = run("serve", "--config", str(tmp_path / "node.toml"), "--log-level", "loud")
+    assert code == 2
+    assert "loud" in err
+
+
+@pytest.mark.slow
+def test_serve_refuses_to_run_without_asserts(tmp_path: Path) -> None:
+    for flags, environment in ((["-O"], {}), ([], {"PYTHONOPTIMIZE": "1"})):
+        arguments = [*flags, "-m", "raftha", "serve", "--config", str(tmp_path / "node.toml")]
+        process = run_process(*arguments, **environment)
+        assert process.returncode == 2
+        assert process.stderr.startswith("error: python -O")
+        assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_serve_explains_a_port_in_use(tmp_path: Path) -> None:
+    with listening() as other, reserve_port() as peer:
+        path = tmp_path / "node.toml"
+        path.write_text(
+            f'node_id = 1\ndata_dir = "data"\nlisten = "{other.address}"\n'
+            f'[members]\n1 = "127.0.0.1:{peer.getsockname()[1]}"\n'
+        )
+        process = run_process("-m", "raftha", "serve", "--config", str(path))
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1].startswith("error: ")
+    assert "address already in use" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_status_finds_all_nodes_from_one() -> None:
+    with fake_cluster(lag=9) as addresses:
+        code, out, err = run("status", addresses[2], "--json")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert document["leader_id"] == 1
+    assert {n["node_id"]: n["address"] for n in document["nodes"]} == addresses
+    first, second, third = document["nodes"]
+    assert first["status"]["role"] == "leader"
+    assert second["status"]["applied_index"] == 61
+    assert third["status"] is None
+    assert "can't be reached" in third["error"]
+
+
+def test_status_shows_a_table_with_lag_and_who_is_not_reached() -> None:
+    with fake_cluster(lag=9) as addresses:
+        code, out, _ = run("status", addresses[1])
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    assert rows["1"] == ["leader", "4", "1", "70", "70", "0", "55", addresses[1]]
+    assert rows["2"] == ["follower", "4", "1", "70", "61", "9", "55", addresses[2]]
+    assert rows["3"] == ["not", "reached", addresses[3]]
+
+
+def test_status_asks_the_node_of_a_configuration_file(tmp_path: Path) -> None:
+    with fake_cluster() as addresses:
+        path = tmp_path / "node.toml"
+        path.write_text(
+            f'node_id = 1\ndata_dir = "data"\nlisten = "{addresses[1]}"\n'
+            '[members]\n1 = "127.0.0.1:7"\n'
+        )
+        assert run("status", "--config", str(path))[0] == 0
+
+
+def test_status_fails_if_no_node_leads() -> None:
+    with listening() as node:
+        node.reply = status_reply(2, {2: node.address}, leader_id=None)
+        code, out, err = run("status", node.address)
+    assert code == 1
+    assert "follower" in out
+    assert "no node leads" in err
+
+
+def test_status_fails_if_no_node_answers() -> None:
+    with reserve_port() as reserved:
+        code, out, err = run("status", f"127.0.0.1:{reserved.getsockname()[1]}", "--json")
+    assert code == 1
+    assert json.loads(out)["leader_id"] is None
+    assert "no node answers" in err
+
+
+@pytest.mark.parametrize(
+    "reply", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+OK\r\n", b"-ERR unknown\r\n", b"$2\r\n{}\r\n"]
+)
+def test_status_recognises_what_is_no_node(reply: bytes) -> None:
+    with listening() as other:
+        other.reply = reply
+        code, out, _ = run("status", other.address, "--json")
+    assert code == 1
+    assert json.loads(out)["nodes"][0]["error"]
+
+
+def test_status_refuses_what_is_no_address() -> None:
+    code, _, err = run("status", "nowhere")
+    assert code == 2
+    assert "host:port" in err
+
+
+def test_a_deposed_leader_that_does_not_know_it_is_not_the_leader() -> None:
+    nodes = [
+        {"status": {"is_primary": True, "is_running": True, "term": term, "node_id": node_id}}
+        for node_id, term in ((1, 3), (2, 5))
+    ]
+    assert cli.find_leader([*nodes, {"status": None}]) == 2
+
+
+def test_log_lines_are_keys_and_values() -> None:
+    record = logging.LogRecord(
+        "raftha.node", logging.INFO, "", 0, "became leader term=%d", (7,), None
+    )
+    record.created, record.msecs = 0.0, 5.0
+    line = cli.KeyValueFormatter().format(record)
+    assert line == "time=1970-01-01T00:00:00.005Z level=INFO from=raftha.node became leader term=7"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.txt", None, "can't read"),
+        ("data.parquet", b"", "known: .csv .jsonl .txt"),
+        ("empty.txt", b"", "no rows"),
+        ("bad.jsonl", b'{"a": 1}\n{"a"\n', "line 2 is not JSON"),
+        ("bad.csv", b'a,b\n"c', "line 2"),
+        ("latin.csv", b"\xfc\n", "not UTF-8"),
+        ("large.txt", b"x" * (1 << 20) + b"y", "row 1"),
+    ],
+)
+def test_demo_explains_an_input_it_can_not_use(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    code, out, err = run("demo", "--input", str(path))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+
+
+def test_an_error_s_notes_are_printed_below_it(capsys: pytest.CaptureFixture[str]) -> None:
+    error = RafthaError("it broke")
+    error.add_note("logs are there")
+    with pytest.raises(typer.Exit):
+        cli._fail(error, 1)
+    assert capsys.readouterr().err == "error: it broke\n  logs are there\n"
