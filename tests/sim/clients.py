@@ -1,0 +1,326 @@
+"""Clients: what they ask of the members, what they hear, and what they may conclude from it.
+
+Theory of operation. A `Call` is one write, read or group under way at one member. It ends as the
+member says, or with the member's death. Each write carries its call's id, so the oracle knows what
+became of it: a call that got a receipt took effect exactly once, at the sequence and with the
+result of the receipt; one that was rejected never; any other at most once.
+
+Reads and writes of a key are linearizable if they fit the order in which the log wrote that key. A
+call begins when the key is at some version known to be complete: seen by a read or acknowledged as
+a write that ended before. What the call reads or writes must not be older.
+
+`Writer` asks one member after the other and doesn't retry. `SessionClient` has a session of its
+own and sends a group again, through any member and under the same number, until it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+from typing import Any
+
+from raftha.errors import (
+    CommandFailed,
+    Indeterminate,
+    RafthaError,
+    Rejected,
+    StorageFailed,
+)
+from raftha.operations import GroupOperation, Operation, ReadOperation, WriteOperation
+from raftha.storage.commands import pack_call, pack_compare_and_set, pack_put
+from raftha.storage.sessions import Outcome, Verdict, receipts
+from raftha.types import Receipt
+from tests.sim.invariants import Invariants
+from tests.sim.member import Member
+from tests.sim.swarm import Swarm
+from tests.sim.world import Violation, World
+
+
+class History:
+    """All calls' fates, and what is complete of each key."""
+
+    def __init__(self, world: World, invariants: Invariants) -> None:
+        self.world = world
+        self.acknowledged: set[bytes] = set()
+        self.rejected: set[bytes] = set()
+        self.unknown: set[bytes] = set()
+        self.open: dict[int, Call] = {}
+        self._invariants = invariants
+        self._complete: dict[bytes, int] = {}
+        self._calls = 0
+
+    def new_id(self) -> bytes:
+        """An id for a command."""
+        self._calls += 1
+        return b"call %d" % self._calls
+
+    def complete(self, key: bytes) -> int:
+        """The newest version of `key` that is known to be complete."""
+        return self._complete.get(key, 0)
+
+    def acknowledge(self, command: Command, receipt: Receipt | CommandFailed) -> None:
+        """A command's receipt has come."""
+        self.acknowledged.add(command.id)
+        self.unknown.discard(command.id)
+        if isinstance(receipt, CommandFailed):
+            if command.kind != "fail":
+                raise Violation(f"{command.id!r} failed: {receipt}")
+            return
+        oracle = self._invariants.oracle
+        effect = oracle.effects.get(receipt.sequence)
+        if effect is None or effect.call != command.id:
+            raise Violation(
+                f"{command.id!r} was acknowledged at {receipt.sequence}, where the log has {effect}"
+            )
+        entry = self._invariants.committed[receipt.index - 1]
+        if (entry.term, entry.time_us) != (receipt.term, receipt.time_us):
+            raise Violation(f"{command.id!r} has a receipt of another entry {receipt.index}")
+        if (effect.succeeded, effect.result) != (receipt.succeeded, receipt.result):
+            raise Violation(f"{command.id!r} got {receipt}, the log says {effect}")
+        self._see(command, effect.key, receipt.sequence if receipt.succeeded else 0)
+
+    def read(self, command: Command, value: bytes | None) -> None:
+        """A read has answered."""
+        version = 0
+        if value is not None:
+            found = self._invariants.oracle.versions.get((command.key, value))
+            if found is None:
+                raise Violation(f"a read of {command.key!r} got {value!r}, which isn't committed")
+            version = found
+        self._see(command, command.key, version, is_read=True)
+
+    def _see(
+        self, command: Command, key: bytes, version: int, *, is_read: bool = False
+    ) -> None:
+        if not version and not is_read:
+            return
+        if version < command.floor:
+            raise Violation(
+                f"{command.kind} {command.id!r} of {key!r} saw version {version}, but "
+                f"{command.floor} was complete before it began"
+            )
+        self._complete[key] = max(self.complete(key), version)
+
+    def reject(self, command: Command) -> None:
+        """A command surely had no effect, and never will."""
+        self.rejected.add(command.id)
+        self.unknown.discard(command.id)
+
+    def verdict(self) -> None:
+        """At the end: each call took effect as often as its client was told."""
+        applications = self._invariants.oracle.applications
+        for call, count in applications.items():
+            if count > 1:
+                raise Violation(f"{call!r} was applied {count} times")
+        for call in sorted(self.acknowledged):
+            if applications[call] != 1:
+                raise Violation(f"{call!r} was acknowledged and applied {applications[call]} times")
+        for call in sorted(self.rejected):
+            if applications[call]:
+                raise Violation(f"{call!r} was rejected, and applied all the same")
+
+
+class Command:
+    """One command or read of a client."""
+
+    def __init__(self, history: History, kind: str, key: bytes) -> None:
+        self.id = history.new_id()
+        self.kind = kind
+        self.key = key
+        self.floor = history.complete(_versioned(kind, key))
+
+    def pack(self, rng: Random, known: list[bytes]) -> bytes:
+        """The command's bytes; `known` are values that a comparison may expect."""
+        if self.kind == "put":
+            return pack_put(self.key, self.id)
+        if self.kind == "compare":
+            expected = rng.choice(known) if known and rng.random() < 0.8 else None
+            return pack_compare_and_set(self.key, expected, self.id)
+        if self.kind == "increment":
+            return pack_call("increment", [self.key, self.id])
+        return pack_call("fail", [self.id])
+
+
+def _versioned(kind: str, key: bytes) -> bytes:
+    return b"counter " + key if kind == "increment" else key
+
+
+class Call:
+    """An operation under way at `member`; `client.ended` is told its result."""
+
+    def __init__(
+        self, client: Writer | SessionClient, member: Member, commands: list[Command], limit: float
+    ) -> None:
+        self.member = member
+        self.commands = commands
+        self.limit = limit
+        self.is_abandoned = False
+        self._client = client
+        client.history.open[id(self)] = self
+
+    def done(self, result: Any) -> None:
+        """`Waiter`: the member has answered, or died."""
+        del self._client.history.open[id(self)]
+        self._client.ended(self, result)
+
+
+class Writer:
+    """Asks a member for something, waits, thinks, asks the next one."""
+
+    def __init__(
+        self, name: str, history: History, swarm: Swarm, members: Mapping[int, Member]
+    ) -> None:
+        self.history = history
+        self.is_active = True
+        self._world = history.world
+        self._rng = history.world.stream(name)
+        self._swarm = swarm
+        self._members = members
+        self._known: list[bytes] = []
+        self._member = self._rng.randint(1, swarm.size)
+        for _ in range(swarm.depth):
+            self._later()
+
+    def _later(self) -> None:
+        self._world.at(self._swarm.think_s * self._rng.expovariate(1), self._ask)
+
+    def _ask(self) -> None:
+        if not self.is_active:
+            return
+        rng = self._rng
+        if rng.random() < 0.3:
+            self._member = rng.randint(1, self._swarm.size)
+        member = self._members[self._member]
+        if not member.is_up:
+            self._member = rng.randint(1, self._swarm.size)
+            self._later()
+            return
+        key = b"key %d" % rng.randrange(self._swarm.keys)
+        kind = rng.choices(
+            ("put", "compare", "increment", "read", "fail"), (25, 15, 30, 28, 2)
+        )[0]
+        command = Command(self.history, kind, key)
+        deadline = self._world.now + self._swarm.timeout_s * rng.uniform(0.5, 1)
+        call = Call(self, member, [command], deadline)
+        operation: Operation
+        if kind == "read":
+            operation = ReadOperation(
+                call, deadline, lambda node: node.state.get(key), is_linearizable=True
+            )
+        else:
+            operation = WriteOperation(call, deadline, command.pack(rng, self._known))
+        self._world.note(member.id, f"client {kind}", f"{command.id!r} {key!r}")
+        member.submit([operation])
+
+    def ended(self, call: Call, result: Any) -> None:
+        """A call's answer."""
+        command = call.commands[0]
+        self._world.note(call.member.id, "client heard", f"{command.id!r} {_told(result)}")
+        if command.kind == "read":
+            if not isinstance(result, Exception):
+                self.history.read(command, result)
+                if result is not None:
+                    self._known = [*self._known[-3:], result]
+        elif isinstance(result, Receipt | CommandFailed):
+            self.history.acknowledge(command, result)
+        elif isinstance(result, Rejected | StorageFailed):
+            self.history.reject(command)
+        else:
+            assert isinstance(result, Indeterminate), repr(result)
+            self.history.unknown.add(command.id)
+        self._later()
+
+
+class SessionClient:
+    """Opens a session and sends numbered groups in it, each until its outcome is known."""
+
+    def __init__(
+        self, name: str, history: History, swarm: Swarm, members: Mapping[int, Member]
+    ) -> None:
+        self.history = history
+        self.is_active = True
+        self._world = history.world
+        self._rng = history.world.stream(name)
+        self._swarm = swarm
+        self._members = members
+        self._session = 0
+        self._number = 0
+        self._tries = 0
+        self._group: list[Command] = []
+        self._packed: list[bytes] = []
+        self._later()
+
+    def _later(self) -> None:
+        self._world.at(self._swarm.think_s * self._rng.expovariate(1), self._ask)
+
+    def _ask(self) -> None:
+        if not self._group and not self.is_active:
+            return
+        rng = self._rng
+        member = self._members[rng.randint(1, self._swarm.size)]
+        if not member.is_up:
+            self._later()
+            return
+        if self._session and not self._group:
+            self._number += 1
+            self._tries = 0
+            self._group, self._packed = [], []
+            for _ in range(rng.randint(1, 3)):
+                kind, key = rng.choice(("put", "increment")), b"key %d" % rng.randrange(2)
+                command = Command(self.history, kind, key)
+                self._group.append(command)
+                self._packed.append(command.pack(rng, []))
+        self._tries += 1
+        deadline = self._world.now + self._swarm.timeout_s * rng.uniform(0.2, 1)
+        call = Call(self, member, self._group, deadline)
+        # Sometimes the client loses patience first, and asks elsewhere while the first is under way.
+        self._world.at(self._swarm.timeout_s * rng.uniform(0.1, 2), self._lose_patience, call)
+        operation = GroupOperation(
+            call, deadline, self._session, self._number, self._number, self._packed
+        )
+        what = f"number {self._number} try {self._tries}" if self._session else "opening"
+        self._world.note(member.id, "session client", f"{self._session} {what}")
+        member.submit([operation])
+
+    def _lose_patience(self, call: Call) -> None:
+        if id(call) in self.history.open and not call.is_abandoned:
+            call.is_abandoned = True
+            self._later()
+
+    def ended(self, call: Call, result: Any) -> None:
+        """A call's answer; one that isn't waited for any more may still tell the outcome."""
+        self._world.note(call.member.id, "client heard", _told(result))
+        if isinstance(result, Outcome):
+            self._take_outcome(call, result)
+        elif not isinstance(result, RafthaError):
+            raise Violation(f"a group was answered with {result!r}")
+        if not call.is_abandoned:
+            self._later()
+
+    def _take_outcome(self, call: Call, outcome: Outcome) -> None:
+        if call.commands is not self._group:
+            return
+        if not call.commands:
+            if outcome.session and not self._session:
+                self._session, self._number = outcome.session, 0
+                self._group = []
+            return
+        if outcome.verdict is Verdict.APPLIED:
+            for command, receipt in zip(call.commands, receipts(outcome), strict=True):
+                self.history.acknowledge(command, receipt)
+        elif self._tries == 1 and outcome.verdict is Verdict.SESSION_EXPIRED:
+            for command in call.commands:
+                self.history.reject(command)
+        else:
+            self.history.unknown.update(command.id for command in call.commands)
+        self._group, self._packed = [], []
+        if outcome.verdict is not Verdict.APPLIED:
+            self._session, self._number = 0, 0
+
+
+def _told(result: Any) -> str:
+    if isinstance(result, Exception):
+        return f"{type(result).__name__}: {result}"
+    if isinstance(result, Receipt):
+        return f"receipt of sequence {result.sequence} in entry {result.index}"
+    return str(result)[:80]

@@ -1,0 +1,231 @@
+"""One simulation: a cluster, its clients and its faults, from a seed to a verdict.
+
+Theory of operation. First *chaos*: clients write and read, faults strike, and after every event the
+invariants hold or the run ends with a `Violation`. Then everything heals, and the cluster must show
+that it has lost nothing and is stuck nowhere: within `LIVENESS_S` a new write through each member
+is acknowledged, every call has an answer, and all members have applied the same log. At last the
+members' digests must be equal, their contents what the oracle reads in the log, and each client's
+call must have taken effect as often as the client was told.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from raftha.core import Write
+from raftha.operations import DigestOperation, ReadOperation, WriteOperation
+from raftha.storage.commands import pack_call
+from raftha.types import Digest, Receipt
+from raftha.wire import PeerMessage
+from tests.sim.clients import Command, History, SessionClient, Writer
+from tests.sim.faults import Faults
+from tests.sim.invariants import Invariants
+from tests.sim.member import EPOCH_US, Member
+from tests.sim.network import Network
+from tests.sim.oracle import Counters
+from tests.sim.swarm import Swarm, draw
+from tests.sim.world import Violation, World
+
+LIVENESS_S = 12.0
+POLL_S = 0.05
+PROBE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a seed; `violation` is "" if all went well."""
+
+    seed: int
+    violation: str
+    story: str
+    digest: int
+    events: int
+    seconds: float
+    acknowledged: int
+    counts: dict[str, int]
+
+
+class Simulation:
+    """A cluster in a world of its own. `Watch` for its members."""
+
+    def __init__(self, seed: int, swarm: Swarm | None = None) -> None:
+        self.world = World(seed)
+        self.swarm = swarm or draw(self.world.stream("swarm"))
+        self.members = {
+            node_id: Member(self.world, self.swarm, node_id, Counters(), self)
+            for node_id in range(1, self.swarm.size + 1)
+        }
+        self.network = Network(self.world, self.swarm, self.members)
+        self.invariants = Invariants(self.members)
+        self.history = History(self.world, self.invariants)
+        self.clients = [
+            *(self._client(Writer, i) for i in range(self.swarm.clients)),
+            *(self._client(SessionClient, i) for i in range(self.swarm.session_clients)),
+        ]
+        self.faults = Faults(self.world, self.swarm, self.members, self.network)
+        self.world.after = self.invariants.check
+        self._probed: set[int] = set()
+        self._digests: dict[int, Digest] = {}
+
+    def _client(self, kind: type[Any], number: int) -> Any:
+        return kind(f"{kind.__name__} {number}", self.history, self.swarm, self.members)
+
+    def run(self) -> Outcome:
+        """Run from beginning to end; says what was violated, never raises it."""
+        world = self.world
+        violation = ""
+        try:
+            self._run()
+        except Violation as error:
+            violation = str(error)
+        except Exception:  # noqa: BLE001 - whatever the code under test raises is a finding
+            violation = "an exception:\n" + traceback.format_exc()
+        return Outcome(
+            seed=world.seed,
+            violation=violation,
+            story=world.story() if violation else "",
+            digest=world.digest,
+            events=world.events,
+            seconds=world.now,
+            acknowledged=len(self.history.acknowledged),
+            counts=dict(world.counts),
+        )
+
+    def _run(self) -> None:
+        for member in self.members.values():
+            member.network = self.network
+            member.start()
+        self.world.run(self.swarm.chaos_s)
+        self.world.note(0, "heal")
+        self.faults.heal()
+        for client in self.clients:
+            client.is_active = False
+        for member in self.members.values():
+            self._probe(member)
+        self.world.at(POLL_S, self._poll)
+        self.world.run(self.world.now + LIVENESS_S)
+        if not self.world.is_done:
+            raise Violation(f"no agreement within {LIVENESS_S} s: {self._lacking()}")
+        self._compare()
+        self.history.verdict()
+
+    # ---------------------------------------------------------------- Watch
+
+    def on_start(self, member: Member) -> None:
+        self.invariants.on_start(member)
+
+    def on_send(self, member: Member, message: PeerMessage) -> None:
+        self.invariants.on_send(member, message)
+
+    def on_writing(self, member: Member, write: Write) -> None:
+        self.invariants.on_writing(member, write)
+
+    def on_durable(self, member: Member, write: Write) -> None:
+        self.invariants.on_durable(member, write)
+
+    def on_role(self, member: Member, role: str) -> None:
+        self.faults.on_role(member, role)
+
+    def on_crash(self, member: Member) -> None:
+        self.faults.on_crash(member)
+
+    # ---------------------------------------------------------------- after the chaos
+
+    def _probe(self, member: Member) -> None:
+        """Write and read something new through `member`, again and again until it works."""
+        if member.id in self._probed:
+            return
+        self.world.at(PROBE_S, self._probe, member)
+        if not member.is_up:
+            return
+        deadline = self.world.now + PROBE_S
+        command = Command(self.history, "increment", b"probe")
+        packed = pack_call("increment", [command.key, command.id])
+        probe = _Probe(self, member, command)
+        member.submit([WriteOperation(probe, deadline, packed)])
+
+    def probed(self, member: Member, command: Command, result: Any) -> None:
+        """A probe's answer."""
+        if not isinstance(result, Receipt):
+            self.world.note(member.id, "probe failed", repr(result))
+            return
+        self.history.acknowledge(command, result)
+        self._probed.add(member.id)
+
+    def _poll(self) -> None:
+        """See whether all members agree; then ask for their digests; then it's done."""
+        self.world.at(POLL_S, self._poll)
+        if len(self._digests) == self.swarm.size:
+            self.world.is_done = True
+        elif not self._lacking() and not self._digests:
+            sequence = self.invariants.oracle.sequence
+            for member in self.members.values():
+                deadline = self.world.now + LIVENESS_S
+                waiter = _DigestWaiter(self._digests, member)
+                member.submit([DigestOperation(waiter, deadline, sequence)])
+
+    def _lacking(self) -> str:
+        """What is still missing; "" if nothing is."""
+        missing = [f"node {i} took no write" for i in self.members if i not in self._probed]
+        if self.history.open:
+            calls = [f"{call.member.id}" for call in self.history.open.values()]
+            missing.append(f"calls without an answer at {', '.join(calls)}")
+        last = len(self.invariants.committed)
+        for member in self.members.values():
+            applied = member.node.state.applied.index if member.node is not None else None
+            if applied != last:
+                missing.append(f"node {member.id} has applied {applied} of {last}")
+        return "; ".join(missing)
+
+    def _compare(self) -> None:
+        first = self._digests[1]
+        for node_id, digest in self._digests.items():
+            if digest != first:
+                raise Violation(f"node {node_id} has {digest}, node 1 {first}")
+        values = self.invariants.oracle.values
+        for member in self.members.values():
+            assert member.node is not None
+            contents = dict(member.node.state.scan(limit=10_000))
+            if contents != values:
+                differing = {
+                    key
+                    for key in contents.keys() | values.keys()
+                    if contents.get(key) != values.get(key)
+                }
+                key = min(differing)
+                raise Violation(
+                    f"node {member.id} has {len(differing)} wrong values, first {key!r}: "
+                    f"{contents.get(key)!r} instead of {values.get(key)!r}"
+                )
+
+
+class _Probe:
+    """Waits for a write after the chaos."""
+
+    def __init__(self, simulation: Simulation, member: Member, command: Command) -> None:
+        self._simulation = simulation
+        self._member = member
+        self._command = command
+
+    def done(self, result: Any) -> None:
+        self._simulation.probed(self._member, self._command, result)
+
+
+class _DigestWaiter:
+    """Collects a member's digest."""
+
+    def __init__(self, digests: dict[int, Digest], member: Member) -> None:
+        self._digests = digests
+        self._member = member
+
+    def done(self, result: Any) -> None:
+        if not isinstance(result, Digest):
+            raise Violation(f"node {self._member.id} answered {result!r} instead of a digest")
+        self._digests[self._member.id] = result
+
+
+def run(seed: int) -> Outcome:
+    """Run one seed."""
+    return Simulation(seed).run()

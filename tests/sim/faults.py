@@ -1,0 +1,180 @@
+"""What goes wrong, and when: each kind of fault comes again and again, as the seed's swarm says.
+
+Theory of operation. A fault with an interval strikes after random times of that mean, at a random
+victim, preferably the leader. `on_role` strikes at members in the moment they become leader: the
+old bugs of consensus hide where leaders change before anything of theirs has spread. `heal` ends it
+all: everything is started, connected, and awake.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+
+from raftha.operations import TransferOperation
+from tests.sim.member import Member
+from tests.sim.network import Network
+from tests.sim.swarm import Swarm
+from tests.sim.world import World
+
+CLOCK_STEPS_US = (10_000, 1_000_000, 60_000_000, 7_200_000_000)
+TRANSFER_S = 0.5
+
+
+class _Nobody:
+    """Waits for a transfer that the faults have asked for, and doesn't care."""
+
+    def done(self, result: object) -> None: ...
+
+
+class Faults:
+    """All faults of one simulation."""
+
+    def __init__(
+        self, world: World, swarm: Swarm, members: Mapping[int, Member], network: Network
+    ) -> None:
+        self._world = world
+        self._swarm = swarm
+        self._members = members
+        self._network = network
+        self._rng = world.stream("faults")
+        self._is_over = False
+        for interval, fault in (
+            (swarm.crash_every_s, self._crash),
+            (swarm.partition_every_s, self._partition),
+            (swarm.flap_every_s, self._flap),
+            (swarm.pause_every_s, self._pause),
+            (swarm.clock_every_s, self._step_clock),
+            (swarm.transfer_every_s, self._transfer),
+            (swarm.stall_every_s, self._stall),
+            (swarm.disk_error_every_s, self._break_disk),
+        ):
+            if interval:
+                self._repeat(interval, fault)
+
+    def heal(self) -> None:
+        """No more faults; what is down starts, what is blocked flows, what is paused goes on."""
+        self._is_over = True
+        self._network.calm()
+        for member in self._members.values():
+            member.paused_until = member.stalled_until = 0.0
+            member.disarm()
+            member.start()
+
+    def on_role(self, member: Member, role: str) -> None:
+        """A member became something."""
+        if role == "leader" and not self._is_over:
+            if self._rng.random() < self._swarm.strike_chance:
+                delay = self._rng.choice((0.0, 1.0, 3.0, 10.0)) * self._swarm.delay_s
+                strike = self._rng.choice((self._crash_one, self._isolate))
+                self._world.at(delay, strike, member, actor=member)
+
+    def on_crash(self, member: Member) -> None:
+        """A member is down: it will be back."""
+        delay = self._rng.expovariate(1 / self._swarm.restart_s)
+        self._world.at(delay, self._start, member)
+
+    def _start(self, member: Member) -> None:
+        if not member.is_up and not self._is_over and self._rng.random() < 0.1:
+            member.arm(self._rng.randint(0, 12))
+        member.start()
+
+    def _repeat(self, interval: float, fault: Callable[[Member], None]) -> None:
+        def strike() -> None:
+            if not self._is_over:
+                fault(self._victim())
+                self._world.at(self._rng.expovariate(1 / interval), strike)
+
+        self._world.at(self._rng.expovariate(1 / interval), strike)
+
+    def _victim(self) -> Member:
+        if self._rng.random() < self._swarm.leader_chance:
+            for member in self._members.values():
+                if member.node is not None and member.node.core.is_leader:
+                    return member
+        return self._rng.choice(list(self._members.values()))
+
+    # The faults.
+
+    def _crash(self, victim: Member) -> None:
+        if self._rng.random() < self._swarm.crash_all_chance:
+            for member in self._members.values():
+                self._crash_one(member)
+        else:
+            self._crash_one(victim)
+
+    def _crash_one(self, victim: Member) -> None:
+        if not victim.is_up:
+            return
+        if self._rng.random() < self._swarm.mid_operation_chance:
+            victim.arm(self._rng.choice((0, 1, 1, 1, 2, 2, 3, 5, 8, 12)))
+            return
+        victim.crash(
+            is_power_loss=self._rng.random() < self._swarm.power_loss_chance,
+            is_silent=self._rng.random() < self._swarm.silent_crash_chance,
+        )
+
+    def _break_disk(self, victim: Member) -> None:
+        if victim.is_up:
+            self._world.note(victim.id, "disk breaks")
+            victim.break_disk()
+
+    def _partition(self, victim: Member) -> None:
+        if self._rng.random() < 0.5:
+            self._isolate(victim)
+            return
+        ids = list(self._members)
+        some = set(self._rng.sample(ids, self._rng.randint(1, len(ids))))
+        self._block([(a, b) for a, b in itertools.permutations(ids, 2) if a in some != b in some])
+
+    def _isolate(self, victim: Member) -> None:
+        ways = [(victim.id, other) for other in self._members if other != victim.id]
+        self._block(ways + [(other, one) for one, other in ways])
+
+    def _block(self, ways: list[tuple[int, int]]) -> None:
+        if self._is_over:
+            return
+        if self._rng.random() < self._swarm.one_way_chance:
+            ways = self._rng.sample(ways, len(ways) // 2)
+        ways = [way for way in ways if way not in self._network.blocked]
+        self._world.note(0, "block", " ".join(f"{one}>{other}" for one, other in ways))
+        self._network.blocked.update(ways)
+        if self._rng.random() < self._swarm.reset_chance:
+            for one, other in ways:
+                self._network.reset(one, other)
+        delay = self._rng.expovariate(1 / self._swarm.partition_s)
+        self._world.at(delay, self._unblock, ways)
+
+    def _unblock(self, ways: list[tuple[int, int]]) -> None:
+        self._world.note(0, "unblock", " ".join(f"{one}>{other}" for one, other in ways))
+        self._network.blocked.difference_update(ways)
+
+    def _flap(self, victim: Member) -> None:
+        others = [other for other in self._members if other != victim.id]
+        if others:
+            other = self._rng.choice(others)
+            self._world.note(0, "reset", f"{victim.id}-{other}")
+            self._network.reset(victim.id, other)
+
+    def _pause(self, victim: Member) -> None:
+        if victim.is_up:
+            pause = self._rng.expovariate(1 / self._swarm.pause_s)
+            self._world.note(victim.id, "pause", f"{pause:.3f} s")
+            victim.paused_until = self._world.now + pause
+
+    def _stall(self, victim: Member) -> None:
+        stall = self._rng.expovariate(1 / self._swarm.stall_s)
+        self._world.note(victim.id, "disk stalls", f"{stall:.3f} s")
+        victim.stalled_until = self._world.now + stall
+
+    def _step_clock(self, victim: Member) -> None:
+        step = self._rng.choice(CLOCK_STEPS_US) * self._rng.choice((1, -1))
+        self._world.note(victim.id, "clock step", f"{step / 1e6} s")
+        victim.clock.offset_us += step
+
+    def _transfer(self, victim: Member) -> None:
+        if victim.is_up:
+            target = self._rng.choice(list(self._members))
+            self._world.note(victim.id, "transfer", f"to {target}")
+            deadline = self._world.now + TRANSFER_S
+            victim.submit([TransferOperation(_Nobody(), deadline, target)])

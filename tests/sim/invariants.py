@@ -1,0 +1,292 @@
+"""What must hold after every event, whatever happens.
+
+Theory of operation. The invariants see what no member can: all of them at once, and the past. They
+keep what has been shown to be true (which hash an entry of a certain index and term has, who leads
+a term, whom a member voted for, what is committed, what each disk must hold) and compare each
+member with it, whenever an event has touched the member, something is sent, or a write is durable.
+Chained hashes make this cheap: two logs that agree on one hash agree on all before it.
+
+    election safety        at most one leader a term
+    vote                   a member never votes for two candidates in a term, restarts or not
+    persisted first        what a message says of term, vote and log is on the sender's disk
+    log matching           one hash for an index and term; leaders send only what their log holds
+    acknowledged           a follower keeps what it has acknowledged to the leader of the same term
+    leader completeness    a leader has all that was committed in earlier terms
+    commitment             what is committed is on the disks of a majority, and never changes
+    state machine safety   what a member has applied is the committed log
+    monotonic              term, commit and applied never go back; votes don't change
+    durability             a restarted member finds what it had made durable
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+
+from raftha.core import Append, AppendReply, RaftLog, Role, VoteReply, VoteRequest, Write
+from raftha.entry import LOG_START, Entry, HardState, LogPosition
+from raftha.wire import PeerMessage
+from tests.sim.member import Member
+from tests.sim.oracle import Oracle
+from tests.sim.world import Violation
+
+
+class DurableLog:
+    """What a member's disk must hold: all that was ever appended, and not superseded."""
+
+    def __init__(self) -> None:
+        self.hard_state = HardState(0, 0, 0)
+        self._hashes: list[bytes] = []
+
+    @property
+    def last(self) -> tuple[int, bytes]:
+        """Index and hash of the last entry."""
+        return len(self._hashes), self._hashes[-1] if self._hashes else LOG_START.hash
+
+    def hash_at(self, index: int) -> bytes | None:
+        """The hash of an entry; None if it isn't there."""
+        if index == 0:
+            return LOG_START.hash
+        return self._hashes[index - 1] if index <= len(self._hashes) else None
+
+    def append(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
+        """A write is durable."""
+        if hard_state is not None:
+            self.hard_state = hard_state
+        if entries:
+            del self._hashes[entries[0].index - 1 :]
+            self._hashes += [entry.hash for entry in entries]
+
+
+class _Seen:
+    """What was seen of a member last; the first half belongs to one life of it."""
+
+    def __init__(self) -> None:
+        self.term = self.vote = self.commit = self.applied = 0
+        self.acknowledged = (0, 0)
+        self.marks: tuple[object, ...] = ()
+        self.durable = DurableLog()
+        self.writing: Write | None = None
+
+
+class Invariants:
+    """All that is known to be true of one cluster."""
+
+    def __init__(self, members: Mapping[int, Member]) -> None:
+        self.committed: list[Entry] = []
+        self.oracle = Oracle()
+        self._commit_terms: list[int] = []
+        self._members = members
+        self._quorum = len(members) // 2 + 1
+        self._seen = {node_id: _Seen() for node_id in members}
+        self._leaders: dict[int, int] = {}
+        self._hashes: dict[tuple[int, int], bytes] = {}
+        self._votes: dict[tuple[int, int], int] = {}
+
+    # ---------------------------------------------------------------- after an event
+
+    def check(self, member: Member) -> None:
+        """An event has touched this member."""
+        assert member.node is not None
+        core, applied = member.node.core, member.node.state.applied
+        log = core.log
+        seen = self._seen[member.id]
+        marks = (core.term, core.vote, core.role, log.commit, log.last_index, applied.index)
+        if marks == seen.marks:
+            return
+        seen.marks = marks
+        if core.term < seen.term:
+            raise Violation(f"node {member.id} went from term {seen.term} back to {core.term}")
+        if core.term == seen.term and seen.vote not in (0, core.vote):
+            raise Violation(f"node {member.id} changed its vote in term {core.term}")
+        term, index = seen.acknowledged
+        if core.term == term and log.last_index < index:
+            raise Violation(f"node {member.id} dropped entries that it acknowledged up to {index}")
+        seen.term, seen.vote = core.term, core.vote
+        if core.role is Role.LEADER:
+            self._check_leader(member.id, core.term, log)
+        if log.commit != seen.commit:
+            self._check_commit(member, log, seen)
+        if applied.index != seen.applied:
+            self._check_applied(member.id, applied, log, seen)
+
+    def _check_leader(self, node_id: int, term: int, log: RaftLog) -> None:
+        if term in self._leaders:
+            if self._leaders[term] != node_id:
+                other = self._leaders[term]
+                raise Violation(f"term {term} has two leaders, {other} and {node_id}")
+            return
+        self._leaders[term] = node_id
+        # A candidate may hear of its votes late, when a later leader has long been committing.
+        index = bisect_right(self._commit_terms, term)
+        if index and not _holds(log, self.committed[index - 1]):
+            raise Violation(
+                f"node {node_id} leads term {term} without entry {index}, "
+                f"which was committed in term {self._commit_terms[index - 1]}"
+            )
+
+    def _check_commit(self, member: Member, log: RaftLog, seen: _Seen) -> None:
+        if log.commit < seen.commit:
+            raise Violation(f"node {member.id} took commit back from {seen.commit}")
+        for entry in log.between(max(seen.commit, log.anchor.index), log.commit):
+            if entry.index <= len(self.committed):
+                if self.committed[entry.index - 1].hash != entry.hash:
+                    raise Violation(
+                        f"node {member.id} committed another entry {entry.index} "
+                        f"than was committed before"
+                    )
+            else:
+                self._commit(member, entry)
+        seen.commit = log.commit
+
+    def _commit(self, member: Member, entry: Entry) -> None:
+        assert entry.index == len(self.committed) + 1
+        assert member.node is not None
+        term = member.node.core.term
+        assert not self._commit_terms or term >= self._commit_terms[-1]
+        self.committed.append(entry)
+        self._commit_terms.append(term)
+        self.oracle.apply(entry)
+        holders = sum(
+            seen.durable.hash_at(entry.index) == entry.hash for seen in self._seen.values()
+        )
+        if holders < self._quorum:
+            raise Violation(
+                f"node {member.id} committed entry {entry.index} which is on {holders} disks"
+            )
+        for other in self._members.values():
+            if other.node is not None and other.node.core.is_leader:
+                core = other.node.core
+                if core.term >= term and not _holds(core.log, entry):
+                    raise Violation(
+                        f"node {other.id} leads term {core.term} without entry {entry.index}, "
+                        f"which node {member.id} committed in term {term}"
+                    )
+
+    def _check_applied(
+        self, node_id: int, applied: LogPosition, log: RaftLog, seen: _Seen
+    ) -> None:
+        if applied.index < seen.applied or applied.index > log.commit:
+            raise Violation(
+                f"node {node_id} applied {applied.index} after {seen.applied}, with {log.commit} "
+                f"committed"
+            )
+        if self.committed[applied.index - 1].hash != applied.hash:
+            raise Violation(f"node {node_id} applied another entry {applied.index}")
+        if seen.durable.hash_at(applied.index) != applied.hash:
+            raise Violation(f"node {node_id} applied {applied.index} before it was durable there")
+        seen.applied = applied.index
+
+    # ---------------------------------------------------------------- what is sent
+
+    def on_send(self, member: Member, message: PeerMessage) -> None:
+        """A message leaves."""
+        match message:
+            case VoteRequest(pre=True) | VoteReply(pre=True):
+                return
+            case VoteRequest():
+                self._check_vote(member.id, message.term, member.id)
+            case VoteReply(granted=True):
+                self._check_vote(member.id, message.term, message.to)
+            case AppendReply(ok=True):
+                self._check_acknowledgement(member.id, message)
+            case Append():
+                self._check_append(member, message)
+            case _:
+                pass
+        term = getattr(message, "term", 0)
+        durable = self._seen[member.id].durable.hard_state
+        if term > durable.term:
+            raise Violation(
+                f"node {member.id} speaks for term {term}, its disk says {durable.term}"
+            )
+
+    def _check_vote(self, node_id: int, term: int, candidate: int) -> None:
+        earlier = self._votes.setdefault((node_id, term), candidate)
+        if earlier != candidate:
+            raise Violation(
+                f"node {node_id} voted for {earlier} and for {candidate} in term {term}"
+            )
+
+    def _check_acknowledgement(self, node_id: int, message: AppendReply) -> None:
+        seen = self._seen[node_id]
+        if seen.durable.hash_at(message.index) is None:
+            raise Violation(
+                f"node {node_id} acknowledged {message.index}, "
+                f"its disk goes up to {seen.durable.last[0]}"
+            )
+        seen.acknowledged = max(seen.acknowledged, (message.term, message.index))
+
+    def _check_append(self, member: Member, message: Append) -> None:
+        assert member.node is not None
+        log = member.node.core.log
+        for entry in message.entries:
+            self._check_entry(entry)
+            if entry.index > log.last_index or log.term(entry.index) not in (None, entry.term):
+                raise Violation(
+                    f"node {member.id} sent entry {entry.index} of term {entry.term}, "
+                    f"which is not in its log"
+                )
+
+    def _check_entry(self, entry: Entry) -> None:
+        if self._hashes.setdefault((entry.index, entry.term), entry.hash) != entry.hash:
+            raise Violation(f"two different entries {entry.index} of term {entry.term}")
+
+    # ---------------------------------------------------------------- what is durable
+
+    def on_writing(self, member: Member, write: Write) -> None:
+        """A write was handed to the disk."""
+        for entry in write.entries:
+            self._check_entry(entry)
+        self._seen[member.id].writing = write
+
+    def on_durable(self, member: Member, write: Write) -> None:
+        """A write has come back from the disk."""
+        seen = self._seen[member.id]
+        seen.durable.append(write.hard_state, write.entries)
+        seen.writing = None
+
+    def on_start(self, member: Member) -> None:
+        """A member has found its log again."""
+        assert member.wal is not None
+        assert member.node is not None
+        seen = self._seen[member.id]
+        wal, writing = member.wal, seen.writing
+        durable = seen.durable
+        found = (wal.last.index, wal.last.hash)
+        is_old = wal.hard_state == durable.hard_state and found == durable.last
+        if not is_old and writing is not None:
+            # A crash in the middle of a write may leave any first part of it.
+            kept = [entry for entry in writing.entries if entry.index <= wal.last.index]
+            durable.append(writing.hard_state, kept)
+        if wal.hard_state != durable.hard_state:
+            raise Violation(
+                f"node {member.id} found {wal.hard_state} on its disk instead of "
+                f"{durable.hard_state}"
+            )
+        if found != durable.last:
+            raise Violation(
+                f"node {member.id} found a log that ends at {wal.last.index} instead of "
+                f"{durable.last[0]}"
+            )
+        if durable.hash_at(wal.base.index) != wal.base.hash:
+            raise Violation(f"node {member.id} found another entry {wal.base.index}")
+        self._forget(member, seen)
+
+    def _forget(self, member: Member, seen: _Seen) -> None:
+        assert member.node is not None
+        applied = member.node.state.applied
+        if applied.index and self.committed[applied.index - 1].hash != applied.hash:
+            raise Violation(f"node {member.id} starts from another entry {applied.index}")
+        durable = seen.durable
+        seen.writing, seen.marks = None, ()
+        seen.term, seen.vote = durable.hard_state.term, durable.hard_state.vote
+        seen.commit = seen.applied = applied.index
+
+
+def _holds(log: RaftLog, entry: Entry) -> bool:
+    """Whether a leader's log has this committed entry; what it has applied was checked before."""
+    place = entry.index - log.anchor.index - 1
+    if place >= len(log.window):
+        return False
+    return place < 0 or log.window[place].hash == entry.hash

@@ -1,0 +1,398 @@
+"""One simulated member: a real `Node` with its core, log and state, and a `Host` made of events.
+
+Theory of operation. What the runtime does with threads is done here with events. A write, a
+checkpoint or a read of the log is handed over, happens a while later on the simulated disk, in one
+go, and is reported to the node a while after that. So a crash may come before it, after it, or,
+by a countdown of disk operations (`arm`), in the middle: then `SimulatedCrash` flies out of the log
+from whatever it was doing, and what it hadn't synced yet is lost or torn.
+
+A crash throws the node away; only disk and store stay. A *power loss* takes the page cache along,
+a killed process leaves it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from random import Random
+from typing import Any, Protocol
+
+from raftha.config import HaConfig
+from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
+from raftha.entry import Entry, HardState, LogPosition
+from raftha.errors import Compacted, Disconnected, StorageFailed, StorageFull
+from raftha.events import Event, LeaderLost, ReplicaBehindLog, RoleChanged
+from raftha.node import HEARTBEAT_TICKS, Node
+from raftha.operations import Operation
+from raftha.storage.machine import StateMachine
+from raftha.storage.replay import entries_after, read_from
+from raftha.storage.state import Frozen, State
+from raftha.storage.wal import Wal
+from raftha.wire import PeerMessage
+from tests.sim.disk import SimulatedDisk
+from tests.sim.network import Network
+from tests.sim.store import DictStore
+from tests.sim.swarm import Swarm
+from tests.sim.world import Violation, World
+
+HEARTBEAT_MS = 50
+ELECTION_MS = 250
+TICK_S = HEARTBEAT_MS / 1000 / HEARTBEAT_TICKS
+EPOCH_US = 1_700_000_000_000_000
+WAL = "wal"
+
+
+class SimulatedCrash(BaseException):
+    """The machine stops in the middle of a disk operation; nothing may catch this but its host."""
+
+
+class Waiter(Protocol):
+    """Whoever waits for an operation."""
+
+    def done(self, result: Any) -> None: ...
+
+
+class Watch(Protocol):
+    """What wants to know of a member's doings: the invariants, and the faults."""
+
+    def on_start(self, member: Member) -> None: ...
+    def on_send(self, member: Member, message: PeerMessage) -> None: ...
+    def on_writing(self, member: Member, write: Write) -> None: ...
+    def on_durable(self, member: Member, write: Write) -> None: ...
+    def on_role(self, member: Member, role: str) -> None: ...
+    def on_crash(self, member: Member) -> None: ...
+
+
+class MemberClock:
+    """`raftha.clock.Clock` in virtual time; `offset_us` is how wrong the wall clock is."""
+
+    def __init__(self, world: World) -> None:
+        self.offset_us = 0
+        self._world = world
+
+    def monotonic(self) -> float:
+        return self._world.now
+
+    def time_us(self) -> int:
+        return EPOCH_US + int(self._world.now * 1e6) + self.offset_us
+
+
+class Member:
+    """A member, up or down. `life` counts its starts and crashes."""
+
+    def __init__(
+        self, world: World, swarm: Swarm, node_id: int, machine: StateMachine, watch: Watch
+    ) -> None:
+        self.id = node_id
+        self.life = 0
+        self.paused_until = 0.0
+        self.stalled_until = 0.0
+        self.has_disk_error = False
+        self.node: Node | None = None
+        self.network: Network | None = None
+        self.clock = MemberClock(world)
+        self.rng: Random = world.stream(f"member {node_id}")
+        self.disk = SimulatedDisk(world.stream(f"disk {node_id}"))
+        self.store = DictStore()
+        self.wal: Wal | None = None
+        self.config = HaConfig(
+            node_id=node_id,
+            data_dir=WAL,
+            members={i: f"127.0.0.1:{7100 + i}" for i in range(1, swarm.size + 1)},
+            heartbeat_interval_ms=HEARTBEAT_MS,
+            election_timeout_ms=ELECTION_MS,
+            checkpoint_interval_sec=swarm.checkpoint_s,
+        )
+        self._world = world
+        self._swarm = swarm
+        self._machine = machine
+        self._watch = watch
+        self._is_turn_due = False
+        self._countdown: int | None = None
+        self._delivered: list[tuple[Waiter, Any]] = []
+        self._waiting: dict[int, Waiter] = {}
+
+    @property
+    def is_up(self) -> bool:
+        return self.node is not None
+
+    # ---------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Start what is down, from what is on its disk."""
+        if self.node is not None:
+            return
+        self.life += 1
+        self._is_turn_due = False
+        try:
+            self.node = self._open()
+        except SimulatedCrash:
+            self._world.note(self.id, "start crashed")
+            self._lose(is_power_loss=True)
+            return
+        self._world.note(self.id, "start", f"log ends at {self.node.core.log.last_index}")
+        self._watch.on_start(self)
+        self._later(self.rng.uniform(0, TICK_S), self._tick)
+        self._later(self._disk_time(), self._prepare_spare)
+        self.wake()
+
+    def _open(self) -> Node:
+        swarm = self._swarm
+        state = State(self.store, self._machine)
+        rng = self.rng
+        self.wal = wal = Wal.open(
+            self.disk,
+            WAL,
+            segment_bytes=swarm.segment_bytes,
+            salt=lambda: rng.randrange(1, 1 << 64),
+        )
+        entries = entries_after(wal, state.applied, WAL)
+        config = CoreConfig(
+            node_id=self.id,
+            voters=tuple(self.config.members),
+            heartbeat_ticks=HEARTBEAT_TICKS,
+            election_ticks=ELECTION_MS * HEARTBEAT_TICKS // HEARTBEAT_MS,
+            append_bytes_max=swarm.append_bytes_max,
+            in_flight_messages_max=swarm.in_flight_messages_max,
+            window_bytes_max=swarm.window_bytes_max,
+            write_bytes_max=swarm.write_bytes_max,
+        )
+        log = RaftLog(wal.first_index, state.applied, entries, config.window_bytes_max)
+        core = Raft(config, wal.hard_state, log, rng.randrange)
+        cluster = self.config.cluster_id
+        return Node(self.config, cluster, core, state, self, self.clock, rng.randrange)
+
+    def crash(self, *, is_power_loss: bool, is_silent: bool) -> None:
+        """Stop without any warning."""
+        if self.node is None:
+            return
+        self._world.note(self.id, "crash", "power loss" if is_power_loss else "killed")
+        assert self.network is not None
+        self.network.leave(self.id, is_silent=is_silent)
+        waiting, self._waiting = self._waiting, {}
+        self._lose(is_power_loss=is_power_loss)
+        error = Disconnected("the process died")
+        for waiter in waiting.values():
+            waiter.done(error)
+
+    def _lose(self, *, is_power_loss: bool) -> None:
+        self.life += 1
+        self.paused_until = 0.0
+        self.has_disk_error = False
+        self.node = None
+        self.wal = None
+        self._countdown = None
+        self.disk.fault = None
+        self._delivered = []
+        self.store = self.store.crash()
+        if is_power_loss:
+            self.disk.crash()
+        self._watch.on_crash(self)
+
+    def arm(self, operations: int) -> None:
+        """Lose power when the disk has done this many more operations."""
+        self._countdown = operations
+        self.disk.fault = self._on_disk_operation
+
+    def break_disk(self) -> None:
+        """The next write or sync fails."""
+        self.has_disk_error = True
+        self.disk.fault = self._on_disk_operation
+
+    def disarm(self) -> None:
+        """The disk works again."""
+        self._countdown = None
+        self.has_disk_error = False
+        self.disk.fault = None
+
+    def _on_disk_operation(self, operation: str, path: str) -> None:
+        if self._countdown is not None:
+            self._countdown -= 1
+            if self._countdown < 0:
+                raise SimulatedCrash
+        if self.has_disk_error and operation in ("pwrite", "fdatasync"):
+            raise OSError(errno.EIO, "input/output error", path)
+
+    def _later(self, delay: float, function: Callable[..., None], *args: Any) -> None:
+        self._world.at(delay, function, *args, actor=self)
+
+    def _disk_time(self) -> float:
+        stall = max(0.0, self.stalled_until - self._world.now)
+        return stall + self._swarm.disk_s * (0.2 + self.rng.expovariate(1.25))
+
+    def _run(self, work: Callable[..., None], *args: Any) -> None:
+        """Do something on the disk, which may be this machine's end, or this node's."""
+        try:
+            work(*args)
+        except SimulatedCrash:
+            self._world.counts["crash in a disk operation"] += 1
+            self.crash(is_power_loss=True, is_silent=self.rng.random() < 0.5)
+        except StorageFailed as error:
+            self._world.note(self.id, "storage failed", str(error))
+            assert self.node is not None
+            self.node.fail(str(error), StorageFailed(str(error)), Disconnected(str(error)))
+            self.crash(is_power_loss=self.rng.random() < 0.5, is_silent=False)
+
+    # ---------------------------------------------------------------- callers
+
+    def submit(self, operations: list[Operation]) -> None:
+        """Hand operations over; their waiters hear of a result, or of this member's end."""
+        assert self.node is not None
+        for operation in operations:
+            self._waiting[id(operation.waiter)] = operation.waiter
+        self._later(0.0, self._take, operations)
+
+    def _take(self, operations: list[Operation]) -> None:
+        assert self.node is not None
+        self.node.submit(operations)
+
+    # ---------------------------------------------------------------- Host
+
+    def send(self, message: PeerMessage) -> None:
+        assert self.network is not None
+        self._watch.on_send(self, message)
+        self.network.send(message)
+
+    def is_connected(self, peer: int) -> bool:
+        assert self.network is not None
+        return self.network.is_connected(self.id, peer)
+
+    def write(self, write: Write) -> None:
+        self._watch.on_writing(self, write)
+        self._later(self._disk_time(), self._run, self._append, write)
+
+    def _append(self, write: Write) -> None:
+        assert self.wal is not None
+        self.wal.append(write.hard_state, write.entries)
+        self._watch.on_durable(self, write)
+        if self._countdown is not None and not self._countdown:
+            raise SimulatedCrash
+        self._later(self.rng.uniform(0, 0.001), self._written, write)
+
+    def _written(self, write: Write) -> None:
+        assert self.node is not None
+        self._world.note(self.id, "written", write.hard_state or "")
+        self.node.on_written(write)
+
+    def read_log(self, request: LogRead) -> None:
+        self._later(self._disk_time(), self._run, self._read_log, request)
+
+    def _read_log(self, request: LogRead) -> None:
+        assert self.wal is not None
+        result: tuple[LogPosition, list[Entry]] | int
+        try:
+            result = read_from(self.wal, request.index)
+        except Compacted as compacted:
+            result = compacted.first_index
+        # Reads are slow now and then: much may happen until the node gets what it asked for.
+        pause = self.rng.choice((0.0, self._disk_time(), 20 * self._disk_time()))
+        self._later(pause, self._on_log_read, request.peer, result)
+
+    def _on_log_read(self, peer: int, result: tuple[LogPosition, list[Entry]] | int) -> None:
+        assert self.node is not None
+        if isinstance(result, int):
+            self._world.note(self.id, "log read", f"for {peer}: compacted up to {result}")
+            self.node.on_log_compacted(peer, result)
+        else:
+            previous, entries = result
+            detail = f"for {peer}: {len(entries)} entries after {previous.index}"
+            self._world.note(self.id, "log read", detail)
+            self.node.on_log_read(peer, previous, entries)
+
+    def checkpoint(self, frozen: Frozen, compact_index: int, *, with_digest: bool) -> None:
+        job = (self._write_store, frozen, compact_index, with_digest)
+        self._later(2 * self._disk_time(), self._run, *job)
+
+    def _write_store(self, frozen: Frozen, compact_index: int, with_digest: bool) -> None:
+        self.store.write(frozen.items, frozen.meta)
+        self._world.note(self.id, "checkpoint", f"at {frozen.position.index}")
+        job = (self._compact, frozen, compact_index, with_digest)
+        self._later(self._disk_time(), self._run, *job)
+
+    def _compact(self, frozen: Frozen, compact_index: int, with_digest: bool) -> None:
+        assert self.wal is not None
+        first_index = self.wal.first_index
+        self.wal.compact(compact_index)
+        if self.wal.first_index != first_index:
+            self._world.note(self.id, "compacted", f"to {self.wal.first_index}")
+        self._prepare_spare_now()
+        keys, digest = len(frozen.items), ""
+        if with_digest:
+            digest, keys = self.store.digest()
+        self._later(
+            self.rng.uniform(0, 0.001),
+            self._on_checkpoint,
+            frozen.position,
+            keys,
+            digest,
+            self.wal.first_index,
+        )
+
+    def _on_checkpoint(
+        self, position: LogPosition, keys: int, digest: str, first_index: int
+    ) -> None:
+        assert self.node is not None
+        self.node.on_checkpoint(position, keys, digest, first_index)
+
+    def _prepare_spare(self) -> None:
+        self._run(self._prepare_spare_now)
+
+    def _prepare_spare_now(self) -> None:
+        assert self.wal is not None
+        try:
+            self.wal.prepare_spare()
+        except StorageFull:
+            self._world.counts["no spare"] += 1
+
+    def deliver(self, waiter: Any, result: Any) -> None:
+        self._delivered.append((waiter, result))
+
+    def flush(self) -> None:
+        delivered, self._delivered = self._delivered, []
+        for waiter, result in delivered:
+            if self._waiting.pop(id(waiter), None) is not None:
+                waiter.done(result)
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, RoleChanged):
+            self._world.note(self.id, event.role, f"term {event.term}")
+            self._watch.on_role(self, event.role)
+        elif isinstance(event, LeaderLost):
+            self._world.note(self.id, "leader lost", f"{event.leader}: {event.reason}")
+        elif isinstance(event, ReplicaBehindLog):
+            raise Violation(f"node {event.peer} needs entry {event.needs_index}, which is gone")
+
+    def wake(self) -> None:
+        if not self._is_turn_due:
+            self._is_turn_due = True
+            self._later(self._swarm.turn_s, self._turn)
+
+    def _turn(self) -> None:
+        self._is_turn_due = False
+        assert self.node is not None
+        self.node.turn()
+
+    def _tick(self) -> None:
+        assert self.node is not None
+        self.node.on_tick()
+        self._later(TICK_S, self._tick)
+
+    # ---------------------------------------------------------------- Station
+
+    def on_message(self, message: PeerMessage) -> None:
+        assert self.node is not None
+        self.node.on_message(message)
+
+    def on_connected(self, peer: int) -> None:
+        assert self.node is not None
+        self.node.on_connected(peer, "")
+
+    def on_disconnected(self, peer: int) -> None:
+        assert self.node is not None
+        self.node.on_disconnected(peer)
+
+    @property
+    def hard_state(self) -> HardState:
+        """What the log says; only while up."""
+        assert self.wal is not None
+        return self.wal.hard_state

@@ -1,0 +1,189 @@
+"""The network between simulated members: what `raftha.transport` and the wires below it do.
+
+Theory of operation. Each pair of members has a *link*. A connection over it has a generation, and
+each side comes to know of its beginning and its end at a time of its own; a message that is on its
+way when the connection ends is lost. While both members are up and nothing blocks the link, it is
+dialled again and again. On top of it, by the seed's swarm: delay, loss, loss of certain kinds of
+messages only, duplication, reordering, and blocking of one direction or both, which loses messages
+silently. Some messages travel as the bytes that `raftha.wire` makes of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Protocol
+
+from raftha import wire
+from raftha.wire import PeerMessage
+from tests.sim.swarm import Swarm
+from tests.sim.world import Actor, World
+
+REDIAL_S = (0.02, 0.2)
+_PREFIX_BYTES = 4
+
+
+class Station(Actor, Protocol):
+    """A member, as the network sees it."""
+
+    @property
+    def is_up(self) -> bool: ...
+    def on_message(self, message: PeerMessage) -> None: ...
+    def on_connected(self, peer: int) -> None: ...
+    def on_disconnected(self, peer: int) -> None: ...
+
+
+class Link:
+    """The connection of two members, `low` and `high`; generation 0 stands for none."""
+
+    def __init__(self, low: int, high: int) -> None:
+        self.low, self.high = low, high
+        self.generation = 0
+        self.last_generation = 0
+        self.known = {low: 0, high: 0}
+        """The generation that each side believes in."""
+
+
+class Network:
+    """All links."""
+
+    def __init__(self, world: World, swarm: Swarm, stations: Mapping[int, Station]) -> None:
+        self._world = world
+        self._rng = world.stream("network")
+        self._swarm = swarm
+        self._stations = stations
+        self._links = {
+            pair: Link(*pair) for pair in itertools.combinations(range(1, swarm.size + 1), 2)
+        }
+        self._arrivals: dict[tuple[int, int], float] = {}
+        self._is_calm = False
+        self.blocked: set[tuple[int, int]] = set()
+        for link in self._links.values():
+            world.at(0.0, self._dial, link)
+
+    def is_connected(self, node: int, peer: int) -> bool:
+        """Whether `node` believes to have a connection."""
+        return self._link(node, peer).known[node] != 0
+
+    def send(self, message: PeerMessage) -> None:
+        """Send on the sender's connection, if it has one."""
+        link = self._link(message.sender, message.to)
+        generation = link.known[message.sender]
+        if generation == 0 or generation != link.generation:
+            return
+        if self._is_lost(message):
+            self._world.counts["message lost"] += 1
+            return
+        if self._rng.random() < self._swarm.wire_chance:
+            decoded = wire.decode(wire.encode(message)[_PREFIX_BYTES:])
+            assert decoded == message, "what is decoded is what was encoded"
+            message = decoded
+        self._post(link, generation, message)
+        if self._swarm.duplication and self._rng.random() < self._duplication:
+            self._world.counts["message twice"] += 1
+            self._post(link, generation, message)
+
+    def reset(self, node: int, peer: int) -> None:
+        """End the connection; both sides are told, some time."""
+        link = self._link(node, peer)
+        ended, link.generation = link.generation, 0
+        if ended:
+            for side in (link.low, link.high):
+                self._world.at(
+                    self._delay(), self._end, link, ended, side, actor=self._stations[side]
+                )
+
+    def leave(self, node: int, *, is_silent: bool) -> None:
+        """`node` is gone; its peers are told only unless the crash `is_silent`."""
+        for peer in self._stations:
+            if peer == node:
+                continue
+            link = self._link(node, peer)
+            ended, link.generation = link.generation, 0
+            link.known[node] = 0
+            if ended and not is_silent:
+                self._world.at(
+                    self._delay(), self._end, link, ended, peer, actor=self._stations[peer]
+                )
+
+    def calm(self) -> None:
+        """From now on every message arrives, and nothing is blocked."""
+        self._is_calm = True
+        self.blocked.clear()
+
+    def _link(self, one: int, other: int) -> Link:
+        return self._links[(one, other) if one < other else (other, one)]
+
+    @property
+    def _duplication(self) -> float:
+        return 0.0 if self._is_calm else self._swarm.duplication
+
+    def _delay(self) -> float:
+        return self._swarm.delay_s * (0.3 + self._rng.expovariate(1.4))
+
+    def _is_lost(self, message: PeerMessage) -> bool:
+        if self._is_calm:
+            return False
+        if (message.sender, message.to) in self.blocked:
+            return True
+        loss = self._swarm.loss
+        if type(message) in self._swarm.lossy_kinds:
+            loss = max(loss, self._swarm.lossy_chance)
+        return self._rng.random() < loss
+
+    def _post(self, link: Link, generation: int, message: PeerMessage) -> None:
+        arrival = self._world.now + self._delay()
+        if self._swarm.is_fifo:
+            way = message.sender, message.to
+            arrival = self._arrivals[way] = max(arrival, self._arrivals.get(way, 0.0))
+        self._world.at(
+            arrival - self._world.now,
+            self._deliver,
+            link,
+            generation,
+            message,
+            actor=self._stations[message.to],
+        )
+
+    def _deliver(self, link: Link, generation: int, message: PeerMessage) -> None:
+        if link.generation == generation == link.known[message.to]:
+            self._world.note(message.to, "message", message)
+            self._stations[message.to].on_message(message)
+
+    # Connections.
+
+    def _dial(self, link: Link) -> None:
+        low, high = self._stations[link.low], self._stations[link.high]
+        is_blocked = {(link.low, link.high), (link.high, link.low)} & self.blocked
+        if low.is_up and high.is_up and not is_blocked and link.generation == 0:
+            link.last_generation += 1
+            link.generation = link.last_generation
+            self._begin(link, link.generation, link.low)
+        self._world.at(self._rng.uniform(*REDIAL_S), self._dial, link)
+
+    def _begin(self, link: Link, generation: int, side: int) -> None:
+        """The lower member accepts first, then the higher one hears of it."""
+        self._world.at(
+            self._delay(), self._accept, link, generation, side, actor=self._stations[side]
+        )
+
+    def _accept(self, link: Link, generation: int, side: int) -> None:
+        if link.generation != generation:
+            return
+        station = self._stations[side]
+        peer = link.high if side == link.low else link.low
+        if link.known[side]:
+            station.on_disconnected(peer)
+        link.known[side] = generation
+        self._world.note(side, "connected", f"to {peer}")
+        station.on_connected(peer)
+        if side == link.low:
+            self._begin(link, generation, link.high)
+
+    def _end(self, link: Link, ended: int, side: int) -> None:
+        if link.known[side] != ended:
+            return
+        link.known[side] = 0
+        peer = link.high if side == link.low else link.low
+        self._world.note(side, "disconnected", f"from {peer}")
+        self._stations[side].on_disconnected(peer)

@@ -1,0 +1,134 @@
+"""What the committed log means: a second, plain reading of it, to hold the members' state against.
+
+Theory of operation. The oracle is given each entry once, when it is first known to be committed. It
+shares no code with `raftha.storage` but the parsing of groups: sessions are a dict, outcomes are
+kept for ever, and a group is applied if it is the first with its session and number and that number
+isn't below the floor. Every command carries the id of the call that made it, so `applications` says
+how often each call took effect, and `versions` in which order a key got its values.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import msgpack
+
+from raftha.entry import Entry, EntryKind, Group, decode_groups
+from raftha.storage.commands import CALL, COMPARE_AND_SET, PUT
+from raftha.storage.machine import StateMachine, Transaction, command
+
+SESSION_TTL_US = 3600 * 1_000_000
+COUNTER = b"counter "
+MARK = b"mark "
+
+
+class Counters(StateMachine):
+    """The state machine under test: counters that remember who incremented them."""
+
+    @command
+    def increment(self, txn: Transaction, key: bytes, call: bytes) -> int:
+        """Add one, and one to the call's own mark, which tells if it ran twice."""
+        value = int(txn.get(COUNTER + key) or 0) + 1
+        txn.put(COUNTER + key, b"%d" % value)
+        txn.put(MARK + call, b"%d" % (int(txn.get(MARK + call) or 0) + 1))
+        return value
+
+    @command
+    def fail(self, txn: Transaction, call: bytes) -> None:
+        """Write something and raise: it must leave no trace."""
+        txn.put(MARK + call, b"failed")
+        raise ValueError("it was asked to fail")
+
+
+class Effect(NamedTuple):
+    """What became of an applied command: the call that made it, and what that call should hear."""
+
+    call: bytes
+    key: bytes
+    succeeded: bool
+    result: Any
+
+
+class _Session:
+    def __init__(self, used_us: int) -> None:
+        self.used_us = used_us
+        self.floor = 1
+        self.seen: set[int] = set()
+
+
+class Oracle:
+    """The state that the committed log leads to."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.effects: dict[int, Effect] = {}
+        self.applications: Counter[bytes] = Counter()
+        self.versions: dict[tuple[bytes, bytes], int] = {}
+        self.sequence = 0
+        self.duplicates = 0
+        self.expired = 0
+        self._sessions: dict[int, _Session] = {}
+
+    def apply(self, entry: Entry) -> None:
+        """Take in the next committed entry."""
+        for number, session in list(self._sessions.items()):
+            if session.used_us + SESSION_TTL_US < entry.time_us:
+                del self._sessions[number]
+        if entry.kind == EntryKind.BATCH:
+            for place, group in enumerate(decode_groups(entry.payload)):
+                if group.session == 0:
+                    self._sessions[entry.index << 16 | place] = _Session(entry.time_us)
+                elif self._is_first(group, entry.time_us):
+                    self._run(group)
+                self.sequence += group.count
+
+    def _is_first(self, group: Group, time_us: int) -> bool:
+        session = self._sessions.get(group.session)
+        if session is None:
+            self.expired += 1
+            return False
+        session.used_us = time_us
+        if group.number < session.floor:
+            self.duplicates += 1
+            return False
+        session.floor = max(session.floor, group.floor)
+        if group.number in session.seen:
+            self.duplicates += 1
+            return False
+        session.seen.add(group.number)
+        return True
+
+    def _run(self, group: Group) -> None:
+        unpacker = msgpack.Unpacker(use_list=False, raw=False)
+        unpacker.feed(group.commands)
+        for place in range(group.count):
+            sequence = self.sequence + 1 + place
+            effect = self._run_one(sequence, unpacker.unpack())
+            self.effects[sequence] = effect
+            self.applications[effect.call] += 1
+
+    def _run_one(self, sequence: int, packed: tuple[Any, ...]) -> Effect:
+        if packed[0] == PUT:
+            _, key, value = packed
+            self._set(sequence, key, value)
+            return Effect(value, key, True, None)
+        if packed[0] == COMPARE_AND_SET:
+            _, key, expected, value = packed
+            is_equal = self.values.get(key) == expected
+            if is_equal:
+                self._set(sequence, key, value)
+            return Effect(value, key, is_equal, None)
+        assert packed[0] == CALL
+        name, args = packed[1:]
+        if name == "fail":
+            return Effect(args[0], b"", True, ValueError)
+        key, call = args
+        value = int(self.values.get(COUNTER + key, b"0")) + 1
+        self._set(sequence, COUNTER + key, b"%d" % value)
+        self.values[MARK + call] = b"1"
+        return Effect(call, COUNTER + key, True, value)
+
+    def _set(self, sequence: int, key: bytes, value: bytes) -> None:
+        self.values[key] = value
+        self.versions[key, value] = sequence

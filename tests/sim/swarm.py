@@ -1,0 +1,138 @@
+"""Which faults a seed has, how strong they are, and how the cluster is set up: swarm testing.
+
+Theory of operation. A run with all faults at once hides bugs as well as it finds them: a cluster
+that is always being crashed never gets to the state in which a lost message would matter. So each
+seed leaves out many faults altogether and draws the strength of the others from a wide range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+from raftha.core import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    ReadReply,
+    TimeoutNow,
+    VoteReply,
+    VoteRequest,
+)
+from raftha.wire import Forward
+
+T = TypeVar("T")
+_LOSSY = (
+    Append, AppendReply, Heartbeat, HeartbeatReply, VoteRequest, VoteReply, ReadReply, TimeoutNow,
+    Forward,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swarm:
+    """All that a seed decides beforehand. Times are in seconds; 0 for "every" means never."""
+
+    size: int
+    chaos_s: float
+    turn_s: float
+
+    delay_s: float
+    is_fifo: bool
+    loss: float
+    lossy_kinds: tuple[type, ...]
+    lossy_chance: float
+    duplication: float
+    wire_chance: float
+    silent_crash_chance: float
+
+    disk_s: float
+    segment_bytes: int
+    checkpoint_s: float
+    append_bytes_max: int
+    in_flight_messages_max: int
+    window_bytes_max: int
+    write_bytes_max: int
+
+    crash_every_s: float
+    crash_all_chance: float
+    power_loss_chance: float
+    mid_operation_chance: float
+    restart_s: float
+    disk_error_every_s: float
+    partition_every_s: float
+    partition_s: float
+    one_way_chance: float
+    reset_chance: float
+    flap_every_s: float
+    pause_every_s: float
+    pause_s: float
+    clock_every_s: float
+    transfer_every_s: float
+    stall_every_s: float
+    stall_s: float
+    leader_chance: float
+    strike_chance: float
+
+    clients: int
+    session_clients: int
+    keys: int
+    think_s: float
+    depth: int
+    timeout_s: float
+
+
+def draw(rng: Random) -> Swarm:
+    """Draw a swarm; half of the faults are off in most of them."""
+    size = rng.choice((1, 3, 3, 3, 3, 3, 5, 5))
+    lossy = rng.sample(_LOSSY, rng.choice((0, 0, 1, 1, 2)))
+    return Swarm(
+        size=size,
+        chaos_s=rng.uniform(3, 6),
+        turn_s=rng.choice((0.0, 0.0002, 0.002)),
+        delay_s=rng.choice((0.0003, 0.001, 0.004, 0.02)),
+        is_fifo=rng.random() < 0.5,
+        loss=rng.choice((0.0, 0.0, 0.01, 0.1, 0.25)),
+        lossy_kinds=tuple(lossy),
+        lossy_chance=rng.choice((0.3, 0.6, 0.9)),
+        duplication=rng.choice((0.0, 0.0, 0.02, 0.3)),
+        wire_chance=rng.choice((0.0, 0.05, 0.3)),
+        silent_crash_chance=rng.choice((0.0, 0.5, 1.0)),
+        disk_s=rng.choice((0.0002, 0.001, 0.005, 0.03)),
+        segment_bytes=rng.choice((16, 32, 64)) * 1024,
+        checkpoint_s=rng.choice((0.1, 0.3, 1.0, 60.0)),
+        append_bytes_max=rng.choice((1, 1, 400, 4096, 4 << 20)),
+        in_flight_messages_max=rng.choice((1, 4, 256)),
+        window_bytes_max=rng.choice((1, 1000, 10_000, 32 << 20)),
+        write_bytes_max=rng.choice((1, 2000, 8 << 20)),
+        crash_every_s=_maybe(rng, (0.3, 0.7, 2.0)),
+        crash_all_chance=rng.choice((0.0, 0.05, 0.3)),
+        power_loss_chance=rng.choice((0.0, 0.5, 1.0)),
+        mid_operation_chance=rng.choice((0.0, 0.5, 1.0)),
+        restart_s=rng.choice((0.05, 0.2, 0.8)),
+        disk_error_every_s=_maybe(rng, (2.0,), 0.2),
+        partition_every_s=_maybe(rng, (0.4, 1.0)),
+        partition_s=rng.choice((0.1, 0.4, 1.2)),
+        one_way_chance=rng.choice((0.0, 0.3)),
+        reset_chance=rng.choice((0.0, 0.5, 1.0)),
+        flap_every_s=_maybe(rng, (0.1, 0.5)),
+        pause_every_s=_maybe(rng, (0.5, 2.0)),
+        pause_s=rng.choice((0.05, 0.4, 1.0)),
+        clock_every_s=_maybe(rng, (0.5, 2.0)),
+        transfer_every_s=_maybe(rng, (0.3, 1.5)),
+        stall_every_s=_maybe(rng, (0.5, 2.0)),
+        stall_s=rng.choice((0.05, 0.3, 0.8)),
+        leader_chance=rng.choice((0.2, 0.7, 0.95)),
+        strike_chance=rng.choice((0.0, 0.0, 0.3, 0.8)),
+        clients=rng.randint(1, 5),
+        session_clients=rng.randint(0, 3),
+        keys=rng.randint(1, 4),
+        think_s=rng.choice((0.01, 0.05, 0.2)),
+        depth=rng.choice((1, 1, 3)),
+        timeout_s=rng.choice((0.2, 0.8, 3.0)),
+    )
+
+
+def _maybe(rng: Random, choices: tuple[T, ...], chance: float = 0.5) -> T | float:
+    return rng.choice(choices) if rng.random() < chance else 0.0
