@@ -162,12 +162,13 @@ class HaManager:
         have the first outcome (`raftha.storage.sessions.receipts` reads it). `floor`: every number
         below it is finished, the client will not ask for it again.
 
-        InvalidRequest if the commands are over 4 MiB together.
+        InvalidRequest if they are more than 65,536, or over 4 MiB together.
         """
         size = sum(map(len, packed))
-        if size > commands.COMMAND_BYTES_MAX:
+        if size > commands.COMMAND_BYTES_MAX or len(packed) > commands.ARRAY_MAX:
             raise InvalidRequest(
-                f"a group has at most {commands.COMMAND_BYTES_MAX} bytes of commands, got {size}"
+                f"a group has at most {commands.ARRAY_MAX} commands and "
+                f"{commands.COMMAND_BYTES_MAX} bytes, got {len(packed)} and {size}"
             )
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         deadline = deadline_of(self.config, timeout)

@@ -51,10 +51,12 @@ from raftha.readings import Readings
 from raftha.storage.state import State
 from raftha.submissions import (
     BATCH_BYTES_MAX,
+    BATCH_GROUPS_MAX,
     FORWARDED_MAX,
     INBOX_BYTES_MAX,
     InFlight,
     Submissions,
+    is_proper,
 )
 from raftha.types import HaStatus, ReplicaStatus
 from raftha.wire import Forward, ForwardReply, PeerMessage, TransferReply, TransferRequest
@@ -287,7 +289,9 @@ class Node:
         try:
             (group,) = decode_groups(memoryview(message.group))
         except ValueError:
-            return  # Whoever sent it never gets an outcome for it, and its caller a time-out.
+            group = None
+        if group is None or not is_proper(group):
+            return  # No correct node sends it, and in the log every node would trip over it.
         if not self.core.is_leader:
             return  # The sender will hear of the leader there is, and send it there.
         if self._inbox_bytes + len(message.group) > INBOX_BYTES_MAX:
@@ -326,7 +330,11 @@ class Node:
         groups: list[bytes] = []
         count = size = 0
         senders = set()
-        while self._inbox and (not size or size + len(self._inbox[0][2]) <= BATCH_BYTES_MAX):
+        while (
+            self._inbox
+            and len(groups) < BATCH_GROUPS_MAX
+            and (not size or size + len(self._inbox[0][2]) <= BATCH_BYTES_MAX)
+        ):
             sender, group_count, encoded = self._inbox.popleft()
             groups.append(encoded)
             count += group_count

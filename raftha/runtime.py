@@ -273,6 +273,10 @@ class Runtime:
 
     def _on_loop_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
+        if isinstance(error, OSError):
+            # The network's, since no disk is touched on this thread: a peer's connection is lost.
+            log.warning("node=%d %s: %s", self.config.node_id, context.get("message"), error)
+            return
         self._fail(error if error is not None else RuntimeError(context.get("message")))
 
     # ---------------------------------------------------------------- callers, from any thread

@@ -31,6 +31,7 @@ from raftha.storage.sessions import Applied, Outcome, Verdict, receipts
 
 GROUP_BYTES_MAX = 1 << 20
 BATCH_BYTES_MAX = 4 << 20
+BATCH_GROUPS_MAX = 4096
 INBOX_BYTES_MAX = 64 << 20
 FORWARDED_MAX = 8
 RESEND_AFTER_S = 1.0
@@ -280,6 +281,13 @@ class Submissions:
         self.queue.clear()
         self.in_flight.clear()
         self.queued_bytes = 0
+
+
+def is_proper(group: Group) -> bool:
+    """Whether a group keeps to what the state machine relies on."""
+    if group.session == 0:
+        return group.count == 0 and not group.commands
+    return group.count <= ARRAY_MAX
 
 
 def _no_leader() -> Unavailable:

@@ -1,0 +1,274 @@
+"""Submissions: what happens to a write between its caller and its outcome, without any network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raftha.entry import Group, decode_groups
+from raftha.errors import (
+    CommandFailed,
+    Disconnected,
+    Overloaded,
+    RequestTimeout,
+    Stopped,
+    Unavailable,
+)
+from raftha.operations import GroupOperation, Operation, WriteOperation
+from raftha.storage.commands import pack_put
+from raftha.storage.sessions import Applied, Outcome, Verdict
+from raftha.submissions import InFlight, Submissions, is_proper
+from raftha.types import Receipt
+
+SESSION = 77
+
+
+class FakeRouter:
+    """Notes what is routed and delivered; a leader is there if `has_leader`."""
+
+    def __init__(self) -> None:
+        self.has_leader = True
+        self.routed: list[Group] = []
+        self.delivered: list[tuple[str, Any]] = []
+        self.time = 100.0
+
+    def route(self, group: InFlight) -> bool:
+        if self.has_leader:
+            self.routed += decode_groups(memoryview(group.encoded))
+        return self.has_leader
+
+    def deliver(self, operation: Operation, result: Any) -> None:
+        self.delivered.append((operation.waiter, result))
+        operation.waiter = None
+
+    def now(self) -> float:
+        return self.time
+
+    def random_below(self, limit: int) -> int:
+        return 12345 % limit
+
+
+@pytest.fixture
+def router() -> FakeRouter:
+    return FakeRouter()
+
+
+@pytest.fixture
+def submissions(router: FakeRouter) -> Submissions:
+    """With a session already open."""
+    fresh = Submissions(router)
+    fresh.add(write("first"))
+    form(fresh)
+    (opening,) = router.routed
+    assert (opening.session, opening.count) == (0, 0)
+    fresh.on_applied(Applied(0, opening.number, outcome(count=0, session=SESSION)))
+    fresh.queue.clear()
+    router.routed.clear()
+    return fresh
+
+
+def write(name: str, deadline: float = 200.0) -> WriteOperation:
+    return WriteOperation(name, deadline, pack_put(name.encode(), b"value"))
+
+
+def form(submissions: Submissions) -> None:
+    submissions.form_groups(1 << 20, 100)
+
+
+def outcome(count: int, session: int = 0, verdict: Verdict = Verdict.APPLIED) -> Outcome:
+    return Outcome(10, 5, 2, 1_000, count, None, session, verdict)
+
+
+def test_all_that_waits_becomes_one_group(submissions: Submissions, router: FakeRouter) -> None:
+    for name in "abc":
+        submissions.add(write(name))
+    form(submissions)
+    (group,) = router.routed
+    assert (group.session, group.number, group.floor, group.count) == (SESSION, 1, 1, 3)
+    submissions.on_applied(Applied(SESSION, 1, outcome(count=3)))
+    assert [name for name, _ in router.delivered] == ["a", "b", "c"]
+    assert [receipt.sequence for _, receipt in router.delivered] == [10, 11, 12]
+
+
+def test_the_floor_is_the_lowest_number_in_flight(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    for name in "abc":
+        submissions.add(write(name))
+        form(submissions)
+    submissions.on_applied(Applied(SESSION, 1, outcome(count=1)))
+    submissions.on_applied(Applied(SESSION, 3, outcome(count=1)))
+    submissions.add(write("d"))
+    form(submissions)
+    assert [(group.number, group.floor) for group in router.routed] == [
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (4, 2),
+    ]
+
+
+def test_a_new_leader_gets_all_groups_in_flight_in_order(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    for name in "abc":
+        submissions.add(write(name))
+        form(submissions)
+    submissions.on_applied(Applied(SESSION, 2, outcome(count=1)))
+    router.routed.clear()
+    submissions.send_again()
+    assert [group.number for group in router.routed] == [1, 3]
+
+
+def test_a_group_without_an_answer_is_sent_again_after_a_while(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    submissions.add(write("a"))
+    form(submissions)
+    submissions.send_overdue()
+    assert len(router.routed) == 1
+    router.time += 1.5
+    submissions.send_overdue()
+    assert [group.number for group in router.routed] == [1, 1]
+
+
+def test_an_outcome_for_somebody_else_is_ignored(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    submissions.add(write("a"))
+    form(submissions)
+    submissions.on_applied(Applied(SESSION + 1, 1, outcome(count=1)))
+    assert router.delivered == []
+
+
+def test_a_write_that_never_left_is_rejected_at_its_deadline(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    submissions.add(write("early", deadline=101.0))
+    submissions.add(write("late", deadline=150.0))
+    assert submissions.expire(102.0) == 150.0
+    ((name, error),) = router.delivered
+    assert name == "early"
+    assert isinstance(error, Unavailable)
+    form(submissions)
+    assert router.routed[0].count == 1
+
+
+def test_a_write_that_left_is_indeterminate_at_its_deadline_and_never_applied_after_it(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    submissions.add(write("a", deadline=101.0))
+    form(submissions)
+    submissions.expire(102.0)
+    assert isinstance(router.delivered[0][1], RequestTimeout)
+    submissions.add(write("b"))
+    form(submissions)
+    assert router.routed[-1].floor == 2, "a copy of group 1 still on its way must be dropped"
+
+
+def test_a_group_that_was_never_sent_is_rejected_at_its_deadline(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    router.has_leader = False
+    submissions.add_group(GroupOperation("a", 101.0, 5, 1, 1, [pack_put(b"a", b"")]))
+    submissions.expire(102.0)
+    assert isinstance(router.delivered[0][1], Unavailable)
+
+
+def test_an_overloaded_leader_rejects_a_group_sent_once(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    submissions.add(write("a"))
+    form(submissions)
+    submissions.on_refused(SESSION, 1)
+    assert isinstance(router.delivered[0][1], Overloaded)
+
+
+def test_an_overloaded_leader_leaves_a_group_sent_twice_indeterminate(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    submissions.add(write("a"))
+    form(submissions)
+    submissions.send_again()
+    submissions.on_refused(SESSION, 1)
+    assert isinstance(router.delivered[0][1], RequestTimeout)
+
+
+def test_writes_of_an_expired_session_go_out_in_a_new_one_in_their_order(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    for name in "abc":
+        submissions.add(write(name))
+        form(submissions)
+    expired = outcome(count=1, verdict=Verdict.SESSION_EXPIRED)
+    for number in (1, 2, 3):
+        submissions.on_applied(Applied(SESSION, number, expired))
+    router.routed.clear()
+    form(submissions)
+    (opening,) = router.routed
+    submissions.on_applied(Applied(0, opening.number, outcome(count=0, session=SESSION + 1)))
+    form(submissions)
+    group = router.routed[-1]
+    assert (group.session, group.number, group.count) == (SESSION + 1, 1, 3)
+    submissions.on_applied(Applied(SESSION + 1, 1, outcome(count=3)))
+    assert [name for name, _ in router.delivered] == ["a", "b", "c"]
+    assert all(isinstance(receipt, Receipt) for _, receipt in router.delivered)
+
+
+def test_a_forgotten_outcome_is_indeterminate(submissions: Submissions, router: FakeRouter) -> None:
+    submissions.add(write("a"))
+    form(submissions)
+    submissions.on_applied(Applied(SESSION, 1, outcome(count=1, verdict=Verdict.FORGOTTEN)))
+    assert type(router.delivered[0][1]).__name__ == "Indeterminate"
+
+
+def test_a_failed_command_fails_only_its_own_caller(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    submissions.add(write("a"))
+    submissions.add(write("b"))
+    form(submissions)
+    results = [None, (2, "ValueError", "no")]
+    failed = outcome(count=2)._replace(results=results)
+    submissions.on_applied(Applied(SESSION, 1, failed))
+    kinds = [type(result) for _, result in router.delivered]
+    assert kinds == [Receipt, CommandFailed]
+
+
+def test_the_same_group_asked_for_twice_answers_both(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    for name in ("one", "two"):
+        submissions.add_group(GroupOperation(name, 200.0, 5, 1, 1, [pack_put(b"a", b"")]))
+    assert len(router.routed) == 1
+    submissions.on_applied(Applied(5, 1, outcome(count=1)))
+    assert [name for name, _ in router.delivered] == ["one", "two"]
+
+
+def test_the_end_rejects_what_never_left_and_not_what_did(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    submissions.add(write("sent"))
+    form(submissions)
+    submissions.add(write("queued"))
+    submissions.abort(Stopped("over"), Disconnected("over"))
+    assert {name: type(error) for name, error in router.delivered} == {
+        "sent": Disconnected,
+        "queued": Stopped,
+    }
+    assert submissions.queued_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("group", "verdict"),
+    [
+        (Group(1, 1, 1, 1, b"x"), True),
+        (Group(0, 9, 0, 0, b""), True),
+        (Group(0, 9, 0, 1, b""), False),
+        (Group(0, 9, 0, 0, b"x"), False),
+        (Group(1, 1, 1, 1 << 31, b""), False),
+    ],
+)
+def test_groups_that_would_trip_the_state_machine_are_improper(group: Group, verdict: bool) -> None:
+    assert is_proper(group) is verdict
