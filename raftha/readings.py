@@ -56,12 +56,17 @@ class Readings:
             self.ask_again()
 
     def answer(self, answers: Iterable[ReadState]) -> bool:
-        """Take the leader's answers; whether more reads wait to be asked for."""
+        """Take the leader's answers; whether the next question can be asked at once.
+
+        Reads that wait because there is no leader to ask wait for the next turn, whatever causes it.
+        """
+        is_answered = False
         for read_id, index in answers:
             if read_id == self._id and self._asking:
                 self._confirmed.append((index, self._asking))
                 self._asking = []
-        return bool(self._waiting) and not self._asking
+                is_answered = True
+        return is_answered and bool(self._waiting)
 
     def run_confirmed(self, applied_index: int) -> None:
         """Run the reads whose index the state has reached."""
