@@ -50,9 +50,14 @@ class Progress:
         return self.mode is Mode.FETCH or self.waits_for_reply
 
     def probe(self) -> None:
-        """Go back to asking; what was in flight may be lost."""
+        """Go back to asking; what was in flight may be lost.
+
+        Only one who was replicating starts over from `match`. Before the first `ok` that is 0, and
+        `next` the better guess: asking for entry 1 would end at a log that no longer has it.
+        """
+        if self.mode is Mode.REPLICATE:
+            self.next = self.match + 1
         self.mode = Mode.PROBE
-        self.next = self.match + 1
         self.waits_for_reply = False
         self._in_flight.clear()
         self._in_flight_bytes = 0
