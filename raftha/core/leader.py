@@ -148,6 +148,11 @@ class Leadership:
         previous_term = self._log.term(progress.next - 1)
         if previous_term is not None:
             self._send_news(peer, progress, progress.next - 1, previous_term, ())
+        elif progress.mode is Mode.REPLICATE:
+            # Memory has moved on past what was sent last. Begin again from what is known to be
+            # there, from the disk; to stay silent would wait for ever if what was sent is lost.
+            progress.probe()
+            self._send_append(peer)
 
     def _send_news(
         self,
