@@ -1,0 +1,1 @@
+"""Benchmarks: one file a question, run from the repository's root as `python -m bench.NAME`."""

@@ -1,0 +1,138 @@
+"""How many durable writes a second do callers in the leader's own process get?
+
+    python -m bench.writes [--callers 1,16,64,256] [--seconds 5] [--runs 3] [--json]
+
+Three nodes on this machine: one in this process, two in processes of their own, each with its log
+on the disk that the temporary folder is on. Callers are tasks of one event loop, each of which puts
+a value of 256 bytes under a key of 16 and waits for the receipt before the next (a closed loop).
+One second of warm-up for each number of callers, then `--runs` times `--seconds`; the median run
+counts.
+
+The disk's own speed stands beside it: an fdatasync of 4 KiB into blocks that were written before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import uvloop
+
+import raftha
+from raftha.config import read_toml
+from raftha.testing import LocalCluster
+
+KEYS = 10_000
+VALUE_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One measurement; latencies in milliseconds."""
+
+    callers: int
+    writes_per_s: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+async def measure(ha: raftha.aio.HaManager, callers: int, seconds: float) -> Run:
+    """Let `callers` tasks write for `seconds`."""
+    value = os.urandom(VALUE_BYTES)
+    latencies: list[float] = []
+    begin = time.perf_counter()
+    end = begin + seconds
+
+    async def write(caller: int) -> None:
+        number = caller
+        while (started := time.perf_counter()) < end:
+            await ha.put(b"key-%012d" % (number % KEYS), value)
+            latencies.append(time.perf_counter() - started)
+            number += callers
+
+    await asyncio.gather(*(write(caller) for caller in range(callers)))
+    elapsed = time.perf_counter() - begin
+    latencies.sort()
+    return Run(
+        callers,
+        len(latencies) / elapsed,
+        1000 * latencies[len(latencies) // 2],
+        1000 * latencies[len(latencies) * 99 // 100],
+        1000 * latencies[-1],
+    )
+
+
+async def run(cluster: LocalCluster, callers: list[int], seconds: float, runs: int) -> list[Run]:
+    """The median run for each number of callers."""
+    table = read_toml(cluster.config_of(1))
+    del table["listen"]
+    results = []
+    async with raftha.aio.HaManager(raftha.HaConfig.from_mapping(table)) as ha:
+        await ha.put(b"warm", b"up", timeout=60)
+        await ha.failover_to(1)
+        for count in callers:
+            await measure(ha, count, 1.0)
+            measured = [await measure(ha, count, seconds) for _ in range(runs)]
+            results.append(sorted(measured, key=lambda r: r.writes_per_s)[runs // 2])
+        assert (await ha.get_status()).is_primary, "the leader changed under way: not comparable"
+    return results
+
+
+def fdatasync_ms(folder: Path, times: int = 200) -> float:
+    """The median time of an fdatasync of 4 KiB into blocks that were written before."""
+    handle = os.open(folder / "probe", os.O_RDWR | os.O_CREAT)
+    try:
+        os.pwrite(handle, bytes(1 << 20), 0)
+        os.fsync(handle)
+        took = []
+        for i in range(times):
+            os.pwrite(handle, b"\1" * 4096, 4096 * (i % 256))
+            started = time.perf_counter()
+            os.fdatasync(handle)
+            took.append(1000 * (time.perf_counter() - started))
+        return statistics.median(took)
+    finally:
+        os.close(handle)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--callers", default="1,16,64,256", help="numbers of callers, with commas")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of one run")
+    parser.add_argument("--runs", type=int, default=3, help="runs, of which the median counts")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    callers = [int(count) for count in options.callers.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        sync_ms = fdatasync_ms(Path(folder))
+    with LocalCluster(nodes=3) as cluster:
+        cluster.terminate(1)
+        results = uvloop.run(run(cluster, callers, options.seconds, options.runs))
+    if options.json:
+        machine = {"cpus": os.cpu_count(), "python": platform.python_version()}
+        report = {**machine, "fdatasync_ms": sync_ms, "runs": [asdict(r) for r in results]}
+        print(json.dumps(report, indent=2))
+        return
+    print(f"{os.cpu_count()} CPUs, Python {platform.python_version()}, fdatasync {sync_ms:.2f} ms")
+    print(f"{'callers':>7}  {'writes/s':>9}  {'p50 ms':>7}  {'p99 ms':>7}  {'max ms':>7}")
+    for r in results:
+        print(
+            f"{r.callers:7}  {r.writes_per_s:9,.0f}  {r.p50_ms:7.2f}  {r.p99_ms:7.2f}  "
+            f"{r.max_ms:7.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
