@@ -1,12 +1,12 @@
 """RESP, the protocol of Redis, as the reference server and client speak it: requests and replies.
 
-Theory of operation. hiredis parses; what it doesn't do is done here. It reserves memory for as many
-items as an array's header claims, so `RequestParser` looks for claims over the limit before hiredis
-sees them. Any `*` followed by too many digits is suspicious; only if hiredis stands exactly at that
-byte, with nothing left to read before it, is the `*` a header, else it is part of someone's data.
-A bulk string costs memory only as its bytes arrive, so these are counted and bounded by request.
-hiredis has no inline commands (`PING` typed into a terminal) either; they are split here wherever a
-read begins with one. One that follows a RESP request within the same read is a protocol error.
+Theory of operation. A server may trust nothing that a client claims: hiredis reserves memory for as
+many items as an array's header says, at any depth, before one of them has come. So hiredis parses a
+read only if it holds whole requests and nothing suspicious, which is nearly always, and keeps
+nothing from one read to the next: what it might reserve is bounded by the size of a read, and is
+free again at once. All else (requests cut by the end of a read, a hundred arguments, inline
+requests as typed into a terminal, faults) goes through a parser of our own, slower, that checks
+each header before it believes it.
 
 Replies are plain values: bytes are a bulk string, str a simple string, int an integer, list an
 array, None null, and `{"error": text}` (a dict because that survives msgpack) an error in an array.
@@ -69,12 +69,12 @@ NULL = b"$-1\r\n"
 NULL_3 = b"_\r\n"
 """Null in RESP3, the one thing that tells our replies to both versions apart (and HELLO's map)."""
 
-# One pattern for each type whose items hiredis reserves memory for. Three searches for a literal
-# first byte run at memchr's speed, one search for a set of bytes takes five times as long.
-_CLAIMS = tuple(re.compile(kind + rb"[0-9]{6}") for kind in (rb"\*", rb"~", rb">"))
-_CLAIM_CUT = re.compile(rb"[*~>][0-9]{0,5}\Z")
+# Headers that claim a hundred items or more, one pattern for each type for which hiredis reserves
+# memory: three searches for a first byte run at memchr's speed, one for a set of bytes doesn't.
+_SUSPICIOUS = tuple(re.compile(kind + rb"[0-9]{3}") for kind in (rb"\*", rb"~", rb">"))
+_HEADER_BYTES_MAX = 24
 _INCOMPLETE = object()
-_ARRAY = ord("*")
+_ARRAY, _BULK = b"*$"
 
 
 class ProtocolError(RafthaError):
@@ -88,98 +88,147 @@ class ReplyError(Rejected):
 class RequestParser:
     """Turns the bytes of one connection into requests, lists of one or more bytes each."""
 
-    __slots__ = ("_at_start", "_held", "_reader", "_request_bytes", "_request_bytes_max")
-
     def __init__(self, request_bytes_max: int = REQUEST_BYTES_MAX) -> None:
         self._request_bytes_max = request_bytes_max
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
-        self._at_start = True  # The next byte is the first of a request.
-        self._held = b""  # Bytes that hiredis must not see yet.
-        self._request_bytes = 0  # At least as many as hiredis holds of an unfinished request.
+        self._parts: list[bytes] = []  # Bytes not parsed yet.
+        self._parts_bytes = 0
+        self._needed_bytes = 0  # As many must be there before parsing can go on.
+        self._arguments: list[bytes] = []  # Of a request that is not complete.
+        self._missing = 0  # Arguments to come.
+        self._request_bytes = 0
 
     def feed(self, data: bytes, requests: deque[Any]) -> None:
         """Append the requests that `data` completes; ProtocolError after those before the fault."""
-        if self._held:
-            data = self._held + data
-            self._held = b""
-        if self._at_start:
-            data = self._take_inline(data, requests)
-        cut = _CLAIM_CUT.search(data, max(0, len(data) - 6))
-        if cut:  # The rest of the digits, if these are that, come with the next read.
-            self._held = data[cut.start() :]
-            data = data[: cut.start()]
-        position = 0
-        for claim in _find_claims(data):
-            self._parse(data[position:claim], requests)
-            position = claim
-            if not self._reader.has_data():
-                raise ProtocolError("invalid multibulk length")
-        self._parse(data[position:] if position else data, requests)
+        if not self._parts and not self._missing and data[0] == _ARRAY:
+            whole = self._parse_whole(data)
+            if whole is not None:
+                requests.extend(whole)
+                return
+        self._parts.append(data)
+        self._parts_bytes += len(data)
+        if self._parts_bytes >= self._needed_bytes:
+            data = b"".join(self._parts)
+            rest = data[self._parse(data, requests) :]
+            self._parts = [rest] if rest else []
+            self._parts_bytes = len(rest)
 
-    def _parse(self, data: bytes, requests: deque[Any]) -> None:
-        if not data:
-            return
+    def _parse_whole(self, data: bytes) -> list[list[bytes]] | None:
+        """Let hiredis parse; None if `data` is anything but whole requests."""
+        for pattern in _SUSPICIOUS:
+            if pattern.search(data):
+                return None
         reader = self._reader
         reader.feed(data)
-        self._request_bytes += len(data)
+        requests = []
         try:
             while reader.has_data():
                 request = reader.gets()
-                if request is _INCOMPLETE:
-                    self._at_start = False
-                    if self._request_bytes > self._request_bytes_max:
-                        raise ProtocolError(
-                            f"a request may have at most {self._request_bytes_max} bytes"
-                        )
-                    return
-                self._request_bytes = len(data)
-                if request:
-                    requests.append(_checked(request))
-        except hiredis.ProtocolError as error:
-            raise ProtocolError(str(error).removeprefix("Protocol error, ")) from error
-        self._at_start = True
-        self._request_bytes = 0
+                if type(request) is not list or not request:
+                    break
+                for argument in request:
+                    if type(argument) is not bytes:
+                        break
+                else:
+                    requests.append(request)
+                    continue
+                break
+            else:
+                return requests
+        except (hiredis.HiredisError, TypeError, ValueError):
+            # What is no request may also be no value of Python: a map as the key of a map.
+            pass  # Our own parser will say what is wrong, after the requests before it.
+        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+        return None
 
-    def _take_inline(self, data: bytes, requests: deque[Any]) -> bytes:
-        """Split off the lines in front that don't begin with `*`; return the rest."""
+    def _parse(self, data: bytes, requests: deque[Any]) -> int:
+        """Parse as far as possible and return how far; sets `_needed_bytes` for going on."""
         position = 0
-        while position < len(data) and data[position] != _ARRAY:
-            newline = data.find(b"\n", position)
-            if (newline if newline >= 0 else len(data)) - position > INLINE_BYTES_MAX:
-                raise ProtocolError("too big inline request")
-            if newline < 0:
-                self._held = data[position:]
-                return b""
-            line = data[position:newline]
-            position = newline + 1
-            words = line.split()
-            if b'"' in line or b"'" in line:
-                raise ProtocolError("quotes in an inline request are not supported")
-            if words and words[0].upper() in {b"POST", b"HOST:"}:
-                # A web page can make a browser post to this port; its lines must not be obeyed.
-                raise ProtocolError("this is HTTP")
-            if words:
-                requests.append(words)
-        return data[position:] if position else data
+        self._needed_bytes = 0
+        while position < len(data):
+            if self._missing:
+                end = self._parse_argument(data, position)
+                if end and not self._missing:
+                    requests.append(self._arguments)
+                    self._arguments = []
+            elif data[position] == _ARRAY:
+                end = self._parse_count(data, position)
+            else:
+                end = _parse_inline(data, position, requests)
+            if not end:
+                break
+            position = end
+        return position
+
+    def _parse_count(self, data: bytes, position: int) -> int:
+        """Read the header of a request; return where it ends, 0 if it is not complete."""
+        end = _find_header_end(data, position)
+        if end:
+            count = _read_length(data, position, end)
+            if count > ARGUMENTS_MAX:
+                raise ProtocolError("invalid multibulk length")
+            self._missing = max(count, 0)
+            self._request_bytes = 0
+        return end
+
+    def _parse_argument(self, data: bytes, position: int) -> int:
+        """Read an argument; return where it ends, 0 if it is not complete."""
+        if data[position] != _BULK:
+            raise ProtocolError(f"expected '$', got {chr(data[position])!r}")
+        start = _find_header_end(data, position)
+        if not start:
+            return 0
+        length = _read_length(data, position, start)
+        if not 0 <= length <= self._request_bytes_max:
+            raise ProtocolError("invalid bulk length")
+        end = start + length + 2
+        if self._request_bytes + end - position > self._request_bytes_max:
+            raise ProtocolError(f"a request may have at most {self._request_bytes_max} bytes")
+        if end > len(data):
+            self._needed_bytes = end - position
+            return 0
+        self._request_bytes += end - position
+        self._arguments.append(data[start : start + length])
+        self._missing -= 1
+        return end
 
 
-def _find_claims(data: bytes) -> list[int]:
-    """Where in `data` a header may claim more than ARGUMENTS_MAX items."""
-    claims = []
-    for pattern in _CLAIMS:
-        if pattern.search(data):
-            claims += [match.start() for match in pattern.finditer(data)]
-    claims.sort()
-    return claims
+def _find_header_end(data: bytes, position: int) -> int:
+    end = data.find(b"\r\n", position, position + _HEADER_BYTES_MAX)
+    if end < 0:
+        if len(data) - position >= _HEADER_BYTES_MAX:
+            raise ProtocolError("a header is too long")
+        return 0
+    return end + 2
 
 
-def _checked(request: Any) -> list[bytes]:
-    if type(request) is not list:
-        raise ProtocolError("expected an array of bulk strings")
-    for argument in request:
-        if type(argument) is not bytes:
-            raise ProtocolError("expected an array of bulk strings")
-    return request
+def _read_length(data: bytes, position: int, end: int) -> int:
+    digits = data[position + 1 : end - 2]
+    if digits.isdigit():
+        return int(digits)
+    if digits[:1] == b"-" and digits[1:].isdigit():
+        return -1
+    raise ProtocolError("invalid length")
+
+
+def _parse_inline(data: bytes, position: int, requests: deque[Any]) -> int:
+    """Read a line of words; return where it ends, 0 if it is not complete."""
+    newline = data.find(b"\n", position)
+    end = newline if newline >= 0 else len(data)
+    if end - position > INLINE_BYTES_MAX:
+        raise ProtocolError("too big inline request")
+    if newline < 0:
+        return 0
+    line = data[position:newline]
+    if b'"' in line or b"'" in line:
+        raise ProtocolError("quotes in an inline request are not supported")
+    words = line.split()
+    if words and words[0].upper() in {b"POST", b"HOST:"}:
+        # A web page can make a browser post to this port; its lines must not be obeyed.
+        raise ProtocolError("this is HTTP")
+    if words:
+        requests.append(words)
+    return newline + 1
 
 
 def pack_request(arguments: Sequence[Argument]) -> bytes:

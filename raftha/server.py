@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 STOP_S = 5.0
 """How long a stopping server waits for answers to what is under way."""
+TURN_AWAY_S = 0.2
+"""How long a client over the limit has to read why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,12 +147,14 @@ class Server:
 
 
 class _TurnedAway(asyncio.Protocol):
-    """A connection over the limit."""
+    """A connection over the limit: told so, and closed."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         writer = cast(asyncio.Transport, transport)  # uvloop's are not registered.
         writer.write(error_line("OVERLOADED max number of clients reached"))
-        transport.close()
+        # Closed at once, with the client's first request unread, it would be reset, error and all.
+        writer.write_eof()
+        asyncio.get_running_loop().call_later(TURN_AWAY_S, writer.abort)
 
 
 async def serve(config: ServerConfig) -> None:

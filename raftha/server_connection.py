@@ -58,6 +58,7 @@ WAITING_MAX = 1024
 WAITING_BYTES_MAX = 1 << 20
 RUN_KEYS_MAX = 64
 STALLED_S = 30.0
+LINGER_S = 2.0
 QUEUED_MAX = 10_000
 """Commands between MULTI and EXEC."""
 
@@ -112,6 +113,8 @@ class Connection(asyncio.Protocol):
         self._is_writing_paused = False
         self._is_scheduled = False
         self._stalled: asyncio.TimerHandle | None = None
+        self._is_faulty = False  # What the client sends makes no sense any more.
+        self._lingering: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------------ asyncio's calls
 
@@ -120,17 +123,20 @@ class Connection(asyncio.Protocol):
         self._service.clients.add(self)
 
     def data_received(self, data: bytes) -> None:
-        if self.is_ending:
+        if self.is_ending or self._is_faulty:
             return
         self._waiting_bytes += len(data)
         try:
             self._parser.feed(data, self._waiting)
         except ProtocolError as error:
+            self._is_faulty = True
             self._waiting.append(error)  # After the replies to what came before it.
         self._advance()
 
     def eof_received(self) -> bool:
         # Nothing more comes, but what came is answered: the client may have shut only its side.
+        if self._lingering is not None:
+            return False
         self._waiting.append(None)
         self._advance()
         return True
@@ -154,8 +160,9 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._waiting.clear()
         self._run.clear()
-        if self._stalled is not None:
-            self._stalled.cancel()
+        for timer in (self._stalled, self._lingering):
+            if timer is not None:
+                timer.cancel()
         for place in self._places:
             if isinstance(place, Place):
                 # Nobody is left to tell; asking for the outcome keeps asyncio from reporting it.
@@ -227,7 +234,7 @@ class Connection(asyncio.Protocol):
             return
         if not self._places:
             if self.is_ending:
-                transport.close()
+                self._close(transport)
                 return
             if not self._waiting:
                 self._waiting_bytes = 0
@@ -242,6 +249,17 @@ class Connection(asyncio.Protocol):
         elif count > WAITING_MAX or self._waiting_bytes > WAITING_BYTES_MAX:
             self._is_reading_paused = True
             transport.pause_reading()
+
+    def _close(self, transport: asyncio.Transport) -> None:
+        if not self._is_faulty:
+            transport.close()
+        elif self._lingering is None:
+            # A socket closed with input unread is reset, and the error reply may be lost with it:
+            # so what still comes is read, and dropped, until the client closes or time is up.
+            transport.write_eof()
+            self._lingering = self._loop.call_later(LINGER_S, transport.abort)
+            if self._is_reading_paused:
+                transport.resume_reading()
 
     def _schedule(self) -> None:
         if not self._is_scheduled:

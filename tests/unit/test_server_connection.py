@@ -67,9 +67,10 @@ class FakeTransport:
         self.writes = 0
         self.is_reading = True
         self.is_closed = False
+        self.is_half_closed = False
 
     def write(self, data: bytes) -> None:
-        assert not self.is_closed
+        assert not self.is_closed and not self.is_half_closed
         self.written += data
         self.writes += 1
 
@@ -80,6 +81,10 @@ class FakeTransport:
     def resume_reading(self) -> None:
         assert not self.is_reading
         self.is_reading = True
+
+    def write_eof(self) -> None:
+        assert not self.is_half_closed
+        self.is_half_closed = True
 
     def close(self) -> None:
         self.is_closed = True
@@ -274,6 +279,20 @@ def test_malformed_requests_end_the_connection_after_the_replies_before_them() -
         scene.connection.data_received(pack_request(["PING"]))
         await scene.answer(0, receipt())
         assert scene.take() == b"+OK\r\n-ERR Protocol error: invalid multibulk length\r\n"
+        assert scene.transport.is_half_closed
+        scene.connection.data_received(pack_request(["PING"]))
+        assert scene.take() == b""
+        assert not scene.connection.eof_received()
+
+    play(script)
+
+
+def test_a_faulty_client_that_does_not_hang_up_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raftha.server_connection.LINGER_S", 0.0)
+
+    async def script(scene: Scene) -> None:
+        scene.connection.data_received(b"*999999999\r\n")
+        await asyncio.sleep(0.01)
         assert scene.transport.is_closed
 
     play(script)
