@@ -232,8 +232,11 @@ class Connection(asyncio.Protocol):
                     return
                 if self._peer is None:
                     self._on_first(frame)
-                elif isinstance(frame, Hello | Refusal):
-                    raise WireError(f"{type(frame).__name__} in mid-stream")
+                elif isinstance(frame, Refusal):
+                    # The dialling side judges last, when for this side the connection counts already.
+                    raise WireError(f"it refused us: {frame.reason}")
+                elif isinstance(frame, Hello):
+                    raise WireError("Hello in mid-stream")
                 elif frame.sender != self._peer or frame.to != self._owner.id:
                     raise WireError(f"node {self._peer} speaks for {frame.sender} to {frame.to}")
                 else:
@@ -243,8 +246,7 @@ class Connection(asyncio.Protocol):
 
     def _on_first(self, frame: object) -> None:
         if isinstance(frame, Refusal):
-            self._drop(f"it refused us: {frame.reason}")
-            return
+            raise WireError(f"it refused us: {frame.reason}")
         if not isinstance(frame, Hello):
             raise WireError("the first frame must be Hello")
         assert self._transport is not None

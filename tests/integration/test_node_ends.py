@@ -1,0 +1,203 @@
+"""What ends a node, and what doesn't: a failing disk, a broken invariant, a lost data directory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raftha
+from raftha import runtime
+from raftha.config import MIB
+from raftha.storage.disk import RealDisk
+from raftha.testing import LocalCluster
+from tests.integration.test_manager import free_addresses, make_config, wait_until
+
+
+class BreakableDisk(RealDisk):
+    """The real disk, until it is told to fail; only for the log in `folder`."""
+
+    def __init__(self) -> None:
+        self.error = 0
+
+    def fdatasync(self, handle: int) -> None:
+        if self.error:
+            raise OSError(self.error, "the disk was told to fail")
+        super().fdatasync(handle)
+
+
+Cluster = tuple[list[raftha.HaManager], list[BreakableDisk]]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Three nodes in this process, each with a disk that can be made to fail."""
+    disks: list[BreakableDisk] = []
+
+    def make_disk() -> BreakableDisk:
+        disks.append(BreakableDisk())
+        return disks[-1]
+
+    monkeypatch.setattr(runtime, "RealDisk", make_disk)
+    members = dict(enumerate(free_addresses(3), start=1))
+    nodes = [raftha.HaManager(make_config(tmp_path, node_id, members)) for node_id in members]
+    for node in nodes:
+        node.start()
+    nodes[0].put(b"before", b"1")
+    yield nodes, disks
+    for node in nodes:
+        node.stop()
+
+
+def leader_of(nodes: list[raftha.HaManager]) -> int:
+    """The leader's place in the list."""
+    wait_until(lambda: any(node.get_status().is_primary for node in nodes), "there is no leader")
+    return next(i for i, node in enumerate(nodes) if node.get_status().is_primary)
+
+
+@pytest.mark.slow
+def test_a_leader_whose_disk_fails_ends_and_the_others_go_on(cluster: Cluster) -> None:
+    nodes, disks = cluster
+    failed = leader_of(nodes)
+    disks[failed].error = errno.EIO
+    with pytest.raises((raftha.Indeterminate, raftha.StorageFailed)):
+        nodes[failed].put(b"lost?", b"1")
+    status = nodes[failed].get_status()
+    assert (status.role, status.is_running, status.is_primary) == ("failed", False, False)
+    assert "told to fail" in status.failure
+    disks[failed].error = 0
+    for call in (lambda: nodes[failed].put(b"x", b"1"), lambda: nodes[failed].get(b"before")):
+        with pytest.raises(raftha.StorageFailed):
+            call()
+    others = [node for node in nodes if node is not nodes[failed]]
+    assert others[0].put(b"after", b"2")
+    assert others[1].get(b"after") == b"2"
+    assert others[1].get(b"before") == b"1"
+
+
+@pytest.mark.slow
+def test_a_follower_whose_disk_fails_is_missed_by_nobody_and_can_come_back(
+    cluster: Cluster,
+) -> None:
+    nodes, disks = cluster
+    failed = (leader_of(nodes) + 1) % 3
+    others = [node for node in nodes if node is not nodes[failed]]
+    disks[failed].error = errno.EIO
+    for i in range(20):
+        assert others[i % 2].put(b"k%d" % i, b"v")
+    wait_until(lambda: nodes[failed].get_status().role == "failed", "it has not noticed")
+    nodes[failed].stop()
+    nodes[failed].start()
+    assert nodes[failed].get(b"k19") == b"v"
+
+
+@pytest.mark.slow
+def test_every_caller_hears_of_the_failure_at_once(cluster: Cluster) -> None:
+    """None of them waits for its deadline, which is 20 s away."""
+    nodes, disks = cluster
+    failed = leader_of(nodes)
+    errors: list[Exception] = []
+
+    def work(number: int) -> None:
+        try:
+            while True:
+                nodes[failed].put(b"k%d" % number, b"v")
+        except raftha.RafthaError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    began = time.monotonic()
+    disks[failed].error = errno.EIO
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - began < 15
+    assert {type(error) for error in errors} <= {raftha.Disconnected, raftha.StorageFailed}
+
+
+def test_a_broken_invariant_ends_the_node_and_not_the_process(tmp_path: Path) -> None:
+    class Broken(raftha.StateMachine):
+        @raftha.command
+        def explode(self, txn: raftha.Transaction) -> Any:
+            raise MemoryError("not the command's fault")
+
+    config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
+    with raftha.HaManager(config, state_machine=Broken()) as ha:
+        ha.put(b"a", b"1")
+        with pytest.raises((raftha.Disconnected, raftha.StorageFailed)):
+            ha.execute("explode")
+        assert ha.get_status().role == "failed"
+        assert "MemoryError" in ha.get_status().failure
+
+
+@pytest.mark.slow
+def test_a_member_that_lost_its_disk_is_not_let_in_under_its_old_id() -> None:
+    """It may have voted, and acknowledged entries, that it no longer knows of."""
+    settings = {"wal_segment_bytes": 16 * MIB}
+    with LocalCluster(nodes=3, settings=settings) as processes:
+        leader = processes.wait_leader()
+        wiped = next(i for i in processes.node_ids if i != leader)
+        processes.call(leader, "SET", "a", "1")
+        processes.kill(wiped)
+        processes.wipe(wiped)
+        processes.start_node(wiped)
+        log = processes.log_path(wiped)
+        wait_until(lambda: "has lost its data directory" in log.read_text(), "it was let in")
+        assert processes.call(leader, "GET", "a") == b"1"
+        assert processes.call(leader, "SET", "a", "2") == b"OK"
+
+
+def test_a_data_directory_of_another_cluster_is_refused_and_unharmed(tmp_path: Path) -> None:
+    addresses = free_addresses(2)
+    config = make_config(tmp_path, 1, {1: addresses[0]})
+    with raftha.HaManager(config) as ha:
+        ha.put(b"a", b"1")
+    other = raftha.HaConfig(
+        node_id=1, data_dir=config.data_dir, members={1: addresses[1]}, cluster_name="other"
+    )
+    with pytest.raises(raftha.ConfigError, match="belongs to node 1 of cluster"):
+        raftha.HaManager(other).start()
+    with raftha.HaManager(config) as ha:
+        assert ha.get(b"a") == b"1"
+
+
+def test_acknowledged_data_that_was_damaged_is_refused(tmp_path: Path) -> None:
+    config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
+    with raftha.HaManager(config) as ha:
+        for i in range(10):
+            ha.put(b"key-%d" % i, b"a value to be damaged")
+    (segment,) = (tmp_path / "1" / "wal").glob("0*.seg")
+    content = bytearray(segment.read_bytes())
+    place = content.index(b"a value to be damaged")
+    content[place] ^= 1
+    segment.write_bytes(content)
+    with pytest.raises(raftha.Corrupt) as corrupt:
+        raftha.HaManager(config).start()
+    assert corrupt.value.path == segment
+    assert 0 < corrupt.value.offset <= place
+    content[place] ^= 1
+    segment.write_bytes(content)
+    with raftha.HaManager(config) as ha:
+        assert ha.count() == 10
+
+
+def test_a_connection_that_never_speaks_is_dropped_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftha.transport.HANDSHAKE_TIMEOUT_S", 0.05)
+    members = {1: free_addresses(1)[0]}
+    host, port = members[1].split(":")
+    with (
+        raftha.HaManager(make_config(tmp_path, 1, members)),
+        socket.create_connection((host, int(port)), timeout=10) as silent,
+        contextlib.suppress(ConnectionResetError),
+    ):
+        assert silent.recv(1) == b""
