@@ -112,7 +112,7 @@ class LocalCluster:
     addresses, folders). `serve_command` starts one node instead of `raftha serve`: a sequence of
     arguments, where "{config}" becomes the path of the node's file, a file as `raftha serve` takes.
     What it starts must speak RESP at the file's `listen` and answer RAFTHA STATUS as it does.
-    `folder` keeps everything, also afterwards; by default it is temporary.
+    `folder`, which must not hold another cluster, keeps everything; by default it is temporary.
     """
 
     def __init__(
@@ -126,6 +126,8 @@ class LocalCluster:
     ) -> None:
         if not 1 <= nodes <= MEMBERS_MAX:
             raise LocalClusterError(f"a cluster has 1 to {MEMBERS_MAX} nodes, got {nodes}")
+        if folder and (Path(folder) / "node-1").exists():
+            raise LocalClusterError(f"there is a cluster in {folder} already")
         self._command = tuple(
             serve_command or (sys.executable, "-m", "raftha", "serve", "--config", "{config}")
         )
@@ -259,7 +261,7 @@ class LocalCluster:
         self.start_node(node_id)
 
     def wipe(self, node_id: int) -> None:
-        """Delete all that a stopped node has stored."""
+        """Delete all that a stopped node has stored; the others will refuse it without."""
         node = self._node(node_id)
         if node.is_running:
             raise LocalClusterError(f"node {node_id} is running", hint="stop it first")
