@@ -233,7 +233,7 @@ class Connection(asyncio.Protocol):
                 if self._peer is None:
                     self._on_first(frame)
                 elif isinstance(frame, Refusal):
-                    # The dialling side judges last, when for this side the connection counts already.
+                    # The dialling side judges last: for this side the connection counts already.
                     raise WireError(f"it refused us: {frame.reason}")
                 elif isinstance(frame, Hello):
                     raise WireError("Hello in mid-stream")
