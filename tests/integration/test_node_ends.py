@@ -15,9 +15,7 @@ import pytest
 
 import raftha
 from raftha import runtime
-from raftha.config import MIB
 from raftha.storage.disk import RealDisk
-from raftha.testing import LocalCluster
 from tests.integration.test_manager import free_addresses, make_config, wait_until
 
 
@@ -136,23 +134,6 @@ def test_a_broken_invariant_ends_the_node_and_not_the_process(tmp_path: Path) ->
             ha.execute("explode")
         assert ha.get_status().role == "failed"
         assert "MemoryError" in ha.get_status().failure
-
-
-@pytest.mark.slow
-def test_a_member_that_lost_its_disk_is_not_let_in_under_its_old_id() -> None:
-    """It may have voted, and acknowledged entries, that it no longer knows of."""
-    settings = {"wal_segment_bytes": 16 * MIB}
-    with LocalCluster(nodes=3, settings=settings) as processes:
-        leader = processes.wait_leader()
-        wiped = next(i for i in processes.node_ids if i != leader)
-        processes.call(leader, "SET", "a", "1")
-        processes.kill(wiped)
-        processes.wipe(wiped)
-        processes.start_node(wiped)
-        log = processes.log_path(wiped)
-        wait_until(lambda: "has lost its data directory" in log.read_text(), "it was let in")
-        assert processes.call(leader, "GET", "a") == b"1"
-        assert processes.call(leader, "SET", "a", "2") == b"OK"
 
 
 def test_a_data_directory_of_another_cluster_is_refused_and_unharmed(tmp_path: Path) -> None:
