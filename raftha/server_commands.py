@@ -30,8 +30,10 @@ from raftha.version import VERSION
 Call: TypeAlias = tuple[Any, ...]
 """A command of `RedisMachine`: its name, then its arguments."""
 
-KEYS_MAX = 10_000
-"""Keys that one command may name: bounds how much one request can make a node gather."""
+WRITE_KEYS_MAX = 10_000
+"""Keys that one write may name."""
+READ_KEYS_MAX = 1_000
+"""Keys that one read may name: bounds how much of the data a single request can gather."""
 
 HELP = """RAFTHA STATUS -- this node's state, as JSON
 RAFTHA DIGEST [sequence] -- hash over the whole contents at a sequence, as JSON
@@ -149,11 +151,11 @@ def wrong_number(name: bytes) -> ReplyError:
     return ReplyError(f"ERR wrong number of arguments for '{_shown(name.lower())}' command")
 
 
-def keys_of(request: Arguments) -> list[bytes]:
-    """The keys behind a command's name; InvalidRequest if one can't be a key."""
+def keys_of(request: Arguments, keys_max: int = READ_KEYS_MAX) -> list[bytes]:
+    """The keys behind a command's name; InvalidRequest if one can't be a key or there are many."""
     keys = request[1:]
-    if len(keys) > KEYS_MAX:
-        raise InvalidRequest(f"a command may name at most {KEYS_MAX} keys, got {len(keys)}")
+    if len(keys) > keys_max:
+        raise InvalidRequest(f"this command may name at most {keys_max} keys, got {len(keys)}")
     for key in keys:
         check_key(key)
     return keys
@@ -188,14 +190,14 @@ def _parse_set(request: Arguments, value_bytes_max: int) -> Call:
 def _parse_mset(request: Arguments, value_bytes_max: int) -> Call:
     if len(request) % 2 == 0:
         raise wrong_number(request[0])
-    keys_of([request[0], *request[1::2]])
+    keys_of([request[0], *request[1::2]], WRITE_KEYS_MAX)
     for value in request[2::2]:
         check_value(value, value_bytes_max)
     return ("mset", *request[1:])
 
 
 def _parse_delete(request: Arguments, _: int) -> Call:
-    return ("delete", *keys_of(request))
+    return ("delete", *keys_of(request, WRITE_KEYS_MAX))
 
 
 def _parse_increment(sign: int) -> Callable[[Arguments, int], Call]:

@@ -114,10 +114,13 @@ def test_writes_that_cannot_be_are_refused_before_the_log(text: str, error: str)
     assert str(caught.value) == error
 
 
-def test_a_read_names_a_bounded_number_of_keys() -> None:
+def test_a_command_names_a_bounded_number_of_keys() -> None:
     assert keys_of([b"MGET", b"a", b"b"]) == [b"a", b"b"]
-    with pytest.raises(InvalidRequest):
-        keys_of([b"MGET", *[b"a"] * 10_001])
+    with pytest.raises(InvalidRequest, match="at most 1000 keys"):
+        keys_of([b"MGET", *[b"a"] * 1001])
+    assert packed("DEL" + " a" * 10_000)[1] == "delete"
+    with pytest.raises(InvalidRequest, match="at most 10000 keys"):
+        packed("DEL" + " a" * 10_001)
     with pytest.raises(InvalidRequest):
         keys_of([b"GET", b""])
 
