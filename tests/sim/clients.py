@@ -172,6 +172,7 @@ class Writer:
     ) -> None:
         self.history = history
         self.is_active = True
+        self.is_busy = False
         self._world = history.world
         self._rng = history.world.stream(name)
         self._swarm = swarm
@@ -249,6 +250,11 @@ class SessionClient:
         self._group: list[Command] = []
         self._packed: list[bytes] = []
         self._later()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a group is still to be sent again."""
+        return bool(self._group)
 
     def _later(self) -> None:
         self._world.at(self._swarm.think_s * self._rng.expovariate(1), self._ask)

@@ -172,6 +172,8 @@ class Simulation:
         if self.history.open:
             calls = [f"{call.member.id}" for call in self.history.open.values()]
             missing.append(f"calls without an answer at {', '.join(calls)}")
+        if any(client.is_busy for client in self.clients):
+            missing.append("a client still sends a group again")
         last = len(self.invariants.committed)
         for member in self.members.values():
             applied = member.node.state.applied.index if member.node is not None else None
@@ -182,7 +184,8 @@ class Simulation:
     def _compare(self) -> None:
         first = self._digests[1]
         for node_id, digest in self._digests.items():
-            if digest != first:
+            # Copies of groups may still be on their way into the log; they change nothing.
+            if (digest.hex, digest.keys) != (first.hex, first.keys):
                 raise Violation(f"node {node_id} has {digest}, node 1 {first}")
         values = self.invariants.oracle.values
         for member in self.members.values():

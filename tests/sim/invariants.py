@@ -219,9 +219,11 @@ class Invariants:
 
     def _check_append(self, member: Member, message: Append) -> None:
         assert member.node is not None
-        log = member.node.core.log
+        core, log = member.node.core, member.node.core.log
         for entry in message.entries:
             self._check_entry(entry)
+            if core.term > message.term:
+                continue  # It was made in the same turn, before the leader heard of a later term.
             if entry.index > log.last_index or log.term(entry.index) not in (None, entry.term):
                 raise Violation(
                     f"node {member.id} sent entry {entry.index} of term {entry.term}, "
