@@ -1,0 +1,187 @@
+"""`raftha demo`: it succeeds, would notice a loss, and leaves nothing when interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from raftha.demo import Failover, Report, digest_of, find_differences, render, run_demo
+from raftha.demo_data import load_records, unicode_records
+from raftha.testing import LocalCluster
+
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).parents[2]
+ROWS = 3000
+
+
+def start_demo(folder: Path, *args: str) -> subprocess.Popen[str]:
+    """Start `raftha demo` with `folder` for its temporary files."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "raftha", "demo", *args],
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+
+
+def servers_in(folder: Path) -> int:
+    """Processes whose working directory is inside `folder`; zombies have none."""
+    count = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                count += os.readlink(entry / "cwd").startswith(f"{folder}/")
+            except OSError:
+                continue
+    return count
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"row": {number}}}\n' for number in range(ROWS)))
+    return path
+
+
+def test_the_demo_loses_nothing_and_prints_only_json(tmp_path: Path, rows: Path) -> None:
+    demo = start_demo(tmp_path, "--input", str(rows), "--json")
+    out, err = demo.communicate()
+    assert (demo.returncode, err) == (0, "")
+    report = json.loads(out)
+    assert report["ok"]
+    assert report["problems"] == []
+    assert report["records"] == report["acknowledged"] == ROWS
+    assert (report["lost"], report["wrong"]) == (0, 0)
+    assert report["digests"] == dict.fromkeys("123", digest_of(load_records(rows)))
+    assert report["new_leader"] != report["killed_node"]
+    assert report["term_after"] > report["term_before"]
+    assert 0 < report["failover_ms"] < 60_000
+    assert report["catch_up_s"] > 0
+    assert list(tmp_path.iterdir()) == [rows]
+
+
+def test_every_field_of_the_json_is_in_the_readme(rows: Path) -> None:
+    report = run_demo(rows)
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert [name for name in report.as_dict() if f"`{name}`" not in text] == []
+    assert "ok" in str(render(report).columns[1]._cells[-1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing(
+    tmp_path: Path, rows: Path, number: signal.Signals
+) -> None:
+    with start_demo(tmp_path, "--input", str(rows)) as demo:
+        wait_until(lambda: servers_in(tmp_path) == 3)
+        demo.send_signal(number)
+        _, err = demo.communicate()
+    assert demo.returncode == 130
+    assert "Traceback" not in err
+    assert servers_in(tmp_path) == 0
+    assert list(tmp_path.iterdir()) == [rows]
+
+
+def test_a_demo_interrupted_while_it_loads_leaves_nothing(tmp_path: Path) -> None:
+    with start_demo(tmp_path) as demo:  # The whole Unicode database: long enough.
+        logs = tmp_path.glob
+        wait_until(lambda: any("role=leader" in p.read_text() for p in logs("*/node-*/node.log")))
+        demo.send_signal(signal.SIGINT)
+        _, err = demo.communicate()
+    assert demo.returncode == 130
+    assert "Traceback" not in err
+    assert servers_in(tmp_path) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_demo_leaves_no_process(tmp_path: Path, rows: Path) -> None:
+    with start_demo(tmp_path, "--input", str(rows)) as demo:
+        wait_until(lambda: servers_in(tmp_path) == 3)
+        demo.kill()
+    wait_until(lambda: servers_in(tmp_path) == 0)
+
+
+def test_a_lost_and_a_changed_record_are_found() -> None:
+    records = [(b"%d" % number, b"value") for number in range(1200)]
+
+    async def differences(address: str) -> list[tuple[bytes, bytes | None]]:
+        return [difference async for difference in find_differences(address, records)]
+
+    with LocalCluster(1) as cluster:
+        cluster.call(1, "MSET", *(part for record in records for part in record))
+        address = cluster.addresses[1]
+        assert asyncio.run(differences(address)) == []
+        assert cluster.digests()[1]["hex"] == digest_of(records)
+        cluster.call(1, "DEL", "7")
+        cluster.call(1, "SET", "1199", "other")
+        assert asyncio.run(differences(address)) == [(b"7", None), (b"1199", b"other")]
+        assert cluster.digests()[1]["hex"] != digest_of(records)
+
+
+def test_a_copy_with_one_record_too_many_has_another_digest() -> None:
+    with LocalCluster(1) as cluster:
+        cluster.call(1, "MSET", "a", "1", "b", "2")
+        assert cluster.digests()[1]["hex"] != digest_of([(b"a", b"1")])
+
+
+def test_a_report_of_a_loss_says_so() -> None:
+    failover = Failover(killed_node=1, new_leader=2, term_before=1, term_after=2, failover_ms=9.5)
+    report = Report(
+        source="x", nodes=3, records=2, acknowledged=2, load_s=1.0, records_per_s=2.0, p50_ms=1.0,
+        p99_ms=1.0, max_ms=1.0, failover=failover, catch_up_s=1.0, lost=1, wrong=0,
+        expected_digest="aa", digests={"1": "aa", "2": "aa", "3": "bb"}, sequence=2,
+        problems=["record b'x' is missing"],
+    )  # fmt: skip
+    assert not report.ok
+    assert not report.digests_equal
+    console = Console(width=120, file=io.StringIO())
+    console.print(render(report))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "failed" in text
+    assert "different" in text
+
+
+def test_the_unicode_records_are_every_named_character() -> None:
+    records = unicode_records()
+    assert len(records) > 30_000
+    assert len(dict(records)) == len(records)
+    value = json.loads(dict(records)[b"U+00BD"])
+    assert value["name"] == unicodedata.name("½")
+    assert value["numeric"] == 0.5
+    assert value["decomposition"] == "<fraction> 0031 2044 0032"
+
+
+def test_rows_of_files_become_records(tmp_path: Path) -> None:
+    text, table, lines = (tmp_path / name for name in ("a.txt", "b.CSV", "c.jsonl"))
+    text.write_bytes(b"one\r\n\ntwo \xff")
+    table.write_text('id,word\n1,"a\nb"\n2,ü\n', encoding="utf-8")
+    lines.write_text('{"a": 1}\n\n[2]\n')
+    assert load_records(text) == [(b"1", b"one"), (b"2", b""), (b"3", b"two \xff")]
+    assert [v for _, v in load_records(table)] == [
+        b'["id", "word"]', b'["1", "a\\nb"]', '["2", "ü"]'.encode()
+    ]  # fmt: skip
+    assert load_records(lines) == [(b"1", b'{"a": 1}'), (b"2", b"[2]")]
+    text.write_bytes(b"x\n" * 12)
+    keys = [key for key, _ in load_records(text)]
+    assert (keys[0], keys[-1]) == (b"01", b"12")
+    assert keys == sorted(keys)
