@@ -130,7 +130,7 @@ class HaManager:
 
         Commands submitted one after the other by one task are applied in that order.
         """
-        future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Receipt] = _future()
         self._hand_over(WriteOperation(future, deadline_of(self.config, timeout), packed))
         return future
 
@@ -142,7 +142,7 @@ class HaManager:
         It ends after an hour without use. With it, `submit_once` through any node applies each of
         the client's groups once, however often it is sent.
         """
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Outcome] = _future()
         deadline = deadline_of(self.config, timeout)
         self._hand_over(GroupOperation(future, deadline, 0, 0, 0, []))
         return (await future).session
@@ -170,7 +170,7 @@ class HaManager:
                 f"a group has at most {commands.ARRAY_MAX} commands and "
                 f"{commands.COMMAND_BYTES_MAX} bytes, got {len(packed)} and {size}"
             )
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Outcome] = _future()
         deadline = deadline_of(self.config, timeout)
         self._hand_over(GroupOperation(future, deadline, session, number, floor, list(packed)))
         return future
@@ -221,13 +221,13 @@ class HaManager:
         return count
 
     async def digest(self, sequence: int | None = None, *, timeout: float | None = None) -> Digest:
-        future: asyncio.Future[Digest] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Digest] = _future()
         deadline = deadline_of(self.config, timeout)
         self._hand_over(DigestOperation(future, deadline, sequence or 0))
         return await future
 
     async def failover_to(self, node_id: int, *, timeout: float | None = None) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[None] = _future()
         self._hand_over(TransferOperation(future, deadline_of(self.config, timeout), node_id))
         await future
 
@@ -236,7 +236,7 @@ class HaManager:
     def _read(
         self, read: Callable[[Node], Any], consistency: Consistency, timeout: float | None
     ) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Any] = _future()
         deadline = deadline_of(self.config, timeout)
         is_linearizable = check_consistency(consistency)
         self._hand_over(ReadOperation(future, deadline, read, is_linearizable=is_linearizable))
@@ -246,7 +246,7 @@ class HaManager:
         """Hand over together what all tasks of this loop submit before it turns."""
         if self._runtime is None:
             raise Stopped("the node was not started")
-        loop = asyncio.get_running_loop()
+        loop = operation.waiter.get_loop()
         batch = self._batches.get(loop)
         if batch is None:
             self._batches[loop] = [operation]
@@ -265,3 +265,7 @@ class HaManager:
         for operation in refused:
             if not operation.waiter.done():
                 operation.waiter.set_exception(error)
+
+
+def _future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
