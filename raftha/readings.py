@@ -58,7 +58,7 @@ class Readings:
     def answer(self, answers: Iterable[ReadState]) -> bool:
         """Take the leader's answers; whether the next question can be asked at once.
 
-        Reads that wait because there is no leader to ask wait for the next turn, whatever causes it.
+        Reads that have no leader to ask wait for the next turn, whatever causes it.
         """
         is_answered = False
         for read_id, index in answers:

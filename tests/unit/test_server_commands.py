@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from raftha.errors import InvalidRequest
-from raftha.redis_machine import INT64_MIN
 from raftha.resp import ReplyError
-from raftha.server_commands import Local, Read, Task, Write, find_command, keys_of, parse_once
+from raftha.server.commands import Local, Read, Task, Write, find_command, keys_of, parse_once
+from raftha.server.machine import INT64_MIN
 from raftha.storage.commands import PUT, unpack
 
 VALUE_BYTES_MAX = 1000

@@ -14,8 +14,8 @@ import pytest
 from raftha.aio import HaManager
 from raftha.errors import Indeterminate, Overloaded
 from raftha.resp import pack_request
-from raftha.server_connection import WAITING_BYTES_MAX, WAITING_MAX, Connection
-from raftha.server_tasks import Service
+from raftha.server.connection import WAITING_BYTES_MAX, WAITING_MAX, Connection
+from raftha.server.tasks import Service
 from raftha.storage.commands import PUT, unpack
 from raftha.types import Receipt
 
@@ -288,7 +288,7 @@ def test_malformed_requests_end_the_connection_after_the_replies_before_them() -
 
 
 def test_a_faulty_client_that_does_not_hang_up_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raftha.server_connection.LINGER_S", 0.0)
+    monkeypatch.setattr("raftha.server.connection.LINGER_S", 0.0)
 
     async def script(scene: Scene) -> None:
         scene.connection.data_received(b"*999999999\r\n")
@@ -368,7 +368,7 @@ def test_nothing_is_started_while_the_client_takes_no_replies() -> None:
 def test_a_client_that_takes_no_replies_for_long_is_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("raftha.server_connection.STALLED_S", 0.0)
+    monkeypatch.setattr("raftha.server.connection.STALLED_S", 0.0)
 
     async def script(scene: Scene) -> None:
         scene.connection.pause_writing()

@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 
 from raftha.aio import HaManager
 from raftha.errors import InvalidRequest
-from raftha.glob import glob_matches
-from raftha.redis_machine import parse_int64
 from raftha.resp import ReplyError
+from raftha.server.glob import glob_matches
+from raftha.server.machine import parse_int64
 from raftha.types import HaStatus
 from raftha.version import VERSION
 

@@ -36,7 +36,7 @@ from raftha.resp import (
     error_line,
     error_reply,
 )
-from raftha.server_commands import (
+from raftha.server.commands import (
     Call,
     Command,
     Exec,
@@ -49,7 +49,7 @@ from raftha.server_commands import (
     keys_of,
     parse_once,
 )
-from raftha.server_tasks import Arguments, Service
+from raftha.server.tasks import Arguments, Service
 from raftha.storage.commands import COMMAND_BYTES_MAX, pack_call
 from raftha.storage.sessions import Outcome, receipts
 from raftha.types import Receipt

@@ -1,7 +1,7 @@
 """What the reference server's commands are: their names, arguments, and how each is carried out.
 
 Theory of operation. `find_command` checks a request's name and number of arguments, and returns one
-of six kinds, by which a connection (`raftha.server_connection`) knows how to order it with others:
+of six kinds, by which a connection (`raftha.server.connection`) knows how to order it with others:
 
     Write   a call of `RedisMachine`, through the log
     Exec    EXEC: all calls queued since MULTI, as one Write
@@ -19,11 +19,11 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from raftha import server_tasks as tasks
 from raftha.errors import InvalidRequest
-from raftha.redis_machine import INT64_MIN, parse_int64
 from raftha.resp import NULL_3, OK, ReplyError, encode
-from raftha.server_tasks import SYNTAX_ERROR, Arguments
+from raftha.server import tasks
+from raftha.server.machine import INT64_MIN, parse_int64
+from raftha.server.tasks import SYNTAX_ERROR, Arguments
 from raftha.storage.commands import check_key, check_value, pack_call, pack_put
 from raftha.version import VERSION
 

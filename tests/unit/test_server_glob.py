@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftha.glob import glob_matches
+from raftha.server.glob import glob_matches
 
 
 @pytest.mark.parametrize(

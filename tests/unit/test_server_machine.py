@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from raftha.redis_machine import INT64_MAX, INT64_MIN, RedisMachine, parse_int64
 from raftha.resp import ReplyError
+from raftha.server.machine import INT64_MAX, INT64_MIN, RedisMachine, parse_int64
 from raftha.storage.buffer import Pair
 from raftha.storage.commands import pack_call, unpack
 from raftha.storage.machine import DONE, FAILED, Transaction, run

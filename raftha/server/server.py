@@ -1,16 +1,8 @@
-"""The reference server: one node of a cluster, and a listener that speaks Redis's protocol.
+"""The server's process: one node of a cluster, and a listener for clients.
 
 Theory of operation. `serve` runs until SIGTERM or SIGINT: it takes the listening socket first, so
 that a port in use is found before the node joins its cluster, then starts the node, then accepts.
 It stops in the opposite order: no new connections, answers to what is under way, then the node.
-
-    resp               bytes to requests, replies to bytes
-    server_connection  one client: order, pipelining, flow control
-    server_commands    what each command is, and how it is carried out
-    server_tasks       the commands that take a while
-    redis_machine      what is replicated: a state machine as any user could write it
-
-Everything replicated goes through `raftha.aio.HaManager`, as in any server built on raftha.
 """
 
 from __future__ import annotations
@@ -29,10 +21,10 @@ import uvloop
 from raftha.aio import HaManager
 from raftha.config import HaConfig, is_loopback, parse_address, read_toml
 from raftha.errors import ConfigError
-from raftha.redis_machine import RedisMachine
 from raftha.resp import error_line
-from raftha.server_connection import Connection
-from raftha.server_tasks import Service
+from raftha.server.connection import Connection
+from raftha.server.machine import RedisMachine
+from raftha.server.tasks import Service
 
 logger = logging.getLogger(__name__)
 
