@@ -34,7 +34,7 @@ from raftha.runtime import Runtime, ThreadWaiter
 from raftha.storage import commands
 from raftha.storage.commands import Condition
 from raftha.storage.commands import Operation as TransactionOperation
-from raftha.storage.machine import StateMachine
+from raftha.storage.machine import SCAN_BYTES_MAX, StateMachine
 from raftha.types import Digest, HaStatus, Receipt
 
 Consistency = Literal["linearizable", "stale"]
@@ -266,10 +266,23 @@ def check_consistency(consistency: Consistency) -> bool:
 
 
 def many_reader(keys: Sequence[bytes]) -> Callable[[Node], list[bytes | None]]:
-    """A read of several keys, as of one moment."""
+    """A read of several keys, as of one moment; InvalidRequest if their values are over 16 MiB."""
     for key in keys:
         commands.check_key(key)
-    return lambda node: [node.state.get(key) for key in keys]
+
+    def read(node: Node) -> list[bytes | None]:
+        values, size = [], 0
+        for key in keys:
+            value = node.state.get(key)
+            size += len(value or b"")
+            if size > SCAN_BYTES_MAX:
+                raise InvalidRequest(
+                    f"the values are over {SCAN_BYTES_MAX} bytes together", hint="ask for fewer keys"
+                )
+            values.append(value)
+        return values
+
+    return read
 
 
 def scan_reader(

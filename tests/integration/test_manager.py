@@ -230,6 +230,17 @@ def test_a_request_over_a_limit_is_invalid_and_loses_nothing(
     assert nodes[0].get(b"kept") == b"here"
 
 
+def test_reads_are_bounded_in_bytes_as_well(nodes: list[raftha.HaManager]) -> None:
+    keys = [b"large/%d" % i for i in range(17)]
+    for key in keys:
+        nodes[0].put(key, bytes(MIB))
+    assert len(nodes[1].get_many(keys[:16])) == 16
+    with pytest.raises(raftha.InvalidRequest, match="ask for fewer keys"):
+        nodes[1].get_many(keys)
+    for key in keys:
+        nodes[0].delete(key)
+
+
 def test_many_threads_share_one_manager(nodes: list[raftha.HaManager]) -> None:
     nodes[0].delete(b"shared")
 
