@@ -36,6 +36,7 @@ class Spawner:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spawner")
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, command: Sequence[str], *, folder: Path, log: Path) -> subprocess.Popen[bytes]:
         """Start `command` in `folder`; what it prints is appended to `log`."""
@@ -48,7 +49,7 @@ class Spawner:
 
         def start() -> subprocess.Popen[bytes]:
             with log.open("ab") as output:
-                return subprocess.Popen(
+                process = subprocess.Popen(
                     [*shim, *command],
                     cwd=folder,
                     env=environment,
@@ -57,12 +58,19 @@ class Spawner:
                     stderr=output,
                     start_new_session=True,
                 )
+            # Noted here, since an interrupt may keep our caller from ever hearing of it.
+            self._started = [p for p in self._started if p.poll() is None] + [process]
+            return process
 
         return self._thread.submit(start).result()
 
     def close(self) -> None:
-        """End the thread, and so every process that is still there."""
-        self._thread.shutdown()
+        """Kill every process that is still there, paused ones too, and wait until they are gone."""
+        self._thread.shutdown(cancel_futures=True)
+        for process in self._started:
+            process.kill()
+        for process in self._started:
+            process.wait()
 
 
 def reserve_port() -> socket.socket:

@@ -92,15 +92,10 @@ class _Resources:
     nodes: dict[int, _Node] = field(default_factory=dict)
 
     def release(self) -> None:
+        self.spawner.close()
         for node in self.nodes.values():
-            if node.process is not None:
-                node.process.kill()  # Ends paused ones too.
-        for node in self.nodes.values():
-            if node.process is not None:
-                node.process.wait()
             node.peer_socket.close()
             node.client_socket.close()
-        self.spawner.close()
         if self.is_temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
