@@ -277,7 +277,7 @@ def many_reader(keys: Sequence[bytes]) -> Callable[[Node], list[bytes | None]]:
             size += len(value or b"")
             if size > SCAN_BYTES_MAX:
                 raise InvalidRequest(
-                    f"the values are over {SCAN_BYTES_MAX} bytes together", hint="ask for fewer keys"
+                    f"the values are over {SCAN_BYTES_MAX} bytes in all", hint="ask for fewer keys"
                 )
             values.append(value)
         return values
