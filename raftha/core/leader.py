@@ -218,10 +218,13 @@ class Leadership:
         if progress.mode is not Mode.FETCH:
             return
         progress.mode = Mode.PROBE
-        if progress.next != previous.index + 1 or not entries:
+        # The answer may be to a question of this node's earlier leadership. What lay behind commit
+        # then may have been replaced since, here and on disk; what was committed is still the same.
+        committed = tuple(entry for entry in entries if entry.index <= self._log.commit)
+        if progress.next != previous.index + 1 or not committed:
             self._send_append(peer)
         else:
-            self._send_entries(peer, progress, previous.index, previous.term, tuple(entries))
+            self._send_entries(peer, progress, previous.index, previous.term, committed)
 
     def log_read_failed(self, peer: int, first_index: int) -> None:
         """The entries `peer` needs are gone; the log on disk begins at `first_index`."""
