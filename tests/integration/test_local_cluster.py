@@ -280,13 +280,6 @@ def test_reserved_ports_are_never_given_twice() -> None:
         one.close()
 
 
-def test_the_readme_s_example_works() -> None:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (example,) = (block for block in blocks if "LocalCluster" in block)
-    exec(compile(example, "README.md", "exec"), {})
-
-
 def test_status_of_the_command_line_shows_a_real_cluster(cluster: LocalCluster) -> None:
     leader = cluster.wait_ready()
     command = [sys.executable, "-m", "raftha", "status", "--json", cluster.addresses[1]]
