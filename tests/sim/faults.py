@@ -57,15 +57,14 @@ class Faults:
         self._is_over = True
         self._network.calm()
         for member in self._members.values():
-            member.paused_until = member.stalled_until = 0.0
-            member.disarm()
+            member.calm()
             member.start()
 
     def on_role(self, member: Member, role: str) -> None:
         """A member became something."""
         if role == "leader" and not self._is_over:
             if self._rng.random() < self._swarm.strike_chance:
-                delay = self._rng.choice((0.0, 1.0, 3.0, 10.0)) * self._swarm.delay_s
+                delay = self._rng.uniform(0, 8) * self._swarm.delay_s
                 strike = self._rng.choice((self._crash_one, self._isolate))
                 self._world.at(delay, strike, member, actor=member)
 

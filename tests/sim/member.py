@@ -107,6 +107,7 @@ class Member:
         self._swarm = swarm
         self._machine = machine
         self._watch = watch
+        self._is_calm = False
         self._is_turn_due = False
         self._countdown: int | None = None
         self._delivered: list[tuple[Waiter, Any]] = []
@@ -128,7 +129,7 @@ class Member:
             self.node = self._open()
         except SimulatedCrash:
             self._world.note(self.id, "start crashed")
-            self._lose(is_power_loss=True)
+            self._lose(is_power_loss=self._has_power_loss())
             return
         self._world.note(self.id, "start", f"log ends at {self.node.core.log.last_index}")
         self._watch.on_start(self)
@@ -189,8 +190,11 @@ class Member:
             self.disk.crash()
         self._watch.on_crash(self)
 
+    def _has_power_loss(self) -> bool:
+        return self.rng.random() < self._swarm.power_loss_chance
+
     def arm(self, operations: int) -> None:
-        """Lose power when the disk has done this many more operations."""
+        """Crash when the disk has done this many more operations."""
         self._countdown = operations
         self.disk.fault = self._on_disk_operation
 
@@ -199,8 +203,10 @@ class Member:
         self.has_disk_error = True
         self.disk.fault = self._on_disk_operation
 
-    def disarm(self) -> None:
-        """The disk works again."""
+    def calm(self) -> None:
+        """The disk works, and as fast as it can; the member is awake."""
+        self._is_calm = True
+        self.paused_until = self.stalled_until = 0.0
         self._countdown = None
         self.has_disk_error = False
         self.disk.fault = None
@@ -226,12 +232,12 @@ class Member:
             work(*args)
         except SimulatedCrash:
             self._world.counts["crash in a disk operation"] += 1
-            self.crash(is_power_loss=True, is_silent=self.rng.random() < 0.5)
+            self.crash(is_power_loss=self._has_power_loss(), is_silent=self.rng.random() < 0.5)
         except StorageFailed as error:
             self._world.note(self.id, "storage failed", str(error))
             assert self.node is not None
             self.node.fail(str(error), StorageFailed(str(error)), Disconnected(str(error)))
-            self.crash(is_power_loss=self.rng.random() < 0.5, is_silent=False)
+            self.crash(is_power_loss=self._has_power_loss(), is_silent=False)
 
     # ---------------------------------------------------------------- callers
 
@@ -285,7 +291,7 @@ class Member:
         except Compacted as compacted:
             result = compacted.first_index
         # Reads are slow now and then: much may happen until the node gets what it asked for.
-        pause = self.rng.choice((0.0, self._disk_time(), 20 * self._disk_time()))
+        pause = 0.0 if self._is_calm else self.rng.choice((0.0, 0.01, 0.1, 1.0))
         self._later(pause, self._on_log_read, request.peer, result)
 
     def _on_log_read(self, peer: int, result: tuple[LogPosition, list[Entry]] | int) -> None:

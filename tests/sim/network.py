@@ -4,7 +4,7 @@ Theory of operation. Each pair of members has a *link*. A connection over it has
 each side comes to know of its beginning and its end at a time of its own; a message that is on its
 way when the connection ends is lost. While both members are up and nothing blocks the link, it is
 dialled again and again. On top of it, by the seed's swarm: delay, loss, loss of certain kinds of
-messages only, duplication, reordering, and blocking of one direction or both, which loses messages
+messages only, stragglers, duplication, reordering, and blocking of one direction or both, which loses messages
 silently. Some messages travel as the bytes that `raftha.wire` makes of them.
 """
 
@@ -20,6 +20,7 @@ from tests.sim.swarm import Swarm
 from tests.sim.world import Actor, World
 
 REDIAL_S = (0.02, 0.2)
+STRAGGLER_S = 1.0
 _PREFIX_BYTES = 4
 
 
@@ -133,6 +134,8 @@ class Network:
 
     def _post(self, link: Link, generation: int, message: PeerMessage) -> None:
         arrival = self._world.now + self._delay()
+        if not self._is_calm and self._rng.random() < self._swarm.straggler_chance:
+            arrival += self._rng.uniform(0, STRAGGLER_S)
         if self._swarm.is_fifo:
             way = message.sender, message.to
             arrival = self._arrivals[way] = max(arrival, self._arrivals.get(way, 0.0))

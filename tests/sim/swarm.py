@@ -7,7 +7,7 @@ seed leaves out many faults altogether and draws the strength of the others from
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from raftha.core import (
 from raftha.wire import Forward
 
 T = TypeVar("T")
+DIRECTED_CHANCE = 0.1
 _LOSSY = (
     Append, AppendReply, Heartbeat, HeartbeatReply, VoteRequest, VoteReply, ReadReply, TimeoutNow,
     Forward,
@@ -44,6 +45,7 @@ class Swarm:
     lossy_kinds: tuple[type, ...]
     lossy_chance: float
     duplication: float
+    straggler_chance: float
     wire_chance: float
     silent_crash_chance: float
 
@@ -84,7 +86,54 @@ class Swarm:
 
 
 def draw(rng: Random) -> Swarm:
-    """Draw a swarm; half of the faults are off in most of them."""
+    """Draw a swarm; half of the faults are off in most of them.
+
+    Some are of the kind that Raft's rule on older terms is about (paper, figure 8): leaders fall as
+    soon as they are elected, and what they send spreads an entry at a time, if at all.
+    """
+    swarm = _draw(rng)
+    if rng.random() < DIRECTED_CHANCE:
+        return replace(
+            swarm,
+            size=3,
+            chaos_s=8.0,
+            turn_s=0.0002,
+            delay_s=0.004,
+            is_fifo=True,
+            loss=0.0,
+            lossy_kinds=(Append,),
+            lossy_chance=0.5,
+            duplication=0.0,
+            silent_crash_chance=0.0,
+            straggler_chance=0.0,
+            disk_s=0.001,
+            checkpoint_s=60.0,
+            append_bytes_max=1,
+            in_flight_messages_max=1,
+            crash_every_s=0.2,
+            crash_all_chance=0.0,
+            mid_operation_chance=0.0,
+            restart_s=0.15,
+            disk_error_every_s=0.0,
+            partition_every_s=0.0,
+            partition_s=0.15,
+            one_way_chance=0.0,
+            reset_chance=1.0,
+            flap_every_s=0.0,
+            pause_every_s=0.0,
+            clock_every_s=0.0,
+            transfer_every_s=0.0,
+            stall_every_s=0.0,
+            leader_chance=0.95,
+            strike_chance=0.9,
+            clients=2,
+            session_clients=0,
+            think_s=0.1,
+        )
+    return swarm
+
+
+def _draw(rng: Random) -> Swarm:
     size = rng.choice((1, 3, 3, 3, 3, 3, 5, 5))
     lossy = rng.sample(_LOSSY, rng.choice((0, 0, 1, 1, 2)))
     return Swarm(
@@ -97,6 +146,7 @@ def draw(rng: Random) -> Swarm:
         lossy_kinds=tuple(lossy),
         lossy_chance=rng.choice((0.3, 0.6, 0.9)),
         duplication=rng.choice((0.0, 0.0, 0.02, 0.3)),
+        straggler_chance=rng.choice((0.0, 0.0, 0.01, 0.05)),
         wire_chance=rng.choice((0.0, 0.05, 0.3)),
         silent_crash_chance=rng.choice((0.0, 0.5, 1.0)),
         disk_s=rng.choice((0.0002, 0.001, 0.005, 0.03)),
@@ -125,10 +175,10 @@ def draw(rng: Random) -> Swarm:
         stall_s=rng.choice((0.05, 0.3, 0.8)),
         leader_chance=rng.choice((0.2, 0.7, 0.95)),
         strike_chance=rng.choice((0.0, 0.0, 0.3, 0.8)),
-        clients=rng.randint(1, 5),
+        clients=rng.randint(2, 6),
         session_clients=rng.randint(0, 3),
         keys=rng.randint(1, 4),
-        think_s=rng.choice((0.01, 0.05, 0.2)),
+        think_s=rng.choice((0.005, 0.02, 0.1)),
         depth=rng.choice((1, 1, 3)),
         timeout_s=rng.choice((0.2, 0.8, 3.0)),
     )

@@ -23,7 +23,7 @@ from random import Random
 from typing import Any, Protocol
 
 RECENT_MAX = 60
-EVENTS_MAX = 400_000
+EVENTS_MAX = 150_000
 """An event loop that never ends is a failure like any other."""
 
 

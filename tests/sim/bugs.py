@@ -1,0 +1,341 @@
+"""Bugs to plant: each breaks one rule of the real code, and the simulation must notice.
+
+Theory of operation. A bug is a function named after what goes wrong; it returns the methods to
+replace. `planted` puts them in place and takes them out again. They live in this process only: a
+simulation that finds nothing is worth as much as the bugs that it would have found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from raftha.core import Append, Heartbeat, Raft, RaftLog, ReadState, VoteReply, VoteRequest
+from raftha.core.leader import Leadership
+from raftha.core.messages import Message
+from raftha.core.outbox import Outbox
+from raftha.core.progress import Mode, Progress
+from raftha.core.reads import Read, ReadRounds
+from raftha.entry import Entry, Group, HardState, LogPosition
+from raftha.readings import Readings
+from raftha.storage import wal as wal_module
+from raftha.storage.sessions import Outcome, Sessions
+from raftha.storage.wal import Wal
+from raftha.submissions import InFlight, Submissions
+from tests.sim.store import DictStore
+
+Patch = tuple[Any, str, Any]
+Bug = Callable[[], list[Patch]]
+
+
+class _DeafDisk:
+    """A disk that doesn't do `operation`."""
+
+    def __init__(self, disk: Any, operation: str) -> None:
+        self._disk = disk
+        self._operation = operation
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._operation:
+            return lambda _: None
+        return getattr(self._disk, name)
+
+
+def acknowledge_before_fsync() -> list[Patch]:
+    """The log writes, and says that it is durable, without waiting for the disk."""
+    return [(Wal, "_write", _deaf(Wal._write, "fdatasync"))]
+
+
+def rename_not_synced() -> list[Patch]:
+    """A new segment's name isn't made durable before what is in it is acknowledged (W2)."""
+    return [(Wal, "_roll", _deaf(Wal._roll, "sync_dir"))]
+
+
+def _deaf(method: Callable[..., None], operation: str) -> Callable[..., None]:
+    def deaf(self: Wal, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
+        disk = self._disk
+        self._disk = _DeafDisk(disk, operation)
+        try:
+            method(self, hard_state, entries)
+        finally:
+            self._disk = disk
+
+    return deaf
+
+
+def vote_not_persisted() -> list[Patch]:
+    """The term is written to the disk, whom this node voted for in it is not (R1)."""
+    original = Wal.append
+
+    def append(self: Wal, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
+        forgetful = hard_state._replace(vote=0) if hard_state is not None else None
+        original(self, forgetful, entries)
+
+    return [(Wal, "append", append)]
+
+
+def commit_older_term_by_counting() -> list[Patch]:
+    """An entry of an earlier term counts as committed once a majority has it (R4, figure 8)."""
+
+    def may_commit(self: Leadership, index: int) -> bool:
+        return True
+
+    return [(Leadership, "_may_commit", may_commit)]
+
+
+def truncate_without_conflict() -> list[Patch]:
+    """A follower drops what is behind an append's entries, even if they match (R6)."""
+
+    def merge(self: RaftLog, message: Append) -> int | None:
+        prev_index, entries = message.prev_index, message.entries
+        if prev_index < self.commit:
+            entries = entries[self.commit - prev_index :]
+            if not entries:
+                return self.commit
+        elif self.term(prev_index) != message.prev_term:
+            return None
+        if entries:
+            self._extend(entries)
+        return entries[-1].index if entries else prev_index
+
+    return [(RaftLog, "merge", merge)]
+
+
+def dedup_dropped() -> list[Patch]:
+    """A group that comes again is applied again."""
+    original = Sessions.admit
+
+    def admit(
+        self: Sessions, group: Group, entry: Entry, first_sequence: int
+    ) -> Outcome | None:
+        session = self._sessions.get(group.session)
+        if session is None or group.number < session.floor:
+            return original(self, group, entry, first_sequence)
+        kept = session.kept.pop(group.number, None)
+        if kept is not None:
+            session.size -= kept.size
+            self._size -= kept.size
+        return None
+
+    return [(Sessions, "admit", admit)]
+
+
+def reply_before_durable() -> list[Patch]:
+    """A follower acknowledges entries that are on their way to its disk (R2)."""
+
+    def send(self: Outbox, message: Message, term: int, vote: int) -> None:
+        (self._now if self.is_durable(term, vote) else self._held).append(message)
+
+    return [(Outbox, "send", send)]
+
+
+def leader_counts_itself_early() -> list[Patch]:
+    """A leader counts its own disk in before the write is done (R3)."""
+    original = Leadership.advance_commit
+
+    def advance_commit(self: Leadership) -> None:
+        persisted, self._log.persisted = self._log.persisted, self._log.last_index
+        original(self)
+        self._log.persisted = persisted
+
+    return [(Leadership, "advance_commit", advance_commit)]
+
+
+def read_without_quorum() -> list[Patch]:
+    """A leader answers reads without asking whether it still leads (R8)."""
+
+    def begin_reads(self: Leadership) -> None:
+        if self._reads.has_waiting and not self._reads.is_asking and self.can_read:
+            self._reads.begin(self._log.commit)
+            self._answer_reads(*self._reads.finish())
+
+    return [(Leadership, "_begin_reads", begin_reads)]
+
+
+def read_before_own_commit() -> list[Patch]:
+    """A new leader answers reads from a commit index of an earlier term (R8)."""
+    return [(Leadership, "can_read", property(lambda self: True))]
+
+
+def old_round_confirms_read() -> list[Patch]:
+    """A reply to an earlier round of heartbeats confirms a later read (R8)."""
+    original = ReadRounds.hear
+
+    def hear(
+        self: ReadRounds, peer: int, read_round: int, needed: int
+    ) -> tuple[int, list[Read]] | None:
+        return original(self, peer, self.round, needed)
+
+    return [(ReadRounds, "hear", hear)]
+
+
+def read_before_applied() -> list[Patch]:
+    """A confirmed read runs before the state has applied the read index."""
+
+    def answer(self: Readings, answers: Sequence[ReadState]) -> bool:
+        for read_id, _ in answers:
+            if read_id == self._id and self._asking:
+                self._confirmed.append((0, self._asking))
+                self._asking = []
+        return False
+
+    return [(Readings, "answer", answer)]
+
+
+def checkpoint_not_atomic() -> list[Patch]:
+    """A checkpoint's contents become durable before the position that they are at."""
+    original = DictStore.write
+
+    def write(self: DictStore, items: Any, meta: bytes) -> None:
+        late = getattr(self, "_late", None)
+        original(self, items, meta)
+        self._meta, self._late = late, meta  # type: ignore[attr-defined]
+
+    return [(DictStore, "write", write)]
+
+
+def vote_for_shorter_log() -> list[Patch]:
+    """A vote is given to a candidate whose log lacks what the voter has (paper 5.4.1)."""
+
+    def is_up_to_date(self: RaftLog, last_index: int, last_term: int) -> bool:
+        return True
+
+    return [(RaftLog, "is_up_to_date", is_up_to_date)]
+
+
+def vote_twice() -> list[Patch]:
+    """A second candidate of the same term gets a vote, too."""
+
+    def on_vote_request(self: Raft, message: VoteRequest) -> None:
+        granted = self.log.is_up_to_date(message.last_index, message.last_term)
+        if granted and not message.pre:
+            self.vote = message.sender
+        term = message.term if granted else self.term
+        self._send(VoteReply(message.sender, self.id, term, granted, message.pre))
+
+    return [(Raft, "_on_vote_request", on_vote_request)]
+
+
+def heartbeat_commits_unmatched() -> list[Patch]:
+    """A heartbeat's commit index isn't limited to what the follower is known to have."""
+
+    def send_heartbeats(self: Leadership) -> None:
+        for peer in self.progress:
+            commit = self._log.commit
+            self._send(Heartbeat(peer, self.id, self.term, commit, self._reads.round))
+
+    return [(Leadership, "send_heartbeats", send_heartbeats)]
+
+
+def torn_tail_not_cut() -> list[Patch]:
+    """Recovery goes on behind the last whole write without making it durable, or cutting."""
+    return [(wal_module, "cut_tail", lambda disk, segment, last_write: None)]
+
+
+def sent_counts_as_unsent() -> list[Patch]:
+    """A write that has left the node is called rejected when its deadline passes."""
+
+    def send(self: Submissions, group: InFlight) -> None:
+        group.sent_at = self._router.now()
+        self._router.route(group)
+
+    return [(Submissions, "_send", send)]
+
+
+# Found by this simulation in the real code; put back to see that they would be found again.
+
+
+def old_log_read_is_sent() -> list[Patch]:
+    """What a former leadership asked the disk for is sent, though the log has changed since."""
+
+    def log_read(
+        self: Leadership, peer: int, previous: LogPosition, entries: Sequence[Entry]
+    ) -> None:
+        progress = self.progress[peer]
+        if progress.mode is not Mode.FETCH:
+            return
+        progress.mode = Mode.PROBE
+        if progress.next != previous.index + 1 or not entries:
+            self._send_append(peer)
+        else:
+            self._send_entries(peer, progress, previous.index, previous.term, tuple(entries))
+
+    return [(Leadership, "log_read", log_read)]
+
+
+def reconnected_is_asked_for_entry_1() -> list[Patch]:
+    """A follower that a new leader hasn't heard of is asked for entries that are compacted."""
+    original = Progress.probe
+
+    def probe(self: Progress) -> None:
+        original(self)
+        self.next = self.match + 1
+
+    return [(Progress, "probe", probe)]
+
+
+def lost_appends_stay_lost() -> list[Patch]:
+    """Nobody looks for lost appends once they are out of the leader's memory."""
+
+    def send_probe(self: Leadership, peer: int, progress: Progress) -> None:
+        previous_term = self._log.term(progress.next - 1)
+        if previous_term is not None:
+            self._send_news(peer, progress, progress.next - 1, previous_term, ())
+
+    return [(Leadership, "_send_probe", send_probe)]
+
+
+def waiting_reads_spin() -> list[Patch]:
+    """A node with reads and no leader takes turn after turn without a pause."""
+    original = Readings.answer
+
+    def answer(self: Readings, answers: Sequence[ReadState]) -> bool:
+        original(self, answers)
+        return bool(self._waiting) and not self._asking
+
+    return [(Readings, "answer", answer)]
+
+
+BUGS: dict[str, Bug] = {
+    bug.__name__: bug
+    for bug in (
+        acknowledge_before_fsync,
+        vote_not_persisted,
+        commit_older_term_by_counting,
+        truncate_without_conflict,
+        dedup_dropped,
+        reply_before_durable,
+        leader_counts_itself_early,
+        read_without_quorum,
+        read_before_own_commit,
+        old_round_confirms_read,
+        read_before_applied,
+        checkpoint_not_atomic,
+        vote_for_shorter_log,
+        vote_twice,
+        heartbeat_commits_unmatched,
+        rename_not_synced,
+        torn_tail_not_cut,
+        sent_counts_as_unsent,
+        old_log_read_is_sent,
+        reconnected_is_asked_for_entry_1,
+        lost_appends_stay_lost,
+        waiting_reads_spin,
+    )
+}
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """Have the bug `name` in the code; "" for none."""
+    patches = BUGS[name]() if name else []
+    originals = [(owner, attribute, getattr(owner, attribute)) for owner, attribute, _ in patches]
+    try:
+        for owner, attribute, replacement in patches:
+            # A property must be replaced on its class, found without running it.
+            setattr(owner, attribute, replacement)
+        yield
+    finally:
+        for owner, attribute, original in originals:
+            setattr(owner, attribute, original)
