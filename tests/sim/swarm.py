@@ -24,7 +24,7 @@ from raftha.core import (
 from raftha.wire import Forward
 
 T = TypeVar("T")
-DIRECTED_CHANCE = 0.1
+DIRECTED_CHANCE = 0.2
 _LOSSY = (
     Append, AppendReply, Heartbeat, HeartbeatReply, VoteRequest, VoteReply, ReadReply, TimeoutNow,
     Forward,
@@ -86,51 +86,83 @@ class Swarm:
 
 
 def draw(rng: Random) -> Swarm:
-    """Draw a swarm; half of the faults are off in most of them.
-
-    Some are of the kind that Raft's rule on older terms is about (paper, figure 8): leaders fall as
-    soon as they are elected, and what they send spreads an entry at a time, if at all.
-    """
+    """Draw a swarm; half of the faults are off in most of them, and a few are directed."""
     swarm = _draw(rng)
     if rng.random() < DIRECTED_CHANCE:
-        return replace(
-            swarm,
-            size=3,
-            chaos_s=8.0,
-            turn_s=0.0002,
-            delay_s=0.004,
-            is_fifo=True,
-            loss=0.0,
-            lossy_kinds=(Append,),
-            lossy_chance=0.5,
-            duplication=0.0,
-            silent_crash_chance=0.0,
-            straggler_chance=0.0,
-            disk_s=0.001,
-            checkpoint_s=60.0,
-            append_bytes_max=1,
-            in_flight_messages_max=1,
-            crash_every_s=0.2,
-            crash_all_chance=0.0,
-            mid_operation_chance=0.0,
-            restart_s=0.15,
-            disk_error_every_s=0.0,
-            partition_every_s=0.0,
-            partition_s=0.15,
-            one_way_chance=0.0,
-            reset_chance=1.0,
-            flap_every_s=0.0,
-            pause_every_s=0.0,
-            clock_every_s=0.0,
-            transfer_every_s=0.0,
-            stall_every_s=0.0,
-            leader_chance=0.95,
-            strike_chance=0.9,
-            clients=2,
-            session_clients=0,
-            think_s=0.1,
-        )
+        return rng.choice((_falling_leaders, _cut_off_leaders))(swarm, rng)
     return swarm
+
+
+def _falling_leaders(swarm: Swarm, rng: Random) -> Swarm:
+    """Leaders fall as soon as they are elected, and what they send spreads an entry at a time.
+
+    This is what Raft's rule on entries of older terms is about (paper, figure 8).
+    """
+    return replace(
+        _without_faults(swarm),
+        chaos_s=8.0,
+        is_fifo=True,
+        lossy_kinds=(Append,),
+        lossy_chance=0.5,
+        append_bytes_max=1,
+        in_flight_messages_max=1,
+        window_bytes_max=rng.choice((1, 32 << 20)),
+        crash_every_s=0.2,
+        partition_s=0.15,
+        reset_chance=1.0,
+        leader_chance=0.95,
+        strike_chance=0.9,
+        clients=2,
+        session_clients=0,
+        think_s=0.1,
+    )
+
+
+def _cut_off_leaders(swarm: Swarm, rng: Random) -> Swarm:
+    """Leaders are cut off from the others, but not from clients, and old replies still come in."""
+    return replace(
+        _without_faults(swarm),
+        is_fifo=False,
+        straggler_chance=rng.choice((0.2, 0.5)),
+        partition_every_s=0.4,
+        partition_s=1.0,
+        leader_chance=0.95,
+        clients=6,
+        keys=1,
+        think_s=0.01,
+        timeout_s=0.8,
+    )
+
+
+def _without_faults(swarm: Swarm) -> Swarm:
+    """Three members on a quick network and quick disks; what crashes is back soon."""
+    return replace(
+        swarm,
+        size=3,
+        turn_s=0.0002,
+        delay_s=0.004,
+        loss=0.0,
+        lossy_kinds=(),
+        duplication=0.0,
+        straggler_chance=0.0,
+        silent_crash_chance=0.0,
+        disk_s=0.001,
+        checkpoint_s=60.0,
+        crash_every_s=0.0,
+        crash_all_chance=0.0,
+        mid_operation_chance=0.0,
+        restart_s=0.15,
+        disk_error_every_s=0.0,
+        partition_every_s=0.0,
+        one_way_chance=0.0,
+        reset_chance=0.0,
+        flap_every_s=0.0,
+        pause_every_s=0.0,
+        clock_every_s=0.0,
+        transfer_every_s=0.0,
+        stall_every_s=0.0,
+        strike_chance=0.0,
+    )
 
 
 def _draw(rng: Random) -> Swarm:
@@ -154,7 +186,7 @@ def _draw(rng: Random) -> Swarm:
         checkpoint_s=rng.choice((0.1, 0.3, 1.0, 60.0)),
         append_bytes_max=rng.choice((1, 1, 400, 4096, 4 << 20)),
         in_flight_messages_max=rng.choice((1, 4, 256)),
-        window_bytes_max=rng.choice((1, 1000, 10_000, 32 << 20)),
+        window_bytes_max=rng.choice((1, 1, 1000, 10_000, 32 << 20)),
         write_bytes_max=rng.choice((1, 2000, 8 << 20)),
         crash_every_s=_maybe(rng, (0.3, 0.7, 2.0)),
         crash_all_chance=rng.choice((0.0, 0.05, 0.3)),

@@ -1,0 +1,114 @@
+"""Runs seeds: `python -m tests.sim --seeds 1000`, and replays one: `python -m tests.sim --replay 42`.
+
+Prints a line per failing seed, the story of the first, and the command to see it again. Exits with
+1 if a seed failed; with a planted bug (`--bug NAME`, `--bugs` for all), if none did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+
+from tests.sim.bugs import BUGS, planted
+from tests.sim.cluster import Outcome, run
+
+BUG_SEEDS = 300
+
+
+def main() -> int:
+    """Parse the command line, and do as it says."""
+    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=200, help="how many seeds to run")
+    parser.add_argument("--seed", type=int, default=1, help="the first seed")
+    parser.add_argument("--replay", type=int, help="run one seed, twice, and tell its story")
+    parser.add_argument("--bug", choices=sorted(BUGS), default="", help="plant a bug first")
+    parser.add_argument("--bugs", action="store_true", help="plant every bug, one after the other")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    if args.bugs:
+        return find_all(args.seeds, args.processes)
+    if args.replay is not None:
+        return replay(args.replay, args.bug)
+    outcomes = run_seeds(range(args.seed, args.seed + args.seeds), args.bug, args.processes)
+    return 1 if outcomes == bool(args.bug) else 0
+
+
+def run_one(bug: str, seed: int) -> Outcome:
+    """Run a seed in this process."""
+    with planted(bug):
+        return run(seed)
+
+
+def run_seeds(seeds: range, bug: str, processes: int) -> bool:
+    """Run many seeds and sum them up; whether all went well."""
+    began = time.monotonic()
+    counts: Counter[str] = Counter()
+    events = acknowledged = failed = 0
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for outcome in pool.map(partial(run_one, bug), seeds, chunksize=4):
+            counts.update(outcome.counts)
+            events += outcome.events
+            acknowledged += outcome.acknowledged
+            if outcome.violation:
+                failed += 1
+                tell(outcome, bug, has_story=failed == 1)
+    took = time.monotonic() - began
+    print(
+        f"{len(seeds)} seeds, {failed} failed, {events} events, {acknowledged} writes acknowledged, "
+        f"{took:.0f} s, {len(seeds) / took:.1f} seeds/s"
+    )
+    print(", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
+    return not failed
+
+
+def replay(seed: int, bug: str) -> int:
+    """Run one seed twice, tell its story, and see that both runs were the same."""
+    outcome = run_one(bug, seed)
+    again = run_one(bug, seed)
+    tell(outcome, bug, has_story=True)
+    print(f"{outcome.events} events in {outcome.seconds:.3f} s, digest {outcome.digest:08x}")
+    if again != outcome:
+        print(f"NOT DETERMINISTIC: {again.events} events, digest {again.digest:08x} the second time")
+        return 1
+    return 1 if bool(outcome.violation) != bool(bug) else 0
+
+
+def find_all(seeds: int, processes: int) -> int:
+    """Plant each bug and run seeds until one finds it; print the table."""
+    missed = 0
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        found = pool.map(partial(find, seeds=seeds), BUGS)
+        for name, outcome in zip(BUGS, found, strict=True):
+            missed += outcome is None
+            seed = "none" if outcome is None else str(outcome.seed)
+            first = "" if outcome is None else outcome.violation.strip().splitlines()[-1]
+            print(f"{name:34} seed {seed:>5}  {first[:120]}", flush=True)
+    return 1 if missed else 0
+
+
+def find(bug: str, *, seeds: int = BUG_SEEDS) -> Outcome | None:
+    """Run seeds with `bug` planted until one of them fails."""
+    with planted(bug):
+        outcomes = (run(seed) for seed in range(1, seeds + 1))
+        return next((outcome for outcome in outcomes if outcome.violation), None)
+
+
+def tell(outcome: Outcome, bug: str, *, has_story: bool) -> None:
+    """Print what went wrong, and how to see it again."""
+    planting = f" --bug {bug}" if bug else ""
+    if outcome.violation:
+        print(f"\nseed {outcome.seed}: {outcome.violation}")
+    if has_story and outcome.story:
+        print(outcome.story)
+    if outcome.violation:
+        print(f"replay with: python -m tests.sim --replay {outcome.seed}{planting}\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
