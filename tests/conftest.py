@@ -23,6 +23,13 @@ _PROFILE = "ci" if "CI" in os.environ else "default"
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _PROFILE))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what the tests of `tests/datadriven` can be told."""
+    parser.addoption(
+        "--rewrite", action="store_true", help="write the core's transcripts as they are now"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Explain a checkout without symbolic links; its import errors wouldn't."""
     del config

@@ -1,0 +1,128 @@
+"""One line for each thing that happens, for readers who know Raft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from raftha.core import (
+    Append,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    Message,
+    Raft,
+    ReadReply,
+    ReadRequest,
+    TimeoutNow,
+    VoteReply,
+    VoteRequest,
+    Write,
+)
+from raftha.entry import Entry, EntryKind
+from raftha.events import Event, LeaderElected, LeaderLost, ReplicaBehindLog, RoleChanged
+
+
+def entry_text(entry: Entry) -> str:
+    """Return "index/term content"."""
+    content = "noop" if entry.kind == EntryKind.NOOP else bytes(entry.payload).decode()
+    return f"{entry.index}/{entry.term} {content}".rstrip()
+
+
+def entries_text(entries: Sequence[Entry]) -> str:
+    return f"[{', '.join(map(entry_text, entries))}]"
+
+
+def message_type(message: Message) -> str:
+    """Return the message's type; pre-votes have names of their own."""
+    name = type(message).__name__
+    return f"Pre{name}" if isinstance(message, VoteRequest | VoteReply) and message.pre else name
+
+
+def message_text(message: Message) -> str:
+    """Return "from->to Type term=... details"."""
+    head = f"{message.sender}->{message.to} {message_type(message)} term={message.term}"
+    return f"{head} {_details(message)}".rstrip()
+
+
+def _details(message: Message) -> str:
+    text = ""
+    match message:
+        case VoteRequest():
+            text = f"last={message.last_index}/{message.last_term}" + " transfer" * message.transfer
+        case VoteReply():
+            text = "granted" if message.granted else "refused"
+        case Append():
+            text = f"prev={message.prev_index}/{message.prev_term} commit={message.commit}"
+            text += f" entries={entries_text(message.entries)}"
+        case AppendReply() if message.ok:
+            text = f"ok={message.index}"
+        case AppendReply():
+            text = f"rejected={message.index} hint={message.hint_index}/{message.hint_term}"
+        case Heartbeat():
+            text = f"commit={message.commit} round={message.read_round}"
+        case HeartbeatReply():
+            text = f"round={message.read_round}"
+        case ReadRequest():
+            text = f"id={message.read_id}"
+        case ReadReply():
+            text = f"id={message.read_id} index={message.index}"
+        case TimeoutNow():
+            pass
+        case _:
+            assert_never(message)
+    return text
+
+
+def write_text(write: Write) -> str:
+    """Return what a write makes durable."""
+    parts = []
+    if write.hard_state is not None:
+        state = write.hard_state
+        parts.append(f"term={state.term} vote={state.vote} commit={state.commit}")
+    if write.entries:
+        parts.append(f"entries={entries_text(write.entries)}")
+    return " ".join(parts)
+
+
+def event_text(event: Event) -> str | None:
+    """Return what the node noticed; None for what another line says already."""
+    match event:
+        case RoleChanged():
+            return f"{event.node_id} became {event.role} in term {event.term}"
+        case LeaderElected() if event.leader == event.node_id:
+            return None
+        case LeaderElected():
+            return f"{event.node_id} follows {event.leader} in term {event.term}"
+        case LeaderLost():
+            return f"{event.node_id} lost leader {event.leader}: {event.reason}"
+        case ReplicaBehindLog():
+            needs, first = event.needs_index, event.first_index
+            return f"{event.node_id} can't help {event.peer}: it needs {needs}, the log has {first}"
+        case _:
+            raise AssertionError(f"an event of the core that has no line: {event}")
+
+
+def log_text(raft: Raft) -> str:
+    """Return the entries in memory, and the pointers."""
+    log = raft.log
+    held = log.between(log.anchor.index, log.last_index)
+    before = f"after {log.anchor.index}/{log.anchor.term}: " if log.anchor.index else ""
+    return f"{before}{entries_text(held)} {_pointers(raft)}"
+
+
+def status_lines(raft: Raft) -> list[str]:
+    """Return what a node knows of itself and, if it leads, of the others."""
+    leader = raft.leader or "none"
+    state = f"{raft.role} term={raft.term} vote={raft.vote} leader={leader}"
+    lines = [f"{raft.id} {state} last={raft.log.last_index}/{raft.log.last_term} {_pointers(raft)}"]
+    for peer, progress in sorted(raft.progress.items()):
+        line = f"  {peer} {progress.mode.value} match={progress.match} next={progress.next}"
+        line += " paused" * progress.is_paused + " silent" * (not progress.is_active)
+        lines.append(line)
+    return lines
+
+
+def _pointers(raft: Raft) -> str:
+    log = raft.log
+    return f"persisted={log.persisted} commit={log.commit} applied={log.applied}"
