@@ -383,6 +383,9 @@ class Raft:
     def _become_follower(self, term: int, leader: int | None) -> None:
         if self.leader is not None and self.leader != leader:
             self._lose_leader("term")
+        if leader is not None:
+            # Before the timeout is set: from a leader that is alive it is to be the full one.
+            self._is_suspecting = False
         self._reset(term)
         self._set_role(Role.FOLLOWER)
         if leader is not None:
