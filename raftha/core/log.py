@@ -138,12 +138,14 @@ class RaftLog:
         """The last entry at or before `index` whose term is at most `term`, as (index, term).
 
         Where a leader and a follower disagree, each skips all entries that can't match with it, so
-        finding the common point takes a round per term, not per entry.
+        finding the common point takes a round per term, not per entry. A follower never gets past
+        its commit index: there the logs agree. A leader may have to, as what it has committed since
+        is what the follower lacks; where memory ends, it goes on as if all before might match.
         """
         index = min(index, self.last_index)
-        while index > self.commit:
+        while index > self.anchor.index:
             own = self.term(index)
-            assert own is not None, "everything above commit is in the window"
+            assert own is not None, "everything above anchor is in the window"
             if own <= term:
                 return index, own
             index -= 1
