@@ -55,6 +55,8 @@ class HaManager:
 
     async def start(self) -> None:
         """As `raftha.HaManager.start`; the work of opening is done on another thread."""
+        if self._runtime is not None and self._runtime.node.failure:
+            await self.stop()
         if self._runtime is None or not self._runtime.is_alive:
             self._runtime = await asyncio.to_thread(self._start)
 
@@ -128,8 +130,10 @@ class HaManager:
     def submit(self, packed: bytes, *, timeout: float | None = None) -> asyncio.Future[Receipt]:
         """Submit a command that is packed already (`raftha.storage.commands`), without waiting.
 
-        Commands submitted one after the other by one task are applied in that order.
+        Commands submitted one after the other by one task are applied in that order. InvalidRequest
+        if it isn't a command.
         """
+        commands.check_packed(packed)
         future: asyncio.Future[Receipt] = _future()
         self._hand_over(WriteOperation(future, deadline_of(self.config, timeout), packed))
         return future
@@ -162,8 +166,15 @@ class HaManager:
         have the first outcome (`raftha.storage.sessions.receipts` reads it). `floor`: every number
         below it is finished, the client will not ask for it again.
 
-        InvalidRequest if they are more than 65,536, or over 4 MiB together.
+        InvalidRequest if they are more than 65,536, over 4 MiB together, or not commands.
         """
+        if not (0 < session < 1 << 64 and 0 < floor <= number < 1 << 64):
+            raise InvalidRequest(
+                f"session {session}, number {number}, floor {floor}: they are over 0 and below "
+                "2**64, and the floor is at most the number"
+            )
+        for command in packed:
+            commands.check_packed(command)
         size = sum(map(len, packed))
         if size > commands.COMMAND_BYTES_MAX or len(packed) > commands.ARRAY_MAX:
             raise InvalidRequest(

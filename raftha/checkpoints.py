@@ -69,12 +69,13 @@ class Checkpoints:
         """Begin what is due by now."""
         if self._waiting:
             self._digest_if_due(now)
-            return
-        is_due = (
-            self._log_bytes >= self._config.max_wal_size
-            or now - self.began_at >= self._config.checkpoint_interval_sec
-        )
-        if is_due and not self._is_running and self._state.applied != self.last:
+        is_large = self._log_bytes >= self._config.max_wal_size
+        is_old = now - self.began_at >= self._config.checkpoint_interval_sec
+        if (
+            (is_large or (is_old and not self._waiting))
+            and not self._is_running
+            and self._state.applied != self.last
+        ):
             self._begin(now)
 
     def done(self, position: LogPosition, keys: int, digest: str, first_index: int) -> None:

@@ -67,7 +67,8 @@ class HaConfig:
     """A checkpoint begins at the latest this long after the last one, if anything was applied."""
 
     submit_queue_bytes_max: int = 64 * MIB
-    """Commands waiting on this node; beyond it callers get `Overloaded` at once. At least 8 MiB."""
+    """Commands on this node that have no outcome yet; beyond it callers get `Overloaded` at once.
+    At least 8 MiB."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -143,7 +144,14 @@ def parse_address(name: str, address: str) -> tuple[str, int]:
     """Split "host:port" (or "[v6]:port"); ConfigError naming `name` if it isn't one."""
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if (
+        not colon
+        or not host
+        or len(host) > 255
+        or not port.isascii()
+        or not port.isdigit()
+        or int(port) > 65535
+    ):
         raise ConfigError(f'{name} must be "host:port", got {address!r}')
     return host, int(port)
 

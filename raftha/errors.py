@@ -68,7 +68,7 @@ class Stopped(Rejected):
 
 
 class TransferFailed(Rejected):
-    """Leadership did not move: the target can't be reached, is not a member, or lags too far."""
+    """Leadership did not move: the target can't be reached or is not a member."""
 
 
 class Indeterminate(RafthaError):

@@ -1,7 +1,6 @@
 """What happens inside a node, as typed records.
 
-`core` returns events in `Ready` and never logs; the node turns each into one log line and hands it
-to observers.
+`core` returns events in `Ready` and never logs; the runtime turns each into one log line.
 """
 
 from __future__ import annotations
@@ -34,7 +33,10 @@ class LeaderElected(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderLost(Event):
-    """This node no longer knows a leader; `reason` is timeout, disconnected or quorum."""
+    """This node no longer knows a leader.
+
+    `reason` is timeout, disconnected, quorum, term or transfer.
+    """
 
     leader: int
     term: int
@@ -66,7 +68,7 @@ class ReplicaBehindLog(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageFailure(Event):
-    """A write, a sync or a checkpoint failed; the node has stopped taking part."""
+    """The disk failed, or an invariant was broken; the node has stopped taking part."""
 
     reason: str
 

@@ -56,10 +56,14 @@ class HaManager:
     def start(self) -> None:
         """Open the data directory and join the cluster; does nothing if it runs already.
 
+        A node that has failed is started anew.
+
         Returns once peers can connect; there may not be a leader yet, and calls wait for one.
         Raises ConfigError or StorageError if it can't start.
         """
         with self._lock:
+            if self._runtime is not None and self._runtime.node.failure:
+                self._runtime.stop()
             if self._runtime is None or not self._runtime.is_alive:
                 runtime = Runtime(self.config, self._machine)
                 runtime.start()
@@ -208,7 +212,8 @@ class HaManager:
     def failover_to(self, node_id: int, *, timeout: float | None = None) -> None:
         """Make `node_id` the leader, in order: returns once it is.
 
-        TransferFailed if it isn't a member, can't be reached or no quorum is there to agree.
+        TransferFailed if it isn't a member, can't be reached, or no leader is there to hand over.
+        RequestTimeout if it hasn't happened by the deadline; it still may.
         """
         waiter, deadline = self._waiter(timeout)
         self._run(TransferOperation(waiter, deadline, node_id))
@@ -237,7 +242,7 @@ class HaManager:
         waiter: ThreadWaiter = operation.waiter
         if runtime.submit((operation,)):
             raise overloaded()
-        if not waiter.wait(operation.deadline - time.monotonic() + GRACE_S):
+        if not waiter.wait(max(0.0, operation.deadline - time.monotonic() + GRACE_S)):
             raise RequestTimeout("the node did not answer by the deadline")
         if isinstance(waiter.result, Exception):
             raise waiter.result

@@ -7,16 +7,16 @@ touches a disk, a socket or a clock by itself, so the same node runs on an event
 threads (`runtime.py`) and in the simulator, under a clock and a disk that a seed decides.
 
 A turn: groups that wait become one batch if no write is under way -> the core says what to write,
-send, apply and read -> all of it goes out -> callers are released, all together.
+send, apply and read -> all of it goes out -> futures are completed, all together.
 
 Rules:
-  N1  All calls come from one thread, the node's. N2  What is applied is committed and on this
-  node's disk (core, R5). N3  A checkpoint freezes the write buffer between two entries; the host
-  writes it out, meanwhile the
-      next buffer fills. At most one is under way.
-  N4  The log gives up what is both in the last checkpoint and on the disk of every member. N5  The
-  first storage error or broken invariant ends the node for good: it answers nothing more and
-      tells every caller. The process it lives in goes on.
+  N1  All calls come from one thread, the node's.
+  N2  What is applied is committed and on this node's disk (core, R5).
+  N3  A checkpoint freezes the write buffer between two entries; the host writes it out, meanwhile
+      the next buffer fills. At most one is under way.
+  N4  The log gives up what is both in the checkpoint before last and on the disk of every member.
+  N5  The first storage error or broken invariant ends the node for good: it answers nothing more
+      and tells every caller. The process it lives in goes on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from raftha.clock import Clock
 from raftha.config import HaConfig
 from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
 from raftha.entry import Entry, HardState, LogPosition, decode_groups
-from raftha.errors import RafthaError, TransferFailed, Unavailable
+from raftha.errors import RafthaError, RequestTimeout, StorageError, TransferFailed, Unavailable
 from raftha.events import (
     CheckpointCompleted,
     Event,
@@ -132,9 +132,9 @@ class Node:
     # ---------------------------------------------------------------- operations
 
     @property
-    def queued_bytes(self) -> int:
-        """Commands that wait for their group; the bound on it is kept by who submits."""
-        return self._submissions.queued_bytes
+    def bytes_held(self) -> int:
+        """Commands that have no outcome yet; the bound on it is kept by who submits."""
+        return self._submissions.bytes_held
 
     def submit(self, operations: Sequence[Operation]) -> None:
         """Take in callers' operations, in order."""
@@ -207,7 +207,9 @@ class Node:
             now = self._clock.monotonic()
             if now >= self._next_expiry:
                 self._expire(now)
-            self._submissions.send_overdue()
+            if not self.core.is_leader:
+                # What a leader has routed to itself is in its log, or in its inbox.
+                self._submissions.send_overdue()
             self._readings.ask_again_if_overdue(now)
             self._checkpoints.on_tick(now)
         self._host.wake()
@@ -219,14 +221,16 @@ class Node:
         self.core.advance(write)
         self._host.wake()
 
-    def on_log_read(self, peer: int, previous: LogPosition, entries: Sequence[Entry]) -> None:
+    def on_log_read(
+        self, request: LogRead, previous: LogPosition, entries: Sequence[Entry]
+    ) -> None:
         """Entries for a follower that lags came from the disk."""
-        self.core.log_read(peer, previous, entries)
+        self.core.log_read(request, previous, entries)
         self._host.wake()
 
-    def on_log_compacted(self, peer: int, first_index: int) -> None:
+    def on_log_compacted(self, request: LogRead, first_index: int) -> None:
         """Entries for a follower that lags are not on the disk any more."""
-        self.core.log_read_failed(peer, first_index)
+        self.core.log_read_failed(request, first_index)
         self._host.wake()
 
     # ---------------------------------------------------------------- the turn
@@ -353,6 +357,9 @@ class Node:
     def _run_read(self, operation: ReadOperation) -> None:
         try:
             result = operation.read(self)
+        except StorageError as error:
+            self.deliver(operation, error)
+            raise
         except RafthaError as error:
             result = error
         self.deliver(operation, result)
@@ -427,7 +434,7 @@ class Node:
                 if operation.deadline > now:
                     earliest = min(earliest, operation.deadline)
                 elif isinstance(operation, TransferOperation):
-                    self.deliver(operation, TransferFailed(error))
+                    self.deliver(operation, RequestTimeout(error))
                 else:
                     self.deliver(operation, Unavailable(error))
         self._readings.forget_expired()

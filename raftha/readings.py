@@ -71,9 +71,10 @@ class Readings:
     def run_confirmed(self, applied_index: int) -> None:
         """Run the reads whose index the state has reached."""
         while self._confirmed and self._confirmed[0][0] <= applied_index:
-            for operation in self._confirmed.popleft()[1]:
+            for operation in self._confirmed[0][1]:
                 if operation.waiter is not None:
                     self._run(operation)
+            self._confirmed.popleft()
 
     def pending(self) -> list[ReadOperation]:
         """All reads that have no result yet."""

@@ -6,8 +6,8 @@ do what takes long: checkpoints and digests, and reading old log for followers t
 to them as jobs, and comes back as a call on the node's loop.
 
 Callers hand operations over through a deque with one wake-up for as many as come before the node's
-thread looks (`submit`), and are released together at the end of a turn (`flush`): a blocking caller
-through a lock of its own, all futures of one event loop through a single call on that loop.
+thread looks (`submit`). A blocking caller is released by a lock of its own, at once; all futures of
+one event loop by a single call on that loop, at the end of the turn (`flush`).
 
 Opening happens in the caller's thread, so whatever is wrong with the configuration or the disk is
 raised by `start`. After that, errors are final for the node and never for the process: an
@@ -44,7 +44,6 @@ from raftha.errors import (
     RafthaError,
     Stopped,
     StorageError,
-    StorageFailed,
 )
 from raftha.events import Event, RoleChanged
 from raftha.node import HEARTBEAT_TICKS, Node, make_core
@@ -267,14 +266,14 @@ class Runtime:
             return
         reason = f"{type(error).__name__}: {error}"
         log.critical("node=%d failed reason=%s", self.config.node_id, reason, exc_info=error)
-        unsent = StorageFailed(f"this node has failed: {reason}")
-        self.node.fail(reason, unsent, Disconnected(f"this node has failed: {reason}"))
+        unsent = Stopped(f"this node has failed: {reason}")
+        self.node.fail(reason, unsent, Disconnected(unsent.args[0]))
         self._loop.create_task(self._transport.stop())
 
     def _on_loop_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if isinstance(error, OSError):
-            # The network's, since no disk is touched on this thread: a peer's connection is lost.
+        if isinstance(error, OSError) and ("transport" in context or "protocol" in context):
+            # A peer's connection is lost, or couldn't be taken up; it will be tried again.
             log.warning("node=%d %s: %s", self.config.node_id, context.get("message"), error)
             return
         self._fail(error if error is not None else RuntimeError(context.get("message")))
@@ -284,7 +283,7 @@ class Runtime:
     def submit(self, operations: Sequence[Operation]) -> Sequence[Operation]:
         """Hand operations over, in order; return those for which the queue has no room.
 
-        Stopped or StorageFailed if the node has ended.
+        Stopped if the node has ended, be it by a failure.
         """
         with self._submit_lock:
             if not self._thread.is_alive() or self.node.failure:
@@ -296,15 +295,16 @@ class Runtime:
         return refused
 
     def _queue(self, operations: Sequence[Operation]) -> Sequence[Operation]:
-        room = self.config.submit_queue_bytes_max - self._submitted_bytes - self.node.queued_bytes
+        room = self.config.submit_queue_bytes_max - self._submitted_bytes - self.node.bytes_held
         size = sum(_size(operation) for operation in operations)
         refused: list[Operation] = []
         if size > room:
             fitting: list[Operation] = []
             size = 0
             for operation in operations:
-                is_fitting = size + _size(operation) <= room
-                size += _size(operation) if is_fitting else 0
+                extra = _size(operation)
+                is_fitting = not extra or size + extra <= room
+                size += extra if is_fitting else 0
                 (fitting if is_fitting else refused).append(operation)
             operations = fitting
         self._submitted.extend(operations)
@@ -313,7 +313,7 @@ class Runtime:
 
     def _ended(self) -> RafthaError:
         if self.node.failure and self.node.status().role == "failed":
-            return StorageFailed(f"this node has failed: {self.node.failure}")
+            return Stopped(f"this node has failed: {self.node.failure}")
         return Stopped("the node is stopped")
 
     def _drain(self) -> None:
@@ -322,10 +322,14 @@ class Runtime:
             self._submitted_bytes = 0
             self._is_draining = False
         if not self.node.failure:
-            self.node.submit(operations)
-            return
+            try:
+                self.node.submit(operations)
+                return
+            except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
+                self._fail(error)
         for operation in operations:
-            self.node.deliver(operation, self._ended())
+            if operation.waiter is not None:
+                self.node.deliver(operation, self._ended())
         self.flush()
 
     # ---------------------------------------------------------------- Host
@@ -346,7 +350,7 @@ class Runtime:
                 return
             try:
                 self._wal.append(write.hard_state, write.entries)
-            except StorageError as error:
+            except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
                 self._call(self._fail, error)
                 return
             self._call(self._on_written, write)
@@ -356,7 +360,7 @@ class Runtime:
             self.node.on_written(write)
 
     def read_log(self, request: LogRead) -> None:
-        self._job(partial(self._read_log, request.index), partial(self._on_log_read, request.peer))
+        self._job(partial(self._read_log, request.index), partial(self._on_log_read, request))
 
     def _read_log(self, index: int) -> tuple[LogPosition, list[Entry]] | int:
         try:
@@ -364,11 +368,11 @@ class Runtime:
         except Compacted as compacted:
             return compacted.first_index
 
-    def _on_log_read(self, peer: int, result: tuple[LogPosition, list[Entry]] | int) -> None:
+    def _on_log_read(self, request: LogRead, result: tuple[LogPosition, list[Entry]] | int) -> None:
         if isinstance(result, int):
-            self.node.on_log_compacted(peer, result)
+            self.node.on_log_compacted(request, result)
         else:
-            self.node.on_log_read(peer, *result)
+            self.node.on_log_read(request, *result)
 
     def checkpoint(self, frozen: Frozen, compact_index: int, *, with_digest: bool) -> None:
         self._job(

@@ -83,10 +83,16 @@ class Submissions:
         self.queued_bytes = 0
         self.in_flight: dict[tuple[int, int], InFlight] = {}
         self._router = router
+        self._in_flight_bytes = 0
         self._session = 0
         self._is_opening = False
         self._next_number = 1
         self._own_numbers: deque[int] = deque()
+
+    @property
+    def bytes_held(self) -> int:
+        """Commands of this node's callers that have no outcome yet."""
+        return self.queued_bytes + self._in_flight_bytes
 
     def add(self, operation: WriteOperation) -> None:
         """Queue a write."""
@@ -95,7 +101,8 @@ class Submissions:
 
     def add_group(self, operation: GroupOperation) -> None:
         """Send a group that carries its own number, or opens a session."""
-        number = operation.number or self._router.random_below(1 << 63)
+        # A session's opening has no number to tell it by but one made up here.
+        number = operation.number if operation.session else self._router.random_below(1 << 63)
         group = Group(
             operation.session, number, operation.floor, operation.count, operation.commands
         )
@@ -151,6 +158,7 @@ class Submissions:
 
     def _launch(self, group: InFlight) -> None:
         self.in_flight[group.session, group.number] = group
+        self._in_flight_bytes += len(group.encoded)
         self._send(group)
 
     def _send(self, group: InFlight) -> None:
@@ -174,7 +182,7 @@ class Submissions:
 
     def on_applied(self, applied: Applied) -> None:
         """This node applied a group; if somebody here waits for it, tell them."""
-        group = self.in_flight.pop((applied.session, applied.number), None)
+        group = self._take((applied.session, applied.number))
         if group is None:
             return
         outcome = applied.outcome
@@ -190,7 +198,7 @@ class Submissions:
 
     def on_refused(self, session: int, number: int) -> None:
         """The leader has too much to do and did not take this group."""
-        group = self.in_flight.pop((session, number), None)
+        group = self._take((session, number))
         if group is None:
             return
         if group.is_own and session == 0:
@@ -202,6 +210,12 @@ class Submissions:
         message = "the leader's queue is full"
         self._deliver_all(group, Overloaded(message) if is_sure else RequestTimeout(message))
 
+    def _take(self, key: tuple[int, int]) -> InFlight | None:
+        group = self.in_flight.pop(key, None)
+        if group is not None:
+            self._in_flight_bytes -= len(group.encoded)
+        return group
+
     def _number_anew(self, expired: InFlight) -> None:
         """The log no longer knows this node's session: put its groups back into the queue.
 
@@ -212,7 +226,7 @@ class Submissions:
         groups += [g for g in self.in_flight.values() if g.is_own and g.session == expired.session]
         self._session, self._own_numbers = 0, deque()
         for group in reversed(groups):
-            self.in_flight.pop((group.session, group.number), None)
+            self._take((group.session, group.number))
             for operation in reversed(group.operations):
                 if operation.waiter is not None:
                     self.queue.appendleft(operation)
@@ -258,7 +272,7 @@ class Submissions:
             for operation in group.operations:
                 earliest = min(earliest, self._expire_one(operation, now, error))
             if group.operations and all(o.waiter is None for o in group.operations):
-                del self.in_flight[key]
+                self._take(key)
                 if group.is_own:
                     self._finish_own(group.number)
         return earliest
@@ -280,7 +294,7 @@ class Submissions:
             self._deliver_all(group, sent if group.sent_times else unsent)
         self.queue.clear()
         self.in_flight.clear()
-        self.queued_bytes = 0
+        self.queued_bytes = self._in_flight_bytes = 0
 
 
 def is_proper(group: Group) -> bool:

@@ -69,9 +69,9 @@ class ReplicaStatus:
 class HaStatus:
     """A node's state at one moment.
 
-    Log pointers: first_index <= applied_index <= commit_index <= last_index, and persisted_index <=
-    last_index. `checkpoint_index` is what LMDB holds durably by itself. `role` is follower,
-    pre_candidate, candidate, leader, stopped or failed; `failure` says why failed.
+    Log pointers: first_index - 1 <= applied_index <= commit_index <= last_index, and
+    persisted_index <= last_index. `checkpoint_index` is what LMDB holds durably by itself. `role`
+    is follower, pre_candidate, candidate, leader, stopped or failed; `failure` says why failed.
     """
 
     is_running: bool

@@ -180,6 +180,22 @@ def unpack(packed: bytes) -> Any:
     )
 
 
+def check_packed(packed: bytes) -> None:
+    """Raise InvalidRequest unless `packed` is one command, of whatever kind, within its limits.
+
+    One that isn't would spoil the group it goes in, and so the commands of others.
+    """
+    if type(packed) is not bytes:
+        raise _not_bytes("a packed command", packed)
+    _bounded(packed)
+    try:
+        command = unpack(packed)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise InvalidRequest(f"not a packed command: {error}") from error
+    if type(command) is not tuple:
+        raise InvalidRequest("not a packed command", hint="raftha.storage.commands packs them")
+
+
 def unpack_commands(commands: bytes, count: int) -> tuple[Any, ...] | None:
     """Split a group's bytes into its `count` commands; None if they are not exactly that.
 

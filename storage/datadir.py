@@ -58,8 +58,7 @@ class DataDirectory:
         """Whether `peer` is the one seen before; a peer seen for the first time is remembered."""
         known = self._peers.get(str(peer))
         if known is None:
-            self._peers[str(peer)] = incarnation
-            self._save()
+            self._save({**self._peers, str(peer): incarnation})
         return known is None or known == incarnation
 
     def _read_or_make(self) -> None:
@@ -71,13 +70,13 @@ class DataDirectory:
             if (self.path / "wal").exists():
                 raise Corrupt(path, 0, "the file is missing, but there is a log") from None
             self.incarnation = secrets.randbits(63)
-            self._peers: dict[str, int] = {}
-            self._save()
+            self._save({})
             return
         try:
             found = json.loads(text)
             owner = (found["format"], found["cluster_id"], found["node_id"])
-            self.incarnation, self._peers = found["incarnation"], found["peers"]
+            self.incarnation = found["incarnation"]
+            self._peers: dict[str, int] = found["peers"]
         except (ValueError, KeyError, TypeError) as error:
             raise Corrupt(path, 0, f"not an identity: {error}") from error
         if owner[0] != FORMAT:
@@ -91,14 +90,14 @@ class DataDirectory:
                 hint="cluster_name or members differ from those it was made with",
             )
 
-    def _save(self) -> None:
-        """Replace the file by rename, durably."""
+    def _save(self, peers: dict[str, int]) -> None:
+        """Replace the file by rename, durably; what isn't on disk isn't remembered here either."""
         record = {
             "format": FORMAT,
             "cluster_id": self.cluster_id,
             "node_id": self.node_id,
             "incarnation": self.incarnation,
-            "peers": self._peers,
+            "peers": peers,
         }
         draft = self.path / "identity.tmp"
         with draft.open("w", encoding="utf-8") as file:
@@ -111,3 +110,4 @@ class DataDirectory:
             os.fsync(folder)
         finally:
             os.close(folder)
+        self._peers = peers

@@ -90,7 +90,7 @@ class Leadership:
         """Whether a quorum was heard from since the last time this was asked (R7)."""
         active = 1 + sum(progress.is_active for progress in self.progress.values())
         for progress in self.progress.values():
-            progress.is_active = False
+            progress.was_active, progress.is_active = progress.is_active, False
         return active >= self._quorum
 
     def transfer(self, target: int) -> None:
@@ -98,7 +98,7 @@ class Leadership:
         progress = self.progress.get(target)
         if progress is None:
             raise TransferFailed(f"node {target} is not a member")
-        if not progress.is_active:
+        if not (progress.is_active or progress.was_active):
             raise TransferFailed(f"node {target} does not answer")
         self.transfer_target = target
         self._finish_transfer(target, progress)
@@ -123,9 +123,11 @@ class Leadership:
             if previous_term is None:
                 progress.mode = Mode.FETCH
                 if progress.next < self._log.first_index:
-                    self.log_read_failed(peer, self._log.first_index)
+                    self._on_behind_log(peer, progress, self._log.first_index)
                 else:
-                    self._log_reads.append(LogRead(peer, progress.next))
+                    self._log_reads.append(
+                        LogRead(peer, self.term, self._log.persisted, progress.next)
+                    )
                 return
             entries = self._log.slice(progress.next, self._append_bytes_max)
             if not entries and progress.mode is Mode.REPLICATE:
@@ -212,25 +214,25 @@ class Leadership:
 
     # ---------------------------------------------------------------- followers that lag
 
-    def log_read(self, peer: int, previous: LogPosition, entries: Sequence[Entry]) -> None:
+    def log_read(self, request: LogRead, previous: LogPosition, entries: Sequence[Entry]) -> None:
         """Entries that follow `previous` came from the disk."""
-        progress = self.progress[peer]
-        if progress.mode is not Mode.FETCH:
-            return
+        peer, progress = request.peer, self.progress[request.peer]
+        if request.term != self.term or progress.mode is not Mode.FETCH:
+            return  # An answer to this node's earlier leadership is of a log that may be gone.
         progress.mode = Mode.PROBE
-        # The answer may be to a question of this node's earlier leadership. What lay behind commit
-        # then may have been replaced since, here and on disk; what was committed is still the same.
-        committed = tuple(entry for entry in entries if entry.index <= self._log.commit)
-        if progress.next != previous.index + 1 or not committed:
+        own = tuple(entry for entry in entries if entry.index <= request.persisted)
+        if progress.next != previous.index + 1 or not own:
             self._send_append(peer)
         else:
-            self._send_entries(peer, progress, previous.index, previous.term, committed)
+            self._send_entries(peer, progress, previous.index, previous.term, own)
 
-    def log_read_failed(self, peer: int, first_index: int) -> None:
-        """The entries `peer` needs are gone; the log on disk begins at `first_index`."""
-        progress = self.progress[peer]
-        if progress.mode is not Mode.FETCH:
-            return
+    def log_read_failed(self, request: LogRead, first_index: int) -> None:
+        """The entries asked for are gone; the log on disk begins at `first_index`."""
+        progress = self.progress[request.peer]
+        if request.term == self.term and progress.mode is Mode.FETCH:
+            self._on_behind_log(request.peer, progress, first_index)
+
+    def _on_behind_log(self, peer: int, progress: Progress, first_index: int) -> None:
         progress.mode = Mode.PROBE
         # Paused until it is heard from again. Its place is a snapshot's: the log can't help it.
         progress.waits_for_reply = True

@@ -23,6 +23,7 @@ class Progress:
     """One follower, in the eyes of the leader.
 
     `match`: on the follower's disk and equal to the leader's log. `next`: the first entry to send.
+    `is_active`: heard from since the last quorum check; `was_active`: between the two before.
     """
 
     def __init__(self, next_index: int, messages_max: int, bytes_max: int) -> None:
@@ -31,6 +32,7 @@ class Progress:
         self.next = next_index
         self.commit_sent = 0
         self.is_active = True
+        self.was_active = True
         self.notify_index = 0
         self.waits_for_reply = False
         self.is_behind_log = False

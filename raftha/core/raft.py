@@ -146,11 +146,6 @@ class Raft:
         """Whether a write was handed out and not yet advanced over."""
         return self._outbox.is_writing
 
-    @property
-    def can_read(self) -> bool:
-        """Whether this leader's commit index is from its own term (R8)."""
-        return self._leadership is not None and self._leadership.can_read
-
     # ---------------------------------------------------------------- inputs
 
     def tick(self) -> None:
@@ -233,9 +228,12 @@ class Raft:
         """
         if self._leadership is None:
             raise NotLeader(self.leader)
-        if target != self.id:
+        if target == self.id:
+            return
+        if self._leadership.transfer_target is None:
+            # A second request doesn't put off the quorum check once more.
             self._elapsed_ticks = 0
-            self._leadership.transfer(target)
+        self._leadership.transfer(target)
 
     def connected(self, peer: int) -> None:
         """The transport reached `peer`; whatever was on its way before is lost."""
@@ -243,7 +241,7 @@ class Raft:
             self._leadership.connected(peer)
 
     def disconnected(self, peer: int) -> None:
-        """The connection to `peer` broke, or a message to it was dropped."""
+        """The connection to `peer` broke."""
         if self._leadership is not None:
             self._leadership.disconnected(peer)
         elif peer == self.leader:
@@ -253,15 +251,15 @@ class Raft:
             others = [voter for voter in self.voters if voter != peer]
             self._timeout_ticks = 1 + 3 * others.index(self.id) + self._random_below(3)
 
-    def log_read(self, peer: int, previous: LogPosition, entries: Sequence[Entry]) -> None:
+    def log_read(self, request: LogRead, previous: LogPosition, entries: Sequence[Entry]) -> None:
         """What a `LogRead` asked for: entries that follow `previous`."""
         if self._leadership is not None:
-            self._leadership.log_read(peer, previous, entries)
+            self._leadership.log_read(request, previous, entries)
 
-    def log_read_failed(self, peer: int, first_index: int) -> None:
+    def log_read_failed(self, request: LogRead, first_index: int) -> None:
         """The entries a `LogRead` asked for are gone; the log on disk begins at `first_index`."""
         if self._leadership is not None:
-            self._leadership.log_read_failed(peer, first_index)
+            self._leadership.log_read_failed(request, first_index)
 
     # ---------------------------------------------------------------- outputs
 

@@ -41,14 +41,13 @@ class ReadRounds:
         """Queue a read for the next round."""
         self._waiting.append(read)
 
-    def begin(self, commit: int) -> int:
-        """Start a round for all that wait, at this commit index; return its number."""
+    def begin(self, commit: int) -> None:
+        """Start a round for all that wait, at this commit index."""
         assert self._waiting and not self._asking
         self.round += 1
         self._index = commit
         self._asking, self._waiting = self._waiting, []
         self._heard = set()
-        return self.round
 
     def hear(self, peer: int, read_round: int, needed: int) -> tuple[int, list[Read]] | None:
         """Note a reply; the index and the reads it answers if `needed` peers have now replied."""
@@ -61,7 +60,3 @@ class ReadRounds:
         """End the round as confirmed."""
         reads, self._asking = self._asking, []
         return self._index, reads
-
-    def clear(self) -> None:
-        """Forget all reads: this node can't answer them; whoever asked asks again."""
-        self._asking, self._waiting, self._heard = [], [], set()

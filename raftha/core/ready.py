@@ -45,9 +45,15 @@ class ReadState(NamedTuple):
 
 
 class LogRead(NamedTuple):
-    """Follower `peer` needs entries from `index` on, which only the disk has: `Raft.log_read`."""
+    """Follower `peer` needs entries from `index` on, which only the disk has: `Raft.log_read`.
+
+    Asked by the leader of `term`, whose disk had its own log up to `persisted` then. Nothing else
+    of what the disk holds may be sent: what an earlier leader's log had there may be read as well.
+    """
 
     peer: int
+    term: int
+    persisted: int
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import raftha
 from raftha.config import MIB
-from raftha.storage.commands import pack_call
+from raftha.storage.commands import pack_call, pack_put
 from raftha.storage.sessions import receipts
 from raftha.wire import PROTOCOL_VERSION, Hello, Refusal, encode
 
@@ -283,7 +283,7 @@ def test_without_a_majority_a_call_ends_by_its_deadline_as_not_done(tmp_path: Pa
             alone.put(b"a", b"b", timeout=0.2)
         with pytest.raises(raftha.Unavailable):
             alone.get(b"a", timeout=0.2)
-        with pytest.raises(raftha.TransferFailed):
+        with pytest.raises(raftha.TransferFailed, match="no leader"):
             alone.failover_to(2, timeout=0.2)
         assert alone.get(b"a", consistency="stale") is None
 
@@ -402,6 +402,57 @@ def test_a_group_sent_twice_under_its_number_is_applied_once(tmp_path: Path) -> 
             assert await ha.get(b"carol") == b"2"
 
     asyncio.run(use())
+
+
+@pytest.mark.parametrize(
+    ("session", "number", "floor", "packed"),
+    [
+        (0, 1, 1, pack_put(b"a", b"b")),
+        (-1, 1, 1, pack_put(b"a", b"b")),
+        (1 << 64, 1, 1, pack_put(b"a", b"b")),
+        (1, 0, 0, pack_put(b"a", b"b")),
+        (1, 1, 2, pack_put(b"a", b"b")),
+        (1, 1, 1, b""),
+        (1, 1, 1, b"\xc1"),
+        (1, 1, 1, b"\x01"),
+        (1, 1, 1, pack_put(b"a", b"b") * 2),
+        (1, 1, 1, pack_put(b"a", bytes(4 * MIB)) + bytes(MIB)),
+    ],
+)
+def test_what_is_not_a_group_or_command_is_refused_before_it_reaches_the_node(
+    tmp_path: Path, session: int, number: int, floor: int, packed: bytes
+) -> None:
+    config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
+
+    async def use() -> None:
+        async with raftha.aio.HaManager(config) as ha:
+            with pytest.raises(raftha.InvalidRequest):
+                await ha.submit_once(session, number, floor, [packed])
+            if packed != pack_put(b"a", b"b"):
+                with pytest.raises(raftha.InvalidRequest):
+                    await ha.submit(packed)
+            assert await ha.put(b"a", b"b")
+
+    asyncio.run(use())
+
+
+def test_a_failed_node_can_be_started_again(tmp_path: Path) -> None:
+    class Fragile(raftha.StateMachine):
+        @raftha.command
+        def fail(self, txn: raftha.Transaction) -> None:
+            if is_fragile:
+                raise OSError("not the command's fault")
+
+    is_fragile = True
+    config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
+    with raftha.HaManager(config, state_machine=Fragile()) as ha:
+        with pytest.raises((raftha.Disconnected, raftha.Stopped)):
+            ha.execute("fail")
+        assert ha.get_status().role == "failed"
+        assert "OSError" in ha.get_status().failure
+        is_fragile = False
+        ha.start()
+        assert ha.put(b"a", b"b")
 
 
 def test_what_was_acknowledged_is_there_after_the_process_is_gone(tmp_path: Path) -> None:

@@ -65,14 +65,14 @@ def test_a_leader_whose_disk_fails_ends_and_the_others_go_on(cluster: Cluster) -
     nodes, disks = cluster
     failed = leader_of(nodes)
     disks[failed].error = errno.EIO
-    with pytest.raises((raftha.Indeterminate, raftha.StorageFailed)):
+    with pytest.raises((raftha.Indeterminate, raftha.Stopped)):
         nodes[failed].put(b"lost?", b"1")
     status = nodes[failed].get_status()
     assert (status.role, status.is_running, status.is_primary) == ("failed", False, False)
     assert "told to fail" in status.failure
     disks[failed].error = 0
     for call in (lambda: nodes[failed].put(b"x", b"1"), lambda: nodes[failed].get(b"before")):
-        with pytest.raises(raftha.StorageFailed):
+        with pytest.raises(raftha.Stopped):
             call()
     others = [node for node in nodes if node is not nodes[failed]]
     assert others[0].put(b"after", b"2")
@@ -118,7 +118,7 @@ def test_every_caller_hears_of_the_failure_at_once(cluster: Cluster) -> None:
     for thread in threads:
         thread.join()
     assert time.monotonic() - began < 15
-    assert {type(error) for error in errors} <= {raftha.Disconnected, raftha.StorageFailed}
+    assert {type(error) for error in errors} <= {raftha.Disconnected, raftha.Stopped}
 
 
 def test_a_broken_invariant_ends_the_node_and_not_the_process(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_broken_invariant_ends_the_node_and_not_the_process(tmp_path: Path) ->
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
     with raftha.HaManager(config, state_machine=Broken()) as ha:
         ha.put(b"a", b"1")
-        with pytest.raises((raftha.Disconnected, raftha.StorageFailed)):
+        with pytest.raises((raftha.Disconnected, raftha.Stopped)):
             ha.execute("explode")
         assert ha.get_status().role == "failed"
         assert "MemoryError" in ha.get_status().failure

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from raftha.core import Append, Heartbeat, Raft, RaftLog, ReadState, VoteReply, VoteRequest
+from raftha.core import Append, Heartbeat, LogRead, Raft, RaftLog, ReadState, VoteReply, VoteRequest
 from raftha.core.leader import Leadership
 from raftha.core.messages import Message
 from raftha.core.outbox import Outbox
@@ -106,9 +106,7 @@ def dedup_dropped() -> list[Patch]:
     """A group that comes again is applied again."""
     original = Sessions.admit
 
-    def admit(
-        self: Sessions, group: Group, entry: Entry, first_sequence: int
-    ) -> Outcome | None:
+    def admit(self: Sessions, group: Group, entry: Entry, first_sequence: int) -> Outcome | None:
         session = self._sessions.get(group.session)
         if session is None or group.number < session.floor:
             return original(self, group, entry, first_sequence)
@@ -250,9 +248,9 @@ def old_log_read_is_sent() -> list[Patch]:
     """What a former leadership asked the disk for is sent, though the log has changed since."""
 
     def log_read(
-        self: Leadership, peer: int, previous: LogPosition, entries: Sequence[Entry]
+        self: Leadership, request: LogRead, previous: LogPosition, entries: Sequence[Entry]
     ) -> None:
-        progress = self.progress[peer]
+        peer, progress = request.peer, self.progress[request.peer]
         if progress.mode is not Mode.FETCH:
             return
         progress.mode = Mode.PROBE

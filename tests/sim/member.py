@@ -292,18 +292,19 @@ class Member:
             result = compacted.first_index
         # Reads are slow now and then: much may happen until the node gets what it asked for.
         pause = 0.0 if self._is_calm else self.rng.choice((0.0, 0.01, 0.1, 1.0))
-        self._later(pause, self._on_log_read, request.peer, result)
+        self._later(pause, self._on_log_read, request, result)
 
-    def _on_log_read(self, peer: int, result: tuple[LogPosition, list[Entry]] | int) -> None:
+    def _on_log_read(self, request: LogRead, result: tuple[LogPosition, list[Entry]] | int) -> None:
         assert self.node is not None
+        peer = request.peer
         if isinstance(result, int):
             self._world.note(self.id, "log read", f"for {peer}: compacted up to {result}")
-            self.node.on_log_compacted(peer, result)
+            self.node.on_log_compacted(request, result)
         else:
             previous, entries = result
             detail = f"for {peer}: {len(entries)} entries after {previous.index}"
             self._world.note(self.id, "log read", detail)
-            self.node.on_log_read(peer, previous, entries)
+            self.node.on_log_read(request, previous, entries)
 
     def checkpoint(self, frozen: Frozen, compact_index: int, *, with_digest: bool) -> None:
         job = (self._write_store, frozen, compact_index, with_digest)
