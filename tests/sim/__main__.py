@@ -15,10 +15,9 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 
-from tests.sim.bugs import BUGS, planted
-from tests.sim.cluster import Outcome, run
-
-BUG_SEEDS = 300
+from tests.sim.bugs import BUGS
+from tests.sim.cluster import Outcome
+from tests.sim.runs import find, run_one
 
 
 def main() -> int:
@@ -37,12 +36,6 @@ def main() -> int:
         return replay(args.replay, args.bug)
     outcomes = run_seeds(range(args.seed, args.seed + args.seeds), args.bug, args.processes)
     return 1 if outcomes == bool(args.bug) else 0
-
-
-def run_one(bug: str, seed: int) -> Outcome:
-    """Run a seed in this process."""
-    with planted(bug):
-        return run(seed)
 
 
 def run_seeds(seeds: range, bug: str, processes: int) -> bool:
@@ -74,7 +67,9 @@ def replay(seed: int, bug: str) -> int:
     tell(outcome, bug, has_story=True)
     print(f"{outcome.events} events in {outcome.seconds:.3f} s, digest {outcome.digest:08x}")
     if again != outcome:
-        print(f"NOT DETERMINISTIC: {again.events} events, digest {again.digest:08x} the second time")
+        print(
+            f"NOT DETERMINISTIC: {again.events} events, digest {again.digest:08x} the second time"
+        )
         return 1
     return 1 if bool(outcome.violation) != bool(bug) else 0
 
@@ -90,13 +85,6 @@ def find_all(seeds: int, processes: int) -> int:
             first = "" if outcome is None else outcome.violation.strip().splitlines()[-1]
             print(f"{name:34} seed {seed:>5}  {first[:120]}", flush=True)
     return 1 if missed else 0
-
-
-def find(bug: str, *, seeds: int = BUG_SEEDS) -> Outcome | None:
-    """Run seeds with `bug` planted until one of them fails."""
-    with planted(bug):
-        outcomes = (run(seed) for seed in range(1, seeds + 1))
-        return next((outcome for outcome in outcomes if outcome.violation), None)
 
 
 def tell(outcome: Outcome, bug: str, *, has_story: bool) -> None:

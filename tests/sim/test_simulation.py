@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.sim.__main__ import BUG_SEEDS, find, run_one
 from tests.sim.bugs import BUGS
 from tests.sim.cluster import run
+from tests.sim.runs import BUG_SEEDS, find, run_one
 
 SEEDS = 200
 CHUNK = 25

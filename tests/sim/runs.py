@@ -1,0 +1,24 @@
+"""One seed, with or without a planted bug.
+
+A module of its own, because processes that are spawned can't find what is in a `__main__`.
+"""
+
+from __future__ import annotations
+
+from tests.sim.bugs import planted
+from tests.sim.cluster import Outcome, run
+
+BUG_SEEDS = 300
+
+
+def run_one(bug: str, seed: int) -> Outcome:
+    """Run a seed in this process."""
+    with planted(bug):
+        return run(seed)
+
+
+def find(bug: str, *, seeds: int = BUG_SEEDS) -> Outcome | None:
+    """Run seeds with `bug` planted until one of them fails."""
+    with planted(bug):
+        outcomes = (run(seed) for seed in range(1, seeds + 1))
+        return next((outcome for outcome in outcomes if outcome.violation), None)
