@@ -134,8 +134,9 @@ class Network:
 
     def _post(self, link: Link, generation: int, message: PeerMessage) -> None:
         arrival = self._world.now + self._delay()
-        if not self._is_calm and self._rng.random() < self._swarm.straggler_chance:
-            arrival += self._rng.uniform(0, STRAGGLER_S)
+        if type(message) in self._swarm.straggler_kinds and not self._is_calm:
+            if self._rng.random() < self._swarm.straggler_chance:
+                arrival += self._rng.uniform(0, STRAGGLER_S)
         if self._swarm.is_fifo:
             way = message.sender, message.to
             arrival = self._arrivals[way] = max(arrival, self._arrivals.get(way, 0.0))

@@ -25,7 +25,7 @@ from raftha.wire import Forward
 
 T = TypeVar("T")
 DIRECTED_CHANCE = 0.2
-_LOSSY = (
+_KINDS: tuple[type, ...] = (
     Append, AppendReply, Heartbeat, HeartbeatReply, VoteRequest, VoteReply, ReadReply, TimeoutNow,
     Forward,
 )  # fmt: skip
@@ -46,6 +46,7 @@ class Swarm:
     lossy_chance: float
     duplication: float
     straggler_chance: float
+    straggler_kinds: tuple[type, ...]
     wire_chance: float
     silent_crash_chance: float
 
@@ -123,9 +124,10 @@ def _cut_off_leaders(swarm: Swarm, rng: Random) -> Swarm:
     return replace(
         _without_faults(swarm),
         is_fifo=False,
-        straggler_chance=rng.choice((0.2, 0.5)),
-        partition_every_s=0.4,
-        partition_s=1.0,
+        straggler_chance=0.5,
+        straggler_kinds=(HeartbeatReply,),
+        partition_every_s=0.8,
+        partition_s=0.8,
         leader_chance=0.95,
         clients=6,
         keys=1,
@@ -167,7 +169,7 @@ def _without_faults(swarm: Swarm) -> Swarm:
 
 def _draw(rng: Random) -> Swarm:
     size = rng.choice((1, 3, 3, 3, 3, 3, 5, 5))
-    lossy = rng.sample(_LOSSY, rng.choice((0, 0, 1, 1, 2)))
+    lossy = rng.sample(_KINDS, rng.choice((0, 0, 1, 1, 2)))
     return Swarm(
         size=size,
         chaos_s=rng.uniform(3, 6),
@@ -179,6 +181,7 @@ def _draw(rng: Random) -> Swarm:
         lossy_chance=rng.choice((0.3, 0.6, 0.9)),
         duplication=rng.choice((0.0, 0.0, 0.02, 0.3)),
         straggler_chance=rng.choice((0.0, 0.0, 0.01, 0.05)),
+        straggler_kinds=_KINDS,
         wire_chance=rng.choice((0.0, 0.05, 0.3)),
         silent_crash_chance=rng.choice((0.0, 0.5, 1.0)),
         disk_s=rng.choice((0.0002, 0.001, 0.005, 0.03)),
