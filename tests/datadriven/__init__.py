@@ -52,6 +52,8 @@ The commands; NODE is an id, NODES some ids:
     hold-writes NODES, release-writes NODES
                             leave writes pending from now on; complete them at once again
     write NODE              complete the pending write
+    hold-reads NODES        leave a leader's reads of its log on disk pending from now on
+    read NODE               complete the oldest pending read
     crash NODE              stop; what is not written is lost
     restart NODE            start from what is on disk
     compact NODE INDEX      free the log up to INDEX, which must be applied

@@ -68,6 +68,8 @@ class Member:
         self.disk = disk
         self.pending: Write | None = None
         self.holds_writes = False
+        self.holds_reads = False
+        self.pending_reads: list[LogRead] = []
         self.applied: list[Entry] = []
         self.commit = 0
         self._core: Raft | None = None
@@ -99,6 +101,7 @@ class Member:
         """Lose everything but the disk."""
         self._core = None
         self.pending = None
+        self.pending_reads.clear()
 
 
 class Cluster:
@@ -181,13 +184,26 @@ class Cluster:
         self.turn(member)
 
     def _read_log(self, member: Member, request: LogRead) -> None:
-        disk, peer = member.disk, request.peer
+        if member.holds_reads:
+            self.say(f"{member.id} read held: for {request.peer} from {request.index}")
+            member.pending_reads.append(request)
+        else:
+            self._finish_read(member, request)
+
+    def _finish_read(self, member: Member, request: LogRead) -> None:
+        disk = member.disk
         if request.index <= disk.base.index:
             member.core.log_read_failed(request, disk.base.index + 1)
             return
         previous, entries = disk.read(request.index, self.read_count)
-        self.say(f"{member.id} reads its disk for {peer}: {render.entries_text(entries)}")
+        text = render.entries_text(entries)
+        self.say(f"{member.id} read for {request.peer} in term {request.term}: {text}")
         member.core.log_read(request, previous, entries)
+
+    def read(self, member: Member) -> None:
+        """Complete the oldest pending read of the log."""
+        self._finish_read(member, member.pending_reads.pop(0))
+        self.turn(member)
 
     # ---------------------------------------------------------------- the network
 

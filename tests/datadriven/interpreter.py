@@ -154,6 +154,13 @@ class Interpreter:
             if member.pending is not None:
                 self._cluster.write(member)
 
+    def do_hold_reads(self, args: Args) -> None:
+        for node in args.numbers():
+            self._cluster.members[node].holds_reads = True
+
+    def do_read(self, args: Args) -> None:
+        self._cluster.read(self._member(args))
+
     def do_write(self, args: Args) -> None:
         self._cluster.write(self._member(args))
 
@@ -182,7 +189,7 @@ class Interpreter:
             cluster.tick(member)
             asked = any(isinstance(m, VoteRequest) for m in cluster.in_flight[before:])
             if asked or (member.core.role is not Role.FOLLOWER and member.core.role is not role):
-                cluster.lines.insert(position, f"{member.id} hears nothing for {count} ticks")
+                cluster.lines.insert(position, f"{member.id} campaigns at tick {count}")
                 return
         raise AssertionError(f"node {member.id} never campaigns")
 
