@@ -1,4 +1,4 @@
-"""Runs seeds: `python -m tests.sim --seeds 1000`, and replays one: `python -m tests.sim --replay 42`.
+"""Runs seeds (`python -m tests.sim --seeds 1000`) or replays one (`... --replay 42`).
 
 Prints a line per failing seed, the story of the first, and the command to see it again. Exits with
 1 if a seed failed; with a planted bug (`--bug NAME`, `--bugs` for all), if none did.
@@ -53,8 +53,8 @@ def run_seeds(seeds: range, bug: str, processes: int) -> bool:
                 tell(outcome, bug, has_story=failed == 1)
     took = time.monotonic() - began
     print(
-        f"{len(seeds)} seeds, {failed} failed, {events} events, {acknowledged} writes acknowledged, "
-        f"{took:.0f} s, {len(seeds) / took:.1f} seeds/s"
+        f"{len(seeds)} seeds, {failed} failed, {events} events, "
+        f"{acknowledged} writes acknowledged, {took:.0f} s, {len(seeds) / took:.1f} seeds/s"
     )
     print(", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
     return not failed

@@ -89,9 +89,7 @@ class History:
             version = found
         self._see(command, command.key, version, is_read=True)
 
-    def _see(
-        self, command: Command, key: bytes, version: int, *, is_read: bool = False
-    ) -> None:
+    def _see(self, command: Command, key: bytes, version: int, *, is_read: bool = False) -> None:
         if not version and not is_read:
             return
         if version < command.floor:
@@ -197,9 +195,7 @@ class Writer:
             self._later()
             return
         key = b"key %d" % rng.randrange(self._swarm.keys)
-        kind = rng.choices(
-            ("put", "compare", "increment", "read", "fail"), (25, 15, 30, 28, 2)
-        )[0]
+        kind = rng.choices(("put", "compare", "increment", "read", "fail"), (25, 15, 30, 28, 2))[0]
         command = Command(self.history, kind, key)
         deadline = self._world.now + self._swarm.timeout_s * rng.uniform(0.5, 1)
         call = Call(self, member, [command], deadline)
@@ -279,7 +275,7 @@ class SessionClient:
         self._tries += 1
         deadline = self._world.now + self._swarm.timeout_s * rng.uniform(0.2, 1)
         call = Call(self, member, self._group, deadline)
-        # Sometimes the client loses patience first, and asks elsewhere while the first is under way.
+        # Sometimes the client loses patience, and asks elsewhere while the first is under way.
         self._world.at(self._swarm.timeout_s * rng.uniform(0.1, 2), self._lose_patience, call)
         operation = GroupOperation(
             call, deadline, self._session, self._number, self._number, self._packed

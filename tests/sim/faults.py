@@ -62,11 +62,12 @@ class Faults:
 
     def on_role(self, member: Member, role: str) -> None:
         """A member became something."""
-        if role == "leader" and not self._is_over:
-            if self._rng.random() < self._swarm.strike_chance:
-                delay = self._rng.uniform(0, 8) * self._swarm.delay_s
-                strike = self._rng.choice((self._crash_one, self._isolate))
-                self._world.at(delay, strike, member, actor=member)
+        if role != "leader" or self._is_over:
+            return
+        if self._rng.random() < self._swarm.strike_chance:
+            delay = self._rng.uniform(0, 8) * self._swarm.delay_s
+            strike = self._rng.choice((self._crash_one, self._isolate))
+            self._world.at(delay, strike, member, actor=member)
 
     def on_crash(self, member: Member) -> None:
         """A member is down: it will be back."""
@@ -124,7 +125,8 @@ class Faults:
             return
         ids = list(self._members)
         some = set(self._rng.sample(ids, self._rng.randint(1, len(ids))))
-        self._block([(a, b) for a, b in itertools.permutations(ids, 2) if a in some != b in some])
+        pairs = itertools.permutations(ids, 2)
+        self._block([(a, b) for a, b in pairs if (a in some) is not (b in some)])
 
     def _isolate(self, victim: Member) -> None:
         ways = [(victim.id, other) for other in self._members if other != victim.id]

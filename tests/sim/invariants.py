@@ -163,9 +163,7 @@ class Invariants:
                         f"which node {member.id} committed in term {term}"
                     )
 
-    def _check_applied(
-        self, node_id: int, applied: LogPosition, log: RaftLog, seen: _Seen
-    ) -> None:
+    def _check_applied(self, node_id: int, applied: LogPosition, log: RaftLog, seen: _Seen) -> None:
         if applied.index < seen.applied or applied.index > log.commit:
             raise Violation(
                 f"node {node_id} applied {applied.index} after {seen.applied}, with {log.commit} "

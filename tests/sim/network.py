@@ -4,8 +4,8 @@ Theory of operation. Each pair of members has a *link*. A connection over it has
 each side comes to know of its beginning and its end at a time of its own; a message that is on its
 way when the connection ends is lost. While both members are up and nothing blocks the link, it is
 dialled again and again. On top of it, by the seed's swarm: delay, loss, loss of certain kinds of
-messages only, stragglers, duplication, reordering, and blocking of one direction or both, which loses messages
-silently. Some messages travel as the bytes that `raftha.wire` makes of them.
+messages only, stragglers, duplication, reordering, and blocking of one direction or both, which
+loses messages silently. Some messages travel as the bytes that `raftha.wire` makes of them.
 """
 
 from __future__ import annotations
@@ -132,11 +132,15 @@ class Network:
             loss = max(loss, self._swarm.lossy_chance)
         return self._rng.random() < loss
 
+    def _is_late(self, message: PeerMessage) -> bool:
+        if self._is_calm or type(message) not in self._swarm.straggler_kinds:
+            return False
+        return self._rng.random() < self._swarm.straggler_chance
+
     def _post(self, link: Link, generation: int, message: PeerMessage) -> None:
         arrival = self._world.now + self._delay()
-        if type(message) in self._swarm.straggler_kinds and not self._is_calm:
-            if self._rng.random() < self._swarm.straggler_chance:
-                arrival += self._rng.uniform(0, STRAGGLER_S)
+        if self._is_late(message):
+            arrival += self._rng.uniform(0, STRAGGLER_S)
         if self._swarm.is_fifo:
             way = message.sender, message.to
             arrival = self._arrivals[way] = max(arrival, self._arrivals.get(way, 0.0))

@@ -24,7 +24,7 @@ from raftha.core import (
 from raftha.wire import Forward
 
 T = TypeVar("T")
-DIRECTED_CHANCE = 0.2
+DIRECTED_CHANCE = 0.25
 _KINDS: tuple[type, ...] = (
     Append, AppendReply, Heartbeat, HeartbeatReply, VoteRequest, VoteReply, ReadReply, TimeoutNow,
     Forward,
@@ -90,7 +90,7 @@ def draw(rng: Random) -> Swarm:
     """Draw a swarm; half of the faults are off in most of them, and a few are directed."""
     swarm = _draw(rng)
     if rng.random() < DIRECTED_CHANCE:
-        return rng.choice((_falling_leaders, _cut_off_leaders))(swarm, rng)
+        return rng.choice((_falling_leaders, _cut_off_leaders, _failing_power))(swarm, rng)
     return swarm
 
 
@@ -133,6 +133,19 @@ def _cut_off_leaders(swarm: Swarm, rng: Random) -> Swarm:
         keys=1,
         think_s=0.01,
         timeout_s=0.8,
+    )
+
+
+def _failing_power(swarm: Swarm, rng: Random) -> Swarm:
+    """Members stop in the middle of disk operations, again and again, and are back at once."""
+    return replace(
+        _without_faults(swarm),
+        crash_every_s=0.1,
+        mid_operation_chance=1.0,
+        power_loss_chance=0.5,
+        restart_s=0.02,
+        clients=6,
+        think_s=0.01,
     )
 
 

@@ -1,0 +1,109 @@
+"""What the leader knows of a follower, and when it may send."""
+
+from __future__ import annotations
+
+import pytest
+
+from raftha.core.progress import Mode, Progress
+
+
+@pytest.fixture
+def progress() -> Progress:
+    """A follower of a leader that was just elected, with a log of 10 entries."""
+    return Progress(next_index=11, messages_max=2, bytes_max=100)
+
+
+def test_a_new_follower_is_asked_once_and_then_waited_for(progress: Progress) -> None:
+    assert not progress.is_paused
+    progress.sent(10, 0)
+    assert progress.is_paused
+
+
+def test_the_first_ok_lets_appends_go_out_back_to_back(progress: Progress) -> None:
+    progress.sent(11, 10)
+    assert progress.acknowledge(11)
+    assert (progress.mode, progress.match, progress.next) == (Mode.REPLICATE, 11, 12)
+    progress.sent(12, 10)
+    assert not progress.is_paused
+    assert progress.next == 13
+
+
+def test_messages_in_flight_are_limited(progress: Progress) -> None:
+    progress.acknowledge(10)
+    progress.sent(11, 1)
+    progress.sent(12, 1)
+    assert progress.is_paused
+    progress.acknowledge(11)
+    assert not progress.is_paused
+
+
+def test_bytes_in_flight_are_limited(progress: Progress) -> None:
+    progress.acknowledge(10)
+    progress.sent(11, 100)
+    assert progress.is_paused
+    progress.acknowledge(11)
+    assert not progress.is_paused
+
+
+def test_an_acknowledgement_covers_all_that_was_sent_before_it(progress: Progress) -> None:
+    progress.acknowledge(10)
+    progress.sent(11, 50)
+    progress.sent(12, 50)
+    progress.acknowledge(12)
+    assert not progress.is_paused
+    assert progress.match == 12
+
+
+def test_an_old_acknowledgement_changes_nothing(progress: Progress) -> None:
+    progress.acknowledge(12)
+    assert not progress.acknowledge(11)
+    assert (progress.match, progress.next) == (12, 13)
+
+
+def test_a_rejected_probe_moves_to_where_the_logs_may_agree(progress: Progress) -> None:
+    progress.sent(10, 0)
+    assert progress.reject(10, 6)
+    assert (progress.next, progress.is_paused) == (6, False)
+
+
+def test_a_rejected_probe_always_moves_back(progress: Progress) -> None:
+    assert progress.reject(10, 99)
+    assert progress.next == 10
+
+
+def test_a_rejection_of_another_probe_is_stale(progress: Progress) -> None:
+    assert not progress.reject(7, 3)
+    assert progress.next == 11
+
+
+def test_a_rejection_never_goes_below_what_is_known_to_match(progress: Progress) -> None:
+    progress.acknowledge(5)
+    progress.sent(12, 1)
+    assert progress.reject(11, 2)
+    assert (progress.mode, progress.next) == (Mode.PROBE, 6)
+    assert not progress.reject(4, 1)
+
+
+def test_a_rejection_of_what_was_acknowledged_since_is_stale(progress: Progress) -> None:
+    progress.acknowledge(11)
+    assert not progress.reject(11, 4)
+    assert progress.mode is Mode.REPLICATE
+
+
+def test_after_a_lost_connection_sending_starts_over_from_the_match(progress: Progress) -> None:
+    progress.acknowledge(10)
+    progress.sent(11, 100)
+    progress.probe()
+    assert (progress.mode, progress.next, progress.is_paused) == (Mode.PROBE, 11, False)
+
+
+def test_a_lost_connection_to_one_never_heard_of_keeps_the_guess(progress: Progress) -> None:
+    """Entry 1 may be compacted: asking for it would end in a place that only a snapshot leaves."""
+    progress.sent(10, 0)
+    progress.probe()
+    assert (progress.next, progress.is_paused) == (11, False)
+
+
+def test_nothing_is_sent_while_entries_come_from_the_disk(progress: Progress) -> None:
+    progress.mode = Mode.FETCH
+    assert progress.is_paused
