@@ -26,10 +26,12 @@ from raftha.manager import (
     scan_reader,
     unstarted_status,
 )
+from raftha.membership import DEFAULT_REGION
 from raftha.node import Node
 from raftha.operations import (
     DigestOperation,
     GroupOperation,
+    MembershipOperation,
     Operation,
     ReadOperation,
     TransferOperation,
@@ -240,6 +242,29 @@ class HaManager:
     async def failover_to(self, node_id: int, *, timeout: float | None = None) -> None:
         future: asyncio.Future[None] = _future()
         self._hand_over(TransferOperation(future, deadline_of(self.config, timeout), node_id))
+        await future
+
+    async def add_replica(
+        self,
+        node_id: int,
+        address: str,
+        *,
+        region: str = DEFAULT_REGION,
+        timeout: float | None = None,
+    ) -> None:
+        future: asyncio.Future[None] = _future()
+        deadline = deadline_of(self.config, timeout)
+        self._hand_over(
+            MembershipOperation(
+                future, deadline, node_id, adds=True, address=address, region=region
+            )
+        )
+        await future
+
+    async def remove_replica(self, node_id: int, *, timeout: float | None = None) -> None:
+        future: asyncio.Future[None] = _future()
+        deadline = deadline_of(self.config, timeout)
+        self._hand_over(MembershipOperation(future, deadline, node_id, adds=False))
         await future
 
     # ---------------------------------------------------------------- how a call is made

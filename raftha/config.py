@@ -33,7 +33,11 @@ class HaConfig:
     """The folder for log and state; made if missing, locked while in use."""
 
     members: Mapping[int, str]
-    """Every node of the cluster: id -> "host:port" of its peer listener."""
+    """The nodes that the cluster begins with: id -> "host:port" of the peer listener. Never changed
+    afterwards: who comes and goes later is known to the cluster itself."""
+
+    address: str = ""
+    """"host:port" of this node's own peer listener, if it isn't in `members` but to be added."""
 
     cluster_name: str = "raftha"
     """With `members`, gives the cluster its id; nodes of other clusters are turned away."""
@@ -91,6 +95,11 @@ class HaConfig:
         if not 0.1 <= self.checkpoint_interval_sec <= 86_400:
             raise ConfigError("checkpoint_interval_sec must be from 0.1 to 86400")
         _check_range(self, "submit_queue_bytes_max", 8 * MIB, 1 << 34)
+
+    @property
+    def own_address(self) -> str:
+        """Where this node listens for peers."""
+        return self.address or self.members[self.node_id]
 
     @property
     def cluster_id(self) -> str:
@@ -168,7 +177,8 @@ def is_loopback(host: str) -> bool:
 
 def _check_types(config: HaConfig) -> None:
     expected: dict[str, type | tuple[type, ...]] = {
-        "node_id": int, "data_dir": (str, Path), "members": Mapping, "cluster_name": str,
+        "node_id": int, "data_dir": (str, Path), "members": Mapping, "address": str,
+        "cluster_name": str,
         "client_address": str, "insecure": bool, "heartbeat_interval_ms": int,
         "election_timeout_ms": int, "request_timeout_s": (int, float), "value_bytes_max": int,
         "wal_segment_bytes": int, "max_wal_size": int, "checkpoint_interval_sec": (int, float),
@@ -192,18 +202,34 @@ def _check_members(config: HaConfig) -> None:
             raise ConfigError(f"members: {node_id!r} is not an id from 1 to 2**32 - 1")
         if not isinstance(address, str):
             raise ConfigError(f"members[{node_id}] must be text, got {address!r}")
-        host, port = parse_address(f"members[{node_id}]", address)
-        if port == 0:
-            raise ConfigError(f"members[{node_id}] needs a port, peers must know it")
-        if not config.insecure and not is_loopback(host):
-            raise ConfigError(
-                f"members[{node_id}] = {address!r} is not on loopback, and peers speak plain TCP",
-                hint="set insecure = true if the network between the nodes is yours alone",
-            )
+        _check_peer_address(config, f"members[{node_id}]", address)
+    if not isinstance(config.node_id, int) or not 0 < config.node_id < 1 << 32:
+        raise ConfigError(f"node_id must be from 1 to 2**32 - 1, got {config.node_id!r}")
+    if config.address:
+        _check_peer_address(config, "address", config.address)
     if len(set(config.members.values())) != len(config.members):
         raise ConfigError("members: two nodes have the same address")
-    if config.node_id not in config.members:
-        raise ConfigError(f"node_id {config.node_id} is not in members")
+    if config.node_id in config.members:
+        if config.address not in ("", config.members[config.node_id]):
+            raise ConfigError(f"address differs from members[{config.node_id}]")
+    elif not config.address:
+        raise ConfigError(
+            f"node_id {config.node_id} is not in members",
+            hint="a node that is to be added to a running cluster needs its address",
+        )
+    elif config.address in config.members.values():
+        raise ConfigError("address is another member's")
+
+
+def _check_peer_address(config: HaConfig, name: str, address: str) -> None:
+    host, port = parse_address(name, address)
+    if port == 0:
+        raise ConfigError(f"{name} needs a port, peers must know it")
+    if not config.insecure and not is_loopback(host):
+        raise ConfigError(
+            f"{name} = {address!r} is not on loopback, and peers speak plain TCP",
+            hint="set insecure = true if the network between the nodes is yours alone",
+        )
 
 
 def _check_range(config: HaConfig, name: str, low: int, high: int) -> None:

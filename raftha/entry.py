@@ -21,10 +21,10 @@ Entry, little endian:
         16     8  time_us         leader's clock, microseconds since 1970 UTC, never going backwards
         24     8  last_sequence
         32    16  hash
-        48     1  kind            1 batch, 2 no-op
+        48     1  kind            1 batch, 2 no-op, 3 membership
         49     3  zero
         52     4  payload size
-        56     -  payload         a batch: groups, one after the other
+        56     -  payload         a batch: groups, one after the other; see `membership.py`
 
 Group:
 
@@ -56,10 +56,14 @@ assert ENTRY_HEADER_BYTES == 56 and GROUP_HEADER_BYTES == 32
 
 
 class EntryKind(enum.IntEnum):
-    """What an entry's payload is. Membership changes and restores will be kinds of their own."""
+    """What an entry's payload is."""
 
     BATCH = 1
     NOOP = 2
+    MEMBERSHIP = 3
+
+
+_KINDS = frozenset(EntryKind)
 
 
 class LogPosition(NamedTuple):
@@ -139,7 +143,7 @@ def decode_entry(data: bytes) -> Entry:
     index, term, time_us, last_sequence, digest, kind, size = _ENTRY.unpack_from(data)
     if size != len(data) - ENTRY_HEADER_BYTES:
         raise ValueError(f"entry {index} says {size} payload bytes, has {len(data) - 56}")
-    if kind not in (EntryKind.BATCH, EntryKind.NOOP):
+    if kind not in _KINDS:
         raise ValueError(f"entry {index} is of unknown kind {kind}")
     return Entry(index, term, time_us, last_sequence, digest, kind, data)
 

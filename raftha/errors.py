@@ -67,6 +67,14 @@ class Stopped(Rejected):
     """The node is stopped, or was stopped before the request left it."""
 
 
+class MembershipChangePending(Rejected):
+    """Members change one at a time, and the last change isn't committed yet."""
+
+
+class ReplicaTooSlow(Rejected):
+    """A new node didn't catch up in as many rounds as it is given; it stays a learner."""
+
+
 class TransferFailed(Rejected):
     """Leadership did not move: the target can't be reached or is not a member."""
 

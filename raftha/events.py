@@ -44,6 +44,28 @@ class LeaderLost(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MembershipChanged(Event):
+    """The membership in this node's log is another one, as of entry `index`."""
+
+    index: int
+    voters: tuple[int, ...]
+    learners: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatchUpGivenUp(Event):
+    """A learner didn't catch up within the rounds it is given; it isn't made a voter."""
+
+    peer: int
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removed(Event):
+    """This node learned that it is no longer a member."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaConnected(Event):
     """A peer connected and is who it says."""
 

@@ -22,9 +22,11 @@ from typing import Any, Literal
 
 from raftha.config import HaConfig
 from raftha.errors import InvalidRequest, Overloaded, RequestTimeout, Stopped
+from raftha.membership import DEFAULT_REGION
 from raftha.node import Node
 from raftha.operations import (
     DigestOperation,
+    MembershipOperation,
     Operation,
     ReadOperation,
     TransferOperation,
@@ -217,6 +219,33 @@ class HaManager:
         """
         waiter, deadline = self._waiter(timeout)
         self._run(TransferOperation(waiter, deadline, node_id))
+
+    def add_replica(
+        self,
+        node_id: int,
+        address: str,
+        *,
+        region: str = DEFAULT_REGION,
+        timeout: float | None = None,
+    ) -> None:
+        """Add a node, which listens for peers at `address`: returns once it is a voter.
+
+        The node is started with its own `address` and the `members` that the cluster began with. It
+        gets the log as a learner first. MembershipChangePending: one change at a time.
+        ReplicaTooSlow: it doesn't catch up. RequestTimeout: ask again, it goes on. `node_id` must
+        be new.
+        """
+        waiter, deadline = self._waiter(timeout)
+        self._run(
+            MembershipOperation(
+                waiter, deadline, node_id, adds=True, address=address, region=region
+            )
+        )
+
+    def remove_replica(self, node_id: int, *, timeout: float | None = None) -> None:
+        """Remove a node for good, the leader after it has handed over: returns once that is so."""
+        waiter, deadline = self._waiter(timeout)
+        self._run(MembershipOperation(waiter, deadline, node_id, adds=False))
 
     # ---------------------------------------------------------------- how a call is made
 

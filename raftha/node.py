@@ -25,12 +25,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from raftha.administration import Administration
 from raftha.checkpoints import Checkpoints, CheckpointWriter
 from raftha.clock import Clock
 from raftha.config import HaConfig
 from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
-from raftha.entry import Entry, HardState, LogPosition, decode_groups
-from raftha.errors import RafthaError, RequestTimeout, StorageError, TransferFailed, Unavailable
+from raftha.entry import Entry, EntryKind, HardState, LogPosition, decode_groups
+from raftha.errors import RafthaError, RequestTimeout, StorageError, Unavailable
 from raftha.events import (
     CheckpointCompleted,
     Event,
@@ -39,9 +40,11 @@ from raftha.events import (
     ReplicaDisconnected,
     StorageFailure,
 )
+from raftha.membership import Membership
 from raftha.operations import (
     DigestOperation,
     GroupOperation,
+    MembershipOperation,
     Operation,
     ReadOperation,
     TransferOperation,
@@ -59,7 +62,15 @@ from raftha.submissions import (
     is_proper,
 )
 from raftha.types import HaStatus, ReplicaStatus
-from raftha.wire import Forward, ForwardReply, PeerMessage, TransferReply, TransferRequest
+from raftha.wire import (
+    Forward,
+    ForwardReply,
+    MembershipReply,
+    MembershipRequest,
+    PeerMessage,
+    TransferReply,
+    TransferRequest,
+)
 
 UNCOMMITTED_BYTES_MAX = 32 << 20
 HEARTBEAT_TICKS = 5
@@ -78,6 +89,10 @@ class Host(CheckpointWriter, Protocol):
 
     def read_log(self, request: LogRead) -> None:
         """Read entries from the log, then call `Node.on_log_read`."""
+        ...
+
+    def set_members(self, membership: Membership) -> None:
+        """Connect to these members, and to no others."""
         ...
 
     def deliver(self, waiter: Any, result: Any) -> None: ...
@@ -121,7 +136,9 @@ class Node:
         self._readings = Readings(
             core, self._run_read, random_below(1 << 32), config.election_timeout_ms / 1000
         )
-        self._transfers: list[TransferOperation] = []
+        self._administration = Administration(
+            core, applied_membership(state, config), host.send, self.deliver, clock.monotonic
+        )
         self._checkpoints = Checkpoints(
             config, state, core.log, host, self.deliver, clock.monotonic()
         )
@@ -156,7 +173,9 @@ class Node:
             case GroupOperation():
                 self._submissions.add_group(operation)
             case TransferOperation():
-                self._begin_transfer(operation)
+                self._administration.begin_transfer(operation)
+            case MembershipOperation():
+                self._administration.begin_change(operation)
             case DigestOperation():
                 self._checkpoints.add(operation)
             case _:
@@ -176,10 +195,8 @@ class Node:
                 self._on_forward(message)
             case ForwardReply():
                 self._submissions.on_refused(message.session, message.number)
-            case TransferRequest():
-                self._on_transfer_request(message)
-            case TransferReply():
-                self._end_transfers(message.target, TransferFailed(message.reason))
+            case TransferRequest() | TransferReply() | MembershipRequest() | MembershipReply():
+                self._administration.on_message(message)
             case _:
                 self.core.step(message)
         self._host.wake()
@@ -199,6 +216,17 @@ class Node:
         self.core.disconnected(peer)
         self._host.wake()
 
+    def on_removed(self) -> None:
+        """Another member says that this node was removed."""
+        self.core.removed()
+        self._administration.on_removed()
+        self._host.wake()
+
+    @property
+    def membership(self) -> Membership:
+        """The membership that this node's state has applied."""
+        return self._administration.applied
+
     def on_tick(self) -> None:
         """A tick has passed: a fifth of a heartbeat interval."""
         self.core.tick()
@@ -212,6 +240,7 @@ class Node:
                 self._submissions.send_overdue()
             self._readings.ask_again_if_overdue(now)
             self._checkpoints.on_tick(now)
+            self._administration.on_tick()
         self._host.wake()
 
     def on_written(self, write: Write) -> None:
@@ -267,6 +296,10 @@ class Node:
         while self._uncommitted and self._uncommitted[0][0] <= entry.index:
             self._uncommitted_bytes -= self._uncommitted.popleft()[1]
         self._checkpoints.on_applied(entry, self._turn_at)
+        if entry.kind == EntryKind.MEMBERSHIP:
+            membership = Membership.decode(bytes(entry.payload))
+            self._administration.on_membership(membership)
+            self._host.set_members(membership)
 
     # ---------------------------------------------------------------- writes
 
@@ -309,8 +342,7 @@ class Node:
         """A leader is known: everything that may have been lost on its way goes there again."""
         self._inbox.clear()
         self._inbox_bytes = 0
-        if self.core.leader is not None:
-            self._end_transfers(self.core.leader, None)
+        self._administration.on_leader()
         self._submissions.send_again()
         self._readings.ask_again()
         self._host.wake()
@@ -364,45 +396,6 @@ class Node:
             result = error
         self.deliver(operation, result)
 
-    # ---------------------------------------------------------------- handing over leadership
-
-    def _begin_transfer(self, operation: TransferOperation) -> None:
-        target = operation.target
-        if target not in self.core.voters:
-            self.deliver(operation, TransferFailed(f"node {target} is not a member"))
-        elif self.core.leader is None:
-            self.deliver(operation, TransferFailed("no leader is known, so none can hand over"))
-        elif self.core.leader == target:
-            self.deliver(operation, None)
-        else:
-            self._transfers.append(operation)
-            if self.core.is_leader:
-                reason = self._transfer(target)
-                if reason:
-                    self._end_transfers(target, TransferFailed(reason))
-            else:
-                self._host.send(TransferRequest(self.core.leader, self.core.id, target))
-
-    def _on_transfer_request(self, message: TransferRequest) -> None:
-        reason = self._transfer(message.target)
-        if reason:
-            reply = TransferReply(message.sender, self.core.id, message.target, reason)
-            self._host.send(reply)
-
-    def _transfer(self, target: int) -> str:
-        """Begin to hand over; why not, or ""."""
-        try:
-            self.core.transfer(target)
-        except RafthaError as error:
-            return str(error)
-        return ""
-
-    def _end_transfers(self, target: int, result: TransferFailed | None) -> None:
-        for operation in self._transfers:
-            if operation.target == target and operation.waiter is not None:
-                self.deliver(operation, result)
-        self._transfers = [o for o in self._transfers if o.waiter is not None]
-
     # ---------------------------------------------------------------- checkpoints
 
     def on_checkpoint(
@@ -428,18 +421,22 @@ class Node:
         for operations, error in (
             (self._readings.pending(), "no leader confirmed the read before its deadline"),
             (self._checkpoints.pending(), "the digest was not ready before its deadline"),
-            (self._transfers, "leadership did not move before the deadline"),
+            (self._administration.pending(), ""),
         ):
             for operation in operations:
                 if operation.deadline > now:
                     earliest = min(earliest, operation.deadline)
                 elif isinstance(operation, TransferOperation):
-                    self.deliver(operation, RequestTimeout(error))
+                    late = "leadership was not seen to move before the deadline"
+                    self.deliver(operation, RequestTimeout(late))
+                elif isinstance(operation, MembershipOperation):
+                    late = "the change of membership was not seen before the deadline"
+                    self.deliver(operation, RequestTimeout(late))
                 else:
                     self.deliver(operation, Unavailable(error))
         self._readings.forget_expired()
         self._checkpoints.forget_expired()
-        self._transfers = [o for o in self._transfers if o.waiter is not None]
+        self._administration.forget_expired()
         self._next_expiry = earliest
 
     def fail(self, reason: str, unsent: Exception, sent: Exception) -> None:
@@ -453,7 +450,7 @@ class Node:
         for operation in (
             *self._readings.pending(),
             *self._checkpoints.pending(),
-            *self._transfers,
+            *self._administration.pending(),
         ):
             self.deliver(operation, unsent)
         self._host.flush()
@@ -477,12 +474,12 @@ class Node:
             checkpoint_index=self._checkpoints.last.index,
             sequence=self.state.applied.last_sequence,
             failure="" if self.failure == STOPPED else self.failure,
-            replicas=tuple(self._replica(peer) for peer in core.voters),
+            replicas=tuple(self._replica(peer) for peer in core.membership.members),
         )
 
     def _role(self) -> str:
         if not self.failure:
-            return self.core.role.value
+            return "removed" if self.core.is_removed else self.core.role.value
         return STOPPED if self.failure == STOPPED else "failed"
 
     def _replica(self, peer: int) -> ReplicaStatus:
@@ -491,27 +488,35 @@ class Node:
         match_index = progress.match if progress is not None else None
         return ReplicaStatus(
             node_id=peer,
-            address=self.config.members[peer],
+            address=core.membership.members[peer].address,
+            is_voter=core.membership.members[peer].is_voter,
             client_address=self.client_addresses.get(peer, ""),
             connected=peer == core.id or self._host.is_connected(peer),
             match_index=core.log.persisted if peer == core.id else match_index,
         )
 
 
+def applied_membership(state: State, config: HaConfig) -> Membership:
+    """The membership that the state has applied, or the one that the cluster begins with."""
+    if state.membership is None:
+        return Membership.first(config.members)
+    return Membership.decode(state.membership)
+
+
 def make_core(
     config: HaConfig,
     hard_state: HardState,
     first_index: int,
-    anchor: LogPosition,
+    state: State,
     entries: Sequence[Entry],
     random_below: Callable[[int], int],
 ) -> Raft:
-    """The core of a node that finds this on its disk: `anchor` is applied, `entries` follow it."""
+    """The core of a node that finds this on its disk: `entries` follow what `state` has applied."""
     core_config = CoreConfig(
         node_id=config.node_id,
-        voters=tuple(config.members),
         heartbeat_ticks=HEARTBEAT_TICKS,
         election_ticks=config.election_timeout_ms * HEARTBEAT_TICKS // config.heartbeat_interval_ms,
     )
-    log = RaftLog(first_index, anchor, entries, core_config.window_bytes_max)
+    membership = applied_membership(state, config)
+    log = RaftLog(first_index, state.applied, entries, core_config.window_bytes_max, membership)
     return Raft(core_config, hard_state, log, random_below)

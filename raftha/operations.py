@@ -89,3 +89,27 @@ class TransferOperation(Operation):
     def __init__(self, waiter: Any, deadline: float, target: int) -> None:
         super().__init__(waiter, deadline)
         self.target = target
+
+
+class MembershipOperation(Operation):
+    """Make `node_id` a voter at `address` (`adds`), or remove it. Delivers None once that holds."""
+
+    __slots__ = ("address", "adds", "asked_at", "is_repeated", "node_id", "region")
+
+    def __init__(
+        self,
+        waiter: Any,
+        deadline: float,
+        node_id: int,
+        *,
+        adds: bool,
+        address: str = "",
+        region: str = "",
+    ) -> None:
+        super().__init__(waiter, deadline)
+        self.node_id = node_id
+        self.adds = adds
+        self.address = address
+        self.region = region
+        self.asked_at = 0.0
+        self.is_repeated = False

@@ -46,6 +46,7 @@ from raftha.errors import (
     StorageError,
 )
 from raftha.events import Event, RoleChanged
+from raftha.membership import Membership
 from raftha.node import HEARTBEAT_TICKS, Node, make_core
 from raftha.operations import GroupOperation, Operation, WriteOperation
 from raftha.storage.checkpoint import CheckpointStore
@@ -138,7 +139,7 @@ class Runtime:
             config,
             self._wal.hard_state,
             self._wal.first_index,
-            state.applied,
+            state,
             entries,
             self._random.randrange,
         )
@@ -153,7 +154,7 @@ class Runtime:
             self._data.incarnation,
             config.client_address,
         )
-        self._transport = Transport(hello, config.members, self, self._random.random)
+        self._transport = Transport(hello, config.own_address, self, self._random.random)
 
     # ---------------------------------------------------------------- life
 
@@ -204,10 +205,11 @@ class Runtime:
             await self._transport.start()
         except OSError as error:
             await self._close()
-            address = self.config.members[self.config.node_id]
+            address = self.config.own_address
             failure = ConfigError(f"can't listen on {address}: {error.strerror or error}")
             self._started.put(failure)
             return
+        self.set_members(self.node.membership)
         self._started.put(None)
         self._tick(self._loop.time())
         self._workers.submit(self._prepare_spare)
@@ -417,6 +419,18 @@ class Runtime:
     def _on_job_done(self, done: Callable[[Any], None], result: Any) -> None:
         if not self.node.failure:
             done(result)
+
+    def set_members(self, membership: Membership) -> None:
+        addresses = {
+            node_id: member.address
+            for node_id, member in membership.members.items()
+            if node_id != self.config.node_id
+        }
+        self._transport.set_members(addresses, membership.removed)
+
+    def on_removed(self) -> None:
+        if not self.node.failure:
+            self.node.on_removed()
 
     def deliver(self, waiter: Any, result: Any) -> None:
         if type(waiter) is ThreadWaiter:

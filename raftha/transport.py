@@ -35,6 +35,7 @@ HANDSHAKE_TIMEOUT_S = 5.0
 UNDECIDED_MAX = 64
 REDIAL_MIN_S, REDIAL_MAX_S = 0.02, 0.5
 OUTGOING_BYTES_MAX = 64 << 20
+REMOVED = "the node was removed from the cluster"
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,10 @@ class Receiver(Protocol):
     def on_message(self, message: PeerMessage) -> None: ...
     def on_connected(self, peer: int, hello: Hello) -> None: ...
     def on_disconnected(self, peer: int) -> None: ...
+    def on_removed(self) -> None:
+        """A member says that this node was removed from the cluster."""
+        ...
+
     def check_hello(self, hello: Hello) -> str:
         """Why this member can't be accepted; "" if it can."""
         ...
@@ -56,36 +61,46 @@ class Transport:
     def __init__(
         self,
         hello: Hello,
-        members: Mapping[int, str],
+        address: str,
         receiver: Receiver,
         random: Callable[[], float],
     ) -> None:
-        """`hello` is what this member says of itself; its `to` is filled in for each peer."""
+        """Listens at `address`. `hello` is what this member says of itself, but for its `to`."""
         self.id = hello.sender
-        self.members = members
+        self._address = address
+        self._members: dict[int, str] = {}
+        self._removed: frozenset[int] = frozenset()
         self.refused_total = 0
         self._hello = hello
         self._receiver = receiver
         self._random = random
         self._connected: dict[int, Connection] = {}
         self._undecided: set[Connection] = set()
-        self._dialers: list[asyncio.Task[None]] = []
+        self._dialers: dict[int, asyncio.Task[None]] = {}
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Listen and begin to dial; OSError if the address can't be bound."""
         loop = asyncio.get_running_loop()
-        host, port = parse_address("address", self.members[self.id])
+        host, port = parse_address("address", self._address)
         self._server = await loop.create_server(lambda: Connection(self, None), host, port)
-        self._dialers = [
-            loop.create_task(self._dial(peer), name=f"dial-{peer}")
-            for peer in self.members
-            if peer < self.id
-        ]
+
+    def set_members(self, addresses: Mapping[int, str], removed: frozenset[int]) -> None:
+        """Dial these members, as far as it is this one's turn to, and refuse the removed ones."""
+        self._members, self._removed = dict(addresses), removed
+        for peer in [peer for peer in self._dialers if peer not in self._members]:
+            self._dialers.pop(peer).cancel()
+        for peer in [peer for peer in self._connected if peer in removed]:
+            # It comes back, is refused, and learns by that.
+            self._connected[peer].close()
+        for peer in self._members:
+            if peer < self.id and peer not in self._dialers:
+                dialing = asyncio.get_running_loop().create_task(self._dial(peer))
+                self._dialers[peer] = dialing
 
     async def stop(self) -> None:
         """Close everything; the receiver hears nothing more."""
-        for dialer in self._dialers:
+        for dialer in self._dialers.values():
             dialer.cancel()
         if self._server is not None:
             self._server.close()
@@ -93,7 +108,7 @@ class Transport:
             connection.abandon()
         self._connected.clear()
         self._undecided.clear()
-        await asyncio.gather(*self._dialers, return_exceptions=True)
+        await asyncio.gather(*self._dialers.values(), return_exceptions=True)
 
     def is_connected(self, peer: int) -> bool:
         return peer in self._connected
@@ -106,7 +121,7 @@ class Transport:
 
     async def _dial(self, peer: int) -> None:
         loop = asyncio.get_running_loop()
-        host, port = parse_address("address", self.members[peer])
+        host, port = parse_address("address", self._members[peer])
         pause = REDIAL_MIN_S
         while True:
             connection = Connection(self, peer)
@@ -144,7 +159,10 @@ class Transport:
         is_expected = hello.sender == connection.expected or (
             connection.expected is None and hello.sender > self.id
         )
-        if hello.sender not in self.members or not is_expected:
+        if hello.sender in self._removed:
+            return REMOVED
+        # A node that isn't known may come from a later membership than this one has heard of.
+        if not is_expected:
             return f"node {hello.sender} is not expected to call"
         return self._receiver.check_hello(hello)
 
@@ -174,6 +192,9 @@ class Transport:
         if peer is not None and self._connected.get(peer) is connection:
             del self._connected[peer]
             self._receiver.on_disconnected(peer)
+
+    def on_removed(self) -> None:
+        self._receiver.on_removed()
 
     def received(self, message: PeerMessage) -> None:
         self._receiver.on_message(message)
@@ -205,6 +226,11 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def close(self) -> None:
+        """Close, as if the peer had done it."""
+        assert self._transport is not None
+        self._transport.abort()
+
     def send(self, frame: bytes) -> None:
         assert self._transport is not None
         self._transport.write(frame)
@@ -234,7 +260,7 @@ class Connection(asyncio.Protocol):
                     self._on_first(frame)
                 elif isinstance(frame, Refusal):
                     # The dialling side judges last: for this side the connection counts already.
-                    raise WireError(f"it refused us: {frame.reason}")
+                    self._on_refusal(frame)
                 elif isinstance(frame, Hello):
                     raise WireError("Hello in mid-stream")
                 elif frame.sender != self._peer or frame.to != self._owner.id:
@@ -246,13 +272,13 @@ class Connection(asyncio.Protocol):
 
     def _on_first(self, frame: object) -> None:
         if isinstance(frame, Refusal):
-            raise WireError(f"it refused us: {frame.reason}")
+            self._on_refusal(frame)
         if not isinstance(frame, Hello):
             raise WireError("the first frame must be Hello")
         assert self._transport is not None
         reason = self._owner.judge(self, frame)
         if reason:
-            self._transport.write(encode(Refusal(reason)))
+            self._transport.write(encode(Refusal(reason, reason == REMOVED)))
             self._owner.refused(self, reason)
             self._is_abandoned = True
             self._transport.close()
@@ -264,6 +290,11 @@ class Connection(asyncio.Protocol):
         self._peer = frame.sender
         self._reader.bytes_max = FRAME_BYTES_MAX
         self._owner.accepted(self, frame)
+
+    def _on_refusal(self, refusal: Refusal) -> None:
+        if refusal.is_removed:
+            self._owner.on_removed()
+        raise WireError(f"it refused us: {refusal.reason}")
 
     def _drop(self, reason: str) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -54,13 +54,15 @@ class Digest:
 class ReplicaStatus:
     """One member, as the node that reports it sees it.
 
-    `match_index` is what the leader knows to be durable there; None where this node can't know.
-    `client_address` is where the member serves its own clients, "" if it doesn't say.
+    `match_index` is what the leader knows to be durable there; None where this node can't know. A
+    learner (`is_voter` false) gets the log and counts for nothing yet. `client_address` is where
+    the member serves its own clients, "" if it doesn't say.
     """
 
     node_id: int
     address: str
     client_address: str
+    is_voter: bool
     connected: bool
     match_index: int | None
 
@@ -71,7 +73,8 @@ class HaStatus:
 
     Log pointers: first_index - 1 <= applied_index <= commit_index <= last_index, and
     persisted_index <= last_index. `checkpoint_index` is what LMDB holds durably by itself. `role`
-    is follower, pre_candidate, candidate, leader, stopped or failed; `failure` says why failed.
+    is follower, pre_candidate, candidate, leader, removed, stopped or failed; `failure` says why
+    failed.
     """
 
     is_running: bool

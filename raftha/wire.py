@@ -53,9 +53,13 @@ class Hello(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why the sender is about to close the connection."""
+    """Why the sender is about to close the connection.
+
+    `is_removed`: because the receiver was removed from the cluster, and is to learn of it.
+    """
 
     reason: str
+    is_removed: bool
 
 
 class Forward(NamedTuple):
@@ -92,7 +96,33 @@ class TransferReply(NamedTuple):
     reason: str
 
 
-PeerMessage = Message | Forward | ForwardReply | TransferRequest | TransferReply
+class MembershipRequest(NamedTuple):
+    """Asks the leader to make `node_id` a voter (`adds`), or to remove it.
+
+    `is_repeat`: the sender has asked before, and may have been heard.
+    """
+
+    to: int
+    sender: int
+    node_id: int
+    adds: bool
+    address: str
+    region: str
+    is_repeat: bool
+
+
+class MembershipReply(NamedTuple):
+    """The leader refused to change `node_id`'s membership; `kind` is the name of the error."""
+
+    to: int
+    sender: int
+    node_id: int
+    kind: str
+    reason: str
+
+
+AdminMessage = TransferRequest | TransferReply | MembershipRequest | MembershipReply
+PeerMessage = Message | Forward | ForwardReply | AdminMessage
 Frame = PeerMessage | Hello | Refusal
 
 _CODES: dict[type[Any], int] = {
@@ -111,6 +141,8 @@ _CODES: dict[type[Any], int] = {
     ForwardReply: 13,
     TransferRequest: 14,
     TransferReply: 15,
+    MembershipRequest: 16,
+    MembershipReply: 17,
 }
 _CLASSES: dict[int, tuple[type[Any], tuple[type, ...]]] = {
     code: (cls, tuple(get_origin(kind) or kind for kind in get_type_hints(cls).values()))

@@ -19,7 +19,7 @@ A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack
 
     format version   1
     applied          [index, term, time_us, last_sequence, hash]
-    membership       nil; for membership changes
+    membership       payload of the last MEMBERSHIP entry applied, nil if there was none
     sessions         see `raftha.storage.sessions`
 """
 
@@ -86,8 +86,13 @@ class State:
         self._census: _Census | None = None
         self._is_applying = False
         self._buffer_bytes = 0
+        self.applied = LOG_START
+        self.membership: bytes | None = None
+        """The payload of the last membership entry that was applied."""
+        self._sessions = Sessions()
         meta = store.meta()
-        self.applied, self._sessions = (LOG_START, Sessions()) if meta is None else self._load(meta)
+        if meta is not None:
+            self._load(meta)
 
     @property
     def buffer_bytes(self) -> int:
@@ -121,6 +126,8 @@ class State:
                 outcome = self._apply_group(entry, group, place, sequence + 1)
                 applied.append(Applied(group.session, group.number, outcome))
                 sequence += group.count
+        elif entry.kind == EntryKind.MEMBERSHIP:
+            self.membership = bytes(entry.payload)
         assert sequence == entry.last_sequence, "an entry's groups have as many commands as it says"
         self._buffer.keep_sorted()
         self.applied = entry.position
@@ -289,11 +296,11 @@ class State:
         return entries - present
 
     def _dump(self) -> bytes:
-        fields = [META_VERSION, list(self.applied), None, self._sessions.dump()]
+        fields = [META_VERSION, list(self.applied), self.membership, self._sessions.dump()]
         packed: bytes = msgpack.packb(fields)
         return zlib.crc32(packed).to_bytes(4, "little") + packed
 
-    def _load(self, meta: bytes) -> tuple[LogPosition, Sessions]:
+    def _load(self, meta: bytes) -> None:
         if len(meta) < 4 or zlib.crc32(meta[4:]).to_bytes(4, "little") != meta[:4]:
             raise self._store.corrupt("the checkpoint's meta is damaged")
         try:
@@ -303,8 +310,8 @@ class State:
                     f"the state is in format {version}, this raftha knows {META_VERSION}",
                     hint="use the version of raftha that wrote it, or a later one",
                 )
-            applied, _, sessions = fields
-            return LogPosition(*applied), Sessions.load(sessions)
+            applied, self.membership, sessions = fields
+            self.applied, self._sessions = LogPosition(*applied), Sessions.load(sessions)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise self._store.corrupt(f"the checkpoint's meta can't be read: {error}") from error
 

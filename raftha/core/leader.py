@@ -12,6 +12,8 @@ log is committed at all (paper, section 8).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import assert_never
 
 from raftha.core.log import RaftLog
@@ -29,8 +31,19 @@ from raftha.core.progress import Mode, Progress
 from raftha.core.reads import Read, ReadRounds
 from raftha.core.ready import CoreConfig, LogRead, ReadState
 from raftha.entry import Entry, EntryKind, LogPosition, make_entry
-from raftha.errors import TransferFailed
-from raftha.events import Event, ReplicaBehindLog
+from raftha.errors import MembershipChangePending, TransferFailed
+from raftha.events import CatchUpGivenUp, Event, ReplicaBehindLog
+from raftha.membership import Membership
+
+
+@dataclass(slots=True)
+class CatchUp:
+    """A learner's current round: it is over when the learner has everything up to `end`."""
+
+    end: int
+    began_ticks: int
+    rounds: int = 1
+    is_given_up: bool = False
 
 
 class Leadership:
@@ -50,24 +63,22 @@ class Leadership:
         self.id = config.node_id
         self.term = term
         self.transfer_target: int | None = None
-        self.progress = {
-            peer: Progress(
-                log.last_index + 1, config.in_flight_messages_max, config.in_flight_bytes_max
-            )
-            for peer in config.voters
-            if peer != config.node_id
-        }
-        self._quorum = len(config.voters) // 2 + 1
-        self._append_bytes_max = config.append_bytes_max
+        self.progress: dict[int, Progress] = {}
+        self._config = config
         self._log = log
         self._send = send
         self._events = events
         self._read_states = read_states
         self._log_reads = log_reads
         self._reads = ReadRounds()
+        self._ticks = 0
+        self._catch_ups: dict[int, CatchUp] = {}
+        self.on_membership()
 
     def step(self, message: AppendReply | HeartbeatReply | ReadRequest) -> None:
         """A follower's answer or question, of this term."""
+        if message.sender not in self.progress:
+            return  # It was removed meanwhile.
         match message:
             case AppendReply():
                 self._on_append_reply(message)
@@ -82,22 +93,29 @@ class Leadership:
         """Add an entry of `count` commands to the log and send it on; return its index."""
         entry = make_entry(self._log.last, self.term, time_us, kind, payload, count)
         self._log.append(entry)
+        if kind is EntryKind.MEMBERSHIP:
+            self.on_membership()
         for peer in self.progress:
             self._send_append(peer)
         return entry.index
 
     def has_quorum(self) -> bool:
         """Whether a quorum was heard from since the last time this was asked (R7)."""
-        active = 1 + sum(progress.is_active for progress in self.progress.values())
+        membership = self._log.membership
+        active = sum(
+            voter == self.id or self.progress[voter].is_active for voter in membership.voters
+        )
         for progress in self.progress.values():
             progress.was_active, progress.is_active = progress.is_active, False
-        return active >= self._quorum
+        return active >= membership.quorum
 
     def transfer(self, target: int) -> None:
         """Begin to hand over to `target`: it campaigns once its log is complete."""
         progress = self.progress.get(target)
         if progress is None:
             raise TransferFailed(f"node {target} is not a member")
+        if target not in self._log.membership.voters:
+            raise TransferFailed(f"node {target} is a learner, and only voters lead")
         if not (progress.is_active or progress.was_active):
             raise TransferFailed(f"node {target} does not answer")
         self.transfer_target = target
@@ -106,11 +124,79 @@ class Leadership:
 
     def connected(self, peer: int) -> None:
         """Whatever was on its way to `peer` before is lost; ask where its log is."""
-        self.progress[peer].probe()
-        self._send_append(peer)
+        if peer in self.progress:
+            self.progress[peer].probe()
+            self._send_append(peer)
 
     def disconnected(self, peer: int) -> None:
-        self.progress[peer].probe()
+        if peer in self.progress:
+            self.progress[peer].probe()
+
+    # ---------------------------------------------------------------- membership
+
+    def change_membership(self, membership: Membership) -> int:
+        """Append a membership that differs from the one there is by one node; return its index.
+
+        MembershipChangePending if the last one isn't committed yet, or nothing of this term is:
+        until then an earlier leader's change may still come to light (the flaw in the thesis' first
+        version of single-server changes, and its cure).
+        """
+        if self._log.membership_index > self._log.commit or not self.can_read:
+            raise MembershipChangePending("another change of membership is under way")
+        return self.append(EntryKind.MEMBERSHIP, membership.encode(), 0, 0)
+
+    def on_membership(self) -> None:
+        """The log's membership is another one: follow those who came, forget those who went."""
+        members = self._log.membership.members
+        for peer in members:
+            if peer != self.id and peer not in self.progress:
+                self.progress[peer] = Progress(
+                    self._log.last_index + 1,
+                    self._config.in_flight_messages_max,
+                    self._config.in_flight_bytes_max,
+                )
+        for peer in [peer for peer in self.progress if peer not in members]:
+            del self.progress[peer]
+        learners = {peer for peer in self.progress if not members[peer].is_voter}
+        self._catch_ups = {
+            peer: self._catch_ups.get(peer) or CatchUp(self._log.last_index, self._ticks)
+            for peer in sorted(learners)
+        }
+
+    def catch_up_again(self, peer: int) -> None:
+        """Give a learner that was too slow another set of rounds."""
+        if peer in self._catch_ups and self._catch_ups[peer].is_given_up:
+            self._catch_ups[peer] = CatchUp(self._log.last_index, self._ticks)
+
+    def has_given_up(self, peer: int) -> bool:
+        """Whether a learner has used up its rounds."""
+        return peer in self._catch_ups and self._catch_ups[peer].is_given_up
+
+    def tick(self) -> None:
+        """Time passes; it matters for how fast learners are."""
+        self._ticks += 1
+        for peer in self._catch_ups:
+            self._judge(peer)
+
+    def _judge(self, peer: int) -> None:
+        """Make a learner a voter once a round took it less than an election timeout.
+
+        A round sends what is in the log when it begins. The last one then was so short that the
+        cluster waits for the new voter no longer than for an election (thesis 4.2.1).
+        """
+        catch_up, match = self._catch_ups[peer], self.progress[peer].match
+        if catch_up.is_given_up or match < catch_up.end:
+            return
+        if self._ticks - catch_up.began_ticks <= self._config.election_ticks:
+            with suppress(MembershipChangePending):
+                self.change_membership(self._log.membership.with_voter(peer))
+        elif catch_up.rounds >= self._config.catch_up_rounds_max:
+            catch_up.is_given_up = True
+            event = CatchUpGivenUp(node_id=self.id, peer=peer, rounds=catch_up.rounds)
+            self._events.append(event)
+        else:
+            catch_up.rounds += 1
+            catch_up.end, catch_up.began_ticks = self._log.last_index, self._ticks
 
     # ---------------------------------------------------------------- replication
 
@@ -129,7 +215,7 @@ class Leadership:
                         LogRead(peer, self.term, self._log.persisted, progress.next)
                     )
                 return
-            entries = self._log.slice(progress.next, self._append_bytes_max)
+            entries = self._log.slice(progress.next, self._config.append_bytes_max)
             if not entries and progress.mode is Mode.REPLICATE:
                 return
             self._send_entries(peer, progress, previous_index, previous_term, entries)
@@ -194,12 +280,15 @@ class Leadership:
 
     def advance_commit(self) -> None:
         """Commit what a quorum has on disk, if it is of this term (R3, R4)."""
+        membership = self._log.membership
+        everywhere = min((p.match for p in self.progress.values()), default=self._log.persisted)
+        compact_index = min(everywhere, self._log.persisted)
+        self._log.compact_index = max(self._log.compact_index, compact_index)
         matches = sorted(
-            (self._log.persisted, *(progress.match for progress in self.progress.values())),
-            reverse=True,
+            (self._log.persisted if voter == self.id else self.progress[voter].match)
+            for voter in membership.voters
         )
-        self._log.compact_index = max(self._log.compact_index, matches[-1])
-        index = matches[self._quorum - 1]
+        index = matches[-membership.quorum]
         if index <= self._log.commit or not self._may_commit(index):
             return
         self._log.commit = index
@@ -216,8 +305,8 @@ class Leadership:
 
     def log_read(self, request: LogRead, previous: LogPosition, entries: Sequence[Entry]) -> None:
         """Entries that follow `previous` came from the disk."""
-        peer, progress = request.peer, self.progress[request.peer]
-        if request.term != self.term or progress.mode is not Mode.FETCH:
+        peer, progress = request.peer, self.progress.get(request.peer)
+        if request.term != self.term or progress is None or progress.mode is not Mode.FETCH:
             return  # An answer to this node's earlier leadership is of a log that may be gone.
         progress.mode = Mode.PROBE
         own = tuple(entry for entry in entries if entry.index <= request.persisted)
@@ -228,8 +317,8 @@ class Leadership:
 
     def log_read_failed(self, request: LogRead, first_index: int) -> None:
         """The entries asked for are gone; the log on disk begins at `first_index`."""
-        progress = self.progress[request.peer]
-        if request.term == self.term and progress.mode is Mode.FETCH:
+        progress = self.progress.get(request.peer)
+        if request.term == self.term and progress is not None and progress.mode is Mode.FETCH:
             self._on_behind_log(request.peer, progress, first_index)
 
     def _on_behind_log(self, peer: int, progress: Progress, first_index: int) -> None:
@@ -263,9 +352,10 @@ class Leadership:
         elif progress.mode is Mode.REPLICATE and progress.match < self._log.last_index:
             # An append, or its reply, may be lost; the answer to this tells.
             self._send_probe(peer, progress)
-        answered = self._reads.hear(peer, message.read_round, self._quorum - 1)
-        if answered is not None:
-            self._answer_reads(*answered)
+        if peer in self._log.membership.voters:
+            answered = self._reads.hear(peer, message.read_round, self._others_needed())
+            if answered is not None:
+                self._answer_reads(*answered)
 
     @property
     def can_read(self) -> bool:
@@ -282,10 +372,15 @@ class Leadership:
         if not self._reads.has_waiting or self._reads.is_asking or not self.can_read:
             return
         self._reads.begin(self._log.commit)
-        if self._quorum == 1:
+        if self._others_needed() == 0:
             self._answer_reads(*self._reads.finish())
         else:
             self.send_heartbeats()
+
+    def _others_needed(self) -> int:
+        """How many other voters have to agree for a quorum."""
+        membership = self._log.membership
+        return membership.quorum - (self.id in membership.voters)
 
     def _answer_reads(self, index: int, reads: list[Read]) -> None:
         for read in reads:
@@ -294,7 +389,7 @@ class Leadership:
                 continue
             self._send(ReadReply(read.node, self.id, self.term, read.read_id, index))
             # It waits until it has applied `index`; don't let it wait for the next heartbeat.
-            progress = self.progress[read.node]
-            if progress.commit_sent < index:
+            progress = self.progress.get(read.node)
+            if progress is not None and progress.commit_sent < index:
                 self._send_probe(read.node, progress)
         self._begin_reads()

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raftha.core.messages import Append
-from raftha.entry import Entry, LogPosition, follows
+from raftha.entry import Entry, EntryKind, LogPosition, follows
+from raftha.membership import Membership
 
 
 class LogMismatch(Exception):
@@ -27,9 +28,17 @@ class RaftLog:
     """Entries, and the pointers into them; no I/O."""
 
     def __init__(
-        self, first_index: int, anchor: LogPosition, entries: Sequence[Entry], window_bytes_max: int
+        self,
+        first_index: int,
+        anchor: LogPosition,
+        entries: Sequence[Entry],
+        window_bytes_max: int,
+        membership: Membership,
     ) -> None:
-        """Begin with what is on disk: `anchor` was applied, `entries` follow it."""
+        """Begin with what is on disk: `anchor` was applied, `entries` follow it.
+
+        `membership` is that of `anchor`; entries may change it.
+        """
         assert first_index <= anchor.index + 1
         self.first_index = first_index
         self.anchor = anchor
@@ -40,6 +49,23 @@ class RaftLog:
         self.applied = self.commit = anchor.index
         self.compact_index = 0
         self.persisted = self.written = self.last_index
+        self._memberships = [(anchor.index, membership)]
+        for entry in self.window:
+            self._note_membership(entry)
+
+    @property
+    def membership(self) -> Membership:
+        """The one that holds: the latest in the log, committed or not."""
+        return self._memberships[-1][1]
+
+    @property
+    def membership_index(self) -> int:
+        """The entry that `membership` comes from, or one before it."""
+        return self._memberships[-1][0]
+
+    def _note_membership(self, entry: Entry) -> None:
+        if entry.kind == EntryKind.MEMBERSHIP:
+            self._memberships.append((entry.index, Membership.decode(bytes(entry.payload))))
 
     @property
     def last(self) -> LogPosition:
@@ -86,6 +112,7 @@ class RaftLog:
         assert entry.index == self.last_index + 1
         self.window.append(entry)
         self._window_bytes += len(entry.data)
+        self._note_membership(entry)
 
     def is_up_to_date(self, last_index: int, last_term: int) -> bool:
         """Whether a candidate's log may win this node's vote (Raft paper 5.4.1)."""
@@ -126,13 +153,25 @@ class RaftLog:
             if not follows(entry, chain):
                 raise LogMismatch(f"entry {entry.index} of term {entry.term}")
             chain = entry.hash
+            if entry.kind == EntryKind.MEMBERSHIP:
+                self._check_membership(entry)
         if keep < len(self.window):
             self._window_bytes -= sum(len(entry.data) for entry in self.window[keep:])
             del self.window[keep:]
             self.persisted = min(self.persisted, first - 1)
             self.written = min(self.written, first - 1)
+            # What a cut-off entry changed is as it was before.
+            self._memberships = [pair for pair in self._memberships if pair[0] < first]
         self.window.extend(entries)
-        self._window_bytes += sum(len(entry.data) for entry in entries)
+        for entry in entries:
+            self._window_bytes += len(entry.data)
+            self._note_membership(entry)
+
+    def _check_membership(self, entry: Entry) -> None:
+        try:
+            Membership.decode(bytes(entry.payload))
+        except ValueError as error:
+            raise LogMismatch(f"entry {entry.index}: {error}") from error
 
     def hint(self, index: int, term: int) -> tuple[int, int]:
         """The last entry at or before `index` whose term is at most `term`, as (index, term).
@@ -162,6 +201,8 @@ class RaftLog:
         """Entries up to `index` went out to be applied; the oldest may leave the window."""
         assert self.applied <= index <= min(self.commit, self.persisted)
         self.applied = index
+        while len(self._memberships) > 1 and self._memberships[1][0] <= index:
+            del self._memberships[0]
         if self._window_bytes <= self._window_bytes_max:
             return
         # Down to half in one go, so that shifting the list costs nothing per entry.

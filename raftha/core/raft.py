@@ -44,8 +44,11 @@ A lost connection to the leader is a strong hint that its process is gone: the f
 lease and asks for pre-votes after a short delay, staggered by node id and randomised, instead of
 the election timeout. If only its own link broke, the others' leases refuse it and nothing happens.
 
-Learners, membership changes and snapshots have their places: `voters` is where a configuration will
-be, `_quorum` where it counts, and the leader notes a follower that needs more than the log.
+Membership is in the log (`membership.py`): all quorums are those of the latest membership in this
+node's own log. A node that isn't a voter there never campaigns, but it votes and takes entries from
+whoever asks: those may know a later one.
+
+Snapshots have their place: the leader notes a follower that needs more than the log.
 
 Sources: Ongaro & Ousterhout, «In Search of an Understandable Consensus Algorithm»; Ongaro's thesis;
 the division of labour is that of etcd's raft library.
@@ -76,7 +79,15 @@ from raftha.core.progress import Progress
 from raftha.core.ready import CoreConfig, LogRead, ReadState, Ready, Write
 from raftha.entry import Entry, EntryKind, HardState, LogPosition
 from raftha.errors import NotLeader
-from raftha.events import Event, LeaderElected, LeaderLost, RoleChanged
+from raftha.events import (
+    Event,
+    LeaderElected,
+    LeaderLost,
+    MembershipChanged,
+    Removed,
+    RoleChanged,
+)
+from raftha.membership import Membership
 
 
 class Role(enum.StrEnum):
@@ -99,12 +110,9 @@ class Raft:
         random_below: Callable[[int], int],
     ) -> None:
         """Begin as a follower with what is on disk; `random_below(n)` gives 0 to n-1."""
-        assert config.node_id in config.voters
         assert hard_state.term >= log.last_term, "an entry of a term implies that term"
         self.id = config.node_id
         self.config = config
-        self.voters = config.voters
-        self.peers = tuple(voter for voter in config.voters if voter != config.node_id)
         self.log = log
         self.term, self.vote = hard_state.term, hard_state.vote
         log.commit = max(log.commit, min(hard_state.commit, log.last_index))
@@ -112,6 +120,8 @@ class Raft:
         self.leader: int | None = None
         self._random_below = random_below
         self._votes: dict[int, bool] = {}
+        self._membership = log.membership
+        self.is_removed = False
         self._leadership: Leadership | None = None
         self._elapsed_ticks = 0
         self._heartbeat_elapsed_ticks = 0
@@ -142,6 +152,16 @@ class Raft:
         return self._leadership is not None and self._leadership.transfer_target is None
 
     @property
+    def membership(self) -> Membership:
+        """The membership that holds here: the latest in the log."""
+        return self.log.membership
+
+    @property
+    def is_voter(self) -> bool:
+        """Whether this node may campaign, as far as it knows."""
+        return self.id in self.log.membership.voters and not self.is_removed
+
+    @property
     def is_writing(self) -> bool:
         """Whether a write was handed out and not yet advanced over."""
         return self._outbox.is_writing
@@ -152,11 +172,13 @@ class Raft:
         """One tick has passed."""
         self._elapsed_ticks += 1
         if self._leadership is None:
-            if self._elapsed_ticks >= self._timeout_ticks:
+            if self._elapsed_ticks >= self._timeout_ticks and self.is_voter:
                 if self.role is Role.FOLLOWER and self.leader is not None:
                     self._lose_leader("timeout")
                 self._campaign(pre=True)
             return
+        self._leadership.tick()
+        self._check_membership()
         self._heartbeat_elapsed_ticks += 1
         if self._heartbeat_elapsed_ticks >= self.config.heartbeat_ticks:
             self._heartbeat_elapsed_ticks = 0
@@ -168,8 +190,11 @@ class Raft:
     def step(self, message: Message) -> None:
         """A message arrived. Stale, repeated and reordered messages are all fine."""
         assert message.to == self.id and message.sender != self.id
-        if message.sender not in self.peers:
-            return
+        # The sender may be nobody that this log knows of: it may come from a later membership.
+        self._step(message)
+        self._check_membership()
+
+    def _step(self, message: Message) -> None:
         if message.term > self.term:
             if not self._adopt_term(message):
                 return
@@ -191,7 +216,8 @@ class Raft:
             case ReadReply():
                 self._read_states.append(ReadState(message.read_id, message.index))
             case TimeoutNow():
-                if self.role is Role.FOLLOWER and message.sender == self.leader:
+                is_asked = self.role is Role.FOLLOWER and message.sender == self.leader
+                if is_asked and self.is_voter:
                     self._campaign(pre=False, transfer=True)
             case _:
                 assert_never(message)
@@ -201,6 +227,30 @@ class Raft:
         if self._leadership is None or self._leadership.transfer_target is not None:
             return None
         return self._leadership.append(EntryKind.BATCH, payload, count, time_us)
+
+    def change_membership(self, membership: Membership) -> int:
+        """Append a new membership; its index. NotLeader, MembershipChangePending."""
+        if self._leadership is None:
+            raise NotLeader(self.leader)
+        assert self.id in membership.voters, "a leader hands over before it goes"
+        index = self._leadership.change_membership(membership)
+        self._check_membership()
+        return index
+
+    def catch_up_again(self, peer: int) -> None:
+        """Give a learner that was too slow to be made a voter another chance."""
+        if self._leadership is not None:
+            self._leadership.catch_up_again(peer)
+
+    def has_given_up(self, peer: int) -> bool:
+        """Whether this leader no longer tries to make a learner a voter."""
+        return self._leadership is not None and self._leadership.has_given_up(peer)
+
+    def removed(self) -> None:
+        """The others say that this node is no longer a member: never campaign again."""
+        if not self.is_removed:
+            self.is_removed = True
+            self._emit(Removed(node_id=self.id))
 
     def notify_commit(self, peer: int, index: int) -> None:
         """Tell `peer` as soon as `index` commits, not with the next append or heartbeat."""
@@ -248,8 +298,8 @@ class Raft:
             self._lose_leader("disconnected")
             self._is_suspecting = True
             self._elapsed_ticks = 0
-            others = [voter for voter in self.voters if voter != peer]
-            self._timeout_ticks = 1 + 3 * others.index(self.id) + self._random_below(3)
+            before = sum(voter < self.id for voter in self.membership.voters if voter != peer)
+            self._timeout_ticks = 1 + 3 * before + self._random_below(3)
 
     def log_read(self, request: LogRead, previous: LogPosition, entries: Sequence[Entry]) -> None:
         """What a `LogRead` asked for: entries that follow `previous`."""
@@ -304,6 +354,22 @@ class Raft:
     def _emit(self, event: Event) -> None:
         self._events.append(event)
 
+    def _check_membership(self) -> None:
+        if self.log.membership is not self._membership:
+            self._membership = self.log.membership
+            members = self._membership.members.items()
+            learners = tuple(sorted(i for i, member in members if not member.is_voter))
+            self._emit(
+                MembershipChanged(
+                    node_id=self.id,
+                    index=self.log.membership_index,
+                    voters=self._membership.voters,
+                    learners=learners,
+                )
+            )
+            if self.id in self._membership.removed:
+                self.removed()
+
     # ---------------------------------------------------------------- terms and roles
 
     def _adopt_term(self, message: Message) -> bool:
@@ -341,7 +407,7 @@ class Raft:
 
     def _set_timeout(self) -> None:
         base = spread = self.config.election_ticks
-        if not self.peers:
+        if self.membership.voters == (self.id,):
             base = spread = 1
         elif self._is_suspecting:
             # The leader is thought dead and a first attempt failed: try again well within the usual
@@ -415,9 +481,6 @@ class Raft:
 
     # ---------------------------------------------------------------- elections
 
-    def _quorum(self) -> int:
-        return len(self.voters) // 2 + 1
-
     def _campaign(self, *, pre: bool, transfer: bool = False) -> None:
         self._lose_leader("transfer")
         self._reset(self.term if pre else self.term + 1)
@@ -428,7 +491,9 @@ class Raft:
             self._set_role(Role.CANDIDATE)
         term = self.term + 1 if pre else self.term
         last_index, last_term = self.log.last_index, self.log.last_term
-        for peer in self.peers:
+        for peer in self.membership.voters:
+            if peer == self.id:
+                continue
             self._send(VoteRequest(peer, self.id, term, last_index, last_term, pre, transfer))
         if pre:
             # A pre-vote binds nobody; a real one counts once it is durable (R1), in `advance`.
@@ -453,13 +518,15 @@ class Raft:
 
     def _count_vote(self, voter: int, granted: bool) -> None:
         self._votes.setdefault(voter, granted)
-        granted_count = sum(self._votes.values())
-        if granted_count >= self._quorum():
+        quorum = self.membership.quorum
+        votes = [self._votes[voter] for voter in self.membership.voters if voter in self._votes]
+        granted_count = sum(votes)
+        if granted_count >= quorum:
             if self.role is Role.PRE_CANDIDATE:
                 self._campaign(pre=False)
             elif self._votes.get(self.id):
                 self._become_leader()
-        elif len(self._votes) - granted_count >= self._quorum():
+        elif len(votes) - granted_count >= quorum:
             self._set_role(Role.FOLLOWER)
 
     # ---------------------------------------------------------------- replication, follower's side

@@ -15,7 +15,6 @@ class CoreConfig:
     """Settings of the core. Time is in ticks, whose length only the outside knows."""
 
     node_id: int
-    voters: tuple[int, ...]
     heartbeat_ticks: int = 5
     election_ticks: int = 50
     append_bytes_max: int = 4 << 20
@@ -25,6 +24,8 @@ class CoreConfig:
     """Appends sent to one follower and not yet acknowledged."""
     window_bytes_max: int = 32 << 20
     """Applied entries kept in memory for followers that lag a little."""
+    catch_up_rounds_max: int = 10
+    """Rounds that a learner is given to catch up in one of at most an election timeout."""
     write_bytes_max: int = 8 << 20
     """Entries in one write."""
 

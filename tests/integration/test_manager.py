@@ -317,7 +317,7 @@ def test_an_address_that_is_taken_is_a_config_error(tmp_path: Path) -> None:
         b"\x05\x00\x00\x00hello",
         encode(Hello(PROTOCOL_VERSION, "another cluster", 3, 1, 1, "")),
         encode(Hello(PROTOCOL_VERSION + 1, "", 3, 1, 1, "")),
-        encode(Refusal("no")),
+        encode(Refusal("no", False)),
     ],
 )
 def test_a_stranger_at_the_peer_port_is_turned_away_and_the_node_goes_on(

@@ -22,7 +22,8 @@ from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
 from raftha.entry import Entry, HardState, LogPosition
 from raftha.errors import Compacted, Disconnected, StorageFailed, StorageFull
 from raftha.events import Event, LeaderLost, ReplicaBehindLog, RoleChanged
-from raftha.node import HEARTBEAT_TICKS, Node
+from raftha.membership import Membership
+from raftha.node import HEARTBEAT_TICKS, Node, applied_membership
 from raftha.operations import Operation
 from raftha.storage.machine import StateMachine
 from raftha.storage.replay import entries_after, read_from
@@ -150,7 +151,6 @@ class Member:
         entries = entries_after(wal, state.applied, WAL)
         config = CoreConfig(
             node_id=self.id,
-            voters=tuple(self.config.members),
             heartbeat_ticks=HEARTBEAT_TICKS,
             election_ticks=ELECTION_MS * HEARTBEAT_TICKS // HEARTBEAT_MS,
             append_bytes_max=swarm.append_bytes_max,
@@ -158,7 +158,8 @@ class Member:
             window_bytes_max=swarm.window_bytes_max,
             write_bytes_max=swarm.write_bytes_max,
         )
-        log = RaftLog(wal.first_index, state.applied, entries, config.window_bytes_max)
+        membership = applied_membership(state, self.config)
+        log = RaftLog(wal.first_index, state.applied, entries, config.window_bytes_max, membership)
         core = Raft(config, wal.hard_state, log, rng.randrange)
         cluster = self.config.cluster_id
         return Node(self.config, cluster, core, state, self, self.clock, rng.randrange)
@@ -279,6 +280,9 @@ class Member:
         assert self.node is not None
         self._world.note(self.id, "written", write.hard_state or "")
         self.node.on_written(write)
+
+    def set_members(self, membership: Membership) -> None:
+        """Everybody in this world can reach everybody already."""
 
     def read_log(self, request: LogRead) -> None:
         self._later(self._disk_time(), self._run, self._read_log, request)

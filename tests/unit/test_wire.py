@@ -30,6 +30,8 @@ from raftha.wire import (
     Frame,
     FrameReader,
     Hello,
+    MembershipReply,
+    MembershipRequest,
     Refusal,
     TransferReply,
     TransferRequest,
@@ -42,7 +44,7 @@ SECOND = make_entry(FIRST.position, 4, 2_000, EntryKind.BATCH, b"payload", 7)
 
 MESSAGES: list[Frame] = [
     Hello(1, "c" * 32, 1, 2, 1 << 62, "127.0.0.1:7201"),
-    Refusal("another cluster"),
+    Refusal("another cluster", False),
     VoteRequest(1, 2, 5, 10, 4, True, False),
     VoteReply(1, 2, 5, True, False),
     Append(1, 2, 5, 0, 0, 2, 1, (FIRST, SECOND)),
@@ -57,6 +59,8 @@ MESSAGES: list[Frame] = [
     ForwardReply(1, 2, 1 << 40, 3),
     TransferRequest(1, 2, 3),
     TransferReply(1, 2, 3, "it does not answer"),
+    MembershipRequest(1, 2, 4, True, "127.0.0.1:7104", "primary", False),
+    MembershipReply(1, 2, 4, "InvalidRequest", "no"),
 ]
 
 

@@ -1,0 +1,252 @@
+"""What operators ask of a cluster: another leader, another member, one member less.
+
+Theory of operation. Only the leader can do these, so a node that is asked sends a request to the
+leader, and again, marked as repeated, when there is a new leader or no answer for a while: all
+requests say what is to be, not what is to be done, so asking twice does no harm. A refusal comes
+back as a reply; success is seen in this node's own state: the leader it knows, the membership it
+has applied.
+
+A leader that is to be removed hands over first, and says nothing: its successor will be asked
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, assert_never
+
+from raftha.core import Raft
+from raftha.errors import (
+    InvalidRequest,
+    MembershipChangePending,
+    NotLeader,
+    RafthaError,
+    Rejected,
+    ReplicaTooSlow,
+    TransferFailed,
+)
+from raftha.membership import Membership
+from raftha.operations import MembershipOperation, Operation, TransferOperation
+from raftha.wire import (
+    AdminMessage,
+    MembershipReply,
+    MembershipRequest,
+    TransferReply,
+    TransferRequest,
+)
+
+ASK_AGAIN_AFTER_S = 1.0
+
+_REFUSALS: dict[str, type[Rejected]] = {
+    kind.__name__: kind
+    for kind in (InvalidRequest, MembershipChangePending, ReplicaTooSlow, TransferFailed)
+}
+
+
+class Administration:
+    """The operators' requests on one node: those of its callers, and those sent to it as leader."""
+
+    def __init__(
+        self,
+        core: Raft,
+        membership: Membership,
+        send: Callable[[AdminMessage], None],
+        deliver: Callable[[Operation, Any], None],
+        now: Callable[[], float],
+    ) -> None:
+        """`membership` is the one that this node's state has applied."""
+        self.applied = membership
+        self._core = core
+        self._send = send
+        self._deliver = deliver
+        self._now = now
+        self._transfers: list[TransferOperation] = []
+        self._changes: list[MembershipOperation] = []
+
+    def pending(self) -> Sequence[Operation]:
+        """All requests of this node's callers that have no result yet."""
+        return [o for o in (*self._transfers, *self._changes) if o.waiter is not None]
+
+    def forget_expired(self) -> None:
+        """Drop requests that were given a result."""
+        self._transfers = [o for o in self._transfers if o.waiter is not None]
+        self._changes = [o for o in self._changes if o.waiter is not None]
+
+    def on_message(self, message: AdminMessage) -> None:
+        """Another node asks this one as the leader, or the leader refuses."""
+        match message:
+            case TransferRequest():
+                error = self._try(lambda: self._core.transfer(message.target))
+                if error is not None:
+                    self._send(
+                        TransferReply(message.sender, self._core.id, message.target, str(error))
+                    )
+            case TransferReply():
+                self._end_transfers(message.target, TransferFailed(message.reason))
+            case MembershipRequest():
+                self._on_membership_request(message)
+            case MembershipReply():
+                kind = _REFUSALS.get(message.kind, Rejected)
+                self._end_changes(message.node_id, kind(message.reason))
+            case _:
+                assert_never(message)
+
+    def on_leader(self) -> None:
+        """A leader is known: it may be the wanted one, and it may not have been asked yet."""
+        if self._core.leader is not None:
+            self._end_transfers(self._core.leader, None)
+        for operation in self._changes:
+            self._ask(operation)
+
+    def on_tick(self) -> None:
+        """Ask again what wasn't answered."""
+        overdue = self._now() - ASK_AGAIN_AFTER_S
+        for operation in self._changes:
+            if operation.asked_at <= overdue:
+                self._ask(operation)
+
+    def on_membership(self, membership: Membership) -> None:
+        """The state has applied another membership."""
+        self.applied = membership
+        for operation in self._changes:
+            if self._holds(operation):
+                self._deliver(operation, None)
+        self.forget_expired()
+
+    def on_removed(self) -> None:
+        """This node learned that it was removed; that may be what was asked for."""
+        for operation in self._changes:
+            if not operation.adds and operation.node_id == self._core.id:
+                self._deliver(operation, None)
+        self.forget_expired()
+
+    # ---------------------------------------------------------------- transfers
+
+    def begin_transfer(self, operation: TransferOperation) -> None:
+        """Have leadership handed to a node."""
+        target, leader = operation.target, self._core.leader
+        if target not in self._core.membership.members:
+            self._deliver(operation, TransferFailed(f"node {target} is not a member"))
+        elif leader is None:
+            self._deliver(operation, TransferFailed("no leader is known, so none can hand over"))
+        elif leader == target:
+            self._deliver(operation, None)
+        else:
+            self._transfers.append(operation)
+            if leader != self._core.id:
+                self._send(TransferRequest(leader, self._core.id, target))
+                return
+            error = self._try(lambda: self._core.transfer(target))
+            if error is not None:
+                self._end_transfers(target, TransferFailed(str(error)))
+
+    def _end_transfers(self, target: int, result: TransferFailed | None) -> None:
+        for operation in self._transfers:
+            if operation.target == target and operation.waiter is not None:
+                self._deliver(operation, result)
+        self.forget_expired()
+
+    def _try(self, action: Callable[[], None]) -> RafthaError | None:
+        try:
+            action()
+        except RafthaError as error:
+            return error
+        return None
+
+    # ---------------------------------------------------------------- membership
+
+    def begin_change(self, operation: MembershipOperation) -> None:
+        """Have a node added or removed."""
+        if self._holds(operation):
+            self._deliver(operation, None)
+            return
+        self._changes.append(operation)
+        self._ask(operation)
+
+    def _holds(self, operation: MembershipOperation) -> bool:
+        if not operation.adds:
+            return operation.node_id in self.applied.removed
+        member = self.applied.members.get(operation.node_id)
+        return member is not None and member.is_voter and member.address == operation.address
+
+    def _ask(self, operation: MembershipOperation) -> None:
+        leader = self._core.leader
+        if leader is None or operation.waiter is None:
+            return
+        request = MembershipRequest(
+            leader,
+            self._core.id,
+            operation.node_id,
+            operation.adds,
+            operation.address,
+            operation.region,
+            operation.is_repeated,
+        )
+        operation.asked_at, operation.is_repeated = self._now(), True
+        if leader == self._core.id:
+            self._on_membership_request(request)
+        else:
+            self._send(request)
+
+    def _on_membership_request(self, request: MembershipRequest) -> None:
+        try:
+            self._change(request)
+        except NotLeader:
+            return  # The one who asked will hear of the leader there is, and ask it.
+        except MembershipChangePending as error:
+            # A repeated request may be waiting for its own first try to be committed.
+            if not request.is_repeat:
+                self._refuse(request, error)
+        except Rejected as error:
+            self._refuse(request, error)
+
+    def _refuse(self, request: MembershipRequest, error: Rejected) -> None:
+        if request.sender == self._core.id:
+            self._end_changes(request.node_id, error)
+            return
+        kind = type(error).__name__
+        self._send(
+            MembershipReply(request.sender, self._core.id, request.node_id, kind, str(error))
+        )
+
+    def _change(self, request: MembershipRequest) -> None:
+        """Take the next step towards what is asked for, if it isn't so already."""
+        core, node_id = self._core, request.node_id
+        membership = core.membership
+        member = membership.members.get(node_id)
+        if not core.is_leader:
+            raise NotLeader(core.leader)
+        if not request.adds:
+            if node_id in membership.removed:
+                return
+            smaller = membership.without(node_id)
+            if node_id == core.id:
+                core.transfer(self._successor())
+            else:
+                core.change_membership(smaller)
+        elif member is None or member.address != request.address:
+            core.change_membership(
+                membership.with_learner(node_id, request.address, request.region)
+            )
+        elif not member.is_voter:
+            if not request.is_repeat:
+                core.catch_up_again(node_id)
+            elif core.has_given_up(node_id):
+                raise ReplicaTooSlow(
+                    f"node {node_id} does not catch up; it stays a learner",
+                    hint="add it again when there is less to write, or on a faster machine",
+                )
+
+    def _successor(self) -> int:
+        """The other voter with the most of the log."""
+        voters = [voter for voter in self._core.membership.voters if voter != self._core.id]
+        active = [voter for voter in voters if self._core.progress[voter].is_active]
+        if not active:
+            raise TransferFailed("no other voter answers, so none can lead instead")
+        return max(active, key=lambda voter: self._core.progress[voter].match)
+
+    def _end_changes(self, node_id: int, error: RafthaError) -> None:
+        for operation in self._changes:
+            if operation.node_id == node_id and operation.waiter is not None:
+                self._deliver(operation, error)
+        self.forget_expired()

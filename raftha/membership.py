@@ -1,0 +1,123 @@
+"""Who belongs to the cluster: the configuration that the log itself carries.
+
+Theory of operation. The first membership comes from the settings all nodes begin with; each later
+one is an entry of the log and holds from the moment it is in a node's log, committed or not (thesis
+4.1); if the entry is cut off again, so is its effect. One voter comes or goes at a time, so that
+any majority of the old membership and any of the new have a node in common. A node comes as a
+*learner*, which gets the log and counts for nothing, and becomes a voter when it has caught up
+(thesis 4.2.1). Ids of removed nodes are remembered, and never given to another.
+
+Payload of a MEMBERSHIP entry, msgpack: [version 1, {id: [address, region, is_voter]}, [removed
+ids]].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import msgpack
+
+from raftha.config import MEMBERS_MAX, parse_address
+from raftha.errors import ConfigError, InvalidRequest
+
+VERSION = 1
+REMOVED_MAX = 10_000
+REGION_BYTES_MAX = 64
+DEFAULT_REGION = "primary"
+
+
+class Member(NamedTuple):
+    """A node of the cluster; `address` is "host:port" of its peer listener."""
+
+    address: str
+    region: str = DEFAULT_REGION
+    is_voter: bool = True
+
+
+@dataclass(frozen=True)
+class Membership:
+    """The nodes of a cluster, and those that no longer are. Changes make a new one."""
+
+    members: Mapping[int, Member]
+    removed: frozenset[int] = frozenset()
+
+    @classmethod
+    def first(cls, addresses: Mapping[int, str]) -> Membership:
+        """What a cluster begins with: all are voters."""
+        return cls({node_id: Member(address) for node_id, address in sorted(addresses.items())})
+
+    @cached_property
+    def voters(self) -> tuple[int, ...]:
+        """Those whose votes and disks count, in order."""
+        return tuple(sorted(i for i, member in self.members.items() if member.is_voter))
+
+    @cached_property
+    def quorum(self) -> int:
+        """How many voters are a majority."""
+        return len(self.voters) // 2 + 1
+
+    def with_learner(self, node_id: int, address: str, region: str) -> Membership:
+        """With a new node that isn't a voter yet; InvalidRequest if it can't be one."""
+        if node_id in self.removed:
+            raise InvalidRequest(
+                f"node {node_id} was removed", hint="an id is never used again, take a new one"
+            )
+        if node_id in self.members:
+            raise InvalidRequest(f"node {node_id} is a member already")
+        if not 0 < node_id < 1 << 32:
+            raise InvalidRequest(f"an id is from 1 to 2**32 - 1, got {node_id}")
+        if any(member.address == address for member in self.members.values()):
+            raise InvalidRequest(f"{address} is another member's address")
+        if len(self.members) >= MEMBERS_MAX:
+            raise InvalidRequest(f"a cluster has at most {MEMBERS_MAX} members")
+        if len(region.encode()) > REGION_BYTES_MAX:
+            raise InvalidRequest(f"a region's name has at most {REGION_BYTES_MAX} bytes")
+        try:
+            parse_address("address", address)
+        except ConfigError as error:
+            raise InvalidRequest(str(error)) from error
+        learner = Member(address, region, is_voter=False)
+        return replace(self, members={**self.members, node_id: learner})
+
+    def with_voter(self, node_id: int) -> Membership:
+        """With a learner made a voter."""
+        voter = self.members[node_id]._replace(is_voter=True)
+        return replace(self, members={**self.members, node_id: voter})
+
+    def without(self, node_id: int) -> Membership:
+        """Without a node, whose id is used up then; InvalidRequest if that can't be."""
+        if node_id not in self.members:
+            raise InvalidRequest(f"node {node_id} is not a member")
+        if self.voters == (node_id,):
+            raise InvalidRequest(f"node {node_id} is the only voter")
+        if len(self.removed) >= REMOVED_MAX:
+            raise InvalidRequest(f"{REMOVED_MAX} nodes were removed already")
+        members = {i: member for i, member in self.members.items() if i != node_id}
+        return Membership(members, self.removed | {node_id})
+
+    def encode(self) -> bytes:
+        """The payload of the entry that carries it."""
+        members = {node_id: tuple(member) for node_id, member in sorted(self.members.items())}
+        packed: bytes = msgpack.packb([VERSION, members, sorted(self.removed)])
+        return packed
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Membership:
+        """Read `encode`'s bytes back; ValueError if they can't be that."""
+        try:
+            values: Any = msgpack.unpackb(payload, strict_map_key=False, use_list=False)
+            version, members, removed = values
+            if version != VERSION:
+                raise ValueError(f"membership format {version}, this raftha knows {VERSION}")
+            membership = cls(
+                {int(node_id): Member(*member) for node_id, member in members.items()},
+                frozenset(removed),
+            )
+        except (TypeError, AttributeError, msgpack.UnpackException) as error:
+            raise ValueError(f"not a membership: {error}") from error
+        if not membership.voters:
+            raise ValueError("a membership has a voter")
+        return membership
