@@ -38,6 +38,8 @@ READ_KEYS_MAX = 1_000
 HELP = """RAFTHA STATUS -- this node's state, as JSON
 RAFTHA DIGEST [sequence] -- hash over the whole contents at a sequence, as JSON
 RAFTHA FAILOVER node_id -- make a node the leader
+RAFTHA ADD node_id address [region] -- add a node that runs and waits; OK once it is a voter
+RAFTHA REMOVE node_id -- remove a node for good; OK once that is so
 RAFTHA SESSION -- open a session for ONCE; its id
 RAFTHA ONCE session number floor command [argument ...] -- apply a write once, however often sent
 RAFTHA HELP -- this""".splitlines()
@@ -337,6 +339,8 @@ _COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
         b"STATUS": (Task(tasks.status), 2, 2),
         b"DIGEST": (Task(tasks.digest), 2, 3),
         b"FAILOVER": (Task(tasks.failover), 3, 3),
+        b"ADD": (Task(tasks.add_replica), 4, 5),
+        b"REMOVE": (Task(tasks.remove_replica), 3, 3),
         b"SESSION": (Task(tasks.open_session), 2, 2),
         b"ONCE": (Once(), 6, _MANY),
         b"HELP": (Local(lambda _client, _request: encode(HELP)), 2, 2),

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from raftha.aio import HaManager
 from raftha.errors import InvalidRequest
 from raftha.resp import ReplyError
+from raftha.membership import DEFAULT_REGION
 from raftha.server.glob import glob_matches
 from raftha.server.machine import parse_int64
 from raftha.types import HaStatus
@@ -184,6 +185,18 @@ async def digest(service: Service, request: Arguments) -> bytes:
 
 async def failover(service: Service, request: Arguments) -> str:
     await service.ha.failover_to(parse_int64(request[2]))
+    return "OK"
+
+
+async def add_replica(service: Service, request: Arguments) -> str:
+    address = request[3].decode(errors="replace")
+    region = request[4].decode(errors="replace") if len(request) == 5 else DEFAULT_REGION
+    await service.ha.add_replica(parse_int64(request[2]), address, region=region, timeout=CHANGE_S)
+    return "OK"
+
+
+async def remove_replica(service: Service, request: Arguments) -> str:
+    await service.ha.remove_replica(parse_int64(request[2]), timeout=CHANGE_S)
     return "OK"
 
 
