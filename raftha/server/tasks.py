@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 
 from raftha.aio import HaManager
 from raftha.errors import InvalidRequest
-from raftha.resp import ReplyError
 from raftha.membership import DEFAULT_REGION
+from raftha.resp import ReplyError
 from raftha.server.glob import glob_matches
 from raftha.server.machine import parse_int64
 from raftha.types import HaStatus
@@ -29,6 +29,8 @@ Arguments: TypeAlias = list[bytes]
 SYNTAX_ERROR = "ERR syntax error"
 SCAN_COUNT_MAX = 1_000
 """Keys that one SCAN looks at, however many the client asks for."""
+CHANGE_S = 300.0
+"""How long a change of membership may take: a new node has to get all the data first."""
 CURSORS_MAX = 4_096
 """Scans that may be under way at once; the one not continued for longest gives way."""
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from raftha.core import CoreConfig, LogRead, Message, Raft, RaftLog, Ready, Role, Write
 from raftha.entry import LOG_START, Entry, EntryKind, HardState, LogPosition, make_entry
 from raftha.events import RoleChanged
+from raftha.membership import Membership
 from tests.datadriven import render
 
 
@@ -63,7 +64,7 @@ def make_disk(terms: Sequence[int], hard_state: HardState) -> Disk:
 class Member:
     """A node: its disk, and its core if it's up."""
 
-    def __init__(self, config: CoreConfig, random: int, disk: Disk) -> None:
+    def __init__(self, config: CoreConfig, random: int, disk: Disk, membership: Membership) -> None:
         self.id = config.node_id
         self.disk = disk
         self.pending: Write | None = None
@@ -75,6 +76,7 @@ class Member:
         self._core: Raft | None = None
         self._config = config
         self._random = random
+        self._membership = membership
 
     @property
     def is_up(self) -> bool:
@@ -92,7 +94,13 @@ class Member:
     def start(self) -> None:
         """Begin with what the disk has."""
         disk = self.disk
-        log = RaftLog(disk.base.index + 1, disk.base, disk.entries, self._config.window_bytes_max)
+        log = RaftLog(
+            disk.base.index + 1,
+            disk.base,
+            disk.entries,
+            self._config.window_bytes_max,
+            self._membership,
+        )
         self._core = Raft(self._config, disk.hard_state, log, lambda n: min(self._random, n - 1))
         self.applied = list(disk.state)
         self.commit = log.commit

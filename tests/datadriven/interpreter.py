@@ -13,6 +13,7 @@ from raftha.core import CoreConfig, Role, VoteRequest
 from raftha.core.messages import Message
 from raftha.entry import HardState
 from raftha.errors import RafthaError
+from raftha.membership import Membership
 from tests.datadriven import render
 from tests.datadriven.cluster import Cluster, Member, make_disk
 
@@ -112,10 +113,11 @@ class Interpreter:
         chances = [int(value) for value in args.option("random", "0").split(",")]
         ticks = {"election_ticks": 10, "heartbeat_ticks": 2}
         settings = {_SETTINGS[name]: int(args.options.pop(name)) for name in list(args.options)}
+        membership = Membership.first({node: f"127.0.0.1:{7100 + node}" for node in voters})
         for node in voters:
-            config = CoreConfig(node_id=node, voters=voters, **(ticks | settings))
+            config = CoreConfig(node_id=node, **(ticks | settings))
             disk = make_disk(terms, HardState(terms[-1] if terms else 0, 0, 0))
-            member = Member(config, chances[(node - 1) % len(chances)], disk)
+            member = Member(config, chances[(node - 1) % len(chances)], disk, membership)
             self._cluster.members[node] = member
             member.start()
 

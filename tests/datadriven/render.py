@@ -20,7 +20,16 @@ from raftha.core import (
     Write,
 )
 from raftha.entry import Entry, EntryKind
-from raftha.events import Event, LeaderElected, LeaderLost, ReplicaBehindLog, RoleChanged
+from raftha.events import (
+    CatchUpGivenUp,
+    Event,
+    LeaderElected,
+    LeaderLost,
+    MembershipChanged,
+    Removed,
+    ReplicaBehindLog,
+    RoleChanged,
+)
 
 
 def entry_text(entry: Entry) -> str:
@@ -99,6 +108,13 @@ def event_text(event: Event) -> str | None:
         case ReplicaBehindLog():
             needs, first = event.needs_index, event.first_index
             return f"{event.node_id} can't help {event.peer}: it needs {needs}, the log has {first}"
+        case MembershipChanged():
+            learners = f", learners {list(event.learners)}" if event.learners else ""
+            return f"{event.node_id} has voters {list(event.voters)}{learners} as of {event.index}"
+        case CatchUpGivenUp():
+            return f"{event.node_id} gives up on learner {event.peer} after {event.rounds} rounds"
+        case Removed():
+            return f"{event.node_id} was removed"
         case _:
             raise AssertionError(f"an event of the core that has no line: {event}")
 
