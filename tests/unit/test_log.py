@@ -9,6 +9,9 @@ import pytest
 from raftha.core import Append, RaftLog
 from raftha.core.log import LogMismatch
 from raftha.entry import LOG_START, Entry, EntryKind, LogPosition, make_entry
+from raftha.membership import Membership
+
+MEMBERSHIP = Membership.first({1: "127.0.0.1:7101"})
 
 
 def chain(terms: Sequence[int], after: LogPosition = LOG_START, size: int = 0) -> list[Entry]:
@@ -22,7 +25,7 @@ def chain(terms: Sequence[int], after: LogPosition = LOG_START, size: int = 0) -
 
 def log_of(terms: Sequence[int], *, commit: int = 0, applied: int = 0) -> RaftLog:
     """A log of entries of these terms, all of them durable."""
-    log = RaftLog(1, LOG_START, chain(terms), window_bytes_max=1 << 20)
+    log = RaftLog(1, LOG_START, chain(terms), 1 << 20, MEMBERSHIP)
     log.commit = max(commit, applied)
     if applied:
         log.mark_applied(applied)
@@ -140,7 +143,7 @@ def test_a_slice_holds_at_least_one_entry_and_about_as_much_as_asked_for() -> No
 
 
 def test_applied_entries_leave_a_full_window_and_others_stay() -> None:
-    log = RaftLog(1, LOG_START, chain([1] * 10, size=100), window_bytes_max=500)
+    log = RaftLog(1, LOG_START, chain([1] * 10, size=100), 500, MEMBERSHIP)
     log.commit = 8
     log.mark_applied(6)
     assert log.anchor.index > 0
@@ -166,6 +169,8 @@ def test_a_hint_skips_all_entries_of_later_terms() -> None:
 def test_a_hint_goes_below_commit_too_and_ends_where_memory_does() -> None:
     """A leader has committed what the follower lacks, and must get past it in few rounds."""
     assert log_of([1, 3, 3], commit=3).hint(9, 1) == (1, 1)
-    log = RaftLog(1, chain([1, 2])[1].position, chain([3], chain([1, 2])[1].position), 1 << 20)
+    log = RaftLog(
+        1, chain([1, 2])[1].position, chain([3], chain([1, 2])[1].position), 1 << 20, MEMBERSHIP
+    )
     assert log.hint(9, 1) == (2, 2)
     assert log.hint(1, 1) == (1, 0)

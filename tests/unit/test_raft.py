@@ -31,6 +31,7 @@ from raftha.core import (
 from raftha.entry import LOG_START, Entry, EntryKind, HardState, LogPosition, make_entry
 from raftha.errors import NotLeader, TransferFailed
 from raftha.events import LeaderLost, ReplicaBehindLog
+from raftha.membership import Membership
 
 ELECTION_TICKS = 10
 M = TypeVar("M")
@@ -56,15 +57,20 @@ def core(
     """A core that has just started, with a log of entries of these terms on its disk."""
     config = CoreConfig(
         node_id=node_id,
-        voters=tuple(range(1, voters + 1)),
         heartbeat_ticks=2,
         election_ticks=ELECTION_TICKS,
         window_bytes_max=window_bytes_max,
         in_flight_messages_max=in_flight_messages_max,
     )
-    log = RaftLog(1, LOG_START, chain(*terms), window_bytes_max)
+    membership = Membership.first({i: f"127.0.0.1:{7100 + i}" for i in range(1, voters + 1)})
+    log = RaftLog(1, LOG_START, chain(*terms), window_bytes_max, membership)
     last_term = terms[-1] if terms else 0
     return Raft(config, hard_state or HardState(last_term, 0, 0), log, lambda below: 0)
+
+
+def peers_of(raft: Raft) -> list[int]:
+    """The other voters."""
+    return [voter for voter in raft.membership.voters if voter != raft.id]
 
 
 def finish(raft: Raft, ready: Ready) -> list[Message]:
@@ -100,8 +106,8 @@ def become_candidate(raft: Raft) -> None:
         if raft.role is Role.FOLLOWER:
             raft.tick()
     term = raft.term + 1
-    raft.step(VoteReply(raft.id, raft.peers[0], term, True, True))
-    raft.step(VoteReply(raft.id, raft.peers[-1], term, True, True))
+    raft.step(VoteReply(raft.id, peers_of(raft)[0], term, True, True))
+    raft.step(VoteReply(raft.id, peers_of(raft)[-1], term, True, True))
     settle(raft)
     assert raft.role is Role.CANDIDATE
 
@@ -109,7 +115,7 @@ def become_candidate(raft: Raft) -> None:
 def become_leader(raft: Raft) -> list[Message]:
     """Make it win its election; return what it sends as the leader, with its no-op durable."""
     become_candidate(raft)
-    for peer in raft.peers[: len(raft.voters) // 2]:
+    for peer in peers_of(raft)[: raft.membership.quorum - 1]:
         raft.step(VoteReply(raft.id, peer, raft.term, True, False))
     assert raft.role is Role.LEADER
     return settle(raft)
@@ -887,7 +893,7 @@ def test_a_transfer_that_does_not_happen_is_given_up() -> None:
     raft.transfer(2)
     for _ in range(ELECTION_TICKS):
         raft.tick()
-        for peer in raft.peers:
+        for peer in peers_of(raft):
             step(raft, HeartbeatReply(1, peer, raft.term, 0))
     assert raft.is_leader
     assert raft.can_propose
@@ -909,7 +915,16 @@ def test_timeout_now_from_anyone_but_the_leader_is_ignored() -> None:
     assert raft.role is Role.FOLLOWER
 
 
-def test_messages_of_strangers_are_ignored() -> None:
+def test_a_vote_is_given_to_who_may_be_a_member_by_a_later_membership() -> None:
+    """Thesis 4.1: a server also answers those that aren't in its own latest configuration."""
     raft = core()
-    assert step(raft, VoteRequest(1, 9, 5, 9, 9, False, False)) == []
-    assert raft.term == 0
+    (reply,) = step(raft, VoteRequest(1, 9, 5, 9, 9, False, False))
+    assert reply == VoteReply(9, 1, 5, True, False)
+
+
+def test_the_votes_of_strangers_do_not_count() -> None:
+    raft = core(1, voters=5)
+    become_candidate(raft)
+    for stranger in (7, 8, 9):
+        raft.step(VoteReply(1, stranger, raft.term, True, False))
+    assert raft.role is Role.CANDIDATE
