@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from raftha.core import Append, Heartbeat, LogRead, Raft, RaftLog, ReadState, VoteReply, VoteRequest
+from raftha.core import Append, Heartbeat, Raft, RaftLog, ReadState, VoteReply, VoteRequest
 from raftha.core.leader import Leadership
 from raftha.core.messages import Message
 from raftha.core.outbox import Outbox
-from raftha.core.progress import Mode, Progress
+from raftha.core.progress import Progress
 from raftha.core.reads import Read, ReadRounds
-from raftha.entry import Entry, Group, HardState, LogPosition
+from raftha.entry import Entry, Group, HardState
 from raftha.readings import Readings
 from raftha.storage import wal as wal_module
 from raftha.storage.sessions import Outcome, Sessions
@@ -241,25 +241,8 @@ def sent_counts_as_unsent() -> list[Patch]:
     return [(Submissions, "_send", send)]
 
 
-# Found by this simulation in the real code; put back to see that they would be found again.
-
-
-def old_log_read_is_sent() -> list[Patch]:
-    """What a former leadership asked the disk for is sent, though the log has changed since."""
-
-    def log_read(
-        self: Leadership, request: LogRead, previous: LogPosition, entries: Sequence[Entry]
-    ) -> None:
-        peer, progress = request.peer, self.progress[request.peer]
-        if progress.mode is not Mode.FETCH:
-            return
-        progress.mode = Mode.PROBE
-        if progress.next != previous.index + 1 or not entries:
-            self._send_append(peer)
-        else:
-            self._send_entries(peer, progress, previous.index, previous.term, tuple(entries))
-
-    return [(Leadership, "log_read", log_read)]
+# Found by this simulation in the real code; put back to see that they would be found again. (One
+# more, old answers from the disk, takes thousands of seeds: `test_raft.py` has it.)
 
 
 def reconnected_is_asked_for_entry_1() -> list[Patch]:
@@ -316,7 +299,6 @@ BUGS: dict[str, Bug] = {
         rename_not_synced,
         torn_tail_not_cut,
         sent_counts_as_unsent,
-        old_log_read_is_sent,
         reconnected_is_asked_for_entry_1,
         lost_appends_stay_lost,
         waiting_reads_spin,
