@@ -13,17 +13,19 @@ array, None null, and `{"error": text}` (a dict because that survives msgpack) a
 An error's first word says what happened to the request; `error_reply` and `error_from_reply` undo
 each other, so that a client sees the class of error that the server's manager raised.
 
-    first word      class             it happened
-    ERR, others     ReplyError        no
-    NOTLEADER id    NotLeader         no
-    UNAVAILABLE     Unavailable       no
-    OVERLOADED      Overloaded        no
-    STOPPED         Stopped           no
-    TRANSFERFAILED  TransferFailed    no
-    SESSIONEXPIRED  SessionExpired    no
-    STORAGEFULL     StorageFull       no
-    INDETERMINATE   Indeterminate     maybe
-    STORAGEFAILED   StorageFailed     maybe
+    first word      class                    it happened
+    ERR, others     ReplyError               no
+    NOTLEADER id    NotLeader                no
+    UNAVAILABLE     Unavailable              no
+    OVERLOADED      Overloaded               no
+    STOPPED         Stopped                  no
+    TRANSFERFAILED  TransferFailed           no
+    CHANGEPENDING   MembershipChangePending  no
+    REPLICATOOSLOW  ReplicaTooSlow           not yet: the node is a learner
+    SESSIONEXPIRED  SessionExpired           no
+    STORAGEFULL     StorageFull              no
+    INDETERMINATE   Indeterminate            maybe
+    STORAGEFAILED   StorageFailed            maybe
 """
 
 from __future__ import annotations
@@ -40,10 +42,12 @@ from raftha.errors import (
     CommandFailed,
     Indeterminate,
     InvalidRequest,
+    MembershipChangePending,
     NotLeader,
     Overloaded,
     RafthaError,
     Rejected,
+    ReplicaTooSlow,
     SessionExpired,
     Stopped,
     StorageError,
@@ -274,6 +278,8 @@ _WORDS: tuple[tuple[type[RafthaError], str], ...] = (
     (Overloaded, "OVERLOADED"),
     (Stopped, "STOPPED"),
     (TransferFailed, "TRANSFERFAILED"),
+    (MembershipChangePending, "CHANGEPENDING"),
+    (ReplicaTooSlow, "REPLICATOOSLOW"),
     (SessionExpired, "SESSIONEXPIRED"),
     (StorageFull, "STORAGEFULL"),
     (StorageError, "STORAGEFAILED"),
@@ -284,6 +290,8 @@ _CLASSES: dict[str, type[RafthaError]] = {
     "OVERLOADED": Overloaded,
     "STOPPED": Stopped,
     "TRANSFERFAILED": TransferFailed,
+    "CHANGEPENDING": MembershipChangePending,
+    "REPLICATOOSLOW": ReplicaTooSlow,
     "SESSIONEXPIRED": SessionExpired,
     "STORAGEFULL": StorageFull,
     "STORAGEFAILED": StorageFailed,
