@@ -10,10 +10,19 @@ is best seen by killing one.
         leader = cluster.wait_leader()
         assert cluster.call(leader, "GET", "key") == b"value"
 
+Nodes come and go while the others serve:
+
+        new = cluster.add_node()                          # a process that waits to be taken in
+        cluster.add_replica(new)                          # a member, with all the data
+        cluster.remove_replica(1)                         # no member any more, for good
+
 Theory of operation. Each node is a process of its own, `python -m raftha serve`, or your server by
 `serve_command`, with a folder of its own: `node.toml`, `data/`, and `node.log`, to which every
 run's output is appended. All calls block and may come from any thread, but not two at once that
 start or end the same node.
+
+Which nodes the whole cluster's calls are about (`wait_ready`, `digests` ...) is for the cluster to
+say, not for the list of processes: those are the members that the leader knows.
 
 Nodes are killed and the temporary folder is deleted when the `with` block ends, at the latest when
 the interpreter does. If the block ends with an error, the folder stays, and the error says where.
@@ -132,27 +141,33 @@ class LocalCluster:
         self._nodes = self._resources.nodes
         # Runs at close, when the cluster is garbage, or at the interpreter's end; once.
         self._release = weakref.finalize(self, self._resources.release)
-        for node_id in range(1, nodes + 1):
-            self._nodes[node_id] = _Node(
-                id=node_id,
-                folder=self.folder / f"node-{node_id}",
-                peer_socket=reserve_port(),
-                client_socket=reserve_port(),
-            )
-        self._write_configs(dict(settings or {}))
+        self._settings = dict(settings or {})
+        first = [self._make_node(node_id) for node_id in range(1, nodes + 1)]
+        self._members = {str(node.id): _address(node.peer_socket) for node in first}
+        for node in first:
+            self._write_config(node)
 
-    def _write_configs(self, settings: dict[str, Any]) -> None:
-        members = {str(n.id): _address(n.peer_socket) for n in self._nodes.values()}
-        for node in self._nodes.values():
-            table = {
-                **settings,
-                "node_id": node.id,
-                "data_dir": "data",
-                "listen": _address(node.client_socket),
-                "members": members,
-            }
-            node.folder.mkdir(parents=True, exist_ok=True)
-            (node.folder / "node.toml").write_text(_to_toml(table), encoding="utf-8")
+    def _make_node(self, node_id: int) -> _Node:
+        node = self._nodes[node_id] = _Node(
+            id=node_id,
+            folder=self.folder / f"node-{node_id}",
+            peer_socket=reserve_port(),
+            client_socket=reserve_port(),
+        )
+        return node
+
+    def _write_config(self, node: _Node) -> None:
+        table = {
+            **self._settings,
+            "node_id": node.id,
+            "data_dir": "data",
+            "listen": _address(node.client_socket),
+            "members": self._members,
+        }
+        if str(node.id) not in self._members:
+            table["address"] = _address(node.peer_socket)
+        node.folder.mkdir(parents=True, exist_ok=True)
+        (node.folder / "node.toml").write_text(_to_toml(table), encoding="utf-8")
 
     # ------------------------------------------------------------------ the whole cluster
 
@@ -279,6 +294,45 @@ class LocalCluster:
         """What the node's processes printed, all runs in one file."""
         return self._node(node_id).log
 
+    # ------------------------------------------------------------------ members
+
+    def add_node(self) -> int:
+        """Start one more node, with the next id, and wait until it answers; return the id.
+
+        It isn't a member before `add_replica`, and until then it does nothing but wait.
+        """
+        node = self._make_node(max(self._nodes) + 1)
+        self._write_config(node)
+        self._spawn(node)
+
+        def is_there() -> bool:
+            statuses = self.statuses()
+            self._check_alive(statuses)
+            return statuses[node.id] is not None
+
+        self._wait(f"node {node.id} does not answer", is_there, self._start_timeout_s)
+        return node.id
+
+    def add_replica(self, node_id: int, timeout_s: float = 60.0) -> None:
+        """Have a node that runs taken in as a member, and wait until it is a voter."""
+        address = _address(self._node(node_id).peer_socket)
+        leader = self.wait_leader(timeout_s)
+        self.call(leader, "RAFTHA", "ADD", node_id, address, timeout_s=timeout_s)
+
+    def remove_replica(self, node_id: int, timeout_s: float = 60.0) -> None:
+        """Have a member removed for good; its process, if there is one, goes on without a role."""
+        leader = self.wait_leader(timeout_s)
+        others = [i for i in self.members() if i not in (leader, node_id) and i in self._active()]
+        # Not through the one that goes, if another is there: it hears of its end, but late.
+        asked = leader if leader != node_id or not others else others[0]
+        self.call(asked, "RAFTHA", "REMOVE", node_id, timeout_s=timeout_s)
+
+    def members(self) -> tuple[int, ...]:
+        """The members, voters and learners, as the leader knows them; none without a leader."""
+        statuses = self.statuses()
+        leader = _find_leader(statuses)
+        return _members(statuses[leader]) if leader else ()
+
     # ------------------------------------------------------------------ asking
 
     def call(self, node_id: int, *args: str | bytes | int | float, timeout_s: float = 10.0) -> Any:
@@ -314,51 +368,56 @@ class LocalCluster:
         return self._wait("there is no leader", self.leader, timeout_s)
 
     def wait_ready(self, timeout_s: float = 30.0) -> int:
-        """Wait until every node that runs and isn't paused follows one leader; return the
+        """Wait until every member that runs and isn't paused follows one leader; return the
         leader."""
 
         def find() -> int | None:
             statuses = self.statuses()
             self._check_alive(statuses)
             leader = _find_leader(statuses)
-            reached = [s for s in statuses.values() if s is not None]
-            is_ready = len(reached) == len(self._active())
-            return leader if is_ready and all(s["leader_id"] == leader for s in reached) else None
+            if leader is None:
+                return None
+            states = [statuses[node_id] for node_id in self._active_members(statuses[leader])]
+            return leader if all(s and s["leader_id"] == leader for s in states) else None
 
         return self._wait("the nodes are not ready", find, timeout_s)
 
     def wait_caught_up(self, timeout_s: float = 60.0) -> None:
-        """Wait until all active nodes have applied the log that the leader has now.
+        """Wait until all active members have applied the log that the leader has now.
 
         Everything acknowledged before the call is then in the state of each of them.
         """
+        self._wait_caught_up(timeout_s)
+
+    def _wait_caught_up(self, timeout_s: float) -> list[int]:
+        """Which members have caught up."""
         target: tuple[int, int] | None = None  # term, index
 
-        def is_caught_up() -> bool:
+        def find() -> list[int] | None:
             nonlocal target
             statuses = self.statuses()
             self._check_alive(statuses)
             leader_id = _find_leader(statuses)
             leader = statuses[leader_id] if leader_id else None
             if leader is None:
-                return False
+                return None
             # Another leader's log may lack what was never committed: then it decides how far.
             if target is None or target[0] != leader["term"]:
                 target = leader["term"], leader["last_index"]
-            applied = [s["applied_index"] for s in statuses.values() if s is not None]
-            return len(applied) == len(self._active()) and min(applied) >= target[1]
+            members = self._active_members(leader)
+            states = [statuses[node_id] for node_id in members]
+            return members if all(s and s["applied_index"] >= target[1] for s in states) else None
 
-        self._wait("not every node has caught up", is_caught_up, timeout_s)
+        return self._wait("not every member has caught up", find, timeout_s)
 
     def digests(self, timeout_s: float = 60.0) -> dict[int, dict[str, Any]]:
-        """Wait until all active nodes have caught up; return what each one's own data hashes to.
+        """Wait until all active members have caught up; return what each one's own data hashes to.
 
         They can be compared while nothing is written: `sequence` says after which command each is.
         """
-        self.wait_caught_up(timeout_s)
         return {
             node_id: json.loads(self.call(node_id, "RAFTHA", "DIGEST", timeout_s=timeout_s))
-            for node_id in self._active()
+            for node_id in self._wait_caught_up(timeout_s)
         }
 
     # ------------------------------------------------------------------ within
@@ -370,6 +429,11 @@ class LocalCluster:
 
     def _active(self) -> list[int]:
         return [n.id for n in self._nodes.values() if n.is_running and not n.is_paused]
+
+    def _active_members(self, leader: Mapping[str, Any] | None) -> list[int]:
+        """Those of the active nodes that are members by the leader's status."""
+        members = _members(leader)
+        return [node_id for node_id in self._active() if node_id in members]
 
     def _spawn(self, node: _Node) -> None:
         self._check_open()
@@ -429,13 +493,21 @@ class LocalCluster:
         return found
 
 
+def _members(leader: Mapping[str, Any] | None) -> tuple[int, ...]:
+    replicas = leader["replicas"] if leader else ()
+    return tuple(replica["node_id"] for replica in replicas)
+
+
 def _find_leader(statuses: Mapping[int, Mapping[str, Any] | None]) -> int | None:
     reached = [s for s in statuses.values() if s is not None]
     for status in reached:
         if status["is_primary"]:
             leader, term = status["node_id"], status["term"]
-            followers = [s for s in reached if (s["leader_id"], s["term"]) == (leader, term)]
-            if 2 * len(followers) > len(statuses):
+            voters = [r["node_id"] for r in status["replicas"] if r["is_voter"]]
+            followers = [
+                s["node_id"] for s in reached if (s["leader_id"], s["term"]) == (leader, term)
+            ]
+            if 2 * len(set(voters) & set(followers)) > len(voters):
                 return int(leader)
     return None
 

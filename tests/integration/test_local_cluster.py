@@ -287,3 +287,26 @@ def test_status_of_the_command_line_shows_a_real_cluster(cluster: LocalCluster) 
     document = json.loads(process.stdout)
     assert document["leader_id"] == leader
     assert {n["node_id"]: n["address"] for n in document["nodes"]} == cluster.addresses
+
+
+def test_members_come_and_go_and_only_they_count() -> None:
+    with LocalCluster(2) as cluster:
+        cluster.call(1, "SET", "before", "1")
+        new = cluster.add_node()
+        assert new == 3
+        assert cluster.wait_ready() in (1, 2)
+        assert cluster.members() == (1, 2)
+        cluster.add_replica(new)
+        assert cluster.members() == (1, 2, 3)
+        digests = cluster.digests()
+        assert sorted(digests) == [1, 2, 3]
+        assert len({d["hex"] for d in digests.values()}) == 1
+        leader = cluster.leader()
+        assert leader
+        cluster.remove_replica(leader)
+        left = sorted({1, 2, 3} - {leader})
+        assert cluster.wait_ready() in left
+        assert sorted(cluster.digests()) == left
+        cluster.kill(leader)
+        cluster.restart(left[0])
+        assert cluster.wait_ready() in left
