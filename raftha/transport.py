@@ -6,6 +6,10 @@ accepted the other's: same protocol version, same cluster, the expected ids, and
 isn't another than before. Until then it can say nothing else, and it has `HANDSHAKE_TIMEOUT_S` for
 it; strangers get a `Refusal` and are counted, and only so many may be undecided at once.
 
+A node that was removed is told so when it calls, or when it is connected as that becomes known. If
+it was away then, and has a low id, it would wait for calls that never come: so a node that hasn't
+been called for `ASK_S` calls upwards, not to be connected but to be told.
+
 Loss is told to the node at once (`on_disconnected`), since for a follower it is the best sign that
 its leader died. There is no resending here: Raft does that, and it would only send what is stale.
 
@@ -34,6 +38,7 @@ from raftha.wire import (
 HANDSHAKE_TIMEOUT_S = 5.0
 UNDECIDED_MAX = 64
 REDIAL_MIN_S, REDIAL_MAX_S = 0.02, 0.5
+ASK_S = 2.0
 OUTGOING_BYTES_MAX = 64 << 20
 REMOVED = "the node was removed from the cluster"
 
@@ -91,12 +96,11 @@ class Transport:
         for peer in [peer for peer in self._dialers if peer not in self._members]:
             self._dialers.pop(peer).cancel()
         for peer in [peer for peer in self._connected if peer in removed]:
-            # It comes back, is refused, and learns by that.
-            self._connected[peer].close()
+            self._connected[peer].dismiss()
         for peer in self._members:
-            if peer < self.id and peer not in self._dialers:
-                dialing = asyncio.get_running_loop().create_task(self._dial(peer))
-                self._dialers[peer] = dialing
+            if peer not in self._dialers:
+                call = self._dial(peer) if peer < self.id else self._ask(peer)
+                self._dialers[peer] = asyncio.get_running_loop().create_task(call)
 
     async def stop(self) -> None:
         """Close everything; the receiver hears nothing more."""
@@ -134,6 +138,22 @@ class Transport:
             # Jitter keeps members that were cut off together from coming back together.
             await asyncio.sleep(pause * (0.5 + self._random()))
             pause = min(2 * pause, REDIAL_MAX_S)
+
+    async def _ask(self, peer: int) -> None:
+        """Call a node that should call, and doesn't: it says why, if it is there."""
+        loop = asyncio.get_running_loop()
+        host, port = parse_address("address", self._members[peer])
+        while True:
+            await asyncio.sleep(ASK_S * (0.5 + self._random()))
+            if peer in self._connected:
+                continue
+            connection = Connection(self, peer)
+            try:
+                async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                    await loop.create_connection(lambda: connection, host, port)  # noqa: B023
+                await connection.wait_closed()
+            except (OSError, UnicodeError):
+                continue  # It isn't there; TimeoutError is an OSError.
 
     # What a connection tells its transport.
 
@@ -226,10 +246,11 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def close(self) -> None:
-        """Close, as if the peer had done it."""
+    def dismiss(self) -> None:
+        """Tell the peer that it was removed, and close."""
         assert self._transport is not None
-        self._transport.abort()
+        self._transport.write(encode(Refusal(REMOVED, True)))
+        self._transport.close()
 
     def send(self, frame: bytes) -> None:
         assert self._transport is not None

@@ -251,6 +251,11 @@ class Raft:
         if not self.is_removed:
             self.is_removed = True
             self._emit(Removed(node_id=self.id))
+            if self.role is not Role.FOLLOWER:
+                # A leader hands over before it is removed; but one of a cluster's earlier life,
+                # which others took for lost for good, may come back and find itself replaced.
+                self._lose_leader("removed")
+                self._become_follower(self.term, None)
 
     def notify_commit(self, peer: int, index: int) -> None:
         """Tell `peer` as soon as `index` commits, not with the next append or heartbeat."""

@@ -94,6 +94,27 @@ def test_a_removed_follower_learns_it_and_harms_nobody(cluster: Cluster) -> None
         cluster.nodes[kept].add_replica(gone, cluster.addresses[gone])
 
 
+def lead_by_three(cluster: Cluster) -> None:
+    """Make the node with the highest id the leader: all others wait for its calls."""
+    cluster.leader()
+    cluster.nodes[2].failover_to(3)
+    cluster.nodes[2].put(b"by", b"three")
+
+
+def test_a_removed_node_of_a_low_id_is_told_before_its_connections_end(cluster: Cluster) -> None:
+    lead_by_three(cluster)
+    cluster.nodes[2].remove_replica(1)
+    wait_until(lambda: cluster.nodes[1].get_status().role == "removed", "it doesn't know")
+
+
+def test_a_node_that_was_away_when_it_was_removed_is_told_when_it_is_back(cluster: Cluster) -> None:
+    lead_by_three(cluster)
+    cluster.nodes[1].stop()
+    cluster.nodes[2].remove_replica(1)
+    cluster.nodes[1].start()
+    wait_until(lambda: cluster.nodes[1].get_status().role == "removed", "it doesn't know")
+
+
 def test_a_leader_that_is_removed_hands_over_first(cluster: Cluster) -> None:
     leader = cluster.leader()
     other = next(i for i in cluster.nodes if i != leader)

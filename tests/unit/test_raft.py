@@ -928,3 +928,15 @@ def test_the_votes_of_strangers_do_not_count() -> None:
     for stranger in (7, 8, 9):
         raft.step(VoteReply(1, stranger, raft.term, True, False))
     assert raft.role is Role.CANDIDATE
+
+
+def test_a_leader_that_learns_of_its_removal_leads_no_more() -> None:
+    """It may be of an earlier life of the cluster, which others took for lost for good."""
+    raft = core()
+    become_leader(raft)
+    raft.removed()
+    assert raft.role is Role.FOLLOWER
+    assert raft.leader is None
+    for _ in range(5 * ELECTION_TICKS):
+        raft.tick()
+    assert raft.role is Role.FOLLOWER
