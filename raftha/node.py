@@ -475,6 +475,7 @@ class Node:
             sequence=self.state.applied.last_sequence,
             failure="" if self.failure == STOPPED else self.failure,
             replicas=tuple(self._replica(peer) for peer in core.membership.members),
+            removed=tuple(sorted(core.membership.removed)),
         )
 
     def _role(self) -> str:

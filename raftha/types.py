@@ -74,7 +74,7 @@ class HaStatus:
     Log pointers: first_index - 1 <= applied_index <= commit_index <= last_index, and
     persisted_index <= last_index. `checkpoint_index` is what LMDB holds durably by itself. `role`
     is follower, pre_candidate, candidate, leader, removed, stopped or failed; `failure` says why
-    failed.
+    failed. `replicas` are the members, `removed` those that once were, by this node's own log.
     """
 
     is_running: bool
@@ -93,6 +93,7 @@ class HaStatus:
     sequence: int
     failure: str
     replicas: tuple[ReplicaStatus, ...]
+    removed: tuple[int, ...] = ()
 
     @property
     def replica_count(self) -> int:

@@ -61,6 +61,11 @@ class DataDirectory:
             self._save({**self._peers, str(peer): incarnation})
         return known is None or known == incarnation
 
+    def renew_incarnation(self) -> None:
+        """Be another from now on: members that knew the earlier one refuse this node."""
+        self.incarnation = secrets.randbits(63)
+        self._save(self._peers)
+
     def _read_or_make(self) -> None:
         path = self.path / "identity"
         try:
