@@ -11,6 +11,7 @@ submitted.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,10 @@ from raftha.config import HaConfig
 from raftha.errors import InvalidRequest, RafthaError, Stopped
 from raftha.manager import (
     Consistency,
+    check_asserts,
     check_consistency,
+    check_count,
+    check_member,
     deadline_of,
     many_reader,
     overloaded,
@@ -53,14 +57,23 @@ class HaManager:
         self.config = config
         self._machine = state_machine
         self._runtime: Runtime | None = None
+        self._starting = asyncio.Lock()
         self._batches: dict[asyncio.AbstractEventLoop, list[Operation]] = {}
 
     async def start(self) -> None:
         """As `raftha.HaManager.start`; the work of opening is done on another thread."""
-        if self._runtime is not None and self._runtime.node.failure:
-            await self.stop()
-        if self._runtime is None or not self._runtime.is_alive:
-            self._runtime = await asyncio.to_thread(self._start)
+        check_asserts()
+        async with self._starting:
+            if self._runtime is not None and self._runtime.node.failure:
+                await self.stop()
+            if self._runtime is None or not self._runtime.is_alive:
+                opening = asyncio.create_task(asyncio.to_thread(self._start))
+                try:
+                    self._runtime = await asyncio.shield(opening)
+                except asyncio.CancelledError:
+                    # What has begun can't be called back; it is stopped as soon as it runs.
+                    opening.add_done_callback(_stop_orphan)
+                    raise
 
     def _start(self) -> Runtime:
         runtime = Runtime(self.config, self._machine)
@@ -170,11 +183,10 @@ class HaManager:
 
         InvalidRequest if they are more than 65,536, over 4 MiB together, or not commands.
         """
-        if not (0 < session < 1 << 64 and 0 < floor <= number < 1 << 64):
-            raise InvalidRequest(
-                f"session {session}, number {number}, floor {floor}: they are over 0 and below "
-                "2**64, and the floor is at most the number"
-            )
+        for name, value in (("session", session), ("number", number), ("floor", floor)):
+            check_count(name, value)
+        if not (session and 0 < floor <= number):
+            raise InvalidRequest("a session and a floor are over 0, a floor at most the number")
         for command in packed:
             commands.check_packed(command)
         size = sum(map(len, packed))
@@ -234,12 +246,14 @@ class HaManager:
         return count
 
     async def digest(self, sequence: int | None = None, *, timeout: float | None = None) -> Digest:
+        check_count("sequence", sequence)
         future: asyncio.Future[Digest] = _future()
         deadline = deadline_of(self.config, timeout)
         self._hand_over(DigestOperation(future, deadline, sequence or 0))
         return await future
 
     async def failover_to(self, node_id: int, *, timeout: float | None = None) -> None:
+        check_count("node_id", node_id)
         future: asyncio.Future[None] = _future()
         self._hand_over(TransferOperation(future, deadline_of(self.config, timeout), node_id))
         await future
@@ -252,6 +266,7 @@ class HaManager:
         region: str = DEFAULT_REGION,
         timeout: float | None = None,
     ) -> None:
+        check_member(node_id, address, region)
         future: asyncio.Future[None] = _future()
         deadline = deadline_of(self.config, timeout)
         self._hand_over(
@@ -262,6 +277,7 @@ class HaManager:
         await future
 
     async def remove_replica(self, node_id: int, *, timeout: float | None = None) -> None:
+        check_count("node_id", node_id)
         future: asyncio.Future[None] = _future()
         deadline = deadline_of(self.config, timeout)
         self._hand_over(MembershipOperation(future, deadline, node_id, adds=False))
@@ -301,6 +317,11 @@ class HaManager:
         for operation in refused:
             if not operation.waiter.done():
                 operation.waiter.set_exception(error)
+
+
+def _stop_orphan(opening: asyncio.Task[Runtime]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        threading.Thread(target=opening.result().stop, daemon=True).start()
 
 
 def _future() -> asyncio.Future[Any]:

@@ -49,7 +49,7 @@ class HaConfig:
     """Allow peers off loopback, unencrypted and unauthenticated: only in networks you trust."""
 
     heartbeat_interval_ms: int = 50
-    """How often the leader says it is there. From 10 to 10,000."""
+    """How often the leader says it is there. From 10 to 1,000."""
 
     election_timeout_ms: int = 500
     """A follower that hears nothing campaigns after 1 to 2 of these. At least 4 heartbeats. It
@@ -83,7 +83,7 @@ class HaConfig:
             raise ConfigError("cluster_name must be 1 to 64 bytes of UTF-8")
         if self.client_address:
             parse_address("client_address", self.client_address)
-        _check_range(self, "heartbeat_interval_ms", 10, 10_000)
+        _check_range(self, "heartbeat_interval_ms", 10, 1_000)
         _check_range(self, "election_timeout_ms", 4 * self.heartbeat_interval_ms, 600_000)
         if not 0 < self.request_timeout_s <= 600:
             raise ConfigError("request_timeout_s must be over 0 and at most 600")

@@ -109,7 +109,7 @@ class Corrupt(StorageError):
     def __init__(self, path: str | Path, offset: int, detail: str) -> None:
         super().__init__(
             f"{path} is corrupt at byte {offset}: {detail}",
-            hint="acknowledged data is damaged; keep the files, heal this node from its peers",
+            hint="acknowledged data is damaged; keep the files, and replace this node by a new one",
         )
         self.path = Path(path)
         self.offset = offset

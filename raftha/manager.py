@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from raftha.config import HaConfig
-from raftha.errors import InvalidRequest, Overloaded, RequestTimeout, Stopped
+from raftha.errors import ConfigError, InvalidRequest, Overloaded, RequestTimeout, Stopped
 from raftha.membership import DEFAULT_REGION
 from raftha.node import Node
 from raftha.operations import (
@@ -63,6 +63,7 @@ class HaManager:
         Returns once peers can connect; there may not be a leader yet, and calls wait for one.
         Raises ConfigError or StorageError if it can't start.
         """
+        check_asserts()
         with self._lock:
             if self._runtime is not None and self._runtime.node.failure:
                 self._runtime.stop()
@@ -73,6 +74,7 @@ class HaManager:
 
     def stop(self) -> None:
         """Leave, handing leadership over first if this node has it; does nothing if stopped."""
+        check_asserts()
         with self._lock:
             if self._runtime is not None and self._runtime.is_alive:
                 self._runtime.stop()
@@ -207,6 +209,7 @@ class HaManager:
         asked before it gets there; the current one if it has passed, or `sequence` is None. Compare
         digests of equal `sequence` only. Writes go on meanwhile. Unavailable if it takes too long.
         """
+        check_count("sequence", sequence)
         waiter, deadline = self._waiter(timeout)
         digest: Digest = self._run(DigestOperation(waiter, deadline, sequence or 0))
         return digest
@@ -217,6 +220,7 @@ class HaManager:
         TransferFailed if it isn't a member, can't be reached, or no leader is there to hand over.
         RequestTimeout if it hasn't happened by the deadline; it still may.
         """
+        check_count("node_id", node_id)
         waiter, deadline = self._waiter(timeout)
         self._run(TransferOperation(waiter, deadline, node_id))
 
@@ -235,6 +239,7 @@ class HaManager:
         ReplicaTooSlow: it doesn't catch up. RequestTimeout: ask again, it goes on. `node_id` must
         be new.
         """
+        check_member(node_id, address, region)
         waiter, deadline = self._waiter(timeout)
         self._run(
             MembershipOperation(
@@ -244,6 +249,7 @@ class HaManager:
 
     def remove_replica(self, node_id: int, *, timeout: float | None = None) -> None:
         """Remove a node for good, the leader after it has handed over: returns once that is so."""
+        check_count("node_id", node_id)
         waiter, deadline = self._waiter(timeout)
         self._run(MembershipOperation(waiter, deadline, node_id, adds=False))
 
@@ -278,6 +284,15 @@ class HaManager:
         return waiter.result
 
 
+def check_asserts() -> None:
+    """Raise ConfigError if Python was told to leave asserts out."""
+    if not __debug__:
+        raise ConfigError(
+            "raftha does not run under python -O",
+            hint="its asserts stop a node before it damages data",
+        )
+
+
 def overloaded() -> Overloaded:
     """What a caller gets whose operation found no room."""
     return Overloaded("too many commands wait on this node", hint="try again a little later")
@@ -287,9 +302,23 @@ def deadline_of(config: HaConfig, timeout: float | None) -> float:
     """The moment, on the monotonic clock, at which a call made now ends at the latest."""
     if timeout is None:
         timeout = config.request_timeout_s
-    elif not 0 < timeout <= 600:
-        raise InvalidRequest(f"a timeout must be over 0 and at most 600 seconds, got {timeout}")
+    elif not isinstance(timeout, int | float) or not 0 < timeout <= 600:
+        raise InvalidRequest(f"a timeout must be over 0 and at most 600 seconds, got {timeout!r}")
     return time.monotonic() + timeout
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Raise InvalidRequest unless it is a whole number that fits in a message, or None."""
+    if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
+        raise InvalidRequest(f"{name} must be a whole number of at least 0, got {value!r}")
+
+
+def check_member(node_id: int, address: str, region: str) -> None:
+    """Raise InvalidRequest unless these have the types of a member."""
+    check_count("node_id", node_id)
+    for name, value in (("address", address), ("region", region)):
+        if type(value) is not str or len(value) > 512:
+            raise InvalidRequest(f"{name} must be text of at most 512 characters")
 
 
 def check_consistency(consistency: Consistency) -> bool:
@@ -301,6 +330,7 @@ def check_consistency(consistency: Consistency) -> bool:
 
 def many_reader(keys: Sequence[bytes]) -> Callable[[Node], list[bytes | None]]:
     """A read of several keys, as of one moment; InvalidRequest if their values are over 16 MiB."""
+    keys = list(keys)
     for key in keys:
         commands.check_key(key)
 

@@ -21,9 +21,9 @@ Rules:
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from raftha.administration import Administration
 from raftha.checkpoints import Checkpoints, CheckpointWriter
@@ -31,7 +31,7 @@ from raftha.clock import Clock
 from raftha.config import HaConfig
 from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
 from raftha.entry import Entry, EntryKind, HardState, LogPosition, decode_groups
-from raftha.errors import RafthaError, RequestTimeout, StorageError, Unavailable
+from raftha.errors import RequestTimeout, StorageError, Unavailable
 from raftha.events import (
     CheckpointCompleted,
     Event,
@@ -76,6 +76,18 @@ UNCOMMITTED_BYTES_MAX = 32 << 20
 HEARTBEAT_TICKS = 5
 EXPIRY_TICKS = 5
 STOPPED = "stopped"
+
+
+GroupKey = tuple[int, int]
+"""A group's session and number."""
+
+
+class Waiting(NamedTuple):
+    """A group in the leader's inbox: who sent it, how many commands it has, and its bytes."""
+
+    sender: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count
+    encoded: bytes
 
 
 class Host(CheckpointWriter, Protocol):
@@ -128,9 +140,11 @@ class Node:
         self._host = host
         self._clock = clock
         self._random_below = random_below
+        self._undelivered: set[Operation] = set()
         self._submissions = Submissions(self)
-        self._inbox: deque[tuple[int, int, bytes]] = deque()
+        self._inbox: OrderedDict[GroupKey, Waiting] = OrderedDict()
         self._inbox_bytes = 0
+        self._proposed: dict[GroupKey, int] = {}
         self._uncommitted: deque[tuple[int, int]] = deque()
         self._uncommitted_bytes = 0
         self._readings = Readings(
@@ -155,6 +169,7 @@ class Node:
 
     def submit(self, operations: Sequence[Operation]) -> None:
         """Take in callers' operations, in order."""
+        self._undelivered.update(operations)
         add = self._submissions.add
         for operation in operations:
             self._next_expiry = min(self._next_expiry, operation.deadline)
@@ -184,6 +199,7 @@ class Node:
     def deliver(self, operation: Operation, result: Any) -> None:
         """Give an operation its result; the caller is released at the end of the turn."""
         waiter, operation.waiter = operation.waiter, None
+        self._undelivered.discard(operation)
         self._host.deliver(waiter, result)
 
     # ---------------------------------------------------------------- what comes in
@@ -292,6 +308,7 @@ class Node:
     def _apply(self, entry: Entry) -> None:
         applied = self.state.apply(entry)
         for group in applied:
+            self._proposed.pop((group.session, group.number), None)
             self._submissions.on_applied(group)
         while self._uncommitted and self._uncommitted[0][0] <= entry.index:
             self._uncommitted_bytes -= self._uncommitted.popleft()[1]
@@ -306,8 +323,8 @@ class Node:
     def route(self, group: InFlight) -> bool:
         """Send a group towards the leader; False if there is none to send it to."""
         if self.core.is_leader:
-            self._inbox.append((self.core.id, group.count, group.encoded))
-            self._inbox_bytes += len(group.encoded)
+            key = group.session, group.number
+            self._put_into_inbox(key, Waiting(self.core.id, group.count, group.encoded))
             self._host.wake()
             return True
         leader = self.core.leader
@@ -331,17 +348,27 @@ class Node:
             return  # No correct node sends it, and in the log every node would trip over it.
         if not self.core.is_leader:
             return  # The sender will hear of the leader there is, and send it there.
-        if self._inbox_bytes + len(message.group) > INBOX_BYTES_MAX:
+        key = group.session, group.number
+        if self._inbox_bytes + len(message.group) > INBOX_BYTES_MAX and key not in self._inbox:
             reply = ForwardReply(message.sender, self.core.id, group.session, group.number)
             self._host.send(reply)
             return
-        self._inbox.append((message.sender, group.count, message.group))
-        self._inbox_bytes += len(message.group)
+        self._put_into_inbox(key, Waiting(message.sender, group.count, message.group))
+
+    def _put_into_inbox(self, key: GroupKey, waiting: Waiting) -> None:
+        """Let a group wait for the next batch, unless a copy of it does, or is in this log."""
+        if key in self._proposed:
+            self.core.notify_commit(waiting.sender, self._proposed[key])
+        elif key not in self._inbox:
+            self._inbox[key] = waiting
+            self._inbox_bytes += len(waiting.encoded)
 
     def _on_leader(self) -> None:
         """A leader is known: everything that may have been lost on its way goes there again."""
         self._inbox.clear()
-        self._inbox_bytes = 0
+        self._proposed.clear()
+        self._uncommitted.clear()
+        self._inbox_bytes = self._uncommitted_bytes = 0
         self._administration.on_leader()
         self._submissions.send_again()
         self._readings.ask_again()
@@ -363,22 +390,22 @@ class Node:
         self._submissions.form_groups(BATCH_BYTES_MAX - self._inbox_bytes, 1 << 30)
         if not self._inbox:
             return
-        groups: list[bytes] = []
-        count = size = 0
-        senders = set()
-        while (
-            self._inbox
-            and len(groups) < BATCH_GROUPS_MAX
-            and (not size or size + len(self._inbox[0][2]) <= BATCH_BYTES_MAX)
-        ):
-            sender, group_count, encoded = self._inbox.popleft()
-            groups.append(encoded)
-            count += group_count
-            size += len(encoded)
-            senders.add(sender)
+        batch: dict[GroupKey, Waiting] = {}
+        size = 0
+        while self._inbox and len(batch) < BATCH_GROUPS_MAX:
+            key, waiting = next(iter(self._inbox.items()))
+            if batch and size + len(waiting.encoded) > BATCH_BYTES_MAX:
+                break
+            del self._inbox[key]
+            batch[key] = waiting
+            size += len(waiting.encoded)
         self._inbox_bytes -= size
-        index = self.core.propose(b"".join(groups), count, self._clock.time_us())
+        payload = b"".join([waiting.encoded for waiting in batch.values()])
+        count = sum(waiting.count for waiting in batch.values())
+        index = self.core.propose(payload, count, self._clock.time_us())
         assert index is not None, "can_propose was checked"
+        self._proposed.update(dict.fromkeys(batch, index))
+        senders = {waiting.sender for waiting in batch.values()}
         self._uncommitted.append((index, size))
         self._uncommitted_bytes += size
         for sender in senders:
@@ -392,7 +419,7 @@ class Node:
         except StorageError as error:
             self.deliver(operation, error)
             raise
-        except RafthaError as error:
+        except Exception as error:  # noqa: BLE001 - it changes nothing; its caller gets to know
             result = error
         self.deliver(operation, result)
 
@@ -453,6 +480,9 @@ class Node:
             *self._administration.pending(),
         ):
             self.deliver(operation, unsent)
+        # What was just being worked on when an error ended the turn is in none of these.
+        for operation in list(self._undelivered):
+            self.deliver(operation, sent)
         self._host.flush()
 
     def status(self) -> HaStatus:

@@ -84,3 +84,5 @@ class Readings:
     def forget_expired(self) -> None:
         """Drop reads that were given a result without having run."""
         self._waiting = [operation for operation in self._waiting if operation.waiter is not None]
+        for _, batch in self._confirmed:
+            batch[:] = [operation for operation in batch if operation.waiter is not None]

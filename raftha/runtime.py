@@ -131,6 +131,7 @@ class Runtime:
             salt=lambda: secrets.randbits(64),
         )
         try:
+            self._data.note_log()
             entries = entries_after(self._wal, state.applied, self._data.path / "wal")
         except BaseException:
             self._wal.close()
@@ -203,10 +204,12 @@ class Runtime:
         self._stopping, self._resigned = asyncio.Event(), asyncio.Event()
         try:
             await self._transport.start()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             await self._close()
             address = self.config.own_address
-            failure = ConfigError(f"can't listen on {address}: {error.strerror or error}")
+            failure = ConfigError(
+                f"can't listen on {address}: {getattr(error, 'strerror', None) or error}"
+            )
             self._started.put(failure)
             return
         self.set_members(self.node.membership)
@@ -465,7 +468,11 @@ class Runtime:
 
     def _turn(self) -> None:
         self._is_turn_due = False
-        self.node.turn()
+        try:
+            self.node.turn()
+        except (SystemExit, KeyboardInterrupt) as error:
+            # A command's doing. On this thread it would end the loop and leave all else running.
+            self._fail(error)
 
     # ---------------------------------------------------------------- Receiver
 

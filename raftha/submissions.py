@@ -24,7 +24,14 @@ from collections import deque
 from typing import Any, Protocol
 
 from raftha.entry import Group, encode_group
-from raftha.errors import Overloaded, RafthaError, RequestTimeout, Unavailable
+from raftha.errors import (
+    Indeterminate,
+    InvalidRequest,
+    Overloaded,
+    RafthaError,
+    RequestTimeout,
+    Unavailable,
+)
 from raftha.operations import GroupOperation, Operation, WriteOperation
 from raftha.storage.commands import ARRAY_MAX
 from raftha.storage.sessions import Applied, Outcome, Verdict, receipts
@@ -101,6 +108,10 @@ class Submissions:
 
     def add_group(self, operation: GroupOperation) -> None:
         """Send a group that carries its own number, or opens a session."""
+        if operation.session and operation.session == self._session:
+            refusal = InvalidRequest("this session is the node's own; open one for the client")
+            self._router.deliver(operation, refusal)
+            return
         # A session's opening has no number to tell it by but one made up here.
         number = operation.number if operation.session else self._router.random_below(1 << 63)
         group = Group(
@@ -189,9 +200,14 @@ class Submissions:
         if group.is_own and group.session == 0:
             self._session, self._is_opening, self._next_number = outcome.session, False, 1
         elif group.is_own and outcome.verdict is Verdict.SESSION_EXPIRED:
-            self._number_anew(group)
+            self._number_all_anew(group)
+        elif group.is_own and outcome.verdict is Verdict.FORGOTTEN:
+            # The floor went past it, for want of room: it was not applied and won't be. Later
+            # groups of the session may well be, so they stay in flight under their numbers.
+            self._leave_session(group.session)
+            self._number_anew([group])
         elif group.is_own:
-            self._finish_own(group.number)
+            self._finish_own(group)
             self._deliver_each(group, outcome)
         else:
             self._deliver_all(group, outcome)
@@ -204,7 +220,7 @@ class Submissions:
         if group.is_own and session == 0:
             self._is_opening = False
         elif group.is_own:
-            self._finish_own(number)
+            self._finish_own(group)
         # An earlier copy may be in some leader's log; only a group sent once was surely refused.
         is_sure = group.sent_times <= 1
         message = "the leader's queue is full"
@@ -216,7 +232,7 @@ class Submissions:
             self._in_flight_bytes -= len(group.encoded)
         return group
 
-    def _number_anew(self, expired: InFlight) -> None:
+    def _number_all_anew(self, expired: InFlight) -> None:
         """The log no longer knows this node's session: put its groups back into the queue.
 
         This node applies the whole log in order, and the session is gone from here on. So a group
@@ -224,7 +240,16 @@ class Submissions:
         """
         groups = [expired]
         groups += [g for g in self.in_flight.values() if g.is_own and g.session == expired.session]
-        self._session, self._own_numbers = 0, deque()
+        self._leave_session(expired.session)
+        self._number_anew(groups)
+
+    def _leave_session(self, session: int) -> None:
+        """Have a new session opened for what comes from now on."""
+        if session == self._session:
+            self._session, self._own_numbers = 0, deque()
+
+    def _number_anew(self, groups: list[InFlight]) -> None:
+        """Put the operations of these groups, which were not applied, back into the queue."""
         for group in reversed(groups):
             self._take((group.session, group.number))
             for operation in reversed(group.operations):
@@ -232,8 +257,10 @@ class Submissions:
                     self.queue.appendleft(operation)
                     self.queued_bytes += len(operation.command)
 
-    def _finish_own(self, number: int) -> None:
-        numbers = self._own_numbers
+    def _finish_own(self, group: InFlight) -> None:
+        numbers, number = self._own_numbers, group.number
+        if group.session != self._session:
+            return
         if numbers and numbers[0] == number:
             numbers.popleft()
         elif number in numbers:
@@ -241,6 +268,10 @@ class Submissions:
 
     def _deliver_each(self, group: InFlight, outcome: Outcome) -> None:
         """One result for each operation, in order."""
+        if outcome.count != group.count:
+            taken = "somebody else used this node's session; what became of the write isn't known"
+            self._deliver_all(group, Indeterminate(taken))
+            return
         try:
             results = receipts(outcome)
         except RafthaError as error:
@@ -274,7 +305,7 @@ class Submissions:
             if group.operations and all(o.waiter is None for o in group.operations):
                 self._take(key)
                 if group.is_own:
-                    self._finish_own(group.number)
+                    self._finish_own(group)
         return earliest
 
     def _expire_one(self, operation: Operation, now: float, error: Exception) -> float:

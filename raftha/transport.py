@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
@@ -40,6 +41,7 @@ UNDECIDED_MAX = 64
 REDIAL_MIN_S, REDIAL_MAX_S = 0.02, 0.5
 ASK_S = 2.0
 OUTGOING_BYTES_MAX = 64 << 20
+SILENCE_S = 10
 REMOVED = "the node was removed from the cluster"
 
 log = logging.getLogger(__name__)
@@ -130,11 +132,12 @@ class Transport:
         while True:
             connection = Connection(self, peer)
             try:
-                await loop.create_connection(lambda: connection, host, port)  # noqa: B023
+                async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                    await loop.create_connection(lambda: connection, host, port)  # noqa: B023
                 if await connection.wait_closed():
                     pause = REDIAL_MIN_S
-            except OSError:
-                pass
+            except (OSError, UnicodeError):
+                pass  # It isn't there, or has no such name now; TimeoutError is an OSError.
             # Jitter keeps members that were cut off together from coming back together.
             await asyncio.sleep(pause * (0.5 + self._random()))
             pause = min(2 * pause, REDIAL_MAX_S)
@@ -159,7 +162,8 @@ class Transport:
 
     def opened(self, connection: Connection) -> bool:
         """Whether a new connection may stay for its handshake."""
-        if len(self._undecided) >= UNDECIDED_MAX:
+        incoming = sum(each.expected is None for each in self._undecided)
+        if connection.expected is None and incoming >= UNDECIDED_MAX:
             return False
         self._undecided.add(connection)
         return True
@@ -262,6 +266,7 @@ class Connection(asyncio.Protocol):
         # uvloop's transports have all of `asyncio.Transport` without being one.
         self._transport = cast(asyncio.Transport, transport)
         self.remote = str(transport.get_extra_info("peername"))
+        _notice_silence(transport.get_extra_info("socket"))
         if not self._owner.opened(self):
             self._transport.abort()
             return
@@ -331,3 +336,11 @@ class Connection(asyncio.Protocol):
             self._owner.closed(self, None)
         else:
             self._owner.closed(self, self._peer)
+
+
+def _notice_silence(connection: socket.socket) -> None:
+    """Have the kernel end a connection whose other side has vanished without a word."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_S)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_S // 2)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)

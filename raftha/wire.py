@@ -36,6 +36,8 @@ from raftha.errors import WireError
 PROTOCOL_VERSION = 1
 FRAME_BYTES_MAX = 32 << 20
 HELLO_BYTES_MAX = 1024
+INT_MAX = 1 << 63
+"""Terms, indexes, ids and numbers are below it; so there is room to count on in 64 bits."""
 _ARRAY_LENGTH_MAX = 1 << 16
 
 _LENGTH = struct.Struct("<I")
@@ -182,7 +184,7 @@ def decode(body: bytes) -> Frame:
     if len(values) - 1 != len(kinds):
         raise WireError(f"{cls.__name__} has {len(kinds)} fields, got {len(values) - 1}")
     for value, kind in zip(values[1:], kinds, strict=True):
-        if type(value) is not kind or (type(value) is int and value < 0):
+        if type(value) is not kind or (type(value) is int and not 0 <= value < INT_MAX):
             raise WireError(f"{cls.__name__} has a field of a wrong type: {value!r:.40}")
     if cls is Append:
         return _decode_append(values[1:])

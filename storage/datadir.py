@@ -1,7 +1,8 @@
 """The data directory: who may use it, and whose it is.
 
     data_dir/LOCK        held with flock for as long as a process uses the directory
-    data_dir/identity    JSON: format, cluster_id, node_id, incarnation, peers {id: incarnation}
+    data_dir/identity    JSON: format, cluster_id, node_id, incarnation, peers {id: incarnation},
+                         has_log: whether there must be a log
     data_dir/wal/        the log (`wal.py`)
     data_dir/state/      LMDB (`checkpoint.py`)
 
@@ -58,13 +59,18 @@ class DataDirectory:
         """Whether `peer` is the one seen before; a peer seen for the first time is remembered."""
         known = self._peers.get(str(peer))
         if known is None:
-            self._save({**self._peers, str(peer): incarnation})
+            self._save({**self._peers, str(peer): incarnation}, has_log=self._has_log)
         return known is None or known == incarnation
+
+    def note_log(self) -> None:
+        """The log was made: from now on, its absence is a loss."""
+        if not self._has_log:
+            self._save(self._peers, has_log=True)
 
     def renew_incarnation(self) -> None:
         """Be another from now on: members that knew the earlier one refuse this node."""
         self.incarnation = secrets.randbits(63)
-        self._save(self._peers)
+        self._save(self._peers, has_log=self._has_log)
 
     def _read_or_make(self) -> None:
         path = self.path / "identity"
@@ -75,13 +81,14 @@ class DataDirectory:
             if (self.path / "wal").exists():
                 raise Corrupt(path, 0, "the file is missing, but there is a log") from None
             self.incarnation = secrets.randbits(63)
-            self._save({})
+            self._save({}, has_log=False)
             return
         try:
             found = json.loads(text)
             owner = (found["format"], found["cluster_id"], found["node_id"])
             self.incarnation = found["incarnation"]
             self._peers: dict[str, int] = found["peers"]
+            self._has_log: bool = found["has_log"]
         except (ValueError, KeyError, TypeError) as error:
             raise Corrupt(path, 0, f"not an identity: {error}") from error
         if owner[0] != FORMAT:
@@ -94,8 +101,10 @@ class DataDirectory:
                 f"not to node {self.node_id} of cluster {self.cluster_id}",
                 hint="cluster_name or members differ from those it was made with",
             )
+        if self._has_log and not any((self.path / "wal").glob("[0-9a-f]*.seg")):
+            raise Corrupt(self.path / "wal", 0, "the log is gone")
 
-    def _save(self, peers: dict[str, int]) -> None:
+    def _save(self, peers: dict[str, int], *, has_log: bool) -> None:
         """Replace the file by rename, durably; what isn't on disk isn't remembered here either."""
         record = {
             "format": FORMAT,
@@ -103,6 +112,7 @@ class DataDirectory:
             "node_id": self.node_id,
             "incarnation": self.incarnation,
             "peers": peers,
+            "has_log": has_log,
         }
         draft = self.path / "identity.tmp"
         with draft.open("w", encoding="utf-8") as file:
@@ -115,4 +125,4 @@ class DataDirectory:
             os.fsync(folder)
         finally:
             os.close(folder)
-        self._peers = peers
+        self._peers, self._has_log = peers, has_log

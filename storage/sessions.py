@@ -23,6 +23,7 @@ from __future__ import annotations
 import enum
 from collections import OrderedDict
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from raftha.config import MIB
@@ -152,6 +153,19 @@ class Sessions:
             if self._sessions[oldest].used_us + SESSION_TTL_US >= time_us:
                 return
             self._drop(oldest)
+
+    def new_id(self, entry_hash: bytes, place: int) -> int:
+        """An id for the session that a group, at this place of its entry, opens; below 2**63.
+
+        The same on all replicas, and nothing that anybody could guess, since the entry holds a
+        random number of the one who asked: whoever knew another's id could take its numbers, and
+        its writes would be taken for repetitions.
+        """
+        digest = sha256(entry_hash + place.to_bytes(4, "little")).digest()
+        session = int.from_bytes(digest[:8], "little") >> 1 or 1
+        while session in self._sessions:
+            session += 1
+        return session
 
     def open(self, session: int, time_us: int) -> None:
         """Begin `session`."""

@@ -206,7 +206,7 @@ class State:
         position = (first_sequence, entry.index, entry.term, entry.time_us, group.count)
         if group.session == 0:
             assert place < GROUPS_MAX and group.count == 0, "a group that opens a session is empty"
-            session = entry.index << 16 | place
+            session = self._sessions.new_id(entry.hash, place)
             self._sessions.open(session, entry.time_us)
             return Outcome(*position, session=session)
         refusal = self._sessions.admit(group, entry, first_sequence)

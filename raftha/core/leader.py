@@ -266,7 +266,8 @@ class Leadership:
             if progress.reject(message.index, next_index):
                 self._send_append(peer)
             return
-        assert message.index <= self._log.last_index, "acknowledged what was never sent"
+        if message.index > self._log.last_index:
+            return  # It acknowledges what was never sent: no correct node does.
         if progress.acknowledge(message.index):
             self.advance_commit()
         if progress.mode is Mode.REPLICATE:

@@ -130,6 +130,7 @@ class Raft:
         # one.
         self._is_suspecting = True
         self._announced_term = 0
+        self._terms_without_leader = 0
         self._outbox = Outbox(log, hard_state, config.write_bytes_max)
         self._read_states: list[ReadState] = []
         self._log_reads: list[LogRead] = []
@@ -172,7 +173,10 @@ class Raft:
         """One tick has passed."""
         self._elapsed_ticks += 1
         if self._leadership is None:
-            if self._elapsed_ticks >= self._timeout_ticks and self.is_voter:
+            is_due = self._elapsed_ticks >= self._timeout_ticks and self.is_voter
+            # On a slow disk the last vote may still be on its way there. Asking for the next term
+            # before it counts would never come to an end.
+            if is_due and self._is_hard_state_durable():
                 if self.role is Role.FOLLOWER and self.leader is not None:
                     self._lose_leader("timeout")
                 self._campaign(pre=True)
@@ -206,6 +210,8 @@ class Raft:
                 self._on_vote_request(message)
             case VoteReply():
                 self._on_vote_reply(message)
+            case Append() | Heartbeat() if self.role is Role.LEADER:
+                pass  # A second leader of one term: no correct node sends it.
             case Append():
                 self._on_append(message)
             case Heartbeat():
@@ -213,12 +219,14 @@ class Raft:
             case AppendReply() | HeartbeatReply() | ReadRequest():
                 if self._leadership is not None:
                     self._leadership.step(message)
-            case ReadReply():
+            case ReadReply() if message.sender == self.leader:
                 self._read_states.append(ReadState(message.read_id, message.index))
             case TimeoutNow():
                 is_asked = self.role is Role.FOLLOWER and message.sender == self.leader
                 if is_asked and self.is_voter:
                     self._campaign(pre=False, transfer=True)
+            case ReadReply():
+                pass  # An earlier leader's; it is asked for again.
             case _:
                 assert_never(message)
 
@@ -411,20 +419,28 @@ class Raft:
         return self.leader is not None and self._elapsed_ticks < self.config.election_ticks
 
     def _set_timeout(self) -> None:
-        base = spread = self.config.election_ticks
+        election = self.config.election_ticks
+        base = spread = election
         if self.membership.voters == (self.id,):
             base = spread = 1
         elif self._is_suspecting:
             # The leader is thought dead and a first attempt failed: try again well within the usual
             # time-out, spread widely enough that two candidates don't keep splitting the vote.
-            base = max(base // 5, 2)
+            base = max(election // 5, 2)
             spread = 2 * base
+        # Each term without a leader doubles the patience: disks or networks may be so slow that
+        # the next attempt would otherwise always come before the last one's votes.
+        factor = 1 << min(self._terms_without_leader, 6)
+        base = max(base, min(base * factor, 16 * election))
+        spread = max(spread, min(spread * factor, 16 * election))
         self._timeout_ticks = base + self._random_below(spread)
 
-    def _reset(self, term: int) -> None:
+    def _reset(self, term: int, *, has_leader: bool = False) -> None:
+        self._terms_without_leader = 0 if has_leader else self._terms_without_leader
         if term != self.term:
             assert term > self.term
             self.term, self.vote = term, 0
+            self._terms_without_leader += not has_leader
             self._outbox.drop_acknowledgements()
         self._elapsed_ticks = self._heartbeat_elapsed_ticks = 0
         self._set_timeout()
@@ -441,6 +457,7 @@ class Raft:
         is_news = leader != self.leader or self.term != self._announced_term
         self.leader, self._announced_term = leader, self.term
         self._is_suspecting = False
+        self._terms_without_leader = 0
         if is_news:
             self._emit(LeaderElected(node_id=self.id, leader=leader, term=self.term))
 
@@ -455,7 +472,7 @@ class Raft:
         if leader is not None:
             # Before the timeout is set: from a leader that is alive it is to be the full one.
             self._is_suspecting = False
-        self._reset(term)
+        self._reset(term, has_leader=leader is not None)
         self._set_role(Role.FOLLOWER)
         if leader is not None:
             self._set_leader(leader)
@@ -563,7 +580,6 @@ class Raft:
 
     def _hear_leader(self, leader: int) -> None:
         """A message of this term's leader: there is exactly one, and it is alive."""
-        assert self.role is not Role.LEADER, f"two leaders in term {self.term}"
         if self.role is Role.FOLLOWER and self.leader == leader:
             self._elapsed_ticks = 0
         else:

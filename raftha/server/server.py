@@ -57,6 +57,8 @@ class ServerConfig:
                 f"listen = {self.listen!r} is not on loopback, and clients need no password",
                 hint="set insecure = true if everyone who can reach it may read and write all data",
             )
+        if self.listen == self.ha.own_address:
+            raise ConfigError(f"listen = {self.listen!r} is where the node listens for its peers")
         limit = self.connections_max
         if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= 100_000:
             raise ConfigError(f"connections_max must be from 1 to 100000, got {limit!r}")

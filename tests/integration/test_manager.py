@@ -219,6 +219,13 @@ def test_a_stale_read_answers_from_this_node(nodes: list[raftha.HaManager]) -> N
         lambda ha: ha.put(b"k", b"v", timeout=601),
         lambda ha: ha.scan(limit=1_000_000),
         lambda ha: ha.execute("deposit", object()),
+        lambda ha: ha.put(b"k", b"v", timeout="3"),
+        lambda ha: ha.digest("abc"),
+        lambda ha: ha.digest(-1),
+        lambda ha: ha.failover_to(2.0),
+        lambda ha: ha.add_replica("4", "127.0.0.1:1"),
+        lambda ha: ha.add_replica(4, None),
+        lambda ha: ha.remove_replica(-1),
     ],
 )
 def test_a_request_over_a_limit_is_invalid_and_loses_nothing(
@@ -432,6 +439,85 @@ def test_what_is_not_a_group_or_command_is_refused_before_it_reaches_the_node(
                 with pytest.raises(raftha.InvalidRequest):
                     await ha.submit(packed)
             assert await ha.put(b"a", b"b")
+
+    asyncio.run(use())
+
+
+def test_an_error_in_the_middle_of_a_turn_leaves_no_caller_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was just taken out of the queues is in none of them when the node ends."""
+    config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
+
+    def explode(*_: object) -> None:
+        raise AssertionError("planted")
+
+    async def use() -> None:
+        async with raftha.aio.HaManager(config) as ha:
+            await ha.put(b"a", b"b")
+            monkeypatch.setattr("raftha.submissions.receipts", explode)
+            calls = [ha.put(b"a", b"%d" % i) for i in range(9)]
+            async with asyncio.timeout(10):
+                results = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(result) for result in results} == {raftha.Disconnected}
+            assert (await ha.get_status()).role == "failed"
+
+    asyncio.run(use())
+
+
+def test_a_command_that_ends_the_process_ends_the_node_only(tmp_path: Path) -> None:
+    class Rude(raftha.StateMachine):
+        @raftha.command
+        def leave(self, txn: raftha.Transaction) -> None:
+            raise SystemExit(1)
+
+    config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
+    with raftha.HaManager(config, state_machine=Rude()) as ha:
+        with pytest.raises((raftha.Disconnected, raftha.Stopped)):
+            ha.execute("leave")
+        assert ha.get_status().role == "failed"
+
+
+def test_a_start_that_was_cancelled_leaves_nothing_behind(tmp_path: Path) -> None:
+    config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
+
+    async def use() -> None:
+        ha = raftha.aio.HaManager(config)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await ha.start()
+        await ha.stop()
+        while True:
+            try:
+                await asyncio.gather(ha.start(), ha.start())
+                break
+            except raftha.ConfigError:  # Until the orphan has been stopped, it holds the lock.
+                await asyncio.sleep(0.01)
+        assert await ha.put(b"a", b"b")
+        await ha.stop()
+
+    asyncio.run(use())
+
+
+def test_a_name_that_can_t_be_one_is_a_config_error(tmp_path: Path) -> None:
+    config = raftha.HaConfig(
+        node_id=1, data_dir=tmp_path, members={1: "a" * 70 + ".x:7901"}, insecure=True
+    )
+    with pytest.raises(raftha.ConfigError, match="can't listen"):
+        raftha.HaManager(config).start()
+
+
+def test_a_client_s_group_in_a_node_s_session_is_refused(tmp_path: Path) -> None:
+    config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
+
+    async def use() -> None:
+        async with raftha.aio.HaManager(config) as ha:
+            await ha.put(b"a", b"1")
+            for guess in ((2 << 16), (2 << 16) + 1, 1, 2):
+                with pytest.raises(raftha.RafthaError):
+                    receipts(await ha.submit_once(guess, 2, 1, [pack_put(b"a", b"2")]))
+            await ha.put(b"b", b"1")
+            assert await ha.get_many([b"a", b"b"]) == [b"1", b"1"]
 
     asyncio.run(use())
 

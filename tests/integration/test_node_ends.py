@@ -24,11 +24,22 @@ class BreakableDisk(RealDisk):
 
     def __init__(self) -> None:
         self.error = 0
+        self.is_full = False
+        self.delay_s = 0.0
+        self.hang = threading.Event()
+        self.hang.set()
 
     def fdatasync(self, handle: int) -> None:
+        self.hang.wait()
+        threading.Event().wait(self.delay_s)
         if self.error:
             raise OSError(self.error, "the disk was told to fail")
         super().fdatasync(handle)
+
+    def open(self, path: str, *, create: bool = False) -> int:
+        if create and self.is_full:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return super().open(path, create=create)
 
 
 Cluster = tuple[list[raftha.HaManager], list[BreakableDisk]]
@@ -52,6 +63,43 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     yield nodes, disks
     for node in nodes:
         node.stop()
+
+
+def start_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, delay_s: float) -> None:
+    """Nodes whose every sync takes that long find a leader, and it stays."""
+    disks: list[BreakableDisk] = []
+
+    def make_disk() -> BreakableDisk:
+        disks.append(BreakableDisk())
+        return disks[-1]
+
+    monkeypatch.setattr(runtime, "RealDisk", make_disk)
+    members = dict(enumerate(free_addresses(count), start=1))
+    nodes = [raftha.HaManager(make_config(tmp_path, node_id, members)) for node_id in members]
+    try:
+        for node in nodes:
+            node.start()
+        for disk in disks:
+            disk.delay_s = delay_s
+        assert nodes[0].put(b"slow", b"but sure")
+        term = nodes[0].get_status().term
+        for _ in range(3):
+            assert nodes[-1].put(b"slow", b"but sure")
+        assert nodes[0].get_status().term == term
+        assert term < 10
+    finally:
+        for disk in disks:
+            disk.delay_s = 0.0
+        for node in nodes:
+            node.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "delay_s"), [(1, 0.03), (1, 0.1), (3, 0.1), (3, 0.25)])
+def test_a_slow_disk_doesn_t_keep_a_leader_from_being_elected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, delay_s: float
+) -> None:
+    start_slow(tmp_path, monkeypatch, count, delay_s)
 
 
 def leader_of(nodes: list[raftha.HaManager]) -> int:

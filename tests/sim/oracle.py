@@ -10,6 +10,7 @@ how often each call took effect, and `versions` in which order a key got its val
 from __future__ import annotations
 
 from collections import Counter
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import msgpack
@@ -78,7 +79,9 @@ class Oracle:
         if entry.kind == EntryKind.BATCH:
             for place, group in enumerate(decode_groups(entry.payload)):
                 if group.session == 0:
-                    self._sessions[entry.index << 16 | place] = _Session(entry.time_us)
+                    digest = sha256(entry.hash + place.to_bytes(4, "little")).digest()
+                    opened = int.from_bytes(digest[:8], "little") >> 1
+                    self._sessions[opened] = _Session(entry.time_us)
                 elif self._is_first(group, entry.time_us):
                     self._run(group)
                 self.sequence += group.count

@@ -65,6 +65,21 @@ def test_a_lost_identity_beside_a_log_is_not_made_anew(tmp_path: Path) -> None:
         DataDirectory(tmp_path, "cluster", 1)
 
 
+def test_a_log_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    """A node that began anew under its old id would have forgotten its votes and promises."""
+    data = DataDirectory(tmp_path, "cluster", 1)
+    (tmp_path / "wal").mkdir()
+    segment = tmp_path / "wal" / "0000000000000001.seg"
+    segment.touch()
+    data.note_log()
+    data.close()
+    DataDirectory(tmp_path, "cluster", 1).close()
+    segment.unlink()
+    (tmp_path / "wal" / "spare-1.seg").touch()
+    with pytest.raises(Corrupt, match="the log is gone"):
+        DataDirectory(tmp_path, "cluster", 1)
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"format": 1}'])
 def test_a_damaged_identity_is_corrupt(tmp_path: Path, text: str) -> None:
     DataDirectory(tmp_path, "cluster", 1).close()

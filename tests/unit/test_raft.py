@@ -940,3 +940,52 @@ def test_a_leader_that_learns_of_its_removal_leads_no_more() -> None:
     for _ in range(5 * ELECTION_TICKS):
         raft.tick()
     assert raft.role is Role.FOLLOWER
+
+
+def test_a_candidate_does_not_go_on_to_the_next_term_before_its_vote_is_durable() -> None:
+    """On a slow disk it would raise the term for ever, and never count a vote."""
+    raft = core(1, voters=1)
+    while raft.role is not Role.CANDIDATE:
+        raft.tick()
+    (write,) = [raft.ready().write]
+    for _ in range(100 * ELECTION_TICKS):
+        raft.tick()
+    assert raft.term == 1
+    assert write is not None
+    raft.advance(write)
+    assert raft.is_leader
+
+
+def test_each_term_without_a_leader_makes_a_candidate_more_patient() -> None:
+    raft = core(1)
+    ticks = []
+    for _ in range(6):
+        become_candidate(raft)
+        count = 0
+        while raft.role is Role.CANDIDATE:
+            raft.tick()
+            count += 1
+        ticks.append(count)
+    assert ticks == sorted(ticks)
+    assert ticks[-1] >= 4 * ELECTION_TICKS
+    follow(raft, term=raft.term)
+    assert not silent_for(raft, ELECTION_TICKS - 1)
+    assert silent_for(raft, ELECTION_TICKS + 1)
+
+
+def silent_for(raft: Raft, ticks: int) -> bool:
+    """Let time pass; whether the node has lost patience with its leader."""
+    for _ in range(ticks):
+        raft.tick()
+    return raft.role is not Role.FOLLOWER
+
+
+def test_what_no_correct_node_sends_ends_nothing() -> None:
+    raft = core()
+    become_leader(raft)
+    term = raft.term
+    assert step(raft, AppendReply(1, 2, term, True, 10**9, 0, 0)) == []
+    assert step(raft, Heartbeat(1, 3, term, 0, 0)) == []
+    assert step(raft, ReadReply(1, 3, term, 1, 1 << 60)) == []
+    assert raft.is_leader
+    assert raft.log.commit == 0

@@ -21,13 +21,14 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_a_session_is_named_after_its_place_in_the_log() -> None:
-    bench = Bench()
-    applied = bench.apply(opening(7), opening(8))
-    assert [(a.session, a.number, a.outcome.session) for a in applied] == [
-        (0, 7, 2 << 16),
-        (0, 8, (2 << 16) + 1),
-    ]
+def test_a_session_s_id_is_the_same_on_all_replicas_and_can_t_be_guessed() -> None:
+    applied = Bench().apply(opening(7), opening(8))
+    assert [(a.session, a.number) for a in applied] == [(0, 7), (0, 8)]
+    ids = [a.outcome.session for a in applied]
+    assert ids == [a.outcome.session for a in Bench().apply(opening(7), opening(8))]
+    others = [a.outcome.session for a in Bench().apply(opening(9), opening(8))]
+    assert len({*ids, *others}) == 4, "each hangs on all that the entry holds"
+    assert all(0 < session < 1 << 63 for session in ids)
 
 
 def test_a_repeated_group_gets_the_first_outcome_and_changes_nothing(bench: Bench) -> None:

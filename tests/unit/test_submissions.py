@@ -10,6 +10,8 @@ from raftha.entry import Group, decode_groups
 from raftha.errors import (
     CommandFailed,
     Disconnected,
+    Indeterminate,
+    InvalidRequest,
     Overloaded,
     RequestTimeout,
     Stopped,
@@ -216,11 +218,40 @@ def test_writes_of_an_expired_session_go_out_in_a_new_one_in_their_order(
     assert all(isinstance(receipt, Receipt) for _, receipt in router.delivered)
 
 
-def test_a_forgotten_outcome_is_indeterminate(submissions: Submissions, router: FakeRouter) -> None:
-    submissions.add(write("a"))
-    form(submissions)
+def test_a_group_that_the_floor_passed_goes_out_in_a_new_session_and_the_others_stay(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    for name in "ab":
+        submissions.add(write(name))
+        form(submissions)
     submissions.on_applied(Applied(SESSION, 1, outcome(count=1, verdict=Verdict.FORGOTTEN)))
-    assert type(router.delivered[0][1]).__name__ == "Indeterminate"
+    submissions.on_applied(Applied(SESSION, 2, outcome(count=1)))
+    assert [name for name, _ in router.delivered] == ["b"]
+    router.routed.clear()
+    form(submissions)
+    (opening,) = router.routed
+    submissions.on_applied(Applied(0, opening.number, outcome(count=0, session=SESSION + 1)))
+    form(submissions)
+    submissions.on_applied(Applied(SESSION + 1, 1, outcome(count=1)))
+    assert [name for name, _ in router.delivered] == ["b", "a"]
+
+
+def test_a_client_can_t_use_the_node_s_own_session(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    submissions.add_group(GroupOperation("a", 200.0, SESSION, 1, 1, [pack_put(b"a", b"")]))
+    assert router.routed == []
+    assert isinstance(router.delivered[0][1], InvalidRequest)
+
+
+def test_an_outcome_of_somebody_else_s_group_of_our_number_is_not_taken_for_ours(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    submissions.add(write("a"))
+    submissions.add(write("b"))
+    form(submissions)
+    submissions.on_applied(Applied(SESSION, 1, outcome(count=1)))
+    assert [type(error) for _, error in router.delivered] == [Indeterminate, Indeterminate]
 
 
 def test_a_failed_command_fails_only_its_own_caller(

@@ -120,6 +120,7 @@ def test_a_message_with_a_byte_changed_never_crashes_the_reader(data: st.DataObj
         (8, 1, 2, 3, 4, "five"),
         (8, 1, 2, 3, 4, True),
         (8, 1, 2, 3, 4, -5),
+        (8, 1, 2, 3, 4, 1 << 63),
         (5, 1, 2, 5, 0, 0, 2, 1, ["text"]),
         (5, 1, 2, 5, 0, 0, 2, 1, [b"short"]),
         (5, 1, 2, 5, 0, 0, 2, 1, [SECOND.data]),
