@@ -1,42 +1,37 @@
 """The command `raftha`: run a node, look at a cluster, see a failover.
 
 Theory of operation. Each command does its work through the library, prints for people by default
-and one JSON document with `--json`, always to stdout; logs, progress and errors go to stderr. Exit
-codes:
-
-    0  it worked
-    1  it failed: the error line says what, and what to do next
-    2  wrong usage or a wrong setting; or it is unknown whether it happened
+and one JSON document with `--json`, always to stdout; logs, progress and errors go to stderr.
+Exit codes are those of `raftha.console`.
 
 What a command needs is imported when it runs, so that `raftha --help` needn't wait for it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from raftha.errors import ConfigError, Indeterminate, InvalidRequest, RafthaError
+from raftha.cli_membership import member, recover_quorum
+from raftha.console import errors_as_lines, print_table
+from raftha.errors import ConfigError, RafthaError
 from raftha.version import VERSION
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_ADDRESS = "127.0.0.1:7000"
 STATUS_TIMEOUT_S = 3.0
 PROBLEMS_SHOWN = 5
-UNSEEN_WIDTH = 200
 
 app = typer.Typer(
     name="raftha",
@@ -45,34 +40,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(member, name="member")
+app.command("recover-quorum")(recover_quorum)
 
 
 def main() -> None:
-    """Run the command line; ends the process with one of the exit codes above."""
+    """Run the command line; ends the process with one of the exit codes of `raftha.console`."""
     app()
-
-
-@contextlib.contextmanager
-def _errors_as_lines() -> Iterator[None]:
-    """Turn raftha's errors, and the system's, into a line on stderr and an exit code."""
-    try:
-        yield
-    except (ConfigError, InvalidRequest, Indeterminate) as error:
-        _fail(error, 2)
-    except (RafthaError, OSError) as error:
-        _fail(error, 1)
-
-
-def _fail(error: Exception, code: int) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
-    for note in getattr(error, "__notes__", ()):
-        typer.echo(f"  {note}", err=True)
-    raise typer.Exit(code)
-
-
-def _print(table: Table) -> None:
-    """Print for people; whole, if nobody watches who could make the window wider."""
-    Console(width=None if sys.stdout.isatty() else UNSEEN_WIDTH).print(table)
 
 
 def _print_version(is_asked: bool) -> None:
@@ -100,7 +74,7 @@ def serve(
     log_level: Annotated[str, typer.Option(help=f"One of {', '.join(LOG_LEVELS)}.")] = "info",
 ) -> None:
     """Run one node until SIGTERM or Ctrl-C, serving the Redis protocol."""
-    with _errors_as_lines():
+    with errors_as_lines():
         if sys.flags.optimize:
             raise ConfigError(
                 "python -O takes away the checks that keep a node from corrupting data",
@@ -149,13 +123,16 @@ def status(
 
     Exit code 1 if no node leads.
     """
-    with _errors_as_lines():
+    with errors_as_lines():
         nodes = collect_statuses(_addresses_to_ask(addresses or [], config))
         leader = find_leader(nodes)
         if as_json:
             typer.echo(json.dumps({"leader_id": leader, "nodes": nodes}, indent=2))
         else:
-            _print(_status_table(nodes))
+            print_table(_status_table(nodes))
+            removed = find_removed(nodes)
+            if removed:
+                typer.echo(f"removed for good: {', '.join(map(str, removed))}")
         if leader is None:
             reached = sum(node["status"] is not None for node in nodes)
             why = "no node answers" if not reached else "no node leads"
@@ -198,11 +175,14 @@ def collect_statuses(addresses: Sequence[str]) -> list[dict[str, Any]]:
     for node in nodes:
         node["node_id"] = node["node_id"] or by_address.get(node["address"])
     listed = {node["node_id"] for node in nodes}
+    removed = find_removed(nodes)
     nodes += [
         {"node_id": i, "address": "", "status": None, "error": "its client address is not known"}
         for i in members
-        if i not in listed
+        if i not in listed and i not in removed
     ]
+    # Of a removed node that is gone, an old member may still tell.
+    nodes = [node for node in nodes if node["status"] or node["node_id"] not in removed]
     # A node that was asked by two names is shown once.
     unique = {node["node_id"] or node["address"]: node for node in nodes}
     return sorted(unique.values(), key=lambda n: (n["node_id"] is None, n["node_id"], n["address"]))
@@ -229,6 +209,19 @@ def find_leader(nodes: Sequence[Mapping[str, Any]]) -> int | None:
     return int(leader["node_id"]) if leader["is_running"] else None
 
 
+def find_removed(nodes: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The nodes that once were members, as far as any that was reached knows."""
+    reached = [node["status"] for node in nodes if node["status"] is not None]
+    return sorted({node_id for status in reached for node_id in status["removed"]})
+
+
+def _find_learners(nodes: Sequence[Mapping[str, Any]]) -> set[int]:
+    """The members that don't vote yet, as who has the most of the log sees it."""
+    reached = [node["status"] for node in nodes if node["status"] is not None]
+    latest = max(reached, key=lambda s: s["commit_index"], default={"replicas": ()})
+    return {r["node_id"] for r in latest["replicas"] if not r["is_voter"]}
+
+
 def _status_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("node", "role", "term", "leader", "commit", "applied", "lag", "sequence"):
@@ -237,6 +230,7 @@ def _status_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
         )
     table.add_column("address", overflow="fold")
     commit = max((n["status"]["commit_index"] for n in nodes if n["status"]), default=0)
+    learners, removed = _find_learners(nodes), find_removed(nodes)
     for node in nodes:
         node_id, address, state = str(node["node_id"] or "?"), node["address"], node["status"]
         if state is None:
@@ -244,6 +238,10 @@ def _status_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
             table.add_row(node_id, "[red]not reached[/]", *blank, escape(address or node["error"]))
             continue
         role = f"[green]{state['role']}[/]" if state["is_primary"] else escape(state["role"])
+        if node["node_id"] in removed:
+            role = "[red]removed[/]"
+        elif node["node_id"] in learners:
+            role = "[yellow]learner[/]"
         if state["failure"]:
             role = f"[red]{escape(state['role'])}: {escape(state['failure'])}[/]"
         numbers = (state["commit_index"], state["applied_index"], commit - state["applied_index"])
@@ -274,11 +272,11 @@ def demo(
 
     # A service manager's or `timeout`'s SIGTERM must clean up as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with _errors_as_lines():
+    with errors_as_lines():
         report = run_demo(source, nodes=nodes, show_progress=sys.stderr.isatty())
         if as_json:
             typer.echo(json.dumps(report.as_dict(), indent=2))
         else:
-            _print(render(report))
+            print_table(render(report))
         if not report.ok:
             raise RafthaError("the demo failed", hint="; ".join(report.problems[:PROBLEMS_SHOWN]))

@@ -51,11 +51,12 @@ def test_the_local_cluster_s_example_runs() -> None:
     run(example, {})
 
 
-def test_the_configuration_s_example_is_valid() -> None:
-    (example,) = blocks("toml")
-    config = ServerConfig.from_mapping(tomllib.loads(example))
-    assert config.ha.node_id == 1
-    assert len(config.ha.members) == 3
+def test_the_configurations_of_the_examples_are_valid_and_of_one_cluster() -> None:
+    first, joining = (ServerConfig.from_mapping(tomllib.loads(text)) for text in blocks("toml")[:2])
+    assert first.ha.node_id == 1
+    assert len(first.ha.members) == 3
+    assert joining.ha.node_id not in first.ha.members
+    assert joining.ha.cluster_id == first.ha.cluster_id
 
 
 def test_links_lead_somewhere() -> None:

@@ -19,6 +19,7 @@ import typer
 from typer.testing import CliRunner
 
 from raftha import cli
+from raftha.console import fail
 from raftha.errors import RafthaError
 from raftha.processes import reserve_port
 from raftha.version import VERSION
@@ -72,15 +73,25 @@ def listening() -> Iterator[Fake]:
             thread.join()
 
 
-def status_reply(node_id: int, addresses: dict[int, str], **changes: Any) -> bytes:
+def status_reply(
+    node_id: int, addresses: dict[int, str], learner: int = 0, **changes: Any
+) -> bytes:
     replicas = [
-        {"node_id": i, "address": "", "client_address": a, "connected": True, "match_index": None}
+        {
+            "node_id": i,
+            "address": "",
+            "client_address": a,
+            "connected": True,
+            "match_index": None,
+            "is_voter": i != learner,
+        }
         for i, a in addresses.items()
     ]
     status = {
         "is_running": True, "is_primary": node_id == 1, "node_id": node_id, "term": 4,
         "role": "leader" if node_id == 1 else "follower", "leader_id": 1, "commit_index": 70,
-        "applied_index": 70, "sequence": 55, "failure": "", "replicas": replicas, **changes,
+        "applied_index": 70, "sequence": 55, "failure": "", "replicas": replicas,
+        "removed": [], **changes,
     }  # fmt: skip
     data = json.dumps(status).encode()
     return b"$%d\r\n%b\r\n" % (len(data), data)
@@ -293,5 +304,56 @@ def test_an_error_s_notes_are_printed_below_it(capsys: pytest.CaptureFixture[str
     error = RafthaError("it broke")
     error.add_note("logs are there")
     with pytest.raises(typer.Exit):
-        cli._fail(error, 1)
+        fail(error, 1)
     assert capsys.readouterr().err == "error: it broke\n  logs are there\n"
+
+
+def test_status_shows_learners_and_who_was_removed() -> None:
+    with listening() as first, listening() as second, listening() as gone:
+        addresses = {1: first.address, 2: second.address}
+        first.reply = status_reply(1, addresses, learner=2, removed=[3, 4])
+        second.reply = status_reply(2, addresses, learner=2, removed=[3, 4])
+        # Node 3 doesn't know it yet, and tells of node 4, which is gone.
+        gone.reply = status_reply(3, {**addresses, 3: gone.address, 4: ""}, commit_index=5)
+        code, out, _ = run("status", first.address, gone.address)
+        assert code == 0
+        cells = [line.split() for line in out.splitlines() if line.strip()]
+        rows = {words[0]: words[1] for words in cells if words[0].isdigit()}
+        assert rows == {"1": "leader", "2": "learner", "3": "removed"}
+        assert "removed for good: 3, 4" in out
+
+
+def test_member_remove_shows_what_would_be_left() -> None:
+    with fake_cluster() as addresses:
+        code, out, _ = run("member", "remove", "3", "--dry-run", "--connect", addresses[1])
+        assert code == 0
+        assert "2 of 2 voters are a majority" in out
+        code, out, _ = run(
+            "member", "remove", "3", "--dry-run", "--json", "--connect", addresses[1]
+        )
+        assert [member["node_id"] for member in json.loads(out)["members"]] == [1, 2]
+        code, _, err = run("member", "remove", "9", "--dry-run", "--connect", addresses[1])
+        assert code == 2
+        assert "node 9 is not a member" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("add", "4", "nonsense"), "host:port"),
+        (("add", "4", "127.0.0.1:1", "--connect", "127.0.0.1:2", "--config", "x"), "exclude"),
+        (("remove", "4", "--config", "missing.toml"), "can't read"),
+    ],
+)
+def test_member_explains_wrong_usage(args: tuple[str, ...], message: str) -> None:
+    code, _, err = run("member", *args)
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.parametrize("command", ["add", "remove"])
+def test_every_command_about_members_has_help_and_is_in_the_readme(command: str) -> None:
+    code, out, _ = run("member", command, "--help")
+    assert code == 0
+    assert len(out.splitlines()) > 5
+    assert f"raftha member {command}" in (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,45 @@
+"""How the command line speaks: tables for people, errors as one line, exit codes.
+
+0  it worked
+1  it failed: the error line says what, and what to do next
+2  wrong usage or a wrong setting; or it is unknown whether it happened
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from raftha.errors import ConfigError, Indeterminate, InvalidRequest, RafthaError
+
+UNSEEN_WIDTH = 200
+
+
+@contextlib.contextmanager
+def errors_as_lines() -> Iterator[None]:
+    """Turn raftha's errors, and the system's, into a line on stderr and an exit code."""
+    try:
+        yield
+    except (ConfigError, InvalidRequest, Indeterminate) as error:
+        fail(error, 2)
+    except (RafthaError, OSError) as error:
+        fail(error, 1)
+
+
+def fail(error: Exception, code: int) -> NoReturn:
+    """Say what is wrong, on stderr, and exit."""
+    typer.echo(f"error: {error}", err=True)
+    for note in getattr(error, "__notes__", ()):
+        typer.echo(f"  {note}", err=True)
+    raise typer.Exit(code)
+
+
+def print_table(table: Table) -> None:
+    """Print for people; whole, if nobody watches who could make the window wider."""
+    Console(width=None if sys.stdout.isatty() else UNSEEN_WIDTH).print(table)
