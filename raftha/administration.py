@@ -105,6 +105,11 @@ class Administration:
             if operation.asked_at <= overdue:
                 self._ask(operation)
 
+    def hand_over(self) -> None:
+        """Make another voter the leader, if one answers; asked again if that doesn't work out."""
+        if self._core.can_propose:
+            self._try(lambda: self._core.transfer(self._successor()))
+
     def on_membership(self, membership: Membership) -> None:
         """The state has applied another membership."""
         self.applied = membership
@@ -240,7 +245,8 @@ class Administration:
     def _successor(self) -> int:
         """The other voter with the most of the log."""
         voters = [voter for voter in self._core.membership.voters if voter != self._core.id]
-        active = [voter for voter in voters if self._core.progress[voter].is_active]
+        progress = self._core.progress
+        active = [v for v in voters if progress[v].is_active or progress[v].was_active]
         if not active:
             raise TransferFailed("no other voter answers, so none can lead instead")
         return max(active, key=lambda voter: self._core.progress[voter].match)

@@ -99,8 +99,8 @@ class StorageFailed(StorageError):
     """A write or sync failed. Final for this node: what is on the disk is unknown from here on."""
 
 
-class StorageFull(StorageError):
-    """There is no space left for more log."""
+class StorageFull(StorageError, Rejected):
+    """There is no space left for more log. Nothing was queued; it goes on when there is space."""
 
 
 class Corrupt(StorageError):

@@ -96,6 +96,25 @@ class StorageFailure(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StorageIsFull(Event):
+    """There is no space for more log, or for a checkpoint; writers here are refused meanwhile."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageHasSpace(Event):
+    """What had no space has been written; writers are served again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskIsSick(Event):
+    """A write of the log has been under way for this long; a leader hands over, if it can."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointCompleted(Event):
     """The write buffer is in LMDB, durable, as of `index` and `sequence`."""
 

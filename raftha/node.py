@@ -31,14 +31,22 @@ from raftha.clock import Clock
 from raftha.config import HaConfig
 from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
 from raftha.entry import Entry, EntryKind, HardState, LogPosition, decode_groups
-from raftha.errors import RequestTimeout, StorageError, Unavailable
+from raftha.errors import (
+    RequestTimeout,
+    StorageError,
+    StorageFull,
+    Unavailable,
+)
 from raftha.events import (
     CheckpointCompleted,
+    DiskIsSick,
     Event,
     LeaderElected,
     ReplicaConnected,
     ReplicaDisconnected,
     StorageFailure,
+    StorageHasSpace,
+    StorageIsFull,
 )
 from raftha.membership import Membership
 from raftha.operations import (
@@ -76,6 +84,8 @@ UNCOMMITTED_BYTES_MAX = 32 << 20
 HEARTBEAT_TICKS = 5
 EXPIRY_TICKS = 5
 STOPPED = "stopped"
+SICK_AFTER_TIMEOUTS = 2
+"""A write of the log may take this many election timeouts before a leader hands over."""
 
 
 GroupKey = tuple[int, int]
@@ -156,6 +166,9 @@ class Node:
         self._checkpoints = Checkpoints(
             config, state, core.log, host, self.deliver, clock.monotonic()
         )
+        self._writing_since: float | None = None
+        self._is_sick = False
+        self._full = ""
         self._turn_at = clock.monotonic()
         self._next_expiry = float("inf")
         self._ticks = 0
@@ -173,7 +186,7 @@ class Node:
         add = self._submissions.add
         for operation in operations:
             self._next_expiry = min(self._next_expiry, operation.deadline)
-            if type(operation) is WriteOperation:
+            if type(operation) is WriteOperation and not self._full:
                 add(operation)
             else:
                 self._submit_other(operation)
@@ -181,6 +194,8 @@ class Node:
 
     def _submit_other(self, operation: Operation) -> None:
         match operation:
+            case WriteOperation() | GroupOperation() if self._full:
+                self.deliver(operation, StorageFull(self._full))
             case ReadOperation(is_linearizable=True):
                 self._readings.add(operation)
             case ReadOperation():
@@ -257,10 +272,37 @@ class Node:
             self._readings.ask_again_if_overdue(now)
             self._checkpoints.on_tick(now)
             self._administration.on_tick()
+            self._watch_disk(now)
         self._host.wake()
+
+    def _watch_disk(self, now: float) -> None:
+        """A leader whose disk hangs or is full hands over: heartbeats alone would keep it leading,
+        while nothing that it takes can be answered."""
+        patience_s = SICK_AFTER_TIMEOUTS * self.config.election_timeout_ms / 1000
+        if self._writing_since is None or now - self._writing_since < patience_s:
+            return
+        if not self._is_sick:
+            self._is_sick = True
+            waited_s = now - self._writing_since
+            self._host.emit(DiskIsSick(node_id=self.core.id, seconds=waited_s))
+        self._administration.hand_over()
+
+    def on_storage_full(self, reason: str) -> None:
+        """There is no space for a write or a checkpoint; the host goes on trying."""
+        if not self._full:
+            self._full = reason
+            self._host.emit(StorageIsFull(node_id=self.core.id, reason=reason))
+        self._host.flush()
+
+    def on_storage_space(self) -> None:
+        """There is space again."""
+        if self._full:
+            self._full = ""
+            self._host.emit(StorageHasSpace(node_id=self.core.id))
 
     def on_written(self, write: Write) -> None:
         """A write is durable."""
+        self._writing_since, self._is_sick = None, False
         for message in write.messages:
             self._host.send(message)
         self.core.advance(write)
@@ -295,6 +337,7 @@ class Node:
         for message in ready.messages:
             self._host.send(message)
         if ready.write is not None:
+            self._writing_since = self._turn_at
             self._host.write(ready.write)
         for request in ready.log_reads:
             self._host.read_log(request)

@@ -44,6 +44,7 @@ from raftha.errors import (
     RafthaError,
     Stopped,
     StorageError,
+    StorageFull,
 )
 from raftha.events import Event, RoleChanged
 from raftha.membership import Membership
@@ -60,6 +61,9 @@ from raftha.transport import Transport
 from raftha.wire import PROTOCOL_VERSION, Hello, PeerMessage
 
 RESIGN_TIMEOUT_S = 1.0
+FULL_RETRY_S = 0.5
+HUNG_DISK_S = 5.0
+"""How long a stop waits for a write that doesn't end."""
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +97,7 @@ class Runtime:
         self._submit_lock = threading.Lock()
         self._submitted_bytes = 0
         self._is_draining = False
+        self._is_ending = threading.Event()
         self._is_turn_due = False
         self._futures: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
         self._wal_jobs: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
@@ -244,8 +249,13 @@ class Runtime:
             if not self.node.failure:
                 self.node.fail("", Stopped(message), Disconnected(message))
         self._drain()
+        self._is_ending.set()
         self._wal_jobs.put(None)
-        await self._loop.run_in_executor(None, self._wal_thread.join)
+        await self._loop.run_in_executor(None, self._wal_thread.join, HUNG_DISK_S)
+        if self._wal_thread.is_alive():
+            # What it waits for can't be called off; its files stay open until the process ends.
+            log.critical("node=%d the disk hangs: left as it is", self.config.node_id)
+            return
         await self._loop.run_in_executor(None, self._workers.shutdown)
         try:
             self._wal.close()
@@ -354,15 +364,36 @@ class Runtime:
             if write is None:
                 return
             try:
-                self._wal.append(write.hard_state, write.entries)
+                append = partial(self._wal.append, write.hard_state, write.entries)
+                is_done = self._when_there_is_space(append)
             except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
                 self._call(self._fail, error)
                 return
-            self._call(self._on_written, write)
+            if is_done:
+                self._call(self._on_written, write)
+
+    def _when_there_is_space(self, work: Callable[[], None]) -> bool:
+        """Do `work`, which a full disk leaves undone, again and again; False if the node ends."""
+        was_full = False
+        while True:
+            try:
+                work()
+            except StorageFull as error:
+                was_full = True
+                self._call(self._unless_failed, self.node.on_storage_full, str(error))
+            else:
+                if was_full:
+                    self._call(self._unless_failed, self.node.on_storage_space)
+                return True
+            if self._is_ending.wait(FULL_RETRY_S):
+                return False
 
     def _on_written(self, write: Write) -> None:
+        self._unless_failed(self.node.on_written, write)
+
+    def _unless_failed(self, function: Callable[..., None], *args: Any) -> None:
         if not self.node.failure:
-            self.node.on_written(write)
+            function(*args)
 
     def read_log(self, request: LogRead) -> None:
         self._job(partial(self._read_log, request.index), partial(self._on_log_read, request))
@@ -387,7 +418,9 @@ class Runtime:
     def _checkpoint(
         self, frozen: Frozen, compact_index: int, with_digest: bool
     ) -> tuple[Frozen, int, str, int]:
-        self._store.write(frozen.items, frozen.meta)
+        write = partial(self._store.write, frozen.items, frozen.meta)
+        if not self._when_there_is_space(write):
+            raise Stopped("the node ended while the disk was full")
         self._wal.compact(compact_index)
         self._prepare_spare()
         keys, digest = len(frozen.items), ""

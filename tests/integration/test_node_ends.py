@@ -15,6 +15,7 @@ import pytest
 
 import raftha
 from raftha import runtime
+from raftha.config import MIB
 from raftha.storage.disk import RealDisk
 from tests.integration.test_manager import free_addresses, make_config, wait_until
 
@@ -142,6 +143,53 @@ def test_a_follower_whose_disk_fails_is_missed_by_nobody_and_can_come_back(
     nodes[failed].stop()
     nodes[failed].start()
     assert nodes[failed].get(b"k19") == b"v"
+
+
+@pytest.mark.slow
+def test_a_leader_whose_disk_hangs_hands_over_and_writes_go_on(cluster: Cluster) -> None:
+    nodes, disks = cluster
+    hung = leader_of(nodes)
+    others = [node for node in nodes if node is not nodes[hung]]
+    disks[hung].hang.clear()
+    try:
+        with pytest.raises(raftha.Indeterminate):
+            nodes[hung].put(b"who", b"knows", timeout=1)
+        assert others[0].put(b"after", b"2", timeout=10)
+        assert others[1].get(b"after") == b"2"
+        assert nodes[hung].get_status().leader_id != hung + 1
+    finally:
+        disks[hung].hang.set()
+    assert nodes[hung].get(b"after") == b"2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["leader", "follower"])
+def test_a_full_disk_refuses_writers_and_goes_on_by_itself(cluster: Cluster, place: str) -> None:
+    nodes, disks = cluster
+    full = (leader_of(nodes) + (place == "follower")) % 3
+    others = [node for node in nodes if node is not nodes[full]]
+    disks[full].is_full = True
+    value = bytes(MIB)
+    for i in range(70):  # More than the segments that were made ahead.
+        assert others[i % 2].put(b"k%d" % (i % 8), value, timeout=30)
+    wait_until(lambda: is_refusing(nodes[full]), "it has not noticed")
+    assert nodes[full].get_status().is_running
+    assert nodes[full].get(b"before", consistency="stale") == b"1"
+    assert others[0].get(b"before") == b"1"
+    disks[full].is_full = False
+    assert others[0].put(b"after", b"2")
+    assert nodes[full].get(b"after") == b"2"
+    assert nodes[full].put(b"again", b"3")
+
+
+def is_refusing(node: raftha.HaManager) -> bool:
+    try:
+        node.put(b"small", b"write", timeout=0.3)
+    except raftha.StorageFull:
+        return True
+    except raftha.RafthaError:
+        return False
+    return False
 
 
 @pytest.mark.slow
