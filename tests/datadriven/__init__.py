@@ -19,7 +19,8 @@ A transcript begins with a comment: what it shows, and where Raft says so. Then 
 Some commands, a line of dashes, what the commands put out, and a blank line. `4/2 x` is the entry
 at index 4 of term 2 that carries x. A message is shown when it is delivered, and what it leads to
 is indented below it; `messages` shows those on their way. A node's commit line says how far it has
-applied, too, if that isn't the same.
+applied, too, if that isn't the same. A membership is an entry like 5/2 members 1 2 (3) -4: node 3
+is a learner, node 4 was removed.
 
 Disks are explicit. A node that writes has finished at once, before the next command or message,
 unless its writes are held: then the write waits for `write`, and a crash loses it.
@@ -27,11 +28,17 @@ unless its writes are held: then the write waits for `write`, and a crash loses 
 The commands; NODE is an id, NODES some ids:
 
     add-nodes N [election=10] [heartbeat=2] [random=0] [log=1,1,2] [window=BYTES]
-        [append=BYTES] [in-flight=MESSAGES] [in-flight-bytes=BYTES]
+        [append=BYTES] [in-flight=MESSAGES] [in-flight-bytes=BYTES] [catch-up-rounds=5]
                             a new cluster of nodes 1 to N, whose logs hold entries of these terms.
                             Times are in ticks. `random` is the chance in every timeout: one value,
                             or one a node: 0,3,6. `window` is how much of what was applied is kept
                             in memory
+    join NODE               start one more node, with an empty disk, that nobody knows of yet
+    add NODE NEW            have a leader add a node, as a learner
+    remove NODE OLD         have a leader remove a node
+    catch-up-again NODE LEARNER
+                            have a leader give a learner that was too slow another chance
+    dismiss NODE            tell a node that it was removed, as the others do when it calls
     disk NODE log=1,1,2 [term=T] [vote=V] [commit=C]
                             give the node this disk, and restart it
     tick NODES [count=1]    let time pass, on these nodes only

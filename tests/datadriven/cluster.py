@@ -93,13 +93,16 @@ class Member:
 
     def start(self) -> None:
         """Begin with what the disk has."""
-        disk = self.disk
+        disk, membership = self.disk, self._membership
+        for entry in disk.state:
+            if entry.kind == EntryKind.MEMBERSHIP:
+                membership = Membership.decode(bytes(entry.payload))
         log = RaftLog(
             disk.base.index + 1,
             disk.base,
             disk.entries,
             self._config.window_bytes_max,
-            self._membership,
+            membership,
         )
         self._core = Raft(self._config, disk.hard_state, log, lambda n: min(self._random, n - 1))
         self.applied = list(disk.state)

@@ -7,6 +7,7 @@ anywhere. What a command does is the business of `cluster.py`; `__init__.py` lis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from raftha.core import CoreConfig, Role, VoteRequest
@@ -16,6 +17,7 @@ from raftha.errors import RafthaError
 from raftha.membership import Membership
 from tests.datadriven import render
 from tests.datadriven.cluster import Cluster, Member, make_disk
+from tests.datadriven.render import membership_text
 
 _DASHES = "----"
 _CAMPAIGN_TICKS_MAX = 1000
@@ -26,6 +28,7 @@ _SETTINGS = {
     "window": "window_bytes_max",
     "in-flight": "in_flight_messages_max",
     "in-flight-bytes": "in_flight_bytes_max",
+    "catch-up-rounds": "catch_up_rounds_max",
 }
 
 
@@ -87,6 +90,8 @@ class Interpreter:
 
     def __init__(self) -> None:
         self._cluster = Cluster([])
+        self._settings: dict[str, int] = {}
+        self._first = Membership({})
 
     def run(self, commands: list[str], line_number: int) -> list[str]:
         """Carry out a block's commands; return what they put out."""
@@ -113,13 +118,19 @@ class Interpreter:
         chances = [int(value) for value in args.option("random", "0").split(",")]
         ticks = {"election_ticks": 10, "heartbeat_ticks": 2}
         settings = {_SETTINGS[name]: int(args.options.pop(name)) for name in list(args.options)}
-        membership = Membership.first({node: f"127.0.0.1:{7100 + node}" for node in voters})
+        self._settings = ticks | settings
+        self._first = Membership.first({node: _address(node) for node in voters})
         for node in voters:
-            config = CoreConfig(node_id=node, **(ticks | settings))
-            disk = make_disk(terms, HardState(terms[-1] if terms else 0, 0, 0))
-            member = Member(config, chances[(node - 1) % len(chances)], disk, membership)
-            self._cluster.members[node] = member
-            member.start()
+            self._add_member(node, terms, chances[(node - 1) % len(chances)])
+
+    def do_join(self, args: Args) -> None:
+        self._add_member(args.number(), [], 0)
+
+    def _add_member(self, node: int, terms: list[int], chance: int) -> None:
+        config = CoreConfig(node_id=node, **self._settings)
+        disk = make_disk(terms, HardState(terms[-1] if terms else 0, 0, 0))
+        self._cluster.members[node] = member = Member(config, chance, disk, self._first)
+        member.start()
 
     def do_disk(self, args: Args) -> None:
         member, terms = self._member(args), args.terms()
@@ -312,6 +323,34 @@ class Interpreter:
             self._say(f"{member.id} refuses: {error}")
         self._cluster.turn(member)
 
+    # ---------------------------------------------------------------- membership
+
+    def do_add(self, args: Args) -> None:
+        member, node = self._member(args), args.number()
+        self._change(member, lambda now: now.with_learner(node, _address(node), "primary"))
+
+    def do_remove(self, args: Args) -> None:
+        member, node = self._member(args), args.number()
+        self._change(member, lambda now: now.without(node))
+
+    def _change(self, member: Member, change: Callable[[Membership], Membership]) -> None:
+        core = member.core
+        try:
+            index = core.change_membership(change(core.membership))
+        except RafthaError as error:
+            self._say(f"{member.id} refuses: {error}")
+            return
+        self._say(f"{member.id} proposes {index}/{core.term} {membership_text(core.membership)}")
+        self._cluster.turn(member)
+
+    def do_catch_up_again(self, args: Args) -> None:
+        self._member(args).core.catch_up_again(args.number())
+
+    def do_dismiss(self, args: Args) -> None:
+        member = self._member(args)
+        member.core.removed()
+        self._cluster.turn(member)
+
     # ---------------------------------------------------------------- looking
 
     def do_raft_log(self, args: Args) -> None:
@@ -334,3 +373,7 @@ class Interpreter:
 
     def _say(self, line: str) -> None:
         self._cluster.say(line)
+
+
+def _address(node: int) -> str:
+    return f"127.0.0.1:{7100 + node}"

@@ -30,12 +30,27 @@ from raftha.events import (
     ReplicaBehindLog,
     RoleChanged,
 )
+from raftha.membership import Membership
 
 
 def entry_text(entry: Entry) -> str:
     """Return "index/term content"."""
-    content = "noop" if entry.kind == EntryKind.NOOP else bytes(entry.payload).decode()
+    payload = bytes(entry.payload)
+    match entry.kind:
+        case EntryKind.NOOP:
+            content = "noop"
+        case EntryKind.MEMBERSHIP:
+            content = membership_text(Membership.decode(payload))
+        case _:
+            content = payload.decode()
     return f"{entry.index}/{entry.term} {content}".rstrip()
+
+
+def membership_text(membership: Membership) -> str:
+    """Return "members 1 2 (3) -4": 3 is a learner, 4 was removed."""
+    members = sorted(membership.members.items())
+    ids = [str(node) if member.is_voter else f"({node})" for node, member in members]
+    return " ".join(["members", *ids, *(f"-{node}" for node in sorted(membership.removed))])
 
 
 def entries_text(entries: Sequence[Entry]) -> str:
@@ -135,6 +150,8 @@ def status_lines(raft: Raft) -> list[str]:
     for peer, progress in sorted(raft.progress.items()):
         line = f"  {peer} {progress.mode.value} match={progress.match} next={progress.next}"
         line += " paused" * progress.is_paused + " silent" * (not progress.is_active)
+        line += " learner" * (peer not in raft.membership.voters)
+        line += " given-up" * raft.has_given_up(peer)
         lines.append(line)
     return lines
 
