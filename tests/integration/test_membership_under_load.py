@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,14 @@ def wait_progress(record: Record, writes: int = 200, timeout_s: float = 30.0) ->
         pause.wait(0.02)
 
 
+def wait_removed(cluster: LocalCluster, node_id: int, timeout_s: float = 20.0) -> dict[str, Any]:
+    """Wait until a node knows that it was removed; its status then."""
+    deadline = time.monotonic() + timeout_s
+    while not (status := cluster.status(node_id)) or status["role"] != "removed":
+        assert time.monotonic() < deadline, f"node {node_id} doesn't know that it was removed"
+    return status
+
+
 def check(cluster: LocalCluster, record: Record, members: set[int]) -> None:
     """All that was acknowledged is there, once, on every member alike, and on no others."""
     assert record.failures == []
@@ -128,7 +137,5 @@ def test_a_node_that_lost_its_disk_is_replaced_under_load() -> None:
             cluster.add_replica(new)
             wait_progress(record)
         check(cluster, record, {1, 2, 3, new} - {wiped})
-        status = cluster.status(wiped)
-        assert status
-        assert status["role"] == "removed"
+        status = wait_removed(cluster, wiped)
         assert status["applied_index"] == 0, "it was refused from its first call on"
