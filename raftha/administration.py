@@ -24,6 +24,7 @@ from raftha.errors import (
     Rejected,
     ReplicaTooSlow,
     TransferFailed,
+    Unavailable,
 )
 from raftha.membership import Membership
 from raftha.operations import MembershipOperation, Operation, TransferOperation
@@ -35,7 +36,7 @@ from raftha.wire import (
     TransferRequest,
 )
 
-ASK_AGAIN_AFTER_S = 1.0
+ASK_AGAIN_AFTER_S = 0.25
 
 _REFUSALS: dict[str, type[Rejected]] = {
     kind.__name__: kind
@@ -196,8 +197,10 @@ class Administration:
     def _on_membership_request(self, request: MembershipRequest) -> None:
         try:
             self._change(request)
-        except NotLeader:
-            return  # The one who asked will hear of the leader there is, and ask it.
+        except (NotLeader, Unavailable):
+            # The one who asked will ask again: the leader there is by then, or this one once it has
+            # committed an entry of its own term.
+            return
         except MembershipChangePending as error:
             # A repeated request may be waiting for its own first try to be committed.
             if not request.is_repeat:

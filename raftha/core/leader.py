@@ -31,7 +31,7 @@ from raftha.core.progress import Mode, Progress
 from raftha.core.reads import Read, ReadRounds
 from raftha.core.ready import CoreConfig, LogRead, ReadState
 from raftha.entry import Entry, EntryKind, LogPosition, make_entry
-from raftha.errors import MembershipChangePending, TransferFailed
+from raftha.errors import MembershipChangePending, TransferFailed, Unavailable
 from raftha.events import CatchUpGivenUp, Event, ReplicaBehindLog
 from raftha.membership import Membership
 
@@ -137,11 +137,13 @@ class Leadership:
     def change_membership(self, membership: Membership) -> int:
         """Append a membership that differs from the one there is by one node; return its index.
 
-        MembershipChangePending if the last one isn't committed yet, or nothing of this term is:
-        until then an earlier leader's change may still come to light (the flaw in the thesis' first
-        version of single-server changes, and its cure).
+        Unavailable while nothing of this term is committed: until then an earlier leader's change
+        may still come to light (the flaw in the thesis' first version of single-server changes, and
+        its cure). MembershipChangePending if the last one isn't committed yet.
         """
-        if self._log.membership_index > self._log.commit or not self.can_read:
+        if not self.can_read:
+            raise Unavailable("nothing of this leader's term is committed yet")
+        if self._log.membership_index > self._log.commit:
             raise MembershipChangePending("another change of membership is under way")
         return self.append(EntryKind.MEMBERSHIP, membership.encode(), 0, 0)
 
@@ -188,7 +190,7 @@ class Leadership:
         if catch_up.is_given_up or match < catch_up.end:
             return
         if self._ticks - catch_up.began_ticks <= self._config.election_ticks:
-            with suppress(MembershipChangePending):
+            with suppress(Unavailable, MembershipChangePending):
                 self.change_membership(self._log.membership.with_voter(peer))
         elif catch_up.rounds >= self._config.catch_up_rounds_max:
             catch_up.is_given_up = True
