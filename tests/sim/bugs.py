@@ -242,7 +242,7 @@ def sent_counts_as_unsent() -> list[Patch]:
 
 
 # Found by this simulation in the real code; put back to see that they would be found again. (One
-# more, old answers from the disk, takes thousands of seeds: `test_raft.py` has it.)
+# more, old answers from the disk, takes thousands of seeds: `test_raft_replication.py` has it.)
 
 
 def reconnected_is_asked_for_entry_1() -> list[Patch]:
