@@ -32,6 +32,7 @@ from raftha.config import HaConfig
 from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
 from raftha.entry import Entry, EntryKind, HardState, LogPosition, decode_groups
 from raftha.errors import (
+    Disconnected,
     RequestTimeout,
     StorageError,
     StorageFull,
@@ -84,6 +85,7 @@ UNCOMMITTED_BYTES_MAX = 32 << 20
 HEARTBEAT_TICKS = 5
 EXPIRY_TICKS = 5
 STOPPED = "stopped"
+REMOVED = "this node was removed from the cluster"
 SICK_AFTER_TIMEOUTS = 2
 """A write of the log may take this many election timeouts before a leader hands over."""
 
@@ -184,9 +186,10 @@ class Node:
         """Take in callers' operations, in order."""
         self._undelivered.update(operations)
         add = self._submissions.add
+        takes_writes = not self._full and not self.core.is_removed
         for operation in operations:
             self._next_expiry = min(self._next_expiry, operation.deadline)
-            if type(operation) is WriteOperation and not self._full:
+            if type(operation) is WriteOperation and takes_writes:
                 add(operation)
             else:
                 self._submit_other(operation)
@@ -194,20 +197,22 @@ class Node:
 
     def _submit_other(self, operation: Operation) -> None:
         match operation:
+            case ReadOperation(is_linearizable=False):
+                self._run_read(operation)
+            case DigestOperation():
+                self._checkpoints.add(operation)
+            case _ if self.core.is_removed:
+                self.deliver(operation, Unavailable(REMOVED))
             case WriteOperation() | GroupOperation() if self._full:
                 self.deliver(operation, StorageFull(self._full))
-            case ReadOperation(is_linearizable=True):
-                self._readings.add(operation)
             case ReadOperation():
-                self._run_read(operation)
+                self._readings.add(operation)
             case GroupOperation():
                 self._submissions.add_group(operation)
             case TransferOperation():
                 self._administration.begin_transfer(operation)
             case MembershipOperation():
                 self._administration.begin_change(operation)
-            case DigestOperation():
-                self._checkpoints.add(operation)
             case _:
                 raise AssertionError(f"unknown operation {operation!r}")
 
@@ -248,9 +253,16 @@ class Node:
         self._host.wake()
 
     def on_removed(self) -> None:
-        """Another member says that this node was removed."""
+        """Another member says that this node was removed: nobody is to wait for it any more."""
+        if self.core.is_removed:
+            return
         self.core.removed()
         self._administration.on_removed()
+        self._submissions.abort(Unavailable(REMOVED), Disconnected(REMOVED))
+        for operation in (*self._readings.pending(), *self._administration.pending()):
+            self.deliver(operation, Unavailable(REMOVED))
+        self._readings.forget_expired()
+        self._administration.forget_expired()
         self._host.wake()
 
     @property

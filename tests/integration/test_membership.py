@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,8 +88,16 @@ def test_a_removed_follower_learns_it_and_harms_nobody(cluster: Cluster) -> None
     cluster.nodes[kept].remove_replica(gone)
     assert cluster.voters(kept) == sorted({1, 2, 3} - {gone})
     wait_until(lambda: cluster.nodes[gone].get_status().role == "removed", "it doesn't know")
-    with pytest.raises(raftha.Rejected):
-        cluster.nodes[gone].put(b"x", b"y", timeout=1)
+    # At once, and not after their deadlines.
+    for call in (
+        lambda: cluster.nodes[gone].put(b"x", b"y"),
+        lambda: cluster.nodes[gone].get(b"x"),
+    ):
+        began = time.monotonic()
+        with pytest.raises(raftha.Unavailable, match="was removed"):
+            call()
+        assert time.monotonic() - began < 5
+    assert cluster.nodes[gone].get(b"x", consistency="stale") is None
     assert cluster.nodes[kept].put(b"x", b"z")
     with pytest.raises(raftha.InvalidRequest, match="was removed"):
         cluster.nodes[kept].add_replica(gone, cluster.addresses[gone])
