@@ -310,3 +310,31 @@ def test_members_come_and_go_and_only_they_count() -> None:
         cluster.kill(leader)
         cluster.restart(left[0])
         assert cluster.wait_ready() in left
+
+
+def test_members_come_and_go_by_the_command_line() -> None:
+    with LocalCluster(1) as cluster:
+        cluster.call(1, "SET", "key", "value")
+        new = cluster.add_node()
+        address = re.search(r'^address = "(.*)"$', cluster.config_of(new).read_text(), re.MULTILINE)
+        assert address
+
+        def raftha(*args: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "raftha", *args]
+            return subprocess.run(
+                command, cwd=REPOSITORY, capture_output=True, text=True, check=False
+            )
+
+        added = raftha("member", "add", str(new), address[1], "--connect", cluster.addresses[1])
+        assert added.returncode == 0, added.stderr
+        assert "2 of 2 voters are a majority" in added.stdout
+        again = raftha("member", "add", str(new), "127.0.0.1:1", "--connect", cluster.addresses[1])
+        assert again.returncode == 1
+        assert "is a member already" in again.stderr
+        config = str(cluster.config_of(1))
+        removed = raftha("member", "remove", "1", "--config", config, "--json")
+        assert removed.returncode == 0, removed.stderr
+        assert cluster.wait_ready() == new
+        assert cluster.call(new, "GET", "key") == b"value"
+        shown = raftha("status", *cluster.addresses.values())
+        assert "removed for good: 1" in shown.stdout
