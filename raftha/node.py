@@ -21,9 +21,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from raftha.administration import Administration
 from raftha.checkpoints import Checkpoints, CheckpointWriter
@@ -49,6 +48,7 @@ from raftha.events import (
     StorageHasSpace,
     StorageIsFull,
 )
+from raftha.inbox import BATCH_BYTES_MAX, Inbox, Waiting
 from raftha.membership import Membership
 from raftha.operations import (
     DigestOperation,
@@ -61,15 +61,7 @@ from raftha.operations import (
 )
 from raftha.readings import Readings
 from raftha.storage.state import State
-from raftha.submissions import (
-    BATCH_BYTES_MAX,
-    BATCH_GROUPS_MAX,
-    FORWARDED_MAX,
-    INBOX_BYTES_MAX,
-    InFlight,
-    Submissions,
-    is_proper,
-)
+from raftha.submissions import FORWARDED_MAX, GROUP_BYTES_MAX, InFlight, Submissions, is_proper
 from raftha.types import HaStatus, ReplicaStatus
 from raftha.wire import (
     Forward,
@@ -81,25 +73,12 @@ from raftha.wire import (
     TransferRequest,
 )
 
-UNCOMMITTED_BYTES_MAX = 32 << 20
 HEARTBEAT_TICKS = 5
 EXPIRY_TICKS = 5
 STOPPED = "stopped"
 REMOVED = "this node was removed from the cluster"
 SICK_AFTER_TIMEOUTS = 2
 """A write of the log may take this many election timeouts before a leader hands over."""
-
-
-GroupKey = tuple[int, int]
-"""A group's session and number."""
-
-
-class Waiting(NamedTuple):
-    """A group in the leader's inbox: who sent it, how many commands it has, and its bytes."""
-
-    sender: int
-    count: int  # type: ignore[assignment]  # shadows tuple.count
-    encoded: bytes
 
 
 class Host(CheckpointWriter, Protocol):
@@ -154,11 +133,7 @@ class Node:
         self._random_below = random_below
         self._undelivered: set[Operation] = set()
         self._submissions = Submissions(self)
-        self._inbox: OrderedDict[GroupKey, Waiting] = OrderedDict()
-        self._inbox_bytes = 0
-        self._proposed: dict[GroupKey, int] = {}
-        self._uncommitted: deque[tuple[int, int]] = deque()
-        self._uncommitted_bytes = 0
+        self._inbox = Inbox(core)
         self._readings = Readings(
             core, self._run_read, random_below(1 << 32), config.election_timeout_ms / 1000
         )
@@ -363,10 +338,9 @@ class Node:
     def _apply(self, entry: Entry) -> None:
         applied = self.state.apply(entry)
         for group in applied:
-            self._proposed.pop((group.session, group.number), None)
+            self._inbox.on_group_applied((group.session, group.number))
             self._submissions.on_applied(group)
-        while self._uncommitted and self._uncommitted[0][0] <= entry.index:
-            self._uncommitted_bytes -= self._uncommitted.popleft()[1]
+        self._inbox.on_applied(entry.index)
         self._checkpoints.on_applied(entry, self._turn_at)
         if entry.kind == EntryKind.MEMBERSHIP:
             membership = Membership.decode(bytes(entry.payload))
@@ -379,7 +353,7 @@ class Node:
         """Send a group towards the leader; False if there is none to send it to."""
         if self.core.is_leader:
             key = group.session, group.number
-            self._put_into_inbox(key, Waiting(self.core.id, group.count, group.encoded))
+            self._inbox.put(key, Waiting(self.core.id, group.count, group.encoded))
             self._host.wake()
             return True
         leader = self.core.leader
@@ -404,26 +378,15 @@ class Node:
         if not self.core.is_leader:
             return  # The sender will hear of the leader there is, and send it there.
         key = group.session, group.number
-        if self._inbox_bytes + len(message.group) > INBOX_BYTES_MAX and key not in self._inbox:
+        if not self._inbox.has_room(key, len(message.group)):
             reply = ForwardReply(message.sender, self.core.id, group.session, group.number)
             self._host.send(reply)
             return
-        self._put_into_inbox(key, Waiting(message.sender, group.count, message.group))
-
-    def _put_into_inbox(self, key: GroupKey, waiting: Waiting) -> None:
-        """Let a group wait for the next batch, unless a copy of it does, or is in this log."""
-        if key in self._proposed:
-            self.core.notify_commit(waiting.sender, self._proposed[key])
-        elif key not in self._inbox:
-            self._inbox[key] = waiting
-            self._inbox_bytes += len(waiting.encoded)
+        self._inbox.put(key, Waiting(message.sender, group.count, message.group))
 
     def _on_leader(self) -> None:
         """A leader is known: everything that may have been lost on its way goes there again."""
         self._inbox.clear()
-        self._proposed.clear()
-        self._uncommitted.clear()
-        self._inbox_bytes = self._uncommitted_bytes = 0
         self._administration.on_leader()
         self._submissions.send_again()
         self._readings.ask_again()
@@ -436,35 +399,11 @@ class Node:
             if leader is not None and self._host.is_connected(leader):
                 self._submissions.form_groups(BATCH_BYTES_MAX, FORWARDED_MAX)
             return
-        if (
-            self.core.is_writing
-            or not self.core.can_propose
-            or self._uncommitted_bytes > UNCOMMITTED_BYTES_MAX
-        ):
-            return
-        self._submissions.form_groups(BATCH_BYTES_MAX - self._inbox_bytes, 1 << 30)
-        if not self._inbox:
-            return
-        batch: dict[GroupKey, Waiting] = {}
-        size = 0
-        while self._inbox and len(batch) < BATCH_GROUPS_MAX:
-            key, waiting = next(iter(self._inbox.items()))
-            if batch and size + len(waiting.encoded) > BATCH_BYTES_MAX:
-                break
-            del self._inbox[key]
-            batch[key] = waiting
-            size += len(waiting.encoded)
-        self._inbox_bytes -= size
-        payload = b"".join([waiting.encoded for waiting in batch.values()])
-        count = sum(waiting.count for waiting in batch.values())
-        index = self.core.propose(payload, count, self._clock.time_us())
-        assert index is not None, "can_propose was checked"
-        self._proposed.update(dict.fromkeys(batch, index))
-        senders = {waiting.sender for waiting in batch.values()}
-        self._uncommitted.append((index, size))
-        self._uncommitted_bytes += size
-        for sender in senders:
-            self.core.notify_commit(sender, index)
+        if self._inbox.can_propose:
+            # Some room for this node's own callers, however much the others forward.
+            room = max(BATCH_BYTES_MAX - self._inbox.waiting_bytes, GROUP_BYTES_MAX)
+            self._submissions.form_groups(room, 1 << 30)
+            self._inbox.propose(self._clock.time_us())
 
     # ---------------------------------------------------------------- reads
 

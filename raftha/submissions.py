@@ -13,9 +13,8 @@ applied.
 What a caller is told when it can't be told an outcome hangs on whether the group ever left the
 queue: before that, `Rejected`; after it, `Indeterminate`.
 
-On the leader, groups of all nodes wait in `inbox` while a write is under way, and then go into one
-batch. A follower keeps a few groups in flight to the leader; what comes meanwhile makes the next
-one.
+On the leader, groups go into its inbox (`inbox.py`). A follower keeps a few groups in flight to the
+leader; what comes meanwhile makes the next one.
 """
 
 from __future__ import annotations
@@ -37,9 +36,6 @@ from raftha.storage.commands import ARRAY_MAX
 from raftha.storage.sessions import Applied, Outcome, Verdict, receipts
 
 GROUP_BYTES_MAX = 1 << 20
-BATCH_BYTES_MAX = 4 << 20
-BATCH_GROUPS_MAX = 4096
-INBOX_BYTES_MAX = 64 << 20
 FORWARDED_MAX = 8
 RESEND_AFTER_S = 1.0
 

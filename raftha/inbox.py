@@ -1,0 +1,111 @@
+"""The leader's inbox: groups of all nodes, from when they arrive until they are in the log.
+
+Theory of operation. Groups wait here while a write is under way, and then go into the log together,
+as one batch. A group is here once, however often it was sent, and not again while a copy of it is
+in this leader's log and not yet applied; of copies from before this leadership the log knows, and
+the state machine drops them. All of it ends with the leadership: whoever waits sends again to the
+next.
+
+What is proposed and not yet applied is bounded; beyond the bound the inbox fills, and when that is
+full, forwarded groups are refused.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import NamedTuple
+
+from raftha.core import Raft
+
+BATCH_BYTES_MAX = 4 << 20
+BATCH_GROUPS_MAX = 4096
+INBOX_BYTES_MAX = 64 << 20
+UNCOMMITTED_BYTES_MAX = 32 << 20
+
+GroupKey = tuple[int, int]
+"""A group's session and number."""
+
+
+class Waiting(NamedTuple):
+    """A group that waits: who sent it, how many commands it has, and its bytes."""
+
+    sender: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count
+    encoded: bytes
+
+
+class Inbox:
+    """What a leader has still to put into its log, and what of it isn't applied yet."""
+
+    def __init__(self, core: Raft) -> None:
+        self.waiting_bytes = 0
+        self._core = core
+        self._waiting: OrderedDict[GroupKey, Waiting] = OrderedDict()
+        self._proposed: dict[GroupKey, int] = {}
+        self._unapplied: deque[tuple[int, int]] = deque()
+        self._unapplied_bytes = 0
+
+    @property
+    def can_propose(self) -> bool:
+        """Whether the next batch may be formed: group commit is one batch a write."""
+        return (
+            self._core.can_propose
+            and not self._core.is_writing
+            and self._unapplied_bytes <= UNCOMMITTED_BYTES_MAX
+        )
+
+    def has_room(self, key: GroupKey, size: int) -> bool:
+        """Whether a group may come in from another node."""
+        return self.waiting_bytes + size <= INBOX_BYTES_MAX or key in self._waiting
+
+    def put(self, key: GroupKey, waiting: Waiting) -> None:
+        """Let a group wait for the next batch, unless a copy of it does, or is in this log."""
+        if key in self._proposed:
+            self._core.notify_commit(waiting.sender, self._proposed[key])
+        elif key not in self._waiting:
+            self._waiting[key] = waiting
+            self.waiting_bytes += len(waiting.encoded)
+
+    def propose(self, time_us: int) -> None:
+        """Put a batch of what waits into the log, if anything does."""
+        if not self._waiting:
+            return
+        batch, size = self._take_batch()
+        payload = b"".join([waiting.encoded for waiting in batch.values()])
+        count = sum(waiting.count for waiting in batch.values())
+        index = self._core.propose(payload, count, time_us)
+        assert index is not None, "can_propose was checked"
+        self._proposed.update(dict.fromkeys(batch, index))
+        self._unapplied.append((index, size))
+        self._unapplied_bytes += size
+        for sender in {waiting.sender for waiting in batch.values()}:
+            self._core.notify_commit(sender, index)
+
+    def _take_batch(self) -> tuple[dict[GroupKey, Waiting], int]:
+        batch: dict[GroupKey, Waiting] = {}
+        size = 0
+        while self._waiting and len(batch) < BATCH_GROUPS_MAX:
+            key, waiting = next(iter(self._waiting.items()))
+            if batch and size + len(waiting.encoded) > BATCH_BYTES_MAX:
+                break
+            del self._waiting[key]
+            batch[key] = waiting
+            size += len(waiting.encoded)
+        self.waiting_bytes -= size
+        return batch, size
+
+    def on_group_applied(self, key: GroupKey) -> None:
+        """The state has applied a group; should it come again, that is for the state to see."""
+        self._proposed.pop(key, None)
+
+    def on_applied(self, index: int) -> None:
+        """The state has applied the log up to here."""
+        while self._unapplied and self._unapplied[0][0] <= index:
+            self._unapplied_bytes -= self._unapplied.popleft()[1]
+
+    def clear(self) -> None:
+        """Leadership was won or lost: what was proposed before may never be applied."""
+        self._waiting.clear()
+        self._proposed.clear()
+        self._unapplied.clear()
+        self.waiting_bytes = self._unapplied_bytes = 0
