@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -27,6 +27,10 @@ from raftha.cli_membership import member, recover_quorum
 from raftha.console import errors_as_lines, print_table
 from raftha.errors import ConfigError, RafthaError
 from raftha.version import VERSION
+
+if TYPE_CHECKING:
+    from raftha.call import Access
+    from raftha.certificates import Made
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_ADDRESS = "127.0.0.1:7000"
@@ -117,14 +121,21 @@ def status(
     config: Annotated[
         Path | None, typer.Option(help="Ask the node that this file configures.")
     ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="The file with the listeners' auth_token.")
+    ] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="The CA of the listeners' certificates: speak TLS.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show every node of a cluster; one of them that answers is enough to find the others.
 
-    Exit code 1 if no node leads.
+    Token and CA are taken from --config where they aren't given. Exit code 1 if no node leads.
     """
     with errors_as_lines():
-        nodes = collect_statuses(_addresses_to_ask(addresses or [], config))
+        asked, access = _whom_to_ask(addresses or [], config, token_file, tls_ca)
+        nodes = collect_statuses(asked, access)
         leader = find_leader(nodes)
         if as_json:
             typer.echo(json.dumps({"leader_id": leader, "nodes": nodes}, indent=2))
@@ -139,20 +150,31 @@ def status(
             raise RafthaError(why, hint="a majority of the members must run and reach each other")
 
 
-def _addresses_to_ask(addresses: Sequence[str], config: Path | None) -> list[str]:
+def _whom_to_ask(
+    addresses: Sequence[str], config: Path | None, token_file: Path | None, tls_ca: Path | None
+) -> tuple[list[str], Access]:
+    from raftha.call import Access
     from raftha.config import parse_address
     from raftha.server import ServerConfig
+    from raftha.tls import client_context, read_token
 
     asked = list(addresses)
+    token = read_token("--token-file", token_file) if token_file else ""
     if config is not None:
-        asked.append(ServerConfig.from_toml(config).listen)
+        server = ServerConfig.from_toml(config)
+        asked.append(server.listen)
+        token = token or server.token
+        if server.listen_tls_cert and server.ha.tls_ca:
+            tls_ca = tls_ca or Path(server.ha.tls_ca)
     for address in asked:
         parse_address("address", address)
-    return asked or [DEFAULT_ADDRESS]
+    return asked or [DEFAULT_ADDRESS], Access(token, client_context(tls_ca) if tls_ca else None)
 
 
-def collect_statuses(addresses: Sequence[str]) -> list[dict[str, Any]]:
-    """Ask `addresses`, and every member they tell of.
+def collect_statuses(
+    addresses: Sequence[str], access: Access | None = None
+) -> list[dict[str, Any]]:
+    """Ask `addresses`, and every member they tell of; `access` is for all of them.
 
     A list of address, node_id, status (the node's `HaStatus` as a dict, None if it didn't answer)
     and error (why not, else ""). A member that doesn't serve clients has the address "".
@@ -165,7 +187,7 @@ def collect_statuses(addresses: Sequence[str]) -> list[dict[str, Any]]:
         if address in asked:
             continue
         asked.add(address)
-        nodes.append(_ask(address))
+        nodes.append(_ask(address, access))
         for replica in (nodes[-1]["status"] or {"replicas": ()})["replicas"]:
             known = members.get(replica["node_id"], "")
             members[replica["node_id"]] = replica["client_address"] or known
@@ -188,11 +210,13 @@ def collect_statuses(addresses: Sequence[str]) -> list[dict[str, Any]]:
     return sorted(unique.values(), key=lambda n: (n["node_id"] is None, n["node_id"], n["address"]))
 
 
-def _ask(address: str) -> dict[str, Any]:
-    from raftha.call import call
+def _ask(address: str, access: Access | None) -> dict[str, Any]:
+    from raftha.call import NO_ACCESS, call
 
     try:
-        reply = json.loads(call(address, ("RAFTHA", "STATUS"), STATUS_TIMEOUT_S))
+        reply = json.loads(
+            call(address, ("RAFTHA", "STATUS"), STATUS_TIMEOUT_S, access or NO_ACCESS)
+        )
         return {"node_id": reply["node_id"], "address": address, "status": reply, "error": ""}
     except (RafthaError, ValueError, TypeError, KeyError) as error:
         reason = str(error) if isinstance(error, RafthaError) else "it is not a raftha node"
@@ -249,6 +273,57 @@ def _status_table(nodes: Sequence[Mapping[str, Any]]) -> Table:
         columns = (str(state["term"]), leader, *map(str, numbers), str(state["sequence"]))
         table.add_row(node_id, role, *columns, escape(address))
     return table
+
+
+# ------------------------------------------------------------------------------- cert
+
+cert = typer.Typer(help="Make what nodes need to trust each other over TLS.", no_args_is_help=True)
+app.add_typer(cert, name="cert")
+
+Out = Annotated[Path, typer.Option(help="The folder to write to; nothing is overwritten.")]
+Days = Annotated[int, typer.Option(help="How long it is valid.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@cert.command("ca")
+def make_ca(
+    cluster: Annotated[str, typer.Option(help="The cluster's name: the nodes' cluster_name.")],
+    out: Out,
+    days: Days = 3650,
+    as_json: AsJson = False,
+) -> None:
+    """Make the CA of a cluster: ca.crt, which every node needs, and ca.key, which none does."""
+    from raftha import certificates
+
+    with errors_as_lines():
+        _show_made(certificates.make_ca(cluster, out, days), as_json)
+
+
+@cert.command("node")
+def make_node(
+    ca: Annotated[Path, typer.Option(help="The folder with ca.crt and ca.key.")],
+    node_id: Annotated[int, typer.Option(help="The node it is for, and for no other.")],
+    out: Out,
+    days: Days = 825,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name or IP address of the node, to use it for clients too; repeat."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a node's certificate: node-ID.crt and node-ID.key, with a copy of ca.crt."""
+    from raftha import certificates
+
+    with errors_as_lines():
+        _show_made(certificates.make_node(ca, node_id, out, days, host or ()), as_json)
+
+
+def _show_made(made: Made, as_json: bool) -> None:
+    paths = {"certificate": str(made.certificate), "key": str(made.key), "ca": str(made.ca)}
+    if as_json:
+        typer.echo(json.dumps({**paths, "expires": made.expires.isoformat()}, indent=2))
+    else:
+        typer.echo(f"wrote {made.certificate} and {made.key}, valid until {made.expires:%Y-%m-%d}")
 
 
 # ------------------------------------------------------------------------------- demo

@@ -12,6 +12,9 @@ write gets the session's next number and is sent, through one node after the oth
 answers. The state machine applies a number once and repeats its reply. `floor`, sent along, is the
 lowest number still unfinished here; replies below it are forgotten by the cluster, and a late copy
 with such a number is not applied.
+
+Where servers want a token, each connection shows it before its first call; where they speak TLS,
+`tls_ca` is the CA whose certificates they show, for the very hosts that `addresses` name.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, cast
 
@@ -42,6 +46,7 @@ from raftha.errors import (
     Unavailable,
 )
 from raftha.resp import Argument, error_from_reply, pack_request
+from raftha.tls import client_context
 
 Reply: TypeAlias = Any
 """bytes, int, None, or a list of these; errors inside a list are exceptions, not raised."""
@@ -66,13 +71,22 @@ _INCOMPLETE = object()
 class Client:
     """Calls to a cluster through whichever of `addresses`, each "host:port", can be reached."""
 
-    def __init__(self, addresses: Sequence[str], timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        timeout_s: float = 10.0,
+        *,
+        token: str = "",
+        tls_ca: str | Path | None = None,
+    ) -> None:
         if not addresses:
             raise ConfigError("addresses must name at least one server")
         if timeout_s <= 0:
             raise ConfigError(f"timeout_s must be over 0, got {timeout_s}")
         self.addresses = tuple(addresses)
         self.timeout_s = timeout_s
+        self._token = token
+        self._tls = client_context(tls_ca) if tls_ca else None
         self._targets = [parse_address("addresses", address) for address in addresses]
         self._next_target = 0
         self._connection: _Connection | None = None
@@ -229,7 +243,7 @@ class Client:
                     for _ in self._targets:
                         try:
                             self._connection = await self._connect_next()
-                        except (OSError, TimeoutError) as failure:
+                        except (OSError, TimeoutError, Indeterminate, Unavailable) as failure:
                             error = failure
                         else:
                             return self._connection
@@ -247,9 +261,24 @@ class Client:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(CONNECT_S):
             _, connection = await loop.create_connection(
-                lambda: _Connection(address, self._connections), *self._targets[position]
+                lambda: _Connection(address, self._connections),
+                *self._targets[position],
+                ssl=self._tls,
             )
+            if self._token:
+                await self._authenticate(connection)
         return connection
+
+    async def _authenticate(self, connection: _Connection) -> None:
+        """Show the token; ReplyError if that isn't it, which no other try would change."""
+        deadline = asyncio.get_running_loop().time() + CONNECT_S
+        try:
+            reply = await connection.request(pack_request(("AUTH", self._token)), deadline)
+            if isinstance(reply, hiredis.ReplyError):
+                raise error_from_reply(str(reply))
+        except BaseException:
+            connection.drop()
+            raise
 
 
 class _Connection(asyncio.Protocol):

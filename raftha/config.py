@@ -20,6 +20,11 @@ from raftha.errors import ConfigError
 KEY_BYTES_MAX = 511  # LMDB's limit for a key, compiled into its wheels.
 MEMBERS_MAX = 9
 KIB, MIB = 1024, 1024 * 1024
+PATH_SETTINGS = (
+    "data_dir", "tls_ca", "tls_cert", "tls_key",
+    "auth_token_file", "listen_tls_cert", "listen_tls_key",
+)  # fmt: skip
+"""Of a node and of a server: what in a TOML file is relative to the file's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +52,16 @@ class HaConfig:
 
     insecure: bool = False
     """Allow peers off loopback, unencrypted and unauthenticated: only in networks you trust."""
+
+    tls_ca: str | Path = ""
+    """The certificate of the cluster's own CA. With `tls_cert` and `tls_key`, all three or none,
+    peers speak mutual TLS, and members may be anywhere. `raftha cert` makes what is needed."""
+
+    tls_cert: str | Path = ""
+    """This node's certificate, signed by `tls_ca`'s key; it says which node of which cluster."""
+
+    tls_key: str | Path = ""
+    """The private key of `tls_cert`, unencrypted, in a file that not every user may read."""
 
     heartbeat_interval_ms: int = 50
     """How often the leader says it is there. From 10 to 1,000."""
@@ -78,6 +93,7 @@ class HaConfig:
         _check_types(self)
         object.__setattr__(self, "data_dir", Path(self.data_dir))
         object.__setattr__(self, "members", MappingProxyType(dict(sorted(self.members.items()))))
+        check_all_or_none(self, "tls_ca", "tls_cert", "tls_key")
         _check_members(self)
         if not self.cluster_name or len(self.cluster_name.encode()) > 64:
             raise ConfigError("cluster_name must be 1 to 64 bytes of UTF-8")
@@ -131,21 +147,24 @@ class HaConfig:
 
     @classmethod
     def from_toml(cls, path: str | Path) -> HaConfig:
-        """Read a TOML file; a relative `data_dir` is relative to the file's folder."""
+        """Read a TOML file; relative paths in it are relative to the file's folder."""
         return cls.from_mapping(read_toml(path))
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Parse a TOML file and make its `data_dir`, if relative, relative to the file's folder."""
+    """Parse a TOML file and make its paths, if relative, relative to the file's folder."""
     path = Path(path)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"can't read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Not only TOMLDecodeError: tomllib lets through what Python says of an endless number.
         raise ConfigError(f"{path} is not TOML: {error}") from error
-    if isinstance(table.get("data_dir"), str):
-        table["data_dir"] = str(path.parent / table["data_dir"])
+    for name in PATH_SETTINGS:
+        # Empty means "none", but for the data directory, where it has always meant the folder.
+        if isinstance(table.get(name), str) and (table[name] or name == "data_dir"):
+            table[name] = str(path.parent / table[name])
     return table
 
 
@@ -165,6 +184,13 @@ def parse_address(name: str, address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def check_all_or_none(config: object, *names: str) -> None:
+    """ConfigError if some of these settings are given and others aren't."""
+    missing = [name for name in names if not getattr(config, name)]
+    if missing and len(missing) < len(names):
+        raise ConfigError(f"{', '.join(names)} go together; {', '.join(missing)} is missing")
+
+
 def is_loopback(host: str) -> bool:
     """Whether only processes of this machine can reach `host`."""
     if host == "localhost":
@@ -178,8 +204,8 @@ def is_loopback(host: str) -> bool:
 def _check_types(config: HaConfig) -> None:
     expected: dict[str, type | tuple[type, ...]] = {
         "node_id": int, "data_dir": (str, Path), "members": Mapping, "address": str,
-        "cluster_name": str,
-        "client_address": str, "insecure": bool, "heartbeat_interval_ms": int,
+        "cluster_name": str, "client_address": str, "insecure": bool, "tls_ca": (str, Path),
+        "tls_cert": (str, Path), "tls_key": (str, Path), "heartbeat_interval_ms": int,
         "election_timeout_ms": int, "request_timeout_s": (int, float), "value_bytes_max": int,
         "wal_segment_bytes": int, "max_wal_size": int, "checkpoint_interval_sec": (int, float),
         "submit_queue_bytes_max": int,
@@ -225,10 +251,11 @@ def _check_peer_address(config: HaConfig, name: str, address: str) -> None:
     host, port = parse_address(name, address)
     if port == 0:
         raise ConfigError(f"{name} needs a port, peers must know it")
-    if not config.insecure and not is_loopback(host):
+    if not config.insecure and not config.tls_ca and not is_loopback(host):
         raise ConfigError(
             f"{name} = {address!r} is not on loopback, and peers speak plain TCP",
-            hint="set insecure = true if the network between the nodes is yours alone",
+            hint="set tls_ca, tls_cert and tls_key (`raftha cert` makes the files), or"
+            " insecure = true if the network between the nodes is yours alone",
         )
 
 

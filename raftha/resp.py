@@ -93,7 +93,8 @@ class RequestParser:
     """Turns the bytes of one connection into requests, lists of one or more bytes each."""
 
     def __init__(self, request_bytes_max: int = REQUEST_BYTES_MAX) -> None:
-        self._request_bytes_max = request_bytes_max
+        self.request_bytes_max = request_bytes_max
+        """The longest request that is waited for; raise it once the client is known."""
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         self._parts: list[bytes] = []  # Bytes not parsed yet.
         self._parts_bytes = 0
@@ -183,11 +184,11 @@ class RequestParser:
         if not start:
             return 0
         length = _read_length(data, position, start)
-        if not 0 <= length <= self._request_bytes_max:
+        if not 0 <= length <= self.request_bytes_max:
             raise ProtocolError("invalid bulk length")
         end = start + length + 2
-        if self._request_bytes + end - position > self._request_bytes_max:
-            raise ProtocolError(f"a request may have at most {self._request_bytes_max} bytes")
+        if self._request_bytes + end - position > self.request_bytes_max:
+            raise ProtocolError(f"a request may have at most {self.request_bytes_max} bytes")
         if end > len(data):
             self._needed_bytes = end - position
             return 0

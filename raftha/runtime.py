@@ -57,6 +57,7 @@ from raftha.storage.machine import StateMachine
 from raftha.storage.replay import entries_after, read_from
 from raftha.storage.state import Frozen, State
 from raftha.storage.wal import Wal
+from raftha.tls import PeerTls
 from raftha.transport import Transport
 from raftha.wire import PROTOCOL_VERSION, Hello, PeerMessage
 
@@ -93,6 +94,7 @@ class Runtime:
     def __init__(self, config: HaConfig, machine: StateMachine | None) -> None:
         """Open what is on the disk; ConfigError or StorageError say why that can't be."""
         self.config = config
+        self._tls = _load_tls(config)
         self._submitted: deque[Operation] = deque()
         self._submit_lock = threading.Lock()
         self._submitted_bytes = 0
@@ -160,7 +162,9 @@ class Runtime:
             self._data.incarnation,
             config.client_address,
         )
-        self._transport = Transport(hello, config.own_address, self, self._random.random)
+        self._transport = Transport(
+            hello, config.own_address, self, self._random.random, self._tls
+        )
 
     # ---------------------------------------------------------------- life
 
@@ -525,6 +529,15 @@ class Runtime:
         if self._data.check_peer(hello.sender, hello.incarnation):
             return ""
         return f"node {hello.sender} has lost its data directory and can't return under its old id"
+
+
+def _load_tls(config: HaConfig) -> PeerTls | None:
+    if not config.tls_ca:
+        return None
+    certificate = Path(config.tls_cert)
+    tls = PeerTls.load(config.cluster_name, Path(config.tls_ca), certificate, Path(config.tls_key))
+    tls.check_own(config.node_id, certificate)
+    return tls
 
 
 def _size(operation: Operation) -> int:

@@ -50,6 +50,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from raftha.call import call
+from raftha.certificates import make_ca, make_node
 from raftha.config import MEMBERS_MAX
 from raftha.errors import (
     Disconnected,
@@ -117,6 +118,7 @@ class LocalCluster:
     arguments, where "{config}" becomes the path of the node's file, a file as `raftha serve` takes.
     What it starts must speak RESP at the file's `listen` and answer RAFTHA STATUS as it does.
     `folder`, which must not hold another cluster, keeps everything; by default it is temporary.
+    With `tls` the nodes speak mutual TLS to each other, under a CA of their own.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class LocalCluster:
         settings: Mapping[str, Any] | None = None,
         serve_command: Sequence[str] | None = None,
         folder: str | Path | None = None,
+        tls: bool = False,
         start_timeout_s: float = 30.0,
     ) -> None:
         if not 1 <= nodes <= MEMBERS_MAX:
@@ -142,6 +145,9 @@ class LocalCluster:
         # Runs at close, when the cluster is garbage, or at the interpreter's end; once.
         self._release = weakref.finalize(self, self._resources.release)
         self._settings = dict(settings or {})
+        self._ca = self.folder / "ca" if tls else None
+        if self._ca is not None:
+            make_ca(str(self._settings.get("cluster_name", "raftha")), self._ca)
         first = [self._make_node(node_id) for node_id in range(1, nodes + 1)]
         self._members = {str(node.id): _address(node.peer_socket) for node in first}
         for node in first:
@@ -167,6 +173,10 @@ class LocalCluster:
         if str(node.id) not in self._members:
             table["address"] = _address(node.peer_socket)
         node.folder.mkdir(parents=True, exist_ok=True)
+        if self._ca is not None:
+            made = make_node(self._ca, node.id, node.folder)
+            paths = {"tls_ca": made.ca, "tls_cert": made.certificate, "tls_key": made.key}
+            table.update({name: path.name for name, path in paths.items()})
         (node.folder / "node.toml").write_text(_to_toml(table), encoding="utf-8")
 
     # ------------------------------------------------------------------ the whole cluster

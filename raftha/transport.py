@@ -4,7 +4,11 @@ Theory of operation. Of two members, the one with the higher id dials, and dials
 connection is lost; the other listens. Both send `Hello` first. A connection counts once both have
 accepted the other's: same protocol version, same cluster, the expected ids, and an incarnation that
 isn't another than before. Until then it can say nothing else, and it has `HANDSHAKE_TIMEOUT_S` for
-it; strangers get a `Refusal` and are counted, and only so many may be undecided at once.
+it, counted from the moment it was accepted; strangers get a `Refusal` and are counted, and only so
+many may be undecided at once, TLS handshakes among them.
+
+With TLS (`raftha.tls`) both sides have shown certificates before Hello, and a Hello must come from
+the very node that its connection's certificate is for.
 
 A node that was removed is told so when it calls, or when it is connected as that becomes known. If
 it was away then, and has a low id, it would wait for calls that never come: so a node that hasn't
@@ -22,10 +26,11 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from raftha.config import parse_address
 from raftha.errors import WireError
+from raftha.tls import PeerTls, TlsServer, describe, handshake_failure
 from raftha.wire import (
     FRAME_BYTES_MAX,
     PROTOCOL_VERSION,
@@ -43,6 +48,8 @@ ASK_S = 2.0
 OUTGOING_BYTES_MAX = 64 << 20
 SILENCE_S = 10
 REMOVED = "the node was removed from the cluster"
+REASON_CHARACTERS_MAX = 300
+"""Of a reason in the log; a stranger's words may be in it, and they mustn't look like our lines."""
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +78,7 @@ class Transport:
         address: str,
         receiver: Receiver,
         random: Callable[[], float],
+        tls: PeerTls | None = None,
     ) -> None:
         """Listens at `address`. `hello` is what this member says of itself, but for its `to`."""
         self.id = hello.sender
@@ -81,16 +89,28 @@ class Transport:
         self._hello = hello
         self._receiver = receiver
         self._random = random
+        self._tls = tls
         self._connected: dict[int, Connection] = {}
         self._undecided: set[Connection] = set()
         self._dialers: dict[int, asyncio.Task[None]] = {}
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | TlsServer | None = None
 
     async def start(self) -> None:
         """Listen and begin to dial; OSError if the address can't be bound."""
         loop = asyncio.get_running_loop()
         host, port = parse_address("address", self._address)
-        self._server = await loop.create_server(lambda: Connection(self, None), host, port)
+        if self._tls is None:
+            self._server = await loop.create_server(lambda: Connection(self, None), host, port)
+            return
+        self._server = TlsServer(
+            self._tls.server,
+            lambda: Connection(self, None),
+            room=lambda: UNDECIDED_MAX - len(self._undecided),
+            refused=self.refused,
+            handshake_s=HANDSHAKE_TIMEOUT_S,
+        )
+        await self._server.bind(host, port)
+        await self._server.start_serving()
 
     def set_members(self, addresses: Mapping[int, str], removed: frozenset[int]) -> None:
         """Dial these members, as far as it is this one's turn to, and refuse the removed ones."""
@@ -115,6 +135,8 @@ class Transport:
         self._connected.clear()
         self._undecided.clear()
         await asyncio.gather(*self._dialers.values(), return_exceptions=True)
+        if isinstance(self._server, TlsServer):
+            await self._server.wait_closed()
 
     def is_connected(self, peer: int) -> bool:
         return peer in self._connected
@@ -133,11 +155,14 @@ class Transport:
             connection = Connection(self, peer)
             try:
                 async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                    await loop.create_connection(lambda: connection, host, port)  # noqa: B023
+                    await self._connect(loop, connection, host, port)
                 if await connection.wait_closed():
                     pause = REDIAL_MIN_S
-            except (OSError, UnicodeError):
-                pass  # It isn't there, or has no such name now; TimeoutError is an OSError.
+            except (OSError, UnicodeError) as error:
+                # It isn't there, or has no such name now; TimeoutError is an OSError.
+                reason = handshake_failure(error) if self._tls is not None else ""
+                if reason:
+                    self.refused(f"{host}:{port}", reason)
             # Jitter keeps members that were cut off together from coming back together.
             await asyncio.sleep(pause * (0.5 + self._random()))
             pause = min(2 * pause, REDIAL_MAX_S)
@@ -153,10 +178,25 @@ class Transport:
             connection = Connection(self, peer)
             try:
                 async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                    await loop.create_connection(lambda: connection, host, port)  # noqa: B023
+                    await self._connect(loop, connection, host, port)
                 await connection.wait_closed()
             except (OSError, UnicodeError):
                 continue  # It isn't there; TimeoutError is an OSError.
+
+    async def _connect(
+        self, loop: asyncio.AbstractEventLoop, connection: Connection, host: str, port: int
+    ) -> None:
+        if self._tls is None:
+            await loop.create_connection(lambda: connection, host, port)
+            return
+        await loop.create_connection(
+            lambda: connection,
+            host,
+            port,
+            ssl=self._tls.client,
+            server_hostname="",  # The certificate names a node, not a host.
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+        )
 
     # What a connection tells its transport.
 
@@ -180,6 +220,9 @@ class Transport:
             return f"cluster {hello.cluster_id}, here it is {own.cluster_id}"
         if hello.to != self.id:
             return f"meant for node {hello.to}, this is node {self.id}"
+        reason = self.check_certificate(connection, hello.sender)
+        if reason:
+            return f"it says it is node {hello.sender}, but {reason}"
         is_expected = hello.sender == connection.expected or (
             connection.expected is None and hello.sender > self.id
         )
@@ -189,6 +232,10 @@ class Transport:
         if not is_expected:
             return f"node {hello.sender} is not expected to call"
         return self._receiver.check_hello(hello)
+
+    def check_certificate(self, connection: Connection, node_id: int) -> str:
+        """Why who is at the other end can't be `node_id`; "" if it is, or without TLS."""
+        return self._tls.refusal(connection.certificate, node_id) if self._tls else ""
 
     def accepted(self, connection: Connection, hello: Hello) -> None:
         self._undecided.discard(connection)
@@ -200,15 +247,16 @@ class Transport:
         self._connected[hello.sender] = connection
         self._receiver.on_connected(hello.sender, hello)
 
-    def refused(self, connection: Connection, reason: str) -> None:
+    def refused(self, remote: str, reason: str) -> None:
+        """Count, and log, a peer that did not get in or was thrown out."""
         self.refused_total += 1
         if self.refused_total.bit_count() == 1:  # The 1st, 2nd, 4th, 8th ...: enough to see it.
             log.warning(
                 "peer refused node=%d from=%s total=%d reason=%s",
                 self.id,
-                connection.remote,
+                remote,
                 self.refused_total,
-                reason,
+                "".join(c if c.isprintable() else "?" for c in reason[:REASON_CHARACTERS_MAX]),
             )
 
     def closed(self, connection: Connection, peer: int | None) -> None:
@@ -231,13 +279,16 @@ class Connection(asyncio.Protocol):
         """`expected` is the member that was dialled; None for a connection that came in."""
         self.expected = expected
         self.remote = "?"
+        self.certificate: Mapping[str, Any] | None = None
         self._owner = owner
+        self._made_at = asyncio.get_running_loop().time()
         self._peer: int | None = None
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._closed = asyncio.get_running_loop().create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._is_abandoned = False
+        self._was_dropped = False
 
     async def wait_closed(self) -> bool:
         """Wait for the end; whether the connection ever counted."""
@@ -267,11 +318,15 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self.remote = str(transport.get_extra_info("peername"))
         _notice_silence(transport.get_extra_info("socket"))
+        self.certificate = transport.get_extra_info("peercert")
         if not self._owner.opened(self):
-            self._transport.abort()
+            self._drop("too many connections at once")
             return
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(HANDSHAKE_TIMEOUT_S, self._drop, "it said no hello in time")
+        # One that came in was made when it was accepted: a TLS handshake has used up time already.
+        begun_at = self._made_at if self.expected is None else loop.time()
+        deadline = begun_at + HANDSHAKE_TIMEOUT_S
+        self._timer = loop.call_at(deadline, self._drop, "it said no hello in time")
         if self.expected is not None:
             self._transport.write(self._owner.greeting(self.expected))
 
@@ -305,7 +360,7 @@ class Connection(asyncio.Protocol):
         reason = self._owner.judge(self, frame)
         if reason:
             self._transport.write(encode(Refusal(reason, reason == REMOVED)))
-            self._owner.refused(self, reason)
+            self._owner.refused(self.remote, reason)
             self._is_abandoned = True
             self._transport.close()
             return
@@ -318,13 +373,17 @@ class Connection(asyncio.Protocol):
         self._owner.accepted(self, frame)
 
     def _on_refusal(self, refusal: Refusal) -> None:
-        if refusal.is_removed:
+        # Only a member may say that, not whoever connects: the one dialled, or that said hello.
+        speaker = self._peer if self._peer is not None else self.expected
+        is_member = speaker is not None and not self._owner.check_certificate(self, speaker)
+        if refusal.is_removed and is_member:
             self._owner.on_removed()
         raise WireError(f"it refused us: {refusal.reason}")
 
     def _drop(self, reason: str) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            self._owner.refused(self, reason)
+            self._owner.refused(self.remote, reason)
+            self._was_dropped = True
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -335,6 +394,11 @@ class Connection(asyncio.Protocol):
         if self._is_abandoned:
             self._owner.closed(self, None)
         else:
+            if self._peer is None and not self._was_dropped:
+                # In TLS 1.3 a dialler's handshake is over before the other side has judged it.
+                detail = f" ({describe(exc)})" if exc else ""
+                hint = "if it goes on, its log says why"
+                self._owner.refused(self.remote, f"it hung up before its hello{detail}; {hint}")
             self._owner.closed(self, self._peer)
 
 

@@ -41,6 +41,7 @@ INT_MAX = 1 << 63
 _ARRAY_LENGTH_MAX = 1 << 16
 
 _LENGTH = struct.Struct("<I")
+_TLS_HANDSHAKE = b"\x16\x03"
 
 
 class Hello(NamedTuple):
@@ -229,6 +230,8 @@ class FrameReader:
             while len(self._buffer) - offset >= _LENGTH.size:
                 (size,) = _LENGTH.unpack_from(self._buffer, offset)
                 if size > self.bytes_max:
+                    if self._buffer.startswith(_TLS_HANDSHAKE):
+                        raise WireError("it speaks TLS, which is not configured here")
                     raise WireError(f"a frame of {size} bytes is over the limit {self.bytes_max}")
                 end = offset + _LENGTH.size + size
                 if len(self._buffer) < end:

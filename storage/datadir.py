@@ -75,7 +75,7 @@ class DataDirectory:
     def _read_or_make(self) -> None:
         path = self.path / "identity"
         try:
-            text = path.read_text(encoding="utf-8")
+            content = path.read_bytes()
         except FileNotFoundError:
             # No identity: a crash while it was first made. With a log beside it, it was lost.
             if (self.path / "wal").exists():
@@ -84,12 +84,14 @@ class DataDirectory:
             self._save({}, has_log=False)
             return
         try:
-            found = json.loads(text)
+            found = json.loads(content)
             owner = (found["format"], found["cluster_id"], found["node_id"])
             self.incarnation = found["incarnation"]
             self._peers: dict[str, int] = found["peers"]
             self._has_log: bool = found["has_log"]
-        except (ValueError, KeyError, TypeError) as error:
+            if not all(type(n) is int for n in (self.incarnation, *self._peers.values())):
+                raise TypeError("incarnations are whole numbers")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Corrupt(path, 0, f"not an identity: {error}") from error
         if owner[0] != FORMAT:
             raise ConfigError(

@@ -52,6 +52,11 @@ class Client(Protocol):
     name: bytes
     null: bytes
     is_ending: bool
+    is_authenticated: bool
+
+    def authenticate(self, user: bytes, token: bytes) -> None:
+        """Let the client in; ReplyError if that isn't the user and token to know."""
+        ...
 
     def begin(self) -> bytes:
         """Carry out MULTI."""
@@ -146,6 +151,13 @@ def find_command(request: Arguments) -> Command:
     if command is SET and len(request) == 3:
         return PUT
     return command
+
+
+def find_open_command(request: Arguments) -> Command:
+    """As `find_command`, for a client that hasn't authenticated; ReplyError if it must."""
+    if request[0].upper() not in _OPEN:
+        raise ReplyError("NOAUTH Authentication required.")
+    return find_command(request)
 
 
 def wrong_number(name: bytes) -> ReplyError:
@@ -254,16 +266,30 @@ def _quit(client: Client, _: Arguments) -> bytes:
     return OK
 
 
+def _auth(client: Client, request: Arguments) -> bytes:
+    user = request[1] if len(request) == 3 else b"default"
+    client.authenticate(user, request[-1])
+    return OK
+
+
 def _hello(client: Client, request: Arguments) -> bytes:
     version = 3 if client.null == NULL_3 else 2
     if len(request) > 1:
         version = {b"2": 2, b"3": 3}.get(request[1], 0)
         if not version:
             raise ReplyError("NOPROTO unsupported protocol version")
-    if len(request) > 2:
-        if request[2].upper() != b"SETNAME" or len(request) != 4:
-            raise ReplyError("ERR HELLO takes a version and SETNAME; there are no passwords")
-        client.name = _checked_name(request[3])
+    name, options = client.name, request[2:]
+    while options:
+        match [options[0].upper(), *options[1:]]:
+            case [b"SETNAME", given, *options]:
+                name = _checked_name(given)
+            case [b"AUTH", user, token, *options]:
+                client.authenticate(user, token)
+            case _:
+                raise ReplyError("ERR HELLO takes a version, AUTH user token, and SETNAME name")
+    if not client.is_authenticated:
+        raise ReplyError("NOAUTH HELLO needs AUTH default token here, or AUTH before it")
+    client.name = name
     client.null = NULL_3 if version == 3 else encode(None)
     fields = {
         b"server": b"raftha", b"version": VERSION.encode(), b"proto": version, b"id": client.id,
@@ -322,6 +348,7 @@ _COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
     "MULTI": (Local(lambda client, _: client.begin(), in_transaction=True), 1, 1),
     "DISCARD": (Local(lambda client, _: client.discard(), in_transaction=True), 1, 1),
     "EXEC": (Exec(), 1, 1),
+    "AUTH": (Local(_auth), 2, 3),
     "PING": (Local(_ping), 1, 2),
     "ECHO": (Local(lambda _, request: encode(request[1])), 2, 2),
     "SELECT": (Local(_select), 2, 2),
@@ -346,6 +373,7 @@ _COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
         b"HELP": (Local(lambda _client, _request: encode(HELP)), 2, 2),
     },
 }
+_OPEN = {b"AUTH", b"HELLO", b"PING", b"QUIT"}
 # Names come in capitals or small letters, nearly always; the odd mixture is found by its capitals.
 _TABLE = {
     spelling: entry

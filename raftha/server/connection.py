@@ -14,6 +14,9 @@ WAITING_BYTES_MAX bytes wait or are under way. Nothing new is started while the 
 replies, and a client that takes none for STALLED_S is cut off. One fetch has about RUN_KEYS_MAX
 keys at most, unless one request names more. One turn starts at most WAITING_MAX requests.
 
+Where a token is needed, a client that hasn't shown it may send only a few commands, and little: it
+has AUTH_TIMEOUT_S, counted from when it was accepted, and UNKNOWN_BYTES_MAX for a request.
+
 There is no task per request: a connection wakes up once, for the future at the head of its queue;
 by then its neighbours, released in the same batch, are done too.
 """
@@ -29,6 +32,7 @@ from raftha.errors import CommandFailed, Disconnected, InvalidRequest, RafthaErr
 from raftha.resp import (
     NULL,
     OK,
+    REQUEST_BYTES_MAX,
     ProtocolError,
     ReplyError,
     RequestParser,
@@ -46,6 +50,7 @@ from raftha.server.commands import (
     Task,
     Write,
     find_command,
+    find_open_command,
     keys_of,
     parse_once,
 )
@@ -59,6 +64,8 @@ WAITING_BYTES_MAX = 1 << 20
 RUN_KEYS_MAX = 64
 STALLED_S = 30.0
 LINGER_S = 2.0
+AUTH_TIMEOUT_S = 10.0
+UNKNOWN_BYTES_MAX = 64 * 1024
 QUEUED_MAX = 10_000
 """Commands between MULTI and EXEC."""
 
@@ -97,7 +104,13 @@ class Connection(asyncio.Protocol):
         self._service = service
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._parser = RequestParser()
+        self.is_authenticated = not service.needs_token
+        self._find_command = find_command if self.is_authenticated else find_open_command
+        self._parser = RequestParser(
+            REQUEST_BYTES_MAX if self.is_authenticated else UNKNOWN_BYTES_MAX
+        )
+        self._made_at = self._loop.time()
+        self._unknown: asyncio.TimerHandle | None = None  # Ends who doesn't authenticate.
         self._waiting: deque[Arguments | ProtocolError | None] = deque()  # None: the end.
         self._waiting_bytes = 0
         self._places: deque[bytes | Place] = deque()
@@ -121,6 +134,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are not registered.
         self._service.clients.add(self)
+        if not self.is_authenticated:
+            # Made when it was accepted: a TLS handshake has used up time already.
+            self._unknown = self._loop.call_at(self._made_at + AUTH_TIMEOUT_S, self.abort)
 
     def data_received(self, data: bytes) -> None:
         if self.is_ending or self._is_faulty:
@@ -139,7 +155,8 @@ class Connection(asyncio.Protocol):
             return False
         self._waiting.append(None)
         self._advance()
-        return True
+        # TLS ends both directions at once: what isn't answered by now can't be.
+        return self._transport is not None and self._transport.can_write_eof()
 
     def pause_writing(self) -> None:
         self._is_writing_paused = True
@@ -160,7 +177,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._waiting.clear()
         self._run.clear()
-        for timer in (self._stalled, self._lingering):
+        for timer in (self._stalled, self._lingering, self._unknown):
             if timer is not None:
                 timer.cancel()
         for place in self._places:
@@ -178,6 +195,18 @@ class Connection(asyncio.Protocol):
         """Close at once."""
         if self._transport is not None:
             self._transport.abort()
+
+    def authenticate(self, user: bytes, token: bytes) -> None:
+        """Carry out AUTH."""
+        if not self._service.needs_token:
+            raise ReplyError("ERR AUTH <password> called without any password configured.")
+        if not self._service.is_token(token) or user != b"default":
+            raise ReplyError("WRONGPASS invalid username-password pair or user is disabled.")
+        self.is_authenticated = True
+        self._find_command = find_command
+        self._parser.request_bytes_max = REQUEST_BYTES_MAX
+        if self._unknown is not None:
+            self._unknown.cancel()
 
     # ------------------------------------------------------------------ MULTI
 
@@ -256,7 +285,8 @@ class Connection(asyncio.Protocol):
         elif self._lingering is None:
             # A socket closed with input unread is reset, and the error reply may be lost with it:
             # so what still comes is read, and dropped, until the client closes or time is up.
-            transport.write_eof()
+            if transport.can_write_eof():  # TLS can't end one direction only.
+                transport.write_eof()
             self._lingering = self._loop.call_later(LINGER_S, transport.abort)
             if self._is_reading_paused:
                 transport.resume_reading()
@@ -280,7 +310,7 @@ class Connection(asyncio.Protocol):
                 self.is_ending = True
             else:
                 try:
-                    if not self._start(find_command(request), request):
+                    if not self._start(self._find_command(request), request):
                         break
                 except RafthaError as error:
                     if self._queue is not None:

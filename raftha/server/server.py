@@ -3,6 +3,9 @@
 Theory of operation. `serve` runs until SIGTERM or SIGINT: it takes the listening socket first, so
 that a port in use is found before the node joins its cluster, then starts the node, then accepts.
 It stops in the opposite order: no new connections, answers to what is under way, then the node.
+
+With TLS, connections in their handshake count towards `connections_max` like clients, and one over
+the limit is closed without a word: to tell it why would take a handshake too.
 """
 
 from __future__ import annotations
@@ -11,20 +14,22 @@ import asyncio
 import dataclasses
 import logging
 import signal
+import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import uvloop
 
 from raftha.aio import HaManager
-from raftha.config import HaConfig, is_loopback, parse_address, read_toml
+from raftha.config import HaConfig, check_all_or_none, is_loopback, parse_address, read_toml
 from raftha.errors import ConfigError
 from raftha.resp import error_line
-from raftha.server.connection import Connection
+from raftha.server.connection import AUTH_TIMEOUT_S, Connection
 from raftha.server.machine import RedisMachine
 from raftha.server.tasks import Service
+from raftha.tls import TlsServer, check_token, listener_context, read_token
 
 logger = logging.getLogger(__name__)
 
@@ -42,26 +47,60 @@ class ServerConfig:
     """The node. Its `client_address` is `listen`."""
 
     listen: str
-    """"host:port" of the listener. Off loopback only with the node's `insecure`: it asks for no
-    password."""
+    """"host:port" of the listener. Off loopback only with TLS and a token, or the node's
+    `insecure`."""
 
     connections_max: int = 1024
     """Clients at once, from 1 to 100,000; more are turned away with an error."""
 
+    auth_token: str = field(default="", repr=False)
+    """What clients must send with AUTH before anything else, 16 to 1024 characters."""
+
+    auth_token_file: str | Path = ""
+    """A file with the token, which not every user may read, instead of `auth_token`."""
+
+    listen_tls_cert: str | Path = ""
+    """With `listen_tls_key`, both or none, clients speak TLS and are shown this certificate, which
+    must name the hosts that they dial; one by `raftha cert node --host` may be the node's too."""
+
+    listen_tls_key: str | Path = ""
+    """The private key of `listen_tls_cert`, unencrypted, in a file that not every user may read."""
+
     def __post_init__(self) -> None:
         if not isinstance(self.listen, str):
             raise ConfigError(f"listen must be text, got {self.listen!r}")
+        self._check_access()
         host, _ = parse_address("listen", self.listen)
-        if not self.ha.insecure and not is_loopback(host):
+        is_guarded = self.listen_tls_cert and (self.auth_token or self.auth_token_file)
+        if not self.ha.insecure and not is_guarded and not is_loopback(host):
             raise ConfigError(
-                f"listen = {self.listen!r} is not on loopback, and clients need no password",
-                hint="set insecure = true if everyone who can reach it may read and write all data",
+                f"listen = {self.listen!r} is not on loopback, where clients need TLS and a token",
+                hint="set listen_tls_cert, listen_tls_key and auth_token_file, or insecure = true"
+                " if everyone who can reach it may read and write all data",
             )
         if self.listen == self.ha.own_address:
             raise ConfigError(f"listen = {self.listen!r} is where the node listens for its peers")
         limit = self.connections_max
         if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= 100_000:
             raise ConfigError(f"connections_max must be from 1 to 100000, got {limit!r}")
+
+    def _check_access(self) -> None:
+        for name in ("auth_token", "auth_token_file", "listen_tls_cert", "listen_tls_key"):
+            kinds = str if name == "auth_token" else (str, Path)
+            if not isinstance(getattr(self, name), kinds):
+                raise ConfigError(f"{name} must be text")  # Its value may be a secret.
+        check_all_or_none(self, "listen_tls_cert", "listen_tls_key")
+        if self.auth_token and self.auth_token_file:
+            raise ConfigError("auth_token and auth_token_file exclude each other")
+        if self.auth_token:
+            check_token("auth_token", self.auth_token)
+
+    @property
+    def token(self) -> str:
+        """The token, from wherever it comes, "" if clients need none; ConfigError if unreadable."""
+        if self.auth_token_file:
+            return read_token("auth_token_file", Path(self.auth_token_file))
+        return self.auth_token
 
     @classmethod
     def from_mapping(cls, table: Mapping[str, Any]) -> ServerConfig:
@@ -87,7 +126,7 @@ class ServerConfig:
 
     @classmethod
     def from_toml(cls, path: str | Path) -> ServerConfig:
-        """Read a TOML file; a relative `data_dir` is relative to the file's folder."""
+        """Read a TOML file; relative paths in it are relative to the file's folder."""
         return cls.from_mapping(read_toml(path))
 
 
@@ -97,17 +136,19 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.ha = HaManager(config.ha, state_machine=RedisMachine())
-        self._service = Service(self.ha, value_bytes_max=config.ha.value_bytes_max)
-        self._listener: asyncio.Server | None = None
+        self._service = Service(
+            self.ha, value_bytes_max=config.ha.value_bytes_max, token=config.token
+        )
+        self._tls: ssl.SSLContext | None = None
+        if config.listen_tls_cert:
+            self._tls = listener_context(Path(config.listen_tls_cert), Path(config.listen_tls_key))
+        self._listener: asyncio.Server | TlsServer | None = None
+        self._refused_total = 0
 
     async def start(self) -> None:
         """Start the node, then accept clients; ConfigError if the address can't be had."""
-        host, port = parse_address("listen", self.config.listen)
-        loop = asyncio.get_running_loop()
         try:
-            listener = await loop.create_server(
-                self._make_connection, host, port, start_serving=False, backlog=1024
-            )
+            listener = await self._bind()
         except OSError as error:
             reason = error.strerror or error
             raise ConfigError(f"can't listen on {self.config.listen}: {reason}") from error
@@ -120,6 +161,29 @@ class Server:
         await listener.start_serving()
         logger.info("serving node=%d listen=%s", self.config.ha.node_id, self.config.listen)
 
+    async def _bind(self) -> asyncio.Server | TlsServer:
+        host, port = parse_address("listen", self.config.listen)
+        if self._tls is None:
+            return await asyncio.get_running_loop().create_server(
+                self._make_connection, host, port, start_serving=False, backlog=1024
+            )
+        server = TlsServer(
+            self._tls,
+            lambda: Connection(self._service),
+            room=lambda: self.config.connections_max - len(self._service.clients),
+            refused=self._on_refused,
+            handshake_s=AUTH_TIMEOUT_S,
+        )
+        await server.bind(host, port)
+        return server
+
+    def _on_refused(self, remote: str, reason: str) -> None:
+        self._refused_total += 1
+        if self._refused_total.bit_count() == 1:  # The 1st, 2nd, 4th, 8th ...: enough to see it.
+            logger.warning(
+                "client refused from=%s total=%d reason=%s", remote, self._refused_total, reason
+            )
+
     async def stop(self) -> None:
         """Answer what is under way, close all connections, stop the node."""
         if self._listener is not None:
@@ -131,6 +195,8 @@ class Server:
             await asyncio.wait([client.closed for client in clients], timeout=STOP_S)
         for client in list(clients):
             client.abort()
+        if isinstance(self._listener, TlsServer):
+            await self._listener.wait_closed()
         await self.ha.stop()
         logger.info("stopped node=%d", self.config.ha.node_id)
 

@@ -7,11 +7,14 @@ takes it. `Service` is what all connections of a server share.
 from __future__ import annotations
 
 import dataclasses
+import hmac
 import json
+import logging
 import os
 import random
 import time
 from collections import OrderedDict
+from hashlib import sha256
 from typing import Any, TypeAlias
 
 from raftha.aio import HaManager
@@ -22,6 +25,8 @@ from raftha.server.glob import glob_matches
 from raftha.server.machine import parse_int64
 from raftha.types import HaStatus
 from raftha.version import VERSION
+
+logger = logging.getLogger(__name__)
 
 Arguments: TypeAlias = list[bytes]
 """A request: the command's name, and what follows it."""
@@ -38,8 +43,12 @@ CURSORS_MAX = 4_096
 class Service:
     """What all connections of a server share."""
 
-    def __init__(self, ha: HaManager, *, value_bytes_max: int) -> None:
+    def __init__(self, ha: HaManager, *, value_bytes_max: int, token: str = "") -> None:
+        """`token` is what clients must know; "" if they needn't know anything."""
         self.ha = ha
+        self.needs_token = bool(token)
+        self._token_hash = _hash(token.encode())
+        self._wrong_tokens = 0
         self.value_bytes_max = value_bytes_max
         self.clients: set[Any] = set()
         self._client_id = 0
@@ -52,6 +61,16 @@ class Service:
         """Number a new connection."""
         self._client_id += 1
         return self._client_id
+
+    def is_token(self, given: bytes) -> bool:
+        """Whether a client has shown the token; how long it takes says nothing about the token."""
+        # Comparing hashes hides its length too.
+        if hmac.compare_digest(_hash(given), self._token_hash):
+            return True
+        self._wrong_tokens += 1
+        if self._wrong_tokens.bit_count() == 1:  # The 1st, 2nd, 4th, 8th ...: enough to see it.
+            logger.warning("a client sent a wrong token total=%d", self._wrong_tokens)
+        return False
 
     def remember(self, last_key: bytes) -> int:
         """Return a cursor that stands for going on behind `last_key`."""
@@ -73,6 +92,10 @@ class Service:
     def uptime_s(self) -> int:
         """Seconds since the server started."""
         return int(time.monotonic() - self._started)
+
+
+def _hash(token: bytes) -> bytes:
+    return sha256(token).digest()
 
 
 async def scan(service: Service, request: Arguments) -> list[Any]:

@@ -74,6 +74,9 @@ class FakeTransport:
         self.written += data
         self.writes += 1
 
+    def can_write_eof(self) -> bool:
+        return True
+
     def pause_reading(self) -> None:
         assert self.is_reading
         self.is_reading = False

@@ -1,0 +1,289 @@
+"""Peers over TLS: who gets in, who doesn't, and that both sides say so and go on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import ssl
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from raftha import transport
+from raftha.certificates import Made, make_ca, make_node
+from raftha.core import TimeoutNow
+from raftha.tls import PeerTls
+from raftha.transport import Transport
+from raftha.wire import PROTOCOL_VERSION, Hello, PeerMessage, encode
+from tests.certificates import CLUSTER, expire, make_cluster, peer_tls, wait_until
+
+
+class Peer:
+    """A transport, and what it brought."""
+
+    def __init__(
+        self, node_id: int, members: Mapping[int, str], tls: PeerTls | None, says: int | None = None
+    ) -> None:
+        """`says` is who it claims to be, if not itself."""
+        self.connected: list[int] = []
+        self.received: list[PeerMessage] = []
+        hello = Hello(PROTOCOL_VERSION, "c" * 32, says or node_id, 0, 1, "")
+        self.transport = Transport(hello, members, self, random.Random(node_id).random, tls)
+
+    def on_message(self, message: PeerMessage) -> None:
+        self.received.append(message)
+
+    def on_connected(self, peer: int, hello: Hello) -> None:
+        assert hello.sender == peer
+        self.connected.append(peer)
+
+    def on_disconnected(self, peer: int) -> None:
+        self.connected.remove(peer)
+
+    def check_hello(self, hello: Hello) -> str:
+        return ""
+
+
+def free_members(count: int) -> dict[int, str]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    members = {i: f"127.0.0.1:{s.getsockname()[1]}" for i, s in enumerate(sockets, start=1)}
+    for each in sockets:
+        each.close()
+    return members
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run on uvloop, as nodes do; nothing may reach the loop's exception handler."""
+    unexpected: list[dict[str, Any]] = []
+
+    async def watched() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: unexpected.append(context))
+        await main()
+
+    uvloop.run(watched())
+    assert not unexpected
+
+
+def test_peers_with_their_own_certificates_talk(tmp_path: Path) -> None:
+    made = make_cluster(tmp_path, 3)
+
+    async def main() -> None:
+        members = free_members(3)
+        peers = [Peer(i, members, peer_tls(made[i])) for i in members]
+        for peer in peers:
+            await peer.transport.start()
+        await wait_until(lambda: all(len(peer.connected) == 2 for peer in peers))
+        for _ in range(1000):
+            peers[0].transport.send(TimeoutNow(3, 1, 7))
+            peers[2].transport.send(TimeoutNow(1, 3, 8))
+        await wait_until(lambda: len(peers[0].received) == len(peers[2].received) == 1000)
+        await peers[1].transport.stop()
+        await wait_until(lambda: peers[0].connected == [3] and peers[2].connected == [1])
+        for peer in peers:
+            await peer.transport.stop()
+        assert sum(peer.transport.refused_total for peer in peers) == 0
+
+    run(main)
+
+
+def _of_3(made: dict[int, Made], _: Path) -> PeerTls | None:
+    return peer_tls(made[3])
+
+
+def _plain(made: dict[int, Made], _: Path) -> PeerTls | None:
+    del made
+    return None
+
+
+def _of_another_ca(made: dict[int, Made], folder: Path) -> PeerTls | None:
+    del made
+    make_ca(CLUSTER, folder / "other")
+    return peer_tls(make_node(folder / "other", 2, folder / "other"))
+
+
+def _of_another_cluster_under_the_ca(made: dict[int, Made], folder: Path) -> PeerTls | None:
+    """As if one CA had signed for two clusters: the name must tell them apart."""
+    del made
+    other = make_cluster(folder / "other", 2, "billing")[2]
+    contexts = peer_tls(other, "billing")
+    for context in (contexts.server, contexts.client):
+        context.load_verify_locations(folder / "ca" / "ca.crt")
+    return PeerTls(CLUSTER, contexts.server, contexts.client)
+
+
+def _expired(made: dict[int, Made], folder: Path) -> PeerTls | None:
+    expire(made[2], folder / "ca")
+    return peer_tls(made[2])
+
+
+def _without_certificate(made: dict[int, Made], _: Path) -> PeerTls | None:
+    contexts = peer_tls(made[2])
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.load_verify_locations(made[2].ca)
+    return PeerTls(CLUSTER, contexts.server, client)
+
+
+def _too_old(made: dict[int, Made], _: Path) -> PeerTls | None:
+    contexts = peer_tls(made[2])
+    for context in (contexts.server, contexts.client):
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
+    return contexts
+
+
+STRANGERS = [
+    (_of_3, ["its certificate is for raftha://orders/node/3, not raftha://orders/node/2"]),
+    (_plain, ["wrong version number", "it speaks TLS, which is not configured here"]),
+    (_of_another_ca, ["isn't of this CA"]),
+    (_expired, ["certificate has expired"]),
+    (_without_certificate, ["peer did not return a certificate"]),
+    (_too_old, ["unsupported protocol", "alert protocol version"]),
+]
+
+
+@pytest.mark.parametrize("stranger_is_dialler", [True, False], ids=["dials", "listens"])
+@pytest.mark.parametrize(("make_tls", "reasons"), STRANGERS)
+def test_a_peer_that_can_not_prove_who_it_is_is_refused_and_both_say_so(
+    make_tls: Callable[[dict[int, Made], Path], PeerTls | None],
+    reasons: list[str],
+    stranger_is_dialler: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if make_tls is _without_certificate and not stranger_is_dialler:
+        pytest.skip("a listener without a certificate can't even begin")
+    made = make_cluster(tmp_path, 3)
+
+    async def main() -> None:
+        members = free_members(3)
+        # The higher id dials. Seen from the stranger, node 2, the other is node 1 or node 3.
+        other_id = 1 if stranger_is_dialler else 3
+        other = Peer(other_id, members, peer_tls(made[other_id]))
+        stranger = Peer(2, members, make_tls(made, tmp_path))
+        for peer in (other, stranger):
+            await peer.transport.start()
+
+        def is_logged() -> bool:
+            return all(f"peer refused node={i}" in caplog.text for i in (2, other_id))
+
+        await wait_until(is_logged)
+        assert not other.connected
+        assert any(reason in caplog.text for reason in reasons), caplog.text
+        await stranger.transport.stop()
+        right = Peer(2, members, peer_tls(made[2])) if make_tls is not _expired else None
+        if right is not None:
+            await right.transport.start()
+            await wait_until(lambda: other.connected == [2])
+            await right.transport.stop()
+        await other.transport.stop()
+
+    run(main)
+
+
+def test_the_clusters_name_tells_clusters_under_one_ca_apart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make_cluster(tmp_path, 1)
+
+    async def main() -> None:
+        members = free_members(2)
+        own = peer_tls(made[1])
+        stranger = Peer(2, members, _of_another_cluster_under_the_ca(made, tmp_path))
+        for context in (own.server, own.client):
+            context.load_verify_locations(tmp_path / "other" / "ca" / "ca.crt")
+        other = Peer(1, members, own)
+        for peer in (other, stranger):
+            await peer.transport.start()
+        await wait_until(lambda: "is for raftha://billing/node/2, not raftha" in caplog.text)
+        assert not other.connected
+        for peer in (other, stranger):
+            await peer.transport.stop()
+
+    run(main)
+
+
+def test_a_removed_node_s_certificate_does_not_let_it_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make_cluster(tmp_path, 3)
+
+    async def main() -> None:
+        members = free_members(3)
+        left = {1: members[1], 2: members[2]}
+        one = Peer(1, left, peer_tls(made[1]))
+        removed = Peer(3, members, peer_tls(made[3]))
+        for peer in (one, removed):
+            await peer.transport.start()
+        await wait_until(lambda: "node 3 is not expected to call" in caplog.text)
+        assert not one.connected
+        for peer in (one, removed):
+            await peer.transport.stop()
+
+    run(main)
+
+
+def test_who_is_silent_after_the_tls_handshake_has_no_more_time_than_in_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(transport, "HANDSHAKE_TIMEOUT_S", 0.1)
+    made = make_cluster(tmp_path, 2)
+
+    async def main() -> None:
+        members = free_members(1)
+        one = Peer(1, members, peer_tls(made[1]))
+        await one.transport.start()
+        host, port = members[1].split(":")
+        await asyncio.get_running_loop().create_connection(
+            asyncio.Protocol, host, int(port), ssl=peer_tls(made[2]).client, server_hostname=""
+        )
+        await wait_until(lambda: "it said no hello in time" in caplog.text)
+        await one.transport.stop()
+
+    run(main)
+
+
+def test_connections_in_the_tls_handshake_count_among_the_undecided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(transport, "UNDECIDED_MAX", 3)
+    made = make_cluster(tmp_path, 1)
+
+    async def main() -> None:
+        members = free_members(1)
+        one = Peer(1, members, peer_tls(made[1]))
+        await one.transport.start()
+        host, port = members[1].split(":")
+        silent = [socket.create_connection((host, int(port)), 5) for _ in range(4)]
+        await wait_until(lambda: "too many connections at once" in caplog.text)
+        assert one.transport.refused_total == 1
+        for each in silent:
+            each.close()
+        await one.transport.stop()
+
+    run(main)
+
+
+def test_a_strangers_words_can_not_pass_for_lines_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        members = free_members(1)
+        one = Peer(1, members, None)
+        await one.transport.start()
+        host, port = members[1].split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        forged = "x\nlevel=INFO all is well\x1b[2J" + "y" * 900
+        writer.write(encode(Hello(PROTOCOL_VERSION, forged, 2, 1, 1, "")))
+        await wait_until(lambda: "peer refused" in caplog.text)
+        (message,) = [r.getMessage() for r in caplog.records if "peer refused" in r.getMessage()]
+        assert message.isprintable()
+        assert len(message) < 500
+        writer.close()
+        await one.transport.stop()
+
+    run(main)
