@@ -23,6 +23,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from raftha.cli_access import TlsCa, TokenFile, find_access
 from raftha.cli_membership import member, recover_quorum
 from raftha.console import errors_as_lines, print_table
 from raftha.errors import ConfigError, RafthaError
@@ -121,17 +122,13 @@ def status(
     config: Annotated[
         Path | None, typer.Option(help="Ask the node that this file configures.")
     ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="The file with the listeners' auth_token.")
-    ] = None,
-    tls_ca: Annotated[
-        Path | None, typer.Option(help="The CA of the listeners' certificates: speak TLS.")
-    ] = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show every node of a cluster; one of them that answers is enough to find the others.
 
-    Token and CA are taken from --config where they aren't given. Exit code 1 if no node leads.
+    Exit code 1 if no node leads.
     """
     with errors_as_lines():
         asked, access = _whom_to_ask(addresses or [], config, token_file, tls_ca)
@@ -153,22 +150,14 @@ def status(
 def _whom_to_ask(
     addresses: Sequence[str], config: Path | None, token_file: Path | None, tls_ca: Path | None
 ) -> tuple[list[str], Access]:
-    from raftha.call import Access
     from raftha.config import parse_address
     from raftha.server import ServerConfig
-    from raftha.tls import client_context, read_token
 
-    asked = list(addresses)
-    token = read_token("--token-file", token_file) if token_file else ""
-    if config is not None:
-        server = ServerConfig.from_toml(config)
-        asked.append(server.listen)
-        token = token or server.token
-        if server.listen_tls_cert and server.ha.tls_ca:
-            tls_ca = tls_ca or Path(server.ha.tls_ca)
+    server = ServerConfig.from_toml(config) if config is not None else None
+    asked = [*addresses, *([server.listen] if server is not None else [])]
     for address in asked:
         parse_address("address", address)
-    return asked or [DEFAULT_ADDRESS], Access(token, client_context(tls_ca) if tls_ca else None)
+    return asked or [DEFAULT_ADDRESS], find_access(server, token_file, tls_ca)
 
 
 def collect_statuses(
@@ -281,7 +270,9 @@ cert = typer.Typer(help="Make what nodes need to trust each other over TLS.", no
 app.add_typer(cert, name="cert")
 
 Out = Annotated[Path, typer.Option(help="The folder to write to; nothing is overwritten.")]
-Days = Annotated[int, typer.Option(help="How long it is valid.")]
+Days = Annotated[
+    int | None, typer.Option(help="How long it is valid: 10 years for a CA, 825 days for a node.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -289,14 +280,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 def make_ca(
     cluster: Annotated[str, typer.Option(help="The cluster's name: the nodes' cluster_name.")],
     out: Out,
-    days: Days = 3650,
+    days: Days = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the CA of a cluster: ca.crt, which every node needs, and ca.key, which none does."""
     from raftha import certificates
 
     with errors_as_lines():
-        _show_made(certificates.make_ca(cluster, out, days), as_json)
+        valid = certificates.CA_DAYS if days is None else days
+        _show_made(certificates.make_ca(cluster, out, valid), as_json)
 
 
 @cert.command("node")
@@ -304,7 +296,7 @@ def make_node(
     ca: Annotated[Path, typer.Option(help="The folder with ca.crt and ca.key.")],
     node_id: Annotated[int, typer.Option(help="The node it is for, and for no other.")],
     out: Out,
-    days: Days = 825,
+    days: Days = None,
     host: Annotated[
         list[str] | None,
         typer.Option(help="A name or IP address of the node, to use it for clients too; repeat."),
@@ -315,7 +307,8 @@ def make_node(
     from raftha import certificates
 
     with errors_as_lines():
-        _show_made(certificates.make_node(ca, node_id, out, days, host or ()), as_json)
+        valid = certificates.NODE_DAYS if days is None else days
+        _show_made(certificates.make_node(ca, node_id, out, valid, host or ()), as_json)
 
 
 def _show_made(made: Made, as_json: bool) -> None:

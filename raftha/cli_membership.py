@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich import box
 from rich.table import Table
 
+from raftha.cli_access import TlsCa, TokenFile, find_access
 from raftha.console import errors_as_lines, print_table
 from raftha.errors import ConfigError, InvalidRequest, RafthaError
 
 if TYPE_CHECKING:
+    from raftha.call import Access
     from raftha.config import HaConfig
     from raftha.recover import Plan
 
@@ -53,6 +55,8 @@ def add(
     region: Annotated[str, typer.Option(help="Where it stands; only shown.")] = "primary",
     connect: Connect = None,
     config: Config = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a node, and wait until it has all the data and votes.
@@ -78,7 +82,7 @@ def add(
 
     with errors_as_lines():
         parse_address("address", address)
-        asked = _node_to_ask(connect, config)
+        asked = _node_to_ask(connect, config, token_file, tls_ca)
         reply = _call(asked, ("RAFTHA", "ADD", node_id, address, region), CHANGE_TIMEOUT_S)
         assert reply in ("OK", b"OK")
         _tell(asked, f"node {node_id} is a voter now", as_json=as_json)
@@ -92,6 +96,8 @@ def remove(
     ] = False,
     connect: Connect = None,
     config: Config = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove a node for good, be it up or down; a leader hands over first.
@@ -100,7 +106,7 @@ def remove(
     remove it and add a new one under another id.
     """
     with errors_as_lines():
-        asked = _node_to_ask(connect, config)
+        asked = _node_to_ask(connect, config, token_file, tls_ca)
         members = _members(asked)
         if dry_run:
             left = {i: m for i, m in members.items() if i != node_id}
@@ -113,28 +119,37 @@ def remove(
         _tell(asked, f"node {node_id} was removed", as_json=as_json)
 
 
-def _node_to_ask(connect: str | None, config: Path | None) -> str:
+Asked: TypeAlias = "tuple[str, Access]"
+"""A node's address, and what lets us in."""
+
+
+def _node_to_ask(
+    connect: str | None, config: Path | None, token_file: Path | None, tls_ca: Path | None
+) -> Asked:
     from raftha.server import ServerConfig
 
     if connect is not None and config is not None:
         raise ConfigError("--connect and --config exclude each other")
-    return ServerConfig.from_toml(config).listen if config else connect or DEFAULT_ADDRESS
+    server = ServerConfig.from_toml(config) if config else None
+    address = server.listen if server else connect or DEFAULT_ADDRESS
+    return address, find_access(server, token_file, tls_ca)
 
 
-def _call(address: str, args: tuple[str | int, ...], timeout_s: float) -> Any:
+def _call(asked: Asked, args: tuple[str | int, ...], timeout_s: float) -> Any:
     from raftha.call import call
 
-    return call(address, args, timeout_s)
+    address, access = asked
+    return call(address, args, timeout_s, access)
 
 
-def _members(address: str) -> dict[int, dict[str, Any]]:
-    status = json.loads(_call(address, ("RAFTHA", "STATUS"), STATUS_TIMEOUT_S))
+def _members(asked: Asked) -> dict[int, dict[str, Any]]:
+    status = json.loads(_call(asked, ("RAFTHA", "STATUS"), STATUS_TIMEOUT_S))
     return {replica["node_id"]: replica for replica in status["replicas"]}
 
 
-def _tell(address: str, text: str, *, as_json: bool) -> None:
+def _tell(asked: Asked, text: str, *, as_json: bool) -> None:
     try:
-        members = _members(address)
+        members = _members(asked)
     except RafthaError:
         # It was done; the node that was asked may just have been removed and stopped.
         typer.echo("{}" if as_json else text)

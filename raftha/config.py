@@ -19,6 +19,7 @@ from raftha.errors import ConfigError
 
 KEY_BYTES_MAX = 511  # LMDB's limit for a key, compiled into its wheels.
 MEMBERS_MAX = 9
+SHOWN_CHARACTERS_MAX = 200
 KIB, MIB = 1024, 1024 * 1024
 PATH_SETTINGS = (
     "data_dir", "tls_ca", "tls_cert", "tls_key",
@@ -201,6 +202,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def shown(value: object) -> str:
+    """A setting's wrong value, for a message: short, and whatever it is."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"  # Which Python refuses to write.
+    return text if len(text) <= SHOWN_CHARACTERS_MAX else f"{text[:SHOWN_CHARACTERS_MAX]}..."
+
+
 def _check_types(config: HaConfig) -> None:
     expected: dict[str, type | tuple[type, ...]] = {
         "node_id": int, "data_dir": (str, Path), "members": Mapping, "address": str,
@@ -217,7 +227,7 @@ def _check_types(config: HaConfig) -> None:
             names = " or ".join(
                 k.__name__ for k in (kinds if isinstance(kinds, tuple) else (kinds,))
             )
-            raise ConfigError(f"{name} must be {names}, got {value!r}")
+            raise ConfigError(f"{name} must be {names}, got {shown(value)}")
 
 
 def _check_members(config: HaConfig) -> None:
@@ -225,12 +235,12 @@ def _check_members(config: HaConfig) -> None:
         raise ConfigError(f"members must name 1 to {MEMBERS_MAX} nodes, got {len(config.members)}")
     for node_id, address in config.members.items():
         if not isinstance(node_id, int) or isinstance(node_id, bool) or not 0 < node_id < 1 << 32:
-            raise ConfigError(f"members: {node_id!r} is not an id from 1 to 2**32 - 1")
+            raise ConfigError(f"members: {shown(node_id)} is not an id from 1 to 2**32 - 1")
         if not isinstance(address, str):
-            raise ConfigError(f"members[{node_id}] must be text, got {address!r}")
+            raise ConfigError(f"members[{node_id}] must be text, got {shown(address)}")
         _check_peer_address(config, f"members[{node_id}]", address)
     if not isinstance(config.node_id, int) or not 0 < config.node_id < 1 << 32:
-        raise ConfigError(f"node_id must be from 1 to 2**32 - 1, got {config.node_id!r}")
+        raise ConfigError(f"node_id must be from 1 to 2**32 - 1, got {shown(config.node_id)}")
     if config.address:
         _check_peer_address(config, "address", config.address)
     if len(set(config.members.values())) != len(config.members):
@@ -262,4 +272,4 @@ def _check_peer_address(config: HaConfig, name: str, address: str) -> None:
 def _check_range(config: HaConfig, name: str, low: int, high: int) -> None:
     value = getattr(config, name)
     if not low <= value <= high:
-        raise ConfigError(f"{name} must be from {low} to {high}, got {value}")
+        raise ConfigError(f"{name} must be from {low} to {high}, got {shown(value)}")

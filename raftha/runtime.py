@@ -162,9 +162,7 @@ class Runtime:
             self._data.incarnation,
             config.client_address,
         )
-        self._transport = Transport(
-            hello, config.own_address, self, self._random.random, self._tls
-        )
+        self._transport = Transport(hello, config.own_address, self, self._random.random, self._tls)
 
     # ---------------------------------------------------------------- life
 

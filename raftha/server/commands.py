@@ -288,7 +288,7 @@ def _hello(client: Client, request: Arguments) -> bytes:
             case _:
                 raise ReplyError("ERR HELLO takes a version, AUTH user token, and SETNAME name")
     if not client.is_authenticated:
-        raise ReplyError("NOAUTH HELLO needs AUTH default token here, or AUTH before it")
+        raise ReplyError("NOAUTH HELLO must be called with AUTH default <token>, or after AUTH")
     client.name = name
     client.null = NULL_3 if version == 3 else encode(None)
     fields = {

@@ -23,7 +23,14 @@ from typing import Any, cast
 import uvloop
 
 from raftha.aio import HaManager
-from raftha.config import HaConfig, check_all_or_none, is_loopback, parse_address, read_toml
+from raftha.config import (
+    HaConfig,
+    check_all_or_none,
+    is_loopback,
+    parse_address,
+    read_toml,
+    shown,
+)
 from raftha.errors import ConfigError
 from raftha.resp import error_line
 from raftha.server.connection import AUTH_TIMEOUT_S, Connection
@@ -68,7 +75,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.listen, str):
-            raise ConfigError(f"listen must be text, got {self.listen!r}")
+            raise ConfigError(f"listen must be text, got {shown(self.listen)}")
         self._check_access()
         host, _ = parse_address("listen", self.listen)
         is_guarded = self.listen_tls_cert and (self.auth_token or self.auth_token_file)
@@ -82,7 +89,7 @@ class ServerConfig:
             raise ConfigError(f"listen = {self.listen!r} is where the node listens for its peers")
         limit = self.connections_max
         if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= 100_000:
-            raise ConfigError(f"connections_max must be from 1 to 100000, got {limit!r}")
+            raise ConfigError(f"connections_max must be from 1 to 100000, got {shown(limit)}")
 
     def _check_access(self) -> None:
         for name in ("auth_token", "auth_token_file", "listen_tls_cert", "listen_tls_key"):
@@ -117,7 +124,7 @@ class ServerConfig:
             raise ConfigError("missing setting listen", hint='as in listen = "127.0.0.1:6379"')
         node = {name: value for name, value in table.items() if name not in own}
         if not isinstance(table["listen"], str):
-            raise ConfigError(f"listen must be text, got {table['listen']!r}")
+            raise ConfigError(f"listen must be text, got {shown(table['listen'])}")
         parse_address("listen", table["listen"])
         return cls(
             ha=HaConfig.from_mapping({**node, "client_address": table["listen"]}),

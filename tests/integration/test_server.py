@@ -498,6 +498,35 @@ def test_wrong_settings_are_named(changes: dict[str, Any], error: str) -> None:
     assert error in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"auth_token": "short"}, "auth_token must have 16"),
+        ({"auth_token": 12345678901234567890}, "auth_token must be text"),
+        ({"auth_token": "x" * 16, "auth_token_file": "token"}, "exclude each other"),
+        ({"listen_tls_cert": "a"}, "listen_tls_key is missing"),
+        ({"listen": "0.0.0.0:1", "auth_token": "x" * 16}, "needs? TLS and a token"),
+        (
+            {"listen": "0.0.0.0:1", "listen_tls_cert": "a", "listen_tls_key": "b"},
+            "needs? TLS and a token",
+        ),
+    ],
+)
+def test_half_a_guard_is_refused_and_the_token_is_not_shown(
+    settings: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
+        ServerConfig.from_mapping({**TABLE, **settings})
+    assert "1234567890" not in str(caught.value)
+
+
+def test_a_listener_off_loopback_with_tls_and_a_token_is_allowed() -> None:
+    guard = {"auth_token": "correct horse battery", "listen_tls_cert": "a", "listen_tls_key": "b"}
+    config = ServerConfig.from_mapping({**TABLE, **guard, "listen": "0.0.0.0:6379"})
+    assert config.listen == "0.0.0.0:6379"
+    assert "correct" not in repr(config)
+
+
 def test_a_listener_off_loopback_needs_the_word_insecure() -> None:
     config = ServerConfig.from_mapping({**TABLE, "listen": "0.0.0.0:6379", "insecure": True})
     assert config.listen == "0.0.0.0:6379"

@@ -26,7 +26,8 @@ from raftha.version import VERSION
 
 REPOSITORY = Path(__file__).parents[2]
 COMMANDS = sorted(
-    str(c.name or c.callback.__name__) for c in cli.app.registered_commands if c.callback
+    [str(c.name or c.callback.__name__) for c in cli.app.registered_commands if c.callback]
+    + [f"cert {command.name}" for command in cli.cert.registered_commands]
 )
 
 
@@ -116,7 +117,7 @@ def test_version_is_printed() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_and_is_in_the_readme(command: str) -> None:
-    code, out, _ = run(command, "--help")
+    code, out, _ = run(*command.split(), "--help")
     assert code == 0
     assert len(out.splitlines()) > 5
     assert f"raftha {command}" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -124,7 +125,7 @@ def test_every_command_has_help_and_is_in_the_readme(command: str) -> None:
 
 def test_without_a_command_the_help_is_shown() -> None:
     _, out, err = run()
-    assert all(command in out + err for command in COMMANDS)
+    assert all(command.split()[0] in out + err for command in COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -357,3 +358,25 @@ def test_every_command_about_members_has_help_and_is_in_the_readme(command: str)
     assert code == 0
     assert len(out.splitlines()) > 5
     assert f"raftha member {command}" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_cert_makes_a_ca_and_a_node_and_says_where(tmp_path: Path) -> None:
+    ca, folder = tmp_path / "ca", tmp_path / "node"
+    code, out, _ = run("cert", "ca", "--cluster", "orders", "--out", str(ca), "--json")
+    assert code == 0
+    assert json.loads(out)["key"] == str(ca / "ca.key")
+    node = ["cert", "node", "--ca", str(ca), "--node-id", "1", "--out", str(folder)]
+    code, out, _ = run(
+        *node, "--days", "30", "--host", "127.0.0.1", "--host", "db.example", "--json"
+    )
+    assert code == 0
+    made = json.loads(out)
+    assert sorted(made) == ["ca", "certificate", "expires", "key"]
+    assert all(Path(made[name]).is_file() for name in ("ca", "certificate", "key"))
+    code, out, err = run(*node)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert "there already" in err
+    code, out, _ = run(*node[:5], "2", *node[6:])
+    assert code == 0
+    assert "node-2.crt" in out

@@ -313,3 +313,42 @@ def test_once_ends_at_its_deadline_with_what_is_known(
                 await client.once("INCR", "a", timeout_s=0.15)
 
     run(main)
+
+
+# ---------------------------------------------------------------- the token
+
+
+def test_each_connection_shows_the_token_before_anything_else() -> None:
+    async def main() -> None:
+        async with ScriptedServer(lambda request: b"+OK\r\n") as server:
+            async with Client([server.address], token="the token") as client:
+                await asyncio.gather(client.call("GET", "a"), client.call("GET", "b"))
+            assert server.requests[0] == [b"AUTH", b"the token"]
+            assert len(server.requests) == 3
+
+    asyncio.run(main())
+
+
+def test_a_wrong_token_is_said_at_once() -> None:
+    async def main() -> None:
+        async with ScriptedServer(lambda _: b"-WRONGPASS no\r\n") as server:
+            async with Client([server.address], token="the token") as client:
+                for call in (client.call, client.once):
+                    with pytest.raises(ReplyError, match="WRONGPASS"):
+                        await call("SET", "a", 1)
+            assert {request[0] for request in server.requests} == {b"AUTH"}
+
+    asyncio.run(main())
+
+
+def test_a_server_that_breaks_off_at_the_token_is_passed_over() -> None:
+    async def main() -> None:
+        async with (
+            ScriptedServer(lambda _: CUT) as bad,
+            ScriptedServer(lambda _: encode(7)) as good,
+        ):
+            async with Client([bad.address, good.address], token="the token") as client:
+                assert await client.call("GET", "a") == 7
+            assert bad.requests == [[b"AUTH", b"the token"]]
+
+    asyncio.run(main())

@@ -62,6 +62,10 @@ def test_a_later_change_of_the_callers_members_does_not_reach_the_config() -> No
         ({"cluster_name": "ü" * 33}, "cluster_name"),
         ({"client_address": "nowhere"}, "client_address"),
         ({"insecure": 1}, "insecure"),
+        ({"tls_ca": "ca.crt"}, "tls_cert, tls_key is missing"),
+        ({"tls_cert": "a", "tls_key": "b"}, "tls_ca is missing"),
+        ({"tls_ca": 1}, "tls_ca must be str or Path"),
+        ({"node_id": 16**5000}, "thousands of digits"),
         ({"heartbeat_interval_ms": 9}, "heartbeat_interval_ms"),
         ({"heartbeat_interval_ms": 50.0}, "heartbeat_interval_ms"),
         ({"election_timeout_ms": 199}, "election_timeout_ms"),
@@ -85,6 +89,24 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], named: str) -> None:
 def test_insecure_allows_members_anywhere() -> None:
     members = {1: "192.0.2.1:7101", 2: "example.org:7101", 3: "[2001:db8::1]:7101"}
     assert make(members=members, insecure=True).members == members
+
+
+def test_tls_allows_members_anywhere() -> None:
+    members = {1: "192.0.2.1:7101", 2: "example.org:7101"}
+    files = {"tls_ca": "ca", "tls_cert": Path("cert"), "tls_key": "key"}
+    assert make(members=members, **files).members == members
+
+
+def test_paths_in_a_toml_file_are_relative_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text(
+        'node_id = 1\ndata_dir = "data"\ntls_ca = "ca.crt"\ntls_cert = "/etc/node.crt"\n'
+        'tls_key = "../node.key"\n[members]\n1 = "127.0.0.1:7101"\n'
+    )
+    config = HaConfig.from_toml(path)
+    assert config.tls_ca == str(tmp_path / "ca.crt")
+    assert config.tls_cert == "/etc/node.crt"
+    assert Path(config.tls_key).resolve() == tmp_path.parent / "node.key"
 
 
 def test_a_toml_file_is_read_with_data_dir_relative_to_it(tmp_path: Path) -> None:

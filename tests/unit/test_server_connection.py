@@ -14,6 +14,7 @@ import pytest
 from raftha.aio import HaManager
 from raftha.errors import Indeterminate, Overloaded
 from raftha.resp import pack_request
+from raftha.server import connection
 from raftha.server.connection import WAITING_BYTES_MAX, WAITING_MAX, Connection
 from raftha.server.tasks import Service
 from raftha.storage.commands import PUT, unpack
@@ -98,9 +99,9 @@ class FakeTransport:
 class Scene:
     """A connection between a fake socket and a fake manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, token: str = "") -> None:
         self.ha = FakeManager()
-        service = Service(cast(HaManager, self.ha), value_bytes_max=1 << 20)
+        service = Service(cast(HaManager, self.ha), value_bytes_max=1 << 20, token=token)
         self.connection = Connection(service)
         self.transport = FakeTransport()
         self.connection.connection_made(cast(asyncio.Transport, self.transport))
@@ -401,3 +402,113 @@ def test_resp3_is_spoken_to_those_who_ask() -> None:
         assert b"*0\r\n_\r\n%1\r\n$4\r\nsave\r\n$0\r\n\r\n*14\r\n" in replies
 
     play(script)
+
+
+# ---------------------------------------------------------------- the token
+
+TOKEN = "correct horse battery staple"
+NOAUTH = b"-NOAUTH Authentication required.\r\n"
+WRONGPASS = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
+
+
+def play_with_token(script: Script) -> None:
+    async def main() -> None:
+        scene = Scene(TOKEN)
+        await script(scene)
+        scene.connection.connection_lost(None)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "request_",
+    ["GET a", "SET a 1", "INFO", "MULTI", "EXEC", "FLUSHALL", "RAFTHA STATUS", "CLIENT ID", "get"],
+)
+def test_before_auth_nothing_but_a_few_commands_is_carried_out(request_: str) -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send(request_)
+        assert scene.take() == NOAUTH
+        assert not scene.ha.asked
+
+    play_with_token(script)
+
+
+def test_ping_and_quit_need_no_token() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("PING", "QUIT")
+        assert scene.take() == b"+PONG\r\n+OK\r\n"
+        assert scene.transport.is_closed
+
+    play_with_token(script)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        (b"AUTH", TOKEN.encode()),
+        (b"auth", b"default", TOKEN.encode()),
+        (b"HELLO", b"2", b"AUTH", b"default", TOKEN.encode()),
+        (b"HELLO", b"2", b"setname", b"x", b"auth", b"default", TOKEN.encode()),
+    ],
+)
+def test_who_shows_the_token_is_in_and_stays_in(request_: tuple[bytes, ...]) -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("GET a", request_, "SET a 1")
+        assert scene.take().startswith(NOAUTH)
+        await scene.send((b"AUTH", b"wrong"))
+        await scene.answer(0, receipt())
+        assert scene.take().endswith(b"+OK\r\n" + WRONGPASS)
+        await scene.send("SET a 2")
+        assert scene.ha.kinds() == ["put", "put"]
+
+    play_with_token(script)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        (b"AUTH", b"wrong"),
+        (b"AUTH", b""),
+        (b"AUTH", TOKEN[:-1].encode()),
+        (b"AUTH", b"admin", TOKEN.encode()),
+        (b"HELLO", b"3", b"AUTH", b"default", b"wrong"),
+    ],
+)
+def test_a_wrong_token_or_user_is_wrongpass(request_: tuple[bytes, ...]) -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send(request_, "GET a")
+        assert scene.take() == WRONGPASS + NOAUTH
+
+    play_with_token(script)
+
+
+def test_hello_alone_is_not_enough_and_changes_nothing() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("HELLO 3 SETNAME x", "HELLO")
+        assert scene.take().count(b"-NOAUTH HELLO must be called with AUTH") == 2
+        assert scene.connection.name == b""
+        assert scene.connection.null == b"$-1\r\n"
+
+    play_with_token(script)
+
+
+def test_without_a_token_auth_is_an_error_as_in_redis() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("AUTH x", "HELLO 2 AUTH default x", "HELLO 2 FOO")
+        first, second, third, _ = scene.take().split(b"\r\n")
+        assert first == second == b"-ERR AUTH <password> called without any password configured."
+        assert third.startswith(b"-ERR HELLO takes")
+
+    play(script)
+
+
+def test_who_does_not_show_it_in_time_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "AUTH_TIMEOUT_S", 0.02)
+
+    async def script(scene: Scene) -> None:
+        await scene.send("PING")
+        async with asyncio.timeout(10):
+            while not scene.transport.is_closed:  # noqa: ASYNC110 - a fake has no event
+                await asyncio.sleep(0.005)
+
+    play_with_token(script)

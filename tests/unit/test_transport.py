@@ -18,7 +18,7 @@ from raftha.certificates import Made, make_ca, make_node
 from raftha.core import TimeoutNow
 from raftha.tls import PeerTls
 from raftha.transport import Transport
-from raftha.wire import PROTOCOL_VERSION, Hello, PeerMessage, encode
+from raftha.wire import PROTOCOL_VERSION, Hello, PeerMessage, Refusal, encode
 from tests.certificates import CLUSTER, expire, make_cluster, peer_tls, wait_until
 
 
@@ -32,7 +32,14 @@ class Peer:
         self.connected: list[int] = []
         self.received: list[PeerMessage] = []
         hello = Hello(PROTOCOL_VERSION, "c" * 32, says or node_id, 0, 1, "")
-        self.transport = Transport(hello, members, self, random.Random(node_id).random, tls)
+        self.members = members
+        self.removed = False
+        random_ = random.Random(node_id).random
+        self.transport = Transport(hello, members[node_id], self, random_, tls)
+
+    async def start(self, removed: frozenset[int] = frozenset()) -> None:
+        await self.transport.start()
+        self.transport.set_members(self.members, removed)
 
     def on_message(self, message: PeerMessage) -> None:
         self.received.append(message)
@@ -43,6 +50,9 @@ class Peer:
 
     def on_disconnected(self, peer: int) -> None:
         self.connected.remove(peer)
+
+    def on_removed(self) -> None:
+        self.removed = True
 
     def check_hello(self, hello: Hello) -> str:
         return ""
@@ -76,7 +86,7 @@ def test_peers_with_their_own_certificates_talk(tmp_path: Path) -> None:
         members = free_members(3)
         peers = [Peer(i, members, peer_tls(made[i])) for i in members]
         for peer in peers:
-            await peer.transport.start()
+            await peer.start()
         await wait_until(lambda: all(len(peer.connected) == 2 for peer in peers))
         for _ in range(1000):
             peers[0].transport.send(TimeoutNow(3, 1, 7))
@@ -146,8 +156,15 @@ STRANGERS = [
 ]
 
 
-@pytest.mark.parametrize("stranger_is_dialler", [True, False], ids=["dials", "listens"])
-@pytest.mark.parametrize(("make_tls", "reasons"), STRANGERS)
+@pytest.mark.parametrize(
+    ("make_tls", "reasons", "stranger_is_dialler"),
+    [
+        (*stranger, dials)
+        for stranger in STRANGERS
+        for dials in (True, False)
+        if dials or stranger[0] is not _without_certificate  # Listeners can't go without.
+    ],
+)
 def test_a_peer_that_can_not_prove_who_it_is_is_refused_and_both_say_so(
     make_tls: Callable[[dict[int, Made], Path], PeerTls | None],
     reasons: list[str],
@@ -155,8 +172,6 @@ def test_a_peer_that_can_not_prove_who_it_is_is_refused_and_both_say_so(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    if make_tls is _without_certificate and not stranger_is_dialler:
-        pytest.skip("a listener without a certificate can't even begin")
     made = make_cluster(tmp_path, 3)
 
     async def main() -> None:
@@ -166,7 +181,7 @@ def test_a_peer_that_can_not_prove_who_it_is_is_refused_and_both_say_so(
         other = Peer(other_id, members, peer_tls(made[other_id]))
         stranger = Peer(2, members, make_tls(made, tmp_path))
         for peer in (other, stranger):
-            await peer.transport.start()
+            await peer.start()
 
         def is_logged() -> bool:
             return all(f"peer refused node={i}" in caplog.text for i in (2, other_id))
@@ -177,7 +192,7 @@ def test_a_peer_that_can_not_prove_who_it_is_is_refused_and_both_say_so(
         await stranger.transport.stop()
         right = Peer(2, members, peer_tls(made[2])) if make_tls is not _expired else None
         if right is not None:
-            await right.transport.start()
+            await right.start()
             await wait_until(lambda: other.connected == [2])
             await right.transport.stop()
         await other.transport.stop()
@@ -198,7 +213,7 @@ def test_the_clusters_name_tells_clusters_under_one_ca_apart(
             context.load_verify_locations(tmp_path / "other" / "ca" / "ca.crt")
         other = Peer(1, members, own)
         for peer in (other, stranger):
-            await peer.transport.start()
+            await peer.start()
         await wait_until(lambda: "is for raftha://billing/node/2, not raftha" in caplog.text)
         assert not other.connected
         for peer in (other, stranger):
@@ -207,22 +222,46 @@ def test_the_clusters_name_tells_clusters_under_one_ca_apart(
     run(main)
 
 
-def test_a_removed_node_s_certificate_does_not_let_it_in(
+def test_a_removed_node_is_refused_and_learns_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = make_cluster(tmp_path, 3)
 
     async def main() -> None:
         members = free_members(3)
-        left = {1: members[1], 2: members[2]}
-        one = Peer(1, left, peer_tls(made[1]))
+        one = Peer(1, {1: members[1]}, peer_tls(made[1]))
         removed = Peer(3, members, peer_tls(made[3]))
-        for peer in (one, removed):
-            await peer.transport.start()
-        await wait_until(lambda: "node 3 is not expected to call" in caplog.text)
+        await one.start(frozenset({3}))
+        await removed.start()
+        await wait_until(lambda: removed.removed)
+        assert "the node was removed from the cluster" in caplog.text
         assert not one.connected
         for peer in (one, removed):
             await peer.transport.stop()
+
+    run(main)
+
+
+@pytest.mark.parametrize("uses_tls", [True, False])
+def test_who_merely_connects_can_not_tell_a_node_that_it_was_removed(
+    uses_tls: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make_cluster(tmp_path, 3)
+
+    async def main() -> None:
+        members = free_members(1)
+        one = Peer(1, members, peer_tls(made[1]) if uses_tls else None)
+        await one.start()
+        host, port = members[1].split(":")
+        context = peer_tls(made[3]).client if uses_tls else None
+        name = "" if uses_tls else None
+        liar, _ = await asyncio.get_running_loop().create_connection(
+            asyncio.Protocol, host, int(port), ssl=context, server_hostname=name
+        )
+        liar.write(encode(Refusal("leave", True)))
+        await wait_until(lambda: "it refused us: leave" in caplog.text)
+        assert not one.removed
+        await one.transport.stop()
 
     run(main)
 
@@ -236,7 +275,7 @@ def test_who_is_silent_after_the_tls_handshake_has_no_more_time_than_in_all(
     async def main() -> None:
         members = free_members(1)
         one = Peer(1, members, peer_tls(made[1]))
-        await one.transport.start()
+        await one.start()
         host, port = members[1].split(":")
         await asyncio.get_running_loop().create_connection(
             asyncio.Protocol, host, int(port), ssl=peer_tls(made[2]).client, server_hostname=""
@@ -256,7 +295,7 @@ def test_connections_in_the_tls_handshake_count_among_the_undecided(
     async def main() -> None:
         members = free_members(1)
         one = Peer(1, members, peer_tls(made[1]))
-        await one.transport.start()
+        await one.start()
         host, port = members[1].split(":")
         silent = [socket.create_connection((host, int(port)), 5) for _ in range(4)]
         await wait_until(lambda: "too many connections at once" in caplog.text)
@@ -274,7 +313,7 @@ def test_a_strangers_words_can_not_pass_for_lines_of_the_log(
     async def main() -> None:
         members = free_members(1)
         one = Peer(1, members, None)
-        await one.transport.start()
+        await one.start()
         host, port = members[1].split(":")
         _, writer = await asyncio.open_connection(host, int(port))
         forged = "x\nlevel=INFO all is well\x1b[2J" + "y" * 900

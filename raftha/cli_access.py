@@ -1,0 +1,38 @@
+"""What commands that ask a node need to be let in: a token, a CA.
+
+Both come from the command line, or from the file that configures the node that is asked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from raftha.call import Access
+    from raftha.server import ServerConfig
+
+TokenFile = Annotated[
+    Path | None, typer.Option(help="The file with the listeners' auth_token. [from --config]")
+]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(help="The CA of the listeners' certificates: speak TLS. [from --config]"),
+]
+
+
+def find_access(
+    server: ServerConfig | None, token_file: Path | None, tls_ca: Path | None
+) -> Access:
+    """Read what is given, else what `server` has; ConfigError if it can't be read."""
+    from raftha.call import Access
+    from raftha.tls import client_context, read_token
+
+    token = read_token("--token-file", token_file) if token_file else ""
+    if server is not None:
+        token = token or server.token
+        if server.listen_tls_cert and server.ha.tls_ca:
+            tls_ca = tls_ca or Path(server.ha.tls_ca)
+    return Access(token, client_context(tls_ca) if tls_ca else None)

@@ -1,0 +1,408 @@
+"""Real nodes and real TLS: a cluster that trusts only its own, and clients with token and TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from typer.testing import CliRunner
+
+import raftha
+from raftha.call import Access, call
+from raftha.certificates import Made, make_node
+from raftha.cli import app
+from raftha.client import Client
+from raftha.config import MIB
+from raftha.errors import ConfigError, Disconnected, Unavailable
+from raftha.processes import reserve_port
+from raftha.resp import ReplyError, pack_request
+from raftha.server import Server, ServerConfig, connection
+from raftha.server.connection import UNKNOWN_BYTES_MAX
+from raftha.testing import LocalCluster
+from raftha.tls import client_context
+from raftha.wire import PROTOCOL_VERSION, Hello, encode
+from tests.certificates import CLUSTER, expire, make_cluster, peer_tls
+from tests.integration.test_manager import free_addresses, make_config, wait_until
+from tests.integration.test_server import Host, port_of, talk
+
+pytestmark = pytest.mark.slow
+
+TOKEN = "correct horse battery staple"
+
+
+# ---------------------------------------------------------------- peers
+
+
+def make_managers(folder: Path, made: dict[int, Made]) -> list[raftha.HaManager]:
+    members = dict(enumerate(free_addresses(3), start=1))
+    return [
+        raftha.HaManager(
+            dataclasses.replace(
+                make_config(folder, node_id, members),
+                cluster_name=CLUSTER,
+                tls_ca=made[node_id].ca,
+                tls_cert=made[node_id].certificate,
+                tls_key=made[node_id].key,
+            )
+        )
+        for node_id in members
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Made]:
+    return make_cluster(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def nodes(
+    tmp_path_factory: pytest.TempPathFactory, made: dict[int, Made]
+) -> Iterator[list[raftha.HaManager]]:
+    managers = make_managers(tmp_path_factory.mktemp("nodes"), made)
+    for manager in managers:
+        manager.start()
+    yield managers
+    for manager in managers:
+        manager.stop()
+
+
+def test_nodes_replicate_over_tls_and_a_restarted_one_catches_up(
+    tmp_path: Path, made: dict[int, Made]
+) -> None:
+    managers = make_managers(tmp_path, made)
+    for manager in managers:
+        manager.start()
+    try:
+        large = bytes(range(256)) * 2048
+        for i in range(20):
+            managers[i % 3].put(b"key%d" % i, large)
+        assert all(manager.get(b"key7") == large for manager in managers)
+        leader = next(m for m in managers if m.get_status().is_primary)
+        others = [manager for manager in managers if manager is not leader]
+        leader.stop()
+        others[0].put(b"after", b"1")
+        leader.start()
+        wait_until(
+            lambda: leader.get(b"after", consistency="stale") == b"1", "it does not catch up"
+        )
+        assert len({manager.digest().hex for manager in managers}) == 1
+    finally:
+        for manager in managers:
+            manager.stop()
+
+
+def address_of(node: raftha.HaManager) -> tuple[str, int]:
+    host, port = node.config.members[node.config.node_id].split(":")
+    return host, int(port)
+
+
+def test_a_stranger_in_plain_text_is_told_nothing(
+    nodes: list[raftha.HaManager], caplog: pytest.LogCaptureFixture
+) -> None:
+    hello = Hello(PROTOCOL_VERSION, nodes[0].config.cluster_id, 3, 1, 1, "")
+    with socket.create_connection(address_of(nodes[0]), 10) as stranger:
+        stranger.sendall(encode(hello))
+        received = b""
+        try:
+            while part := stranger.recv(4096):
+                received += part
+        except ConnectionResetError:
+            pass
+    assert nodes[0].config.cluster_id.encode() not in received
+    wait_until(lambda: "wrong version number" in caplog.text, "it is not logged")
+    assert nodes[0].put(b"still", b"here")
+
+
+def test_strangers_with_certificates_are_refused_and_the_node_goes_on(
+    nodes: list[raftha.HaManager], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a peer's own check at its start would prevent, a malicious one leaves out."""
+    strangers = make_cluster(tmp_path)
+    expired = make_late(Path(nodes[0].config.tls_ca).parent, tmp_path)
+    for stranger, reason in (
+        (strangers[3], "isn't of this CA"),
+        (expired, "certificate has expired"),
+    ):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.load_cert_chain(stranger.certificate, stranger.key)
+        with (
+            socket.create_connection(address_of(nodes[0]), 10) as plain,
+            context.wrap_socket(plain) as connection,
+            contextlib.suppress(OSError),
+        ):
+            # In TLS 1.3 our handshake is over before the node has looked at the certificate.
+            connection.sendall(b"x" * 100)
+            assert connection.recv(1) == b""
+        wait_until(partial(is_logged, reason, caplog), "it is not logged")
+    assert nodes[0].put(b"still", b"here")
+
+
+def is_logged(reason: str, caplog: pytest.LogCaptureFixture) -> bool:
+    """Whether the refusal is in the log, or was the third, which the log's rate limit left out."""
+    return reason in caplog.text or "total=2" in caplog.text
+
+
+def make_late(folder: Path, scratch: Path) -> Made:
+    made = make_node(folder / "ca", 9, scratch / "late")
+    expire(made, folder / "ca")
+    return made
+
+
+def test_a_node_does_not_start_with_the_certificate_of_another(
+    tmp_path: Path, made: dict[int, Made]
+) -> None:
+    manager = make_managers(tmp_path, {**made, 1: made[2]})[0]
+    with pytest.raises(ConfigError, match="is for raftha://orders/node/2, this node is"):
+        manager.start()
+    assert not (tmp_path / "1").exists()
+
+
+def test_a_cluster_of_processes_speaks_tls(tmp_path: Path) -> None:
+    settings = {"cluster_name": "ü b"}
+    with LocalCluster(nodes=3, tls=True, settings=settings, folder=tmp_path) as cluster:
+        leader = cluster.wait_leader()
+        cluster.call(leader, "SET", "key", "value")
+        cluster.kill(leader)
+        assert cluster.call(cluster.wait_leader(), "GET", "key") == b"value"
+        assert "days_left=" in cluster.log_path(leader).read_text()
+
+
+# ---------------------------------------------------------------- clients
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    host = Host()
+    yield host
+    host.close()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, made: dict[int, Made]) -> Path:
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "token").write_text(f"{TOKEN}\n")
+    (folder / "token").chmod(0o600)
+    with reserve_port() as peer, reserve_port() as client:
+        ports = [each.getsockname()[1] for each in (peer, client)]
+    path = folder / "node.toml"
+    path.write_text(
+        f'node_id = 1\ndata_dir = "data"\nlisten = "127.0.0.1:{ports[1]}"\n'
+        f'cluster_name = "{CLUSTER}"\ntls_ca = "{made[1].ca}"\n'
+        f'tls_cert = "{made[1].certificate}"\ntls_key = "{made[1].key}"\n'
+        f'auth_token_file = "token"\nlisten_tls_cert = "{made[1].certificate}"\n'
+        f'listen_tls_key = "{made[1].key}"\nconnections_max = 20\nwal_segment_bytes = {16 * MIB}\n'
+        f'[members]\n1 = "127.0.0.1:{ports[0]}"\n'
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def address(host: Host, config: Path) -> Iterator[str]:
+    server = host.make(ServerConfig.from_toml(config))
+    host.run(server.start())
+    yield server.config.listen
+    host.run(server.stop())
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_a_redis_client_with_token_and_tls_is_served(
+    protocol: int, address: str, made: dict[int, Made]
+) -> None:
+    with redis.Redis(
+        port=port_of(address), protocol=protocol, password=TOKEN, ssl=True,
+        ssl_ca_certs=str(made[1].ca), host="127.0.0.1",
+    ) as client:  # fmt: skip
+        assert client.set("a", b"x" * (1 << 19))
+        assert client.get("a") == b"x" * (1 << 19)
+        pipeline = client.pipeline(transaction=True)
+        for i in range(100):
+            pipeline.incr(f"counter{i % 3}")
+        assert len(pipeline.execute()) == 100
+
+
+@pytest.mark.parametrize(
+    ("password", "error"), [("wrong", "invalid username"), (None, "HELLO must be called with AUTH")]
+)
+def test_a_redis_client_without_the_token_is_not(
+    password: str | None, error: str, address: str, made: dict[int, Made]
+) -> None:
+    with (
+        redis.Redis(
+            port=port_of(address), password=password, ssl=True, ssl_ca_certs=str(made[1].ca),
+            host="127.0.0.1", retry=Retry(NoBackoff(), 0),
+        ) as client,
+        pytest.raises(redis.AuthenticationError, match=error),
+    ):  # fmt: skip
+        client.get("a")
+
+
+def test_our_client_shows_token_and_checks_certificates(
+    host: Host, address: str, made: dict[int, Made], tmp_path: Path
+) -> None:
+    other = make_cluster(tmp_path)[1]
+
+    async def main() -> None:
+        async with Client([address], token=TOKEN, tls_ca=made[1].ca) as client:
+            assert await client.once("SET", "b", b"y" * 200_000) == b"OK"
+            assert await client.call("GET", "b") == b"y" * 200_000
+            assert await asyncio.gather(*(client.call("ECHO", i) for i in range(500)))
+        async with Client([address], token="wrong", tls_ca=made[1].ca) as client:
+            with pytest.raises(ReplyError, match="WRONGPASS"):
+                await client.call("GET", "b")
+            assert client.address is None
+        async with Client([address], tls_ca=made[1].ca) as client:
+            with pytest.raises(ReplyError, match="NOAUTH"):
+                await client.call("GET", "b")
+        for ca in (other.ca, None):
+            async with Client([address], token=TOKEN, tls_ca=ca, timeout_s=0.3) as client:
+                with pytest.raises((Unavailable, Disconnected)):
+                    await client.call("GET", "b")
+
+    host.run(main())
+
+
+def test_status_finds_its_way_in(
+    address: str, config: Path, made: dict[int, Made], tmp_path: Path
+) -> None:
+    token_file = config.parent / "token"
+    runner = CliRunner()
+    by_hand = [address, "--token-file", str(token_file), "--tls-ca", str(made[1].ca)]
+    for arguments in (by_hand, ["--config", str(config)]):
+        result = runner.invoke(app, ["status", "--json", *arguments])
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["leader_id"] == 1
+    by_hand[:1] = ["--connect", address]
+    for arguments in (by_hand, ["--config", str(config)]):
+        result = runner.invoke(app, ["member", "remove", "9", "--dry-run", *arguments])
+        assert "node 9 is not a member" in result.output
+    result = runner.invoke(app, ["status", address, "--tls-ca", str(made[1].ca)])
+    assert result.exit_code == 1
+    token = tmp_path / "token"
+    token.write_text("short")
+    token.chmod(0o600)
+    assert runner.invoke(app, ["status", address, "--token-file", str(token)]).exit_code == 2
+
+
+def test_without_tls_nobody_gets_further(address: str) -> None:
+    with pytest.raises((Disconnected, Unavailable)):
+        call(address, ("PING",), 5)
+    assert b"PONG" not in talk(address, pack_request(("PING",)), is_last=False)
+
+
+def access(made: dict[int, Made], token: str = TOKEN) -> Access:
+    return Access(token, client_context(made[1].ca))
+
+
+def test_connections_over_the_limit_are_closed_and_the_others_stay(
+    address: str, made: dict[int, Made]
+) -> None:
+    silent = [socket.create_connection(("127.0.0.1", port_of(address)), 10) for _ in range(30)]
+    for each in silent:
+        each.settimeout(10)
+    turned_away = silent[20:]
+    for each in turned_away:
+        with contextlib.suppress(ConnectionResetError):
+            assert each.recv(1) == b""
+    for each in silent:
+        each.close()
+    deadline = time.monotonic() + 20
+    while True:  # Until the server has seen that they are gone.
+        try:
+            assert call(address, ("PING",), 5, access(made)) == b"PONG"
+            return
+        except (Unavailable, Disconnected):
+            assert time.monotonic() < deadline
+
+
+def test_a_request_that_makes_no_sense_is_told_so_over_tls(
+    address: str, made: dict[int, Made]
+) -> None:
+    with (
+        socket.create_connection(("127.0.0.1", port_of(address)), 10) as plain,
+        client_context(made[1].ca).wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+    ):
+        connection.sendall(pack_request(("PING",)) + b"*x\r\n" + b"y" * 100_000)
+        received = b""
+        while b"Protocol error" not in received:
+            part = connection.recv(4096)
+            assert part
+            received += part
+    assert received.startswith(b"+PONG\r\n")
+
+
+# ---------------------------------------------------------------- a token without TLS
+
+
+@pytest.fixture
+def plain_address(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(connection, "AUTH_TIMEOUT_S", 0.5)
+    peer, listen = free_addresses(2)
+    server = host.make(
+        ServerConfig.from_mapping(
+            {
+                "node_id": 1, "data_dir": str(tmp_path / "data"), "members": {"1": peer},
+                "listen": listen, "auth_token": TOKEN, "wal_segment_bytes": 16 * MIB,
+            }
+        )
+    )  # fmt: skip
+    host.run(server.start())
+    yield server.config.listen
+    host.run(server.stop())
+
+
+def test_who_does_not_authenticate_has_little_time_and_little_room(plain_address: str) -> None:
+    assert call(plain_address, ("SET", "a", b"x" * UNKNOWN_BYTES_MAX), 10, Access(TOKEN)) == b"OK"
+    with pytest.raises(ReplyError, match="NOAUTH"):
+        call(plain_address, ("GET", "a"), 10)
+    large = pack_request(("AUTH", b"x" * (16 * UNKNOWN_BYTES_MAX)))
+    assert b"Protocol error" in talk(plain_address, large)
+    begun = time.monotonic()
+    assert talk(plain_address, b"PING\r\n", is_last=False) == b"+PONG\r\n"
+    assert time.monotonic() - begun < 10
+    with redis.Redis(port=port_of(plain_address), password=TOKEN) as client:
+        client.ping()
+        time.sleep(0.6)  # Longer than strangers have; who is in may take their time.
+        assert client.get("a")
+
+
+def test_wrong_tokens_are_logged_without_the_token(
+    plain_address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        for _ in range(4):
+            with pytest.raises(ReplyError, match="WRONGPASS"):
+                call(plain_address, ("PING",), 10, Access("a wrong guess at it"))
+    assert caplog.text.count("wrong token") == 3
+    assert "guess" not in caplog.text
+
+
+def test_a_server_whose_token_can_not_be_read_does_not_start(tmp_path: Path) -> None:
+    peer, listen = free_addresses(2)
+    table = {
+        "node_id": 1, "data_dir": str(tmp_path / "data"), "members": {"1": peer},
+        "listen": listen, "auth_token_file": str(tmp_path / "nowhere"),
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="can't read auth_token_file"):
+        Server(ServerConfig.from_mapping(table))
+    assert not (tmp_path / "data").exists()
+
+
+def test_peers_contexts_are_of_the_strictest_kind(made: dict[int, Made]) -> None:
+    tls = peer_tls(made[1])
+    for context in (tls.server, tls.client):
+        assert context.minimum_version == ssl.TLSVersion.TLSv1_3
+        assert context.verify_mode == ssl.CERT_REQUIRED
