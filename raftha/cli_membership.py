@@ -52,6 +52,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def add(
     node_id: NodeId,
     address: Annotated[str, typer.Argument(help="host:port where it listens for the other nodes.")],
+    *,
     region: Annotated[str, typer.Option(help="Where it stands; only shown.")] = "primary",
     connect: Connect = None,
     config: Config = None,

@@ -59,6 +59,15 @@ def test_the_configurations_of_the_examples_are_valid_and_of_one_cluster() -> No
     assert joining.ha.cluster_id == first.ha.cluster_id
 
 
+def test_the_secure_configuration_s_example_may_listen_anywhere() -> None:
+    plain = blocks("toml")[0]
+    (secure,) = blocks("toml", containing="tls_ca")
+    members = {str(i): f"db{i}.example:7101" for i in (1, 2, 3)}
+    table = {**tomllib.loads(plain), **tomllib.loads(secure)}
+    config = ServerConfig.from_mapping({**table, "members": members, "listen": "0.0.0.0:6381"})
+    assert config.ha.cluster_name == "orders"
+
+
 def test_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links
