@@ -176,7 +176,7 @@ class Writer:
         self._swarm = swarm
         self._members = members
         self._known: list[bytes] = []
-        self._member = self._rng.randint(1, swarm.size)
+        self._member = self._rng.randint(1, swarm.nodes)
         for _ in range(swarm.depth):
             self._later()
 
@@ -188,10 +188,10 @@ class Writer:
             return
         rng = self._rng
         if rng.random() < 0.3:
-            self._member = rng.randint(1, self._swarm.size)
+            self._member = rng.randint(1, self._swarm.nodes)
         member = self._members[self._member]
         if not member.is_up:
-            self._member = rng.randint(1, self._swarm.size)
+            self._member = rng.randint(1, self._swarm.nodes)
             self._later()
             return
         key = b"key %d" % rng.randrange(self._swarm.keys)
@@ -259,7 +259,7 @@ class SessionClient:
         if not self._group and not self.is_active:
             return
         rng = self._rng
-        member = self._members[rng.randint(1, self._swarm.size)]
+        member = self._members[rng.randint(1, self._swarm.nodes)]
         if not member.is_up:
             self._later()
             return

@@ -3,9 +3,10 @@
 Theory of operation. First *chaos*: clients write and read, faults strike, and after every event the
 invariants hold or the run ends with a `Violation`. Then everything heals, and the cluster must show
 that it has lost nothing and is stuck nowhere: within `LIVENESS_S` a new write through each member
-is acknowledged, every call has an answer, and all members have applied the same log. At last the
-members' digests must be equal, their contents what the oracle reads in the log, and each client's
-call must have taken effect as often as the client was told.
+is acknowledged, every call has an answer, and all members have applied the same log: those that the
+last committed membership names. At last the members' digests must be equal, their contents what the
+oracle reads in the log, and each client's call must have taken effect as often as the client was
+told.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raftha.core import Write
+from raftha.membership import Membership
 from raftha.operations import DigestOperation, WriteOperation
 from raftha.storage.commands import pack_call
 from raftha.types import Digest, Receipt
@@ -24,6 +26,7 @@ from tests.sim.faults import Faults
 from tests.sim.invariants import Invariants
 from tests.sim.member import Member
 from tests.sim.network import Network
+from tests.sim.operators import Operator
 from tests.sim.oracle import Counters
 from tests.sim.swarm import Swarm, draw
 from tests.sim.world import Violation, World
@@ -55,20 +58,28 @@ class Simulation:
         self.swarm = swarm or draw(self.world.stream("swarm"))
         self.members = {
             node_id: Member(self.world, self.swarm, node_id, Counters(), self)
-            for node_id in range(1, self.swarm.size + 1)
+            for node_id in range(1, self.swarm.nodes + 1)
         }
         self.network = Network(self.world, self.swarm, self.members)
-        self.invariants = Invariants(self.members)
+        first = Membership.first(self.members[1].config.members)
+        self.invariants = Invariants(self.members, first)
         self.history = History(self.world, self.invariants)
         self.clients = [
             *(self._client(Writer, i) for i in range(self.swarm.clients)),
             *(self._client(SessionClient, i) for i in range(self.swarm.session_clients)),
         ]
         self.faults = Faults(self.world, self.swarm, self.members, self.network)
-        self.world.after = self.invariants.check
+        self.operator = Operator(
+            self.world, self.swarm, self.members, lambda: self.invariants.memberships.latest
+        )
+        self.world.after = self._after
         self._probed: set[int] = set()
         self._digests: dict[int, Digest] = {}
-        self._are_digests_due = True
+        self._asked: list[int] = []
+
+    def _after(self, member: Member) -> None:
+        self.invariants.check(member)
+        self.operator.watch()
 
     def _client(self, kind: type[Any], number: int) -> Any:
         return kind(f"{kind.__name__} {number}", self.history, self.swarm, self.members)
@@ -101,6 +112,7 @@ class Simulation:
         self.world.run(self.swarm.chaos_s)
         self.world.note(0, "heal")
         self.faults.heal()
+        self.operator.stop()
         for client in self.clients:
             client.is_active = False
         for member in self.members.values():
@@ -134,12 +146,16 @@ class Simulation:
 
     # ---------------------------------------------------------------- after the chaos
 
+    def _current(self) -> list[Member]:
+        """The members by the last membership that is committed, learners too."""
+        return [self.members[i] for i in sorted(self.invariants.memberships.latest.members)]
+
     def _probe(self, member: Member) -> None:
         """Write and read something new through `member`, again and again until it works."""
         if member.id in self._probed:
             return
         self.world.at(PROBE_S, self._probe, member)
-        if not member.is_up:
+        if not member.is_up or member not in self._current():
             return
         deadline = self.world.now + PROBE_S
         command = Command(self.history, "increment", b"probe")
@@ -164,41 +180,44 @@ class Simulation:
         self.world.at(POLL_S, self._poll)
         if self._lacking():
             return
-        if len({digest.sequence for digest in self._digests.values()}) > 1:
+        current = self._current()
+        ids = [member.id for member in current]
+        if self._asked != ids or len({digest.sequence for digest in self._digests.values()}) > 1:
             self._digests.clear()
-            self._are_digests_due = True
-        if len(self._digests) == self.swarm.size:
-            self.world.is_done = True
-        elif self._are_digests_due:
-            self._are_digests_due = False
-            for member in self.members.values():
+            self._asked = ids
+            for member in current:
                 deadline = self.world.now + LIVENESS_S
                 waiter = _DigestWaiter(self._digests, member)
                 sequence = self.invariants.oracle.sequence
                 member.submit([DigestOperation(waiter, deadline, sequence)])
+        elif len(self._digests) == len(ids):
+            self.world.is_done = True
 
     def _lacking(self) -> str:
         """What is still missing; "" if nothing is."""
-        missing = [f"node {i} took no write" for i in self.members if i not in self._probed]
+        current = self._current()
+        missing = [f"node {m.id} took no write" for m in current if m.id not in self._probed]
+        if self.operator.open:
+            missing.append(f"{self.operator.open} changes of membership without an answer")
         if self.history.open:
             calls = [f"{call.member.id}" for call in self.history.open.values()]
             missing.append(f"calls without an answer at {', '.join(calls)}")
         if any(client.is_busy for client in self.clients):
             missing.append("a client still sends a group again")
         last = len(self.invariants.committed)
-        for member in self.members.values():
+        for member in current:
             applied = member.node.state.applied.index if member.node is not None else None
             if applied != last:
                 missing.append(f"node {member.id} has applied {applied} of {last}")
         return "; ".join(missing)
 
     def _compare(self) -> None:
-        first = self._digests[1]
+        first_id, first = min(self._digests.items())
         for node_id, digest in self._digests.items():
             if (digest.hex, digest.keys) != (first.hex, first.keys):
-                raise Violation(f"node {node_id} has {digest}, node 1 {first}")
+                raise Violation(f"node {node_id} has {digest}, node {first_id} {first}")
         values = self.invariants.oracle.values
-        for member in self.members.values():
+        for member in self._current():
             assert member.node is not None
             contents = dict(member.node.state.scan(limit=10_000))
             if contents != values:
@@ -234,6 +253,8 @@ class _DigestWaiter:
         self._member = member
 
     def done(self, result: Any) -> None:
+        if not self._member.is_wanted:
+            return  # It was removed meanwhile, and is shut down.
         if not isinstance(result, Digest):
             raise Violation(f"node {self._member.id} answered {result!r} instead of a digest")
         self._digests[self._member.id] = result

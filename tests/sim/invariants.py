@@ -12,7 +12,9 @@ Chained hashes make this cheap: two logs that agree on one hash agree on all bef
     log matching           one hash for an index and term; leaders send only what their log holds
     acknowledged           a follower keeps what it has acknowledged to the leader of the same term
     leader completeness    a leader has all that was committed in earlier terms
-    commitment             what is committed is on the disks of a majority, and never changes
+    commitment             what is committed is on the disks of a majority of the voters in the
+                           leader's log, and never changes
+    membership             see `memberships.py`
     state machine safety   what a member has applied is the committed log
     monotonic              term, commit and applied never go back; votes don't change
     durability             a restarted member finds what it had made durable
@@ -23,10 +25,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
-from raftha.core import Append, AppendReply, RaftLog, Role, VoteReply, VoteRequest, Write
+from raftha.core import Append, AppendReply, Raft, RaftLog, Role, VoteReply, VoteRequest, Write
 from raftha.entry import LOG_START, Entry, HardState, LogPosition
+from raftha.membership import Membership
 from raftha.wire import PeerMessage
 from tests.sim.member import Member
+from tests.sim.memberships import Memberships, voters
 from tests.sim.oracle import Oracle
 from tests.sim.world import Violation
 
@@ -72,12 +76,12 @@ class _Seen:
 class Invariants:
     """All that is known to be true of one cluster."""
 
-    def __init__(self, members: Mapping[int, Member]) -> None:
+    def __init__(self, members: Mapping[int, Member], first: Membership) -> None:
         self.committed: list[Entry] = []
         self.oracle = Oracle()
         self._commit_terms: list[int] = []
         self._members = members
-        self._quorum = len(members) // 2 + 1
+        self.memberships = Memberships(first, self.committed)
         self._seen = {node_id: _Seen() for node_id in members}
         self._leaders: dict[int, int] = {}
         self._hashes: dict[tuple[int, int], bytes] = {}
@@ -104,22 +108,25 @@ class Invariants:
             raise Violation(f"node {member.id} dropped entries that it acknowledged up to {index}")
         seen.term, seen.vote = core.term, core.vote
         if core.role is Role.LEADER:
-            self._check_leader(member.id, core.term, log)
+            self._check_leader(core)
         if log.commit != seen.commit:
             self._check_commit(member, log, seen)
         if applied.index != seen.applied:
             self._check_applied(member.id, applied, log, seen)
+        self.memberships.check(core)
 
-    def _check_leader(self, node_id: int, term: int, log: RaftLog) -> None:
+    def _check_leader(self, core: Raft) -> None:
+        node_id, term = core.id, core.term
         if term in self._leaders:
             if self._leaders[term] != node_id:
                 other = self._leaders[term]
                 raise Violation(f"term {term} has two leaders, {other} and {node_id}")
             return
         self._leaders[term] = node_id
+        self.memberships.check_elected(core, self._votes)
         # A candidate may hear of its votes late, when a later leader has long been committing.
         index = bisect_right(self._commit_terms, term)
-        if index and not _holds(log, self.committed[index - 1]):
+        if index and not _holds(core.log, self.committed[index - 1]):
             raise Violation(
                 f"node {node_id} leads term {term} without entry {index}, "
                 f"which was committed in term {self._commit_terms[index - 1]}"
@@ -147,13 +154,19 @@ class Invariants:
         self.committed.append(entry)
         self._commit_terms.append(term)
         self.oracle.apply(entry)
-        holders = sum(
-            seen.durable.hash_at(entry.index) == entry.hash for seen in self._seen.values()
-        )
-        if holders < self._quorum:
+        # The first to commit is the leader, so it is its membership that counts.
+        electorate = voters(self.memberships.in_force(member.node.core.log))
+        holders = [
+            voter
+            for voter in sorted(electorate)
+            if self._seen[voter].durable.hash_at(entry.index) == entry.hash
+        ]
+        if 2 * len(holders) <= len(electorate):
             raise Violation(
-                f"node {member.id} committed entry {entry.index} which is on {holders} disks"
+                f"node {member.id} committed entry {entry.index} which is on the disks of "
+                f"{holders}, the voters are {sorted(electorate)}"
             )
+        self.memberships.commit(entry)
         for other in self._members.values():
             if other.node is not None and other.node.core.is_leader:
                 core = other.node.core

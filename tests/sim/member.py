@@ -86,6 +86,8 @@ class Member:
     ) -> None:
         self.id = node_id
         self.life = 0
+        self.is_wanted = node_id <= swarm.size
+        """Whether it is to be up: a newcomer isn't yet, one that was removed is no longer."""
         self.paused_until = 0.0
         self.stalled_until = 0.0
         self.has_disk_error = False
@@ -100,6 +102,7 @@ class Member:
             node_id=node_id,
             data_dir=WAL,
             members={i: f"127.0.0.1:{7100 + i}" for i in range(1, swarm.size + 1)},
+            address=f"127.0.0.1:{7100 + node_id}",
             heartbeat_interval_ms=HEARTBEAT_MS,
             election_timeout_ms=ELECTION_MS,
             checkpoint_interval_sec=swarm.checkpoint_s,
@@ -122,7 +125,7 @@ class Member:
 
     def start(self) -> None:
         """Start what is down, from what is on its disk."""
-        if self.node is not None:
+        if self.node is not None or not self.is_wanted:
             return
         self.life += 1
         self._is_turn_due = False
@@ -163,6 +166,16 @@ class Member:
         core = Raft(config, wal.hard_state, log, rng.randrange)
         cluster = self.config.cluster_id
         return Node(self.config, cluster, core, state, self, self.clock, rng.randrange)
+
+    def install(self) -> None:
+        """Have a newcomer started, with nothing on its disk."""
+        self.is_wanted = True
+        self.start()
+
+    def retire(self) -> None:
+        """Shut it down for good."""
+        self.is_wanted = False
+        self.crash(is_power_loss=False, is_silent=False)
 
     def crash(self, *, is_power_loss: bool, is_silent: bool) -> None:
         """Stop without any warning."""
@@ -282,7 +295,8 @@ class Member:
         self.node.on_written(write)
 
     def set_members(self, membership: Membership) -> None:
-        """Everybody in this world can reach everybody already."""
+        assert self.network is not None
+        self.network.dismiss(self.id, membership.removed)
 
     def read_log(self, request: LogRead) -> None:
         self._later(self._disk_time(), self._run, self._read_log, request)
@@ -323,7 +337,9 @@ class Member:
     def _compact(self, frozen: Frozen, compact_index: int, with_digest: bool) -> None:
         assert self.wal is not None
         first_index = self.wal.first_index
-        self.wal.compact(compact_index)
+        # A newcomer gets all it has from the log, so the log has to begin at entry 1 where there
+        # are newcomers: what is compacted could only come to them in a snapshot.
+        self.wal.compact(0 if self._swarm.change_every_s else compact_index)
         if self.wal.first_index != first_index:
             self._world.note(self.id, "compacted", f"to {self.wal.first_index}")
         self._prepare_spare_now()
@@ -401,6 +417,17 @@ class Member:
     def on_disconnected(self, peer: int) -> None:
         assert self.node is not None
         self.node.on_disconnected(peer)
+
+    def on_removed(self) -> None:
+        assert self.node is not None
+        self._world.note(self.id, "was removed")
+        self.node.on_removed()
+
+    @property
+    def membership(self) -> Membership:
+        """The one that this node has applied: whom it calls, and whom it refuses."""
+        assert self.node is not None
+        return self.node.membership
 
     @property
     def hard_state(self) -> HardState:

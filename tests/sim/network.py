@@ -11,10 +11,11 @@ loses messages silently. Some messages travel as the bytes that `raftha.wire` ma
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from raftha import wire
+from raftha.membership import Membership
 from raftha.wire import PeerMessage
 from tests.sim.swarm import Swarm
 from tests.sim.world import Actor, World
@@ -32,6 +33,10 @@ class Station(Actor, Protocol):
     def on_message(self, message: PeerMessage) -> None: ...
     def on_connected(self, peer: int) -> None: ...
     def on_disconnected(self, peer: int) -> None: ...
+    def on_removed(self) -> None: ...
+
+    @property
+    def membership(self) -> Membership: ...
 
 
 class Link:
@@ -54,7 +59,7 @@ class Network:
         self._swarm = swarm
         self._stations = stations
         self._links = {
-            pair: Link(*pair) for pair in itertools.combinations(range(1, swarm.size + 1), 2)
+            pair: Link(*pair) for pair in itertools.combinations(range(1, swarm.nodes + 1), 2)
         }
         self._arrivals: dict[tuple[int, int], float] = {}
         self._is_calm = False
@@ -106,6 +111,19 @@ class Network:
                 self._world.at(
                     self._delay(), self._end, link, ended, peer, actor=self._stations[peer]
                 )
+
+    def dismiss(self, node: int, removed: Collection[int]) -> None:
+        """`node` has come to know that these were removed: it says so, and ends the connection."""
+        for peer in sorted(removed):
+            if peer != node and self.is_connected(node, peer):
+                if self._link(node, peer).known[node] == self._link(node, peer).generation:
+                    self._tell_removed(node, peer)
+                self.reset(node, peer)
+
+    def _tell_removed(self, node: int, peer: int) -> None:
+        station = self._stations[peer]
+        if station.is_up and (node, peer) not in self.blocked:
+            self._world.at(self._delay(), station.on_removed, actor=station)
 
     def calm(self) -> None:
         """From now on every message arrives, and nothing is blocked."""
@@ -164,10 +182,22 @@ class Network:
         low, high = self._stations[link.low], self._stations[link.high]
         is_blocked = {(link.low, link.high), (link.high, link.low)} & self.blocked
         if low.is_up and high.is_up and not is_blocked and link.generation == 0:
+            self._call(link, low.membership, high.membership)
+        self._world.at(self._rng.uniform(*REDIAL_S), self._dial, link)
+
+    def _call(self, link: Link, lows: Membership, highs: Membership) -> None:
+        """The higher one calls the lower, and who calls a node that has seen it go is told so.
+
+        A newcomer may know of nobody who is still there: then the lower one calls.
+        """
+        if link.low in highs.members and link.high in lows.removed:
+            self._tell_removed(link.low, link.high)
+        elif link.high in lows.members and link.low in highs.removed:
+            self._tell_removed(link.high, link.low)
+        elif link.low in highs.members or link.high in lows.members:
             link.last_generation += 1
             link.generation = link.last_generation
             self._begin(link, link.generation, link.low)
-        self._world.at(self._rng.uniform(*REDIAL_S), self._dial, link)
 
     def _begin(self, link: Link, generation: int, side: int) -> None:
         """The lower member accepts first, then the higher one hears of it."""

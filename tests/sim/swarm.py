@@ -25,6 +25,8 @@ from raftha.wire import Forward
 
 T = TypeVar("T")
 DIRECTED_CHANCE = 0.25
+CHANGING_CHANCE = 0.3
+NEWCOMERS = 3
 _KINDS: tuple[type, ...] = (
     Append, AppendReply, Heartbeat, HeartbeatReply, VoteRequest, VoteReply, ReadReply, TimeoutNow,
     Forward,
@@ -78,6 +80,10 @@ class Swarm:
     leader_chance: float
     strike_chance: float
 
+    change_every_s: float = 0.0
+    change_timeout_s: float = 1.0
+    retire_s: float = 1.0
+
     clients: int
     session_clients: int
     keys: int
@@ -85,13 +91,48 @@ class Swarm:
     depth: int
     timeout_s: float
 
+    @property
+    def nodes(self) -> int:
+        """How many nodes there may ever be: the first members, and those that may come later."""
+        return self.size + (NEWCOMERS if self.change_every_s else 0)
+
 
 def draw(rng: Random) -> Swarm:
     """Draw a swarm; half of the faults are off in most of them, and a few are directed."""
     swarm = _draw(rng)
     if rng.random() < DIRECTED_CHANCE:
         return rng.choice((_falling_leaders, _cut_off_leaders, _failing_power))(swarm, rng)
+    if rng.random() < CHANGING_CHANCE:
+        return rng.choice((_changing, _changing, _changing_leaders))(swarm, rng)
     return swarm
+
+
+def _changing(swarm: Swarm, rng: Random) -> Swarm:
+    """Members come and go, beside all else."""
+    return replace(
+        swarm,
+        chaos_s=rng.uniform(4, 7),
+        change_every_s=rng.choice((0.1, 0.3, 0.8)),
+        change_timeout_s=rng.choice((0.5, 1.0, 3.0)),
+        retire_s=rng.choice((0.2, 1.0, 5.0)),
+    )
+
+
+def _changing_leaders(swarm: Swarm, rng: Random) -> Swarm:
+    """Members come and go, and leaders are cut off before what they append has spread."""
+    return replace(
+        _changing(_without_faults(swarm), rng),
+        change_every_s=0.1,
+        partition_every_s=rng.choice((0.2, 0.5)),
+        partition_s=rng.choice((0.2, 0.5)),
+        crash_every_s=rng.choice((0.0, 0.5)),
+        reset_chance=rng.choice((0.0, 0.5)),
+        transfer_every_s=rng.choice((0.0, 0.3)),
+        leader_chance=0.7,
+        strike_chance=rng.choice((0.0, 0.4)),
+        think_s=0.05,
+        session_clients=1,
+    )
 
 
 def _falling_leaders(swarm: Swarm, rng: Random) -> Swarm:

@@ -1,0 +1,112 @@
+"""The operator, who has nodes come and go while everything else goes wrong.
+
+Theory of operation. Every now and then the operator wants a node added or removed, and asks a node
+that is up, whether or not that one knows a leader, or is a member. What isn't done is asked for
+again, of another node, a few times. A newcomer is started with an empty disk just before it is
+asked for; one that was removed stays up for a while, in which it must harm nobody, and is then shut
+down for good. Now and then nonsense is asked for, too: to add who was removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from raftha.membership import Membership
+from raftha.operations import MembershipOperation
+from tests.sim.member import Member
+from tests.sim.memberships import voters
+from tests.sim.swarm import Swarm
+from tests.sim.world import World
+
+TRIES_MAX = 5
+
+
+class Operator:
+    """Asks for changes until `stop`; `latest` is the last membership that is committed."""
+
+    def __init__(
+        self,
+        world: World,
+        swarm: Swarm,
+        members: Mapping[int, Member],
+        latest: Callable[[], Membership],
+    ) -> None:
+        self.open = 0
+        """Requests without an answer."""
+        self._world = world
+        self._swarm = swarm
+        self._members = members
+        self._latest = latest
+        self._rng = world.stream("operator")
+        self._is_over = False
+        self._leaving: set[int] = set()
+        if swarm.change_every_s:
+            self._later()
+
+    def stop(self) -> None:
+        """Nothing more is asked for; what was asked still gets its answer."""
+        self._is_over = True
+
+    def watch(self) -> None:
+        """See whether somebody was removed: that one is shut down after a while."""
+        for node_id in sorted(self._latest().removed - self._leaving):
+            self._leaving.add(node_id)
+            delay = self._rng.expovariate(1 / self._swarm.retire_s)
+            self._world.at(delay, self._members[node_id].retire)
+
+    def _later(self) -> None:
+        self._world.at(self._rng.expovariate(1 / self._swarm.change_every_s), self._want)
+
+    def _want(self) -> None:
+        if self._is_over:
+            return
+        self._later()
+        latest = self._latest()
+        node_id = self._rng.choice(list(self._members))
+        is_member = node_id in latest.members
+        adds = not is_member or self._rng.random() < 0.1
+        if is_member and not adds and len(voters(latest)) <= self._rng.choice((1, 2, 2, 2)):
+            return
+        if adds and node_id not in latest.removed:
+            self._members[node_id].install()
+        self.ask(node_id, adds, 1)
+
+    def ask(self, node_id: int, adds: bool, tries: int) -> None:
+        """Ask some node that is up."""
+        up = [member for member in self._members.values() if member.is_up]
+        if self._is_over or not up:
+            return
+        member = self._rng.choice(up)
+        deadline = self._world.now + self._swarm.change_timeout_s * self._rng.uniform(0.5, 1)
+        what = f"{'add' if adds else 'remove'} {node_id}, try {tries}"
+        self._world.note(member.id, "operator asks", what)
+        request = _Request(self, node_id, adds, tries)
+        address = self._members[node_id].config.own_address if adds else ""
+        operation = MembershipOperation(request, deadline, node_id, adds=adds, address=address)
+        self.open += 1
+        member.submit([operation])
+
+    def answered(self, request: _Request, result: Any) -> None:
+        """A request has its answer, or whoever was asked has died."""
+        self.open -= 1
+        heard = "it is done" if result is None else f"{type(result).__name__}: {result}"
+        self._world.note(0, "operator heard", heard)
+        self._world.counts[f"change {type(result).__name__ if result else 'done'}"] += 1
+        if result is not None and request.tries < TRIES_MAX:
+            delay = self._rng.expovariate(1 / self._swarm.change_every_s)
+            again = (request.node_id, request.adds, request.tries + 1)
+            self._world.at(delay, self.ask, *again)
+
+
+class _Request:
+    """Waits for a change of membership."""
+
+    def __init__(self, operator: Operator, node_id: int, adds: bool, tries: int) -> None:
+        self.node_id = node_id
+        self.adds = adds
+        self.tries = tries
+        self._operator = operator
+
+    def done(self, result: Any) -> None:
+        self._operator.answered(self, result)
