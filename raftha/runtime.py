@@ -230,14 +230,20 @@ class Runtime:
     async def _resign(self) -> None:
         """A leader that is stopped on purpose hands over first: nobody has to notice its end."""
         core = self.node.core
-        if self.node.failure or not core.is_leader or not core.progress:
+        if self.node.failure or not core.is_leader:
             return
-        peer, progress = max(core.progress.items(), key=lambda item: item[1].match)
-        if not progress.is_active or not self._transport.is_connected(peer):
+        successors = [
+            (progress.match, peer)
+            for peer, progress in core.progress.items()
+            if peer in core.membership.voters
+            and progress.is_active
+            and self._transport.is_connected(peer)
+        ]
+        if not successors:
             return
         assert self._resigned is not None
         self._resigned.clear()
-        core.transfer(peer)
+        core.transfer(max(successors)[1])
         self.wake()
         try:
             await asyncio.wait_for(self._resigned.wait(), RESIGN_TIMEOUT_S)

@@ -12,7 +12,8 @@ the very node that its connection's certificate is for.
 
 A node that was removed is told so when it calls, or when it is connected as that becomes known. If
 it was away then, and has a low id, it would wait for calls that never come: so a node that hasn't
-been called for `ASK_S` calls upwards, not to be connected but to be told.
+been called for `ASK_S` calls upwards, and is told. In the same way a new node is found that knows
+none of the members, since all that the cluster began with are gone.
 
 Loss is told to the node at once (`on_disconnected`), since for a follower it is the best sign that
 its leader died. There is no resending here: Raft does that, and it would only send what is stale.
@@ -152,6 +153,10 @@ class Transport:
         host, port = parse_address("address", self._members[peer])
         pause = REDIAL_MIN_S
         while True:
+            if peer in self._connected:
+                # It called, when this node didn't know it yet.
+                await asyncio.sleep(REDIAL_MAX_S)
+                continue
             connection = Connection(self, peer)
             try:
                 async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
@@ -223,12 +228,14 @@ class Transport:
         reason = self.check_certificate(connection, hello.sender)
         if reason:
             return f"it says it is node {hello.sender}, but {reason}"
+        # A node that isn't known may come from a later membership than this one has heard of; of a
+        # low id too, since this one would never call it.
         is_expected = hello.sender == connection.expected or (
-            connection.expected is None and hello.sender > self.id
+            connection.expected is None
+            and (hello.sender > self.id or hello.sender not in self._members)
         )
         if hello.sender in self._removed:
             return REMOVED
-        # A node that isn't known may come from a later membership than this one has heard of.
         if not is_expected:
             return f"node {hello.sender} is not expected to call"
         return self._receiver.check_hello(hello)

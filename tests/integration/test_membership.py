@@ -151,6 +151,37 @@ def test_members_are_known_after_a_restart(cluster: Cluster) -> None:
     assert cluster.voters(1) == [1, 2, 3, 4]
 
 
+def test_a_node_can_be_added_when_none_of_the_first_members_is_left(cluster: Cluster) -> None:
+    """It knows no member then; so they have to call it, though it has the higher id."""
+    for node_id in (4, 5):
+        cluster.start_new(node_id)
+        cluster.nodes[1].add_replica(node_id, cluster.addresses[node_id])
+    for node_id in (1, 2, 3):
+        cluster.nodes[5].remove_replica(node_id)
+        cluster.nodes[node_id].stop()
+    cluster.start_new(6)
+    cluster.nodes[5].add_replica(6, cluster.addresses[6])
+    assert cluster.voters(5) == [4, 5, 6]
+    assert cluster.nodes[6].put(b"from", b"six")
+
+
+def test_a_leader_that_is_stopped_hands_over_to_a_voter_and_not_to_a_learner(
+    cluster: Cluster,
+) -> None:
+    leader = cluster.leader()
+    cluster.start_new(4)
+    others = [i for i in (1, 2, 3) if i != leader]
+    for node_id in others:
+        cluster.nodes[node_id].stop()
+    # Without a majority the change can't be committed: node 4 gets the log and stays a learner.
+    with pytest.raises(raftha.RequestTimeout):
+        cluster.nodes[leader].add_replica(4, cluster.addresses[4], timeout=0.2)
+    cluster.nodes[leader].stop()
+    for node_id in (leader, *others):
+        cluster.nodes[node_id].start()
+    assert cluster.nodes[leader].put(b"all", b"back")
+
+
 def test_one_change_at_a_time(cluster: Cluster) -> None:
     """Node 5 isn't there, so it stays a learner; node 4 can be added meanwhile."""
     leader = cluster.leader()
