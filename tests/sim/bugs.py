@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from raftha.core import Append, Heartbeat, Raft, RaftLog, ReadState, VoteReply, VoteRequest
+from raftha.core import Append, Heartbeat, Raft, RaftLog, ReadState, Role, VoteReply, VoteRequest
 from raftha.core.leader import Leadership
 from raftha.core.messages import Message
 from raftha.core.outbox import Outbox
 from raftha.core.progress import Progress
 from raftha.core.reads import Read, ReadRounds
-from raftha.entry import Entry, Group, HardState
+from raftha.entry import Entry, EntryKind, Group, HardState
+from raftha.errors import Unavailable
+from raftha.membership import Membership
 from raftha.readings import Readings
 from raftha.storage import wal as wal_module
 from raftha.storage.sessions import Outcome, Sessions
@@ -153,7 +155,17 @@ def read_without_quorum() -> list[Patch]:
 
 def read_before_own_commit() -> list[Patch]:
     """A new leader answers reads from a commit index of an earlier term (R8)."""
-    return [(Leadership, "can_read", property(lambda self: True))]
+    original = Leadership.change_membership
+
+    def change_membership(self: Leadership, membership: Membership) -> int:
+        if self._log.term(self._log.commit) != self.term:
+            raise Unavailable("that is another bug")
+        return original(self, membership)
+
+    return [
+        (Leadership, "can_read", property(lambda self: True)),
+        (Leadership, "change_membership", change_membership),
+    ]
 
 
 def old_round_confirms_read() -> list[Patch]:
@@ -241,6 +253,80 @@ def sent_counts_as_unsent() -> list[Patch]:
     return [(Submissions, "_send", send)]
 
 
+def changes_overlap() -> list[Patch]:
+    """Members change while the last change, or the leader's own term, isn't committed."""
+
+    def change_membership(self: Leadership, membership: Membership) -> int:
+        return self.append(EntryKind.MEMBERSHIP, membership.encode(), 0, 0)
+
+    return [(Leadership, "change_membership", change_membership)]
+
+
+def learners_count() -> list[Patch]:
+    """A learner's vote and disk count like a voter's."""
+    return [(Membership, "voters", property(lambda self: tuple(sorted(self.members))))]
+
+
+def quorum_of_the_old_members() -> list[Patch]:
+    """A leader counts the disks of those who were voters when it was elected."""
+    original = Leadership.on_membership
+
+    def on_membership(self: Leadership) -> None:
+        original(self)
+        if not hasattr(self, "_first"):
+            self._first = self._log.membership  # type: ignore[attr-defined]
+
+    def advance_commit(self: Leadership) -> None:
+        first: Membership = self._first  # type: ignore[attr-defined]
+        matches = {peer: progress.match for peer, progress in self.progress.items()}
+        matches[self.id] = self._log.persisted
+        index = sorted(matches.get(voter, 0) for voter in first.voters)[-first.quorum]
+        if index > self._log.commit and self._may_commit(index):
+            self._log.commit = index
+            self._begin_reads()
+
+    return [
+        (Leadership, "on_membership", on_membership),
+        (Leadership, "advance_commit", advance_commit),
+    ]
+
+
+def removed_nodes_vote() -> list[Patch]:
+    """Candidates ask removed nodes for votes, too, and count them."""
+    campaign = Raft._campaign
+
+    def ask_more(self: Raft, *, pre: bool, transfer: bool = False) -> None:
+        campaign(self, pre=pre, transfer=transfer)
+        term = self.term + 1 if pre else self.term
+        last = self.log.last_index, self.log.last_term
+        for peer in sorted(self.membership.removed - {self.id}):
+            self._send(VoteRequest(peer, self.id, term, *last, pre, transfer))
+
+    def count_vote(self: Raft, voter: int, granted: bool) -> None:
+        self._votes.setdefault(voter, granted)
+        if sum(self._votes.values()) < self.membership.quorum:
+            return
+        if self.role is Role.PRE_CANDIDATE:
+            self._campaign(pre=False)
+        elif self._votes.get(self.id):
+            self._become_leader()
+
+    return [(Raft, "_campaign", ask_more), (Raft, "_count_vote", count_vote)]
+
+
+def membership_outlives_its_entry() -> list[Patch]:
+    """A membership still holds when its entry has been cut off."""
+    original = RaftLog._extend
+
+    def extend(self: RaftLog, entries: tuple[Entry, ...]) -> None:
+        index, membership = self._memberships[-1]
+        original(self, entries)
+        if self.membership_index < entries[0].index <= index:
+            self._memberships.append((self.last_index, membership))
+
+    return [(RaftLog, "_extend", extend)]
+
+
 # Found by this simulation in the real code; put back to see that they would be found again. (One
 # more, old answers from the disk, takes thousands of seeds: `test_raft_replication.py` has it.)
 
@@ -299,6 +385,11 @@ BUGS: dict[str, Bug] = {
         rename_not_synced,
         torn_tail_not_cut,
         sent_counts_as_unsent,
+        changes_overlap,
+        learners_count,
+        quorum_of_the_old_members,
+        removed_nodes_vote,
+        membership_outlives_its_entry,
         reconnected_is_asked_for_entry_1,
         lost_appends_stay_lost,
         waiting_reads_spin,
