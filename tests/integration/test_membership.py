@@ -165,6 +165,7 @@ def test_a_node_can_be_added_when_none_of_the_first_members_is_left(cluster: Clu
     assert cluster.nodes[6].put(b"from", b"six")
 
 
+@pytest.mark.timeout(60)
 def test_a_leader_that_is_stopped_hands_over_to_a_voter_and_not_to_a_learner(
     cluster: Cluster,
 ) -> None:
