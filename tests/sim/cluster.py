@@ -3,10 +3,10 @@
 Theory of operation. First *chaos*: clients write and read, faults strike, and after every event the
 invariants hold or the run ends with a `Violation`. Then everything heals, and the cluster must show
 that it has lost nothing and is stuck nowhere: within `LIVENESS_S` a new write through each member
-is acknowledged, every call has an answer, and all members have applied the same log: those that the
-last committed membership names. At last the members' digests must be equal, their contents what the
-oracle reads in the log, and each client's call must have taken effect as often as the client was
-told.
+is acknowledged, one change of membership is made, every call has an answer, and all members that
+the last committed membership names have applied the same log. At last the members' digests must be
+equal, their contents what the oracle reads in the log, and each client's call must have taken
+effect as often as the client was told.
 """
 
 from __future__ import annotations
@@ -199,6 +199,8 @@ class Simulation:
         missing = [f"node {m.id} took no write" for m in current if m.id not in self._probed]
         if self.operator.open:
             missing.append(f"{self.operator.open} changes of membership without an answer")
+        if self.operator.has_wish:
+            missing.append("the operator's last wish")
         if self.history.open:
             calls = [f"{call.member.id}" for call in self.history.open.values()]
             missing.append(f"calls without an answer at {', '.join(calls)}")

@@ -5,6 +5,8 @@ that is up, whether or not that one knows a leader, or is a member. What isn't d
 again, of another node, a few times. A newcomer is started with an empty disk just before it is
 asked for; one that was removed stays up for a while, in which it must harm nobody, and is then shut
 down for good. Now and then nonsense is asked for, too: to add who was removed.
+
+When everything has healed there is a last wish, which has to come true.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from raftha.errors import InvalidRequest
 from raftha.membership import Membership
 from raftha.operations import MembershipOperation
 from tests.sim.member import Member
@@ -20,6 +23,7 @@ from tests.sim.swarm import Swarm
 from tests.sim.world import World
 
 TRIES_MAX = 5
+LAST_WISH_S = 2.0
 
 
 class Operator:
@@ -34,6 +38,8 @@ class Operator:
     ) -> None:
         self.open = 0
         """Requests without an answer."""
+        self.has_wish = False
+        """Whether the last wish hasn't come true yet."""
         self._world = world
         self._swarm = swarm
         self._members = members
@@ -45,8 +51,19 @@ class Operator:
             self._later()
 
     def stop(self) -> None:
-        """Nothing more is asked for; what was asked still gets its answer."""
+        """One thing more is asked for, until it is so; what was asked still gets its answer."""
         self._is_over = True
+        if not self._swarm.change_every_s:
+            return
+        latest = self._latest()
+        new = sorted(self._members.keys() - latest.members.keys() - latest.removed)
+        adds = bool(new) and self._rng.random() < 0.5
+        if adds or len(voters(latest)) > 1:
+            self.has_wish = True
+            node_id = self._rng.choice(new if adds else sorted(latest.members))
+            if adds:
+                self._members[node_id].install()
+            self._insist(node_id, adds)
 
     def watch(self) -> None:
         """See whether somebody was removed: that one is shut down after a while."""
@@ -77,8 +94,12 @@ class Operator:
         up = [member for member in self._members.values() if member.is_up]
         if self._is_over or not up:
             return
-        member = self._rng.choice(up)
-        deadline = self._world.now + self._swarm.change_timeout_s * self._rng.uniform(0.5, 1)
+        self._send(self._rng.choice(up).id, node_id, adds, tries)
+
+    def _send(self, asked: int, node_id: int, adds: bool, tries: int) -> None:
+        member = self._members[asked]
+        patience = LAST_WISH_S if tries > TRIES_MAX else self._swarm.change_timeout_s
+        deadline = self._world.now + patience * self._rng.uniform(0.5, 1)
         what = f"{'add' if adds else 'remove'} {node_id}, try {tries}"
         self._world.note(member.id, "operator asks", what)
         request = _Request(self, node_id, adds, tries)
@@ -93,10 +114,23 @@ class Operator:
         heard = "it is done" if result is None else f"{type(result).__name__}: {result}"
         self._world.note(0, "operator heard", heard)
         self._world.counts[f"change {type(result).__name__ if result else 'done'}"] += 1
-        if result is not None and request.tries < TRIES_MAX:
+        if request.tries > TRIES_MAX:
+            self._on_last(request, result)
+        elif result is not None and request.tries < TRIES_MAX:
             delay = self._rng.expovariate(1 / self._swarm.change_every_s)
             again = (request.node_id, request.adds, request.tries + 1)
             self._world.at(delay, self.ask, *again)
+
+    def _on_last(self, request: _Request, result: Any) -> None:
+        # It can't be if what was asked for before was the opposite, and is done by now.
+        if result is None or isinstance(result, InvalidRequest):
+            self.has_wish = False
+            return
+        self._world.at(LAST_WISH_S / 20, self._insist, request.node_id, request.adds)
+
+    def _insist(self, node_id: int, adds: bool) -> None:
+        up = [i for i in sorted(self._latest().members) if self._members[i].is_up]
+        self._send(self._rng.choice(up), node_id, adds, TRIES_MAX + 1)
 
 
 class _Request:
