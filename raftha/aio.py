@@ -64,7 +64,7 @@ class HaManager:
         """As `raftha.HaManager.start`; the work of opening is done on another thread."""
         check_asserts()
         async with self._starting:
-            if self._runtime is not None and self._runtime.node.failure:
+            if self._runtime is not None and self._runtime.has_ended:
                 await self.stop()
             if self._runtime is None or not self._runtime.is_alive:
                 opening = asyncio.create_task(asyncio.to_thread(self._start))
@@ -101,9 +101,12 @@ class HaManager:
         runtime = self._runtime
         if runtime is None:
             return unstarted_status(self.config)
-        if not runtime.is_alive or runtime.node.failure:
+        if runtime.has_ended:
             return runtime.node.status()
-        status: HaStatus = await self._read(Node.status, "stale", None)
+        try:
+            status: HaStatus = await self._read(Node.status, "stale", None)
+        except Stopped:
+            return runtime.node.status()  # It ended while it was asked.
         return status
 
     # ---------------------------------------------------------------- writes

@@ -6,28 +6,45 @@ many bytes of log or so many seconds. A digest is a checkpoint, taken at a certa
 contents are hashed once it is durable: that needs no second copy and stops no writes. While a
 digest waits for its command no other checkpoint begins, so that it isn't late for it.
 
-The log may be cut up to what is both in an earlier checkpoint and on the disk of every member.
+The log may be cut up to what is both in an earlier checkpoint and on the disk of every member; if
+that leaves more than `log_retention_bytes`, also where some members need it still: they are sent an
+image of the state then (`snapshots.py`), and what follows an image is kept until it is there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from raftha.config import HaConfig
 from raftha.core import RaftLog
 from raftha.entry import Entry, LogPosition
 from raftha.operations import DigestOperation
 from raftha.storage.state import Frozen, State
+from raftha.storage.wal import Wal
 from raftha.types import Digest
 
 
 class CheckpointWriter(Protocol):
     """Who writes a checkpoint, and says so with `Node.on_checkpoint`."""
 
-    def checkpoint(self, frozen: Frozen, compact_index: int, *, with_digest: bool) -> None:
-        """Write `frozen` to the store and let the log go up to `compact_index`."""
+    def checkpoint(self, frozen: Frozen, cut: Cut, *, with_digest: bool) -> None:
+        """Write `frozen` to the store and cut the log."""
         ...
+
+
+class Cut(NamedTuple):
+    """How much of the log may go: up to `index` in any case, up to `limit_index` if more than
+    `bytes_max` would stay.
+    """
+
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    limit_index: int
+    bytes_max: int
+
+    def apply(self, wal: Wal) -> None:
+        """Cut."""
+        wal.compact(max(self.index, min(self.limit_index, wal.index_within(self.bytes_max))))
 
 
 class Checkpoints:
@@ -41,7 +58,9 @@ class Checkpoints:
         writer: CheckpointWriter,
         deliver: Callable[[DigestOperation, Any], None],
         now: float,
+        kept_index: Callable[[], int | None],
     ) -> None:
+        """`kept_index` says behind which index images need the log; None if nowhere."""
         self.last = state.applied
         """What the store holds by itself."""
         self.began_at = now
@@ -50,6 +69,7 @@ class Checkpoints:
         self._log = log
         self._writer = writer
         self._deliver = deliver
+        self._kept_index = kept_index
         self._log_bytes = 0
         self._is_running = False
         self._waiting: list[DigestOperation] = []
@@ -113,6 +133,8 @@ class Checkpoints:
         self._is_running = True
         self.began_at = now
         self._log_bytes = 0
-        compact_index = min(self.last.index, self._log.compact_index)
+        kept_index = self._kept_index()
+        limit = self.last.index if kept_index is None else min(self.last.index, kept_index)
+        cut = Cut(min(limit, self._log.compact_index), limit, self._config.log_retention_bytes)
         frozen = self._state.freeze()
-        self._writer.checkpoint(frozen, compact_index, with_digest=bool(self._running))
+        self._writer.checkpoint(frozen, cut, with_digest=bool(self._running))

@@ -83,6 +83,14 @@ class HaConfig:
     max_wal_size: int = 64 * MIB
     """A checkpoint begins once this many bytes of log came after the last one. At least 1 MiB."""
 
+    log_retention_bytes: int = 1024 * MIB
+    """How much log is kept for members that are down or slow; one that needs more is sent an image
+    of the state. At least `max_wal_size`; what a checkpoint needs is kept in any case."""
+
+    snapshot_bytes_per_s: int = 0
+    """How fast images of the state are sent, all receivers together; 0 for as fast as can be, or at
+    least 64 KiB."""
+
     checkpoint_interval_sec: float = 60.0
     """A checkpoint begins at the latest this long after the last one, if anything was applied."""
 
@@ -109,6 +117,9 @@ class HaConfig:
         if self.wal_segment_bytes % 4096:
             raise ConfigError("wal_segment_bytes must be a multiple of 4096")
         _check_range(self, "max_wal_size", MIB, 1 << 40)
+        _check_range(self, "log_retention_bytes", self.max_wal_size, 1 << 50)
+        if self.snapshot_bytes_per_s:
+            _check_range(self, "snapshot_bytes_per_s", 64 * KIB, 1 << 40)
         if not 0.1 <= self.checkpoint_interval_sec <= 86_400:
             raise ConfigError("checkpoint_interval_sec must be from 0.1 to 86400")
         _check_range(self, "submit_queue_bytes_max", 8 * MIB, 1 << 34)
@@ -218,6 +229,7 @@ def _check_types(config: HaConfig) -> None:
         "tls_cert": (str, Path), "tls_key": (str, Path), "heartbeat_interval_ms": int,
         "election_timeout_ms": int, "request_timeout_s": (int, float), "value_bytes_max": int,
         "wal_segment_bytes": int, "max_wal_size": int, "checkpoint_interval_sec": (int, float),
+        "log_retention_bytes": int, "snapshot_bytes_per_s": int,
         "submit_queue_bytes_max": int,
     }  # fmt: skip
     for name, kinds in expected.items():

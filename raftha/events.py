@@ -89,6 +89,29 @@ class ReplicaBehindLog(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotSent(Event):
+    """A follower that the log couldn't help has what came up to `index`, by an image of `size`."""
+
+    peer: int
+    index: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotFailed(Event):
+    """An image could not be made, or not be received; it is tried again after a pause."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotInstalling(Event):
+    """An image as of `index` takes the place of this node's log and state; it is opened anew."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StorageFailure(Event):
     """The disk failed, or an invariant was broken; the node has stopped taking part."""
 

@@ -65,7 +65,7 @@ class HaManager:
         """
         check_asserts()
         with self._lock:
-            if self._runtime is not None and self._runtime.node.failure:
+            if self._runtime is not None and self._runtime.has_ended:
                 self._runtime.stop()
             if self._runtime is None or not self._runtime.is_alive:
                 runtime = Runtime(self.config, self._machine)
@@ -96,10 +96,12 @@ class HaManager:
         runtime = self._runtime
         if runtime is None:
             return unstarted_status(self.config)
-        if not runtime.is_alive or runtime.node.failure:
+        if runtime.has_ended:
             return runtime.node.status()
-        read = Node.status
-        status: HaStatus = self._read(read, "stale", None)
+        try:
+            status: HaStatus = self._read(Node.status, "stale", None)
+        except Stopped:
+            return runtime.node.status()  # It ended while it was asked.
         return status
 
     # ---------------------------------------------------------------- writes

@@ -14,7 +14,8 @@ Rules:
   N2  What is applied is committed and on this node's disk (core, R5).
   N3  A checkpoint freezes the write buffer between two entries; the host writes it out, meanwhile
       the next buffer fills. At most one is under way.
-  N4  The log gives up what is both in the checkpoint before last and on the disk of every member.
+  N4  The log gives up what is in the checkpoint before last, and on the disk of every member unless
+      that would keep too much of it.
   N5  The first storage error or broken invariant ends the node for good: it answers nothing more
       and tells every caller. The process it lives in goes on.
 """
@@ -60,6 +61,7 @@ from raftha.operations import (
     WriteOperation,
 )
 from raftha.readings import Readings
+from raftha.snapshots import SnapshotFiles, SnapshotReceiver, SnapshotSender
 from raftha.storage.state import State
 from raftha.submissions import FORWARDED_MAX, GROUP_BYTES_MAX, InFlight, Submissions, is_proper
 from raftha.types import HaStatus, ReplicaStatus
@@ -69,6 +71,8 @@ from raftha.wire import (
     MembershipReply,
     MembershipRequest,
     PeerMessage,
+    SnapshotChunk,
+    SnapshotReply,
     TransferReply,
     TransferRequest,
 )
@@ -83,6 +87,11 @@ SICK_AFTER_TIMEOUTS = 2
 
 class Host(CheckpointWriter, Protocol):
     """What a node asks of its surroundings; what takes time is answered by a call to the node."""
+
+    @property
+    def snapshots(self) -> SnapshotFiles:
+        """Who makes and takes images of the state."""
+        ...
 
     def send(self, message: PeerMessage) -> None: ...
     def is_connected(self, peer: int) -> bool: ...
@@ -140,8 +149,24 @@ class Node:
         self._administration = Administration(
             core, applied_membership(state, config), host.send, self.deliver, clock.monotonic
         )
+        self._sender = SnapshotSender(
+            core,
+            host.snapshots,
+            host.send,
+            host.emit,
+            random_below,
+            clock.monotonic,
+            config.snapshot_bytes_per_s,
+        )
+        self._receiver = SnapshotReceiver(core, host.snapshots, host.send, host.emit)
         self._checkpoints = Checkpoints(
-            config, state, core.log, host, self.deliver, clock.monotonic()
+            config,
+            state,
+            core.log,
+            host,
+            self.deliver,
+            clock.monotonic(),
+            self._sender.kept_index,
         )
         self._writing_since: float | None = None
         self._is_sick = False
@@ -208,6 +233,10 @@ class Node:
                 self._submissions.on_refused(message.session, message.number)
             case TransferRequest() | TransferReply() | MembershipRequest() | MembershipReply():
                 self._administration.on_message(message)
+            case SnapshotChunk():
+                self._receiver.on_chunk(message)
+            case SnapshotReply():
+                self._sender.on_reply(message)
             case _:
                 self.core.step(message)
         self._host.wake()
@@ -217,6 +246,7 @@ class Node:
         self.client_addresses[peer] = client_address
         self._host.emit(ReplicaConnected(node_id=self.core.id, peer=peer))
         self.core.connected(peer)
+        self._sender.on_connected(peer)
         if peer == self.core.leader:
             self._on_leader()
         self._host.wake()
@@ -248,6 +278,7 @@ class Node:
     def on_tick(self) -> None:
         """A tick has passed: a fifth of a heartbeat interval."""
         self.core.tick()
+        self._sender.on_tick()
         self._ticks += 1
         if self._ticks % EXPIRY_TICKS == 0:
             now = self._clock.monotonic()
@@ -328,6 +359,10 @@ class Node:
             self._host.write(ready.write)
         for request in ready.log_reads:
             self._host.read_log(request)
+        for wanted in ready.snapshot_requests:
+            self._sender.begin(wanted, self._checkpoints.last.index)
+        for offer in ready.snapshot_offers:
+            self._receiver.on_offer(offer)
         for entry in ready.committed:
             self._apply(entry)
         if self._readings.answer(ready.read_states):

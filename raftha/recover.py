@@ -46,6 +46,7 @@ from raftha.storage.checkpoint import CheckpointStore
 from raftha.storage.datadir import DataDirectory
 from raftha.storage.disk import RealDisk
 from raftha.storage.replay import entries_after
+from raftha.storage.snapshot import install
 from raftha.storage.state import State
 from raftha.storage.wal import Wal
 from raftha.version import VERSION
@@ -194,20 +195,22 @@ def open_survivor(config: HaConfig) -> Iterator[Survivor]:
         raise ConfigError(f"{path} is not the data directory of a node")
     data = DataDirectory(path, config.cluster_id, config.node_id)
     try:
-        store = CheckpointStore(path / "state")
+        wal = Wal.open(
+            RealDisk(),
+            str(path / "wal"),
+            segment_bytes=config.wal_segment_bytes,
+            salt=lambda: secrets.randbits(64),
+        )
         try:
-            wal = Wal.open(
-                RealDisk(),
-                str(path / "wal"),
-                segment_bytes=config.wal_segment_bytes,
-                salt=lambda: secrets.randbits(64),
-            )
+            # An image that is ready goes first: later it would replace what is written here.
+            install(path, wal)
+            store = CheckpointStore(path / "state")
             try:
                 yield Survivor(config, data, wal, _read_log(config, State(store, None), wal))
             finally:
-                wal.close()
+                store.close()
         finally:
-            store.close()
+            wal.close()
     finally:
         data.close()
 

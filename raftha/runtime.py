@@ -18,6 +18,7 @@ unexpected exception on the node's loop, a failed write or a failed checkpoint s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import random
@@ -33,6 +34,7 @@ from typing import Any
 
 import uvloop
 
+from raftha.checkpoints import Cut
 from raftha.clock import SystemClock
 from raftha.config import HaConfig
 from raftha.core import LogRead, Write
@@ -44,17 +46,21 @@ from raftha.errors import (
     RafthaError,
     Stopped,
     StorageError,
+    StorageFailed,
     StorageFull,
+    Unavailable,
 )
-from raftha.events import Event, RoleChanged
+from raftha.events import Event, RoleChanged, SnapshotFailed
 from raftha.membership import Membership
 from raftha.node import HEARTBEAT_TICKS, Node, make_core
 from raftha.operations import GroupOperation, Operation, WriteOperation
+from raftha.snapshot_files import ThreadedFiles
 from raftha.storage.checkpoint import CheckpointStore
 from raftha.storage.datadir import DataDirectory
 from raftha.storage.disk import RealDisk
 from raftha.storage.machine import StateMachine
 from raftha.storage.replay import entries_after, read_from
+from raftha.storage.snapshot import install
 from raftha.storage.state import Frozen, State
 from raftha.storage.wal import Wal
 from raftha.tls import PeerTls
@@ -95,6 +101,8 @@ class Runtime:
         """Open what is on the disk; ConfigError or StorageError say why that can't be."""
         self.config = config
         self._tls = _load_tls(config)
+        self._machine = machine
+        self._reopening: asyncio.Task[None] | None = None
         self._submitted: deque[Operation] = deque()
         self._submit_lock = threading.Lock()
         self._submitted_bytes = 0
@@ -110,50 +118,11 @@ class Runtime:
         self._clock = SystemClock()
         self._data = DataDirectory(Path(config.data_dir), config.cluster_id, config.node_id)
         try:
-            self._store = CheckpointStore(self._data.path / "state")
-            try:
-                self._open_node(machine)
-            except BaseException:
-                self._store.close()
-                raise
+            self.node = self._open()
         except BaseException:
             self._data.close()
             self._loop.close()
             raise
-        self._workers = ThreadPoolExecutor(2, thread_name_prefix=f"raftha-{config.node_id}-storage")
-        self._wal_thread = threading.Thread(
-            target=self._run_wal, name=f"raftha-{config.node_id}-wal", daemon=True
-        )
-        self._thread = threading.Thread(
-            target=self._run, name=f"raftha-{config.node_id}", daemon=True
-        )
-
-    def _open_node(self, machine: StateMachine | None) -> None:
-        config = self.config
-        state = State(self._store, machine)
-        self._wal = Wal.open(
-            RealDisk(),
-            str(self._data.path / "wal"),
-            segment_bytes=config.wal_segment_bytes,
-            salt=lambda: secrets.randbits(64),
-        )
-        try:
-            self._data.note_log()
-            entries = entries_after(self._wal, state.applied, self._data.path / "wal")
-        except BaseException:
-            self._wal.close()
-            raise
-        core = make_core(
-            config,
-            self._wal.hard_state,
-            self._wal.first_index,
-            state,
-            entries,
-            self._random.randrange,
-        )
-        self.node = Node(
-            config, config.cluster_id, core, state, self, self._clock, self._random.randrange
-        )
         hello = Hello(
             PROTOCOL_VERSION,
             config.cluster_id,
@@ -163,6 +132,59 @@ class Runtime:
             config.client_address,
         )
         self._transport = Transport(hello, config.own_address, self, self._random.random, self._tls)
+        self._make_threads()
+        self._thread = threading.Thread(
+            target=self._run, name=f"raftha-{config.node_id}", daemon=True
+        )
+
+    def _open(self) -> Node:
+        """Open log and state, with the image that was received if one is ready."""
+        with contextlib.ExitStack() as opened:
+            path = self._data.path
+            self._wal = Wal.open(
+                RealDisk(),
+                str(path / "wal"),
+                segment_bytes=self.config.wal_segment_bytes,
+                salt=lambda: secrets.randbits(64),
+            )
+            opened.callback(self._wal.close)
+            self._data.note_log()
+            install(path, self._wal)
+            self._store = CheckpointStore(path / "state")
+            opened.callback(self._store.close)
+            self.snapshots = ThreadedFiles(
+                f"raftha-{self.config.node_id}",
+                path,
+                self._store,
+                partial(self._call, self._on_job_done),
+                self._on_snapshot_error,
+                self._install,
+            )
+            opened.callback(self.snapshots.close)
+            node = self._make_node()
+            opened.pop_all()
+            return node
+
+    def _make_threads(self) -> None:
+        name = f"raftha-{self.config.node_id}"
+        self._workers = ThreadPoolExecutor(2, thread_name_prefix=f"{name}-storage")
+        self._wal_thread = threading.Thread(target=self._run_wal, name=f"{name}-wal", daemon=True)
+
+    def _make_node(self) -> Node:
+        config = self.config
+        state = State(self._store, self._machine)
+        entries = entries_after(self._wal, state.applied, self._data.path / "wal")
+        core = make_core(
+            config,
+            self._wal.hard_state,
+            self._wal.first_index,
+            state,
+            entries,
+            self._random.randrange,
+        )
+        return Node(
+            config, config.cluster_id, core, state, self, self._clock, self._random.randrange
+        )
 
     # ---------------------------------------------------------------- life
 
@@ -224,6 +246,8 @@ class Runtime:
         self._tick(self._loop.time())
         self._workers.submit(self._prepare_spare)
         await self._stopping.wait()
+        if self._reopening is not None:
+            await self._reopening
         await self._resign()
         await self._close()
 
@@ -257,20 +281,81 @@ class Runtime:
             if not self.node.failure:
                 self.node.fail("", Stopped(message), Disconnected(message))
         self._drain()
+        if await self._close_files():
+            self._data.close()
+
+    async def _close_files(self) -> bool:
+        """Let all threads finish, then close log and state; results that come late are dropped.
+
+        False if the disk hangs: then everything stays as it is.
+        """
         self._is_ending.set()
         self._wal_jobs.put(None)
         await self._loop.run_in_executor(None, self._wal_thread.join, HUNG_DISK_S)
         if self._wal_thread.is_alive():
             # What it waits for can't be called off; its files stay open until the process ends.
             log.critical("node=%d the disk hangs: left as it is", self.config.node_id)
-            return
+            return False
         await self._loop.run_in_executor(None, self._workers.shutdown)
+        await self._loop.run_in_executor(None, self.snapshots.close)
         try:
             self._wal.close()
         except (StorageError, OSError) as error:
             log.warning("node=%d closing the log: %s", self.config.node_id, error)
         self._store.close()
-        self._data.close()
+        return True
+
+    # ---------------------------------------------------------------- an image takes its place
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether this node is stopped or failed, for good; not while it is opened anew."""
+        return not self.is_alive or (bool(self.node.failure) and not self._is_reopening)
+
+    @property
+    def _is_reopening(self) -> bool:
+        return self._reopening is not None and not self._reopening.done()
+
+    def _install(self) -> None:
+        """End the node, as a kill would, and begin again with the image that is ready.
+
+        From here on only what is on the disk counts of what the node did or heard, and whether the
+        image is still needed is asked of the disk. Callers' operations that come meanwhile wait.
+        """
+        message = "this node takes over an image of the state"
+        with self._submit_lock:
+            self._reopening = self._loop.create_task(self._reopen())
+            self.node.fail("", Unavailable(message), Disconnected(message))
+
+    async def _reopen(self) -> None:
+        await self._transport.pause()
+        try:
+            if not await self._close_files():
+                raise StorageFailed("the disk hangs")
+            node = await self._loop.run_in_executor(None, self._open)
+        except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
+            self._reopening = None
+            self.node.failure = ""
+            self._fail(error)
+            self._drain()
+            return
+        self._is_ending.clear()
+        self._wal_jobs = queue.SimpleQueue()
+        self._make_threads()
+        self._wal_thread.start()
+        self._workers.submit(self._prepare_spare)
+        self.node, self._reopening = node, None
+        self.set_members(node.membership)
+        self._drain()
+        self.wake()
+
+    def _on_snapshot_error(self, error: BaseException, is_harmless: bool) -> None:
+        """From any thread: an image could not be made, read, written or checked."""
+        if is_harmless:
+            event = SnapshotFailed(node_id=self.config.node_id, reason=str(error))
+            self._call(self.emit, event)
+        else:
+            self._call(self._fail, error)
 
     def _tick(self, due: float) -> None:
         assert self._stopping is not None
@@ -309,7 +394,7 @@ class Runtime:
         Stopped if the node has ended, be it by a failure.
         """
         with self._submit_lock:
-            if not self._thread.is_alive() or self.node.failure:
+            if self.has_ended:
                 raise self._ended()
             refused = self._queue(operations)
             is_draining, self._is_draining = self._is_draining, True
@@ -341,6 +426,10 @@ class Runtime:
 
     def _drain(self) -> None:
         with self._submit_lock:
+            if self._is_reopening:
+                # They wait; `_is_draining` stays, so that nobody calls this again before its time.
+                self._is_draining = True
+                return
             operations, self._submitted = self._submitted, deque()
             self._submitted_bytes = 0
             self._is_draining = False
@@ -418,18 +507,16 @@ class Runtime:
         else:
             self.node.on_log_read(request, *result)
 
-    def checkpoint(self, frozen: Frozen, compact_index: int, *, with_digest: bool) -> None:
-        self._job(
-            partial(self._checkpoint, frozen, compact_index, with_digest), self._on_checkpoint
-        )
+    def checkpoint(self, frozen: Frozen, cut: Cut, *, with_digest: bool) -> None:
+        self._job(partial(self._checkpoint, frozen, cut, with_digest), self._on_checkpoint)
 
     def _checkpoint(
-        self, frozen: Frozen, compact_index: int, with_digest: bool
+        self, frozen: Frozen, cut: Cut, with_digest: bool
     ) -> tuple[Frozen, int, str, int]:
         write = partial(self._store.write, frozen.items, frozen.meta)
         if not self._when_there_is_space(write):
             raise Stopped("the node ended while the disk was full")
-        self._wal.compact(compact_index)
+        cut.apply(self._wal)
         self._prepare_spare()
         keys, digest = len(frozen.items), ""
         if with_digest:

@@ -95,6 +95,7 @@ class Transport:
         self._undecided: set[Connection] = set()
         self._dialers: dict[int, asyncio.Task[None]] = {}
         self._server: asyncio.Server | TlsServer | None = None
+        self._is_paused = False
 
     async def start(self) -> None:
         """Listen and begin to dial; OSError if the address can't be bound."""
@@ -115,6 +116,7 @@ class Transport:
 
     def set_members(self, addresses: Mapping[int, str], removed: frozenset[int]) -> None:
         """Dial these members, as far as it is this one's turn to, and refuse the removed ones."""
+        self._is_paused = False
         self._members, self._removed = dict(addresses), removed
         for peer in [peer for peer in self._dialers if peer not in self._members]:
             self._dialers.pop(peer).cancel()
@@ -127,17 +129,26 @@ class Transport:
 
     async def stop(self) -> None:
         """Close everything; the receiver hears nothing more."""
-        for dialer in self._dialers.values():
-            dialer.cancel()
         if self._server is not None:
             self._server.close()
+        await self.pause()
+        if isinstance(self._server, TlsServer):
+            await self._server.wait_closed()
+
+    async def pause(self) -> None:
+        """Close all connections, unseen by the receiver, and take no new ones until `set_members`.
+
+        The port stays this one's.
+        """
+        self._is_paused = True
+        for dialer in self._dialers.values():
+            dialer.cancel()
         for connection in [*self._connected.values(), *self._undecided]:
             connection.abandon()
         self._connected.clear()
         self._undecided.clear()
         await asyncio.gather(*self._dialers.values(), return_exceptions=True)
-        if isinstance(self._server, TlsServer):
-            await self._server.wait_closed()
+        self._dialers.clear()
 
     def is_connected(self, peer: int) -> bool:
         return peer in self._connected
@@ -208,7 +219,8 @@ class Transport:
     def opened(self, connection: Connection) -> bool:
         """Whether a new connection may stay for its handshake."""
         incoming = sum(each.expected is None for each in self._undecided)
-        if connection.expected is None and incoming >= UNDECIDED_MAX:
+        is_full = connection.expected is None and incoming >= UNDECIDED_MAX
+        if is_full or self._is_paused:
             return False
         self._undecided.add(connection)
         return True

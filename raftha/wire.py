@@ -12,6 +12,7 @@ before it.
 
 from __future__ import annotations
 
+import enum
 import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast, get_origin, get_type_hints
@@ -26,6 +27,7 @@ from raftha.core import (
     Message,
     ReadReply,
     ReadRequest,
+    SnapshotOffer,
     TimeoutNow,
     VoteReply,
     VoteRequest,
@@ -124,8 +126,45 @@ class MembershipReply(NamedTuple):
     reason: str
 
 
+class SnapshotChunk(NamedTuple):
+    """Part of the image that was offered as `snapshot`, from byte `offset` of the file on.
+
+    `data` is compressed with zstd, `crc` the CRC-32C of what it was before.
+    """
+
+    to: int
+    sender: int
+    snapshot: int
+    offset: int
+    crc: int
+    data: bytes
+
+
+class SnapshotReply(NamedTuple):
+    """How it goes with the image that was offered as `snapshot`; a `SnapshotStatus`.
+
+    `value`: with RECEIVING, how many bytes of it the sender has; with HOLDS, the index of the entry
+    that its log holds or its state has applied, so that no image is needed.
+    """
+
+    to: int
+    sender: int
+    snapshot: int
+    status: int
+    value: int
+
+
+class SnapshotStatus(enum.IntEnum):
+    """What has become of an image."""
+
+    RECEIVING = 1
+    HOLDS = 2
+    REFUSED = 3
+
+
 AdminMessage = TransferRequest | TransferReply | MembershipRequest | MembershipReply
-PeerMessage = Message | Forward | ForwardReply | AdminMessage
+SnapshotMessage = SnapshotChunk | SnapshotReply
+PeerMessage = Message | Forward | ForwardReply | AdminMessage | SnapshotMessage
 Frame = PeerMessage | Hello | Refusal
 
 _CODES: dict[type[Any], int] = {
@@ -146,6 +185,9 @@ _CODES: dict[type[Any], int] = {
     TransferReply: 15,
     MembershipRequest: 16,
     MembershipReply: 17,
+    SnapshotOffer: 18,
+    SnapshotChunk: 19,
+    SnapshotReply: 20,
 }
 _CLASSES: dict[int, tuple[type[Any], tuple[type, ...]]] = {
     code: (cls, tuple(get_origin(kind) or kind for kind in get_type_hints(cls).values()))

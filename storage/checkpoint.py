@@ -7,8 +7,9 @@ the new one, never a mixture. Two named databases: `data`, and `meta` with the o
 Threads. The storage thread calls `write` and `digest`, which keep each other out; the node's thread
 reads at any time, in short transactions. LMDB forbids changing the map's size while a transaction
 of this process is open, so short reads hold the *gate* and growth takes it: a read waits for a
-remapping at most, which takes microseconds. `MapFullError` stays in here: the transaction is taken
-back, the map doubled, and the transaction made again.
+remapping at most, which takes microseconds. A `copy` is one long read; checkpoints are written
+beside it, and only growth has to wait for its end. `MapFullError` stays in here: the transaction is
+taken back, the map doubled, and the transaction made again.
 
 Errors. A full disk is `StorageFull`: nothing was changed, try again when there is space. Any other
 failure to write is `StorageFailed` and final. Damage is `Corrupt`. A damaged file can make reads
@@ -143,6 +144,7 @@ class CheckpointStore:
         self._path = self._folder / "data.mdb"
         self._gate = threading.Lock()
         self._writer = threading.Lock()
+        self._copier = threading.Lock()
         self._failure = ""
         try:
             if not self._path.exists():
@@ -214,13 +216,25 @@ class CheckpointStore:
                 hasher.add(key, value)
         return hasher.finish()
 
+    def copy(self, folder: Path) -> None:
+        """Write an image of the last checkpoint into the empty `folder`; one at a time, any thread.
+
+        StorageError if that isn't possible; the store itself is none the worse for it.
+        """
+        with self._copier:
+            try:
+                with self._reading():
+                    self._env.copy(str(folder), compact=True)
+            except OSError as error:
+                raise StorageFailed(f"{folder}: {error.strerror}") from error
+
     def corrupt(self, detail: str) -> Corrupt:
         """Make the error that says what is wrong with this store's files."""
         return Corrupt(self._path, 0, detail)
 
     def close(self) -> None:
-        """Let go of the files, once no write and no digest is under way."""
-        with self._writer, self._gate:
+        """Let go of the files, once no write, no digest and no copy is under way."""
+        with self._writer, self._copier, self._gate:
             self._env.close()
 
     def _try_write(self, items: Iterable[tuple[bytes, bytes | None]], meta: bytes) -> bool:
@@ -237,7 +251,7 @@ class CheckpointStore:
         return True
 
     def _grow(self) -> None:
-        with self._gate:
+        with self._copier, self._gate:
             self._env.set_mapsize(2 * self.map_bytes)
 
     def _create(self) -> None:

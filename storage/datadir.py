@@ -5,6 +5,8 @@
                          has_log: whether there must be a log
     data_dir/wal/        the log (`wal.py`)
     data_dir/state/      LMDB (`checkpoint.py`)
+    data_dir/outgoing/   the image that is being sent to members that lag (`snapshot.py`)
+    data_dir/incoming/   the image that is being received
 
 The incarnation is a random number made with the directory. A member that comes back with another
 one has lost its disk, and with it votes and acknowledged entries: its peers, who remember the first

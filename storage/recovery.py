@@ -127,12 +127,14 @@ def _open_segment(disk: Disk, directory: str, segment_id: int) -> Segment:
 def _enter(disk: Disk, log: Log, segment: Segment) -> None:
     """Bring the log to where it was when `segment` began."""
     header = segment.header
-    if segment is log.segments[0] or header.base.index < log.base.index:
-        # The second case: this segment's first entry superseded ones before the first segment that
-        # is left. So the log goes on from here, and a compaction was interrupted on its way here.
+    is_first = segment is log.segments[0]
+    if is_first or header.is_anew or header.base.index < log.base.index:
+        # The second case: the log was begun anew here. The third: this segment's first entry
+        # superseded ones before the first segment that is left. So the log goes on from here, and a
+        # reset or a compaction was interrupted on its way here.
         log.base = log.last = header.base
         log.locations = array("Q")
-        if segment is log.segments[0]:
+        if is_first:
             log.hard_state = header.hard_state
     else:
         _truncate(disk, log, header.base.index, segment, 64)

@@ -9,7 +9,7 @@ Header block, 4096 bytes:
     offset  size  field
          0     8  magic           "raftha" 00 "L"
          8     4  version         1
-        12     4  zero
+        12     4  kind            0 goes on where the segment before it ends, 1 begins the log anew
         16     8  segment id      1, 2, 3 ... over the life of the log, never reused
         24     8  salt            random, new each time the file is used for a new segment
         32     8  segment bytes   the file's size
@@ -103,6 +103,8 @@ class Header(NamedTuple):
     previous_end: int
     base: LogPosition
     hard_state: HardState
+    is_anew: bool = False
+    """Whether nothing before it is part of the log any more."""
 
     @property
     def seed(self) -> int:
@@ -137,7 +139,9 @@ class Write(NamedTuple):
 
 def encode_header(header: Header) -> bytes:
     """The header block."""
-    fields = _HEADER.pack(_MAGIC, VERSION, 0, *header[:6], *header.base, *header.hard_state)
+    fields = _HEADER.pack(
+        _MAGIC, VERSION, header.is_anew, *header[:6], *header.base, *header.hard_state
+    )
     block = fields + bytes(HEADER_BYTES - _CRC.size - len(fields))
     return block + _CRC.pack(extend(0, block))
 
@@ -149,7 +153,7 @@ def read_header(disk: Disk, handle: int, path: str) -> Header:
         raise Corrupt(path, len(block), "the file ends within its header")
     if extend(0, block[: -_CRC.size]) != _CRC.unpack_from(block, HEADER_BYTES - _CRC.size)[0]:
         raise Corrupt(path, 0, "the header's checksum is wrong")
-    magic, version, _zero, *fields = _HEADER.unpack_from(block)
+    magic, version, kind, *fields = _HEADER.unpack_from(block)
     if magic != _MAGIC or version != VERSION:
         raise StorageError(
             f"{path} is a log of format {magic!r} {version}, not {_MAGIC!r} {VERSION}",
@@ -165,6 +169,7 @@ def read_header(disk: Disk, handle: int, path: str) -> Header:
         previous_end=previous_end,
         base=LogPosition(*fields[6:11]),
         hard_state=HardState(*fields[11:]),
+        is_anew=bool(kind),
     )
     size = disk.size(handle)
     if size != header.segment_bytes:

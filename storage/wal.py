@@ -25,6 +25,10 @@ its first entry) is at or after it: the append rolls to a new segment instead. S
 segments from j on hold, on top of entries up to base(j), for any j; and those before j may be freed
 as soon as everything up to base(j) is committed and in a checkpoint: that is `compact`.
 
+A log can also begin anew at a position that it has never reached (`reset`), after an image of the
+state was received. That is a segment like any other, but for a mark in its header: what stands
+before it is no longer part of the log.
+
 Rules that everything rests on, W1 to W6:
 
   W1  A write is made only after the one before it is durable. So at most one write, the last, is
@@ -64,6 +68,8 @@ Crash cases, and why each is safe:
 - While spares are made: unfinished ones have another name and are removed.
 - In a compaction: each step leaves a chain without gaps. A segment whose renaming was lost is live
   again and holds what it held, as it isn't reused before the renaming is durable (W4).
+- In a reset: before the new segment's rename survives, nothing has happened. After, the log begins
+  with it, whatever stands before it; `open` frees that, as `reset` would have.
 - While the tail is cut: zeros over an invalid write leave it invalid; recovery does it again.
 - In recovery anywhere else: it changed nothing.
 
@@ -248,6 +254,41 @@ class Wal:
             self.base = base
             while any(segment.readers for segment in freed):
                 self._lock.wait()
+        self._free(freed)
+
+    def index_within(self, bytes_max: int) -> int:
+        """The index to compact to so that at most `bytes_max` of log stay, beside the last segment.
+
+        It may be more than may be given up; that is for the caller to limit.
+        """
+        with self._lock:
+            segments = list(self._segments)
+        total, index = 0, segments[-1].header.base.index
+        for segment in reversed(segments):
+            total += segment.end - HEADER_BYTES
+            if total > bytes_max:
+                break
+            index = segment.header.base.index
+        return index
+
+    def reset(self, position: LogPosition) -> None:
+        """Begin anew behind `position`, without any entry; term and vote stay. Durable on return.
+
+        For when an image of the state as of `position` takes the place of the log up to there, and
+        nothing else uses the log. Interrupted, it has happened or not.
+        """
+        self._check()
+        term, vote, commit = self.hard_state
+        if position.term > term:
+            term, vote = position.term, 0
+        hard_state = HardState(term, vote, max(commit, position.index))
+        self._roll(hard_state, (), anew=position)
+        with self._lock:
+            freed, self._segments = self._segments[:-1], self._segments[-1:]
+        self._free(freed)
+
+    def _free(self, freed: list[Segment]) -> None:
+        """Make spares of segments that are no longer part of the log, oldest first (W4)."""
         try:
             for segment in freed:
                 self._disk.close(segment.handle)
@@ -291,8 +332,16 @@ class Wal:
         self._spares.adopt(names)
         if last_write is not None:
             cut_tail(self._disk, self._segments[-1], last_write)
+            self._finish_reset()
         else:
             self._roll(None, ())
+
+    def _finish_reset(self) -> None:
+        """Free what stands before the segment with which the log begins anew, if one does."""
+        anew = [i for i, segment in enumerate(self._segments) if segment.header.is_anew]
+        if anew and anew[-1]:
+            freed, self._segments = self._segments[: anew[-1]], self._segments[anew[-1] :]
+            self._free(freed)
 
     def _check(self) -> None:
         if self._failure:
@@ -357,8 +406,16 @@ class Wal:
             self._locations.extend([high | offset for offset in offsets])
             self.last = entries[-1].position
 
-    def _roll(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
-        """Write into a spare and make it the current segment, in the order of W2."""
+    def _roll(
+        self,
+        hard_state: HardState | None,
+        entries: Sequence[Entry],
+        anew: LogPosition | None = None,
+    ) -> None:
+        """Write into a spare and make it the current segment, in the order of W2.
+
+        With `anew`, the log begins with it, at this position.
+        """
         previous = self._segments[-1] if self._segments else None
         header = Header(
             segment_id=previous.header.segment_id + 1 if previous else 1,
@@ -367,8 +424,9 @@ class Wal:
             first_write_end=HEADER_BYTES + write_bytes(hard_state, entries),
             previous_salt=previous.header.salt if previous else 0,
             previous_end=previous.end if previous else 0,
-            base=self._position(entries[0].index - 1) if entries else self.last,
+            base=anew or (self._position(entries[0].index - 1) if entries else self.last),
             hard_state=self.hard_state,
+            is_anew=anew is not None,
         )
         assert 0 < header.salt < 1 << 64 and header.salt != header.previous_salt
         path = segment_path(self._directory, header.segment_id)
@@ -386,6 +444,9 @@ class Wal:
             raise self._fail(error) from error
         with self._lock:
             self._segments.append(segment)
+            if anew is not None:
+                self.base = self.last = anew
+                self._locations = array("Q")
             self._written(segment, hard_state, entries, offsets)
 
     def _position(self, index: int) -> LogPosition:

@@ -12,12 +12,13 @@ from raftha.core.messages import (
     Message,
     ReadReply,
     ReadRequest,
+    SnapshotOffer,
     TimeoutNow,
     VoteReply,
     VoteRequest,
 )
 from raftha.core.raft import Raft, Role
-from raftha.core.ready import CoreConfig, LogRead, ReadState, Ready, Write
+from raftha.core.ready import CoreConfig, LogRead, ReadState, Ready, SnapshotRequest, Write
 
 __all__ = [
     "Append",
@@ -34,6 +35,8 @@ __all__ = [
     "ReadState",
     "Ready",
     "Role",
+    "SnapshotOffer",
+    "SnapshotRequest",
     "TimeoutNow",
     "VoteReply",
     "VoteRequest",

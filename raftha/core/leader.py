@@ -29,7 +29,7 @@ from raftha.core.messages import (
 )
 from raftha.core.progress import Mode, Progress
 from raftha.core.reads import Read, ReadRounds
-from raftha.core.ready import CoreConfig, LogRead, ReadState
+from raftha.core.ready import CoreConfig, LogRead, ReadState, Requests, SnapshotRequest
 from raftha.entry import Entry, EntryKind, LogPosition, make_entry
 from raftha.errors import MembershipChangePending, TransferFailed, Unavailable
 from raftha.events import CatchUpGivenUp, Event, ReplicaBehindLog
@@ -57,9 +57,9 @@ class Leadership:
         send: Callable[[Message], None],
         events: list[Event],
         read_states: list[ReadState],
-        log_reads: list[LogRead],
+        requests: Requests,
     ) -> None:
-        """The three lists are the core's; what goes into them is in its next `Ready`."""
+        """The lists and `requests` are the core's; what goes into them is in its next `Ready`."""
         self.id = config.node_id
         self.term = term
         self.transfer_target: int | None = None
@@ -69,7 +69,7 @@ class Leadership:
         self._send = send
         self._events = events
         self._read_states = read_states
-        self._log_reads = log_reads
+        self._requests = requests
         self._reads = ReadRounds()
         self._ticks = 0
         self._catch_ups: dict[int, CatchUp] = {}
@@ -213,7 +213,7 @@ class Leadership:
                 if progress.next < self._log.first_index:
                     self._on_behind_log(peer, progress, self._log.first_index)
                 else:
-                    self._log_reads.append(
+                    self._requests.log_reads.append(
                         LogRead(peer, self.term, self._log.persisted, progress.next)
                     )
                 return
@@ -325,16 +325,34 @@ class Leadership:
             self._on_behind_log(request.peer, progress, first_index)
 
     def _on_behind_log(self, peer: int, progress: Progress, first_index: int) -> None:
-        progress.mode = Mode.PROBE
-        # Paused until it is heard from again. Its place is a snapshot's: the log can't help it.
-        progress.waits_for_reply = True
-        if not progress.is_behind_log:
-            progress.is_behind_log = True
-            self._events.append(
-                ReplicaBehindLog(
-                    node_id=self.id, peer=peer, needs_index=progress.next, first_index=first_index
-                )
+        """The log can't help this follower: ask the outside to send it an image of the state."""
+        progress.mode = Mode.SNAPSHOT
+        self._requests.snapshots.append(SnapshotRequest(peer, self.term))
+        self._events.append(
+            ReplicaBehindLog(
+                node_id=self.id, peer=peer, needs_index=progress.next, first_index=first_index
             )
+        )
+
+    def snapshot_sent(self, request: SnapshotRequest, index: int) -> None:
+        """The follower holds everything up to `index` now, by an image or already; go on there."""
+        progress = self._awaiting(request)
+        if progress is not None:
+            progress.probe_after(index)
+            self._send_append(request.peer)
+
+    def snapshot_failed(self, request: SnapshotRequest) -> None:
+        """The follower got no image. As soon as it is heard from, look anew at what it needs."""
+        progress = self._awaiting(request)
+        if progress is not None:
+            progress.mode = Mode.PROBE
+            progress.waits_for_reply = True
+
+    def _awaiting(self, request: SnapshotRequest) -> Progress | None:
+        progress = self.progress.get(request.peer)
+        if request.term != self.term or progress is None or progress.mode is not Mode.SNAPSHOT:
+            return None
+        return progress
 
     # ---------------------------------------------------------------- heartbeats and reads
 

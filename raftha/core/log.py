@@ -4,7 +4,7 @@ Theory of operation. `window` holds the entries after `anchor`; everything not y
 in it, applied entries stay while they fit `window_bytes_max`. What is older is on disk only, from
 `first_index` on; the core asks for it with a `LogRead` when a follower needs it.
 
-    first_index <= anchor.index + 1        applied <= commit <= last        persisted <= last
+    anchor.index <= applied <= commit <= last        persisted <= last
 
 `applied` never passes `persisted`: what the state holds, the disk holds. `written` runs ahead of
 `persisted`: it is the last entry handed out to be written. Up to `compact_index` every member has

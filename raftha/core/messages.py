@@ -117,6 +117,23 @@ class TimeoutNow(NamedTuple):
     term: int
 
 
+class SnapshotOffer(NamedTuple):
+    """The leader has an image of the state, as of a committed entry, for whom its log can't help.
+
+    `snapshot` is the image's id, `size` its bytes. How it is carried over is not the core's
+    business; that there is a leader, and whether its image is of use, is.
+    """
+
+    to: int
+    sender: int
+    term: int
+    snapshot: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    index_term: int
+    size: int
+    sha256: bytes
+
+
 Message = (
     VoteRequest
     | VoteReply
@@ -127,4 +144,5 @@ Message = (
     | ReadRequest
     | ReadReply
     | TimeoutNow
+    | SnapshotOffer
 )

@@ -3,8 +3,11 @@
     PROBE      where the logs agree is not known: one append at a time, the next after its reply
     FETCH      the next entries are on disk only and were asked for; nothing is sent until they come
     REPLICATE  they agree up to `match`: appends go out back to back, within the in-flight limits
+    SNAPSHOT   it needs what the log no longer has: nothing is sent until the outside says what
+               became of the image that it sends instead
 
-A lost connection, a rejection or silence leads back to PROBE; the first `ok` to REPLICATE.
+A lost connection, a rejection or silence leads back to PROBE; the first `ok` to REPLICATE. Only the
+outside ends SNAPSHOT: an image takes longer than a connection may live.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ class Mode(enum.Enum):
     PROBE = "probe"
     FETCH = "fetch"
     REPLICATE = "replicate"
+    SNAPSHOT = "snapshot"
 
 
 class Progress:
@@ -35,7 +39,6 @@ class Progress:
         self.was_active = True
         self.notify_index = 0
         self.waits_for_reply = False
-        self.is_behind_log = False
         self._in_flight: deque[tuple[int, int]] = deque()
         self._in_flight_bytes = 0
         self._messages_max = messages_max
@@ -49,7 +52,7 @@ class Progress:
                 len(self._in_flight) >= self._messages_max
                 or self._in_flight_bytes >= self._bytes_max
             )
-        return self.mode is Mode.FETCH or self.waits_for_reply
+        return self.mode in (Mode.FETCH, Mode.SNAPSHOT) or self.waits_for_reply
 
     def probe(self) -> None:
         """Go back to asking; what was in flight may be lost.
@@ -59,10 +62,17 @@ class Progress:
         """
         if self.mode is Mode.REPLICATE:
             self.next = self.match + 1
-        self.mode = Mode.PROBE
+        if self.mode is not Mode.SNAPSHOT:
+            self.mode = Mode.PROBE
         self.waits_for_reply = False
         self._in_flight.clear()
         self._in_flight_bytes = 0
+
+    def probe_after(self, index: int) -> None:
+        """An image as of `index` is installed; where the logs agree is to be found out again."""
+        self.mode = Mode.PROBE
+        self.next = max(self.match, index) + 1
+        self.waits_for_reply = False
 
     def sent(self, last_index: int, size: int) -> None:
         """An append up to `last_index` went out; `size` is the bytes of its entries."""
@@ -93,7 +103,7 @@ class Progress:
                 return False
             self.probe()
             return True
-        if index != self.next - 1:
+        if self.mode is Mode.SNAPSHOT or index != self.next - 1:
             return False
         self.mode = Mode.PROBE
         self.next = max(min(next_index, index), self.match + 1)

@@ -12,7 +12,8 @@ The outside (`node.py`, or the simulator) drives one `Raft`:
 and after any of these takes what is to be done:
 
     ready = raft.ready()
-    1. send ready.messages, apply ready.committed, answer ready.read_states, fetch ready.log_reads
+    1. send ready.messages, apply ready.committed, answer ready.read_states, fetch ready.log_reads,
+       make and take the images of ready.snapshot_requests and ready.snapshot_offers
     2. make ready.write durable, as one write and one sync; only then
     3. send ready.write.messages and call raft.advance(ready.write)
 
@@ -48,7 +49,13 @@ Membership is in the log (`membership.py`): all quorums are those of the latest 
 node's own log. A node that isn't a voter there never campaigns, but it votes and takes entries from
 whoever asks: those may know a later one.
 
-Snapshots have their place: the leader notes a follower that needs more than the log.
+Snapshots: for a follower that needs entries which the log no longer has, the leader asks the
+outside to send an image of the state (`SnapshotRequest`), and sends it nothing else until it hears
+what became of that. A follower takes an offer as it takes an append: it may come from a leader that
+it hasn't heard of yet. Whether the image is of use is asked when it is offered, and again before it
+is installed (`holds`): a log that has the image's last entry agrees with the leader's up to there,
+and may have acknowledged entries beyond it, which an image would throw away. A log that doesn't
+have it has nothing behind it that could be committed.
 
 Sources: Ongaro & Ousterhout, «In Search of an Understandable Consensus Algorithm»; Ongaro's thesis;
 the division of labour is that of etcd's raft library.
@@ -70,13 +77,22 @@ from raftha.core.messages import (
     Message,
     ReadReply,
     ReadRequest,
+    SnapshotOffer,
     TimeoutNow,
     VoteReply,
     VoteRequest,
 )
 from raftha.core.outbox import Outbox
 from raftha.core.progress import Progress
-from raftha.core.ready import CoreConfig, LogRead, ReadState, Ready, Write
+from raftha.core.ready import (
+    CoreConfig,
+    LogRead,
+    ReadState,
+    Ready,
+    Requests,
+    SnapshotRequest,
+    Write,
+)
 from raftha.entry import Entry, EntryKind, HardState, LogPosition
 from raftha.errors import NotLeader
 from raftha.events import (
@@ -133,7 +149,8 @@ class Raft:
         self._terms_without_leader = 0
         self._outbox = Outbox(log, hard_state, config.write_bytes_max)
         self._read_states: list[ReadState] = []
-        self._log_reads: list[LogRead] = []
+        self._requests = Requests()
+        self._snapshot_offers: list[SnapshotOffer] = []
         self._events: list[Event] = []
         self._set_timeout()
 
@@ -221,6 +238,9 @@ class Raft:
                     self._leadership.step(message)
             case ReadReply() if message.sender == self.leader:
                 self._read_states.append(ReadState(message.read_id, message.index))
+            case SnapshotOffer():
+                self._hear_leader(message.sender)
+                self._snapshot_offers.append(message)
             case TimeoutNow():
                 is_asked = self.role is Role.FOLLOWER and message.sender == self.leader
                 if is_asked and self.is_voter:
@@ -324,6 +344,20 @@ class Raft:
         if self._leadership is not None:
             self._leadership.log_read_failed(request, first_index)
 
+    def holds(self, index: int, term: int) -> bool:
+        """Whether this log has entry `index` of `term`, a committed one, or what came of it."""
+        return index <= self.log.commit or self.log.term(index) == term
+
+    def snapshot_sent(self, request: SnapshotRequest, index: int) -> None:
+        """The follower of `request` holds everything up to `index`."""
+        if self._leadership is not None:
+            self._leadership.snapshot_sent(request, index)
+
+    def snapshot_failed(self, request: SnapshotRequest) -> None:
+        """The follower of `request` got no image; it will be asked for again."""
+        if self._leadership is not None:
+            self._leadership.snapshot_failed(request)
+
     # ---------------------------------------------------------------- outputs
 
     def ready(self) -> Ready:
@@ -334,11 +368,15 @@ class Raft:
             self._outbox.take_messages(),
             self._take_committed(),
             list(self._read_states),
-            list(self._log_reads),
+            list(self._requests.log_reads),
+            list(self._requests.snapshots),
+            list(self._snapshot_offers),
             list(self._events),
         )
         self._read_states.clear()
-        self._log_reads.clear()
+        self._requests.log_reads.clear()
+        self._requests.snapshots.clear()
+        self._snapshot_offers.clear()
         self._events.clear()
         return ready
 
@@ -395,7 +433,7 @@ class Raft:
                     return True
             case VoteReply() if message.pre and message.granted:
                 return True  # Carries the term that was asked for, which is nobody's yet.
-            case Append() | Heartbeat():
+            case Append() | Heartbeat() | SnapshotOffer():
                 self._become_follower(message.term, message.sender)
                 return True
             case _:
@@ -406,7 +444,7 @@ class Raft:
     def _answer_stale(self, message: Message) -> None:
         """Tell a node with an older term what the term is, where that helps it."""
         match message:
-            case Append() | Heartbeat():
+            case Append() | Heartbeat() | SnapshotOffer():
                 # A leader of an earlier term learns from this that it isn't one any more.
                 self._send(AppendReply(message.sender, self.id, self.term, False, 0, 0, 0))
             case VoteRequest():
@@ -489,7 +527,7 @@ class Raft:
             self._send,
             self._events,
             self._read_states,
-            self._log_reads,
+            self._requests,
         )
         self._leadership.append(EntryKind.NOOP, b"", 0, 0)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from raftha.core.messages import Message
+from raftha.core.messages import Message, SnapshotOffer
 from raftha.entry import Entry, HardState
 from raftha.events import Event
 
@@ -58,6 +58,24 @@ class LogRead(NamedTuple):
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
 
 
+class SnapshotRequest(NamedTuple):
+    """Follower `peer` needs entries that the log of the leader of `term` no longer has.
+
+    It is to be sent an image of the state: `Raft.snapshot_sent` or `snapshot_failed` ends it.
+    """
+
+    peer: int
+    term: int
+
+
+@dataclass(slots=True)
+class Requests:
+    """What a leader asks of the outside, as it comes up in a turn."""
+
+    log_reads: list[LogRead] = field(default_factory=list)
+    snapshots: list[SnapshotRequest] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class Ready:
     """One turn's work. Nothing waits for `write` but the messages that are part of it."""
@@ -67,4 +85,6 @@ class Ready:
     committed: tuple[Entry, ...]
     read_states: list[ReadState]
     log_reads: list[LogRead]
+    snapshot_requests: list[SnapshotRequest]
+    snapshot_offers: list[SnapshotOffer]
     events: list[Event]

@@ -64,6 +64,10 @@ The commands; NODE is an id, NODES some ids:
     crash NODE              stop; what is not written is lost
     restart NODE            start from what is on disk
     compact NODE INDEX      free the log up to INDEX, which must be applied
+    offer-image NODE PEER   send an offer of an image of what NODE has compacted
+    install NODE FROM       have NODE start with an image of what FROM has compacted
+    image-sent NODE PEER INDEX, image-failed NODE PEER
+                            tell NODE what became of the image that it asked for
     cut NODE [NODE], heal NODE [NODE]
                             lose all messages between the two (or between it and all others),
                             unnoticed; don't any more

@@ -14,7 +14,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from raftha.core import CoreConfig, LogRead, Message, Raft, RaftLog, Ready, Role, Write
+from raftha.core import (
+    CoreConfig,
+    LogRead,
+    Message,
+    Raft,
+    RaftLog,
+    Ready,
+    Role,
+    SnapshotOffer,
+    SnapshotRequest,
+    Write,
+)
 from raftha.entry import LOG_START, Entry, EntryKind, HardState, LogPosition, make_entry
 from raftha.events import RoleChanged
 from raftha.membership import Membership
@@ -71,6 +82,7 @@ class Member:
         self.holds_writes = False
         self.holds_reads = False
         self.pending_reads: list[LogRead] = []
+        self.image_requests: dict[int, SnapshotRequest] = {}
         self.applied: list[Entry] = []
         self.commit = 0
         self._core: Raft | None = None
@@ -113,6 +125,15 @@ class Member:
         self._core = None
         self.pending = None
         self.pending_reads.clear()
+        self.image_requests.clear()
+
+    def install(self, position: LogPosition, state: Sequence[Entry]) -> None:
+        """Put an image in the place of log and state, and start with it."""
+        term, vote, commit = self.disk.hard_state
+        self.crash()
+        hard_state = HardState(term, vote, max(commit, position.index))
+        self.disk = Disk(hard_state, position, [], list(state))
+        self.start()
 
 
 class Cluster:
@@ -143,6 +164,13 @@ class Cluster:
                 self._send(message)
             for request in ready.log_reads:
                 self._read_log(member, request)
+            for wanted in ready.snapshot_requests:
+                self.say(f"{member.id} asks for an image for {wanted.peer}")
+                member.image_requests[wanted.peer] = wanted
+            for offer in ready.snapshot_offers:
+                is_held = member.core.holds(offer.index, offer.index_term)
+                use = "of no use" if is_held else "of use"
+                self.say(f"{member.id} is offered an image as of {offer.index}: {use}")
             if ready.write is not None:
                 self._begin_write(member, ready.write)
             elif not ready.log_reads:
@@ -214,6 +242,22 @@ class Cluster:
     def read(self, member: Member) -> None:
         """Complete the oldest pending read of the log."""
         self._finish_read(member, member.pending_reads.pop(0))
+        self.turn(member)
+
+    def offer(self, member: Member, peer: int) -> None:
+        """Offer `peer` an image of what this node's disk has compacted."""
+        base = member.disk.base
+        self._send(
+            SnapshotOffer(peer, member.id, member.core.term, 1, base.index, base.term, 0, b"")
+        )
+
+    def image_ended(self, member: Member, peer: int, index: int | None) -> None:
+        """Say that `peer` holds everything up to `index` now, or that it got no image."""
+        request = member.image_requests.pop(peer)
+        if index is None:
+            member.core.snapshot_failed(request)
+        else:
+            member.core.snapshot_sent(request, index)
         self.turn(member)
 
     # ---------------------------------------------------------------- the network

@@ -184,6 +184,21 @@ class Interpreter:
         member.core.log.first_index = index + 1
         self._say(f"{member.id} log begins at {index + 1}")
 
+    def do_offer_image(self, args: Args) -> None:
+        self._cluster.offer(self._member(args), args.number())
+
+    def do_install(self, args: Args) -> None:
+        member, source = self._member(args), self._member(args)
+        member.install(source.disk.base, source.disk.state)
+        self._say(f"{member.id} starts with an image: {render.log_text(member.core)}")
+        self._cluster.turn(member)
+
+    def do_image_sent(self, args: Args) -> None:
+        self._cluster.image_ended(self._member(args), args.number(), args.number())
+
+    def do_image_failed(self, args: Args) -> None:
+        self._cluster.image_ended(self._member(args), args.number(), None)
+
     # ---------------------------------------------------------------- time
 
     def do_tick(self, args: Args) -> None:

@@ -14,6 +14,7 @@ from raftha.core import (
     Raft,
     ReadReply,
     ReadRequest,
+    SnapshotOffer,
     TimeoutNow,
     VoteReply,
     VoteRequest,
@@ -91,6 +92,8 @@ def _details(message: Message) -> str:
             text = f"id={message.read_id}"
         case ReadReply():
             text = f"id={message.read_id} index={message.index}"
+        case SnapshotOffer():
+            text = f"image={message.index}/{message.index_term}"
         case TimeoutNow():
             pass
         case _:

@@ -21,6 +21,8 @@ from raftha.entry import Entry, EntryKind, Group, HardState
 from raftha.errors import Unavailable
 from raftha.membership import Membership
 from raftha.readings import Readings
+from raftha.snapshots import SnapshotReceiver
+from raftha.storage import snapshot as snapshot_module
 from raftha.storage import wal as wal_module
 from raftha.storage.sessions import Outcome, Sessions
 from raftha.storage.wal import Wal
@@ -327,6 +329,18 @@ def membership_outlives_its_entry() -> list[Patch]:
     return [(RaftLog, "_extend", extend)]
 
 
+def image_over_newer_entries() -> list[Patch]:
+    """An image is installed although another leader's log has helped in the meantime."""
+
+    def on_checked(self: SnapshotReceiver, is_sound: bool) -> None:
+        self._files.install()
+
+    return [
+        (SnapshotReceiver, "_on_checked", on_checked),
+        (snapshot_module, "is_needed", lambda wal, applied, position: True),
+    ]
+
+
 # Found by this simulation in the real code; put back to see that they would be found again. (One
 # more, old answers from the disk, takes thousands of seeds: `test_raft_replication.py` has it.)
 
@@ -390,6 +404,7 @@ BUGS: dict[str, Bug] = {
         quorum_of_the_old_members,
         removed_nodes_vote,
         membership_outlives_its_entry,
+        image_over_newer_entries,
         reconnected_is_asked_for_entry_1,
         lost_appends_stay_lost,
         waiting_reads_spin,

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from raftha.core import Write
+from raftha.entry import LogPosition
 from raftha.membership import Membership
 from raftha.operations import DigestOperation, WriteOperation
 from raftha.storage.commands import pack_call
+from raftha.storage.wal import Wal
 from raftha.types import Digest, Receipt
 from raftha.wire import PeerMessage
 from tests.sim.clients import Command, History, SessionClient, Writer
@@ -140,6 +142,9 @@ class Simulation:
 
     def on_role(self, member: Member, role: str) -> None:
         self.faults.on_role(member, role)
+
+    def on_reset(self, member: Member, wal: Wal, position: LogPosition) -> None:
+        self.invariants.on_reset(member, wal, position)
 
     def on_crash(self, member: Member) -> None:
         self.faults.on_crash(member)

@@ -18,6 +18,7 @@ Chained hashes make this cheap: two logs that agree on one hash agree on all bef
     state machine safety   what a member has applied is the committed log
     monotonic              term, commit and applied never go back; votes don't change
     durability             a restarted member finds what it had made durable
+    images                 an image takes the place only of a log that doesn't hold what is in it
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from raftha.core import Append, AppendReply, Raft, RaftLog, Role, VoteReply, VoteRequest, Write
 from raftha.entry import LOG_START, Entry, HardState, LogPosition
 from raftha.membership import Membership
+from raftha.storage.wal import Wal
 from raftha.wire import PeerMessage
 from tests.sim.member import Member
 from tests.sim.memberships import Memberships, voters
@@ -41,6 +43,14 @@ class DurableLog:
     def __init__(self) -> None:
         self.hard_state = HardState(0, 0, 0)
         self._hashes: list[bytes] = []
+
+    def begin_anew(self, hashes: list[bytes], term_reached: int) -> None:
+        """An image took the place of the log, whose entries would have these hashes."""
+        term, vote, commit = self.hard_state
+        if term_reached > term:
+            term, vote = term_reached, 0
+        self.hard_state = HardState(term, vote, max(commit, len(hashes)))
+        self._hashes = hashes
 
     @property
     def last(self) -> tuple[int, bytes]:
@@ -71,6 +81,7 @@ class _Seen:
         self.marks: tuple[object, ...] = ()
         self.durable = DurableLog()
         self.writing: Write | None = None
+        self.reset: LogPosition | None = None
 
 
 class Invariants:
@@ -264,8 +275,28 @@ class Invariants:
         assert member.wal is not None
         assert member.node is not None
         seen = self._seen[member.id]
-        wal, writing = member.wal, seen.writing
-        durable = seen.durable
+        reset, seen.reset = seen.reset, None
+        if reset is not None and member.wal.base == reset:
+            hashes = [entry.hash for entry in self.committed[: reset.index]]
+            seen.durable.begin_anew(hashes, reset.term)
+        else:
+            self._check_found(member, member.wal, seen)
+        if seen.durable.hash_at(member.wal.base.index) != member.wal.base.hash:
+            raise Violation(f"node {member.id} found another entry {member.wal.base.index}")
+        self._forget(member, seen)
+
+    def on_reset(self, member: Member, wal: Wal, position: LogPosition) -> None:
+        """A member that starts is about to begin its log anew."""
+        seen = self._seen[member.id]
+        self._check_found(member, wal, seen)
+        seen.writing, seen.reset = None, position
+        if self.committed[position.index - 1].hash != position.hash:
+            raise Violation(f"node {member.id} installs another entry {position.index}")
+        if seen.durable.hash_at(position.index) == position.hash:
+            raise Violation(f"node {member.id} installs an image over entry {position.index}")
+
+    def _check_found(self, member: Member, wal: Wal, seen: _Seen) -> None:
+        writing, durable = seen.writing, seen.durable
         found = (wal.last.index, wal.last.hash)
         is_old = wal.hard_state == durable.hard_state and found == durable.last
         if not is_old and writing is not None:
@@ -282,9 +313,6 @@ class Invariants:
                 f"node {member.id} found a log that ends at {wal.last.index} instead of "
                 f"{durable.last[0]}"
             )
-        if durable.hash_at(wal.base.index) != wal.base.hash:
-            raise Violation(f"node {member.id} found another entry {wal.base.index}")
-        self._forget(member, seen)
 
     def _forget(self, member: Member, seen: _Seen) -> None:
         assert member.node is not None

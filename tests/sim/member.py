@@ -17,6 +17,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, Protocol
 
+from raftha.checkpoints import Cut
 from raftha.config import HaConfig
 from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
 from raftha.entry import Entry, HardState, LogPosition
@@ -31,10 +32,11 @@ from raftha.storage.state import Frozen, State
 from raftha.storage.wal import Wal
 from raftha.wire import PeerMessage
 from tests.sim.disk import SimulatedDisk
+from tests.sim.images import SimulatedFiles
 from tests.sim.network import Network
 from tests.sim.store import DictStore
 from tests.sim.swarm import Swarm
-from tests.sim.world import Violation, World
+from tests.sim.world import World
 
 HEARTBEAT_MS = 50
 ELECTION_MS = 250
@@ -62,6 +64,7 @@ class Watch(Protocol):
     def on_durable(self, member: Member, write: Write) -> None: ...
     def on_role(self, member: Member, role: str) -> None: ...
     def on_crash(self, member: Member) -> None: ...
+    def on_reset(self, member: Member, wal: Wal, position: LogPosition) -> None: ...
 
 
 class MemberClock:
@@ -97,6 +100,7 @@ class Member:
         self.rng: Random = world.stream(f"member {node_id}")
         self.disk = SimulatedDisk(world.stream(f"disk {node_id}"))
         self.store = DictStore()
+        self.snapshots = SimulatedFiles(self, swarm.chunk_bytes)
         self.wal: Wal | None = None
         self.config = HaConfig(
             node_id=node_id,
@@ -143,7 +147,6 @@ class Member:
 
     def _open(self) -> Node:
         swarm = self._swarm
-        state = State(self.store, self._machine)
         rng = self.rng
         self.wal = wal = Wal.open(
             self.disk,
@@ -151,6 +154,9 @@ class Member:
             segment_bytes=swarm.segment_bytes,
             salt=lambda: rng.randrange(1, 1 << 64),
         )
+        if self.snapshots.install_if_ready(wal):
+            self._world.note(self.id, "image installed", f"at {wal.base.index}")
+        state = State(self.store, self._machine)
         entries = entries_after(wal, state.applied, WAL)
         config = CoreConfig(
             node_id=self.id,
@@ -200,6 +206,7 @@ class Member:
         self.disk.fault = None
         self._delivered = []
         self.store = self.store.crash()
+        self.snapshots.crash()
         if is_power_loss:
             self.disk.crash()
         self._watch.on_crash(self)
@@ -324,22 +331,23 @@ class Member:
             self._world.note(self.id, "log read", detail)
             self.node.on_log_read(request, previous, entries)
 
-    def checkpoint(self, frozen: Frozen, compact_index: int, *, with_digest: bool) -> None:
-        job = (self._write_store, frozen, compact_index, with_digest)
+    def checkpoint(self, frozen: Frozen, cut: Cut, *, with_digest: bool) -> None:
+        # Not all are as short of space: who helps a member that lags may change with the leader.
+        is_short = self.id % 2 == 1
+        cut = cut._replace(bytes_max=self._swarm.retention_bytes if is_short else 1 << 40)
+        job = (self._write_store, frozen, cut, with_digest)
         self._later(2 * self._disk_time(), self._run, *job)
 
-    def _write_store(self, frozen: Frozen, compact_index: int, with_digest: bool) -> None:
+    def _write_store(self, frozen: Frozen, cut: Cut, with_digest: bool) -> None:
         self.store.write(frozen.items, frozen.meta)
         self._world.note(self.id, "checkpoint", f"at {frozen.position.index}")
-        job = (self._compact, frozen, compact_index, with_digest)
+        job = (self._compact, frozen, cut, with_digest)
         self._later(self._disk_time(), self._run, *job)
 
-    def _compact(self, frozen: Frozen, compact_index: int, with_digest: bool) -> None:
+    def _compact(self, frozen: Frozen, cut: Cut, with_digest: bool) -> None:
         assert self.wal is not None
         first_index = self.wal.first_index
-        # A newcomer gets all it has from the log, so the log has to begin at entry 1 where there
-        # are newcomers: what is compacted could only come to them in a snapshot.
-        self.wal.compact(0 if self._swarm.change_every_s else compact_index)
+        cut.apply(self.wal)
         if self.wal.first_index != first_index:
             self._world.note(self.id, "compacted", f"to {self.wal.first_index}")
         self._prepare_spare_now()
@@ -371,6 +379,36 @@ class Member:
         except StorageFull:
             self._world.counts["no spare"] += 1
 
+    # ---------------------------------------------------------------- images
+
+    def on_disk(self, work: Callable[[], Any], done: Callable[[Any], None], pause: float) -> None:
+        """Do `work` when the disk gets to it, and `done` with its result `pause` later."""
+
+        def run() -> None:
+            self._later(pause, self._on_done, done, work())
+
+        self._later(self._disk_time(), self._run, run)
+
+    def _on_done(self, done: Callable[[Any], None], result: Any) -> None:
+        done(result)
+
+    def pick_pause(self, pauses: tuple[float, ...]) -> float:
+        """How long something takes that may take long."""
+        return pauses[0] if self._is_calm else self.rng.choice(pauses)
+
+    def end_for_image(self) -> None:
+        """Stop; the next start installs the image."""
+        self._world.note(self.id, "image ready")
+        self.crash(is_power_loss=False, is_silent=False)
+
+    def on_reset(self, wal: Wal, position: LogPosition) -> None:
+        self._watch.on_reset(self, wal, position)
+
+    def may_crash(self) -> None:
+        """Between two steps of a start that may be cut off."""
+        if self._countdown is not None and self.rng.random() < 0.5:
+            raise SimulatedCrash
+
     def deliver(self, waiter: Any, result: Any) -> None:
         self._delivered.append((waiter, result))
 
@@ -387,7 +425,7 @@ class Member:
         elif isinstance(event, LeaderLost):
             self._world.note(self.id, "leader lost", f"{event.leader}: {event.reason}")
         elif isinstance(event, ReplicaBehindLog):
-            raise Violation(f"node {event.peer} needs entry {event.needs_index}, which is gone")
+            self._world.note(self.id, "behind log", f"{event.peer} needs {event.needs_index}")
 
     def wake(self) -> None:
         if not self._is_turn_due:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
+import msgpack
 from sortedcontainers import SortedDict
 
 from raftha.errors import Corrupt, StorageError
@@ -87,6 +88,20 @@ class DictStore:
     def close(self) -> None:
         """Make this object unusable."""
         self._is_open = False
+
+    def image(self) -> bytes:
+        """All of it, as bytes."""
+        assert self._is_open
+        image: bytes = msgpack.packb([self._meta, list(self._values.items())])
+        return image
+
+    @classmethod
+    def from_image(cls, image: bytes) -> DictStore:
+        """The store that `image` was made of."""
+        store = cls()
+        store._meta, items = msgpack.unpackb(image)
+        store._values.update((key, value) for key, value in items)
+        return store
 
     def crash(self) -> DictStore:
         """Return the store as a restart finds it; this object can't be used any more."""

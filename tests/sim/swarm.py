@@ -27,6 +27,7 @@ T = TypeVar("T")
 DIRECTED_CHANCE = 0.25
 CHANGING_CHANCE = 0.3
 NEWCOMERS = 3
+SHORT_LOGS_CHANCE = 0.35
 _KINDS: tuple[type, ...] = (
     Append, AppendReply, Heartbeat, HeartbeatReply, VoteRequest, VoteReply, ReadReply, TimeoutNow,
     Forward,
@@ -91,6 +92,9 @@ class Swarm:
     depth: int
     timeout_s: float
 
+    retention_bytes: int = 1 << 40
+    chunk_bytes: int = 1 << 20
+
     @property
     def nodes(self) -> int:
         """How many nodes there may ever be: the first members, and those that may come later."""
@@ -104,6 +108,8 @@ def draw(rng: Random) -> Swarm:
         return rng.choice((_falling_leaders, _cut_off_leaders, _failing_power))(swarm, rng)
     if rng.random() < CHANGING_CHANCE:
         return rng.choice((_changing, _changing, _changing_leaders))(swarm, rng)
+    if rng.random() < SHORT_LOGS_CHANCE:
+        return _short_logs(swarm, rng)
     return swarm
 
 
@@ -187,6 +193,34 @@ def _failing_power(swarm: Swarm, rng: Random) -> Swarm:
         restart_s=0.02,
         clients=6,
         think_s=0.01,
+    )
+
+
+def _short_logs(swarm: Swarm, rng: Random) -> Swarm:
+    """Some members cut their logs at every checkpoint, whoever still needs them.
+
+    Images take their place. What the other members keep may help before an image is installed.
+    """
+    return replace(
+        _without_faults(swarm) if rng.random() < 0.8 else swarm,
+        size=3,
+        chaos_s=6.0,
+        retention_bytes=0,
+        chunk_bytes=rng.choice((64, 300, 1 << 20)),
+        segment_bytes=16 * 1024,
+        checkpoint_s=0.1,
+        window_bytes_max=1,
+        append_bytes_max=rng.choice((400, 4 << 20)),
+        in_flight_messages_max=rng.choice((4, 256)),
+        write_bytes_max=8 << 20,
+        crash_every_s=rng.choice((0.7, 1.5)),
+        mid_operation_chance=rng.choice((0.0, 0.5)),
+        restart_s=rng.choice((0.3, 0.8)),
+        leader_chance=0.2,
+        transfer_every_s=0.3,
+        clients=6,
+        think_s=0.005,
+        timeout_s=0.8,
     )
 
 

@@ -16,6 +16,7 @@ from raftha.core import (
     HeartbeatReply,
     ReadReply,
     ReadRequest,
+    SnapshotOffer,
     TimeoutNow,
     VoteReply,
     VoteRequest,
@@ -33,6 +34,8 @@ from raftha.wire import (
     MembershipReply,
     MembershipRequest,
     Refusal,
+    SnapshotChunk,
+    SnapshotReply,
     TransferReply,
     TransferRequest,
     decode,
@@ -61,6 +64,9 @@ MESSAGES: list[Frame] = [
     TransferReply(1, 2, 3, "it does not answer"),
     MembershipRequest(1, 2, 4, True, "127.0.0.1:7104", "primary", False),
     MembershipReply(1, 2, 4, "InvalidRequest", "no"),
+    SnapshotOffer(1, 2, 3, 1 << 62, 50, 2, 1 << 40, b"s" * 32),
+    SnapshotChunk(1, 2, 1 << 62, 524288, 1 << 31, bytes(600_000)),
+    SnapshotReply(1, 2, 1 << 62, 1, 1 << 40),
 ]
 
 
