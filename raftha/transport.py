@@ -48,6 +48,7 @@ REDIAL_MIN_S, REDIAL_MAX_S = 0.02, 0.5
 ASK_S = 2.0
 OUTGOING_BYTES_MAX = 64 << 20
 SILENCE_S = 10
+CLOSE_S = 1.0
 REMOVED = "the node was removed from the cluster"
 REASON_CHARACTERS_MAX = 300
 """Of a reason in the log; a stranger's words may be in it, and they mustn't look like our lines."""
@@ -93,6 +94,7 @@ class Transport:
         self._tls = tls
         self._connected: dict[int, Connection] = {}
         self._undecided: set[Connection] = set()
+        self._open: set[Connection] = set()
         self._dialers: dict[int, asyncio.Task[None]] = {}
         self._server: asyncio.Server | TlsServer | None = None
         self._is_paused = False
@@ -143,12 +145,16 @@ class Transport:
         self._is_paused = True
         for dialer in self._dialers.values():
             dialer.cancel()
-        for connection in [*self._connected.values(), *self._undecided]:
-            connection.abandon()
         self._connected.clear()
         self._undecided.clear()
         await asyncio.gather(*self._dialers.values(), return_exceptions=True)
         self._dialers.clear()
+        # Until they are really closed: an event loop that ends before its connections may hang.
+        deadline = asyncio.get_running_loop().time() + CLOSE_S
+        while self._open and asyncio.get_running_loop().time() < deadline:
+            for connection in self._open:
+                connection.abandon()
+            await asyncio.sleep(0.001)
 
     def is_connected(self, peer: int) -> bool:
         return peer in self._connected
@@ -218,6 +224,7 @@ class Transport:
 
     def opened(self, connection: Connection) -> bool:
         """Whether a new connection may stay for its handshake."""
+        self._open.add(connection)
         incoming = sum(each.expected is None for each in self._undecided)
         is_full = connection.expected is None and incoming >= UNDECIDED_MAX
         if is_full or self._is_paused:
@@ -279,6 +286,7 @@ class Transport:
             )
 
     def closed(self, connection: Connection, peer: int | None) -> None:
+        self._open.discard(connection)
         self._undecided.discard(connection)
         if peer is not None and self._connected.get(peer) is connection:
             del self._connected[peer]
