@@ -227,7 +227,7 @@ class Raft:
                 self._on_vote_request(message)
             case VoteReply():
                 self._on_vote_reply(message)
-            case Append() | Heartbeat() if self.role is Role.LEADER:
+            case Append() | Heartbeat() | SnapshotOffer() if self.role is Role.LEADER:
                 pass  # A second leader of one term: no correct node sends it.
             case Append():
                 self._on_append(message)

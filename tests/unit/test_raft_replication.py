@@ -13,6 +13,7 @@ from raftha.core import (
     ReadReply,
     ReadRequest,
     Role,
+    SnapshotOffer,
     TimeoutNow,
     VoteReply,
     VoteRequest,
@@ -481,6 +482,7 @@ def test_what_no_correct_node_sends_ends_nothing() -> None:
     term = raft.term
     assert step(raft, AppendReply(1, 2, term, True, 10**9, 0, 0)) == []
     assert step(raft, Heartbeat(1, 3, term, 0, 0)) == []
+    assert step(raft, SnapshotOffer(1, 3, term, 7, 9, term, 10, bytes(32))) == []
     assert step(raft, ReadReply(1, 3, term, 1, 1 << 60)) == []
     assert raft.is_leader
     assert raft.log.commit == 0
