@@ -150,6 +150,7 @@ def test_a_leader_whose_disk_hangs_hands_over_and_writes_go_on(cluster: Cluster)
     nodes, disks = cluster
     hung = leader_of(nodes)
     others = [node for node in nodes if node is not nodes[hung]]
+    nodes[hung].put(b"before", b"1")  # Its session is open: what it takes from here on is sent.
     disks[hung].hang.clear()
     try:
         with pytest.raises(raftha.Indeterminate):

@@ -21,4 +21,10 @@ def find(bug: str, *, seeds: int = BUG_SEEDS) -> Outcome | None:
     """Run seeds with `bug` planted until one of them fails."""
     with planted(bug):
         outcomes = (run(seed) for seed in range(1, seeds + 1))
-        return next((outcome for outcome in outcomes if outcome.violation), None)
+        found = next((outcome for outcome in outcomes if outcome.violation), None)
+    if found is not None:
+        # A patch that no longer fits the code proves nothing.
+        last_line = found.violation.strip().splitlines()[-1]
+        broken = ("TypeError", "AttributeError", "NameError")
+        assert not last_line.startswith(broken), f"{bug} is planted wrongly: {last_line}"
+    return found
