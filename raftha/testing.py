@@ -499,6 +499,7 @@ class LocalCluster:
                 raise LocalClusterError(
                     f"{problem} after {timeout_s} s: {states}", hint=f"logs: {self.folder}"
                 )
+            # Another process is to change; nothing here could be told when it does, so it is asked.
             time.sleep(_POLL_S)
         return found
 
