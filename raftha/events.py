@@ -9,14 +9,17 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """The root of all events; `node_id` is the node that saw it."""
+class HaEvent:
+    """The root of all events; `reporter` is the node that saw it.
 
-    node_id: int
+    In what happens to one member, `node_id` is that member.
+    """
+
+    reporter: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoleChanged(Event):
+class RoleChanged(HaEvent):
     """This node became a follower, a candidate or the leader."""
 
     role: str
@@ -24,7 +27,7 @@ class RoleChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeaderElected(Event):
+class LeaderElected(HaEvent):
     """This node learned who leads `term`."""
 
     leader: int
@@ -32,7 +35,7 @@ class LeaderElected(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeaderLost(Event):
+class LeaderLost(HaEvent):
     """This node no longer knows a leader.
 
     `reason` is timeout, disconnected, quorum, term or transfer.
@@ -44,7 +47,7 @@ class LeaderLost(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MembershipChanged(Event):
+class MembershipChanged(HaEvent):
     """The membership in this node's log is another one, as of entry `index`."""
 
     index: int
@@ -53,92 +56,92 @@ class MembershipChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CatchUpGivenUp(Event):
+class CatchUpGivenUp(HaEvent):
     """A learner didn't catch up within the rounds it is given; it isn't made a voter."""
 
-    peer: int
+    node_id: int
     rounds: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Removed(Event):
+class Removed(HaEvent):
     """This node learned that it is no longer a member."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaConnected(Event):
+class ReplicaConnected(HaEvent):
     """A peer connected and is who it says."""
 
-    peer: int
+    node_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaDisconnected(Event):
+class ReplicaDisconnected(HaEvent):
     """The connection to a peer is gone."""
 
-    peer: int
+    node_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaBehindLog(Event):
+class ReplicaBehindLog(HaEvent):
     """A follower needs entries that this leader's log no longer holds."""
 
-    peer: int
+    node_id: int
     needs_index: int
     first_index: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotSent(Event):
+class SnapshotSent(HaEvent):
     """A follower that the log couldn't help has what came up to `index`, by an image of `size`."""
 
-    peer: int
+    node_id: int
     index: int
     size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotFailed(Event):
+class SnapshotFailed(HaEvent):
     """An image could not be made, or not be received; it is tried again after a pause."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotInstalling(Event):
+class SnapshotInstalling(HaEvent):
     """An image as of `index` takes the place of this node's log and state; it is opened anew."""
 
     index: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StorageFailure(Event):
+class StorageFailure(HaEvent):
     """The disk failed, or an invariant was broken; the node has stopped taking part."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StorageIsFull(Event):
+class StorageIsFull(HaEvent):
     """There is no space for more log, or for a checkpoint; writers here are refused meanwhile."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StorageHasSpace(Event):
+class StorageHasSpace(HaEvent):
     """What had no space has been written; writers are served again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DiskIsSick(Event):
+class DiskIsSick(HaEvent):
     """A write of the log has been under way for this long; a leader hands over, if it can."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointCompleted(Event):
+class CheckpointCompleted(HaEvent):
     """The write buffer is in LMDB, durable, as of `index` and `sequence`."""
 
     index: int

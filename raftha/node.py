@@ -41,7 +41,7 @@ from raftha.errors import (
 from raftha.events import (
     CheckpointCompleted,
     DiskIsSick,
-    Event,
+    HaEvent,
     LeaderElected,
     ReplicaConnected,
     ReplicaDisconnected,
@@ -108,7 +108,7 @@ class Host(CheckpointWriter, Protocol):
         ...
 
     def deliver(self, waiter: Any, result: Any) -> None: ...
-    def emit(self, event: Event) -> None: ...
+    def emit(self, event: HaEvent) -> None: ...
     def wake(self) -> None:
         """See that `Node.turn` is called soon, once."""
         ...
@@ -244,7 +244,7 @@ class Node:
     def on_connected(self, peer: int, client_address: str) -> None:
         """A peer is there (again)."""
         self.client_addresses[peer] = client_address
-        self._host.emit(ReplicaConnected(node_id=self.core.id, peer=peer))
+        self._host.emit(ReplicaConnected(reporter=self.core.id, node_id=peer))
         self.core.connected(peer)
         self._sender.on_connected(peer)
         if peer == self.core.leader:
@@ -253,7 +253,7 @@ class Node:
 
     def on_disconnected(self, peer: int) -> None:
         """The connection to a peer is gone, and what was on its way with it."""
-        self._host.emit(ReplicaDisconnected(node_id=self.core.id, peer=peer))
+        self._host.emit(ReplicaDisconnected(reporter=self.core.id, node_id=peer))
         self.core.disconnected(peer)
         self._host.wake()
 
@@ -302,21 +302,21 @@ class Node:
         if not self._is_sick:
             self._is_sick = True
             waited_s = now - self._writing_since
-            self._host.emit(DiskIsSick(node_id=self.core.id, seconds=waited_s))
+            self._host.emit(DiskIsSick(reporter=self.core.id, seconds=waited_s))
         self._administration.hand_over()
 
     def on_storage_full(self, reason: str) -> None:
         """There is no space for a write or a checkpoint; the host goes on trying."""
         if not self._full:
             self._full = reason
-            self._host.emit(StorageIsFull(node_id=self.core.id, reason=reason))
+            self._host.emit(StorageIsFull(reporter=self.core.id, reason=reason))
         self._host.flush()
 
     def on_storage_space(self) -> None:
         """There is space again."""
         if self._full:
             self._full = ""
-            self._host.emit(StorageHasSpace(node_id=self.core.id))
+            self._host.emit(StorageHasSpace(reporter=self.core.id))
 
     def on_written(self, write: Write) -> None:
         """A write is durable."""
@@ -461,7 +461,7 @@ class Node:
         self._checkpoints.done(position, keys, digest, first_index)
         self._host.emit(
             CheckpointCompleted(
-                node_id=self.core.id,
+                reporter=self.core.id,
                 index=position.index,
                 sequence=position.last_sequence,
                 keys=keys,
@@ -501,7 +501,7 @@ class Node:
             return
         self.failure = reason or STOPPED
         if reason:
-            self._host.emit(StorageFailure(node_id=self.core.id, reason=reason))
+            self._host.emit(StorageFailure(reporter=self.core.id, reason=reason))
         self._submissions.abort(unsent, sent)
         for operation in (
             *self._readings.pending(),

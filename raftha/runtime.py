@@ -50,7 +50,7 @@ from raftha.errors import (
     StorageFull,
     Unavailable,
 )
-from raftha.events import Event, RoleChanged, SnapshotFailed
+from raftha.events import HaEvent, RoleChanged, SnapshotFailed
 from raftha.membership import Membership
 from raftha.node import HEARTBEAT_TICKS, Node, make_core
 from raftha.operations import GroupOperation, Operation, WriteOperation
@@ -352,7 +352,7 @@ class Runtime:
     def _on_snapshot_error(self, error: BaseException, is_harmless: bool) -> None:
         """From any thread: an image could not be made, read, written or checked."""
         if is_harmless:
-            event = SnapshotFailed(node_id=self.config.node_id, reason=str(error))
+            event = SnapshotFailed(reporter=self.config.node_id, reason=str(error))
             self._call(self.emit, event)
         else:
             self._call(self._fail, error)
@@ -580,7 +580,7 @@ class Runtime:
                 # That loop is closed: nobody waits there any more.
                 continue
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: HaEvent) -> None:
         values = " ".join(
             f"{field.name.removesuffix('_id')}={getattr(event, field.name)}"
             for field in fields(event)

@@ -31,7 +31,7 @@ from typing import Protocol
 
 from raftha.core import Raft, SnapshotOffer, SnapshotRequest
 from raftha.core.progress import Mode, Progress
-from raftha.events import Event, SnapshotInstalling, SnapshotSent
+from raftha.events import HaEvent, SnapshotInstalling, SnapshotSent
 from raftha.storage.snapshot import Chunk, Image
 from raftha.wire import SnapshotChunk, SnapshotReply, SnapshotStatus
 
@@ -111,7 +111,7 @@ class SnapshotSender:
         core: Raft,
         files: SnapshotFiles,
         send: Callable[[SnapshotOffer | SnapshotChunk], None],
-        emit: Callable[[Event], None],
+        emit: Callable[[HaEvent], None],
         random_below: Callable[[int], int],
         now: Callable[[], float],
         bytes_per_s: int,
@@ -289,7 +289,7 @@ class SnapshotSender:
         del self._transfers[peer]
         self._failures.pop(peer, None)
         self._keeps[peer] = Keep(min(index, image.position.index), self._now())
-        self._emit(SnapshotSent(node_id=self._core.id, peer=peer, index=index, size=image.size))
+        self._emit(SnapshotSent(reporter=self._core.id, node_id=peer, index=index, size=image.size))
         self._core.snapshot_sent(transfer.request, index)
 
     def _pause(self, transfer: Transfer) -> None:
@@ -331,7 +331,7 @@ class SnapshotReceiver:
         core: Raft,
         files: SnapshotFiles,
         send: Callable[[SnapshotReply], None],
-        emit: Callable[[Event], None],
+        emit: Callable[[HaEvent], None],
     ) -> None:
         self._core = core
         self._files = files
@@ -420,7 +420,7 @@ class SnapshotReceiver:
             self._files.discard()
             self._reply(offer, SnapshotStatus.HOLDS, offer.index)
         else:
-            self._emit(SnapshotInstalling(node_id=self._core.id, index=offer.index))
+            self._emit(SnapshotInstalling(reporter=self._core.id, index=offer.index))
             self._files.install()
 
     def _refuse(self, offer: SnapshotOffer) -> None:

@@ -32,7 +32,7 @@ from raftha.core.reads import Read, ReadRounds
 from raftha.core.ready import CoreConfig, LogRead, ReadState, Requests, SnapshotRequest
 from raftha.entry import Entry, EntryKind, LogPosition, make_entry
 from raftha.errors import MembershipChangePending, TransferFailed, Unavailable
-from raftha.events import CatchUpGivenUp, Event, ReplicaBehindLog
+from raftha.events import CatchUpGivenUp, HaEvent, ReplicaBehindLog
 from raftha.membership import Membership
 
 
@@ -55,7 +55,7 @@ class Leadership:
         term: int,
         log: RaftLog,
         send: Callable[[Message], None],
-        events: list[Event],
+        events: list[HaEvent],
         read_states: list[ReadState],
         requests: Requests,
     ) -> None:
@@ -194,7 +194,7 @@ class Leadership:
                 self.change_membership(self._log.membership.with_voter(peer))
         elif catch_up.rounds >= self._config.catch_up_rounds_max:
             catch_up.is_given_up = True
-            event = CatchUpGivenUp(node_id=self.id, peer=peer, rounds=catch_up.rounds)
+            event = CatchUpGivenUp(reporter=self.id, node_id=peer, rounds=catch_up.rounds)
             self._events.append(event)
         else:
             catch_up.rounds += 1
@@ -330,7 +330,7 @@ class Leadership:
         self._requests.snapshots.append(SnapshotRequest(peer, self.term))
         self._events.append(
             ReplicaBehindLog(
-                node_id=self.id, peer=peer, needs_index=progress.next, first_index=first_index
+                reporter=self.id, node_id=peer, needs_index=progress.next, first_index=first_index
             )
         )
 

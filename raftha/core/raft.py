@@ -96,7 +96,7 @@ from raftha.core.ready import (
 from raftha.entry import Entry, EntryKind, HardState, LogPosition
 from raftha.errors import NotLeader
 from raftha.events import (
-    Event,
+    HaEvent,
     LeaderElected,
     LeaderLost,
     MembershipChanged,
@@ -151,7 +151,7 @@ class Raft:
         self._read_states: list[ReadState] = []
         self._requests = Requests()
         self._snapshot_offers: list[SnapshotOffer] = []
-        self._events: list[Event] = []
+        self._events: list[HaEvent] = []
         self._set_timeout()
 
     # ---------------------------------------------------------------- what the outside may ask
@@ -278,7 +278,7 @@ class Raft:
         """The others say that this node is no longer a member: never campaign again."""
         if not self.is_removed:
             self.is_removed = True
-            self._emit(Removed(node_id=self.id))
+            self._emit(Removed(reporter=self.id))
             if self.role is not Role.FOLLOWER:
                 # A leader hands over before it is removed; but one of a cluster's earlier life,
                 # which others took for lost for good, may come back and find itself replaced.
@@ -402,7 +402,7 @@ class Raft:
     def _is_hard_state_durable(self) -> bool:
         return self._outbox.is_durable(self.term, self.vote)
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: HaEvent) -> None:
         self._events.append(event)
 
     def _check_membership(self) -> None:
@@ -412,7 +412,7 @@ class Raft:
             learners = tuple(sorted(i for i, member in members if not member.is_voter))
             self._emit(
                 MembershipChanged(
-                    node_id=self.id,
+                    reporter=self.id,
                     index=self.log.membership_index,
                     voters=self._membership.voters,
                     learners=learners,
@@ -488,7 +488,7 @@ class Raft:
     def _set_role(self, role: Role) -> None:
         if role is not self.role:
             self.role = role
-            self._emit(RoleChanged(node_id=self.id, role=role.value, term=self.term))
+            self._emit(RoleChanged(reporter=self.id, role=role.value, term=self.term))
 
     def _set_leader(self, leader: int) -> None:
         # A leader found again, or in a new term, counts too: what was on its way may be lost.
@@ -497,12 +497,12 @@ class Raft:
         self._is_suspecting = False
         self._terms_without_leader = 0
         if is_news:
-            self._emit(LeaderElected(node_id=self.id, leader=leader, term=self.term))
+            self._emit(LeaderElected(reporter=self.id, leader=leader, term=self.term))
 
     def _lose_leader(self, reason: str) -> None:
         if self.leader is not None:
             lost, self.leader = self.leader, None
-            self._emit(LeaderLost(node_id=self.id, leader=lost, term=self.term, reason=reason))
+            self._emit(LeaderLost(reporter=self.id, leader=lost, term=self.term, reason=reason))
 
     def _become_follower(self, term: int, leader: int | None) -> None:
         if self.leader is not None and self.leader != leader:

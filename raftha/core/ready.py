@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from raftha.core.messages import Message, SnapshotOffer
 from raftha.entry import Entry, HardState
-from raftha.events import Event
+from raftha.events import HaEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,4 +87,4 @@ class Ready:
     log_reads: list[LogRead]
     snapshot_requests: list[SnapshotRequest]
     snapshot_offers: list[SnapshotOffer]
-    events: list[Event]
+    events: list[HaEvent]

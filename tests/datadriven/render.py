@@ -23,7 +23,7 @@ from raftha.core import (
 from raftha.entry import Entry, EntryKind
 from raftha.events import (
     CatchUpGivenUp,
-    Event,
+    HaEvent,
     LeaderElected,
     LeaderLost,
     MembershipChanged,
@@ -112,27 +112,30 @@ def write_text(write: Write) -> str:
     return " ".join(parts)
 
 
-def event_text(event: Event) -> str | None:
+def event_text(event: HaEvent) -> str | None:
     """Return what the node noticed; None for what another line says already."""
     match event:
         case RoleChanged():
-            return f"{event.node_id} became {event.role} in term {event.term}"
-        case LeaderElected() if event.leader == event.node_id:
+            return f"{event.reporter} became {event.role} in term {event.term}"
+        case LeaderElected() if event.leader == event.reporter:
             return None
         case LeaderElected():
-            return f"{event.node_id} follows {event.leader} in term {event.term}"
+            return f"{event.reporter} follows {event.leader} in term {event.term}"
         case LeaderLost():
-            return f"{event.node_id} lost leader {event.leader}: {event.reason}"
+            return f"{event.reporter} lost leader {event.leader}: {event.reason}"
         case ReplicaBehindLog():
             needs, first = event.needs_index, event.first_index
-            return f"{event.node_id} can't help {event.peer}: it needs {needs}, the log has {first}"
+            refusal = f"{event.reporter} can't help {event.node_id}"
+            return f"{refusal}: it needs {needs}, the log has {first}"
         case MembershipChanged():
             learners = f", learners {list(event.learners)}" if event.learners else ""
-            return f"{event.node_id} has voters {list(event.voters)}{learners} as of {event.index}"
+            return f"{event.reporter} has voters {list(event.voters)}{learners} as of {event.index}"
         case CatchUpGivenUp():
-            return f"{event.node_id} gives up on learner {event.peer} after {event.rounds} rounds"
+            return (
+                f"{event.reporter} gives up on learner {event.node_id} after {event.rounds} rounds"
+            )
         case Removed():
-            return f"{event.node_id} was removed"
+            return f"{event.reporter} was removed"
         case _:
             raise AssertionError(f"an event of the core that has no line: {event}")
 

@@ -22,7 +22,7 @@ from raftha.config import HaConfig
 from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
 from raftha.entry import Entry, HardState, LogPosition
 from raftha.errors import Compacted, Disconnected, StorageFailed, StorageFull
-from raftha.events import Event, LeaderLost, ReplicaBehindLog, RoleChanged
+from raftha.events import HaEvent, LeaderLost, ReplicaBehindLog, RoleChanged
 from raftha.membership import Membership
 from raftha.node import HEARTBEAT_TICKS, Node, applied_membership
 from raftha.operations import Operation
@@ -418,14 +418,14 @@ class Member:
             if self._waiting.pop(id(waiter), None) is not None:
                 waiter.done(result)
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: HaEvent) -> None:
         if isinstance(event, RoleChanged):
             self._world.note(self.id, event.role, f"term {event.term}")
             self._watch.on_role(self, event.role)
         elif isinstance(event, LeaderLost):
             self._world.note(self.id, "leader lost", f"{event.leader}: {event.reason}")
         elif isinstance(event, ReplicaBehindLog):
-            self._world.note(self.id, "behind log", f"{event.peer} needs {event.needs_index}")
+            self._world.note(self.id, "behind log", f"{event.node_id} needs {event.needs_index}")
 
     def wake(self) -> None:
         if not self._is_turn_due:

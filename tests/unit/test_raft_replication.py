@@ -378,7 +378,7 @@ def test_a_follower_whose_entries_are_compacted_is_reported_once() -> None:
     raft.log_read_failed(request, 4)
     (event,) = raft.ready().events
     assert isinstance(event, ReplicaBehindLog)
-    assert (event.peer, event.needs_index, event.first_index) == (3, 2, 4)
+    assert (event.node_id, event.needs_index, event.first_index) == (3, 2, 4)
     raft.log_read_failed(request, 4)
     assert raft.ready().events == []
 
