@@ -1,9 +1,9 @@
 """A node with its threads, files and sockets: what `HaManager` starts and stops.
 
 Theory of operation. One thread runs the node on an event loop of its own (uvloop), so a host
-process that blocks its own loop loses no elections. One thread writes and syncs the log; two more
-do what takes long: checkpoints and digests, and reading old log for followers that lag. Work goes
-to them as jobs, and comes back as a call on the node's loop.
+process that blocks its own loop loses no elections. Other threads write and read what is on the
+disk (`storage_threads.py`, `snapshot_files.py`): work goes to them as jobs, and comes back as a
+call on the node's loop.
 
 Callers hand operations over through a deque with one wake-up for as many as come before the node's
 thread looks (`submit`). A blocking caller is released by a lock of its own, at once; all futures of
@@ -26,7 +26,6 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -40,14 +39,12 @@ from raftha.config import HaConfig
 from raftha.core import LogRead, Write
 from raftha.entry import Entry, LogPosition
 from raftha.errors import (
-    Compacted,
     ConfigError,
     Disconnected,
     RafthaError,
     Stopped,
     StorageError,
     StorageFailed,
-    StorageFull,
     Unavailable,
 )
 from raftha.events import HaEvent, RoleChanged, SnapshotFailed
@@ -59,18 +56,16 @@ from raftha.storage.checkpoint import CheckpointStore
 from raftha.storage.datadir import DataDirectory
 from raftha.storage.disk import RealDisk
 from raftha.storage.machine import StateMachine
-from raftha.storage.replay import entries_after, read_from
+from raftha.storage.replay import entries_after
 from raftha.storage.snapshot import install
 from raftha.storage.state import Frozen, State
 from raftha.storage.wal import Wal
+from raftha.storage_threads import StorageThreads
 from raftha.tls import PeerTls
 from raftha.transport import Transport
 from raftha.wire import PROTOCOL_VERSION, Hello, PeerMessage
 
 RESIGN_TIMEOUT_S = 1.0
-FULL_RETRY_S = 0.5
-HUNG_DISK_S = 5.0
-"""How long a stop waits for a write that doesn't end."""
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +102,8 @@ class Runtime:
         self._submit_lock = threading.Lock()
         self._submitted_bytes = 0
         self._is_draining = False
-        self._is_ending = threading.Event()
         self._is_turn_due = False
         self._futures: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
-        self._wal_jobs: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
         self._loop = uvloop.new_event_loop()
         self._stopping: asyncio.Event | None = None
         self._resigned: asyncio.Event | None = None
@@ -132,7 +125,6 @@ class Runtime:
             config.client_address,
         )
         self._transport = Transport(hello, config.own_address, self, self._random.random, self._tls)
-        self._make_threads()
         self._thread = threading.Thread(
             target=self._run, name=f"raftha-{config.node_id}", daemon=True
         )
@@ -156,19 +148,23 @@ class Runtime:
                 f"raftha-{self.config.node_id}",
                 path,
                 self._store,
-                partial(self._call, self._on_job_done),
+                self._call_node,
                 self._on_snapshot_error,
                 self._install,
             )
             opened.callback(self.snapshots.close)
             node = self._make_node()
+            self._threads = StorageThreads(
+                self.config.node_id,
+                self._wal,
+                self._store,
+                self._call_node,
+                partial(self._call, self._fail),
+                node.on_storage_full,
+                node.on_storage_space,
+            )
             opened.pop_all()
             return node
-
-    def _make_threads(self) -> None:
-        name = f"raftha-{self.config.node_id}"
-        self._workers = ThreadPoolExecutor(2, thread_name_prefix=f"{name}-storage")
-        self._wal_thread = threading.Thread(target=self._run_wal, name=f"{name}-wal", daemon=True)
 
     def _make_node(self) -> Node:
         config = self.config
@@ -192,7 +188,7 @@ class Runtime:
         """Start the threads; returns once peers can connect. OSError if the address is taken."""
         started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._started = started
-        self._wal_thread.start()
+        self._threads.start()
         self._thread.start()
         error = started.get()
         if error is not None:
@@ -221,6 +217,14 @@ class Runtime:
             if not self._loop.is_closed():
                 raise
 
+    def _call_node(self, function: Callable[..., None], *args: Any) -> None:
+        """Call on the node's loop, unless the node has ended by then."""
+        self._call(self._unless_failed, function, *args)
+
+    def _unless_failed(self, function: Callable[..., None], *args: Any) -> None:
+        if not self.node.failure:
+            function(*args)
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.set_exception_handler(self._on_loop_exception)
@@ -244,7 +248,7 @@ class Runtime:
         self.set_members(self.node.membership)
         self._started.put(None)
         self._tick(self._loop.time())
-        self._workers.submit(self._prepare_spare)
+        self._threads.prepare_spare()
         await self._stopping.wait()
         if self._reopening is not None:
             await self._reopening
@@ -289,14 +293,8 @@ class Runtime:
 
         False if the disk hangs: then everything stays as it is.
         """
-        self._is_ending.set()
-        self._wal_jobs.put(None)
-        await self._loop.run_in_executor(None, self._wal_thread.join, HUNG_DISK_S)
-        if self._wal_thread.is_alive():
-            # What it waits for can't be called off; its files stay open until the process ends.
-            log.critical("node=%d the disk hangs: left as it is", self.config.node_id)
+        if not await self._loop.run_in_executor(None, self._threads.close):
             return False
-        await self._loop.run_in_executor(None, self._workers.shutdown)
         await self._loop.run_in_executor(None, self.snapshots.close)
         try:
             self._wal.close()
@@ -339,11 +337,8 @@ class Runtime:
             self._fail(error)
             self._drain()
             return
-        self._is_ending.clear()
-        self._wal_jobs = queue.SimpleQueue()
-        self._make_threads()
-        self._wal_thread.start()
-        self._workers.submit(self._prepare_spare)
+        self._threads.start()
+        self._threads.prepare_spare()
         self.node, self._reopening = node, None
         self.set_members(node.membership)
         self._drain()
@@ -453,53 +448,10 @@ class Runtime:
         return self._transport.is_connected(peer)
 
     def write(self, write: Write) -> None:
-        self._wal_jobs.put(write)
-
-    def _run_wal(self) -> None:
-        while True:
-            write = self._wal_jobs.get()
-            if write is None:
-                return
-            try:
-                append = partial(self._wal.append, write.hard_state, write.entries)
-                is_done = self._when_there_is_space(append)
-            except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
-                self._call(self._fail, error)
-                return
-            if is_done:
-                self._call(self._on_written, write)
-
-    def _when_there_is_space(self, work: Callable[[], None]) -> bool:
-        """Do `work`, which a full disk leaves undone, again and again; False if the node ends."""
-        was_full = False
-        while True:
-            try:
-                work()
-            except StorageFull as error:
-                was_full = True
-                self._call(self._unless_failed, self.node.on_storage_full, str(error))
-            else:
-                if was_full:
-                    self._call(self._unless_failed, self.node.on_storage_space)
-                return True
-            if self._is_ending.wait(FULL_RETRY_S):
-                return False
-
-    def _on_written(self, write: Write) -> None:
-        self._unless_failed(self.node.on_written, write)
-
-    def _unless_failed(self, function: Callable[..., None], *args: Any) -> None:
-        if not self.node.failure:
-            function(*args)
+        self._threads.write(write, self.node.on_written)
 
     def read_log(self, request: LogRead) -> None:
-        self._job(partial(self._read_log, request.index), partial(self._on_log_read, request))
-
-    def _read_log(self, index: int) -> tuple[LogPosition, list[Entry]] | int:
-        try:
-            return read_from(self._wal, index)
-        except Compacted as compacted:
-            return compacted.first_index
+        self._threads.read_log(request.index, partial(self._on_log_read, request))
 
     def _on_log_read(self, request: LogRead, result: tuple[LogPosition, list[Entry]] | int) -> None:
         if isinstance(result, int):
@@ -508,48 +460,9 @@ class Runtime:
             self.node.on_log_read(request, *result)
 
     def checkpoint(self, frozen: Frozen, cut: Cut, *, with_digest: bool) -> None:
-        self._job(partial(self._checkpoint, frozen, cut, with_digest), self._on_checkpoint)
-
-    def _checkpoint(
-        self, frozen: Frozen, cut: Cut, with_digest: bool
-    ) -> tuple[Frozen, int, str, int]:
-        write = partial(self._store.write, frozen.items, frozen.meta)
-        if not self._when_there_is_space(write):
-            raise Stopped("the node ended while the disk was full")
-        cut.apply(self._wal)
-        self._prepare_spare()
-        keys, digest = len(frozen.items), ""
-        if with_digest:
-            digest, keys = self._store.digest()
-        return frozen, keys, digest, self._wal.first_index
-
-    def _on_checkpoint(self, result: tuple[Frozen, int, str, int]) -> None:
-        frozen, keys, digest, first_index = result
-        self.node.on_checkpoint(frozen.position, keys, digest, first_index)
-
-    def _prepare_spare(self) -> None:
-        try:
-            self._wal.prepare_spare()
-        except StorageError as error:
-            # Not needed yet: the append that needs it will try again, and its failure counts.
-            log.warning("node=%d no spare log segment: %s", self.config.node_id, error)
-
-    def _job(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Do `work` on a storage thread, and `done` with its result on the node's."""
-
-        def run() -> None:
-            try:
-                result = work()
-            except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
-                self._call(self._fail, error)
-            else:
-                self._call(self._on_job_done, done, result)
-
-        self._workers.submit(run)
-
-    def _on_job_done(self, done: Callable[[Any], None], result: Any) -> None:
-        if not self.node.failure:
-            done(result)
+        self._threads.checkpoint(
+            frozen, cut, with_digest=with_digest, done=lambda done: self.node.on_checkpoint(*done)
+        )
 
     def set_members(self, membership: Membership) -> None:
         addresses = {

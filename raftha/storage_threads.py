@@ -1,0 +1,180 @@
+"""The threads of a node that write, sync and read what is on its disk.
+
+Theory of operation. One thread appends to the log, one write after the other. Two more do what
+takes long: checkpoints and digests, and reading old log for followers that lag. Work comes from the
+node's thread, and its result goes back as a call there (`call`); an exception ends the node
+(`fail`), but a full disk does not: the same work is tried again until there is space, and the node
+is told when that begins and when it is over.
+
+`close` lets all work end. A disk that hangs can't be called off; then it gives up, and log and
+state must stay open until the process ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+from raftha.checkpoints import Cut
+from raftha.core import Write
+from raftha.entry import Entry, LogPosition
+from raftha.errors import Compacted, Stopped, StorageError, StorageFull
+from raftha.storage.checkpoint import CheckpointStore
+from raftha.storage.replay import read_from
+from raftha.storage.state import Frozen
+from raftha.storage.wal import Wal
+
+FULL_RETRY_S = 0.5
+HUNG_DISK_S = 5.0
+"""How long `close` waits for a write that doesn't end."""
+
+log = logging.getLogger(__name__)
+
+
+class Checkpointed(NamedTuple):
+    """What came of a checkpoint: its position, keys, digest if asked for, and the log's start."""
+
+    position: LogPosition
+    keys: int
+    digest: str
+    first_index: int
+
+
+class StorageThreads:
+    """The storage threads of one life of a node, from `start` until `close`."""
+
+    def __init__(
+        self,
+        node_id: int,
+        wal: Wal,
+        store: CheckpointStore,
+        call: Callable[..., None],
+        fail: Callable[[BaseException], None],
+        on_full: Callable[[str], None],
+        on_space: Callable[[], None],
+    ) -> None:
+        """`call` calls a function on the node's thread, unless the node has ended; `fail`, from any
+        thread, ends it. `on_full` and `on_space` are for the node's thread.
+        """
+        self._node_id = node_id
+        self._wal = wal
+        self._store = store
+        self._call = call
+        self._fail = fail
+        self._on_full = on_full
+        self._on_space = on_space
+        self._is_ending = threading.Event()
+        name = f"raftha-{node_id}"
+        self._writes: queue.SimpleQueue[tuple[Write, Callable[[Write], None]] | None]
+        self._writes = queue.SimpleQueue()
+        self._workers = ThreadPoolExecutor(2, thread_name_prefix=f"{name}-storage")
+        self._wal_thread = threading.Thread(target=self._run_wal, name=f"{name}-wal", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._wal_thread.start()
+
+    def close(self) -> bool:
+        """Let all work end; results that come late are dropped. False if the disk hangs."""
+        self._is_ending.set()
+        self._writes.put(None)
+        self._wal_thread.join(HUNG_DISK_S)
+        if self._wal_thread.is_alive():
+            # What it waits for can't be called off; its files stay open until the process ends.
+            log.critical("node=%d the disk hangs: left as it is", self._node_id)
+            return False
+        self._workers.shutdown()
+        return True
+
+    def write(self, write: Write, done: Callable[[Write], None]) -> None:
+        """Make durable, then call `done` with it on the node's thread."""
+        self._writes.put((write, done))
+
+    def prepare_spare(self) -> None:
+        """Make a segment ahead of need."""
+        self._workers.submit(self._prepare_spare)
+
+    def read_log(
+        self, index: int, done: Callable[[tuple[LogPosition, list[Entry]] | int], None]
+    ) -> None:
+        """Read entries from `index` on; the log's first index if that is gone."""
+        self._job(partial(self._read_log, index), done)
+
+    def checkpoint(
+        self, frozen: Frozen, cut: Cut, *, with_digest: bool, done: Callable[[Checkpointed], None]
+    ) -> None:
+        """Write `frozen` to the store, then cut the log, then hash the store if asked to."""
+        self._job(partial(self._checkpoint, frozen, cut, with_digest), done)
+
+    def _run_wal(self) -> None:
+        while True:
+            job = self._writes.get()
+            if job is None:
+                return
+            write, done = job
+            try:
+                append = partial(self._wal.append, write.hard_state, write.entries)
+                is_done = self._when_there_is_space(append)
+            except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
+                self._fail(error)
+                return
+            if is_done:
+                self._call(done, write)
+
+    def _when_there_is_space(self, work: Callable[[], None]) -> bool:
+        """Do `work`, which a full disk leaves undone, again and again; False if the node ends."""
+        was_full = False
+        while True:
+            try:
+                work()
+            except StorageFull as error:
+                was_full = True
+                self._call(self._on_full, str(error))
+            else:
+                if was_full:
+                    self._call(self._on_space)
+                return True
+            if self._is_ending.wait(FULL_RETRY_S):
+                return False
+
+    def _read_log(self, index: int) -> tuple[LogPosition, list[Entry]] | int:
+        try:
+            return read_from(self._wal, index)
+        except Compacted as compacted:
+            return compacted.first_index
+
+    def _checkpoint(self, frozen: Frozen, cut: Cut, with_digest: bool) -> Checkpointed:
+        write = partial(self._store.write, frozen.items, frozen.meta)
+        if not self._when_there_is_space(write):
+            raise Stopped("the node ended while the disk was full")
+        cut.apply(self._wal)
+        self._prepare_spare()
+        keys, digest = len(frozen.items), ""
+        if with_digest:
+            digest, keys = self._store.digest()
+        return Checkpointed(frozen.position, keys, digest, self._wal.first_index)
+
+    def _prepare_spare(self) -> None:
+        try:
+            self._wal.prepare_spare()
+        except StorageError as error:
+            # Not needed yet: the append that needs it will try again, and its failure counts.
+            log.warning("node=%d no spare log segment: %s", self._node_id, error)
+
+    def _job(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Do `work` on a storage thread, and `done` with its result on the node's."""
+
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
+                self._fail(error)
+            else:
+                self._call(done, result)
+
+        self._workers.submit(run)
