@@ -38,6 +38,7 @@ def core(
     hard_state: HardState | None = None,
     window_bytes_max: int = 1 << 20,
     in_flight_messages_max: int = 256,
+    append_bytes_max: int = 4 << 20,
 ) -> Raft:
     """A core that has just started, with a log of entries of these terms on its disk."""
     config = CoreConfig(
@@ -46,6 +47,7 @@ def core(
         election_ticks=ELECTION_TICKS,
         window_bytes_max=window_bytes_max,
         in_flight_messages_max=in_flight_messages_max,
+        append_bytes_max=append_bytes_max,
     )
     membership = Membership.first({i: f"127.0.0.1:{7100 + i}" for i in range(1, voters + 1)})
     log = RaftLog(1, LOG_START, chain(*terms), window_bytes_max, membership)

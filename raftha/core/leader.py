@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import assert_never
 
-from raftha.core.log import RaftLog
+from raftha.core.log import RaftLog, fitting
 from raftha.core.messages import (
     Append,
     AppendReply,
@@ -231,7 +231,25 @@ class Leadership:
         entries: tuple[Entry, ...],
     ) -> None:
         self._send_news(peer, progress, previous_index, previous_term, entries)
-        progress.sent(previous_index + len(entries), sum(len(entry.data) for entry in entries))
+        last_index = previous_index + len(entries)
+        if progress.mode is Mode.REPLICATE:
+            progress.sent(last_index, sum(len(entry.data) for entry in entries))
+        else:
+            progress.probed(previous_term, last_index)
+
+    def _probe_again(self, peer: int, progress: Progress) -> None:
+        """Ask again what has had no answer yet, without the entries.
+
+        They may be on their way, or being written, for longer than a heartbeat takes. If they are
+        lost they are sent again as soon as the answer to this says where the logs agree.
+        """
+        if progress.probed_at is None:
+            progress.waits_for_reply = False
+            self._send_append(peer)
+            return
+        index, term = progress.probed_at
+        self._send_news(peer, progress, index, term, ())
+        progress.probed(term, index)
 
     def _send_probe(self, peer: int, progress: Progress) -> None:
         """Send an append without entries: it carries commit, and its reply finds lost appends."""
@@ -312,11 +330,12 @@ class Leadership:
         if request.term != self.term or progress is None or progress.mode is not Mode.FETCH:
             return  # An answer to this node's earlier leadership is of a log that may be gone.
         progress.mode = Mode.PROBE
-        own = tuple(entry for entry in entries if entry.index <= request.persisted)
+        own = [entry for entry in entries if entry.index <= request.persisted]
         if progress.next != previous.index + 1 or not own:
             self._send_append(peer)
         else:
-            self._send_entries(peer, progress, previous.index, previous.term, own)
+            some = fitting(own, 0, self._config.append_bytes_max)
+            self._send_entries(peer, progress, previous.index, previous.term, some)
 
     def log_read_failed(self, request: LogRead, first_index: int) -> None:
         """The entries asked for are gone; the log on disk begins at `first_index`."""
@@ -368,8 +387,7 @@ class Leadership:
         peer, progress = message.sender, self.progress[message.sender]
         progress.is_active = True
         if progress.mode is Mode.PROBE:
-            progress.waits_for_reply = False
-            self._send_append(peer)
+            self._probe_again(peer, progress)
         elif progress.mode is Mode.REPLICATE and progress.match < self._log.last_index:
             # An append, or its reply, may be lost; the answer to this tells.
             self._send_probe(peer, progress)

@@ -93,13 +93,7 @@ class RaftLog:
         """Entries from `lo` on, at least one if there is one, at most about `bytes_max`."""
         start = lo - self.anchor.index - 1
         assert start >= 0, "older entries are on disk"
-        size, end = 0, start
-        while end < len(self.window):
-            size += len(self.window[end].data)
-            if size > bytes_max and end > start:
-                break
-            end += 1
-        return tuple(self.window[start:end])
+        return fitting(self.window, start, bytes_max)
 
     def between(self, after: int, last: int) -> tuple[Entry, ...]:
         """Entries `(after, last]`, all of which are in the window."""
@@ -217,3 +211,14 @@ class RaftLog:
             self.anchor = self.window[count - 1].position
             del self.window[:count]
             self._window_bytes -= freed
+
+
+def fitting(entries: Sequence[Entry], start: int, bytes_max: int) -> tuple[Entry, ...]:
+    """Those from `start` on, at least one if there is one, at most about `bytes_max`."""
+    size, end = 0, start
+    while end < len(entries):
+        size += len(entries[end].data)
+        if size > bytes_max and end > start:
+            break
+        end += 1
+    return tuple(entries[start:end])

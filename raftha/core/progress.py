@@ -28,6 +28,7 @@ class Progress:
 
     `match`: on the follower's disk and equal to the leader's log. `next`: the first entry to send.
     `is_active`: heard from since the last quorum check; `was_active`: between the two before.
+    `probed_at`: index and term that the last probe asked about, for as long as its reply counts.
     """
 
     def __init__(self, next_index: int, messages_max: int, bytes_max: int) -> None:
@@ -39,6 +40,8 @@ class Progress:
         self.was_active = True
         self.notify_index = 0
         self.waits_for_reply = False
+        self.probed_at: tuple[int, int] | None = None
+        self._probed_to = 0
         self._in_flight: deque[tuple[int, int]] = deque()
         self._in_flight_bytes = 0
         self._messages_max = messages_max
@@ -64,7 +67,7 @@ class Progress:
             self.next = self.match + 1
         if self.mode is not Mode.SNAPSHOT:
             self.mode = Mode.PROBE
-        self.waits_for_reply = False
+        self._answered()
         self._in_flight.clear()
         self._in_flight_bytes = 0
 
@@ -72,28 +75,43 @@ class Progress:
         """An image as of `index` is installed; where the logs agree is to be found out again."""
         self.mode = Mode.PROBE
         self.next = max(self.match, index) + 1
-        self.waits_for_reply = False
+        self._answered()
 
     def sent(self, last_index: int, size: int) -> None:
-        """An append up to `last_index` went out; `size` is the bytes of its entries."""
-        if self.mode is Mode.REPLICATE:
-            self.next = last_index + 1
-            self._in_flight.append((last_index, size))
-            self._in_flight_bytes += size
-        else:
-            self.waits_for_reply = True
+        """An append up to `last_index` went out back to back; `size`: the bytes of its entries."""
+        assert self.mode is Mode.REPLICATE
+        self.next = last_index + 1
+        self._in_flight.append((last_index, size))
+        self._in_flight_bytes += size
+
+    def probed(self, previous_term: int, last_index: int) -> None:
+        """A probe went out: entries up to `last_index`, if any, behind `next - 1`."""
+        assert self.mode is Mode.PROBE
+        self.waits_for_reply = True
+        self.probed_at = self.next - 1, previous_term
+        self._probed_to = last_index
+
+    def _answered(self) -> None:
+        self.waits_for_reply = False
+        self.probed_at = None
 
     def acknowledge(self, index: int) -> bool:
-        """The follower has everything up to `index`; whether that is news."""
+        """The follower has everything up to `index`; whether that is news.
+
+        What ends PROBE is news, or the answer to the probe. An earlier append's `ok` that comes
+        late is neither. On a network that reorders, sending all again upon each of those would make
+        more rejections, and they more probes, without end.
+        """
         is_news = index > self.match
+        is_answer = self.probed_at is not None and index >= self._probed_to
         self.match = max(self.match, index)
         self.next = max(self.next, index + 1)
-        self.waits_for_reply = False
         while self._in_flight and self._in_flight[0][0] <= index:
             self._in_flight_bytes -= self._in_flight.popleft()[1]
-        if self.mode is Mode.PROBE:
+        if self.mode is Mode.PROBE and (is_news or is_answer):
             self.mode = Mode.REPLICATE
             self.next = self.match + 1
+            self._answered()
         return is_news
 
     def reject(self, index: int, next_index: int) -> bool:
@@ -107,5 +125,5 @@ class Progress:
             return False
         self.mode = Mode.PROBE
         self.next = max(min(next_index, index), self.match + 1)
-        self.waits_for_reply = False
+        self._answered()
         return True

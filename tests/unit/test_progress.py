@@ -15,12 +15,12 @@ def progress() -> Progress:
 
 def test_a_new_follower_is_asked_once_and_then_waited_for(progress: Progress) -> None:
     assert not progress.is_paused
-    progress.sent(10, 0)
+    progress.probed(1, 10)
     assert progress.is_paused
 
 
 def test_the_first_ok_lets_appends_go_out_back_to_back(progress: Progress) -> None:
-    progress.sent(11, 10)
+    progress.probed(1, 11)
     assert progress.acknowledge(11)
     assert (progress.mode, progress.match, progress.next) == (Mode.REPLICATE, 11, 12)
     progress.sent(12, 10)
@@ -60,8 +60,30 @@ def test_an_old_acknowledgement_changes_nothing(progress: Progress) -> None:
     assert (progress.match, progress.next) == (12, 13)
 
 
+def test_an_old_acknowledgement_does_not_end_a_probe(progress: Progress) -> None:
+    """Each would make all that was in flight go out again, and be rejected again."""
+    progress.acknowledge(10)
+    progress.sent(11, 1)
+    progress.sent(12, 1)
+    assert progress.reject(11, 10)
+    progress.probed(1, 12)
+    assert not progress.acknowledge(10)
+    assert (progress.mode, progress.is_paused) == (Mode.PROBE, True)
+    assert progress.acknowledge(11), "the other append of those in flight has arrived"
+    assert (progress.mode, progress.next) == (Mode.REPLICATE, 12)
+
+
+def test_the_answer_to_a_probe_without_entries_ends_it(progress: Progress) -> None:
+    """It tells nothing new where the follower has just what it is known to have."""
+    progress.acknowledge(10)
+    progress.probe()
+    progress.probed(1, 10)
+    assert not progress.acknowledge(10)
+    assert progress.mode is Mode.REPLICATE
+
+
 def test_a_rejected_probe_moves_to_where_the_logs_may_agree(progress: Progress) -> None:
-    progress.sent(10, 0)
+    progress.probed(1, 10)
     assert progress.reject(10, 6)
     assert (progress.next, progress.is_paused) == (6, False)
 
@@ -99,7 +121,7 @@ def test_after_a_lost_connection_sending_starts_over_from_the_match(progress: Pr
 
 def test_a_lost_connection_to_one_never_heard_of_keeps_the_guess(progress: Progress) -> None:
     """Entry 1 may be compacted: asking for it would end in a place that only a snapshot leaves."""
-    progress.sent(10, 0)
+    progress.probed(1, 10)
     progress.probe()
     assert (progress.next, progress.is_paused) == (11, False)
 

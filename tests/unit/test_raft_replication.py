@@ -334,6 +334,58 @@ def test_a_follower_never_heard_of_is_not_asked_for_entry_1_when_it_reconnects()
     assert [m.prev_index for m in only(Append, ready.messages)] == [3]
 
 
+def test_entries_that_wait_for_an_answer_are_not_sent_with_every_heartbeat() -> None:
+    """They may be large, and their way, or the follower's disk, slower than a heartbeat."""
+    raft = core(1, 1, 1)
+    become_leader(raft)
+    for _ in range(3):
+        (again,) = only(Append, step(raft, HeartbeatReply(1, 3, raft.term, 0)))
+        assert (again.prev_index, again.prev_term, again.entries) == (2, 1, ())
+    (lost,) = only(Append, acknowledge(raft, 3, index=2))
+    assert [entry.index for entry in lost.entries] == [3]
+
+
+def test_a_probe_from_the_disk_is_repeated_without_the_disk() -> None:
+    raft = core(1, 1, 1, window_bytes_max=1)
+    lagging(raft)
+    (request,) = raft.ready().log_reads
+    first, second = chain(1, 1)
+    raft.log_read(request, first.position, [second])
+    settle(raft)
+    raft.step(HeartbeatReply(1, 3, raft.term, 0))
+    ready = raft.ready()
+    assert ready.log_reads == []
+    (again,) = only(Append, ready.messages)
+    assert (again.prev_index, again.prev_term, again.entries) == (1, 1, ())
+
+
+def test_an_append_from_the_disk_is_no_larger_than_others() -> None:
+    raft = core(1, 1, 1, 1, window_bytes_max=1, append_bytes_max=1)
+    lagging(raft)
+    raft.step(AppendReply(1, 3, raft.term, False, raft.progress[3].next - 1, 1, 1))
+    (request,) = raft.ready().log_reads
+    first, *others = chain(1, 1, 1)
+    raft.log_read(request, first.position, others)
+    (append,) = [m for m in only(Append, settle(raft)) if m.to == 3]
+    assert [entry.index for entry in append.entries] == [2]
+
+
+def test_late_answers_do_not_make_what_is_in_flight_go_out_again() -> None:
+    """An append was overtaken and rejected. Of the answers to earlier ones none says more."""
+    raft = core()
+    become_leader(raft)
+    acknowledge(raft, 3)
+    for _ in range(4):
+        raft.propose(b"", 0, 0)
+        settle(raft)
+    acknowledge(raft, 3, index=3)
+    (again,) = step(raft, AppendReply(1, 3, raft.term, False, 4, 3, raft.term))
+    assert isinstance(again, Append)
+    assert (again.prev_index, len(again.entries)) == (3, 2)
+    for index in (1, 2, 3):
+        assert acknowledge(raft, 3, index) == []
+
+
 def lagging(raft: Raft) -> None:
     """Make node 3 need entries that only the disk has."""
     become_leader(raft)
