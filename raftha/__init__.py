@@ -16,7 +16,7 @@ own, `raftha.testing.LocalCluster` starts and kills real nodes for your tests.
 """
 
 from raftha import aio
-from raftha.config import HaConfig
+from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import (
     CommandFailed,
     Compacted,
@@ -41,7 +41,7 @@ from raftha.errors import (
 from raftha.manager import HaManager
 from raftha.storage.commands import Delete, Equals, Exists, Get, Missing, Put
 from raftha.storage.machine import StateMachine, Transaction, command
-from raftha.types import Digest, HaStatus, Receipt, ReplicaStatus
+from raftha.types import Digest, HaStatus, Receipt, ReplicaStatus, ReplicationMode
 from raftha.version import VERSION as __version__
 
 __all__ = [
@@ -68,6 +68,8 @@ __all__ = [
     "Receipt",
     "Rejected",
     "ReplicaStatus",
+    "ReplicationConfig",
+    "ReplicationMode",
     "RequestTimeout",
     "SessionExpired",
     "StateMachine",

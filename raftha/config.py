@@ -8,24 +8,108 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from raftha.errors import ConfigError
+from raftha.events import HaEvent
+from raftha.settings import check_all_or_none, check_range, check_types, shown
+from raftha.types import ReplicationMode
 
 KEY_BYTES_MAX = 511  # LMDB's limit for a key, compiled into its wheels.
 MEMBERS_MAX = 9
-SHOWN_CHARACTERS_MAX = 200
+DAY_MS = 86_400_000
+REGIONS_MAX = 16
+REGION_BYTES_MAX = 64
 KIB, MIB = 1024, 1024 * 1024
 PATH_SETTINGS = (
     "data_dir", "tls_ca", "tls_cert", "tls_key",
     "auth_token_file", "listen_tls_cert", "listen_tls_key",
 )  # fmt: skip
 """Of a node and of a server: what in a TOML file is relative to the file's folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicationConfig:
+    """How writes are acknowledged, and who is to notice what."""
+
+    replication_factor: int = 3
+    """How many voters there are to be, from 1 to 9; with fewer the cluster counts as degraded."""
+
+    mode: ReplicationMode = ReplicationMode.ASYNC_WITH_ACK
+    """When a write's caller is released, unless the write says otherwise. The commit rule is the
+    same in all modes: on disk on a majority."""
+
+    max_lag_ms: int = 5000
+    """A replica that is further behind counts as lagging, and is warned of. At least 1."""
+
+    write_quorum: int = 0
+    """With `async_with_ack`: how many voters must have a write on disk before its caller is
+    released; 0 for a majority. Fewer than a majority can't be asked for."""
+
+    ack_timeout_ms: int = 1000
+    """How long a committed write waits for acknowledgements beyond the majority's. At least 1."""
+
+    auto_failover: bool = True
+    """Whether followers campaign by themselves. Without it an operator promotes: `failover_to`."""
+
+    heartbeat_interval_ms: int = 50
+    """How often the leader says it is there. From 10 to 1,000."""
+
+    def __post_init__(self) -> None:
+        mode = self.mode
+        if isinstance(mode, str) and mode in tuple(ReplicationMode):
+            object.__setattr__(self, "mode", ReplicationMode(mode))
+        else:
+            known = ", ".join(ReplicationMode)
+            raise ConfigError(f"mode must be one of {known}, got {shown(mode)}")
+        check_types(
+            self,
+            {
+                "replication_factor": int, "max_lag_ms": int, "write_quorum": int,
+                "ack_timeout_ms": int, "auto_failover": bool, "heartbeat_interval_ms": int,
+            },
+        )  # fmt: skip
+        check_range(self, "replication_factor", 1, MEMBERS_MAX)
+        check_range(self, "max_lag_ms", 1, DAY_MS)
+        check_range(self, "write_quorum", 0, MEMBERS_MAX)
+        check_range(self, "ack_timeout_ms", 1, 600_000)
+        check_range(self, "heartbeat_interval_ms", 10, 1_000)
+
+    def check_quorum(self, voters: int) -> None:
+        """ConfigError if `write_quorum` is less than a majority of so many voters, or more."""
+        if self.write_quorum and not voters // 2 < self.write_quorum <= voters:
+            raise ConfigError(
+                f"write_quorum must be 0, or from {voters // 2 + 1} to {voters} with {voters}"
+                f" voters, got {self.write_quorum}",
+                hint="a write is only safe on a majority",
+            )
+
+
+_SHARED = {
+    "replication_factor": "replication_factor",
+    "max_replication_lag_ms": "max_lag_ms",
+    "auto_failover": "auto_failover",
+    "heartbeat_interval_ms": "heartbeat_interval_ms",
+}
+"""What HaConfig and ReplicationConfig both have, under either's name."""
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "node_id": int, "data_dir": (str, Path), "members": Mapping, "address": str,
+    "cluster_name": str, "client_address": str, "insecure": bool, "tls_ca": (str, Path),
+    "tls_cert": (str, Path), "tls_key": (str, Path), "heartbeat_interval_ms": int,
+    "election_timeout_ms": int, "request_timeout_s": (int, float), "value_bytes_max": int,
+    "wal_segment_bytes": int, "max_wal_size": int, "checkpoint_interval_sec": (int, float),
+    "log_retention_bytes": int, "snapshot_bytes_per_s": int, "submit_queue_bytes_max": int,
+    "replication_factor": int, "backup_interval_hours": int, "enable_pitr": bool,
+    "pitr_retention_hours": int, "health_check_interval_sec": (int, float),
+    "max_replication_lag_ms": int, "auto_failover": bool, "regions": (tuple, list),
+    "member_regions": Mapping, "replication": ReplicationConfig,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +134,40 @@ class HaConfig:
 
     client_address: str = ""
     """"host:port" of the host process's own listener for clients; only shown in statuses."""
+
+    replication_factor: int = 3
+    """How many voters there are to be; with fewer the cluster counts as degraded."""
+
+    max_replication_lag_ms: int = 5000
+    """A replica that is further behind counts as lagging, and is warned of; and a leader whose own
+    commits stall for longer than this, while its followers are well, hands over."""
+
+    auto_failover: bool = True
+    """Whether followers campaign by themselves. Without it an operator promotes: `failover_to`."""
+
+    health_check_interval_sec: float = 30
+    """How often peers and the own disk are checked. From 0.1 to 3600."""
+
+    regions: tuple[str, ...] = ("primary",)
+    """The regions there are, those first that leadership is to be in."""
+
+    member_regions: Mapping[int, str] = field(default_factory=dict)
+    """Which region each of `members` is in; those not named are in the first of `regions`."""
+
+    replication: ReplicationConfig = field(default_factory=ReplicationConfig)
+    """Modes and quorums. What is here and there too is to be set in one of the two places."""
+
+    on_event: Callable[[HaEvent], None] | None = None
+    """Called with each event, in order, in a thread of its own; not a setting of TOML files."""
+
+    backup_interval_hours: int = 6
+    """Backups are not available in this version; accepted, and without effect."""
+
+    enable_pitr: bool = True
+    """Point-in-time recovery is not available in this version; accepted, and without effect."""
+
+    pitr_retention_hours: int = 168
+    """Point-in-time recovery is not available in this version; accepted, and without effect."""
 
     insecure: bool = False
     """Allow peers off loopback, unencrypted and unauthenticated: only in networks you trust."""
@@ -99,30 +217,57 @@ class HaConfig:
     At least 8 MiB."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self, _TYPES)
+        check_range(self, "replication_factor", 1, MEMBERS_MAX)
+        check_range(self, "max_replication_lag_ms", 1, DAY_MS)
+        check_range(self, "heartbeat_interval_ms", 10, 1_000)
+        self._agree_on_replication()
         object.__setattr__(self, "data_dir", Path(self.data_dir))
         object.__setattr__(self, "members", MappingProxyType(dict(sorted(self.members.items()))))
         check_all_or_none(self, "tls_ca", "tls_cert", "tls_key")
         _check_members(self)
+        _check_regions(self)
+        self.replication.check_quorum(len(self.members))
         if not self.cluster_name or len(self.cluster_name.encode()) > 64:
             raise ConfigError("cluster_name must be 1 to 64 bytes of UTF-8")
         if self.client_address:
             parse_address("client_address", self.client_address)
-        _check_range(self, "heartbeat_interval_ms", 10, 1_000)
-        _check_range(self, "election_timeout_ms", 4 * self.heartbeat_interval_ms, 600_000)
+        check_range(self, "health_check_interval_sec", 0.1, 3600)
+        check_range(self, "backup_interval_hours", 1, 8760)
+        check_range(self, "pitr_retention_hours", 1, 87_600)
+        if self.on_event is not None and not callable(self.on_event):
+            raise ConfigError(f"on_event must be callable, got {shown(self.on_event)}")
+        check_range(self, "election_timeout_ms", 4 * self.heartbeat_interval_ms, 600_000)
         if not 0 < self.request_timeout_s <= 600:
             raise ConfigError("request_timeout_s must be over 0 and at most 600")
-        _check_range(self, "value_bytes_max", 1, 4 * MIB)
-        _check_range(self, "wal_segment_bytes", 16 * MIB, 1024 * MIB)
+        check_range(self, "value_bytes_max", 1, 4 * MIB)
+        check_range(self, "wal_segment_bytes", 16 * MIB, 1024 * MIB)
         if self.wal_segment_bytes % 4096:
             raise ConfigError("wal_segment_bytes must be a multiple of 4096")
-        _check_range(self, "max_wal_size", MIB, 1 << 40)
-        _check_range(self, "log_retention_bytes", self.max_wal_size, 1 << 50)
+        check_range(self, "max_wal_size", MIB, 1 << 40)
+        check_range(self, "log_retention_bytes", self.max_wal_size, 1 << 50)
         if self.snapshot_bytes_per_s:
-            _check_range(self, "snapshot_bytes_per_s", 64 * KIB, 1 << 40)
+            check_range(self, "snapshot_bytes_per_s", 64 * KIB, 1 << 40)
         if not 0.1 <= self.checkpoint_interval_sec <= 86_400:
             raise ConfigError("checkpoint_interval_sec must be from 0.1 to 86400")
-        _check_range(self, "submit_queue_bytes_max", 8 * MIB, 1 << 34)
+        check_range(self, "submit_queue_bytes_max", 8 * MIB, 1 << 34)
+
+    def _agree_on_replication(self) -> None:
+        """Have the settings that are in both places the same in both."""
+        inner, values = self.replication, {}
+        for own, its in _SHARED.items():
+            default = ReplicationConfig.__dataclass_fields__[its].default
+            here, there = getattr(self, own), getattr(inner, its)
+            if default not in (here, there) and here != there:
+                raise ConfigError(
+                    f"{own} is {shown(here)}, but replication.{its} is {shown(there)}",
+                    hint="set it in one of the two places",
+                )
+            values[its] = there if here == default else here
+        inner = replace(inner, **values)
+        object.__setattr__(self, "replication", inner)
+        for own, its in _SHARED.items():
+            object.__setattr__(self, own, getattr(inner, its))
 
     @property
     def own_address(self) -> str:
@@ -130,15 +275,21 @@ class HaConfig:
         return self.address or self.members[self.node_id]
 
     @property
+    def regions_by_member(self) -> dict[int, str]:
+        """Which region each of `members` is in."""
+        return {i: self.member_regions.get(i, self.regions[0]) for i in self.members}
+
+    @property
     def cluster_id(self) -> str:
         """What tells this cluster from others: 32 hex digits, from its name and its members."""
         text = f"{self.cluster_name}\n" + "\n".join(f"{i} {a}" for i, a in self.members.items())
+        text += "".join(f"\n{i} {r}" for i, r in self.member_regions.items())
         return sha256(text.encode()).hexdigest()[:32]
 
     @classmethod
     def from_mapping(cls, table: Mapping[str, Any]) -> HaConfig:
         """Make a config from a parsed TOML table, whose `members` have string keys."""
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = {field.name for field in dataclasses.fields(cls)} - {"on_event"}
         unknown = sorted(set(table) - known)
         if unknown:
             raise ConfigError(
@@ -148,14 +299,13 @@ class HaConfig:
         missing = [name for name in ("node_id", "data_dir", "members") if name not in table]
         if missing:
             raise ConfigError(f"missing setting {', '.join(missing)}")
-        members = table["members"]
-        if not isinstance(members, Mapping):
-            raise ConfigError('members must be a table: id = "host:port"')
-        try:
-            members = {int(node_id): address for node_id, address in members.items()}
-        except ValueError as error:
-            raise ConfigError(f"members: {error}", hint="ids are whole numbers") from error
-        return cls(**{**table, "members": members})
+        settings = dict(table)
+        for name in ("members", "member_regions"):
+            if name in table:
+                settings[name] = _by_id(name, table[name])
+        if isinstance(table.get("replication"), Mapping):
+            settings["replication"] = _replication(table["replication"])
+        return cls(**settings)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> HaConfig:
@@ -180,6 +330,26 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     return table
 
 
+def _by_id(name: str, table: object) -> dict[int, Any]:
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{name} must be a table by node id")
+    try:
+        return {int(node_id): value for node_id, value in table.items()}
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}", hint="ids are whole numbers") from error
+
+
+def _replication(table: Mapping[str, Any]) -> ReplicationConfig:
+    known = {field.name for field in dataclasses.fields(ReplicationConfig)}
+    unknown = sorted(set(table) - known)
+    if unknown:
+        raise ConfigError(
+            f"unknown setting replication.{', replication.'.join(unknown)}",
+            hint=f"known are {', '.join(sorted(known))}",
+        )
+    return ReplicationConfig(**table)
+
+
 def parse_address(name: str, address: str) -> tuple[str, int]:
     """Split "host:port" (or "[v6]:port"); ConfigError naming `name` if it isn't one."""
     host, colon, port = address.rpartition(":")
@@ -196,13 +366,6 @@ def parse_address(name: str, address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def check_all_or_none(config: object, *names: str) -> None:
-    """ConfigError if some of these settings are given and others aren't."""
-    missing = [name for name in names if not getattr(config, name)]
-    if missing and len(missing) < len(names):
-        raise ConfigError(f"{', '.join(names)} go together; {', '.join(missing)} is missing")
-
-
 def is_loopback(host: str) -> bool:
     """Whether only processes of this machine can reach `host`."""
     if host == "localhost":
@@ -211,35 +374,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def shown(value: object) -> str:
-    """A setting's wrong value, for a message: short, and whatever it is."""
-    try:
-        text = repr(value)
-    except ValueError:
-        return "a number of thousands of digits"  # Which Python refuses to write.
-    return text if len(text) <= SHOWN_CHARACTERS_MAX else f"{text[:SHOWN_CHARACTERS_MAX]}..."
-
-
-def _check_types(config: HaConfig) -> None:
-    expected: dict[str, type | tuple[type, ...]] = {
-        "node_id": int, "data_dir": (str, Path), "members": Mapping, "address": str,
-        "cluster_name": str, "client_address": str, "insecure": bool, "tls_ca": (str, Path),
-        "tls_cert": (str, Path), "tls_key": (str, Path), "heartbeat_interval_ms": int,
-        "election_timeout_ms": int, "request_timeout_s": (int, float), "value_bytes_max": int,
-        "wal_segment_bytes": int, "max_wal_size": int, "checkpoint_interval_sec": (int, float),
-        "log_retention_bytes": int, "snapshot_bytes_per_s": int,
-        "submit_queue_bytes_max": int,
-    }  # fmt: skip
-    for name, kinds in expected.items():
-        value = getattr(config, name)
-        is_stray_bool = isinstance(value, bool) and kinds is not bool
-        if not isinstance(value, kinds) or is_stray_bool:
-            names = " or ".join(
-                k.__name__ for k in (kinds if isinstance(kinds, tuple) else (kinds,))
-            )
-            raise ConfigError(f"{name} must be {names}, got {shown(value)}")
 
 
 def _check_members(config: HaConfig) -> None:
@@ -269,6 +403,25 @@ def _check_members(config: HaConfig) -> None:
         raise ConfigError("address is another member's")
 
 
+def _check_regions(config: HaConfig) -> None:
+    regions = tuple(config.regions)
+    object.__setattr__(config, "regions", regions)
+    if not 1 <= len(regions) <= REGIONS_MAX or len(set(regions)) < len(regions):
+        raise ConfigError(f"regions must name 1 to {REGIONS_MAX} different regions")
+    for region in regions:
+        if not isinstance(region, str) or not 1 <= len(region.encode()) <= REGION_BYTES_MAX:
+            raise ConfigError(
+                f"regions: a name has 1 to {REGION_BYTES_MAX} bytes, got {shown(region)}"
+            )
+    named = dict(sorted(config.member_regions.items()))
+    for node_id, region in named.items():
+        if node_id not in config.members:
+            raise ConfigError(f"member_regions: node {shown(node_id)} is not in members")
+        if region not in regions:
+            raise ConfigError(f"member_regions[{node_id}]: {shown(region)} is not in regions")
+    object.__setattr__(config, "member_regions", MappingProxyType(named))
+
+
 def _check_peer_address(config: HaConfig, name: str, address: str) -> None:
     host, port = parse_address(name, address)
     if port == 0:
@@ -279,9 +432,3 @@ def _check_peer_address(config: HaConfig, name: str, address: str) -> None:
             hint="set tls_ca, tls_cert and tls_key (`raftha cert` makes the files), or"
             " insecure = true if the network between the nodes is yours alone",
         )
-
-
-def _check_range(config: HaConfig, name: str, low: int, high: int) -> None:
-    value = getattr(config, name)
-    if not low <= value <= high:
-        raise ConfigError(f"{name} must be from {low} to {high}, got {shown(value)}")

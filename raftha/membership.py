@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from raftha.config import MEMBERS_MAX, parse_address
+from raftha.config import MEMBERS_MAX, REGION_BYTES_MAX, parse_address
 from raftha.errors import ConfigError, InvalidRequest
 
 VERSION = 1
 REMOVED_MAX = 10_000
-REGION_BYTES_MAX = 64
 DEFAULT_REGION = "primary"
 
 
@@ -45,9 +44,17 @@ class Membership:
     removed: frozenset[int] = frozenset()
 
     @classmethod
-    def first(cls, addresses: Mapping[int, str]) -> Membership:
-        """What a cluster begins with: all are voters."""
-        return cls({node_id: Member(address) for node_id, address in sorted(addresses.items())})
+    def first(
+        cls, addresses: Mapping[int, str], regions: Mapping[int, str] | None = None
+    ) -> Membership:
+        """What a cluster begins with: all are voters, in the default region if no other is said."""
+        regions = regions or {}
+        return cls(
+            {
+                node_id: Member(address, regions.get(node_id, DEFAULT_REGION))
+                for node_id, address in sorted(addresses.items())
+            }
+        )
 
     @cached_property
     def voters(self) -> tuple[int, ...]:

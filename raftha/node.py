@@ -559,7 +559,7 @@ class Node:
 def applied_membership(state: State, config: HaConfig) -> Membership:
     """The membership that the state has applied, or the one that the cluster begins with."""
     if state.membership is None:
-        return Membership.first(config.members)
+        return Membership.first(config.members, config.regions_by_member)
     return Membership.decode(state.membership)
 
 

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+
+
+class ReplicationMode(enum.StrEnum):
+    """When the caller of a write is released; the commit rule is the same in all modes."""
+
+    SYNC = "sync"
+    """Once all voters have it on disk."""
+    ASYNC_WITH_ACK = "async_with_ack"
+    """Once a majority has, or `write_quorum` voters."""
+    ASYNC_FIRE_FORGET = "async_fire_forget"
+    """At once; what becomes of it is counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

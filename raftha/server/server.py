@@ -25,17 +25,16 @@ import uvloop
 from raftha.aio import HaManager
 from raftha.config import (
     HaConfig,
-    check_all_or_none,
     is_loopback,
     parse_address,
     read_toml,
-    shown,
 )
 from raftha.errors import ConfigError
 from raftha.resp import error_line
 from raftha.server.connection import AUTH_TIMEOUT_S, Connection
 from raftha.server.machine import RedisMachine
 from raftha.server.tasks import Service
+from raftha.settings import check_all_or_none, shown
 from raftha.tls import TlsServer, check_token, listener_context, read_token
 
 logger = logging.getLogger(__name__)
@@ -113,7 +112,8 @@ class ServerConfig:
     def from_mapping(cls, table: Mapping[str, Any]) -> ServerConfig:
         """Make a config from a parsed TOML table: HaConfig's settings and ours side by side."""
         own = {field.name for field in dataclasses.fields(cls)} - {"ha"}
-        known = own | {field.name for field in dataclasses.fields(HaConfig)} - {"client_address"}
+        inner = {field.name for field in dataclasses.fields(HaConfig)}
+        known = own | inner - {"client_address", "on_event"}
         unknown = sorted(set(table) - known)
         if unknown:
             raise ConfigError(

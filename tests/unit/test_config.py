@@ -7,8 +7,15 @@ from typing import Any
 
 import pytest
 
-from raftha.config import HaConfig, is_loopback, parse_address
+from raftha.config import (
+    MEMBERS_MAX,
+    HaConfig,
+    ReplicationConfig,
+    is_loopback,
+    parse_address,
+)
 from raftha.errors import ConfigError
+from raftha.types import ReplicationMode
 
 MEMBERS = {1: "127.0.0.1:7101", 2: "127.0.0.1:7102", 3: "127.0.0.1:7103"}
 
@@ -41,6 +48,24 @@ def test_a_later_change_of_the_callers_members_does_not_reach_the_config() -> No
     ("settings", "named"),
     [
         ({"node_id": 4}, "node_id 4"),
+        ({"replication_factor": 0}, "replication_factor"),
+        ({"replication_factor": 10}, "replication_factor"),
+        ({"health_check_interval_sec": 0}, "health_check_interval_sec"),
+        ({"max_replication_lag_ms": 0}, "max_replication_lag_ms"),
+        ({"auto_failover": 1}, "auto_failover"),
+        ({"regions": ()}, "regions"),
+        ({"regions": "primary"}, "regions"),
+        ({"regions": ("eu", "eu")}, "regions"),
+        ({"regions": ("",)}, "regions"),
+        ({"regions": (7,)}, "regions"),
+        ({"member_regions": {4: "primary"}}, "member_regions: node 4"),
+        ({"member_regions": {1: "us"}}, r"member_regions\[1\]"),
+        ({"member_regions": {1: []}}, r"member_regions\[1\]"),
+        ({"backup_interval_hours": 0}, "backup_interval_hours"),
+        ({"enable_pitr": "yes"}, "enable_pitr"),
+        ({"pitr_retention_hours": 0}, "pitr_retention_hours"),
+        ({"on_event": 7}, "on_event"),
+        ({"replication": {}}, "replication"),
         ({"node_id": "1"}, "node_id"),
         ({"node_id": True}, "node_id"),
         ({"data_dir": 7}, "data_dir"),
@@ -170,3 +195,89 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 )  # fmt: skip
 def test_loopback_is_known(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+def test_the_references_settings_have_the_references_defaults() -> None:
+    config = make()
+    assert config.replication_factor == 3
+    assert config.backup_interval_hours == 6
+    assert config.enable_pitr is True
+    assert config.pitr_retention_hours == 168
+    assert config.health_check_interval_sec == 30
+    assert config.max_replication_lag_ms == 5000
+    assert config.auto_failover is True
+    assert config.regions == ("primary",)
+    assert config.on_event is None
+    assert config.replication == ReplicationConfig()
+    assert config.replication.mode is ReplicationMode.ASYNC_WITH_ACK
+    assert (config.replication.write_quorum, config.replication.ack_timeout_ms) == (0, 1000)
+
+
+def test_what_is_in_both_configs_may_be_set_in_either() -> None:
+    inner = ReplicationConfig(max_lag_ms=70, auto_failover=False)
+    config = make(replication=inner, heartbeat_interval_ms=20)
+    assert (config.max_replication_lag_ms, config.auto_failover) == (70, False)
+    assert config.replication.heartbeat_interval_ms == 20
+    assert config.replication.max_lag_ms == 70
+
+
+def test_what_is_set_differently_in_both_configs_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"max_replication_lag_ms is 60, but replication\.max_lag"
+    ):
+        make(replication=ReplicationConfig(max_lag_ms=70), max_replication_lag_ms=60)
+
+
+def test_a_mode_may_be_given_by_name() -> None:
+    assert ReplicationConfig(mode="sync").mode is ReplicationMode.SYNC  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="sync, async_with_ack, async_fire_forget"):
+        ReplicationConfig(mode="async")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("voters", "good"), [(3, (0, 2, 3)), (4, (0, 3, 4)), (5, (0, 3, 4, 5))])
+def test_a_write_quorum_is_a_majority_at_least(voters: int, good: tuple[int, ...]) -> None:
+    for quorum in range(MEMBERS_MAX + 1):
+        config = ReplicationConfig(write_quorum=quorum)
+        if quorum in good:
+            config.check_quorum(voters)
+        else:
+            with pytest.raises(ConfigError, match="write_quorum must be 0, or from"):
+                config.check_quorum(voters)
+
+
+def test_a_founding_config_refuses_a_write_quorum_below_a_majority() -> None:
+    with pytest.raises(ConfigError, match="from 2 to 3 with 3 voters, got 1"):
+        make(replication=ReplicationConfig(write_quorum=1))
+
+
+def test_members_are_in_the_first_region_unless_it_is_said() -> None:
+    config = make(regions=["eu", "us"], member_regions={3: "us"})
+    assert config.regions == ("eu", "us")
+    assert config.regions_by_member == {1: "eu", 2: "eu", 3: "us"}
+    assert config.cluster_id != make().cluster_id
+
+
+def test_a_toml_file_has_a_table_for_replication_and_one_for_regions(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text(
+        """
+        node_id = 1
+        data_dir = "data"
+        regions = ["eu", "us"]
+        [members]
+        1 = "127.0.0.1:7101"
+        2 = "127.0.0.1:7102"
+        [member_regions]
+        2 = "us"
+        [replication]
+        mode = "sync"
+        ack_timeout_ms = 250
+        """
+    )
+    config = HaConfig.from_toml(path)
+    assert config.regions_by_member == {1: "eu", 2: "us"}
+    assert config.replication.mode is ReplicationMode.SYNC
+    assert config.replication.ack_timeout_ms == 250
+    path.write_text(path.read_text() + "quorum = 1\n")
+    with pytest.raises(ConfigError, match=r"unknown setting replication\.quorum"):
+        HaConfig.from_toml(path)
