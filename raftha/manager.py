@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
+from raftha.callers import ThreadWaiter
 from raftha.config import HaConfig
 from raftha.errors import ConfigError, InvalidRequest, Overloaded, RequestTimeout, Stopped
 from raftha.membership import DEFAULT_REGION
@@ -32,7 +33,7 @@ from raftha.operations import (
     TransferOperation,
     WriteOperation,
 )
-from raftha.runtime import Runtime, ThreadWaiter
+from raftha.runtime import Runtime
 from raftha.storage import commands
 from raftha.storage.commands import Condition
 from raftha.storage.commands import Operation as TransactionOperation

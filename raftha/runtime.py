@@ -5,9 +5,7 @@ process that blocks its own loop loses no elections. Other threads write and rea
 disk (`storage_threads.py`, `snapshot_files.py`): work goes to them as jobs, and comes back as a
 call on the node's loop.
 
-Callers hand operations over through a deque with one wake-up for as many as come before the node's
-thread looks (`submit`). A blocking caller is released by a lock of its own, at once; all futures of
-one event loop by a single call on that loop, at the end of the turn (`flush`).
+Callers hand operations over through a queue, and get results from the node's thread (`callers.py`).
 
 Opening happens in the caller's thread, so whatever is wrong with the configuration or the disk is
 raised by `start`. After that, errors are final for the node and never for the process: an
@@ -24,7 +22,6 @@ import queue
 import random
 import secrets
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -33,6 +30,7 @@ from typing import Any
 
 import uvloop
 
+from raftha.callers import Results, SubmitQueue
 from raftha.checkpoints import Cut
 from raftha.clock import SystemClock
 from raftha.config import HaConfig
@@ -50,7 +48,7 @@ from raftha.errors import (
 from raftha.events import HaEvent, RoleChanged, SnapshotFailed
 from raftha.membership import Membership
 from raftha.node import HEARTBEAT_TICKS, Node, make_core
-from raftha.operations import GroupOperation, Operation, WriteOperation
+from raftha.operations import Operation
 from raftha.snapshot_files import ThreadedFiles
 from raftha.storage.checkpoint import CheckpointStore
 from raftha.storage.datadir import DataDirectory
@@ -70,25 +68,6 @@ RESIGN_TIMEOUT_S = 1.0
 log = logging.getLogger(__name__)
 
 
-class ThreadWaiter:
-    """What a blocking caller waits on: released at most once, waited for by one thread."""
-
-    __slots__ = ("_lock", "result")
-
-    def __init__(self) -> None:
-        self.result: Any = None
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def release(self, result: Any) -> None:
-        self.result = result
-        self._lock.release()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Whether it was released in time."""
-        return self._lock.acquire(timeout=timeout_s)
-
-
 class Runtime:
     """One running node. Started once, stopped once."""
 
@@ -98,12 +77,9 @@ class Runtime:
         self._tls = _load_tls(config)
         self._machine = machine
         self._reopening: asyncio.Task[None] | None = None
-        self._submitted: deque[Operation] = deque()
-        self._submit_lock = threading.Lock()
-        self._submitted_bytes = 0
-        self._is_draining = False
+        self._submitted = SubmitQueue(config.submit_queue_bytes_max)
+        self._results = Results()
         self._is_turn_due = False
-        self._futures: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
         self._loop = uvloop.new_event_loop()
         self._stopping: asyncio.Event | None = None
         self._resigned: asyncio.Event | None = None
@@ -281,7 +257,7 @@ class Runtime:
     async def _close(self) -> None:
         await self._transport.stop()
         message = "the node is stopped"
-        with self._submit_lock:
+        with self._submitted.lock:
             if not self.node.failure:
                 self.node.fail("", Stopped(message), Disconnected(message))
         self._drain()
@@ -321,7 +297,7 @@ class Runtime:
         image is still needed is asked of the disk. Callers' operations that come meanwhile wait.
         """
         message = "this node takes over an image of the state"
-        with self._submit_lock:
+        with self._submitted.lock:
             self._reopening = self._loop.create_task(self._reopen())
             self.node.fail("", Unavailable(message), Disconnected(message))
 
@@ -388,30 +364,13 @@ class Runtime:
 
         Stopped if the node has ended, be it by a failure.
         """
-        with self._submit_lock:
+        with self._submitted.lock:
             if self.has_ended:
                 raise self._ended()
-            refused = self._queue(operations)
-            is_draining, self._is_draining = self._is_draining, True
+            refused = self._submitted.put(operations, self.node.bytes_held)
+            is_draining, self._submitted.is_draining = self._submitted.is_draining, True
         if not is_draining:
             self._call(self._drain)
-        return refused
-
-    def _queue(self, operations: Sequence[Operation]) -> Sequence[Operation]:
-        room = self.config.submit_queue_bytes_max - self._submitted_bytes - self.node.bytes_held
-        size = sum(_size(operation) for operation in operations)
-        refused: list[Operation] = []
-        if size > room:
-            fitting: list[Operation] = []
-            size = 0
-            for operation in operations:
-                extra = _size(operation)
-                is_fitting = not extra or size + extra <= room
-                size += extra if is_fitting else 0
-                (fitting if is_fitting else refused).append(operation)
-            operations = fitting
-        self._submitted.extend(operations)
-        self._submitted_bytes += size
         return refused
 
     def _ended(self) -> RafthaError:
@@ -420,14 +379,12 @@ class Runtime:
         return Stopped("the node is stopped")
 
     def _drain(self) -> None:
-        with self._submit_lock:
+        with self._submitted.lock:
             if self._is_reopening:
-                # They wait; `_is_draining` stays, so that nobody calls this again before its time.
-                self._is_draining = True
+                # They wait; `is_draining` stays, so that nobody calls this again before its time.
+                self._submitted.is_draining = True
                 return
-            operations, self._submitted = self._submitted, deque()
-            self._submitted_bytes = 0
-            self._is_draining = False
+            operations = self._submitted.take()
         if not self.node.failure:
             try:
                 self.node.submit(operations)
@@ -477,21 +434,10 @@ class Runtime:
             self.node.on_removed()
 
     def deliver(self, waiter: Any, result: Any) -> None:
-        if type(waiter) is ThreadWaiter:
-            waiter.release(result)
-        else:
-            self._futures.setdefault(waiter.get_loop(), []).append((waiter, result))
+        self._results.deliver(waiter, result)
 
     def flush(self) -> None:
-        if not self._futures:
-            return
-        batches, self._futures = self._futures, {}
-        for loop, batch in batches.items():
-            try:
-                loop.call_soon_threadsafe(_release, batch)
-            except RuntimeError:
-                # That loop is closed: nobody waits there any more.
-                continue
+        self._results.flush()
 
     def emit(self, event: HaEvent) -> None:
         values = " ".join(
@@ -542,20 +488,3 @@ def _load_tls(config: HaConfig) -> PeerTls | None:
     tls = PeerTls.load(config.cluster_name, Path(config.tls_ca), certificate, Path(config.tls_key))
     tls.check_own(config.node_id, certificate)
     return tls
-
-
-def _size(operation: Operation) -> int:
-    if type(operation) is WriteOperation:
-        return len(operation.command)
-    return len(operation.commands) if isinstance(operation, GroupOperation) else 0
-
-
-def _release(batch: list[tuple[asyncio.Future[Any], Any]]) -> None:
-    """Complete futures, on their own loop."""
-    for future, result in batch:
-        if future.done():
-            continue  # Its caller was cancelled.
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)

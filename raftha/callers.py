@@ -1,0 +1,119 @@
+"""Callers of a node, on their own threads and loops: operations on the way in, results out.
+
+Theory of operation. Operations are queued in a deque, with one wake-up for as many as come before
+the node's thread looks (`SubmitQueue`). A blocking caller is released by a lock of its own, at
+once; all futures of one event loop by a single call on that loop, at the end of the turn
+(`Results.flush`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from raftha.operations import GroupOperation, Operation, WriteOperation
+
+
+class ThreadWaiter:
+    """What a blocking caller waits on: released at most once, waited for by one thread."""
+
+    __slots__ = ("_lock", "result")
+
+    def __init__(self) -> None:
+        self.result: Any = None
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def release(self, result: Any) -> None:
+        self.result = result
+        self._lock.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it was released in time."""
+        return self._lock.acquire(timeout=timeout_s)
+
+
+class SubmitQueue:
+    """What callers have submitted and the node has not taken; all but `lock` is used under it."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.lock = threading.Lock()
+        self.is_draining = False
+        """Whether the node's thread is about to look."""
+        self._bytes_max = bytes_max
+        self._operations: deque[Operation] = deque()
+        self._bytes = 0
+
+    def put(self, operations: Sequence[Operation], bytes_held: int) -> Sequence[Operation]:
+        """Queue operations, in order; return those for which there is no room.
+
+        `bytes_held` is what the node holds already.
+        """
+        room = self._bytes_max - self._bytes - bytes_held
+        size = sum(_size(operation) for operation in operations)
+        refused: list[Operation] = []
+        if size > room:
+            fitting: list[Operation] = []
+            size = 0
+            for operation in operations:
+                extra = _size(operation)
+                is_fitting = not extra or size + extra <= room
+                size += extra if is_fitting else 0
+                (fitting if is_fitting else refused).append(operation)
+            operations = fitting
+        self._operations.extend(operations)
+        self._bytes += size
+        return refused
+
+    def take(self) -> deque[Operation]:
+        """Empty the queue."""
+        operations, self._operations = self._operations, deque()
+        self._bytes = 0
+        self.is_draining = False
+        return operations
+
+
+class Results:
+    """Results on their way to callers; for the node's thread."""
+
+    def __init__(self) -> None:
+        self._futures: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+
+    def deliver(self, waiter: Any, result: Any) -> None:
+        """Release a blocking caller now, a future's at the next `flush`."""
+        if type(waiter) is ThreadWaiter:
+            waiter.release(result)
+        else:
+            self._futures.setdefault(waiter.get_loop(), []).append((waiter, result))
+
+    def flush(self) -> None:
+        """Complete all futures that were delivered to."""
+        if not self._futures:
+            return
+        batches, self._futures = self._futures, {}
+        for loop, batch in batches.items():
+            try:
+                loop.call_soon_threadsafe(_release, batch)
+            except RuntimeError:
+                # That loop is closed: nobody waits there any more.
+                continue
+
+
+def _size(operation: Operation) -> int:
+    if type(operation) is WriteOperation:
+        return len(operation.command)
+    return len(operation.commands) if isinstance(operation, GroupOperation) else 0
+
+
+def _release(batch: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    """Complete futures, on their own loop."""
+    for future, result in batch:
+        if future.done():
+            continue  # Its caller was cancelled.
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
