@@ -28,13 +28,13 @@ def main() -> int:
     parser.add_argument("--replay", type=int, help="run one seed, twice, and tell its story")
     parser.add_argument("--bug", choices=sorted(BUGS), default="", help="plant a bug first")
     parser.add_argument("--bugs", action="store_true", help="plant every bug, one after the other")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
     if args.bugs:
-        return find_all(args.seeds, args.processes)
+        return find_all(args.seeds, args.jobs)
     if args.replay is not None:
         return replay(args.replay, args.bug)
-    outcomes = run_seeds(range(args.seed, args.seed + args.seeds), args.bug, args.processes)
+    outcomes = run_seeds(range(args.seed, args.seed + args.seeds), args.bug, args.jobs)
     return 1 if outcomes == bool(args.bug) else 0
 
 

@@ -15,10 +15,11 @@ what is known to be committed. So the core's own idea of it can be held against 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 from raftha.core import Raft, RaftLog
-from raftha.entry import Entry, EntryKind
+from raftha.entry import ENTRY_HEADER_BYTES, Entry, EntryKind
 from raftha.membership import Membership
 from tests.sim.world import Violation
 
@@ -28,12 +29,20 @@ def voters(membership: Membership) -> set[int]:
     return {node_id for node_id, member in membership.members.items() if member.is_voter}
 
 
+@lru_cache(256)
+def _decode(entry: bytes) -> Membership:
+    return Membership.decode(entry[ENTRY_HEADER_BYTES:])
+
+
 class Memberships:
     """The committed memberships of one cluster, and how far nodes keep to them."""
 
     def __init__(self, first: Membership, committed: Sequence[Entry]) -> None:
         self._known = [(0, first)]
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when another membership is committed."""
         self._committed = committed
+        self._seen = 0
 
     @property
     def latest(self) -> Membership:
@@ -42,6 +51,7 @@ class Memberships:
 
     def commit(self, entry: Entry) -> None:
         """An entry is committed, for the first time anywhere."""
+        self._seen = entry.index
         if entry.kind != EntryKind.MEMBERSHIP:
             return
         before, after = self.latest, Membership.decode(bytes(entry.payload))
@@ -54,19 +64,24 @@ class Memberships:
         if before.members.keys() - after.members.keys() - after.removed:
             raise Violation("a node has gone, and may come back: it isn't among the removed")
         self._known.append((entry.index, after))
+        self.on_change()
 
     def in_force(self, log: RaftLog) -> Membership:
-        """The latest in this log."""
-        for entry in reversed(log.window):
+        """The latest in this log. Up to its commit index a log was found to be the known one."""
+        for entry in reversed(self._open(log)):
             if entry.kind == EntryKind.MEMBERSHIP:
-                return Membership.decode(bytes(entry.payload))
-        return next(known for index, known in reversed(self._known) if index <= log.anchor.index)
+                return _decode(entry.data)
+        return next(known for index, known in reversed(self._known) if index <= log.commit)
+
+    def _open(self, log: RaftLog) -> list[Entry]:
+        """What isn't committed as far as this log knows, or not taken in here yet."""
+        return log.window[max(min(log.commit, self._seen) - log.anchor.index, 0) :]
 
     def check(self, core: Raft) -> None:
         """A node's log has changed, or what the node is."""
         open_ones = [
             entry
-            for entry in core.log.window
+            for entry in self._open(core.log)
             if entry.kind == EntryKind.MEMBERSHIP and not self._is_committed(entry)
         ]
         if len(open_ones) > 1:

@@ -9,14 +9,13 @@ that decide something else.
 An event may belong to an *actor* (a member). Then it is dropped if the actor has crashed since it
 was put in, and put off while the actor is paused; `after` is called with the actor when it is done.
 
-`digest` is a checksum over all events' times and order: equal digests, equal runs. `recent` holds
+`digest` is a hash over all events' times and order: equal digests, equal runs. `recent` holds
 the last things worth telling, for the report of a failure.
 """
 
 from __future__ import annotations
 
 import heapq
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable
 from random import Random
@@ -89,7 +88,7 @@ class World:
             self.events += 1
             if self.events > EVENTS_MAX:
                 raise Violation(f"more than {EVENTS_MAX} events: something goes round in circles")
-            self.digest = zlib.crc32(b"%d %d" % (time * 1e9, sequence), self.digest)
+            self.digest = hash((self.digest, time, sequence))
             function(*args)
             if actor is not None and actor.life == life:
                 self.after(actor)
