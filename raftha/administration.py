@@ -12,7 +12,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, assert_never
 
 from raftha.core import Raft
@@ -106,10 +106,10 @@ class Administration:
             if operation.asked_at <= overdue:
                 self._ask(operation)
 
-    def hand_over(self) -> None:
-        """Make another voter the leader, if one answers; asked again if that doesn't work out."""
+    def hand_over(self, candidates: Collection[int]) -> None:
+        """Make one of these the leader, if one answers; asked again if that doesn't work out."""
         if self._core.can_propose:
-            self._try(lambda: self._core.transfer(self._successor()))
+            self._try(lambda: self._core.transfer(self._successor(candidates)))
 
     def on_membership(self, membership: Membership) -> None:
         """The state has applied another membership."""
@@ -245,9 +245,10 @@ class Administration:
                     hint="add it again when there is less to write, or on a faster machine",
                 )
 
-    def _successor(self) -> int:
-        """The other voter with the most of the log."""
+    def _successor(self, candidates: Collection[int] | None = None) -> int:
+        """The other voter, if candidates are given one of these, with the most of the log."""
         voters = [voter for voter in self._core.membership.voters if voter != self._core.id]
+        voters = [v for v in voters if candidates is None or v in candidates]
         progress = self._core.progress
         active = [v for v in voters if progress[v].is_active or progress[v].was_active]
         if not active:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raftha.types import Health
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HaEvent:
@@ -38,7 +40,7 @@ class LeaderElected(HaEvent):
 class LeaderLost(HaEvent):
     """This node no longer knows a leader.
 
-    `reason` is timeout, disconnected, quorum, term or transfer.
+    `reason` is timeout, disconnected, quorum, term, transfer or resigned.
     """
 
     leader: int
@@ -134,10 +136,23 @@ class StorageHasSpace(HaEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DiskIsSick(HaEvent):
-    """A write of the log has been under way for this long; a leader hands over, if it can."""
+class HealthCheckFailed(HaEvent):
+    """A member didn't answer, or, of the reporter itself, its disk is slow.
 
-    seconds: float
+    Said at the first failure, when it counts as unhealthy, and every `health_check_interval_sec`.
+    """
+
+    node_id: int
+    consecutive_failures: int
+    health: Health
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthRecovered(HaEvent):
+    """Who counted as unhealthy is well again."""
+
+    node_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

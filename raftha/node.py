@@ -40,7 +40,6 @@ from raftha.errors import (
 )
 from raftha.events import (
     CheckpointCompleted,
-    DiskIsSick,
     HaEvent,
     LeaderElected,
     ReplicaConnected,
@@ -49,6 +48,7 @@ from raftha.events import (
     StorageHasSpace,
     StorageIsFull,
 )
+from raftha.health import HealthMonitor
 from raftha.inbox import BATCH_BYTES_MAX, Inbox, Waiting
 from raftha.membership import Membership
 from raftha.operations import (
@@ -68,6 +68,8 @@ from raftha.types import HaStatus, ReplicaStatus
 from raftha.wire import (
     Forward,
     ForwardReply,
+    HealthReply,
+    HealthRequest,
     MembershipReply,
     MembershipRequest,
     PeerMessage,
@@ -81,8 +83,6 @@ HEARTBEAT_TICKS = 5
 EXPIRY_TICKS = 5
 STOPPED = "stopped"
 REMOVED = "this node was removed from the cluster"
-SICK_AFTER_TIMEOUTS = 2
-"""A write of the log may take this many election timeouts before a leader hands over."""
 
 
 class Host(CheckpointWriter, Protocol):
@@ -97,6 +97,10 @@ class Host(CheckpointWriter, Protocol):
     def is_connected(self, peer: int) -> bool: ...
     def write(self, write: Write) -> None:
         """Make durable, then call `Node.on_written`."""
+        ...
+
+    def seal_log(self) -> None:
+        """Seal the log, on which no write is under way, then call `Node.on_sealed`."""
         ...
 
     def read_log(self, request: LogRead) -> None:
@@ -168,8 +172,14 @@ class Node:
             clock.monotonic(),
             self._sender.kept_index,
         )
-        self._writing_since: float | None = None
-        self._is_sick = False
+        self.health = HealthMonitor(
+            config,
+            core,
+            host,
+            self._administration.hand_over,
+            lambda: state.applied.index,
+            clock.monotonic(),
+        )
         self._full = ""
         self._turn_at = clock.monotonic()
         self._next_expiry = float("inf")
@@ -226,6 +236,7 @@ class Node:
 
     def on_message(self, message: PeerMessage) -> None:
         """A peer said something."""
+        self.health.heard(message.sender, self._clock.monotonic())
         match message:
             case Forward():
                 self._on_forward(message)
@@ -237,6 +248,8 @@ class Node:
                 self._receiver.on_chunk(message)
             case SnapshotReply():
                 self._sender.on_reply(message)
+            case HealthRequest() | HealthReply():
+                self.health.on_message(message)
             case _:
                 self.core.step(message)
         self._host.wake()
@@ -290,20 +303,12 @@ class Node:
             self._readings.ask_again_if_overdue(now)
             self._checkpoints.on_tick(now)
             self._administration.on_tick()
-            self._watch_disk(now)
+            self.health.on_tick(now)
         self._host.wake()
 
-    def _watch_disk(self, now: float) -> None:
-        """A leader whose disk hangs or is full hands over: heartbeats alone would keep it leading,
-        while nothing that it takes can be answered."""
-        patience_s = SICK_AFTER_TIMEOUTS * self.config.election_timeout_ms / 1000
-        if self._writing_since is None or now - self._writing_since < patience_s:
-            return
-        if not self._is_sick:
-            self._is_sick = True
-            waited_s = now - self._writing_since
-            self._host.emit(DiskIsSick(reporter=self.core.id, seconds=waited_s))
-        self._administration.hand_over()
+    def on_sealed(self) -> None:
+        """The log, which had nothing else to write, is sealed."""
+        self.health.write_ended(self._clock.monotonic())
 
     def on_storage_full(self, reason: str) -> None:
         """There is no space for a write or a checkpoint; the host goes on trying."""
@@ -320,7 +325,7 @@ class Node:
 
     def on_written(self, write: Write) -> None:
         """A write is durable."""
-        self._writing_since, self._is_sick = None, False
+        self.health.write_ended(self._clock.monotonic())
         for message in write.messages:
             self._host.send(message)
         self.core.advance(write)
@@ -355,7 +360,7 @@ class Node:
         for message in ready.messages:
             self._host.send(message)
         if ready.write is not None:
-            self._writing_since = self._turn_at
+            self.health.write_begun(self._turn_at)
             self._host.write(ready.write)
         for request in ready.log_reads:
             self._host.read_log(request)
@@ -421,6 +426,7 @@ class Node:
 
     def _on_leader(self) -> None:
         """A leader is known: everything that may have been lost on its way goes there again."""
+        self.health.on_leader(self._clock.monotonic())
         self._inbox.clear()
         self._administration.on_leader()
         self._submissions.send_again()
@@ -553,6 +559,7 @@ class Node:
             client_address=self.client_addresses.get(peer, ""),
             connected=peer == core.id or self._host.is_connected(peer),
             match_index=core.log.persisted if peer == core.id else match_index,
+            health=self.health.health(peer),
         )
 
 

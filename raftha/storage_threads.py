@@ -70,7 +70,7 @@ class StorageThreads:
         self._on_space = on_space
         self._is_ending = threading.Event()
         name = f"raftha-{node_id}"
-        self._writes: queue.SimpleQueue[tuple[Write, Callable[[Write], None]] | None]
+        self._writes: queue.SimpleQueue[tuple[Callable[[], None], Callable[[], None]] | None]
         self._writes = queue.SimpleQueue()
         self._workers = ThreadPoolExecutor(2, thread_name_prefix=f"{name}-storage")
         self._wal_thread = threading.Thread(target=self._run_wal, name=f"{name}-wal", daemon=True)
@@ -93,7 +93,12 @@ class StorageThreads:
 
     def write(self, write: Write, done: Callable[[Write], None]) -> None:
         """Make durable, then call `done` with it on the node's thread."""
-        self._writes.put((write, done))
+        append = partial(self._wal.append, write.hard_state, write.entries)
+        self._writes.put((append, partial(done, write)))
+
+    def seal(self, done: Callable[[], None]) -> None:
+        """Seal the log, then call `done` on the node's thread."""
+        self._writes.put((self._wal.seal, done))
 
     def prepare_spare(self) -> None:
         """Make a segment ahead of need."""
@@ -116,15 +121,14 @@ class StorageThreads:
             job = self._writes.get()
             if job is None:
                 return
-            write, done = job
+            work, done = job
             try:
-                append = partial(self._wal.append, write.hard_state, write.entries)
-                is_done = self._when_there_is_space(append)
+                is_done = self._when_there_is_space(work)
             except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
                 self._fail(error)
                 return
             if is_done:
-                self._call(done, write)
+                self._call(done)
 
     def _when_there_is_space(self, work: Callable[[], None]) -> bool:
         """Do `work`, which a full disk leaves undone, again and again; False if the node ends."""

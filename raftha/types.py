@@ -19,6 +19,14 @@ class ReplicationMode(enum.StrEnum):
     """At once; what becomes of it is counted."""
 
 
+class Health(enum.StrEnum):
+    """What the checks of a member, or of a disk, have shown."""
+
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"
+    UNHEALTHY = "unhealthy"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """Proof that a write is committed: on disk on a majority, and applied on the node that asked.
@@ -68,7 +76,8 @@ class ReplicaStatus:
 
     `match_index` is what the leader knows to be durable there; None where this node can't know. A
     learner (`is_voter` false) gets the log and counts for nothing yet. `client_address` is where
-    the member serves its own clients, "" if it doesn't say.
+    the member serves its own clients, "" if it doesn't say. `health` is what this node's checks of
+    the member have shown; of this node itself, the checks of its disk.
     """
 
     node_id: int
@@ -77,6 +86,7 @@ class ReplicaStatus:
     is_voter: bool
     connected: bool
     match_index: int | None
+    health: Health
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,6 +126,21 @@ class MembershipReply(NamedTuple):
     reason: str
 
 
+class HealthRequest(NamedTuple):
+    """Asks how the receiver is."""
+
+    to: int
+    sender: int
+
+
+class HealthReply(NamedTuple):
+    """The sender is there; `is_disk_well`: as far as it knows, its disk is fast enough."""
+
+    to: int
+    sender: int
+    is_disk_well: bool
+
+
 class SnapshotChunk(NamedTuple):
     """Part of the image that was offered as `snapshot`, from byte `offset` of the file on.
 
@@ -164,7 +179,8 @@ class SnapshotStatus(enum.IntEnum):
 
 AdminMessage = TransferRequest | TransferReply | MembershipRequest | MembershipReply
 SnapshotMessage = SnapshotChunk | SnapshotReply
-PeerMessage = Message | Forward | ForwardReply | AdminMessage | SnapshotMessage
+HealthMessage = HealthRequest | HealthReply
+PeerMessage = Message | Forward | ForwardReply | AdminMessage | SnapshotMessage | HealthMessage
 Frame = PeerMessage | Hello | Refusal
 
 _CODES: dict[type[Any], int] = {
@@ -188,6 +204,8 @@ _CODES: dict[type[Any], int] = {
     SnapshotOffer: 18,
     SnapshotChunk: 19,
     SnapshotReply: 20,
+    HealthRequest: 21,
+    HealthReply: 22,
 }
 _CLASSES: dict[int, tuple[type[Any], tuple[type, ...]]] = {
     code: (cls, tuple(get_origin(kind) or kind for kind in get_type_hints(cls).values()))

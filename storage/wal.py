@@ -211,6 +211,12 @@ class Wal:
         for part_hard_state, part in self._parts(hard_state, entries):
             self._write(part_hard_state, part)
 
+    def seal(self) -> None:
+        """Write nothing, durably: after it, damage to what was the last write can be told from a
+        torn one. StorageFull loses nothing."""
+        self._check()
+        self._write(None, ())
+
     def read(self, lo: int, bytes_max: int) -> list[Entry]:
         """Return entries from index `lo` on, about `bytes_max` of them; at least one if there is.
 

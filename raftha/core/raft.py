@@ -318,6 +318,13 @@ class Raft:
             self._elapsed_ticks = 0
         self._leadership.transfer(target)
 
+    def resign(self) -> None:
+        """Stop leading without a successor; the others, who may campaign first, find one."""
+        if self._leadership is not None:
+            self._lose_leader("resigned")
+            self._become_follower(self.term, None)
+            self._timeout_ticks += 2 * self.config.election_ticks
+
     def connected(self, peer: int) -> None:
         """The transport reached `peer`; whatever was on its way before is lost."""
         if self._leadership is not None:

@@ -12,6 +12,7 @@ a killed process leaves it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable
 from random import Random
@@ -300,6 +301,19 @@ class Member:
         assert self.node is not None
         self._world.note(self.id, "written", write.hard_state or "")
         self.node.on_written(write)
+
+    def seal_log(self) -> None:
+        self._later(self._disk_time(), self._run, self._seal)
+
+    def _seal(self) -> None:
+        assert self.wal is not None
+        with contextlib.suppress(StorageFull):
+            self.wal.seal()
+        self._later(self.rng.uniform(0, 0.001), self._sealed)
+
+    def _sealed(self) -> None:
+        assert self.node is not None
+        self.node.on_sealed()
 
     def set_members(self, membership: Membership) -> None:
         assert self.network is not None

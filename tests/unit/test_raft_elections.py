@@ -392,3 +392,18 @@ def silent_for(raft: Raft, ticks: int) -> bool:
     for _ in range(ticks):
         raft.tick()
     return raft.role is not Role.FOLLOWER
+
+
+def test_a_leader_that_resigns_lets_the_others_campaign_first() -> None:
+    net = Net(core(1), core(2), core(3))
+    leader = net.elect(1)
+    leader.resign()
+    assert leader.role is Role.FOLLOWER
+    assert leader.leader is None
+    term = leader.term
+    for _ in range(4 * ELECTION_TICKS):
+        for raft in net.cores.values():
+            raft.tick()
+            net.run()
+    assert leader.leader in (2, 3)
+    assert leader.term > term

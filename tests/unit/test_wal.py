@@ -13,6 +13,7 @@ import pytest
 from raftha.entry import LOG_START, Entry, HardState
 from raftha.errors import Compacted, Corrupt, StorageError, StorageFailed, StorageFull
 from raftha.storage.disk import Disk, RealDisk
+from raftha.storage.segment import HEADER_BYTES
 from raftha.storage.wal import Wal
 from tests.sim.disk import Crashed, SimulatedDisk
 from tests.sim.log import FOLDER, SEGMENT_BYTES, entries_after, opener, read_all, salts
@@ -575,6 +576,23 @@ def test_a_close_on_a_full_disk_leaves_out_the_seal(
     open_wal().close()
     assert len(segment_names(disk)) == 2
     assert open_wal().last_index == 1
+
+
+def test_damage_to_the_last_write_is_noticed_once_the_log_is_sealed(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    fill(wal, 3)
+    end = wal.size_bytes
+    wal.seal()
+    assert wal.size_bytes > end
+    (name,) = segment_names(disk)
+    handle = disk.open(f"{FOLDER}/{name}")
+    offset = HEADER_BYTES + end - 100
+    disk.pwrite(handle, bytes(byte ^ 1 for byte in disk.pread(handle, 1, offset)), offset)
+    disk.fdatasync(handle)
+    with pytest.raises(Corrupt):
+        open_wal()
 
 
 @pytest.mark.slow
