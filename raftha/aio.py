@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+from raftha import forks
 from raftha.config import HaConfig
-from raftha.errors import InvalidRequest, RafthaError, Stopped
+from raftha.errors import Forked, InvalidRequest, RafthaError, Stopped
 from raftha.manager import (
     Consistency,
     check_asserts,
@@ -57,8 +58,12 @@ class HaManager:
         self.config = config
         self._machine = state_machine
         self._runtime: Runtime | None = None
-        self._starting = asyncio.Lock()
         self._batches: dict[asyncio.AbstractEventLoop, list[Operation]] = {}
+        self._renew_locks()
+        forks.renew_in_child(self, HaManager._renew_locks)
+
+    def _renew_locks(self) -> None:
+        self._starting = asyncio.Lock()
 
     async def start(self) -> None:
         """As `raftha.HaManager.start`; the work of opening is done on another thread."""
@@ -101,6 +106,8 @@ class HaManager:
         runtime = self._runtime
         if runtime is None:
             return unstarted_status(self.config)
+        if runtime.is_inherited:
+            raise Forked
         if runtime.has_ended:
             return runtime.node.status()
         try:

@@ -67,6 +67,16 @@ class Stopped(Rejected):
     """The node is stopped, or was stopped before the request left it."""
 
 
+class Forked(Rejected):
+    """This process was forked from the one that started the node; here there is none."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this process was forked after start(), and the node runs in the process it came from",
+            hint="start raftha after the fork, with a data directory for each process",
+        )
+
+
 class MembershipChangePending(Rejected):
     """Members change one at a time, and the last change isn't committed yet."""
 

@@ -20,9 +20,17 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
+from raftha import forks
 from raftha.callers import ThreadWaiter
 from raftha.config import HaConfig
-from raftha.errors import ConfigError, InvalidRequest, Overloaded, RequestTimeout, Stopped
+from raftha.errors import (
+    ConfigError,
+    Forked,
+    InvalidRequest,
+    Overloaded,
+    RequestTimeout,
+    Stopped,
+)
 from raftha.membership import DEFAULT_REGION
 from raftha.node import Node
 from raftha.operations import (
@@ -54,6 +62,10 @@ class HaManager:
         self.config = config
         self._machine = state_machine
         self._runtime: Runtime | None = None
+        self._renew_locks()
+        forks.renew_in_child(self, HaManager._renew_locks)
+
+    def _renew_locks(self) -> None:
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -62,19 +74,26 @@ class HaManager:
         A node that has failed is started anew.
 
         Returns once peers can connect; there may not be a leader yet, and calls wait for one.
-        Raises ConfigError or StorageError if it can't start.
+        Raises ConfigError or StorageError if it can't start, and Forked if it runs already in the
+        process that this one was forked from.
         """
         check_asserts()
         with self._lock:
-            if self._runtime is not None and self._runtime.has_ended:
-                self._runtime.stop()
-            if self._runtime is None or not self._runtime.is_alive:
-                runtime = Runtime(self.config, self._machine)
-                runtime.start()
-                self._runtime = runtime
+            runtime = self._runtime
+            if runtime is not None and not runtime.is_inherited:
+                if runtime.has_ended:
+                    runtime.stop()
+                if runtime.is_alive:
+                    return
+            runtime = Runtime(self.config, self._machine)
+            runtime.start()
+            self._runtime = runtime
 
     def stop(self) -> None:
-        """Leave, handing leadership over first if this node has it; does nothing if stopped."""
+        """Leave, handing leadership over first if this node has it; does nothing if stopped.
+
+        Nor does it in a process that was forked after `start`: the node isn't there.
+        """
         check_asserts()
         with self._lock:
             if self._runtime is not None and self._runtime.is_alive:
@@ -97,6 +116,8 @@ class HaManager:
         runtime = self._runtime
         if runtime is None:
             return unstarted_status(self.config)
+        if runtime.is_inherited:
+            raise Forked
         if runtime.has_ended:
             return runtime.node.status()
         try:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import queue
 import random
 import secrets
@@ -26,10 +27,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
+from raftha import forks
 from raftha.callers import Results, SubmitQueue
 from raftha.checkpoints import Cut
 from raftha.clock import SystemClock
@@ -39,6 +41,7 @@ from raftha.entry import Entry, LogPosition
 from raftha.errors import (
     ConfigError,
     Disconnected,
+    Forked,
     RafthaError,
     Stopped,
     StorageError,
@@ -85,13 +88,8 @@ class Runtime:
         self._resigned: asyncio.Event | None = None
         self._random = random.Random(secrets.randbits(64))
         self._clock = SystemClock()
-        self._data = DataDirectory(Path(config.data_dir), config.cluster_id, config.node_id)
-        try:
-            self.node = self._open()
-        except BaseException:
-            self._data.close()
-            self._loop.close()
-            raise
+        self._process = os.getpid()
+        self._open_all()
         hello = Hello(
             PROTOCOL_VERSION,
             config.cluster_id,
@@ -104,6 +102,21 @@ class Runtime:
         self._thread = threading.Thread(
             target=self._run, name=f"raftha-{config.node_id}", daemon=True
         )
+
+    def _open_all(self) -> None:
+        """Lock the data directory and open what is in it; or leave nothing open."""
+        config = self.config
+        with contextlib.ExitStack() as opened:
+            opened.callback(self._loop.close)
+            epoll = cast(Any, self._loop)._get_backend_id()  # Not in uvloop's stubs.
+            forks.add_node(self, Path(config.data_dir), epoll)
+            opened.callback(forks.remove_node, self)
+            if forks.is_inherited(Path(config.data_dir)):
+                raise Forked
+            self._data = DataDirectory(Path(config.data_dir), config.cluster_id, config.node_id)
+            opened.callback(self._data.close)
+            self.node = self._open()
+            opened.pop_all()
 
     def _open(self) -> Node:
         """Open log and state, with the image that was received if one is ready."""
@@ -175,6 +188,11 @@ class Runtime:
         """Hand leadership over if that is quick, tell every caller, close everything."""
         self._call(self._begin_stop)
         self._thread.join()
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked from the one that the node runs in."""
+        return os.getpid() != self._process
 
     @property
     def is_alive(self) -> bool:
@@ -263,6 +281,7 @@ class Runtime:
         self._drain()
         if await self._close_files():
             self._data.close()
+            forks.remove_node(self)
 
     async def _close_files(self) -> bool:
         """Let all threads finish, then close log and state; results that come late are dropped.
@@ -362,8 +381,10 @@ class Runtime:
     def submit(self, operations: Sequence[Operation]) -> Sequence[Operation]:
         """Hand operations over, in order; return those for which the queue has no room.
 
-        Stopped if the node has ended, be it by a failure.
+        Stopped if the node has ended, be it by a failure. Forked if it runs in another process.
         """
+        if self.is_inherited:
+            raise Forked
         with self._submitted.lock:
             if self.has_ended:
                 raise self._ended()

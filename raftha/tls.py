@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from raftha.addresses import bind
 from raftha.errors import ConfigError
 
 ACCEPT_PAUSE_S = 0.1
@@ -246,20 +247,7 @@ class TlsServer:
 
     async def bind(self, host: str, port: int) -> None:
         """Take the address, without accepting yet; OSError if it can't be had."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        try:
-            for family, kind, protocol, _, address in dict.fromkeys(found):
-                listener = socket.socket(family, kind, protocol)
-                self._sockets.append(listener)
-                listener.setblocking(False)
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                listener.bind(address)
-        except OSError:
-            self.close()
-            raise
+        self._sockets = await bind(host, port)
 
     async def start_serving(self) -> None:
         """Accept from now on."""

@@ -27,8 +27,10 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, cast
 
+from raftha.addresses import bind, look_up
 from raftha.config import parse_address
 from raftha.errors import WireError
 from raftha.tls import PeerTls, TlsServer, describe, handshake_failure
@@ -96,25 +98,37 @@ class Transport:
         self._undecided: set[Connection] = set()
         self._open: set[Connection] = set()
         self._dialers: dict[int, asyncio.Task[None]] = {}
-        self._server: asyncio.Server | TlsServer | None = None
+        self._servers: list[asyncio.Server | TlsServer] = []
+        self._names = ThreadPoolExecutor(2, thread_name_prefix=f"raftha-{self.id}-names")
         self._is_paused = False
 
     async def start(self) -> None:
         """Listen and begin to dial; OSError if the address can't be bound."""
-        loop = asyncio.get_running_loop()
         host, port = parse_address("address", self._address)
         if self._tls is None:
-            self._server = await loop.create_server(lambda: Connection(self, None), host, port)
+            await self._listen(await bind(host, port))
             return
-        self._server = TlsServer(
+        server = TlsServer(
             self._tls.server,
             lambda: Connection(self, None),
             room=lambda: UNDECIDED_MAX - len(self._undecided),
             refused=self.refused,
             handshake_s=HANDSHAKE_TIMEOUT_S,
         )
-        await self._server.bind(host, port)
-        await self._server.start_serving()
+        await server.bind(host, port)
+        self._servers.append(server)
+        await server.start_serving()
+
+    async def _listen(self, listeners: list[socket.socket]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            for listener in listeners:
+                server = await loop.create_server(lambda: Connection(self, None), sock=listener)
+                self._servers.append(server)
+        except OSError:
+            for listener in listeners:
+                listener.close()
+            raise
 
     def set_members(self, addresses: Mapping[int, str], removed: frozenset[int]) -> None:
         """Dial these members, as far as it is this one's turn to, and refuse the removed ones."""
@@ -131,11 +145,13 @@ class Transport:
 
     async def stop(self) -> None:
         """Close everything; the receiver hears nothing more."""
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
+        self._names.shutdown(wait=False, cancel_futures=True)
         await self.pause()
-        if isinstance(self._server, TlsServer):
-            await self._server.wait_closed()
+        for server in self._servers:
+            if isinstance(server, TlsServer):
+                await server.wait_closed()
 
     async def pause(self) -> None:
         """Close all connections, unseen by the receiver, and take no new ones until `set_members`.
@@ -208,17 +224,21 @@ class Transport:
     async def _connect(
         self, loop: asyncio.AbstractEventLoop, connection: Connection, host: str, port: int
     ) -> None:
-        if self._tls is None:
-            await loop.create_connection(lambda: connection, host, port)
-            return
-        await loop.create_connection(
-            lambda: connection,
-            host,
-            port,
-            ssl=self._tls.client,
-            server_hostname="",  # The certificate names a node, not a host.
-            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
-        )
+        tls: dict[str, Any] = {}
+        if self._tls is not None:
+            tls = {
+                "ssl": self._tls.client,
+                "server_hostname": "",  # The certificate names a node, not a host.
+                "ssl_handshake_timeout": HANDSHAKE_TIMEOUT_S,
+            }
+        numbers = await look_up(host, port, self._names)
+        for number in numbers:
+            try:
+                await loop.create_connection(lambda: connection, number, port, **tls)
+                return
+            except OSError as error:
+                if number == numbers[-1] or handshake_failure(error):
+                    raise
 
     # What a connection tells its transport.
 
