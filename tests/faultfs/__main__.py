@@ -19,8 +19,8 @@ from tests.faultfs.server import Server
 async def obey(server: Server, command: dict[str, Any]) -> Any:
     """Carry out one command; what it returns is the answer."""
     match command:
-        case {"do": "lose_power", "seed": seed}:
-            await server.lose_power(seed)
+        case {"do": "lose_power", "seed": seed, "chance": chance}:
+            await server.lose_power(seed, chance)
         case {"do": "faults", "faults": faults}:
             server.set_faults([Fault.from_json(fields) for fields in faults])
         case {"do": "ignore_syncs", "ignores": ignores}:

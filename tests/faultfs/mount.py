@@ -69,9 +69,12 @@ class FaultFs:
         """Unmount it; whoever still uses it gets errors from then on."""
         self._server.communicate(timeout=_END_TIMEOUT_S)
 
-    def lose_power(self, seed: int) -> None:
-        """Forget what wasn't synced, or, by `seed`, parts of it. Its users must be dead."""
-        self._tell(do="lose_power", seed=seed)
+    def lose_power(self, seed: int, chance: float | None = None) -> None:
+        """Forget what wasn't synced, or, by `seed`, parts of it. Its users must be dead.
+
+        `chance`: of each sector and name to survive all the same; None for one that varies.
+        """
+        self._tell(do="lose_power", seed=seed, chance=chance)
 
     def set_faults(self, *faults: Fault) -> None:
         """From now on these befall operations, and no others; nothing waits any longer."""

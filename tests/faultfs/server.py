@@ -79,12 +79,12 @@ class Server:
         _libc.umount2(os.fsencode(self._mount_point), _MNT_DETACH)
         self._disconnect()
 
-    async def lose_power(self, seed: int) -> None:
+    async def lose_power(self, seed: int, chance: float | None = None) -> None:
         """Forget what wasn't synced, or parts of it. Nobody may be using the file system."""
         # Not on this thread: the kernel writes back what it holds, and waits for the answers.
         await self._loop.run_in_executor(None, self._unmount_unused)
         self._disconnect()
-        self.tree.lose_power(Random(seed))
+        self.tree.lose_power(Random(seed), chance)
         self.mount()
 
     def _unmount_unused(self) -> None:

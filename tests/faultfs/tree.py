@@ -60,9 +60,10 @@ class File:
         self.stuck |= self.undo
         self.undo.clear()
 
-    def lose_power(self, rng: Random) -> None:
-        """Become what is on the platter."""
-        chance = rng.choice((0.0, 1.0, 0.5, rng.random()))
+    def lose_power(self, rng: Random, chance: float | None = None) -> None:
+        """Become what is on the platter; a sector that wasn't synced is there by `chance`."""
+        if chance is None:
+            chance = rng.choice((0.0, 1.0, 0.5, rng.random()))
         lost = {sector: old for sector, old in self.undo.items() if rng.random() >= chance}
         size = len(self.data) if rng.random() < chance else self.durable_size
         kept = [sector for sector in self.undo if sector not in lost]
@@ -205,14 +206,20 @@ class Tree:
 
     # ---------------------------------------------------------------- power
 
-    def lose_power(self, rng: Random) -> None:
-        """Become what is on the platter: of what wasn't synced, `rng` decides what made it."""
+    def lose_power(self, rng: Random, chance: float | None = None) -> None:
+        """Become what is on the platter: of what wasn't synced, `rng` decides what made it.
+
+        `chance`: the probability for each change; None for one that varies.
+        """
         for together in _components(self._journal):
             count = len(together)
-            for changes in together[: rng.choice((0, count, rng.randint(0, count)))]:
+            survived = rng.choice((0, count, rng.randint(0, count)))
+            if chance is not None:
+                survived = sum(rng.random() < chance for _ in together)
+            for changes in together[:survived]:
                 _apply(changes, is_durable=True)
         self._journal = []
-        _come_back(self.root, rng)
+        _come_back(self.root, rng, chance)
 
 
 def _components(journal: list[tuple[Change, ...]]) -> list[list[tuple[Change, ...]]]:
@@ -231,13 +238,13 @@ def _components(journal: list[tuple[Change, ...]]) -> list[list[tuple[Change, ..
     return [[journal[i] for i in sorted(places)] for _, places in groups]
 
 
-def _come_back(folder: Folder, rng: Random) -> None:
+def _come_back(folder: Folder, rng: Random, chance: float | None) -> None:
     folder.names = dict(folder.durable)
     for node in folder.names.values():
         if isinstance(node, File):
-            node.lose_power(rng)
+            node.lose_power(rng, chance)
         else:
-            _come_back(node, rng)
+            _come_back(node, rng, chance)
 
 
 def _folders(changes: tuple[Change, ...]) -> set[int]:
