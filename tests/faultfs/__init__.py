@@ -5,6 +5,7 @@
     protocol.py   what the kernel says and hears through /dev/fuse, as bytes
     server.py     one mounted file system, on an event loop of its own process
     mount.py      `FaultFs`: what tests use
+    cluster.py    a cluster of real processes on such file systems
 
 `tests/sim/disk.py` is the same idea behind raftha's own seam. This one is behind the kernel: under
 LMDB, page cache, memory maps and all.

@@ -10,18 +10,16 @@ RAFTHA_POWER_LOSSES says how many times; RAFTHA_SEED repeats the choices.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from raftha.testing import LocalCluster
+from tests.faultfs.cluster import cluster_on_disks
 from tests.faultfs.mount import FaultFs, why_not
 from tests.integration.load import SETTINGS, Record, check, choose_seed, run_load
 
@@ -33,19 +31,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(why_not()), reason=f"no FUSE: {why_not()}"),
 ]
-
-
-@contextmanager
-def cluster_on_disks(folder: Path) -> Iterator[tuple[LocalCluster, dict[int, FaultFs]]]:
-    """Three nodes, and the file system that each has its data directory on."""
-    cluster = LocalCluster(nodes=3, settings=SETTINGS, folder=folder / "cluster")
-    with contextlib.ExitStack() as stack:
-        disks = {
-            node_id: stack.enter_context(FaultFs(cluster.data_of(node_id)))
-            for node_id in cluster.node_ids
-        }
-        stack.enter_context(cluster)
-        yield cluster, disks
 
 
 def lose_power(
@@ -66,7 +51,7 @@ def test_no_acknowledged_write_is_lost_when_nodes_lose_power(tmp_path: Path) -> 
     seed = choose_seed()
     rng = random.Random(seed)
     record = Record()
-    with cluster_on_disks(tmp_path) as (cluster, disks):
+    with cluster_on_disks(tmp_path, SETTINGS) as (cluster, disks):
 
         def torment() -> None:
             clock = threading.Event()
@@ -95,7 +80,7 @@ def test_no_acknowledged_write_is_lost_when_nodes_lose_power(tmp_path: Path) -> 
 
 def test_acknowledged_writes_are_lost_when_all_disks_lie_and_all_lose_power(tmp_path: Path) -> None:
     """The test above can fail: without real syncs, what was acknowledged is gone."""
-    with cluster_on_disks(tmp_path) as (cluster, disks):
+    with cluster_on_disks(tmp_path, SETTINGS) as (cluster, disks):
         cluster.call(cluster.wait_leader(), "SET", "before", "kept")
         for disk in disks.values():
             disk.ignore_syncs()
