@@ -159,7 +159,7 @@ def test_a_leader_with_slow_syncs_hands_over_and_nobody_waits_for_a_follower_wit
     assert moved_s < 3 * SLOW_S, "within three syncs"
     assert slowest_s < SLOW_S, "nobody waits for the slow disk any more"
     assert term_of(cluster, others[0]) == term, "and leadership stays where it is"
-    assert "event=DiskIsSick" in cluster.log_path(slow).read_text(encoding="utf-8")
+    assert "event=HealthCheckFailed" in cluster.log_path(slow).read_text(encoding="utf-8")
 
     disks[slow].set_faults()
     digests = cluster.digests()
