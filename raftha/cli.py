@@ -10,10 +10,8 @@ What a command needs is imported when it runs, so that `raftha --help` needn't w
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,13 +25,13 @@ from raftha.cli_access import TlsCa, TokenFile, find_access
 from raftha.cli_membership import member, recover_quorum
 from raftha.console import errors_as_lines, print_table
 from raftha.errors import ConfigError, RafthaError
+from raftha.logs import LEVELS, log_to_stderr
 from raftha.version import VERSION
 
 if TYPE_CHECKING:
     from raftha.call import Access
     from raftha.certificates import Made
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_ADDRESS = "127.0.0.1:7000"
 STATUS_TIMEOUT_S = 3.0
 PROBLEMS_SHOWN = 5
@@ -76,7 +74,7 @@ def _options(
 @app.command()
 def serve(
     config: Annotated[Path, typer.Option(help="The node's settings, a TOML file.")],
-    log_level: Annotated[str, typer.Option(help=f"One of {', '.join(LOG_LEVELS)}.")] = "info",
+    log_level: Annotated[str, typer.Option(help=f"One of {', '.join(LEVELS)}.")] = "info",
 ) -> None:
     """Run one node until SIGTERM or Ctrl-C, serving the Redis protocol."""
     with errors_as_lines():
@@ -85,30 +83,13 @@ def serve(
                 "python -O takes away the checks that keep a node from corrupting data",
                 hint="start it without -O and PYTHONOPTIMIZE",
             )
-        if log_level not in LOG_LEVELS:
-            raise ConfigError(f"log level {log_level!r} is not one of {', '.join(LOG_LEVELS)}")
+        if log_level not in LEVELS:
+            raise ConfigError(f"log level {log_level!r} is not one of {', '.join(LEVELS)}")
         from raftha.server import ServerConfig, run
 
         server_config = ServerConfig.from_toml(config)
-        _log_to_stderr(log_level)
+        log_to_stderr(log_level, server_config.log_format)
         run(server_config)
-
-
-class KeyValueFormatter(logging.Formatter):
-    """One line a record: time, level and where from in front, then the message's own key=value."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "time=%(asctime)s.%(msecs)03dZ level=%(levelname)s from=%(name)s %(message)s",
-            datefmt="%Y-%m-%dT%H:%M:%S",
-        )
-        self.converter = time.gmtime
-
-
-def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(KeyValueFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 # ------------------------------------------------------------------------------- status

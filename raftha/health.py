@@ -91,12 +91,13 @@ class OwnDisk:
     def begin(self, now: float, *, is_seal: bool = False) -> None:
         self._begun.append((now, is_seal))
 
-    def end(self, now: float) -> None:
+    def end(self, now: float) -> float:
         begun_at, is_seal = self._begun.popleft()
         if len(self._durations) < DURATIONS_MAX:
             self._durations.append(now - begun_at)
         self._unsealed_since = None if is_seal else now
         self.has_worked = True
+        return now - begun_at
 
     @property
     def is_busy(self) -> bool:
@@ -185,9 +186,9 @@ class HealthMonitor:
         """The log is being written."""
         self._disk.begin(now)
 
-    def write_ended(self, now: float) -> None:
-        """It is written."""
-        self._disk.end(now)
+    def write_ended(self, now: float) -> float:
+        """It is written; how long that took."""
+        return self._disk.end(now)
 
     # ---------------------------------------------------------------- checks
 

@@ -42,6 +42,7 @@ from raftha.operations import (
     WriteOperation,
 )
 from raftha.runtime import Runtime
+from raftha.statistics import Statistics
 from raftha.storage import commands
 from raftha.storage.commands import Condition
 from raftha.storage.commands import Operation as TransactionOperation
@@ -125,6 +126,15 @@ class HaManager:
         except Stopped:
             return runtime.node.status()  # It ended while it was asked.
         return status
+
+    def observe(self) -> tuple[HaStatus, Statistics]:
+        """Status and statistics, for `raftha.metrics.Collector`, from any thread.
+
+        Waits for the node's thread; RequestTimeout if that doesn't answer within 2 s.
+        """
+        if self._runtime is None:
+            return unstarted_status(self.config), Statistics()
+        return self._runtime.observe()
 
     # ---------------------------------------------------------------- writes
 

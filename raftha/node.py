@@ -22,6 +22,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -62,6 +63,7 @@ from raftha.operations import (
 )
 from raftha.readings import Readings
 from raftha.snapshots import SnapshotFiles, SnapshotReceiver, SnapshotSender
+from raftha.statistics import Statistics
 from raftha.storage.state import State
 from raftha.submissions import FORWARDED_MAX, GROUP_BYTES_MAX, InFlight, Submissions, is_proper
 from raftha.types import HaStatus, ReplicaStatus
@@ -91,6 +93,11 @@ class Host(CheckpointWriter, Protocol):
     @property
     def snapshots(self) -> SnapshotFiles:
         """Who makes and takes images of the state."""
+        ...
+
+    @property
+    def statistics(self) -> Statistics:
+        """What is counted and timed; it outlives the node."""
         ...
 
     def send(self, message: PeerMessage) -> None: ...
@@ -144,6 +151,8 @@ class Node:
         self._host = host
         self._clock = clock
         self._random_below = random_below
+        self._statistics = host.statistics
+        self._proposed: deque[tuple[int, float]] = deque()
         self._undelivered: set[Operation] = set()
         self._submissions = Submissions(self)
         self._inbox = Inbox(core)
@@ -208,6 +217,7 @@ class Node:
     def _submit_other(self, operation: Operation) -> None:
         match operation:
             case ReadOperation(is_linearizable=False):
+                self._statistics.reads["stale"] += operation.read is not Node.status
                 self._run_read(operation)
             case DigestOperation():
                 self._checkpoints.add(operation)
@@ -216,6 +226,7 @@ class Node:
             case WriteOperation() | GroupOperation() if self._full:
                 self.deliver(operation, StorageFull(self._full))
             case ReadOperation():
+                self._statistics.reads["linearizable"] += 1
                 self._readings.add(operation)
             case GroupOperation():
                 self._submissions.add_group(operation)
@@ -230,6 +241,8 @@ class Node:
         """Give an operation its result; the caller is released at the end of the turn."""
         waiter, operation.waiter = operation.waiter, None
         self._undelivered.discard(operation)
+        if isinstance(result, Exception):
+            self._statistics.errors[type(result).__name__] += 1
         self._host.deliver(waiter, result)
 
     # ---------------------------------------------------------------- what comes in
@@ -325,7 +338,7 @@ class Node:
 
     def on_written(self, write: Write) -> None:
         """A write is durable."""
-        self.health.write_ended(self._clock.monotonic())
+        self._statistics.log_write.observe(self.health.write_ended(self._clock.monotonic()))
         for message in write.messages:
             self._host.send(message)
         self.core.advance(write)
@@ -361,6 +374,8 @@ class Node:
             self._host.send(message)
         if ready.write is not None:
             self.health.write_begun(self._turn_at)
+            if ready.write.entries and self.core.is_leader:
+                self._proposed.append((ready.write.entries[-1].index, self._turn_at))
             self._host.write(ready.write)
         for request in ready.log_reads:
             self._host.read_log(request)
@@ -370,6 +385,10 @@ class Node:
             self._receiver.on_offer(offer)
         for entry in ready.committed:
             self._apply(entry)
+        while self._proposed and self._proposed[0][0] <= self.state.applied.index:
+            _, proposed_at = self._proposed.popleft()
+            if self.core.is_leader:
+                self._statistics.commit.observe(self._clock.monotonic() - proposed_at)
         if self._readings.answer(ready.read_states):
             self._host.wake()
         self._readings.run_confirmed(self.state.applied.index)
@@ -465,13 +484,15 @@ class Node:
     ) -> None:
         """What was frozen at `position` is durable; `digest` is "" unless one was asked for."""
         self._checkpoints.done(position, keys, digest, first_index)
+        duration_s = self.now() - self._checkpoints.began_at
+        self._statistics.checkpoint.observe(duration_s)
         self._host.emit(
             CheckpointCompleted(
                 reporter=self.core.id,
                 index=position.index,
                 sequence=position.last_sequence,
                 keys=keys,
-                duration_ms=1000 * (self.now() - self._checkpoints.began_at),
+                duration_ms=1000 * duration_s,
             )
         )
         self._host.wake()

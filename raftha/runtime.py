@@ -24,7 +24,6 @@ import random
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +31,7 @@ from typing import Any, cast
 import uvloop
 
 from raftha import forks
-from raftha.callers import Results, SubmitQueue
+from raftha.callers import Results, SubmitQueue, ThreadWaiter
 from raftha.checkpoints import Cut
 from raftha.clock import SystemClock
 from raftha.config import HaConfig
@@ -43,16 +42,19 @@ from raftha.errors import (
     Disconnected,
     Forked,
     RafthaError,
+    RequestTimeout,
     Stopped,
     StorageError,
     StorageFailed,
     Unavailable,
 )
 from raftha.events import HaEvent, RoleChanged, SnapshotFailed
+from raftha.logs import log_event
 from raftha.membership import Membership
 from raftha.node import HEARTBEAT_TICKS, Node, make_core
-from raftha.operations import Operation
+from raftha.operations import Operation, ReadOperation
 from raftha.snapshot_files import ThreadedFiles
+from raftha.statistics import Statistics
 from raftha.storage.checkpoint import CheckpointStore
 from raftha.storage.datadir import DataDirectory
 from raftha.storage.disk import RealDisk
@@ -64,9 +66,11 @@ from raftha.storage.wal import Wal
 from raftha.storage_threads import StorageThreads
 from raftha.tls import PeerTls
 from raftha.transport import Transport
+from raftha.types import HaStatus
 from raftha.wire import PROTOCOL_VERSION, Hello, PeerMessage
 
 RESIGN_TIMEOUT_S = 1.0
+OBSERVE_TIMEOUT_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +86,7 @@ class Runtime:
         self._reopening: asyncio.Task[None] | None = None
         self._submitted = SubmitQueue(config.submit_queue_bytes_max)
         self._results = Results()
+        self.statistics = Statistics()
         self._is_turn_due = False
         self._loop = uvloop.new_event_loop()
         self._stopping: asyncio.Event | None = None
@@ -378,6 +383,24 @@ class Runtime:
 
     # ---------------------------------------------------------------- callers, from any thread
 
+    def observe(self) -> tuple[HaStatus, Statistics]:
+        """Status and statistics, for metrics; RequestTimeout if the node's thread doesn't answer.
+
+        Works on a failed node too.
+        """
+        if self.is_inherited:
+            raise Forked
+        waiter = ThreadWaiter()
+        deadline = self._clock.monotonic() + OBSERVE_TIMEOUT_S
+        read = ReadOperation(waiter, deadline, Node.status, is_linearizable=False)
+        with contextlib.suppress(Stopped):
+            self.submit((read,))
+            if not waiter.wait(OBSERVE_TIMEOUT_S):
+                raise RequestTimeout("the node's thread does not answer")
+            if isinstance(waiter.result, HaStatus):
+                return waiter.result, self.statistics
+        return self.node.status(), self.statistics
+
     def submit(self, operations: Sequence[Operation]) -> Sequence[Operation]:
         """Hand operations over, in order; return those for which the queue has no room.
 
@@ -464,11 +487,8 @@ class Runtime:
         self._results.flush()
 
     def emit(self, event: HaEvent) -> None:
-        values = " ".join(
-            f"{field.name.removesuffix('_id')}={getattr(event, field.name)}"
-            for field in fields(event)
-        )
-        log.info("event=%s %s", type(event).__name__, values)
+        self.statistics.events[type(event).__name__] += 1
+        log_event(log, event)
         if isinstance(event, RoleChanged) and self._resigned is not None:
             self._resigned.set()
 

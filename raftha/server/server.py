@@ -30,6 +30,7 @@ from raftha.config import (
     read_toml,
 )
 from raftha.errors import ConfigError
+from raftha.metrics import Endpoint
 from raftha.resp import error_line
 from raftha.server.connection import AUTH_TIMEOUT_S, Connection
 from raftha.server.machine import RedisMachine
@@ -39,6 +40,7 @@ from raftha.tls import TlsServer, check_token, listener_context, read_token
 
 logger = logging.getLogger(__name__)
 
+LOG_FORMATS = ("text", "json")
 STOP_S = 5.0
 """How long a stopping server waits for answers to what is under way."""
 TURN_AWAY_S = 0.2
@@ -58,6 +60,14 @@ class ServerConfig:
 
     connections_max: int = 1024
     """Clients at once, from 1 to 100,000; more are turned away with an error."""
+
+    metrics_listen: str = ""
+    """"host:port" where Prometheus finds this node's metrics at /metrics; "" for nowhere. They tell
+    nothing of keys or values. With `listen_tls_cert` it is https. Off loopback only with that, or
+    the node's `insecure`."""
+
+    log_format: str = "text"
+    """How log lines are written: text, key=value, or json, one object a line."""
 
     auth_token: str = field(default="", repr=False)
     """What clients must send with AUTH before anything else, 16 to 1024 characters."""
@@ -84,11 +94,28 @@ class ServerConfig:
                 hint="set listen_tls_cert, listen_tls_key and auth_token_file, or insecure = true"
                 " if everyone who can reach it may read and write all data",
             )
+        self._check_metrics()
+        if self.log_format not in LOG_FORMATS:
+            raise ConfigError(
+                f"log_format must be one of {', '.join(LOG_FORMATS)}, got {shown(self.log_format)}"
+            )
         if self.listen == self.ha.own_address:
             raise ConfigError(f"listen = {self.listen!r} is where the node listens for its peers")
         limit = self.connections_max
         if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= 100_000:
             raise ConfigError(f"connections_max must be from 1 to 100000, got {shown(limit)}")
+
+    def _check_metrics(self) -> None:
+        if not isinstance(self.metrics_listen, str):
+            raise ConfigError(f"metrics_listen must be text, got {shown(self.metrics_listen)}")
+        if not self.metrics_listen:
+            return
+        host, _ = parse_address("metrics_listen", self.metrics_listen)
+        if not (is_loopback(host) or self.listen_tls_cert or self.ha.insecure):
+            raise ConfigError(
+                f"metrics_listen = {self.metrics_listen!r} is not on loopback, and not encrypted",
+                hint="set listen_tls_cert and listen_tls_key, or insecure = true",
+            )
 
     def _check_access(self) -> None:
         for name in ("auth_token", "auth_token_file", "listen_tls_cert", "listen_tls_key"):
@@ -150,6 +177,7 @@ class Server:
         if config.listen_tls_cert:
             self._tls = listener_context(Path(config.listen_tls_cert), Path(config.listen_tls_key))
         self._listener: asyncio.Server | TlsServer | None = None
+        self._metrics: Endpoint | None = None
         self._refused_total = 0
 
     async def start(self) -> None:
@@ -165,8 +193,25 @@ class Server:
             listener.close()
             raise
         self._listener = listener
+        try:
+            self._show_metrics()
+        except BaseException:
+            await self.stop()
+            raise
         await listener.start_serving()
         logger.info("serving node=%d listen=%s", self.config.ha.node_id, self.config.listen)
+
+    def _show_metrics(self) -> None:
+        config = self.config
+        if not config.metrics_listen:
+            return
+        host, port = parse_address("metrics_listen", config.metrics_listen)
+        cert, key = str(config.listen_tls_cert), str(config.listen_tls_key)
+        try:
+            self._metrics = Endpoint(self.ha, host, port, cert, key)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"can't listen on {config.metrics_listen}: {reason}") from error
 
     async def _bind(self) -> asyncio.Server | TlsServer:
         host, port = parse_address("listen", self.config.listen)
@@ -204,6 +249,8 @@ class Server:
             client.abort()
         if isinstance(self._listener, TlsServer):
             await self._listener.wait_closed()
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
         await self.ha.stop()
         logger.info("stopped node=%d", self.config.ha.node_id)
 

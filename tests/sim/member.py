@@ -27,6 +27,7 @@ from raftha.events import HaEvent, LeaderLost, ReplicaBehindLog, RoleChanged
 from raftha.membership import Membership
 from raftha.node import HEARTBEAT_TICKS, Node, applied_membership
 from raftha.operations import Operation
+from raftha.statistics import Statistics
 from raftha.storage.machine import StateMachine
 from raftha.storage.replay import entries_after, read_from
 from raftha.storage.state import Frozen, State
@@ -101,6 +102,7 @@ class Member:
         self.rng: Random = world.stream(f"member {node_id}")
         self.disk = SimulatedDisk(world.stream(f"disk {node_id}"))
         self.store = DictStore()
+        self.statistics = Statistics()
         self.snapshots = SimulatedFiles(self, swarm.chunk_bytes)
         self.wal: Wal | None = None
         self.config = HaConfig(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socketserver
 import subprocess
@@ -266,15 +265,6 @@ def test_a_deposed_leader_that_does_not_know_it_is_not_the_leader() -> None:
         for node_id, term in ((1, 3), (2, 5))
     ]
     assert cli.find_leader([*nodes, {"status": None}]) == 2
-
-
-def test_log_lines_are_keys_and_values() -> None:
-    record = logging.LogRecord(
-        "raftha.node", logging.INFO, "", 0, "became leader term=%d", (7,), None
-    )
-    record.created, record.msecs = 0.0, 5.0
-    line = cli.KeyValueFormatter().format(record)
-    assert line == "time=1970-01-01T00:00:00.005Z level=INFO from=raftha.node became leader term=7"
 
 
 @pytest.mark.parametrize(

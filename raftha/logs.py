@@ -1,0 +1,68 @@
+"""How a node's process writes its log: one line a record, to stderr, for people or for machines.
+
+An event (`raftha.events`) is logged with its fields. As text they are key=value pairs at the end of
+the line; as JSON they are members of the object, beside time, level, from and message.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import fields
+
+from raftha.events import HaEvent
+
+LEVELS = ("debug", "info", "warning", "error")
+_TIME = "%Y-%m-%dT%H:%M:%S"
+
+
+class KeyValueFormatter(logging.Formatter):
+    """One line a record: time, level and where from in front, then the message's own key=value."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "time=%(asctime)s.%(msecs)03dZ level=%(levelname)s from=%(name)s %(message)s",
+            datefmt=_TIME,
+        )
+        self.converter = time.gmtime
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def __init__(self) -> None:
+        super().__init__(datefmt=_TIME)
+        self.converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        values: dict[str, object] = {
+            "time": f"{self.formatTime(record, _TIME)}.{record.msecs:03.0f}Z",
+            "level": record.levelname,
+            "from": record.name,
+            "message": record.getMessage(),
+        }
+        event = getattr(record, "event", None)
+        if isinstance(event, HaEvent):
+            values |= {"event": type(event).__name__, **event_fields(event)}
+        if record.exc_info:
+            values["exception"] = self.formatException(record.exc_info)
+        return json.dumps(values, default=str)
+
+
+def event_fields(event: HaEvent) -> dict[str, object]:
+    """An event's fields by name, in their order."""
+    return {field.name: getattr(event, field.name) for field in fields(event)}
+
+
+def log_event(logger: logging.Logger, event: HaEvent) -> None:
+    """Write one line for an event."""
+    values = " ".join(f"{name}={value}" for name, value in event_fields(event).items())
+    logger.info("event=%s %s", type(event).__name__, values, extra={"event": event})
+
+
+def log_to_stderr(level: str, log_format: str) -> None:
+    """Send all of this process's logging there; `log_format` is text or json."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else KeyValueFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

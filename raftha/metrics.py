@@ -1,0 +1,164 @@
+"""A node's metrics, in Prometheus' terms.
+
+    prometheus_client.REGISTRY.register(raftha.metrics.Collector(ha))
+
+`ha` is either manager, started or not. Everything is read when it is scraped; what a node counts
+between scrapes is in `statistics.py`. docs/METRICS.md lists them all, and a test holds it to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from typing import Protocol
+
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector as PrometheusCollector
+
+from raftha.statistics import Histogram, Statistics
+from raftha.types import HaStatus, Health, ReplicaStatus
+
+ROLES = ("follower", "pre_candidate", "candidate", "leader", "removed", "stopped", "failed")
+
+_NUMBERS = (
+    ("term", "The term the node is in."),
+    ("first_index", "The first entry that the log holds."),
+    ("last_index", "The last entry that the log holds."),
+    ("persisted_index", "The last entry that is on this node's disk."),
+    ("commit_index", "The last entry that is committed, as far as this node knows."),
+    ("applied_index", "The last entry whose commands this node has applied."),
+    ("checkpoint_index", "The last entry whose effects LMDB holds durably."),
+)
+
+
+class Observed(Protocol):
+    """Either manager."""
+
+    def observe(self) -> tuple[HaStatus, Statistics]: ...
+
+
+class Collector(PrometheusCollector):
+    """What a registry asks when it is scraped."""
+
+    def __init__(self, manager: Observed) -> None:
+        self._manager = manager
+
+    def describe(self) -> list[Metric]:
+        """Nothing: names come with the values."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics as they are now."""
+        status, statistics = self._manager.observe()
+        yield from _of_node(status)
+        yield from _of_replicas(status)
+        yield from _of_statistics(statistics)
+
+
+class Endpoint:
+    """An HTTP server that shows a manager's metrics, and its process's, on threads of its own."""
+
+    def __init__(
+        self, manager: Observed, host: str, port: int, cert: str = "", key: str = ""
+    ) -> None:
+        """Listen; with `cert` and `key`, PEM files, it speaks HTTPS. OSError if it can't."""
+        registry = CollectorRegistry()
+        registry.register(Collector(manager))
+        for kind in (ProcessCollector, PlatformCollector, GCCollector):
+            kind(registry=registry)
+        self._server, self._thread = start_http_server(
+            port, host, registry, certfile=cert or None, keyfile=key or None
+        )
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"raftha_{name}", text, value=float(value))
+
+
+def _of_node(status: HaStatus) -> Iterator[Metric]:
+    yield _gauge("up", "1 if the node runs, 0 if it is stopped or has failed.", status.is_running)
+    yield _gauge("is_leader", "1 if the node leads.", status.is_primary)
+    role = GaugeMetricFamily("raftha_role", "1 for the role the node has.", labels=["role"])
+    for name in ROLES:
+        role.add_metric([name], float(name == status.role))
+    yield role
+    yield _gauge("leader_id", "The node that leads; 0 if none is known.", status.leader_id or 0)
+    for name, text in _NUMBERS:
+        yield _gauge(name, text, getattr(status, name))
+    yield CounterMetricFamily(
+        "raftha_commands_applied",
+        "Commands applied over the cluster's life: the sequence number.",
+        value=float(status.sequence),
+    )
+
+
+def _of_replicas(status: HaStatus) -> Iterator[Metric]:
+    voters = sum(replica.is_voter for replica in status.replicas)
+    yield _gauge("voters", "Members whose votes and disks count.", voters)
+    yield _gauge("learners", "Members that only receive.", len(status.replicas) - voters)
+    labels = ["node"]
+    connected = GaugeMetricFamily("raftha_peer_connected", "1 if connected.", labels=labels)
+    match = GaugeMetricFamily(
+        "raftha_peer_match_index", "The last entry known to be on the peer's disk.", labels=labels
+    )
+    health = GaugeMetricFamily(
+        "raftha_health", "1 for what the checks of a peer, or of the own disk, say.",
+        labels=["node", "health"],
+    )  # fmt: skip
+    for replica in status.replicas:
+        node = [str(replica.node_id)]
+        _add_health(health, node, replica)
+        if replica.node_id != status.node_id:
+            connected.add_metric(node, float(replica.connected))
+            if replica.match_index is not None:
+                match.add_metric(node, float(replica.match_index))
+    yield from (connected, match, health)
+
+
+def _add_health(family: GaugeMetricFamily, node: list[str], replica: ReplicaStatus) -> None:
+    for health in Health:
+        family.add_metric([*node, health.value], float(health is replica.health))
+
+
+def _of_statistics(statistics: Statistics) -> Iterator[Metric]:
+    yield _counter("reads", "Reads asked for.", "consistency", statistics.reads)
+    yield _counter("errors", "Calls that ended with an error.", "error", statistics.errors)
+    yield _counter("events", "Events, by kind.", "kind", statistics.events)
+    for name, text, histogram in (
+        ("log_write_seconds", "One write and sync of the log.", statistics.log_write),
+        ("commit_seconds", "From taking a batch to applying it.", statistics.commit),
+        ("checkpoint_seconds", "One checkpoint.", statistics.checkpoint),
+    ):
+        yield _histogram(name, text, histogram)
+
+
+def _counter(name: str, text: str, label: str, counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(f"raftha_{name}", text, labels=[label])
+    for value, count in sorted(dict(counts).items()):
+        family.add_metric([value], float(count))
+    return family
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    counts = list(accumulate(histogram.counts))
+    bounds = [*map(str, histogram.bounds), "+Inf"]
+    return HistogramMetricFamily(
+        f"raftha_{name}",
+        text,
+        buckets=[(bound, float(count)) for bound, count in zip(bounds, counts, strict=True)],
+        sum_value=histogram.sum,
+    )
