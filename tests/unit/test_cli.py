@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import signal
 import socketserver
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from raftha import cli
+from raftha import cli, cli_status
 from raftha.console import fail
 from raftha.errors import RafthaError
 from raftha.processes import reserve_port
@@ -211,8 +213,46 @@ def test_status_shows_a_table_with_lag_and_who_is_not_reached() -> None:
     assert code == 0
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
     assert rows["1"] == ["leader", "4", "1", "70", "70", "0", "55", addresses[1]]
-    assert rows["2"] == ["follower", "4", "1", "70", "61", "9", "55", addresses[2]]
+    assert rows["2"] == [
+        "follower",
+        "4",
+        "1",
+        "70",
+        "61",
+        "\N{FULL BLOCK}",
+        "9",
+        "55",
+        addresses[2],
+    ]
     assert rows["3"] == ["not", "reached", addresses[3]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("args", "shown"), [(["--json"], '{"leader_id": 1'), ([], "node 1 leads"), ([], "9")]
+)
+def test_status_watches_until_ctrl_c(args: list[str], shown: str) -> None:
+    """On a terminal of its own, as a person would; the screen is drawn again and again."""
+    with fake_cluster(lag=9) as addresses:
+        command = ("-m", "raftha", "status", addresses[1], "--watch", "--interval", "0.1", *args)
+        terminal, its_side = pty.openpty()
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"}
+        with subprocess.Popen(
+            [sys.executable, *command],
+            stdin=its_side, stdout=its_side, stderr=its_side, env=environment,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            os.close(its_side)
+            seen = b""
+            while seen.count(shown.encode()) < 3:
+                seen += os.read(terminal, 65536)
+            process.send_signal(signal.SIGINT)
+            with suppress(OSError):  # EIO: the other side is closed.
+                while data := os.read(terminal, 65536):
+                    seen += data
+            assert process.wait(20) == 0
+        os.close(terminal)
+    assert b"Traceback" not in seen
 
 
 def test_status_asks_the_node_of_a_configuration_file(tmp_path: Path) -> None:
@@ -264,7 +304,7 @@ def test_a_deposed_leader_that_does_not_know_it_is_not_the_leader() -> None:
         {"status": {"is_primary": True, "is_running": True, "term": term, "node_id": node_id}}
         for node_id, term in ((1, 3), (2, 5))
     ]
-    assert cli.find_leader([*nodes, {"status": None}]) == 2
+    assert cli_status.find_leader([*nodes, {"status": None}]) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,236 @@
+"""`raftha status`: every node of a cluster at a glance, once or as it changes.
+
+Theory of operation. Nodes are asked all at once, then those that their answers tell of, until
+nobody is left to ask: one node that answers is enough to find the others, and one that hangs delays
+nobody but itself.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from raftha.cli_access import TlsCa, TokenFile, find_access
+from raftha.console import errors_as_lines, print_table
+from raftha.errors import RafthaError
+
+if TYPE_CHECKING:
+    from raftha.call import Access
+
+DEFAULT_ADDRESS = "127.0.0.1:7000"
+STATUS_TIMEOUT_S = 3.0
+WATCH_TIMEOUT_S = 1.0
+MEMBERS_ASKED_MAX = 64
+LAG_BLOCKS = 8
+"""The width of a lag's bar: each block is a power of ten."""
+
+Nodes = Sequence[Mapping[str, Any]]
+
+
+def status(
+    addresses: Annotated[
+        list[str] | None, typer.Argument(help="Nodes to ask, host:port of their clients' side.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Ask the node that this file configures.")
+    ] = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C.")] = False,
+    interval: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Seconds between two looks with --watch.")
+    ] = 1.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; with --watch, one document a line.")
+    ] = False,
+) -> None:
+    """Show every node of a cluster; one of them that answers is enough to find the others.
+
+    Exit code 1 if no node leads.
+    """
+    with errors_as_lines():
+        asked, access = _whom_to_ask(addresses or [], config, token_file, tls_ca)
+        if watch:
+            _watch(asked, access, interval, as_json)
+            return
+        nodes = collect_statuses(asked, access)
+        leader = find_leader(nodes)
+        if as_json:
+            typer.echo(json.dumps({"leader_id": leader, "nodes": nodes}, indent=2))
+        else:
+            print_table(_status_table(nodes))
+            typer.echo(_footnote(nodes), nl=False)
+        if leader is None:
+            raise RafthaError(
+                _no_leader(nodes), hint="a majority of the members must run and reach each other"
+            )
+
+
+def _watch(asked: Sequence[str], access: Access, interval_s: float, as_json: bool) -> None:
+    """Look again and again, also while nobody answers: that is when one watches."""
+    try:
+        if as_json:
+            while True:
+                nodes = collect_statuses(asked, access, WATCH_TIMEOUT_S)
+                typer.echo(json.dumps({"leader_id": find_leader(nodes), "nodes": nodes}))
+                time.sleep(interval_s)
+        with Live(console=Console(), auto_refresh=False) as live:
+            while True:
+                nodes = collect_statuses(asked, access, WATCH_TIMEOUT_S)
+                live.update(_watched(nodes), refresh=True)
+                time.sleep(interval_s)
+    except KeyboardInterrupt:
+        return
+
+
+def _watched(nodes: Nodes) -> Group:
+    leader = find_leader(nodes)
+    clock = time.strftime("%H:%M:%S")
+    headline = f"{clock}  " + (f"node {leader} leads" if leader is not None else _no_leader(nodes))
+    style = "bold" if leader is not None else "bold red"
+    return Group(Text(headline, style=style), _status_table(nodes), Text(_footnote(nodes)))
+
+
+def _footnote(nodes: Nodes) -> str:
+    removed = find_removed(nodes)
+    return f"removed for good: {', '.join(map(str, removed))}\n" if removed else ""
+
+
+def _no_leader(nodes: Nodes) -> str:
+    is_reached = any(node["status"] is not None for node in nodes)
+    return "no node leads" if is_reached else "no node answers"
+
+
+def _whom_to_ask(
+    addresses: Sequence[str], config: Path | None, token_file: Path | None, tls_ca: Path | None
+) -> tuple[list[str], Access]:
+    from raftha.config import parse_address
+    from raftha.server import ServerConfig
+
+    server = ServerConfig.from_toml(config) if config is not None else None
+    asked = [*addresses, *([server.listen] if server is not None else [])]
+    for address in asked:
+        parse_address("address", address)
+    return asked or [DEFAULT_ADDRESS], find_access(server, token_file, tls_ca)
+
+
+def collect_statuses(
+    addresses: Sequence[str], access: Access | None = None, timeout_s: float = STATUS_TIMEOUT_S
+) -> list[dict[str, Any]]:
+    """Ask `addresses`, and every member they tell of; `access` is for all of them.
+
+    A list of address, node_id, status (the node's `HaStatus` as a dict, None if it didn't answer)
+    and error (why not, else ""). A member that doesn't serve clients has the address "".
+    """
+    nodes: list[dict[str, Any]] = []
+    to_ask, asked = dict.fromkeys(addresses), set[str]()
+    members: dict[int, str] = {}
+    with ThreadPoolExecutor(MEMBERS_ASKED_MAX) as pool:
+        while to_ask:
+            answers = list(pool.map(lambda address: _ask(address, access, timeout_s), to_ask))
+            asked.update(to_ask)
+            nodes += answers
+            reached = [node["status"] for node in answers if node["status"] is not None]
+            for replica in [replica for state in reached for replica in state["replicas"]]:
+                known = members.get(replica["node_id"], "")
+                members[replica["node_id"]] = replica["client_address"] or known
+            to_ask = dict.fromkeys(a for a in members.values() if a and a not in asked)
+    by_address = {address: node_id for node_id, address in members.items()}
+    for node in nodes:
+        node["node_id"] = node["node_id"] or by_address.get(node["address"])
+    listed = {node["node_id"] for node in nodes}
+    removed = find_removed(nodes)
+    nodes += [
+        {"node_id": i, "address": "", "status": None, "error": "its client address is not known"}
+        for i in members
+        if i not in listed and i not in removed
+    ]
+    # Of a removed node that is gone, an old member may still tell.
+    nodes = [node for node in nodes if node["status"] or node["node_id"] not in removed]
+    # A node that was asked by two names is shown once.
+    unique = {node["node_id"] or node["address"]: node for node in nodes}
+    return sorted(unique.values(), key=lambda n: (n["node_id"] is None, n["node_id"], n["address"]))
+
+
+def _ask(address: str, access: Access | None, timeout_s: float) -> dict[str, Any]:
+    from raftha.call import NO_ACCESS, call
+
+    try:
+        reply = json.loads(call(address, ("RAFTHA", "STATUS"), timeout_s, access or NO_ACCESS))
+        return {"node_id": reply["node_id"], "address": address, "status": reply, "error": ""}
+    except (RafthaError, ValueError, TypeError, KeyError) as error:
+        reason = str(error) if isinstance(error, RafthaError) else "it is not a raftha node"
+        return {"node_id": None, "address": address, "status": None, "error": reason}
+
+
+def find_leader(nodes: Nodes) -> int | None:
+    """The node that says it leads, in the highest term; a deposed one may not know it yet."""
+    reached = [node["status"] for node in nodes if node["status"] is not None]
+    leading = [s for s in reached if s["is_primary"]]
+    if not leading:
+        return None
+    leader = max(leading, key=lambda s: s["term"])
+    return int(leader["node_id"]) if leader["is_running"] else None
+
+
+def find_removed(nodes: Nodes) -> list[int]:
+    """The nodes that once were members, as far as any that was reached knows."""
+    reached = [node["status"] for node in nodes if node["status"] is not None]
+    return sorted({node_id for status in reached for node_id in status["removed"]})
+
+
+def _find_learners(nodes: Nodes) -> set[int]:
+    """The members that don't vote yet, as who has the most of the log sees it."""
+    reached = [node["status"] for node in nodes if node["status"] is not None]
+    latest = max(reached, key=lambda s: s["commit_index"], default={"replicas": ()})
+    return {r["node_id"] for r in latest["replicas"] if not r["is_voter"]}
+
+
+def _lag_bar(lag: int) -> str:
+    """A number of entries with a bar, a block for each power of ten."""
+    if lag <= 0:
+        return "0"
+    color = "yellow" if lag < 10_000 else "red"
+    return f"[{color}]{'\N{FULL BLOCK}' * min(len(str(lag)), LAG_BLOCKS)}[/] {lag:,}"
+
+
+def _status_table(nodes: Nodes) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("node", "role", "term", "leader", "commit", "applied", "lag", "sequence"):
+        table.add_column(
+            name, justify="left" if name in {"node", "role"} else "right", no_wrap=True
+        )
+    table.add_column("address", overflow="fold")
+    commit = max((n["status"]["commit_index"] for n in nodes if n["status"]), default=0)
+    learners, removed = _find_learners(nodes), find_removed(nodes)
+    for node in nodes:
+        node_id, address, state = str(node["node_id"] or "?"), node["address"], node["status"]
+        if state is None:
+            blank = [""] * 6
+            table.add_row(node_id, "[red]not reached[/]", *blank, escape(address or node["error"]))
+            continue
+        role = f"[green]{state['role']}[/]" if state["is_primary"] else escape(state["role"])
+        if node["node_id"] in removed:
+            role = "[red]removed[/]"
+        elif node["node_id"] in learners:
+            role = "[yellow]learner[/]"
+        if state["failure"]:
+            role = f"[red]{escape(state['role'])}: {escape(state['failure'])}[/]"
+        lag = _lag_bar(commit - state["applied_index"])
+        numbers = (state["commit_index"], state["applied_index"], lag)
+        leader = str(state["leader_id"] or "none")
+        columns = (str(state["term"]), leader, *map(str, numbers), str(state["sequence"]))
+        table.add_row(node_id, role, *columns, escape(address))
+    return table
