@@ -203,7 +203,8 @@ def _lag_bar(lag: int) -> str:
     if lag <= 0:
         return "0"
     color = "yellow" if lag < 10_000 else "red"
-    return f"[{color}]{'\N{FULL BLOCK}' * min(len(str(lag)), LAG_BLOCKS)}[/] {lag:,}"
+    bar = "\N{FULL BLOCK}" * min(len(str(lag)), LAG_BLOCKS)
+    return f"[{color}]{bar}[/] {lag:,}"
 
 
 def _status_table(nodes: Nodes) -> Table:
