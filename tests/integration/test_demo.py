@@ -26,10 +26,13 @@ REPOSITORY = Path(__file__).parents[2]
 ROWS = 3000
 
 
-def start_demo(folder: Path, *args: str) -> subprocess.Popen[str]:
-    """Start `raftha demo` with `folder` for its temporary files."""
+def start_demo(folder: Path, *args: str, shell: str = "") -> subprocess.Popen[str]:
+    """Start `raftha demo` with `folder` for its temporary files, after the shell's command."""
+    command = [sys.executable, "-m", "raftha", "demo", *args]
+    if shell:
+        command = ["sh", "-c", f'{shell}; exec "$@"', "sh", *command]
     return subprocess.Popen(
-        [sys.executable, "-m", "raftha", "demo", *args],
+        command,
         cwd=REPOSITORY,
         env={**os.environ, "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
@@ -94,6 +97,18 @@ def test_an_interrupted_demo_leaves_nothing(
     with start_demo(tmp_path, "--input", str(rows)) as demo:
         wait_until(lambda: servers_in(tmp_path) == 3)
         demo.send_signal(number)
+        _, err = demo.communicate()
+    assert demo.returncode == 130
+    assert "Traceback" not in err
+    assert servers_in(tmp_path) == 0
+    assert list(tmp_path.iterdir()) == [rows]
+
+
+def test_a_demo_in_the_background_of_a_script_ends_at_sigterm(tmp_path: Path, rows: Path) -> None:
+    """A shell without job control starts its background jobs with SIGINT ignored."""
+    with start_demo(tmp_path, "--input", str(rows), shell="trap '' INT") as demo:
+        wait_until(lambda: servers_in(tmp_path) == 3)
+        demo.terminate()
         _, err = demo.communicate()
     assert demo.returncode == 130
     assert "Traceback" not in err
