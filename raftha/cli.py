@@ -160,7 +160,7 @@ def demo(
     """
     from raftha.demo import render, run_demo
 
-    # A service manager's or `timeout`'s SIGTERM must clean up as Ctrl-C does, also where Ctrl-C does
+    # A service manager's or `timeout`'s SIGTERM must clean up as Ctrl-C does, also where that does
     # nothing: a shell without job control starts its background jobs with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

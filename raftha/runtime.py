@@ -375,7 +375,10 @@ class Runtime:
 
     def _on_loop_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if isinstance(error, OSError) and ("transport" in context or "protocol" in context):
+        is_connection = "transport" in context or "protocol" in context
+        # uvloop forgets the future of a TLS handshake whose dialler is cancelled while it fails.
+        is_forgotten = "future" in context and not isinstance(context["future"], asyncio.Task)
+        if isinstance(error, OSError) and (is_connection or is_forgotten):
             # A peer's connection is lost, or couldn't be taken up; it will be tried again.
             log.warning("node=%d %s: %s", self.config.node_id, context.get("message"), error)
             return

@@ -279,3 +279,21 @@ def test_a_connection_that_never_speaks_is_dropped_in_time(
         contextlib.suppress(ConnectionResetError),
     ):
         assert silent.recv(1) == b""
+
+
+@pytest.mark.slow
+def test_a_handshake_that_fails_as_nobody_waits_for_it_does_not_end_the_node(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As uvloop's `create_connection` leaves it, if it is cancelled just when it is reset."""
+    members = dict(enumerate(free_addresses(1), start=1))
+    with raftha.HaManager(make_config(tmp_path, 1, members)) as node:
+        assert node._runtime is not None
+        loop = node._runtime._loop
+
+        def fail_unseen() -> None:
+            loop.create_future().set_exception(ConnectionResetError("reset by peer"))
+
+        loop.call_soon_threadsafe(fail_unseen)
+        wait_until(lambda: "never retrieved: reset by peer" in caplog.text, "it is not logged")
+        assert node.put(b"still", b"here")
