@@ -19,11 +19,17 @@ import fcntl
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from raftha.errors import ConfigError, Corrupt
 
 FORMAT = 1
+
+
+def is_same(peers: Mapping[str, int], peer: int, incarnation: int) -> bool:
+    """Whether `peer` is the one it was when it was first seen; `peers` is from `identity`."""
+    return peers[str(peer)] == incarnation
 
 
 class DataDirectory:
@@ -59,10 +65,9 @@ class DataDirectory:
 
     def check_peer(self, peer: int, incarnation: int) -> bool:
         """Whether `peer` is the one seen before; a peer seen for the first time is remembered."""
-        known = self._peers.get(str(peer))
-        if known is None:
+        if str(peer) not in self._peers:
             self._save({**self._peers, str(peer): incarnation}, has_log=self._has_log)
-        return known is None or known == incarnation
+        return is_same(self._peers, peer, incarnation)
 
     def note_log(self) -> None:
         """The log was made: from now on, its absence is a loss."""

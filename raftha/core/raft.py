@@ -570,6 +570,9 @@ class Raft:
         is_free = self.vote in (0, message.sender) and self.leader is None
         may_vote = is_free or (message.pre and message.term > self.term)
         granted = may_vote and self.log.is_up_to_date(message.last_index, message.last_term)
+        # Only one that has lost its disk could need the vote of a removed node. Enough of those
+        # would agree on another log than the members that have taken their places.
+        granted = granted and not self.is_removed
         # A refusal carries our own term: a candidate that is behind learns of it.
         term = message.term if granted else self.term
         if granted and not message.pre:

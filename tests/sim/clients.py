@@ -147,11 +147,10 @@ class Call:
     """An operation under way at `member`; `client.ended` is told its result."""
 
     def __init__(
-        self, client: Writer | SessionClient, member: Member, commands: list[Command], limit: float
+        self, client: Writer | SessionClient, member: Member, commands: list[Command]
     ) -> None:
         self.member = member
         self.commands = commands
-        self.limit = limit
         self.is_abandoned = False
         self._client = client
         client.history.open[id(self)] = self
@@ -197,8 +196,8 @@ class Writer:
         key = b"key %d" % rng.randrange(self._swarm.keys)
         kind = rng.choices(("put", "compare", "increment", "read", "fail"), (25, 15, 30, 28, 2))[0]
         command = Command(self.history, kind, key)
-        deadline = self._world.now + self._swarm.timeout_s * rng.uniform(0.5, 1)
-        call = Call(self, member, [command], deadline)
+        deadline = member.deadline(self._swarm.timeout_s * rng.uniform(0.5, 1))
+        call = Call(self, member, [command])
         operation: Operation
         if kind == "read":
             operation = ReadOperation(
@@ -225,6 +224,9 @@ class Writer:
         else:
             assert isinstance(result, Indeterminate), repr(result)
             self.history.unknown.add(command.id)
+        if isinstance(result, Exception):
+            # Not to stay with a member that answers nothing.
+            self._member = self._rng.randint(1, self._swarm.nodes)
         self._later()
 
 
@@ -273,8 +275,8 @@ class SessionClient:
                 self._group.append(command)
                 self._packed.append(command.pack(rng, []))
         self._tries += 1
-        deadline = self._world.now + self._swarm.timeout_s * rng.uniform(0.2, 1)
-        call = Call(self, member, self._group, deadline)
+        deadline = member.deadline(self._swarm.timeout_s * rng.uniform(0.2, 1))
+        call = Call(self, member, self._group)
         # Sometimes the client loses patience, and asks elsewhere while the first is under way.
         self._world.at(self._swarm.timeout_s * rng.uniform(0.1, 2), self._lose_patience, call)
         operation = GroupOperation(

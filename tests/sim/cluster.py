@@ -31,6 +31,7 @@ from tests.sim.member import Member
 from tests.sim.network import Network
 from tests.sim.operators import Operator
 from tests.sim.oracle import Counters
+from tests.sim.sickness import Sickness
 from tests.sim.swarm import Swarm, draw
 from tests.sim.world import Violation, World
 
@@ -72,6 +73,9 @@ class Simulation:
             *(self._client(SessionClient, i) for i in range(self.swarm.session_clients)),
         ]
         self.faults = Faults(self.world, self.swarm, self.members, self.network)
+        self.sickness = Sickness(
+            self.world, self.swarm, self.faults.pick, self.history.acknowledged
+        )
         self.operator = Operator(
             self.world, self.swarm, self.members, lambda: self.invariants.memberships.latest
         )
@@ -112,6 +116,7 @@ class Simulation:
         self.world.run(self.swarm.chaos_s)
         self.world.note(0, "heal")
         self.faults.heal()
+        self.sickness.heal()
         self.operator.stop()
         for client in self.clients:
             client.is_active = False
@@ -147,6 +152,9 @@ class Simulation:
     def on_crash(self, member: Member) -> None:
         self.faults.on_crash(member)
 
+    def on_wipe(self, member: Member) -> None:
+        self.invariants.on_wipe(member)
+
     # ---------------------------------------------------------------- after the chaos
 
     def _current(self) -> list[Member]:
@@ -160,7 +168,7 @@ class Simulation:
         self.world.at(PROBE_S, self._probe, member)
         if not member.is_up or member not in self._current():
             return
-        deadline = self.world.now + PROBE_S
+        deadline = member.deadline(PROBE_S)
         command = Command(self.history, "increment", b"probe")
         packed = pack_call("increment", [command.key, command.id])
         probe = _Probe(self, member, command)
@@ -189,7 +197,7 @@ class Simulation:
             self._digests.clear()
             self._asked = ids
             for member in current:
-                deadline = self.world.now + LIVENESS_S
+                deadline = member.deadline(LIVENESS_S)
                 waiter = _DigestWaiter(self._digests, member)
                 sequence = self.invariants.oracle.sequence
                 member.submit([DigestOperation(waiter, deadline, sequence)])
@@ -207,6 +215,10 @@ class Simulation:
         if self.history.open:
             calls = [f"{call.member.id}" for call in self.history.open.values()]
             missing.append(f"calls without an answer at {', '.join(calls)}")
+        for node_id in sorted(self.invariants.memberships.latest.removed):
+            left = self.members[node_id]
+            if left.node is not None and not left.node.core.is_removed and self._can_ask(left):
+                missing.append(f"node {node_id} doesn't know that it was removed")
         if any(client.is_busy for client in self.clients):
             missing.append("a client still sends a group again")
         last = len(self.invariants.committed)
@@ -215,6 +227,11 @@ class Simulation:
             if applied != last:
                 missing.append(f"node {member.id} has applied {applied} of {last}")
         return "; ".join(missing)
+
+    def _can_ask(self, left: Member) -> bool:
+        """Whether a removed member knows of anybody who is still there."""
+        assert left.node is not None
+        return bool(left.membership.members.keys() & self.invariants.memberships.latest.members)
 
     def _compare(self) -> None:
         first_id, first = min(self._digests.items())

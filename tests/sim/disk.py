@@ -119,6 +119,12 @@ class SimulatedDisk:
             folder.crash(self._rng)
         self._handles.clear()
 
+    @property
+    def used_bytes(self) -> int:
+        """How much space all files take."""
+        folders = self._folders.values()
+        return sum(len(file.cached) for folder in folders for file in folder.names.values())
+
     def fail_after(self, operations: int, error: Exception) -> None:
         """Raise `error` in place of the operation that comes after so many more, once."""
         left = operations
@@ -175,9 +181,9 @@ class SimulatedDisk:
         file = self._opened("pwrite", handle)
         growth = offset + len(data) - len(file.cached)
         if self.capacity_bytes is not None and growth > 0:
-            used = sum(len(f.cached) for d in self._folders.values() for f in d.names.values())
-            if used + growth > self.capacity_bytes:
-                fits = max(0, len(data) - (used + growth - self.capacity_bytes))
+            lacking = self.used_bytes + growth - self.capacity_bytes
+            if lacking > 0:
+                fits = max(0, len(data) - lacking)
                 file.write(data[:fits], offset)
                 raise _error(errno.ENOSPC, self._handles[handle][0])
         file.write(data, offset)

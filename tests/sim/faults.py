@@ -46,8 +46,7 @@ class Faults:
             (swarm.pause_every_s, self._pause),
             (swarm.clock_every_s, self._step_clock),
             (swarm.transfer_every_s, self._transfer),
-            (swarm.stall_every_s, self._stall),
-            (swarm.disk_error_every_s, self._break_disk),
+            (swarm.drift_every_s, self._drift),
         ):
             if interval:
                 self._repeat(interval, fault)
@@ -82,12 +81,13 @@ class Faults:
     def _repeat(self, interval: float, fault: Callable[[Member], None]) -> None:
         def strike() -> None:
             if not self._is_over:
-                fault(self._victim())
+                fault(self.pick())
                 self._world.at(self._rng.expovariate(1 / interval), strike)
 
         self._world.at(self._rng.expovariate(1 / interval), strike)
 
-    def _victim(self) -> Member:
+    def pick(self) -> Member:
+        """A victim, preferably the leader."""
         if self._rng.random() < self._swarm.leader_chance:
             for member in self._members.values():
                 if member.node is not None and member.node.core.is_leader:
@@ -113,11 +113,6 @@ class Faults:
             is_power_loss=self._rng.random() < self._swarm.power_loss_chance,
             is_silent=self._rng.random() < self._swarm.silent_crash_chance,
         )
-
-    def _break_disk(self, victim: Member) -> None:
-        if victim.is_up:
-            self._world.note(victim.id, "disk breaks")
-            victim.break_disk()
 
     def _partition(self, victim: Member) -> None:
         if self._rng.random() < 0.5:
@@ -163,19 +158,20 @@ class Faults:
             self._world.note(victim.id, "pause", f"{pause:.3f} s")
             victim.paused_until = self._world.now + pause
 
-    def _stall(self, victim: Member) -> None:
-        stall = self._rng.expovariate(1 / self._swarm.stall_s)
-        self._world.note(victim.id, "disk stalls", f"{stall:.3f} s")
-        victim.stalled_until = self._world.now + stall
-
     def _step_clock(self, victim: Member) -> None:
         step = self._rng.choice(CLOCK_STEPS_US) * self._rng.choice((1, -1))
         self._world.note(victim.id, "clock step", f"{step / 1e6} s")
         victim.clock.offset_us += step
 
+    def _drift(self, victim: Member) -> None:
+        most = self._swarm.drift_max
+        rate = self._rng.uniform(1 - most, 1 + most)
+        self._world.note(victim.id, "clock drifts", f"{rate:.3f} s a second")
+        victim.clock.run_at(rate)
+
     def _transfer(self, victim: Member) -> None:
         if victim.is_up:
             target = self._rng.choice(list(self._members))
             self._world.note(victim.id, "transfer", f"to {target}")
-            deadline = self._world.now + TRANSFER_S
+            deadline = victim.deadline(TRANSFER_S)
             victim.submit([TransferOperation(_Nobody(), deadline, target)])

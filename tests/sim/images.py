@@ -2,9 +2,10 @@
 
 Theory of operation. An image is the bytes of a `DictStore`. Those that are sent live in memory and
 are gone with the process; the one that is received survives whatever happens, as each of its chunks
-is synced, and a restart finds it. The chunks are packed and checked by the code that packs and
-checks the real ones. A member that has a whole image stops, and installs it when it starts again:
-the log is reset on the simulated disk, which may crash at each step, then the store is another one.
+is synced, and a restart finds it. A full disk takes neither. The chunks are packed and checked by
+the code that packs and checks the real ones. A member that has a whole image stops, and installs it
+when it starts again: the log is reset on the simulated disk, which may crash at each step, then the
+store is another one.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class SimulatedFiles:
     def make(self, snapshot: int, done: Callable[[Image | None], None]) -> None:
         self._owner.on_disk(lambda: self._make(snapshot), done, self._owner.pick_pause(CHECK_S))
 
-    def _make(self, snapshot: int) -> Image:
+    def _make(self, snapshot: int) -> Image | None:
+        if self._owner.store.is_full:
+            return None
         data = self._outgoing[snapshot] = self._owner.store.image()
         position = State(DictStore.from_image(data)).applied
         return Image(snapshot, position, len(data), hashlib.sha256(data).digest())
@@ -87,7 +90,9 @@ class SimulatedFiles:
     def begin(self, offer: SnapshotOffer, done: Callable[[int | None], None]) -> None:
         self._owner.on_disk(lambda: self._begin(offer), done, 0.0)
 
-    def _begin(self, offer: SnapshotOffer) -> int:
+    def _begin(self, offer: SnapshotOffer) -> int | None:
+        if self._owner.store.is_full:
+            return None
         if self._inbox.snapshot != offer.snapshot:
             self._inbox = Inbox(offer.snapshot)
         return len(self._inbox.data)
@@ -95,7 +100,9 @@ class SimulatedFiles:
     def write(self, chunk: Chunk, done: Callable[[int | None], None]) -> None:
         self._owner.on_disk(lambda: self._write(chunk), done, 0.0)
 
-    def _write(self, chunk: Chunk) -> int:
+    def _write(self, chunk: Chunk) -> int | None:
+        if self._owner.store.is_full:
+            return None
         data = unpack_chunk(chunk)
         assert data is not None, "this network damages nothing"
         assert chunk.offset == len(self._inbox.data)
@@ -131,6 +138,8 @@ class SimulatedFiles:
                 owner.on_reset(wal, position)
                 wal.reset(position)
             owner.may_crash()
+            is_full = owner.store.is_full
             owner.store = DictStore.from_image(bytes(inbox.data))
+            owner.store.is_full = is_full
         self._inbox = Inbox()
         return is_needed

@@ -19,6 +19,8 @@ Chained hashes make this cheap: two logs that agree on one hash agree on all bef
     monotonic              term, commit and applied never go back; votes don't change
     durability             a restarted member finds what it had made durable
     images                 an image takes the place only of a log that doesn't hold what is in it
+    log time               never goes back along the log, whatever the clocks of leaders do
+    removed                who knows that it was removed neither leads nor campaigns
 """
 
 from __future__ import annotations
@@ -82,6 +84,13 @@ class _Seen:
         self.durable = DurableLog()
         self.writing: Write | None = None
         self.reset: LogPosition | None = None
+        self.lost: list[DurableLog] = []
+        """What was on the disks that this member has lost: it was acknowledged in its time."""
+
+    def has_had(self, entry: Entry) -> bool:
+        """Whether the entry is, or was, on a disk of this member."""
+        disks = (self.durable, *self.lost)
+        return any(disk.hash_at(entry.index) == entry.hash for disk in disks)
 
 
 class Invariants:
@@ -118,6 +127,8 @@ class Invariants:
         if core.term == term and log.last_index < index:
             raise Violation(f"node {member.id} dropped entries that it acknowledged up to {index}")
         seen.term, seen.vote = core.term, core.vote
+        if core.role is not Role.FOLLOWER and core.is_removed:
+            raise Violation(f"node {member.id} was removed, knows it, and is {core.role.value}")
         if core.role is Role.LEADER:
             self._check_leader(core)
         if log.commit != seen.commit:
@@ -162,16 +173,14 @@ class Invariants:
         assert member.node is not None
         term = member.node.core.term
         assert not self._commit_terms or term >= self._commit_terms[-1]
+        if self.committed and entry.time_us < self.committed[-1].time_us:
+            raise Violation(f"entry {entry.index} is older than the one before it")
         self.committed.append(entry)
         self._commit_terms.append(term)
         self.oracle.apply(entry)
         # The first to commit is the leader, so it is its membership that counts.
         electorate = voters(self.memberships.in_force(member.node.core.log))
-        holders = [
-            voter
-            for voter in sorted(electorate)
-            if self._seen[voter].durable.hash_at(entry.index) == entry.hash
-        ]
+        holders = [voter for voter in sorted(electorate) if self._seen[voter].has_had(entry)]
         if 2 * len(holders) <= len(electorate):
             raise Violation(
                 f"node {member.id} committed entry {entry.index} which is on the disks of "
@@ -294,6 +303,12 @@ class Invariants:
             raise Violation(f"node {member.id} installs another entry {position.index}")
         if seen.durable.hash_at(position.index) == position.hash:
             raise Violation(f"node {member.id} installs an image over entry {position.index}")
+
+    def on_wipe(self, member: Member) -> None:
+        """A member has lost its disk, and all that it knew."""
+        before = self._seen[member.id]
+        seen = self._seen[member.id] = _Seen()
+        seen.lost = [*before.lost, before.durable]
 
     def _check_found(self, member: Member, wal: Wal, seen: _Seen) -> None:
         writing, durable = seen.writing, seen.durable

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any, Protocol
 
@@ -28,11 +29,13 @@ from raftha.membership import Membership
 from raftha.node import HEARTBEAT_TICKS, Node, applied_membership
 from raftha.operations import Operation
 from raftha.statistics import Statistics
+from raftha.storage import datadir
 from raftha.storage.machine import StateMachine
 from raftha.storage.replay import entries_after, read_from
 from raftha.storage.state import Frozen, State
 from raftha.storage.wal import Wal
 from raftha.wire import PeerMessage
+from tests.sim.clock import MemberClock
 from tests.sim.disk import SimulatedDisk
 from tests.sim.images import SimulatedFiles
 from tests.sim.network import Network
@@ -43,7 +46,7 @@ from tests.sim.world import World
 HEARTBEAT_MS = 50
 ELECTION_MS = 250
 TICK_S = HEARTBEAT_MS / 1000 / HEARTBEAT_TICKS
-EPOCH_US = 1_700_000_000_000_000
+FULL_RETRY_S = 0.1
 WAL = "wal"
 
 
@@ -66,21 +69,8 @@ class Watch(Protocol):
     def on_durable(self, member: Member, write: Write) -> None: ...
     def on_role(self, member: Member, role: str) -> None: ...
     def on_crash(self, member: Member) -> None: ...
+    def on_wipe(self, member: Member) -> None: ...
     def on_reset(self, member: Member, wal: Wal, position: LogPosition) -> None: ...
-
-
-class MemberClock:
-    """`raftha.clock.Clock` in virtual time; `offset_us` is how wrong the wall clock is."""
-
-    def __init__(self, world: World) -> None:
-        self.offset_us = 0
-        self._world = world
-
-    def monotonic(self) -> float:
-        return self._world.now
-
-    def time_us(self) -> int:
-        return EPOCH_US + int(self._world.now * 1e6) + self.offset_us
 
 
 class Member:
@@ -90,20 +80,23 @@ class Member:
         self, world: World, swarm: Swarm, node_id: int, machine: StateMachine, watch: Watch
     ) -> None:
         self.id = node_id
+        self._world = world
+        self._swarm = swarm
         self.life = 0
         self.is_wanted = node_id <= swarm.size
         """Whether it is to be up: a newcomer isn't yet, one that was removed is no longer."""
         self.paused_until = 0.0
         self.stalled_until = 0.0
+        self.slowness = 1.0
+        """How many times as long as usual the disk takes."""
         self.has_disk_error = False
+        self._is_disk_broken = False
         self.node: Node | None = None
         self.network: Network | None = None
-        self.clock = MemberClock(world)
+        self.clock = MemberClock(world, world.stream(f"clock {node_id}"))
         self.rng: Random = world.stream(f"member {node_id}")
-        self.disk = SimulatedDisk(world.stream(f"disk {node_id}"))
-        self.store = DictStore()
+        self._make_directory(1)
         self.statistics = Statistics()
-        self.snapshots = SimulatedFiles(self, swarm.chunk_bytes)
         self.wal: Wal | None = None
         self.config = HaConfig(
             node_id=node_id,
@@ -114,8 +107,6 @@ class Member:
             election_timeout_ms=ELECTION_MS,
             checkpoint_interval_sec=swarm.checkpoint_s,
         )
-        self._world = world
-        self._swarm = swarm
         self._machine = machine
         self._watch = watch
         self._is_calm = False
@@ -127,6 +118,18 @@ class Member:
     @property
     def is_up(self) -> bool:
         return self.node is not None
+
+    def deadline(self, in_s: float) -> float:
+        """A time by this member's clock."""
+        return self.clock.monotonic() + in_s
+
+    def _make_directory(self, incarnation: int) -> None:
+        """Begin with an empty data directory, for the first time or after `wipe`."""
+        self.incarnation = incarnation
+        self.peers: dict[str, int] = {}
+        self.disk = SimulatedDisk(self._world.stream(f"disk {self.id} {incarnation}"))
+        self.store = DictStore()
+        self.snapshots = SimulatedFiles(self, self._swarm.chunk_bytes)
 
     # ---------------------------------------------------------------- life
 
@@ -141,6 +144,10 @@ class Member:
         except SimulatedCrash:
             self._world.note(self.id, "start crashed")
             self._lose(is_power_loss=self._has_power_loss())
+            return
+        except StorageFull:
+            self._world.note(self.id, "start found no space")
+            self._lose(is_power_loss=False)
             return
         self._world.note(self.id, "start", f"log ends at {self.node.core.log.last_index}")
         self._watch.on_start(self)
@@ -186,6 +193,12 @@ class Member:
         self.is_wanted = False
         self.crash(is_power_loss=False, is_silent=False)
 
+    def wipe(self) -> None:
+        """Lose the data directory. A start makes another, in which there is no word of the past."""
+        assert self.node is None
+        self._make_directory(self.incarnation + 1)
+        self._watch.on_wipe(self)
+
     def crash(self, *, is_power_loss: bool, is_silent: bool) -> None:
         """Stop without any warning."""
         if self.node is None:
@@ -222,18 +235,32 @@ class Member:
         self._countdown = operations
         self.disk.fault = self._on_disk_operation
 
-    def break_disk(self) -> None:
-        """The next write or sync fails."""
+    def break_disk(self, *, is_for_good: bool) -> None:
+        """The next write or sync fails; if `is_for_good`, all of them until a restart."""
         self.has_disk_error = True
+        self._is_disk_broken = is_for_good
         self.disk.fault = self._on_disk_operation
 
+    def fill_disk(self, left_bytes: int) -> None:
+        """From now on there is no space, but for so much of log."""
+        self.disk.capacity_bytes = self.disk.used_bytes + left_bytes
+        self.store.is_full = True
+
+    def free_disk(self) -> None:
+        """There is space again."""
+        self.disk.capacity_bytes = None
+        self.store.is_full = False
+
     def calm(self) -> None:
-        """The disk works, and as fast as it can; the member is awake."""
+        """The disk works, and as fast as it can; the member is awake, and its clock goes right."""
         self._is_calm = True
         self.paused_until = self.stalled_until = 0.0
+        self.slowness = 1.0
         self._countdown = None
         self.has_disk_error = False
         self.disk.fault = None
+        self.free_disk()
+        self.clock.run_at(1.0)
 
     def _on_disk_operation(self, operation: str, path: str) -> None:
         if self._countdown is not None:
@@ -241,6 +268,7 @@ class Member:
             if self._countdown < 0:
                 raise SimulatedCrash
         if self.has_disk_error and operation in ("pwrite", "fdatasync"):
+            self.has_disk_error = self._is_disk_broken
             raise OSError(errno.EIO, "input/output error", path)
 
     def _later(self, delay: float, function: Callable[..., None], *args: Any) -> None:
@@ -248,7 +276,7 @@ class Member:
 
     def _disk_time(self) -> float:
         stall = max(0.0, self.stalled_until - self._world.now)
-        return stall + self._swarm.disk_s * (0.2 + self.rng.expovariate(1.25))
+        return stall + self._swarm.disk_s * self.slowness * (0.2 + self.rng.expovariate(1.25))
 
     def _run(self, work: Callable[..., None], *args: Any) -> None:
         """Do something on the disk, which may be this machine's end, or this node's."""
@@ -289,15 +317,34 @@ class Member:
 
     def write(self, write: Write) -> None:
         self._watch.on_writing(self, write)
-        self._later(self._disk_time(), self._run, self._append, write)
+        self._later(self._disk_time(), self._run, self._append, write, False)
 
-    def _append(self, write: Write) -> None:
+    def _append(self, write: Write, was_full: bool) -> None:
         assert self.wal is not None
-        self.wal.append(write.hard_state, write.entries)
+        append = partial(self.wal.append, write.hard_state, write.entries)
+        if not self._has_space_for(append, was_full, self._append, write):
+            return
         self._watch.on_durable(self, write)
         if self._countdown is not None and not self._countdown:
             raise SimulatedCrash
         self._later(self.rng.uniform(0, 0.001), self._written, write)
+
+    def _has_space_for(
+        self, work: Callable[[], None], was_full: bool, again: Callable[..., None], *args: Any
+    ) -> bool:
+        """Do `work`, as `Runtime._when_there_is_space` does; False if it is tried again later."""
+        assert self.node is not None
+        try:
+            work()
+        except StorageFull as error:
+            self._world.note(self.id, "no space", str(error))
+            self._later(0.0, self.node.on_storage_full, str(error))
+            self._later(FULL_RETRY_S, self._run, again, *args, True)
+            return False
+        if was_full:
+            self._world.note(self.id, "space again")
+            self._later(0.0, self.node.on_storage_space)
+        return True
 
     def _written(self, write: Write) -> None:
         assert self.node is not None
@@ -352,10 +399,12 @@ class Member:
         is_short = self.id % 2 == 1
         cut = cut._replace(bytes_max=self._swarm.retention_bytes if is_short else 1 << 40)
         job = (self._write_store, frozen, cut, with_digest)
-        self._later(2 * self._disk_time(), self._run, *job)
+        self._later(2 * self._disk_time(), self._run, *job, False)
 
-    def _write_store(self, frozen: Frozen, cut: Cut, with_digest: bool) -> None:
-        self.store.write(frozen.items, frozen.meta)
+    def _write_store(self, frozen: Frozen, cut: Cut, with_digest: bool, was_full: bool) -> None:
+        write = partial(self.store.write, frozen.items, frozen.meta)
+        if not self._has_space_for(write, was_full, self._write_store, frozen, cut, with_digest):
+            return
         self._world.note(self.id, "checkpoint", f"at {frozen.position.index}")
         job = (self._compact, frozen, cut, with_digest)
         self._later(self._disk_time(), self._run, *job)
@@ -456,9 +505,14 @@ class Member:
     def _tick(self) -> None:
         assert self.node is not None
         self.node.on_tick()
-        self._later(TICK_S, self._tick)
+        self._later(TICK_S / self.clock.rate, self._tick)
 
     # ---------------------------------------------------------------- Station
+
+    def admits(self, peer: int, incarnation: int) -> bool:
+        """What `DataDirectory.check_peer` says; what it remembers is durable at once."""
+        self.peers.setdefault(str(peer), incarnation)
+        return datadir.is_same(self.peers, peer, incarnation)
 
     def on_message(self, message: PeerMessage) -> None:
         assert self.node is not None

@@ -35,6 +35,10 @@ class Station(Actor, Protocol):
     def on_disconnected(self, peer: int) -> None: ...
     def on_removed(self) -> None: ...
 
+    def admits(self, peer: int, incarnation: int) -> bool: ...
+
+    @property
+    def incarnation(self) -> int: ...
     @property
     def membership(self) -> Membership: ...
 
@@ -194,10 +198,19 @@ class Network:
             self._tell_removed(link.low, link.high)
         elif link.high in lows.members and link.low in highs.removed:
             self._tell_removed(link.high, link.low)
-        elif link.low in highs.members or link.high in lows.members:
+        elif (link.low in highs.members or link.high in lows.members) and self._agree(link):
             link.last_generation += 1
             link.generation = link.last_generation
             self._begin(link, link.generation, link.low)
+
+    def _agree(self, link: Link) -> bool:
+        """Whether each takes the other for the one that it has always known; the called one says
+        so first, and remembers whom it saw."""
+        low, high = self._stations[link.low], self._stations[link.high]
+        if low.admits(link.high, high.incarnation) and high.admits(link.low, low.incarnation):
+            return True
+        self._world.counts["stranger refused"] += 1
+        return False
 
     def _begin(self, link: Link, generation: int, side: int) -> None:
         """The lower member accepts first, then the higher one hears of it."""

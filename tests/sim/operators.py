@@ -6,6 +6,11 @@ again, of another node, a few times. A newcomer is started with an empty disk ju
 asked for; one that was removed stays up for a while, in which it must harm nobody, and is then shut
 down for good. Now and then nonsense is asked for, too: to add who was removed.
 
+Where the swarm `is_wiping`, nobody is removed but those who have lost their data directories: one
+at a time, and only where the others can still agree. Such a node is started again under its old id,
+as an operator might who knows no better; the others have to refuse it. It is to be removed, and
+another to come in its place.
+
 When everything has healed there is a last wish, which has to come true.
 """
 
@@ -47,6 +52,8 @@ class Operator:
         self._rng = world.stream("operator")
         self._is_over = False
         self._leaving: set[int] = set()
+        self.wiped = 0
+        """Who has lost its data directory and isn't removed yet; 0 for nobody."""
         if swarm.change_every_s:
             self._later()
 
@@ -57,10 +64,12 @@ class Operator:
             return
         latest = self._latest()
         new = sorted(self._members.keys() - latest.members.keys() - latest.removed)
-        adds = bool(new) and self._rng.random() < 0.5
+        adds = bool(new) and not self.wiped and self._rng.random() < 0.5
+        if self._swarm.is_wiping and not adds and not self.wiped:
+            return
         if adds or len(voters(latest)) > 1:
             self.has_wish = True
-            node_id = self._rng.choice(new if adds else sorted(latest.members))
+            node_id = self.wiped or self._rng.choice(new if adds else sorted(latest.members))
             if adds:
                 self._members[node_id].install()
             self._insist(node_id, adds)
@@ -69,6 +78,7 @@ class Operator:
         """See whether somebody was removed: that one is shut down after a while."""
         for node_id in sorted(self._latest().removed - self._leaving):
             self._leaving.add(node_id)
+            self.wiped = 0 if node_id == self.wiped else self.wiped
             delay = self._rng.expovariate(1 / self._swarm.retire_s)
             self._world.at(delay, self._members[node_id].retire)
 
@@ -80,6 +90,9 @@ class Operator:
             return
         self._later()
         latest = self._latest()
+        if self._swarm.is_wiping:
+            self._replace(latest)
+            return
         node_id = self._rng.choice(list(self._members))
         is_member = node_id in latest.members
         adds = not is_member or self._rng.random() < 0.1
@@ -88,6 +101,33 @@ class Operator:
         if adds and node_id not in latest.removed:
             self._members[node_id].install()
         self.ask(node_id, adds, 1)
+
+    def _replace(self, latest: Membership) -> None:
+        new = sorted(self._members.keys() - latest.members.keys() - latest.removed)
+        if self.wiped:
+            self.ask(self.wiped, False, 1)
+        elif new and (len(latest.removed) > 0 or self._rng.random() < 0.3):
+            self._members[new[0]].install()
+            self.ask(new[0], True, 1)
+        if not self.wiped and self._rng.random() < 0.5:
+            self._wipe_one(voters(latest))
+
+    def _wipe_one(self, candidates: set[int]) -> None:
+        """Where the others are a majority; and of those that the cluster began with, never so many
+        that they could begin another: with empty disks they are what a new cluster is."""
+        first = range(1, self._swarm.size + 1)
+        wiped_first = sum(self._members[node_id].incarnation > 1 for node_id in first)
+        if wiped_first >= (len(first) - 1) // 2:
+            candidates = candidates.difference(first)
+        if len(candidates) > 0 and len(voters(self._latest())) > 2:
+            self._wipe(self._members[self._rng.choice(sorted(candidates))])
+
+    def _wipe(self, victim: Member) -> None:
+        self._world.note(victim.id, "wiped")
+        self.wiped = victim.id
+        if victim.is_up:
+            victim.crash(is_power_loss=True, is_silent=self._rng.random() < 0.5)
+        victim.wipe()
 
     def ask(self, node_id: int, adds: bool, tries: int) -> None:
         """Ask some node that is up."""
@@ -99,7 +139,7 @@ class Operator:
     def _send(self, asked: int, node_id: int, adds: bool, tries: int) -> None:
         member = self._members[asked]
         patience = LAST_WISH_S if tries > TRIES_MAX else self._swarm.change_timeout_s
-        deadline = self._world.now + patience * self._rng.uniform(0.5, 1)
+        deadline = member.deadline(patience * self._rng.uniform(0.5, 1))
         what = f"{'add' if adds else 'remove'} {node_id}, try {tries}"
         self._world.note(member.id, "operator asks", what)
         request = _Request(self, node_id, adds, tries)

@@ -12,15 +12,17 @@ from itertools import islice
 import msgpack
 from sortedcontainers import SortedDict
 
-from raftha.errors import Corrupt, StorageError
+from raftha.errors import Corrupt, StorageError, StorageFull
 from raftha.storage.checkpoint import SCAN_CHUNK_BYTES, Hasher, StoreCensus, StoreDigest
 
 
 class DictStore:
-    """A `Store`. The next write raises `fail_next` if that is set, and changes nothing."""
+    """A `Store`. The next write raises `fail_next` if that is set, and changes nothing; all raise
+    StorageFull, and change nothing, while it `is_full`."""
 
     def __init__(self) -> None:
         self.fail_next: StorageError | None = None
+        self.is_full = False
         self._values: SortedDict[bytes, bytes] = SortedDict()
         self._meta: bytes | None = None
         self._version = 0
@@ -65,6 +67,8 @@ class DictStore:
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None
             raise error
+        if self.is_full:
+            raise StorageFull("no space for a checkpoint")
         for key, value in staged:
             if value is None:
                 self._values.pop(key, None)
@@ -108,4 +112,5 @@ class DictStore:
         self.close()
         found = DictStore()
         found._values, found._meta, found._version = self._values, self._meta, self._version
+        found.is_full = self.is_full
         return found

@@ -27,6 +27,8 @@ T = TypeVar("T")
 DIRECTED_CHANCE = 0.25
 CHANGING_CHANCE = 0.3
 NEWCOMERS = 3
+WIPING_CHANCE = 0.12
+SICK_CHANCE = 0.1
 SHORT_LOGS_CHANCE = 0.35
 _KINDS: tuple[type, ...] = (
     Append, AppendReply, Heartbeat, HeartbeatReply, VoteRequest, VoteReply, ReadReply, TimeoutNow,
@@ -76,12 +78,19 @@ class Swarm:
     pause_s: float
     clock_every_s: float
     transfer_every_s: float
+    drift_every_s: float
+    drift_max: float
     stall_every_s: float
     stall_s: float
+    slow_every_s: float
+    full_every_s: float
+    sick_s: float
+    is_only_sick: bool = False
     leader_chance: float
     strike_chance: float
 
     change_every_s: float = 0.0
+    is_wiping: bool = False
     change_timeout_s: float = 1.0
     retire_s: float = 1.0
 
@@ -108,6 +117,10 @@ def draw(rng: Random) -> Swarm:
         return rng.choice((_falling_leaders, _cut_off_leaders, _failing_power))(swarm, rng)
     if rng.random() < CHANGING_CHANCE:
         return rng.choice((_changing, _changing, _changing_leaders))(swarm, rng)
+    if rng.random() < WIPING_CHANCE:
+        return _wiping(swarm, rng)
+    if rng.random() < SICK_CHANCE:
+        return _only_sick(swarm, rng)
     if rng.random() < SHORT_LOGS_CHANCE:
         return _short_logs(swarm, rng)
     return swarm
@@ -121,6 +134,44 @@ def _changing(swarm: Swarm, rng: Random) -> Swarm:
         change_every_s=rng.choice((0.1, 0.3, 0.8)),
         change_timeout_s=rng.choice((0.5, 1.0, 3.0)),
         retire_s=rng.choice((0.2, 1.0, 5.0)),
+    )
+
+
+def _wiping(swarm: Swarm, rng: Random) -> Swarm:
+    """Members lose their directories, one at a time, come back under their old ids, and are
+    replaced by others."""
+    return replace(
+        _without_faults(swarm) if rng.random() < 0.5 else swarm,
+        size=rng.choice((3, 3, 5)),
+        chaos_s=rng.uniform(4, 7),
+        change_every_s=rng.choice((0.3, 0.8)),
+        change_timeout_s=rng.choice((0.5, 1.0, 3.0)),
+        retire_s=rng.choice((1.0, 5.0)),
+        is_wiping=True,
+        crash_every_s=rng.choice((0.0, 0.7)),
+        partition_every_s=rng.choice((0.0, 0.5)),
+        leader_chance=rng.choice((0.2, 0.7)),
+        restart_s=rng.choice((0.05, 0.3)),
+    )
+
+
+def _only_sick(swarm: Swarm, rng: Random) -> Swarm:
+    """One disk at a time is full or hangs, and nothing else goes wrong."""
+    return replace(
+        _without_faults(swarm),
+        size=rng.choice((3, 3, 5)),
+        chaos_s=rng.choice((6.0, 11.0)),
+        is_only_sick=True,
+        segment_bytes=16 * 1024,
+        checkpoint_s=rng.choice((0.3, 60.0)),
+        leader_chance=0.7,
+        append_bytes_max=4096,
+        in_flight_messages_max=256,
+        window_bytes_max=32 << 20,
+        write_bytes_max=8 << 20,
+        clients=6,
+        think_s=0.005,
+        timeout_s=0.8,
     )
 
 
@@ -250,7 +301,10 @@ def _without_faults(swarm: Swarm) -> Swarm:
         pause_every_s=0.0,
         clock_every_s=0.0,
         transfer_every_s=0.0,
+        drift_every_s=0.0,
         stall_every_s=0.0,
+        slow_every_s=0.0,
+        full_every_s=0.0,
         strike_chance=0.0,
     )
 
@@ -294,8 +348,13 @@ def _draw(rng: Random) -> Swarm:
         pause_s=rng.choice((0.05, 0.4, 1.0)),
         clock_every_s=_maybe(rng, (0.5, 2.0)),
         transfer_every_s=_maybe(rng, (0.3, 1.5)),
+        drift_every_s=_maybe(rng, (0.3, 1.0)),
+        drift_max=rng.choice((0.01, 0.1, 0.5)),
         stall_every_s=_maybe(rng, (0.5, 2.0)),
-        stall_s=rng.choice((0.05, 0.3, 0.8)),
+        stall_s=rng.choice((0.05, 0.3, 0.8, 2.0)),
+        slow_every_s=_maybe(rng, (0.5, 2.0), 0.25),
+        full_every_s=_maybe(rng, (0.5, 2.0), 0.25),
+        sick_s=rng.choice((0.2, 0.8, 2.0)),
         leader_chance=rng.choice((0.2, 0.7, 0.95)),
         strike_chance=rng.choice((0.0, 0.0, 0.3, 0.8)),
         clients=rng.randint(2, 6),

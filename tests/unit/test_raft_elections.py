@@ -347,6 +347,18 @@ def test_r7_the_lease_gives_way_to_a_candidate_that_the_leader_chose() -> None:
     assert reply.granted
 
 
+def test_a_removed_node_grants_no_votes() -> None:
+    """Nobody needs its vote but nodes that have lost their disks, and with it what was agreed on.
+
+    Those could outvote what the members that replaced them know.
+    """
+    raft = core()
+    raft.removed()
+    assert not only(VoteReply, step(raft, VoteRequest(1, 3, 1, 0, 0, True, False)))[0].granted
+    assert not only(VoteReply, step(raft, VoteRequest(1, 3, 1, 0, 0, False, False)))[0].granted
+    assert raft.vote == 0
+
+
 def test_r7_the_lease_ends_after_an_election_timeout_without_a_word() -> None:
     raft = core()
     follow(raft)

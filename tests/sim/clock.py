@@ -1,0 +1,37 @@
+"""Members' clocks: each begins at a number of its own, runs at a rate of its own, and may be wrong.
+
+Theory of operation. `monotonic` is what time-outs and deadlines are measured with. It never goes
+back, but runs fast or slow while the clock drifts, and is comparable with no other member's. The
+wall clock runs along with it, and may be stepped, back as well; log time is made from it.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from tests.sim.world import World
+
+EPOCH_US = 1_700_000_000_000_000
+BEGINS_MAX_S = 1_000_000.0
+
+
+class MemberClock:
+    """`raftha.clock.Clock` in virtual time; `offset_us` is how wrong the wall clock is."""
+
+    def __init__(self, world: World, rng: Random) -> None:
+        self.offset_us = 0
+        self.rate = 1.0
+        self._world = world
+        self._began = self._then = rng.uniform(0, BEGINS_MAX_S)
+        self._since = 0.0
+
+    def monotonic(self) -> float:
+        return self._then + (self._world.now - self._since) * self.rate
+
+    def time_us(self) -> int:
+        return EPOCH_US + int((self.monotonic() - self._began) * 1e6) + self.offset_us
+
+    def run_at(self, rate: float) -> None:
+        """From now on, go through `rate` seconds a second."""
+        self._then, self._since = self.monotonic(), self._world.now
+        self.rate = rate
