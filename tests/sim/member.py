@@ -236,7 +236,7 @@ class Member:
         self.disk.fault = self._on_disk_operation
 
     def break_disk(self, *, is_for_good: bool) -> None:
-        """The next write or sync fails; if `is_for_good`, all of them until a restart."""
+        """The next sync fails; if `is_for_good`, all writes and syncs until a restart."""
         self.has_disk_error = True
         self._is_disk_broken = is_for_good
         self.disk.fault = self._on_disk_operation
@@ -267,7 +267,8 @@ class Member:
             self._countdown -= 1
             if self._countdown < 0:
                 raise SimulatedCrash
-        if self.has_disk_error and operation in ("pwrite", "fdatasync"):
+        failing = ("pwrite", "fdatasync") if self._is_disk_broken else ("fdatasync",)
+        if self.has_disk_error and operation in failing:
             self.has_disk_error = self._is_disk_broken
             raise OSError(errno.EIO, "input/output error", path)
 

@@ -3,7 +3,7 @@
 Theory of operation. Each kind comes again and again, as the seed's swarm says, to a member that the
 faults pick. A *full* disk has room for a little more log, then for none; a disk that *hangs* does
 nothing for a while, and one that is *slow* takes many times as long as usual; an *error* hits one
-write or sync, or all until a restart, and ends the node.
+sync, or all writes and syncs until a restart, and ends the node.
 
 Where nothing else goes wrong (`is_only_sick`), one disk at a time is full or hangs, and the cluster
 must go on: after `HANDOVER_S`, in which a leader may have to notice and hand over, writes must be

@@ -18,7 +18,7 @@ import pytest
 
 from tests.sim.bugs import BUGS
 from tests.sim.cluster import run
-from tests.sim.runs import BUG_SEEDS, find, run_one
+from tests.sim.runs import BUG_SEEDS, find
 
 SEEDS = 200
 CHUNK = 25
@@ -58,7 +58,8 @@ def test_a_seed_tells_the_same_story_in_any_process() -> None:
 
 
 def test_a_failing_seed_says_what_is_violated_and_what_led_there() -> None:
-    outcome = run_one("acknowledge_before_fsync", 1)
+    outcome = find("acknowledge_before_fsync", seeds=20)
+    assert outcome is not None
     assert "on its disk" in outcome.violation
     assert outcome.story.splitlines()[-1].strip(), "the last events are told"
 
