@@ -243,7 +243,7 @@ def _failing_power(swarm: Swarm, rng: Random) -> Swarm:
         power_loss_chance=0.5,
         disk_error_every_s=rng.choice((0.0, 0.3)),
         segment_bytes=16 * 1024,
-        checkpoint_s=rng.choice((0.05, 0.1, 60.0)),
+        checkpoint_s=rng.choice((0.1, 0.1, 60.0)),
         restart_s=0.02,
         clients=6,
         think_s=0.01,
