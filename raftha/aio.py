@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from raftha import forks
+from raftha.callers import Overdue
 from raftha.config import HaConfig
 from raftha.errors import Forked, InvalidRequest, RafthaError, Stopped
 from raftha.manager import (
@@ -60,6 +61,7 @@ class HaManager:
         self._machine = state_machine
         self._runtime: Runtime | None = None
         self._batches: dict[asyncio.AbstractEventLoop, list[Operation]] = {}
+        self._overdue: dict[asyncio.AbstractEventLoop, Overdue] = {}
         self._renew_locks()
         forks.renew_in_child(self, HaManager._renew_locks)
 
@@ -104,6 +106,7 @@ class HaManager:
         await self.stop()
 
     async def get_status(self) -> HaStatus:
+        """As `raftha.HaManager.get_status`."""
         runtime = self._runtime
         if runtime is None:
             return unstarted_status(self.config)
@@ -129,10 +132,12 @@ class HaManager:
     # ---------------------------------------------------------------- writes
 
     async def put(self, key: bytes, value: bytes, *, timeout: float | None = None) -> Receipt:
+        """As `raftha.HaManager.put`."""
         packed = commands.pack_put(key, value, self.config.value_bytes_max)
         return await self.submit(packed, timeout=timeout)
 
     async def delete(self, key: bytes, *, timeout: float | None = None) -> Receipt:
+        """As `raftha.HaManager.delete`."""
         return await self.submit(commands.pack_delete(key), timeout=timeout)
 
     async def compare_and_set(
@@ -143,6 +148,7 @@ class HaManager:
         *,
         timeout: float | None = None,
     ) -> Receipt:
+        """As `raftha.HaManager.compare_and_set`."""
         value_bytes_max = self.config.value_bytes_max
         packed = commands.pack_compare_and_set(key, expected, value, value_bytes_max)
         return await self.submit(packed, timeout=timeout)
@@ -155,11 +161,13 @@ class HaManager:
         *,
         timeout: float | None = None,
     ) -> Receipt:
+        """As `raftha.HaManager.transaction`."""
         value_bytes_max = self.config.value_bytes_max
         packed = commands.pack_transaction(conditions, operations, otherwise, value_bytes_max)
         return await self.submit(packed, timeout=timeout)
 
     async def execute(self, name: str, *args: Any, timeout: float | None = None) -> Receipt:
+        """As `raftha.HaManager.execute`."""
         return await self.submit(commands.pack_call(name, args), timeout=timeout)
 
     def submit(self, packed: bytes, *, timeout: float | None = None) -> asyncio.Future[Receipt]:
@@ -229,6 +237,7 @@ class HaManager:
         consistency: Consistency = "linearizable",
         timeout: float | None = None,
     ) -> bytes | None:
+        """As `raftha.HaManager.get`."""
         commands.check_key(key)
         value: bytes | None = await self._read(
             lambda node: node.state.get(key), consistency, timeout
@@ -242,6 +251,7 @@ class HaManager:
         consistency: Consistency = "linearizable",
         timeout: float | None = None,
     ) -> list[bytes | None]:
+        """As `raftha.HaManager.get_many`."""
         values: list[bytes | None] = await self._read(many_reader(keys), consistency, timeout)
         return values
 
@@ -255,6 +265,7 @@ class HaManager:
         consistency: Consistency = "linearizable",
         timeout: float | None = None,
     ) -> list[tuple[bytes, bytes]]:
+        """As `raftha.HaManager.scan`."""
         read = scan_reader(start, end, limit, reverse)
         pairs: list[tuple[bytes, bytes]] = await self._read(read, consistency, timeout)
         return pairs
@@ -262,10 +273,12 @@ class HaManager:
     async def count(
         self, *, consistency: Consistency = "linearizable", timeout: float | None = None
     ) -> int:
+        """As `raftha.HaManager.count`."""
         count: int = await self._read(lambda node: node.state.count(), consistency, timeout)
         return count
 
     async def digest(self, sequence: int | None = None, *, timeout: float | None = None) -> Digest:
+        """As `raftha.HaManager.digest`."""
         check_count("sequence", sequence)
         future: asyncio.Future[Digest] = _future()
         deadline = deadline_of(self.config, timeout)
@@ -273,6 +286,7 @@ class HaManager:
         return await future
 
     async def failover_to(self, node_id: int, *, timeout: float | None = None) -> None:
+        """As `raftha.HaManager.failover_to`."""
         check_count("node_id", node_id)
         future: asyncio.Future[None] = _future()
         self._hand_over(TransferOperation(future, deadline_of(self.config, timeout), node_id))
@@ -286,6 +300,7 @@ class HaManager:
         region: str = DEFAULT_REGION,
         timeout: float | None = None,
     ) -> None:
+        """As `raftha.HaManager.add_replica`."""
         check_member(node_id, address, region)
         future: asyncio.Future[None] = _future()
         deadline = deadline_of(self.config, timeout)
@@ -297,6 +312,7 @@ class HaManager:
         await future
 
     async def remove_replica(self, node_id: int, *, timeout: float | None = None) -> None:
+        """As `raftha.HaManager.remove_replica`."""
         check_count("node_id", node_id)
         future: asyncio.Future[None] = _future()
         deadline = deadline_of(self.config, timeout)
@@ -329,6 +345,7 @@ class HaManager:
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         batch = self._batches.pop(loop)
         assert self._runtime is not None
+        self._watch(loop, batch)
         error: RafthaError = overloaded()
         try:
             refused = self._runtime.submit(batch)
@@ -337,6 +354,14 @@ class HaManager:
         for operation in refused:
             if not operation.waiter.done():
                 operation.waiter.set_exception(error)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, batch: list[Operation]) -> None:
+        overdue = self._overdue.get(loop)
+        if overdue is None:
+            for other in [other for other in self._overdue if other.is_closed()]:
+                del self._overdue[other]
+            overdue = self._overdue[loop] = Overdue()
+        overdue.watch(batch)
 
 
 def _stop_orphan(opening: asyncio.Task[Runtime]) -> None:

@@ -4,17 +4,24 @@ Theory of operation. Operations are queued in a deque, with one wake-up for as m
 the node's thread looks (`SubmitQueue`). A blocking caller is released by a lock of its own, at
 once; all futures of one event loop by a single call on that loop, at the end of the turn
 (`Results.flush`).
+
+The node answers every operation by its deadline. Should its thread hang, in a user's command that
+doesn't end or on a disk that doesn't answer, its callers wait `GRACE_S` longer and no more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from raftha.errors import RequestTimeout
 from raftha.operations import GroupOperation, Operation, WriteOperation
+
+GRACE_S = 1.0
 
 
 class ThreadWaiter:
@@ -34,6 +41,45 @@ class ThreadWaiter:
     def wait(self, timeout_s: float) -> bool:
         """Whether it was released in time."""
         return self._lock.acquire(timeout=timeout_s)
+
+
+class Overdue:
+    """Ends the futures of one event loop that a node which hangs leaves open.
+
+    A timer for each operation would cost more than it does; so those that are open are looked
+    through once a second, while there are any.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[tuple[float, asyncio.Future[Any]]] = []
+        self._is_looking = False
+
+    def watch(self, operations: Sequence[Operation]) -> None:
+        """Take in what is handed over now; on its futures' event loop."""
+        self._open.extend((operation.deadline, operation.waiter) for operation in operations)
+        if not self._is_looking:
+            self._is_looking = True
+            self._look_later()
+
+    def _look_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        # After a turn, for results that came while the host blocked its loop.
+        loop.call_later(GRACE_S, loop.call_soon, self._look)
+
+    def _look(self) -> None:
+        self._open = [(deadline, future) for deadline, future in self._open if not future.done()]
+        latest = time.monotonic() - GRACE_S
+        for deadline, future in self._open:
+            if deadline <= latest:
+                future.set_exception(no_answer())
+        self._is_looking = bool(self._open)
+        if self._is_looking:
+            self._look_later()
+
+
+def no_answer() -> RequestTimeout:
+    """What the callers of a node that hangs get."""
+    return RequestTimeout("the node did not answer by the deadline")
 
 
 class SubmitQueue:

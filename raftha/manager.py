@@ -21,14 +21,13 @@ from types import TracebackType
 from typing import Any, Literal
 
 from raftha import forks
-from raftha.callers import ThreadWaiter
+from raftha.callers import GRACE_S, ThreadWaiter, no_answer
 from raftha.config import HaConfig
 from raftha.errors import (
     ConfigError,
     Forked,
     InvalidRequest,
     Overloaded,
-    RequestTimeout,
     Stopped,
 )
 from raftha.membership import DEFAULT_REGION
@@ -50,9 +49,6 @@ from raftha.storage.machine import SCAN_BYTES_MAX, StateMachine
 from raftha.types import Digest, HaStatus, Receipt
 
 Consistency = Literal["linearizable", "stale"]
-
-# The node itself answers by the deadline; a caller waits this much longer, in case the node hangs.
-GRACE_S = 1.0
 
 
 class HaManager:
@@ -312,7 +308,7 @@ class HaManager:
         if runtime.submit((operation,)):
             raise overloaded()
         if not waiter.wait(max(0.0, operation.deadline - time.monotonic() + GRACE_S)):
-            raise RequestTimeout("the node did not answer by the deadline")
+            raise no_answer()
         if isinstance(waiter.result, Exception):
             raise waiter.result
         return waiter.result

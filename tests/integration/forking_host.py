@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import json
 import multiprocessing
 import os
@@ -38,6 +39,7 @@ CALLS: dict[str, tuple[object, ...]] = {
     "add_replica": (9, "127.0.0.1:1"),
     "remove_replica": (9,),
     "get_status": (),
+    "observe": (),
     "start": (),
     "stop": (),
 }
@@ -57,7 +59,8 @@ def blocking_outcomes(ha: raftha.HaManager) -> dict[str, str]:
 
 def awaited_outcomes(ha: raftha.aio.HaManager) -> dict[str, str]:
     async def call(name: str) -> object:
-        return await getattr(ha, name)(*CALLS[name])
+        result = getattr(ha, name)(*CALLS[name])
+        return await result if inspect.isawaitable(result) else result
 
     return {name: outcome(lambda n=name: asyncio.run(call(n))) for name in CALLS}  # type: ignore[misc]
 

@@ -366,11 +366,6 @@ def test_commands_over_the_queues_bound_are_overloaded_at_once(tmp_path: Path) -
     assert kinds == [raftha.Unavailable] * 7 + [raftha.Overloaded] * 3
 
 
-def test_the_asynchronous_manager_has_the_same_names() -> None:
-    names = {name for name in vars(raftha.HaManager) if not name.startswith("_")}
-    assert names <= {name for name in vars(raftha.aio.HaManager) if not name.startswith("_")}
-
-
 def test_the_asynchronous_manager_does_what_the_blocking_one_does(tmp_path: Path) -> None:
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
 
