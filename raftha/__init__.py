@@ -15,7 +15,7 @@ over when one dies; the state lives in LMDB. Run this in three processes, with n
 own, `raftha.testing.LocalCluster` starts and kills real nodes for your tests.
 """
 
-from raftha import aio
+from raftha import aio, events
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import (
     CommandFailed,
@@ -39,6 +39,8 @@ from raftha.errors import (
     TransferFailed,
     Unavailable,
 )
+from raftha.event_bus import AsyncEventStream, EventStream
+from raftha.events import EventKind, HaEvent
 from raftha.manager import HaManager
 from raftha.storage.commands import Delete, Equals, Exists, Get, Missing, Put
 from raftha.storage.machine import StateMachine, Transaction, command
@@ -46,6 +48,7 @@ from raftha.types import Digest, HaStatus, Receipt, ReplicaStatus, ReplicationMo
 from raftha.version import VERSION as __version__
 
 __all__ = [
+    "AsyncEventStream",
     "CommandFailed",
     "Compacted",
     "ConfigError",
@@ -54,10 +57,13 @@ __all__ = [
     "Digest",
     "Disconnected",
     "Equals",
+    "EventKind",
+    "EventStream",
     "Exists",
     "Forked",
     "Get",
     "HaConfig",
+    "HaEvent",
     "HaManager",
     "HaStatus",
     "Indeterminate",
@@ -85,4 +91,5 @@ __all__ = [
     "__version__",
     "aio",
     "command",
+    "events",
 ]

@@ -20,6 +20,7 @@ from raftha import forks
 from raftha.callers import Overdue
 from raftha.config import HaConfig
 from raftha.errors import Forked, InvalidRequest, RafthaError, Stopped
+from raftha.event_bus import AsyncEventStream, EventBus
 from raftha.manager import (
     Consistency,
     check_asserts,
@@ -60,6 +61,7 @@ class HaManager:
         self.config = config
         self._machine = state_machine
         self._runtime: Runtime | None = None
+        self._events = EventBus(config.on_event)
         self._batches: dict[asyncio.AbstractEventLoop, list[Operation]] = {}
         self._overdue: dict[asyncio.AbstractEventLoop, Overdue] = {}
         self._renew_locks()
@@ -82,16 +84,21 @@ class HaManager:
                     # What has begun can't be called back; it is stopped as soon as it runs.
                     opening.add_done_callback(_stop_orphan)
                     raise
+            self._events.start()
 
     def _start(self) -> Runtime:
-        runtime = Runtime(self.config, self._machine)
+        runtime = Runtime(self.config, self._machine, self._events)
         runtime.start()
         return runtime
 
     async def stop(self) -> None:
         """As `raftha.HaManager.stop`."""
-        if self._runtime is not None and self._runtime.is_alive:
-            await asyncio.to_thread(self._runtime.stop)
+        runtime = self._runtime
+        if runtime is not None and runtime.is_alive:
+            await asyncio.to_thread(runtime.stop)
+        if self._runtime is runtime:
+            self._events.stop()
+            await asyncio.to_thread(self._events.join)
 
     async def __aenter__(self) -> HaManager:
         await self.start()
@@ -107,6 +114,9 @@ class HaManager:
 
     async def get_status(self) -> HaStatus:
         """As `raftha.HaManager.get_status`."""
+        return self._events.add_counts(await self._status())
+
+    async def _status(self) -> HaStatus:
         runtime = self._runtime
         if runtime is None:
             return unstarted_status(self.config)
@@ -119,6 +129,12 @@ class HaManager:
         except Stopped:
             return runtime.node.status()  # It ended while it was asked.
         return status
+
+    def events(self) -> AsyncEventStream:
+        """As `raftha.HaManager.events`; nothing is awaited to make the stream."""
+        if self._runtime is not None and self._runtime.is_inherited:
+            raise Forked
+        return AsyncEventStream(self._events.subscribe())
 
     def observe(self) -> tuple[HaStatus, Statistics]:
         """Status and statistics, for `raftha.metrics.Collector`, from any thread.

@@ -1,29 +1,79 @@
 """What happens inside a node, as typed records.
 
-`core` returns events in `Ready` and never logs; the runtime turns each into one log line.
+`core` returns events in `Ready` and never logs; the runtime turns each into one log line, and
+publishes it (`event_bus.py`). The names of kinds and fields are public, and stay.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import enum
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, ClassVar
 
 from raftha.types import Health
+
+
+class EventKind(enum.StrEnum):
+    """What an event is about; each kind is a class of its own, and its `kind`."""
+
+    ROLE_CHANGED = "role_changed"
+    LEADER_ELECTED = "leader_elected"
+    LEADER_LOST = "leader_lost"
+    MEMBERSHIP_CHANGED = "membership_changed"
+    CATCH_UP_GIVEN_UP = "catch_up_given_up"
+    REMOVED = "removed"
+    REPLICA_CONNECTED = "replica_connected"
+    REPLICA_DISCONNECTED = "replica_disconnected"
+    REPLICA_BEHIND_LOG = "replica_behind_log"
+    SNAPSHOT_SENT = "snapshot_sent"
+    SNAPSHOT_FAILED = "snapshot_failed"
+    SNAPSHOT_INSTALLING = "snapshot_installing"
+    STORAGE_FAILED = "storage_failed"
+    STORAGE_FULL = "storage_full"
+    STORAGE_HAS_SPACE = "storage_has_space"
+    HEALTH_CHECK_FAILED = "health_check_failed"
+    HEALTH_RECOVERED = "health_recovered"
+    CHECKPOINT_COMPLETED = "checkpoint_completed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HaEvent:
     """The root of all events; `reporter` is the node that saw it.
 
-    In what happens to one member, `node_id` is that member.
+    In what happens to one member, `node_id` is that member. Stamped when it is published:
+    `number` counts this node's events 1, 2, 3 ... (a gap: some were dropped), `time_us` is this
+    node's clock, microseconds since 1970 UTC, and `time` the same as a datetime.
     """
 
+    kind: ClassVar[EventKind]
+
     reporter: int
+    number: int = 0
+    time_us: int = 0
+
+    @property
+    def time(self) -> datetime:
+        """When this node saw it, in UTC."""
+        return datetime.fromtimestamp(self.time_us / 1e6, UTC)
+
+    def details(self) -> dict[str, Any]:
+        """What this kind of event has beside what all have."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in _STAMPS
+        }
+
+
+_STAMPS = ("reporter", "number", "time_us")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleChanged(HaEvent):
     """This node became a follower, a candidate or the leader."""
 
+    kind: ClassVar[EventKind] = EventKind.ROLE_CHANGED
     role: str
     term: int
 
@@ -32,6 +82,7 @@ class RoleChanged(HaEvent):
 class LeaderElected(HaEvent):
     """This node learned who leads `term`."""
 
+    kind: ClassVar[EventKind] = EventKind.LEADER_ELECTED
     leader: int
     term: int
 
@@ -43,6 +94,7 @@ class LeaderLost(HaEvent):
     `reason` is timeout, disconnected, quorum, term, transfer or resigned.
     """
 
+    kind: ClassVar[EventKind] = EventKind.LEADER_LOST
     leader: int
     term: int
     reason: str
@@ -52,6 +104,7 @@ class LeaderLost(HaEvent):
 class MembershipChanged(HaEvent):
     """The membership in this node's log is another one, as of entry `index`."""
 
+    kind: ClassVar[EventKind] = EventKind.MEMBERSHIP_CHANGED
     index: int
     voters: tuple[int, ...]
     learners: tuple[int, ...]
@@ -61,6 +114,7 @@ class MembershipChanged(HaEvent):
 class CatchUpGivenUp(HaEvent):
     """A learner didn't catch up within the rounds it is given; it isn't made a voter."""
 
+    kind: ClassVar[EventKind] = EventKind.CATCH_UP_GIVEN_UP
     node_id: int
     rounds: int
 
@@ -69,11 +123,14 @@ class CatchUpGivenUp(HaEvent):
 class Removed(HaEvent):
     """This node learned that it is no longer a member."""
 
+    kind: ClassVar[EventKind] = EventKind.REMOVED
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaConnected(HaEvent):
     """A peer connected and is who it says."""
 
+    kind: ClassVar[EventKind] = EventKind.REPLICA_CONNECTED
     node_id: int
 
 
@@ -81,6 +138,7 @@ class ReplicaConnected(HaEvent):
 class ReplicaDisconnected(HaEvent):
     """The connection to a peer is gone."""
 
+    kind: ClassVar[EventKind] = EventKind.REPLICA_DISCONNECTED
     node_id: int
 
 
@@ -88,6 +146,7 @@ class ReplicaDisconnected(HaEvent):
 class ReplicaBehindLog(HaEvent):
     """A follower needs entries that this leader's log no longer holds."""
 
+    kind: ClassVar[EventKind] = EventKind.REPLICA_BEHIND_LOG
     node_id: int
     needs_index: int
     first_index: int
@@ -97,6 +156,7 @@ class ReplicaBehindLog(HaEvent):
 class SnapshotSent(HaEvent):
     """A follower that the log couldn't help has what came up to `index`, by an image of `size`."""
 
+    kind: ClassVar[EventKind] = EventKind.SNAPSHOT_SENT
     node_id: int
     index: int
     size: int
@@ -106,6 +166,7 @@ class SnapshotSent(HaEvent):
 class SnapshotFailed(HaEvent):
     """An image could not be made, or not be received; it is tried again after a pause."""
 
+    kind: ClassVar[EventKind] = EventKind.SNAPSHOT_FAILED
     reason: str
 
 
@@ -113,6 +174,7 @@ class SnapshotFailed(HaEvent):
 class SnapshotInstalling(HaEvent):
     """An image as of `index` takes the place of this node's log and state; it is opened anew."""
 
+    kind: ClassVar[EventKind] = EventKind.SNAPSHOT_INSTALLING
     index: int
 
 
@@ -120,6 +182,7 @@ class SnapshotInstalling(HaEvent):
 class StorageFailure(HaEvent):
     """The disk failed, or an invariant was broken; the node has stopped taking part."""
 
+    kind: ClassVar[EventKind] = EventKind.STORAGE_FAILED
     reason: str
 
 
@@ -127,12 +190,15 @@ class StorageFailure(HaEvent):
 class StorageIsFull(HaEvent):
     """There is no space for more log, or for a checkpoint; writers here are refused meanwhile."""
 
+    kind: ClassVar[EventKind] = EventKind.STORAGE_FULL
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageHasSpace(HaEvent):
     """What had no space has been written; writers are served again."""
+
+    kind: ClassVar[EventKind] = EventKind.STORAGE_HAS_SPACE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +208,7 @@ class HealthCheckFailed(HaEvent):
     Said at the first failure, when it counts as unhealthy, and every `health_check_interval_sec`.
     """
 
+    kind: ClassVar[EventKind] = EventKind.HEALTH_CHECK_FAILED
     node_id: int
     consecutive_failures: int
     health: Health
@@ -152,6 +219,7 @@ class HealthCheckFailed(HaEvent):
 class HealthRecovered(HaEvent):
     """Who counted as unhealthy is well again."""
 
+    kind: ClassVar[EventKind] = EventKind.HEALTH_RECOVERED
     node_id: int
 
 
@@ -159,6 +227,7 @@ class HealthRecovered(HaEvent):
 class CheckpointCompleted(HaEvent):
     """The write buffer is in LMDB, durable, as of `index` and `sequence`."""
 
+    kind: ClassVar[EventKind] = EventKind.CHECKPOINT_COMPLETED
     index: int
     sequence: int
     keys: int

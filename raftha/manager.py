@@ -30,6 +30,7 @@ from raftha.errors import (
     Overloaded,
     Stopped,
 )
+from raftha.event_bus import EventBus, EventStream
 from raftha.membership import DEFAULT_REGION
 from raftha.node import Node
 from raftha.operations import (
@@ -59,6 +60,7 @@ class HaManager:
         self.config = config
         self._machine = state_machine
         self._runtime: Runtime | None = None
+        self._events = EventBus(config.on_event)
         self._renew_locks()
         forks.renew_in_child(self, HaManager._renew_locks)
 
@@ -81,10 +83,12 @@ class HaManager:
                 if runtime.has_ended:
                     runtime.stop()
                 if runtime.is_alive:
+                    self._events.start()
                     return
-            runtime = Runtime(self.config, self._machine)
+            runtime = Runtime(self.config, self._machine, self._events)
             runtime.start()
             self._runtime = runtime
+            self._events.start()
 
     def stop(self) -> None:
         """Leave, handing leadership over first if this node has it; does nothing if stopped.
@@ -95,6 +99,8 @@ class HaManager:
         with self._lock:
             if self._runtime is not None and self._runtime.is_alive:
                 self._runtime.stop()
+            self._events.stop()
+        self._events.join()
 
     def __enter__(self) -> HaManager:
         self.start()
@@ -110,6 +116,9 @@ class HaManager:
 
     def get_status(self) -> HaStatus:
         """This node's role, term, leader, log pointers, members. Works on a failed node too."""
+        return self._events.add_counts(self._status())
+
+    def _status(self) -> HaStatus:
         runtime = self._runtime
         if runtime is None:
             return unstarted_status(self.config)
@@ -122,6 +131,15 @@ class HaManager:
         except Stopped:
             return runtime.node.status()  # It ended while it was asked.
         return status
+
+    def events(self) -> EventStream:
+        """A stream of this node's events from now on, in order; also before `start`.
+
+        It goes on when the node is stopped and started again, until it is closed.
+        """
+        if self._runtime is not None and self._runtime.is_inherited:
+            raise Forked
+        return EventStream(self._events.subscribe())
 
     def observe(self) -> tuple[HaStatus, Statistics]:
         """Status and statistics, for `raftha.metrics.Collector`, from any thread.

@@ -48,6 +48,7 @@ from raftha.errors import (
     StorageFailed,
     Unavailable,
 )
+from raftha.event_bus import EventBus
 from raftha.events import HaEvent, RoleChanged, SnapshotFailed
 from raftha.logs import log_event
 from raftha.membership import Membership
@@ -78,9 +79,10 @@ log = logging.getLogger(__name__)
 class Runtime:
     """One running node. Started once, stopped once."""
 
-    def __init__(self, config: HaConfig, machine: StateMachine | None) -> None:
+    def __init__(self, config: HaConfig, machine: StateMachine | None, events: EventBus) -> None:
         """Open what is on the disk; ConfigError or StorageError say why that can't be."""
         self.config = config
+        self._events = events
         self._tls = _load_tls(config)
         self._machine = machine
         self._reopening: asyncio.Task[None] | None = None
@@ -490,6 +492,7 @@ class Runtime:
         self._results.flush()
 
     def emit(self, event: HaEvent) -> None:
+        self._events.publish(event)
         self.statistics.events[type(event).__name__] += 1
         log_event(log, event)
         if isinstance(event, RoleChanged) and self._resigned is not None:

@@ -97,6 +97,8 @@ class HaStatus:
     persisted_index <= last_index. `checkpoint_index` is what LMDB holds durably by itself. `role`
     is follower, pre_candidate, candidate, leader, removed, stopped or failed; `failure` says why
     failed. `replicas` are the members, `removed` those that once were, by this node's own log.
+    `events_dropped` counts events for which `on_event` or a stream was too slow, `event_errors` how
+    often `on_event` raised.
     """
 
     is_running: bool
@@ -116,6 +118,8 @@ class HaStatus:
     failure: str
     replicas: tuple[ReplicaStatus, ...]
     removed: tuple[int, ...] = ()
+    events_dropped: int = 0
+    event_errors: int = 0
 
     @property
     def replica_count(self) -> int:

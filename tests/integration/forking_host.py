@@ -39,6 +39,7 @@ CALLS: dict[str, tuple[object, ...]] = {
     "add_replica": (9, "127.0.0.1:1"),
     "remove_replica": (9,),
     "get_status": (),
+    "events": (),
     "observe": (),
     "start": (),
     "stop": (),
