@@ -129,6 +129,8 @@ class Handler(BaseHTTPRequestHandler):
         except raftha.Indeterminate as error:  # It may have happened.
             retry = "send the same request again, with the same id: it happens once"
             code, body = 504, {"error": str(error), "retry": retry}
+        except raftha.RafthaError as error:  # This node is broken.
+            code, body = 500, {"error": str(error)}
         except (ValueError, TypeError, KeyError) as error:
             code, body = 400, {"error": f"not a movement: {error!r}"}
         content = json.dumps(body).encode()
@@ -142,6 +144,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     config = raftha.HaConfig.from_toml(sys.argv[1])
     host, _, port = config.client_address.rpartition(":")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # End as Ctrl-C does: in order.

@@ -130,6 +130,8 @@ def make_app(config: raftha.HaConfig) -> Starlette:
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     config = raftha.HaConfig.from_toml(sys.argv[1])
     host, _, port = config.client_address.rpartition(":")
     uvicorn.run(make_app(config), host=host, port=int(port))

@@ -51,12 +51,15 @@ class Overdue:
     """
 
     def __init__(self) -> None:
-        self._open: list[tuple[float, asyncio.Future[Any]]] = []
+        # Side by side, since to make a pair for each would take several times as long.
+        self._futures: list[asyncio.Future[Any]] = []
+        self._deadlines: list[float] = []
         self._is_looking = False
 
     def watch(self, operations: Sequence[Operation]) -> None:
         """Take in what is handed over now; on its futures' event loop."""
-        self._open.extend((operation.deadline, operation.waiter) for operation in operations)
+        self._futures += [operation.waiter for operation in operations]
+        self._deadlines += [operation.deadline for operation in operations]
         if not self._is_looking:
             self._is_looking = True
             self._look_later()
@@ -67,12 +70,15 @@ class Overdue:
         loop.call_later(GRACE_S, loop.call_soon, self._look)
 
     def _look(self) -> None:
-        self._open = [(deadline, future) for deadline, future in self._open if not future.done()]
+        both = zip(self._futures, self._deadlines, strict=True)
+        waiting = [(future, deadline) for future, deadline in both if not future.done()]
         latest = time.monotonic() - GRACE_S
-        for deadline, future in self._open:
+        for future, deadline in waiting:
             if deadline <= latest:
                 future.set_exception(no_answer())
-        self._is_looking = bool(self._open)
+        self._futures = [future for future, _ in waiting]
+        self._deadlines = [deadline for _, deadline in waiting]
+        self._is_looking = bool(waiting)
         if self._is_looking:
             self._look_later()
 

@@ -113,8 +113,10 @@ def test_peers_notice_the_death_of_a_parent_whose_child_lives_on(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_forked_process_that_exits_leaves_the_node_as_it_was(tmp_path: Path) -> None:
-    members = {1: free_addresses(1)[0]}
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_a_forked_process_that_exits_leaves_the_node_as_it_was(tmp_path: Path, name: str) -> None:
+    """Also if the node has looked up a name, for which uvloop alone would have used threads."""
+    members = {1: free_addresses(1)[0].replace("127.0.0.1", name)}
     with host("fork_and_leave", write_config(tmp_path, 1, members)) as parent:
         assert parent.report == {"status": 7}
         assert parent.process.wait(20) == 0
