@@ -2,9 +2,10 @@
 
 Theory of operation. A checkpoint freezes the write buffer between two entries; the host writes it
 out (`Host.checkpoint`) while the next buffer fills; at most one is under way. One is due after so
-many bytes of log or so many seconds. A digest is a checkpoint, taken at a certain command, whose
-contents are hashed once it is durable: that needs no second copy and stops no writes. While a
-digest waits for its command no other checkpoint begins, so that it isn't late for it.
+many bytes of log, so many keys or so many seconds. A digest is a checkpoint, taken at a certain
+command, whose contents are hashed once it is durable: that needs no second copy and stops no
+writes. While a digest waits for its command no other checkpoint begins, so that it isn't late for
+it.
 
 The log may be cut up to what is both in an earlier checkpoint and on the disk of every member; if
 that leaves more than `log_retention_bytes`, also where some members need it still: they are sent an
@@ -23,6 +24,10 @@ from raftha.operations import DigestOperation
 from raftha.storage.state import Frozen, State
 from raftha.storage.wal import Wal
 from raftha.types import Digest
+
+BUFFER_KEYS_MAX = 1 << 18
+"""A checkpoint is due at so many buffered keys: what small keys and values take to fill the log's
+bytes would take long to sort and to look up."""
 
 
 class CheckpointWriter(Protocol):
@@ -89,7 +94,10 @@ class Checkpoints:
         """Begin what is due by now."""
         if self._waiting:
             self._digest_if_due(now)
-        is_large = self._log_bytes >= self._config.max_wal_size
+        is_large = (
+            self._log_bytes >= self._config.max_wal_size
+            or self._state.buffer_keys >= BUFFER_KEYS_MAX
+        )
         is_old = now - self.began_at >= self._config.checkpoint_interval_sec
         if (
             (is_large or (is_old and not self._waiting))

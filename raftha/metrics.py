@@ -138,6 +138,11 @@ def _of_statistics(statistics: Statistics) -> Iterator[Metric]:
     yield _counter("reads", "Reads asked for.", "consistency", statistics.reads)
     yield _counter("errors", "Calls that ended with an error.", "error", statistics.errors)
     yield _counter("events", "Events, by kind.", "kind", statistics.events)
+    yield CounterMetricFamily(
+        "raftha_peers_refused",
+        "Peers, or strangers, that were not let in or thrown out.",
+        value=float(statistics.peers_refused),
+    )
     for name, text, histogram in (
         ("log_write_seconds", "One write and sync of the log.", statistics.log_write),
         ("commit_seconds", "From taking a batch to applying it.", statistics.commit),

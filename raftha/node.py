@@ -64,7 +64,7 @@ from raftha.operations import (
 from raftha.readings import Readings
 from raftha.snapshots import SnapshotFiles, SnapshotReceiver, SnapshotSender
 from raftha.statistics import Statistics
-from raftha.storage.state import State
+from raftha.storage.state import NotYet, State
 from raftha.submissions import FORWARDED_MAX, GROUP_BYTES_MAX, InFlight, Submissions, is_proper
 from raftha.types import HaStatus, ReplicaStatus
 from raftha.wire import (
@@ -392,6 +392,8 @@ class Node:
         if self._readings.answer(ready.read_states):
             self._host.wake()
         self._readings.run_confirmed(self.state.applied.index)
+        if self._readings.has_unready:
+            self.state.prepare()
         self._host.flush()
 
     def _apply(self, entry: Entry) -> None:
@@ -470,6 +472,10 @@ class Node:
     def _run_read(self, operation: ReadOperation) -> None:
         try:
             result = operation.read(self)
+        except NotYet:
+            self._readings.add_unready(operation)
+            self._host.wake()
+            return
         except StorageError as error:
             self.deliver(operation, error)
             raise

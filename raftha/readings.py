@@ -4,6 +4,9 @@ Theory of operation. All reads that wait are asked for together, under one id; t
 the question is under way are in the next one. The leader's answer is an index: once the state has
 applied it, the reads run. Question or answer may be lost, or the leader may change: then the reads
 go back and are asked for under a new id, which costs nothing, since a read changes nothing.
+
+A read that the state isn't prepared for is unready: it is run again in each turn, and the turns
+prepare it in pieces, so that it holds up nothing else.
 """
 
 from __future__ import annotations
@@ -33,10 +36,20 @@ class Readings:
         self._waiting: list[ReadOperation] = []
         self._asking: list[ReadOperation] = []
         self._confirmed: deque[tuple[int, list[ReadOperation]]] = deque()
+        self._unready: list[ReadOperation] = []
 
     def add(self, operation: ReadOperation) -> None:
         """Queue a read."""
         self._waiting.append(operation)
+
+    def add_unready(self, operation: ReadOperation) -> None:
+        """Queue a read that may run, be it confirmed or stale, to be run in the next turn."""
+        self._unready.append(operation)
+
+    @property
+    def has_unready(self) -> bool:
+        """Whether a read waits for what the state prepares."""
+        return bool(self._unready)
 
     def ask(self, now: float) -> None:
         """Ask for a read index, if reads wait and no question is under way."""
@@ -69,7 +82,11 @@ class Readings:
         return is_answered and bool(self._waiting)
 
     def run_confirmed(self, applied_index: int) -> None:
-        """Run the reads whose index the state has reached."""
+        """Run the reads whose index the state has reached, and those that were not ready."""
+        unready, self._unready = self._unready, []
+        for operation in unready:
+            if operation.waiter is not None:
+                self._run(operation)
         while self._confirmed and self._confirmed[0][0] <= applied_index:
             for operation in self._confirmed[0][1]:
                 if operation.waiter is not None:
@@ -79,10 +96,12 @@ class Readings:
     def pending(self) -> list[ReadOperation]:
         """All reads that have no result yet."""
         confirmed = [operation for _, batch in self._confirmed for operation in batch]
-        return [o for o in (*confirmed, *self._asking, *self._waiting) if o.waiter is not None]
+        queued = (*self._unready, *confirmed, *self._asking, *self._waiting)
+        return [operation for operation in queued if operation.waiter is not None]
 
     def forget_expired(self) -> None:
         """Drop reads that were given a result without having run."""
         self._waiting = [operation for operation in self._waiting if operation.waiter is not None]
+        self._unready = [operation for operation in self._unready if operation.waiter is not None]
         for _, batch in self._confirmed:
             batch[:] = [operation for operation in batch if operation.waiter is not None]

@@ -481,6 +481,9 @@ class Runtime:
         }
         self._transport.set_members(addresses, membership.removed)
 
+    def on_refused(self) -> None:
+        self.statistics.peers_refused += 1
+
     def on_removed(self) -> None:
         if not self.node.failure:
             self.node.on_removed()

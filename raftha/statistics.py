@@ -34,13 +34,15 @@ class Histogram:
 
 class Statistics:
     """`reads`, by consistency; `errors`, what callers got instead of a result, by class; `events`,
-    by kind. Seconds: `log_write`, one write and sync of the log; `commit`, from when the leader
-    took a batch until it had applied it; `checkpoint`."""
+    by kind; `peers_refused`, those not let in or thrown out. Seconds: `log_write`, one write and
+    sync of the log; `commit`, from when the leader took a batch until it had applied it;
+    `checkpoint`."""
 
     def __init__(self) -> None:
         self.reads: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
+        self.peers_refused = 0
         self.log_write = Histogram()
         self.commit = Histogram()
         self.checkpoint = Histogram()

@@ -33,6 +33,7 @@ from typing import Any, Protocol, cast
 from raftha.addresses import bind, look_up
 from raftha.config import parse_address
 from raftha.errors import WireError
+from raftha.refusals import Refusals
 from raftha.tls import PeerTls, TlsServer, describe, handshake_failure
 from raftha.wire import (
     FRAME_BYTES_MAX,
@@ -52,7 +53,6 @@ OUTGOING_BYTES_MAX = 64 << 20
 SILENCE_S = 10
 CLOSE_S = 1.0
 REMOVED = "the node was removed from the cluster"
-REASON_CHARACTERS_MAX = 300
 """Of a reason in the log; a stranger's words may be in it, and they mustn't look like our lines."""
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,10 @@ class Receiver(Protocol):
     def on_disconnected(self, peer: int) -> None: ...
     def on_removed(self) -> None:
         """A member says that this node was removed from the cluster."""
+        ...
+
+    def on_refused(self) -> None:
+        """Somebody did not get in, or was thrown out."""
         ...
 
     def check_hello(self, hello: Hello) -> str:
@@ -89,7 +93,7 @@ class Transport:
         self._address = address
         self._members: dict[int, str] = {}
         self._removed: frozenset[int] = frozenset()
-        self.refused_total = 0
+        self._refusals = Refusals(log, f"peer refused node={hello.sender}")
         self._hello = hello
         self._receiver = receiver
         self._random = random
@@ -293,17 +297,15 @@ class Transport:
         self._connected[hello.sender] = connection
         self._receiver.on_connected(hello.sender, hello)
 
+    @property
+    def refused_total(self) -> int:
+        """How many did not get in or were thrown out."""
+        return self._refusals.total
+
     def refused(self, remote: str, reason: str) -> None:
         """Count, and log, a peer that did not get in or was thrown out."""
-        self.refused_total += 1
-        if self.refused_total.bit_count() == 1:  # The 1st, 2nd, 4th, 8th ...: enough to see it.
-            log.warning(
-                "peer refused node=%d from=%s total=%d reason=%s",
-                self.id,
-                remote,
-                self.refused_total,
-                "".join(c if c.isprintable() else "?" for c in reason[:REASON_CHARACTERS_MAX]),
-            )
+        self._refusals.add(remote, reason)
+        self._receiver.on_refused()
 
     def closed(self, connection: Connection, peer: int | None) -> None:
         self._open.discard(connection)

@@ -4,8 +4,9 @@ Theory of operation. A buffer maps a key to its newest value, or to None where t
 It only grows: a key that is in stays in until the whole buffer is dropped after its checkpoint. A
 dict keeps the order of insertion, so the keys that came since the last scan are exactly the dict's
 tail: a put costs one dict store, and only scans pay for an ordered view, brought up to date when
-asked. The node's thread owns a buffer. Once frozen, its dict no longer changes, and the storage
-thread may read it (`SortedItems`) while the node's thread goes on reading and scanning it.
+asked; in pieces, if whoever asks can wait (`sort_piece`). The node's thread owns a buffer. Once
+frozen, its dict no longer changes, and the storage thread may read it (`SortedItems`) while the
+node's thread goes on reading and scanning it.
 
 Reads lay newer layers over older ones (`overlay`): a transaction's writes over the buffer, over the
 frozen buffer of a checkpoint under way, over LMDB.
@@ -30,11 +31,12 @@ SORT_PIECE = 4096
 class WriteBuffer:
     """Newest values by key, None for deleted ones; `values` is written to directly when hot."""
 
-    __slots__ = ("_order", "is_kept_sorted", "is_scanned", "values")
+    __slots__ = ("_order", "_unsorted", "is_kept_sorted", "is_scanned", "values")
 
     def __init__(self, *, is_kept_sorted: bool = False) -> None:
         self.values: dict[bytes, bytes | None] = {}
         self._order: SortedList[bytes] = SortedList()
+        self._unsorted: list[bytes] = []  # Keys on their way into the order.
         self.is_scanned = False
         self.is_kept_sorted = is_kept_sorted
 
@@ -46,16 +48,35 @@ class WriteBuffer:
         for key in self._order.irange(start, end, inclusive=(True, False), reverse=reverse):
             yield key, values[key]
 
+    @property
+    def missing(self) -> int:
+        """How many keys the ordered view lacks."""
+        return len(self.values) - len(self._order)
+
     def sort(self) -> None:
         """Bring the ordered view up to date."""
-        missing = len(self.values) - len(self._order)
-        if missing:
-            self._order.update(list(islice(reversed(self.values), missing)))
+        if self.missing:
+            self._take_new()
+            self._order.update(self._unsorted)
+            self._unsorted = []
+
+    def sort_piece(self) -> None:
+        """Bring the ordered view nearer to being up to date, however many keys came meanwhile."""
+        was_begun = bool(self._unsorted)
+        new = self._take_new()
+        size = SORT_PIECE + (new if was_begun else 0)
+        self._order.update(self._unsorted[-size:])
+        del self._unsorted[-size:]
 
     def keep_sorted(self) -> None:
         """Sort early if this buffer or the last one was scanned: so no scan sorts for long."""
-        if self.is_kept_sorted and len(self.values) - len(self._order) > SORT_PIECE:
+        if self.is_kept_sorted and self.missing > SORT_PIECE:
             self.sort()
+
+    def _take_new(self) -> int:
+        new = self.missing - len(self._unsorted)
+        self._unsorted.extend(islice(reversed(self.values), new))
+        return new
 
 
 class SortedItems:

@@ -11,6 +11,10 @@ and touches no disk. A checkpoint goes like this:
 Reads look in the buffer, then in the frozen one, then in the store. While the frozen one exists it
 doesn't matter whether the store has it already: it covers the same keys with the same values.
 
+What would keep the node's thread for long is done in pieces: `count` and `scan` raise `NotYet` if
+too many keys were buffered since they were last called, and each `prepare` brings them nearer. Only
+a command that scans, which can't wait, sorts all at once.
+
 All methods are for the node's thread; only `Frozen` goes to another. After a crash the store holds
 the last checkpoint, whole; `applied` says from where the log has to be replayed. Sessions are part
 of the state and of every checkpoint's meta, so a replayed group is as new, or as old, as it was.
@@ -35,7 +39,7 @@ import msgpack
 from raftha.config import KEY_BYTES_MAX
 from raftha.entry import LOG_START, Entry, EntryKind, Group, LogPosition, decode_groups
 from raftha.errors import ConfigError
-from raftha.storage.buffer import Pair, SortedItems, WriteBuffer, overlay
+from raftha.storage.buffer import SORT_PIECE, Pair, SortedItems, WriteBuffer, overlay
 from raftha.storage.checkpoint import Store
 from raftha.storage.commands import ARRAY_MAX, PUT, VALUE_BYTES_MAX, unpack_commands
 from raftha.storage.machine import (
@@ -49,11 +53,14 @@ from raftha.storage.machine import (
 )
 from raftha.storage.sessions import Applied, Outcome, Sessions
 
-__all__ = ["Applied", "Frozen", "Outcome", "State"]
+__all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 
 META_VERSION = 1
 GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
+
+LOOKUP_PIECE = 1024
+"""Keys looked up in the store at a time, a few milliseconds; for `count`."""
 
 _CHUNKS = (32, 128, 512, 1024)  # Pairs read from the store at a time: few at first, then more.
 
@@ -66,13 +73,44 @@ class Frozen(NamedTuple):
     position: LogPosition
 
 
-class _Census(NamedTuple):
-    """Which of the buffered keys are in the store's version `version` too, as far as looked up."""
+class NotYet(Exception):
+    """A read would take long: call `State.prepare`, and try it again later."""
 
-    version: int
-    present: int
-    frozen_seen: int
-    buffer_seen: int
+
+class _Census:
+    """How many of the buffered keys are in the store too, as far as looked up.
+
+    Lookups of one version of the store add up; None until the first.
+    """
+
+    __slots__ = ("frozen", "pending", "present", "seen", "version")
+
+    def __init__(self, frozen: dict[bytes, bytes | None]) -> None:
+        self.version: int | None = None
+        self.present = 0
+        self.frozen = list(frozen)
+        self.pending: list[bytes] = []
+        self.seen = 0
+
+    def __len__(self) -> int:
+        """How many keys are still to be looked up, at most."""
+        return len(self.frozen) + len(self.pending)
+
+    def take_piece(
+        self, frozen: dict[bytes, bytes | None], buffer: dict[bytes, bytes | None]
+    ) -> list[bytes]:
+        """The next keys to be looked up: more than what was buffered since the last piece."""
+        new, was_begun = len(buffer) - self.seen, self.version is not None and len(self) > 0
+        self.pending += islice(reversed(buffer), new)
+        self.seen = len(buffer)
+        size = LOOKUP_PIECE + (new if was_begun else 0)
+        piece = [key for key in self.pending[-size:] if key not in frozen]
+        del self.pending[-size:]
+        if len(piece) < size:
+            rest = size - len(piece)
+            piece += self.frozen[-rest:]
+            del self.frozen[-rest:]
+        return piece
 
 
 class State:
@@ -84,6 +122,7 @@ class State:
         self._buffer = WriteBuffer()
         self._frozen: WriteBuffer | None = None
         self._census: _Census | None = None
+        self._is_counting = self._is_sorting = False
         self._is_applying = False
         self._buffer_bytes = 0
         self.applied = LOG_START
@@ -98,6 +137,11 @@ class State:
     def buffer_bytes(self) -> int:
         """The size of what was applied since the last freeze; at least that of the buffer."""
         return self._buffer_bytes
+
+    @property
+    def buffer_keys(self) -> int:
+        """How many keys were written since the last freeze."""
+        return len(self._buffer.values)
 
     @property
     def is_frozen(self) -> bool:
@@ -153,9 +197,13 @@ class State:
     ) -> list[tuple[bytes, bytes]]:
         """Return up to `limit` pairs with keys in [start, end), None meaning unbounded, in order.
 
-        InvalidRequest if `limit` is over 10,000 or the pairs are over 16 MiB together.
+        InvalidRequest if `limit` is over 10,000 or the pairs are over 16 MiB together. NotYet if
+        many keys have to be sorted first.
         """
         check_scan(start, end, limit)
+        if any(layer.missing > SORT_PIECE for layer in self._layers()):
+            self._is_sorting = True
+            raise NotYet
         return collect(self.iterate(start, end, reverse=reverse), limit)
 
     def iterate(self, start: bytes | None, end: bytes | None, *, reverse: bool) -> Iterator[Pair]:
@@ -173,18 +221,33 @@ class State:
     def count(self) -> int:
         """Return how many keys there are, exactly.
 
-        Looks up in the store which of the keys buffered since the last call it has. So the first
-        call after a checkpoint takes about a microsecond a buffered key, the next ones less.
+        Looks up in the store which of the keys buffered since the last call it has, about a
+        microsecond each. NotYet if there are many.
         """
         frozen = {} if self._frozen is None else self._frozen.values
         buffer = self._buffer.values
-        stored = self._count_stored(frozen, buffer)
+        stored = None
+        while stored is None:
+            if self._uncounted() > LOOKUP_PIECE:
+                self._is_counting = True
+                raise NotYet
+            stored = self._look_up()
         visible = len(buffer) - list(buffer.values()).count(None)
         visible += len(frozen) - list(frozen.values()).count(None)
         if frozen and buffer:
             fewer, more = sorted((frozen.keys(), buffer.keys()), key=len)
             visible -= sum(key in more and frozen[key] is not None for key in fewer)
         return stored + visible
+
+    def prepare(self) -> None:
+        """Do a piece of what reads that got `NotYet` wait for; a few milliseconds of work."""
+        if self._is_sorting:
+            unsorted = [layer for layer in self._layers() if layer.missing > SORT_PIECE]
+            self._is_sorting = bool(unsorted)
+            for layer in unsorted:
+                layer.sort_piece()
+        if self._is_counting:
+            self._is_counting = self._look_up() is None
 
     def freeze(self) -> Frozen:
         """Begin a checkpoint of the state as it is now, without what is applied from here on."""
@@ -274,26 +337,32 @@ class State:
             else:
                 start = pairs[-1][0] + b"\0"
 
-    def _count_stored(
-        self, frozen: dict[bytes, bytes | None], buffer: dict[bytes, bytes | None]
-    ) -> int:
-        """Return how many keys the store has that are not buffered.
+    def _layers(self) -> list[WriteBuffer]:
+        return [self._buffer] if self._frozen is None else [self._frozen, self._buffer]
 
-        Lookups of one version of the store add up; a new version, made by the storage thread at any
-        moment, starts over.
+    def _uncounted(self) -> int:
+        """How many buffered keys `count` has to look up, at most."""
+        if self._census is not None:
+            return len(self._census) + len(self._buffer.values) - self._census.seen
+        return sum(len(layer.values) for layer in self._layers())
+
+    def _look_up(self) -> int | None:
+        """Look up a piece more than what is new; how many keys only the store has, once known.
+
+        A new version of the store, made by the storage thread at any moment, starts over.
         """
-        census = self._census or _Census(-1, 0, 0, 0)
-        while True:
-            new = list(_tail(frozen, census.frozen_seen))
-            new += [key for key in _tail(buffer, census.buffer_seen) if key not in frozen]
-            version, entries, present = self._store.census(new)
-            is_first = census.frozen_seen == census.buffer_seen == 0
-            if is_first or version == census.version:
-                break
-            census = _Census(-1, 0, 0, 0)
-        present += census.present
-        self._census = _Census(version, present, len(frozen), len(buffer))
-        return entries - present
+        frozen = {} if self._frozen is None else self._frozen.values
+        if self._census is None:
+            self._census = _Census(frozen)
+        census = self._census
+        piece = census.take_piece(frozen, self._buffer.values)
+        version, entries, present = self._store.census(piece)
+        if census.version not in (None, version):
+            self._census = None
+            return None
+        census.version = version
+        census.present += present
+        return None if len(census) else entries - census.present
 
     def _dump(self) -> bytes:
         fields = [META_VERSION, list(self.applied), self.membership, self._sessions.dump()]
@@ -314,8 +383,3 @@ class State:
             self.applied, self._sessions = LogPosition(*applied), Sessions.load(sessions)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise self._store.corrupt(f"the checkpoint's meta can't be read: {error}") from error
-
-
-def _tail(values: dict[bytes, bytes | None], seen: int) -> Iterator[bytes]:
-    """Return the keys that were inserted after the first `seen`, newest first."""
-    return islice(reversed(values), len(values) - seen)

@@ -20,7 +20,10 @@ settings.register_profile(
 )
 settings.register_profile("thorough", deadline=None, max_examples=2000)
 _PROFILE = "ci" if "CI" in os.environ else "default"
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _PROFILE))
+_PROFILE = os.environ.get("HYPOTHESIS_PROFILE", _PROFILE)
+settings.load_profile(_PROFILE)
+_TIMEOUTS_S = {"thorough": 3600}
+"""A profile's limit for a test, where it isn't that of setup.cfg."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rewrite", action="store_true", help="write the core's transcripts as they are now"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give a profile that tries many examples the time for them."""
+    if _PROFILE in _TIMEOUTS_S:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(_TIMEOUTS_S[_PROFILE]), append=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:

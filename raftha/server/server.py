@@ -178,7 +178,6 @@ class Server:
             self._tls = listener_context(Path(config.listen_tls_cert), Path(config.listen_tls_key))
         self._listener: asyncio.Server | TlsServer | None = None
         self._metrics: Endpoint | None = None
-        self._refused_total = 0
 
     async def start(self) -> None:
         """Start the node, then accept clients; ConfigError if the address can't be had."""
@@ -223,18 +222,11 @@ class Server:
             self._tls,
             lambda: Connection(self._service),
             room=lambda: self.config.connections_max - len(self._service.clients),
-            refused=self._on_refused,
+            refused=self._service.refusals.add,
             handshake_s=AUTH_TIMEOUT_S,
         )
         await server.bind(host, port)
         return server
-
-    def _on_refused(self, remote: str, reason: str) -> None:
-        self._refused_total += 1
-        if self._refused_total.bit_count() == 1:  # The 1st, 2nd, 4th, 8th ...: enough to see it.
-            logger.warning(
-                "client refused from=%s total=%d reason=%s", remote, self._refused_total, reason
-            )
 
     async def stop(self) -> None:
         """Answer what is under way, close all connections, stop the node."""

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 from raftha.aio import HaManager
 from raftha.errors import InvalidRequest
 from raftha.membership import DEFAULT_REGION
+from raftha.refusals import Refusals
 from raftha.resp import ReplyError
 from raftha.server.glob import glob_matches
 from raftha.server.machine import parse_int64
@@ -48,7 +49,8 @@ class Service:
         self.ha = ha
         self.needs_token = bool(token)
         self._token_hash = _hash(token.encode())
-        self._wrong_tokens = 0
+        self.wrong_tokens = 0
+        self.refusals = Refusals(logger, "client refused")
         self.value_bytes_max = value_bytes_max
         self.clients: set[Any] = set()
         self._client_id = 0
@@ -67,9 +69,9 @@ class Service:
         # Comparing hashes hides its length too.
         if hmac.compare_digest(_hash(given), self._token_hash):
             return True
-        self._wrong_tokens += 1
-        if self._wrong_tokens.bit_count() == 1:  # The 1st, 2nd, 4th, 8th ...: enough to see it.
-            logger.warning("a client sent a wrong token total=%d", self._wrong_tokens)
+        self.wrong_tokens += 1
+        if self.wrong_tokens.bit_count() == 1:  # The 1st, 2nd, 4th, 8th ...: enough to see it.
+            logger.warning("a client sent a wrong token total=%d", self.wrong_tokens)
         return False
 
     def remember(self, last_key: bytes) -> int:
@@ -151,7 +153,11 @@ async def info(service: Service, request: Arguments) -> bytes:
     status = await service.ha.get_status()
     sections = {
         b"server": _server_section(service, status),
-        b"clients": [f"connected_clients:{len(service.clients)}"],
+        b"clients": [
+            f"connected_clients:{len(service.clients)}",
+            f"refused_connections:{service.refusals.total}",
+            f"wrong_tokens:{service.wrong_tokens}",
+        ],
         b"replication": _replication_section(status),
     }
     if wanted & {b"keyspace", b"default", b"all", b"everything"}:

@@ -147,13 +147,63 @@ def test_strangers_with_certificates_are_refused_and_the_node_goes_on(
             # In TLS 1.3 our handshake is over before the node has looked at the certificate.
             connection.sendall(b"x" * 100)
             assert connection.recv(1) == b""
-        wait_until(partial(is_logged, reason, caplog), "it is not logged")
+        wait_until(partial(lambda text: text in caplog.text, reason), "it is not logged")
     assert nodes[0].put(b"still", b"here")
 
 
-def is_logged(reason: str, caplog: pytest.LogCaptureFixture) -> bool:
-    """Whether the refusal is in the log, or was the third, which the log's rate limit left out."""
-    return reason in caplog.text or "total=2" in caplog.text
+def knock(node: raftha.HaManager, made: Made | None, hello: Hello) -> None:
+    """Call `node` with a certificate, say hello, and be turned away."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if made is not None:
+        context.load_cert_chain(made.certificate, made.key)
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection(address_of(node), 10) as plain,
+        context.wrap_socket(plain) as connection,
+    ):
+        connection.sendall(encode(hello))
+        while connection.recv(4096):
+            pass
+
+
+def test_who_does_not_belong_is_refused_each_time_counted_each_time_and_logged_once(
+    tmp_path: Path, made: dict[int, Made], caplog: pytest.LogCaptureFixture
+) -> None:
+    managers = make_managers(tmp_path, made)
+    for manager in managers:
+        manager.start()
+    one, two, three = managers
+    hello = Hello(PROTOCOL_VERSION, one.config.cluster_id, 3, 1, 1, "")
+
+    def expect(reason: str, made: Made | None, hello: Hello) -> None:
+        caplog.clear()
+        before = one.observe()[1].peers_refused
+        for _ in range(6):
+            knock(one, made, hello)
+        wait_until(lambda: one.observe()[1].peers_refused == before + 6, "it is not counted")
+        lines = [line for line in caplog.messages if "peer refused node=1" in line]
+        assert len(lines) == 1
+        assert reason in lines[0]
+
+    try:
+        one.put(b"key", b"value")
+        three.stop()
+        expect("peer did not return a certificate", None, hello)
+        expect("isn't of this CA", make_cluster(tmp_path / "others")[3], hello)
+        expect("cluster ", made[3], hello._replace(cluster_id="0" * 32))
+        expect("its certificate is for raftha://orders/node/3", made[3], hello._replace(sender=2))
+        one.remove_replica(3)
+        expect("was removed", made[3], hello)
+        one.stop()
+        one.start()
+        wait_until(lambda: one.get_status().applied_index > 0, "it does not start")
+        assert one.get(b"key") == b"value"
+        expect("was removed", made[3], hello)
+        assert two.put(b"still", b"here")
+    finally:
+        for manager in managers:
+            manager.stop()
 
 
 def make_late(folder: Path, scratch: Path) -> Made:

@@ -284,7 +284,7 @@ class StateComparison(RuleBasedStateMachine):
 
 
 StateComparison.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=max(60, settings().max_examples),
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -153,6 +153,8 @@ class LogMachine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("examples", [8, pytest.param(400, marks=pytest.mark.slow)])
 def test_the_log_is_a_list_that_survives(examples: int) -> None:
+    if examples > 8:
+        examples = max(examples, settings().max_examples)
     run_state_machine_as_test(
         LogMachine,
         settings=settings(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -20,12 +22,13 @@ from raftha.storage.buffer import SortedItems, WriteBuffer, overlay
 from raftha.storage.checkpoint import CheckpointStore
 from raftha.storage.commands import Delete, Equals, Exists, Get, Missing, Put
 from raftha.storage.sessions import receipts
-from raftha.storage.state import State
+from raftha.storage.state import NotYet, State
 from raftha.types import Receipt
 from tests.log import group
 from tests.sim.store import DictStore
 from tests.state_bench import Bench, Kit
 
+T = TypeVar("T")
 put, delete, cas = commands.pack_put, commands.pack_delete, commands.pack_compare_and_set
 transaction, call = commands.pack_transaction, commands.pack_call
 
@@ -165,6 +168,77 @@ def test_a_scan_merges_all_layers_in_both_directions(bench: Bench) -> None:
     below = [p for p in pairs if p[0] < b"300"]
     assert bench.state.scan(None, b"300", limit=7, reverse=True) == below[::-1][:7]
     assert bench.state.count() == len(pairs)
+
+
+def prepare(bench: Bench, read: Callable[[], T]) -> tuple[T, int]:
+    """What a read returns, and how often it wasn't ready."""
+    for times in range(1000):
+        try:
+            return read(), times
+        except NotYet:
+            bench.state.prepare()
+    raise AssertionError("it is never ready")
+
+
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads have to be prepared in small pieces."""
+    for module, name in ((state, "LOOKUP_PIECE"), (state, "SORT_PIECE"), (buffer, "SORT_PIECE")):
+        monkeypatch.setattr(module, name, 16)
+
+
+@pytest.mark.usefixtures("pieces")
+def test_what_takes_long_is_prepared_in_pieces_while_writes_go_on(bench: Bench) -> None:
+    bench.do(*[put(b"%03d" % n, b"stored") for n in range(0, 600, 2)])
+    bench.checkpoint()
+    bench.do(*[put(b"%03d" % n, b"frozen") for n in range(0, 600, 3)], delete(b"002"))
+    frozen = bench.state.freeze()
+    bench.do(*[put(b"%03d" % n, b"buffer") for n in range(0, 600, 5)], delete(b"003"))
+    model = {b"%03d" % n: b"" for n in range(600) if n % 2 == 0 or n % 3 == 0 or n % 5 == 0}
+    del model[b"002"], model[b"003"]
+    count, times = prepare(bench, bench.state.count)
+    assert count == len(model)
+    assert 15 < times < 25
+    for n in range(600, 700):
+        bench.do(put(b"%03d" % n, b"while it is sorted"))
+        bench.state.prepare()
+        model[b"%03d" % n] = b""
+        assert bench.state.count() == len(model)
+        with contextlib.suppress(NotYet):
+            bench.state.scan()
+            break
+    assert 610 < n < 640
+    bench.store.write(frozen.items, frozen.meta)
+    assert prepare(bench, bench.state.count)[0] == len(model)
+    assert [key for key, _ in prepare(bench, bench.state.scan)[0]] == sorted(model)
+    bench.state.checkpoint_done()
+    count, times = prepare(bench, bench.state.count)
+    assert count == len(model)
+    assert times > 5
+    assert [key for key, _ in bench.state.scan()] == sorted(model)
+
+
+@pytest.mark.usefixtures("pieces")
+def test_what_is_prepared_gets_nearer_however_much_is_written(bench: Bench) -> None:
+    bench.do(*[put(b"first-%d" % n, b"") for n in range(100)])
+    for read in (bench.state.count, bench.state.scan):
+        for turn in range(60):
+            with contextlib.suppress(NotYet):
+                read()
+                break
+            bench.do(
+                *[put(b"%s-%d-%d" % (read.__name__.encode(), turn, n), b"") for n in range(50)]
+            )
+            bench.state.prepare()
+        else:
+            raise AssertionError("it never is ready")
+
+
+@pytest.mark.usefixtures("pieces")
+def test_a_command_that_scans_does_not_wait(bench: Bench) -> None:
+    bench.do(*[put(b"%03d" % n, b"") for n in range(90)])
+    assert bench.one(call("remove_range", [b"010", b"080"])) == 70
+    assert len(bench.state.scan()) == 20
 
 
 @pytest.mark.parametrize("limit", [0, -1, 10_001, 1.5, True, None])
