@@ -18,6 +18,7 @@ own, `raftha.testing.LocalCluster` starts and kills real nodes for your tests.
 from raftha import aio, events
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import (
+    AcknowledgementTimeout,
     CommandFailed,
     Compacted,
     ConfigError,
@@ -26,6 +27,7 @@ from raftha.errors import (
     Forked,
     Indeterminate,
     InvalidRequest,
+    NotAvailable,
     NotLeader,
     Overloaded,
     RafthaError,
@@ -44,10 +46,20 @@ from raftha.events import EventKind, HaEvent
 from raftha.manager import HaManager
 from raftha.storage.commands import Delete, Equals, Exists, Get, Missing, Put
 from raftha.storage.machine import StateMachine, Transaction, command
-from raftha.types import Digest, HaStatus, Receipt, ReplicaStatus, ReplicationMode
+from raftha.types import (
+    Acknowledgement,
+    Digest,
+    FireForgetCounts,
+    HaStatus,
+    Receipt,
+    ReplicaStatus,
+    ReplicationMode,
+)
 from raftha.version import VERSION as __version__
 
 __all__ = [
+    "Acknowledgement",
+    "AcknowledgementTimeout",
     "AsyncEventStream",
     "CommandFailed",
     "Compacted",
@@ -60,6 +72,7 @@ __all__ = [
     "EventKind",
     "EventStream",
     "Exists",
+    "FireForgetCounts",
     "Forked",
     "Get",
     "HaConfig",
@@ -69,6 +82,7 @@ __all__ = [
     "Indeterminate",
     "InvalidRequest",
     "Missing",
+    "NotAvailable",
     "NotLeader",
     "Overloaded",
     "Put",

@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from raftha import forks
-from raftha.callers import Overdue
+from raftha.callers import Overdue, Tally
 from raftha.config import HaConfig
 from raftha.errors import Forked, InvalidRequest, RafthaError, Stopped
 from raftha.event_bus import AsyncEventStream, EventBus
@@ -34,8 +36,11 @@ from raftha.manager import (
     unstarted_status,
 )
 from raftha.membership import DEFAULT_REGION
+from raftha.modes import RELEASED, Mode, acks_of, make_write
 from raftha.node import Node
 from raftha.operations import (
+    AT_ONCE,
+    MAJORITY,
     DigestOperation,
     GroupOperation,
     MembershipOperation,
@@ -52,6 +57,7 @@ from raftha.storage.commands import Operation as TransactionOperation
 from raftha.storage.machine import StateMachine
 from raftha.storage.sessions import Outcome
 from raftha.types import Digest, HaStatus, Receipt
+from raftha.unavailable import no_backups, no_recovery
 
 
 class HaManager:
@@ -69,6 +75,7 @@ class HaManager:
 
     def _renew_locks(self) -> None:
         self._starting = asyncio.Lock()
+        self._tally = Tally()
 
     async def start(self) -> None:
         """As `raftha.HaManager.start`; the work of opening is done on another thread."""
@@ -114,7 +121,8 @@ class HaManager:
 
     async def get_status(self) -> HaStatus:
         """As `raftha.HaManager.get_status`."""
-        return self._events.add_counts(await self._status())
+        status = replace(await self._status(), fire_forget=self._tally.counts)
+        return self._events.add_counts(status)
 
     async def _status(self) -> HaStatus:
         runtime = self._runtime
@@ -147,14 +155,30 @@ class HaManager:
 
     # ---------------------------------------------------------------- writes
 
-    async def put(self, key: bytes, value: bytes, *, timeout: float | None = None) -> Receipt:
+    async def put(
+        self,
+        key: bytes,
+        value: bytes,
+        *,
+        mode: Mode = None,
+        write_quorum: int | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
         """As `raftha.HaManager.put`."""
         packed = commands.pack_put(key, value, self.config.value_bytes_max)
-        return await self.submit(packed, timeout=timeout)
+        return await self.submit(packed, mode=mode, write_quorum=write_quorum, timeout=timeout)
 
-    async def delete(self, key: bytes, *, timeout: float | None = None) -> Receipt:
+    async def delete(
+        self,
+        key: bytes,
+        *,
+        mode: Mode = None,
+        write_quorum: int | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
         """As `raftha.HaManager.delete`."""
-        return await self.submit(commands.pack_delete(key), timeout=timeout)
+        packed = commands.pack_delete(key)
+        return await self.submit(packed, mode=mode, write_quorum=write_quorum, timeout=timeout)
 
     async def compare_and_set(
         self,
@@ -162,12 +186,14 @@ class HaManager:
         expected: bytes | None,
         value: bytes | None,
         *,
+        mode: Mode = None,
+        write_quorum: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
         """As `raftha.HaManager.compare_and_set`."""
         value_bytes_max = self.config.value_bytes_max
         packed = commands.pack_compare_and_set(key, expected, value, value_bytes_max)
-        return await self.submit(packed, timeout=timeout)
+        return await self.submit(packed, mode=mode, write_quorum=write_quorum, timeout=timeout)
 
     async def transaction(
         self,
@@ -175,27 +201,60 @@ class HaManager:
         operations: Sequence[TransactionOperation],
         otherwise: Sequence[TransactionOperation] = (),
         *,
+        mode: Mode = None,
+        write_quorum: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
         """As `raftha.HaManager.transaction`."""
         value_bytes_max = self.config.value_bytes_max
         packed = commands.pack_transaction(conditions, operations, otherwise, value_bytes_max)
-        return await self.submit(packed, timeout=timeout)
+        return await self.submit(packed, mode=mode, write_quorum=write_quorum, timeout=timeout)
 
-    async def execute(self, name: str, *args: Any, timeout: float | None = None) -> Receipt:
+    async def execute(
+        self,
+        name: str,
+        *args: Any,
+        mode: Mode = None,
+        write_quorum: int | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
         """As `raftha.HaManager.execute`."""
-        return await self.submit(commands.pack_call(name, args), timeout=timeout)
+        packed = commands.pack_call(name, args)
+        return await self.submit(packed, mode=mode, write_quorum=write_quorum, timeout=timeout)
 
-    def submit(self, packed: bytes, *, timeout: float | None = None) -> asyncio.Future[Receipt]:
+    def submit(
+        self,
+        packed: bytes,
+        *,
+        mode: Mode = None,
+        write_quorum: int | None = None,
+        timeout: float | None = None,
+    ) -> asyncio.Future[Receipt]:
         """Submit a command that is packed already (`raftha.storage.commands`), without waiting.
 
         Commands submitted one after the other by one task are applied in that order. InvalidRequest
-        if it isn't a command.
+        if it isn't a command. With `async_fire_forget`, Overloaded and Stopped are raised at once.
         """
         commands.check_packed(packed)
+        acks = acks_of(self.config.replication, mode, write_quorum)
+        deadline = deadline_of(self.config, timeout)
         future: asyncio.Future[Receipt] = _future()
-        self._hand_over(WriteOperation(future, deadline_of(self.config, timeout), packed))
+        if acks == AT_ONCE:
+            self._submit_at_once(packed, deadline)
+            future.set_result(RELEASED)
+        else:
+            self._hand_over(make_write(future, deadline, packed, acks))
         return future
+
+    def _submit_at_once(self, packed: bytes, deadline: float) -> None:
+        """Hand a write to the node now, behind all that came before it."""
+        if self._runtime is None:
+            raise Stopped("the node was not started")
+        self._flush(asyncio.get_running_loop())
+        operation = WriteOperation(self._tally, deadline, packed)
+        with self._tally.submitting():
+            if self._runtime.submit((operation,)):
+                raise overloaded()
 
     # ---------------------------------------------------------------- exactly once, for others
 
@@ -241,7 +300,11 @@ class HaManager:
             )
         future: asyncio.Future[Outcome] = _future()
         deadline = deadline_of(self.config, timeout)
-        self._hand_over(GroupOperation(future, deadline, session, number, floor, list(packed)))
+        acks = acks_of(self.config.replication)
+        if acks == AT_ONCE:
+            acks = MAJORITY  # Who numbers groups wants their outcomes.
+        group = GroupOperation(future, deadline, session, number, floor, list(packed), acks)
+        self._hand_over(group)
         return future
 
     # ---------------------------------------------------------------- reads
@@ -335,6 +398,30 @@ class HaManager:
         self._hand_over(MembershipOperation(future, deadline, node_id, adds=False))
         await future
 
+    # ---------------------------------------------------------------- not in this version
+
+    @property
+    def backup(self) -> NoReturn:
+        """Raises NotAvailable: backups come with a later version."""
+        raise no_backups()
+
+    @property
+    def pitr(self) -> NoReturn:
+        """Raises NotAvailable: point-in-time recovery comes with a later version."""
+        raise no_recovery()
+
+    async def trigger_backup(self, mode: str | None = None, *, wait: bool = False) -> NoReturn:
+        """Raises NotAvailable."""
+        raise no_backups()
+
+    async def recover_to_point(self, timestamp: datetime) -> NoReturn:
+        """Raises NotAvailable."""
+        raise no_recovery()
+
+    async def recover_to_sequence(self, sequence: int) -> NoReturn:
+        """Raises NotAvailable."""
+        raise no_recovery()
+
     # ---------------------------------------------------------------- how a call is made
 
     def _read(
@@ -359,7 +446,9 @@ class HaManager:
             batch.append(operation)
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch = self._batches.pop(loop)
+        batch = self._batches.pop(loop, None)
+        if batch is None:
+            return  # Somebody couldn't wait for it.
         assert self._runtime is not None
         self._watch(loop, batch)
         error: RafthaError = overloaded()

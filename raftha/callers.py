@@ -12,14 +12,16 @@ doesn't end or on a disk that doesn't answer, its callers wait `GRACE_S` longer 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from raftha.errors import RequestTimeout
+from raftha.errors import Indeterminate, RequestTimeout
 from raftha.operations import GroupOperation, Operation, WriteOperation
+from raftha.types import FireForgetCounts
 
 GRACE_S = 1.0
 
@@ -88,6 +90,47 @@ def no_answer() -> RequestTimeout:
     return RequestTimeout("the node did not answer by the deadline")
 
 
+class Tally:
+    """The waiter of all writes that nobody waits for: counts what becomes of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._submitted = self._committed = self._failed = self._unknown = 0
+
+    @contextlib.contextmanager
+    def submitting(self) -> Iterator[None]:
+        """One more is on its way, unless that raises; from any thread."""
+        self._count(1)
+        try:
+            yield
+        except BaseException:
+            self._count(-1)
+            raise
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._submitted += change
+
+    def add(self, result: Any) -> None:
+        """One has ended; from the node's thread."""
+        if isinstance(result, Indeterminate):
+            self._unknown += 1
+        elif isinstance(result, Exception):
+            self._failed += 1
+        else:
+            self._committed += 1
+
+    @property
+    def counts(self) -> FireForgetCounts:
+        """The numbers now."""
+        return FireForgetCounts(
+            submitted=self._submitted,
+            committed=self._committed,
+            failed=self._failed,
+            unknown=self._unknown,
+        )
+
+
 class SubmitQueue:
     """What callers have submitted and the node has not taken; all but `lock` is used under it."""
 
@@ -138,6 +181,8 @@ class Results:
         """Release a blocking caller now, a future's at the next `flush`."""
         if type(waiter) is ThreadWaiter:
             waiter.release(result)
+        elif type(waiter) is Tally:
+            waiter.add(result)
         else:
             self._futures.setdefault(waiter.get_loop(), []).append((waiter, result))
 
@@ -155,7 +200,7 @@ class Results:
 
 
 def _size(operation: Operation) -> int:
-    if type(operation) is WriteOperation:
+    if isinstance(operation, WriteOperation):
         return len(operation.command)
     return len(operation.commands) if isinstance(operation, GroupOperation) else 0
 

@@ -8,6 +8,7 @@ error is a `Receipt` and means it did. `hint` carries the next step for whoever 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class RafthaError(Exception):
@@ -77,6 +78,10 @@ class Forked(Rejected):
         )
 
 
+class NotAvailable(Rejected):
+    """This version of raftha can't do that yet; nothing was done."""
+
+
 class MembershipChangePending(Rejected):
     """Members change one at a time, and the last change isn't committed yet."""
 
@@ -95,6 +100,22 @@ class Indeterminate(RafthaError):
 
 class RequestTimeout(Indeterminate):
     """The deadline passed after the request had left this node."""
+
+
+class AcknowledgementTimeout(Indeterminate):
+    """The write did happen: it is committed, and stays; but not all had it who were to have it.
+
+    `receipt` says which one it is and who had it; for a group of `submit_once` it is the outcome;
+    None when it comes from a server. `missing` are the voters that had not acknowledged it. It is
+    not to be sent again: that would be another write, but for `once`, which may repeat itself.
+    """
+
+    def __init__(
+        self, message: str, receipt: Any = None, missing: tuple[int, ...] = (), *, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.receipt = receipt
+        self.missing = missing
 
 
 class Disconnected(Indeterminate):

@@ -8,6 +8,10 @@ ways: it returns, and what it says has happened; it raises `Rejected`, and the r
 will not happen; it raises `Indeterminate`, and it may have. `raftha.aio.HaManager` has the same
 names, awaited.
 
+A write returns once a majority has it on disk, unless `HaConfig.replication`, or `mode` and
+`write_quorum` of the call, say otherwise. With more than a majority it may raise
+`AcknowledgementTimeout` after `ack_timeout_ms`: then it is committed all the same.
+
 Any node takes any call: what only the leader can do is sent there. Reads are linearizable unless
 `consistency="stale"` asks for whatever this node has at once.
 """
@@ -17,11 +21,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from raftha import forks
-from raftha.callers import GRACE_S, ThreadWaiter, no_answer
+from raftha.callers import GRACE_S, Tally, ThreadWaiter, no_answer
 from raftha.config import HaConfig
 from raftha.errors import (
     ConfigError,
@@ -32,8 +38,10 @@ from raftha.errors import (
 )
 from raftha.event_bus import EventBus, EventStream
 from raftha.membership import DEFAULT_REGION
+from raftha.modes import RELEASED, Mode, acks_of, make_write
 from raftha.node import Node
 from raftha.operations import (
+    AT_ONCE,
     DigestOperation,
     MembershipOperation,
     Operation,
@@ -48,6 +56,7 @@ from raftha.storage.commands import Condition
 from raftha.storage.commands import Operation as TransactionOperation
 from raftha.storage.machine import SCAN_BYTES_MAX, StateMachine
 from raftha.types import Digest, HaStatus, Receipt
+from raftha.unavailable import no_backups, no_recovery
 
 Consistency = Literal["linearizable", "stale"]
 
@@ -66,6 +75,7 @@ class HaManager:
 
     def _renew_locks(self) -> None:
         self._lock = threading.Lock()
+        self._tally = Tally()
 
     def start(self) -> None:
         """Open the data directory and join the cluster; does nothing if it runs already.
@@ -116,7 +126,8 @@ class HaManager:
 
     def get_status(self) -> HaStatus:
         """This node's role, term, leader, log pointers, members. Works on a failed node too."""
-        return self._events.add_counts(self._status())
+        status = replace(self._status(), fire_forget=self._tally.counts)
+        return self._events.add_counts(status)
 
     def _status(self) -> HaStatus:
         runtime = self._runtime
@@ -152,13 +163,29 @@ class HaManager:
 
     # ---------------------------------------------------------------- writes
 
-    def put(self, key: bytes, value: bytes, *, timeout: float | None = None) -> Receipt:
+    def put(
+        self,
+        key: bytes,
+        value: bytes,
+        *,
+        mode: Mode = None,
+        write_quorum: int | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
         """Set `key` (1 to 511 bytes) to `value` (up to `value_bytes_max`)."""
-        return self._write(commands.pack_put(key, value, self.config.value_bytes_max), timeout)
+        packed = commands.pack_put(key, value, self.config.value_bytes_max)
+        return self._write(packed, timeout, mode, write_quorum)
 
-    def delete(self, key: bytes, *, timeout: float | None = None) -> Receipt:
+    def delete(
+        self,
+        key: bytes,
+        *,
+        mode: Mode = None,
+        write_quorum: int | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
         """Remove `key`; the receipt's `result` says whether it was there."""
-        return self._write(commands.pack_delete(key), timeout)
+        return self._write(commands.pack_delete(key), timeout, mode, write_quorum)
 
     def compare_and_set(
         self,
@@ -166,6 +193,8 @@ class HaManager:
         expected: bytes | None,
         value: bytes | None,
         *,
+        mode: Mode = None,
+        write_quorum: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
         """If `key` is `expected`, set it to `value`; None means «not there» in both places.
@@ -173,7 +202,7 @@ class HaManager:
         The receipt is true if it was set, false if something else was there.
         """
         packed = commands.pack_compare_and_set(key, expected, value, self.config.value_bytes_max)
-        return self._write(packed, timeout)
+        return self._write(packed, timeout, mode, write_quorum)
 
     def transaction(
         self,
@@ -181,6 +210,8 @@ class HaManager:
         operations: Sequence[TransactionOperation],
         otherwise: Sequence[TransactionOperation] = (),
         *,
+        mode: Mode = None,
+        write_quorum: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
         """If all `conditions` hold, do all `operations`, else all of `otherwise`; atomically.
@@ -190,14 +221,21 @@ class HaManager:
         packed = commands.pack_transaction(
             conditions, operations, otherwise, self.config.value_bytes_max
         )
-        return self._write(packed, timeout)
+        return self._write(packed, timeout, mode, write_quorum)
 
-    def execute(self, name: str, *args: Any, timeout: float | None = None) -> Receipt:
+    def execute(
+        self,
+        name: str,
+        *args: Any,
+        mode: Mode = None,
+        write_quorum: int | None = None,
+        timeout: float | None = None,
+    ) -> Receipt:
         """Run a command of the state machine; `result` is what it returned.
 
         CommandFailed if it raised: then it changed nothing.
         """
-        return self._write(commands.pack_call(name, args), timeout)
+        return self._write(commands.pack_call(name, args), timeout, mode, write_quorum)
 
     # ---------------------------------------------------------------- reads
 
@@ -301,11 +339,42 @@ class HaManager:
         waiter, deadline = self._waiter(timeout)
         self._run(MembershipOperation(waiter, deadline, node_id, adds=False))
 
+    # ---------------------------------------------------------------- not in this version
+
+    @property
+    def backup(self) -> NoReturn:
+        """Raises NotAvailable: backups come with a later version."""
+        raise no_backups()
+
+    @property
+    def pitr(self) -> NoReturn:
+        """Raises NotAvailable: point-in-time recovery comes with a later version."""
+        raise no_recovery()
+
+    def trigger_backup(self, mode: str | None = None, *, wait: bool = False) -> NoReturn:
+        """Raises NotAvailable."""
+        raise no_backups()
+
+    def recover_to_point(self, timestamp: datetime) -> NoReturn:
+        """Raises NotAvailable."""
+        raise no_recovery()
+
+    def recover_to_sequence(self, sequence: int) -> NoReturn:
+        """Raises NotAvailable."""
+        raise no_recovery()
+
     # ---------------------------------------------------------------- how a call is made
 
-    def _write(self, packed: bytes, timeout: float | None) -> Receipt:
-        waiter, deadline = self._waiter(timeout)
-        receipt: Receipt = self._run(WriteOperation(waiter, deadline, packed))
+    def _write(
+        self, packed: bytes, timeout: float | None, mode: Mode, write_quorum: int | None
+    ) -> Receipt:
+        acks = acks_of(self.config.replication, mode, write_quorum)
+        deadline = deadline_of(self.config, timeout)
+        if acks == AT_ONCE:
+            with self._tally.submitting():
+                self._submit(WriteOperation(self._tally, deadline, packed))
+            return RELEASED
+        receipt: Receipt = self._run(make_write(ThreadWaiter(), deadline, packed, acks))
         return receipt
 
     def _read(
@@ -318,13 +387,16 @@ class HaManager:
     def _waiter(self, timeout: float | None) -> tuple[ThreadWaiter, float]:
         return ThreadWaiter(), deadline_of(self.config, timeout)
 
-    def _run(self, operation: Operation) -> Any:
+    def _submit(self, operation: Operation) -> None:
         runtime = self._runtime
         if runtime is None:
             raise Stopped("the node was not started")
-        waiter: ThreadWaiter = operation.waiter
         if runtime.submit((operation,)):
             raise overloaded()
+
+    def _run(self, operation: Operation) -> Any:
+        waiter: ThreadWaiter = operation.waiter
+        self._submit(operation)
         if not waiter.wait(max(0.0, operation.deadline - time.monotonic() + GRACE_S)):
             raise no_answer()
         if isinstance(waiter.result, Exception):

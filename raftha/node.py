@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from raftha.acknowledgements import Acknowledgements, check_wanted
 from raftha.administration import Administration
 from raftha.checkpoints import Checkpoints, CheckpointWriter
 from raftha.clock import Clock
@@ -34,6 +35,7 @@ from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
 from raftha.entry import Entry, EntryKind, HardState, LogPosition, decode_groups
 from raftha.errors import (
     Disconnected,
+    InvalidRequest,
     RequestTimeout,
     StorageError,
     StorageFull,
@@ -64,9 +66,10 @@ from raftha.operations import (
 from raftha.readings import Readings
 from raftha.snapshots import SnapshotFiles, SnapshotReceiver, SnapshotSender
 from raftha.statistics import Statistics
+from raftha.storage.sessions import Outcome
 from raftha.storage.state import NotYet, State
 from raftha.submissions import FORWARDED_MAX, GROUP_BYTES_MAX, InFlight, Submissions, is_proper
-from raftha.types import HaStatus, ReplicaStatus
+from raftha.types import Acknowledgement, HaStatus, Receipt, ReplicaStatus
 from raftha.wire import (
     Forward,
     ForwardReply,
@@ -155,6 +158,9 @@ class Node:
         self._proposed: deque[tuple[int, float]] = deque()
         self._undelivered: set[Operation] = set()
         self._submissions = Submissions(self)
+        self._acknowledgements = Acknowledgements(
+            core, self.deliver, config.replication.ack_timeout_ms / 1000
+        )
         self._inbox = Inbox(core)
         self._readings = Readings(
             core, self._run_read, random_below(1 << 32), config.election_timeout_ms / 1000
@@ -228,6 +234,10 @@ class Node:
             case ReadOperation():
                 self._statistics.reads["linearizable"] += 1
                 self._readings.add(operation)
+            case WriteOperation() | GroupOperation() if operation.acks:
+                self._submit_wanting(operation)
+            case WriteOperation():
+                self._submissions.add(operation)
             case GroupOperation():
                 self._submissions.add_group(operation)
             case TransferOperation():
@@ -236,6 +246,18 @@ class Node:
                 self._administration.begin_change(operation)
             case _:
                 raise AssertionError(f"unknown operation {operation!r}")
+
+    def _submit_wanting(self, operation: WriteOperation | GroupOperation) -> None:
+        """A write whose caller wants more than a majority to have it."""
+        try:
+            check_wanted(operation.acks, self.core.membership)
+        except InvalidRequest as error:
+            self.deliver(operation, error)
+            return
+        if isinstance(operation, GroupOperation):
+            self._submissions.add_group(operation)
+        else:
+            self._submissions.add(operation)
 
     def deliver(self, operation: Operation, result: Any) -> None:
         """Give an operation its result; the caller is released at the end of the turn."""
@@ -290,6 +312,7 @@ class Node:
         self.core.removed()
         self._administration.on_removed()
         self._submissions.abort(Unavailable(REMOVED), Disconnected(REMOVED))
+        self._acknowledgements.abort()
         for operation in (*self._readings.pending(), *self._administration.pending()):
             self.deliver(operation, Unavailable(REMOVED))
         self._readings.forget_expired()
@@ -313,6 +336,7 @@ class Node:
             if not self.core.is_leader:
                 # What a leader has routed to itself is in its log, or in its inbox.
                 self._submissions.send_overdue()
+            self._acknowledgements.expire(now)
             self._readings.ask_again_if_overdue(now)
             self._checkpoints.on_tick(now)
             self._administration.on_tick()
@@ -394,6 +418,7 @@ class Node:
         self._readings.run_confirmed(self.state.applied.index)
         if self._readings.has_unready:
             self.state.prepare()
+        self._acknowledgements.check()
         self._host.flush()
 
     def _apply(self, entry: Entry) -> None:
@@ -422,6 +447,14 @@ class Node:
             return False
         self._host.send(Forward(leader, self.core.id, group.encoded))
         return True
+
+    def acknowledged(self, index: int) -> Acknowledgement:
+        return self._acknowledgements.of(index)
+
+    def await_acknowledgements(
+        self, operation: WriteOperation | GroupOperation, result: Receipt | Outcome
+    ) -> None:
+        self._acknowledgements.add(operation, result, self._turn_at)
 
     def now(self) -> float:
         return self._clock.monotonic()
@@ -536,6 +569,7 @@ class Node:
         if reason:
             self._host.emit(StorageFailure(reporter=self.core.id, reason=reason))
         self._submissions.abort(unsent, sent)
+        self._acknowledgements.abort()
         for operation in (
             *self._readings.pending(),
             *self._checkpoints.pending(),

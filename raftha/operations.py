@@ -9,6 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+MAJORITY = 0
+ALL_VOTERS = -1
+AT_ONCE = -2
+"""How many voters must have a write before its caller is released, where it isn't a number."""
+
 
 class Operation:
     """One call under way; `deadline` is on the monotonic clock, in seconds."""
@@ -24,19 +29,30 @@ class WriteOperation(Operation):
     """One packed command, to be sent in the node's own session. Delivers its receipt."""
 
     __slots__ = ("command",)
+    acks = MAJORITY
 
     def __init__(self, waiter: Any, deadline: float, command: bytes) -> None:
         super().__init__(waiter, deadline)
         self.command = command
 
 
+class AcknowledgedWrite(WriteOperation):
+    """A write whose caller wants more than a majority: so many voters, or `ALL_VOTERS`."""
+
+    __slots__ = ("acks",)
+
+    def __init__(self, waiter: Any, deadline: float, command: bytes, acks: int) -> None:
+        super().__init__(waiter, deadline, command)
+        self.acks = acks  # The slot hides the class's own value.
+
+
 class GroupOperation(Operation):
     """A whole group, numbered by a client with a session of its own. Delivers the outcome.
 
-    Session 0 opens a session; `number` is then chosen by the node.
+    Session 0 opens a session; `number` is then chosen by the node. `acks`: as of a write.
     """
 
-    __slots__ = ("commands", "count", "floor", "number", "session")
+    __slots__ = ("acks", "commands", "count", "floor", "number", "session")
 
     def __init__(
         self,
@@ -46,8 +62,10 @@ class GroupOperation(Operation):
         number: int,
         floor: int,
         commands: list[bytes],
+        acks: int = MAJORITY,
     ) -> None:
         super().__init__(waiter, deadline)
+        self.acks = acks
         self.session = session
         self.number = number
         self.floor = floor

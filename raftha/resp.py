@@ -24,6 +24,7 @@ each other, so that a client sees the class of error that the server's manager r
     REPLICATOOSLOW  ReplicaTooSlow           not yet: the node is a learner
     SESSIONEXPIRED  SessionExpired           no
     STORAGEFULL     StorageFull              no
+    ACKTIMEOUT      AcknowledgementTimeout   yes, but not on all the disks wanted
     INDETERMINATE   Indeterminate            maybe
     STORAGEFAILED   StorageFailed            maybe
 """
@@ -39,6 +40,7 @@ from typing import Any, TypeAlias
 import hiredis
 
 from raftha.errors import (
+    AcknowledgementTimeout,
     CommandFailed,
     Indeterminate,
     InvalidRequest,
@@ -284,6 +286,7 @@ _WORDS: tuple[tuple[type[RafthaError], str], ...] = (
     (SessionExpired, "SESSIONEXPIRED"),
     (StorageFull, "STORAGEFULL"),
     (StorageError, "STORAGEFAILED"),
+    (AcknowledgementTimeout, "ACKTIMEOUT"),
     (Indeterminate, "INDETERMINATE"),
 )
 _CLASSES: dict[str, type[RafthaError]] = {
@@ -296,6 +299,7 @@ _CLASSES: dict[str, type[RafthaError]] = {
     "SESSIONEXPIRED": SessionExpired,
     "STORAGEFULL": StorageFull,
     "STORAGEFAILED": StorageFailed,
+    "ACKTIMEOUT": AcknowledgementTimeout,
     "INDETERMINATE": Indeterminate,
 }
 

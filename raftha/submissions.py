@@ -10,6 +10,8 @@ machine drops what it has already applied. So a write is applied once, however o
 for good, its results may be forgotten, and should a copy of it still be under way it will not be
 applied.
 
+A caller who wants more disks than a majority's to have the write waits on (`acknowledgements.py`).
+
 What a caller is told when it can't be told an outcome hangs on whether the group ever left the
 queue: before that, `Rejected`; after it, `Indeterminate`.
 
@@ -34,6 +36,7 @@ from raftha.errors import (
 from raftha.operations import GroupOperation, Operation, WriteOperation
 from raftha.storage.commands import ARRAY_MAX
 from raftha.storage.sessions import Applied, Outcome, Verdict, receipts
+from raftha.types import Acknowledgement, Receipt
 
 GROUP_BYTES_MAX = 1 << 20
 FORWARDED_MAX = 8
@@ -48,6 +51,16 @@ class Router(Protocol):
         ...
 
     def deliver(self, operation: Operation, result: Any) -> None: ...
+    def acknowledged(self, index: int) -> Acknowledgement:
+        """Who is known to have entry `index`, which is applied here."""
+        ...
+
+    def await_acknowledgements(
+        self, operation: WriteOperation | GroupOperation, result: Receipt | Outcome
+    ) -> None:
+        """Deliver once more than a majority have it."""
+        ...
+
     def now(self) -> float: ...
     def random_below(self, limit: int) -> int: ...
 
@@ -192,7 +205,8 @@ class Submissions:
         group = self._take((applied.session, applied.number))
         if group is None:
             return
-        outcome = applied.outcome
+        acknowledgement = self._router.acknowledged(applied.outcome.index)
+        outcome = applied.outcome._replace(acknowledgement=acknowledgement)
         if group.is_own and group.session == 0:
             self._session, self._is_opening, self._next_number = outcome.session, False, 1
         elif group.is_own and outcome.verdict is Verdict.SESSION_EXPIRED:
@@ -275,12 +289,21 @@ class Submissions:
             return
         deliver = self._router.deliver
         for operation, result in zip(group.operations, results, strict=True):
-            if operation.waiter is not None:
+            if operation.waiter is None:
+                continue
+            if operation.acks and type(result) is Receipt:
+                self._router.await_acknowledgements(operation, result)
+            else:
                 deliver(operation, result)
 
     def _deliver_all(self, group: InFlight, result: Outcome | Exception) -> None:
+        applied = result if isinstance(result, Outcome) and not result.verdict else None
         for operation in group.operations:
-            if operation.waiter is not None:
+            if operation.waiter is None:
+                continue
+            if applied is not None and operation.acks:
+                self._router.await_acknowledgements(operation, applied)
+            else:
                 self._router.deliver(operation, result)
 
     # ---------------------------------------------------------------- deadlines and the end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class ReplicationMode(enum.StrEnum):
@@ -27,9 +27,26 @@ class Health(enum.StrEnum):
     UNHEALTHY = "unhealthy"
 
 
+class Acknowledgement(NamedTuple):
+    """Who was known to have a write on disk when its caller was released; many receipts share it.
+
+    `acked_by`: the members, learners too, in the order of their ids; `regions`: theirs, each once.
+    """
+
+    mode: ReplicationMode
+    acked_by: tuple[int, ...] = ()
+    regions: tuple[str, ...] = ()
+
+
+UNACKNOWLEDGED = Acknowledgement(ReplicationMode.ASYNC_WITH_ACK)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
     """Proof that a write is committed: on disk on a majority, and applied on the node that asked.
+
+    Of `async_fire_forget` it proves nothing: `is_committed` is false, and so is the receipt; all
+    numbers are 0.
 
     A receipt is true if the command did what it was asked to: a `compare_and_set` whose comparison
     failed, or a transaction whose conditions didn't hold, is committed too but changed nothing, and
@@ -39,6 +56,8 @@ class Receipt:
     `index`, `term`: the log entry that carries it.
     `time_us`: the leader's stamp, microseconds since 1970 UTC; `time` is the same as a datetime.
     `result`: what the command returned, None for a plain put.
+    `acknowledgement`: who had it on disk when the caller was released; its `mode`, `acked_by` and
+    `regions` are the receipt's too.
     """
 
     sequence: int
@@ -47,14 +66,54 @@ class Receipt:
     time_us: int
     succeeded: bool = True
     result: Any = None
+    acknowledgement: Acknowledgement = UNACKNOWLEDGED
 
     def __bool__(self) -> bool:
         return self.succeeded
 
     @property
+    def is_committed(self) -> bool:
+        """Whether it is known to be: always, but for `async_fire_forget`."""
+        return self.sequence > 0
+
+    @property
+    def mode(self) -> ReplicationMode:
+        """When the caller was to be released."""
+        return self.acknowledgement.mode
+
+    @property
+    def acked_by(self) -> tuple[int, ...]:
+        """The members known to have it on disk at that moment, learners too, in order."""
+        return self.acknowledgement.acked_by
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """The regions of `acked_by`, each once, in the order of the ids."""
+        return self.acknowledgement.regions
+
+    @property
     def time(self) -> datetime:
         """The leader's stamp, in UTC."""
         return datetime.fromtimestamp(self.time_us / 1e6, UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FireForgetCounts:
+    """What became of the writes that this manager submitted with `async_fire_forget`, all in all.
+
+    `failed` did not and will not happen, of `unknown` it isn't known. What isn't in any of the
+    others yet is on its way.
+    """
+
+    submitted: int = 0
+    committed: int = 0
+    failed: int = 0
+    unknown: int = 0
+
+    @property
+    def pending(self) -> int:
+        """How many have no outcome yet."""
+        return self.submitted - self.committed - self.failed - self.unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +158,7 @@ class HaStatus:
     failed. `replicas` are the members, `removed` those that once were, by this node's own log.
     `events_dropped` counts events for which `on_event` or a stream was too slow, `event_errors` how
     often `on_event` raised.
+    `fire_forget` counts this manager's writes that nobody waits for.
     """
 
     is_running: bool
@@ -120,6 +180,7 @@ class HaStatus:
     removed: tuple[int, ...] = ()
     events_dropped: int = 0
     event_errors: int = 0
+    fire_forget: FireForgetCounts = FireForgetCounts()
 
     @property
     def replica_count(self) -> int:

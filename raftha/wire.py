@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast, get_origin, get_type_hints
 
 import msgpack
@@ -25,6 +25,8 @@ from raftha.core import (
     Heartbeat,
     HeartbeatReply,
     Message,
+    PositionsReply,
+    PositionsRequest,
     ReadReply,
     ReadRequest,
     SnapshotOffer,
@@ -32,10 +34,11 @@ from raftha.core import (
     VoteReply,
     VoteRequest,
 )
+from raftha.core.positions import BEHIND_MAX
 from raftha.entry import Entry, decode_entry
 from raftha.errors import WireError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 FRAME_BYTES_MAX = 32 << 20
 HELLO_BYTES_MAX = 1024
 INT_MAX = 1 << 63
@@ -206,7 +209,10 @@ _CODES: dict[type[Any], int] = {
     SnapshotReply: 20,
     HealthRequest: 21,
     HealthReply: 22,
+    PositionsRequest: 24,
+    PositionsReply: 25,
 }
+_WITH_POSITIONS = frozenset((Append, Heartbeat, PositionsReply))
 _CLASSES: dict[int, tuple[type[Any], tuple[type, ...]]] = {
     code: (cls, tuple(get_origin(kind) or kind for kind in get_type_hints(cls).values()))
     for cls, code in _CODES.items()
@@ -217,7 +223,8 @@ def encode(message: Frame) -> bytes:
     """The frame that carries `message`."""
     fields: tuple[Any, ...] = message
     if isinstance(message, Append):
-        fields = (*message[:-1], [entry.data for entry in message.entries])
+        entries = [entry.data for entry in message.entries]
+        fields = message._replace(entries=entries)  # type: ignore[arg-type]  # as bytes
     body: bytes = msgpack.packb((_CODES[type(message)], *fields))
     assert len(body) <= FRAME_BYTES_MAX, "whoever fills messages keeps to smaller limits"
     return _LENGTH.pack(len(body)) + body
@@ -247,15 +254,24 @@ def decode(body: bytes) -> Frame:
     for value, kind in zip(values[1:], kinds, strict=True):
         if type(value) is not kind or (type(value) is int and not 0 <= value < INT_MAX):
             raise WireError(f"{cls.__name__} has a field of a wrong type: {value!r:.40}")
-    if cls is Append:
-        return _decode_append(values[1:])
-    return cast(Frame, cls(*values[1:]))
+    message = cls(*values[1:])
+    if cls in _WITH_POSITIONS:
+        _check_behind(message.behind)
+    return _with_entries(message) if cls is Append else cast(Frame, message)
 
 
-def _decode_append(fields: tuple[Any, ...]) -> Append:
+def _check_behind(behind: tuple[Any, ...]) -> None:
+    if len(behind) > BEHIND_MAX or len(behind) % 2:
+        raise WireError(f"positions are pairs of numbers, at most {BEHIND_MAX // 2}")
+    if not all(type(number) is int and 0 <= number < INT_MAX for number in behind):
+        raise WireError("positions are whole numbers")
+
+
+def _with_entries(message: Append) -> Append:
+    """The append whose entries, bytes so far, are decoded."""
     entries: list[Entry] = []
-    to, sender, leader_term, prev_index, prev_term, commit, compact_index, encoded = fields
-    index, term = prev_index, prev_term
+    index, term = message.prev_index, message.prev_term
+    encoded: Sequence[Any] = message.entries
     for data in encoded:
         if type(data) is not bytes:
             raise WireError("an append's entries are byte strings")
@@ -267,11 +283,9 @@ def _decode_append(fields: tuple[Any, ...]) -> Append:
             raise WireError(f"entry {entry.index} of term {entry.term} follows {index} of {term}")
         entries.append(entry)
         index, term = entry.index, entry.term
-    if term > leader_term:
-        raise WireError(f"an append of term {leader_term} holds an entry of term {term}")
-    return Append(
-        to, sender, leader_term, prev_index, prev_term, commit, compact_index, tuple(entries)
-    )
+    if term > message.term:
+        raise WireError(f"an append of term {message.term} holds an entry of term {term}")
+    return message._replace(entries=tuple(entries))
 
 
 class FrameReader:

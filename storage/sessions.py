@@ -31,7 +31,7 @@ from raftha.entry import Entry, Group
 from raftha.errors import CommandFailed, Indeterminate, SessionExpired
 from raftha.storage.commands import pack_result, unpack_result
 from raftha.storage.machine import FAILED, REFUSED, Result
-from raftha.types import Receipt
+from raftha.types import UNACKNOWLEDGED, Acknowledgement, Receipt
 
 SESSION_TTL_US = 3600 * 1_000_000
 SESSIONS_MAX = 10_000
@@ -58,6 +58,7 @@ class Outcome(NamedTuple):
 
     `results` has one item a command (see `raftha.storage.machine`); None stands for all None.
     `session` is the id of the session that the group opened, if that is what it did, else 0.
+    `acknowledgement` is filled in by the node whose caller waits.
     """
 
     first_sequence: int
@@ -68,6 +69,7 @@ class Outcome(NamedTuple):
     results: Sequence[Result | None] | None = None
     session: int = 0
     verdict: Verdict = Verdict.APPLIED
+    acknowledgement: Acknowledgement = UNACKNOWLEDGED
 
 
 class Applied(NamedTuple):
@@ -111,6 +113,7 @@ def _receipt(outcome: Outcome, sequence: int, result: Result | None) -> Receipt 
         time_us=outcome.time_us,
         succeeded=succeeded,
         result=value,
+        acknowledgement=outcome.acknowledgement,
     )
 
 

@@ -11,7 +11,7 @@ log is committed at all (paper, section 8).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import assert_never
@@ -23,10 +23,13 @@ from raftha.core.messages import (
     Heartbeat,
     HeartbeatReply,
     Message,
+    PositionsReply,
+    PositionsRequest,
     ReadReply,
     ReadRequest,
     TimeoutNow,
 )
+from raftha.core.positions import encode_behind
 from raftha.core.progress import Mode, Progress
 from raftha.core.reads import Read, ReadRounds
 from raftha.core.ready import CoreConfig, LogRead, ReadState, Requests, SnapshotRequest
@@ -75,7 +78,7 @@ class Leadership:
         self._catch_ups: dict[int, CatchUp] = {}
         self.on_membership()
 
-    def step(self, message: AppendReply | HeartbeatReply | ReadRequest) -> None:
+    def step(self, message: AppendReply | HeartbeatReply | ReadRequest | PositionsRequest) -> None:
         """A follower's answer or question, of this term."""
         if message.sender not in self.progress:
             return  # It was removed meanwhile.
@@ -86,6 +89,8 @@ class Leadership:
                 self._on_heartbeat_reply(message)
             case ReadRequest():
                 self.read(message.sender, message.read_id)
+            case PositionsRequest():
+                self._watch(message.sender, message.index)
             case _:
                 assert_never(message)
 
@@ -273,7 +278,15 @@ class Leadership:
         commit, compact = self._log.commit, self._log.compact_index
         progress.commit_sent = commit
         message = Append(
-            peer, self.id, self.term, previous_index, previous_term, commit, compact, entries
+            peer,
+            self.id,
+            self.term,
+            previous_index,
+            previous_term,
+            commit,
+            compact,
+            entries,
+            behind=self.behind(commit),
         )
         self._send(message)
 
@@ -281,6 +294,7 @@ class Leadership:
         """A follower has the entries on disk, or lacks those before them."""
         peer, progress = message.sender, self.progress[message.sender]
         progress.is_active = True
+        progress.has_applied(message.applied, message.applied_sequence)
         if not message.ok:
             next_index = self._log.hint(message.hint_index, message.hint_term)[0] + 1
             if progress.reject(message.index, next_index):
@@ -290,6 +304,7 @@ class Leadership:
             return  # It acknowledges what was never sent: no correct node does.
         if progress.acknowledge(message.index):
             self.advance_commit()
+            self._tell_watchers()
         if progress.mode is Mode.REPLICATE:
             self._send_append(peer)
         if peer == self.transfer_target:
@@ -300,6 +315,12 @@ class Leadership:
             self._send(TimeoutNow(target, self.id, self.term))
 
     def advance_commit(self) -> None:
+        """Another disk has more of the log: commit what a quorum has, and note who has it."""
+        self._commit()
+        commit = self._log.commit
+        self._log.positions.learn(commit, self.behind(commit))
+
+    def _commit(self) -> None:
         """Commit what a quorum has on disk, if it is of this term (R3, R4)."""
         membership = self._log.membership
         everywhere = min((p.match for p in self.progress.values()), default=self._log.persisted)
@@ -321,6 +342,38 @@ class Leadership:
     def _may_commit(self, index: int) -> bool:
         """Only an entry of this term; figure 8 of the paper shows what goes wrong otherwise."""
         return self._log.term(index) == self.term
+
+    # ---------------------------------------------------------------- who has what
+
+    def matches(self) -> Iterator[tuple[int, int]]:
+        """Each member that counts, and the last entry that is known to be on its disk."""
+        yield self.id, self._log.persisted
+        for peer, progress in self.progress.items():
+            yield peer, progress.match
+
+    def behind(self, commit: int) -> tuple[int, ...]:
+        """How far each member's disk is behind `commit`, as messages say it."""
+        return encode_behind(commit, self.matches())
+
+    def _watch(self, peer: int, index: int) -> None:
+        progress = self.progress[peer]
+        progress.watched_index = max(progress.watched_index, min(index, self._log.last_index))
+        progress.watched_holders = 0
+        self._tell_watchers()
+
+    def _tell_watchers(self) -> None:
+        """Tell those who wait for another disk to have an entry, if one has it now."""
+        for peer, progress in self.progress.items():
+            if not progress.watched_index:
+                continue
+            matches, voters = dict(self.matches()), self._log.membership.voters
+            holders = sum(matches[voter] >= progress.watched_index for voter in voters)
+            if holders > progress.watched_holders:
+                progress.watched_holders = holders
+                commit = self._log.commit
+                self._send(PositionsReply(peer, self.id, self.term, commit, self.behind(commit)))
+            if holders == len(voters):
+                progress.watched_index = 0
 
     # ---------------------------------------------------------------- followers that lag
 
@@ -380,12 +433,15 @@ class Leadership:
         for peer, progress in self.progress.items():
             # Beyond `match` the follower's log may differ: no commit index may be taken over there.
             commit = min(progress.match, self._log.commit)
-            self._send(Heartbeat(peer, self.id, self.term, commit, self._reads.round))
+            behind = self.behind(commit)
+            self._send(Heartbeat(peer, self.id, self.term, commit, self._reads.round, behind))
 
     def _on_heartbeat_reply(self, message: HeartbeatReply) -> None:
         """A follower agrees that this is the leader."""
         peer, progress = message.sender, self.progress[message.sender]
         progress.is_active = True
+        progress.has_applied(message.applied, message.applied_sequence)
+        progress.has_applied(message.applied, message.applied_sequence)
         if progress.mode is Mode.PROBE:
             self._probe_again(peer, progress)
         elif progress.mode is Mode.REPLICATE and progress.match < self._log.last_index:

@@ -8,7 +8,7 @@ in it, applied entries stay while they fit `window_bytes_max`. What is older is 
 
 `applied` never passes `persisted`: what the state holds, the disk holds. `written` runs ahead of
 `persisted`: it is the last entry handed out to be written. Up to `compact_index` every member has
-the log on disk, as far as is known.
+the log on disk, as far as is known; `positions` says of each how far.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raftha.core.messages import Append
+from raftha.core.positions import Positions
 from raftha.entry import Entry, EntryKind, LogPosition, follows
 from raftha.membership import Membership
 
@@ -47,8 +48,10 @@ class RaftLog:
         self._window_bytes_max = window_bytes_max
         assert all(e.index == anchor.index + 1 + i for i, e in enumerate(self.window))
         self.applied = self.commit = anchor.index
+        self.applied_sequence = anchor.last_sequence
         self.compact_index = 0
         self.persisted = self.written = self.last_index
+        self.positions = Positions()
         self._memberships = [(anchor.index, membership)]
         for entry in self.window:
             self._note_membership(entry)
@@ -194,6 +197,8 @@ class RaftLog:
     def mark_applied(self, index: int) -> None:
         """Entries up to `index` went out to be applied; the oldest may leave the window."""
         assert self.applied <= index <= min(self.commit, self.persisted)
+        if index > self.applied:
+            self.applied_sequence = self.window[index - self.anchor.index - 1].last_sequence
         self.applied = index
         while len(self._memberships) > 1 and self._memberships[1][0] <= index:
             del self._memberships[0]

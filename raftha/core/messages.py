@@ -39,7 +39,8 @@ class VoteReply(NamedTuple):
 class Append(NamedTuple):
     """Entries that follow (`prev_index`, `prev_term`); none of them: a probe, or news of `commit`.
 
-    `compact_index`: every member has everything up to there on disk.
+    `compact_index`: every member has everything up to there on disk. `behind`: by how much each
+    member's disk is behind `commit` (`positions.py`).
     """
 
     to: int
@@ -50,6 +51,7 @@ class Append(NamedTuple):
     commit: int
     compact_index: int
     entries: tuple[Entry, ...]
+    behind: tuple[int, ...] = ()
 
 
 class AppendReply(NamedTuple):
@@ -57,6 +59,8 @@ class AppendReply(NamedTuple):
 
     Otherwise the entry at `index` didn't match, and (`hint_index`, `hint_term`) is the last entry
     of the sender's log that still could (its term is not above the leader's at `index`).
+
+    `applied`, `applied_sequence`: the last entry, and command, that the sender has applied.
     """
 
     to: int
@@ -66,12 +70,15 @@ class AppendReply(NamedTuple):
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
     hint_index: int
     hint_term: int
+    applied: int = 0
+    applied_sequence: int = 0
 
 
 class Heartbeat(NamedTuple):
     """The leader is there; `commit` is never beyond what the receiver is known to have.
 
-    `read_round` numbers the leader's rounds of asking «am I still the leader?» for reads.
+    `read_round` numbers the leader's rounds of asking «am I still the leader?» for reads. `behind`
+    is that of `Append`, as of `commit`.
     """
 
     to: int
@@ -79,15 +86,21 @@ class Heartbeat(NamedTuple):
     term: int
     commit: int
     read_round: int
+    behind: tuple[int, ...] = ()
 
 
 class HeartbeatReply(NamedTuple):
-    """The sender takes the receiver for the leader of `term`, as of `read_round`."""
+    """The sender takes the receiver for the leader of `term`, as of `read_round`.
+
+    `applied`, `applied_sequence`: as in `AppendReply`.
+    """
 
     to: int
     sender: int
     term: int
     read_round: int
+    applied: int = 0
+    applied_sequence: int = 0
 
 
 class ReadRequest(NamedTuple):
@@ -107,6 +120,25 @@ class ReadReply(NamedTuple):
     term: int
     read_id: int
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+
+
+class PositionsRequest(NamedTuple):
+    """A follower wants to hear whenever another disk has entry `index`, until all voters' have."""
+
+    to: int
+    sender: int
+    term: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+
+
+class PositionsReply(NamedTuple):
+    """How far each member's disk is behind `commit`; as in `Append`."""
+
+    to: int
+    sender: int
+    term: int
+    commit: int
+    behind: tuple[int, ...]
 
 
 class TimeoutNow(NamedTuple):
@@ -143,6 +175,8 @@ Message = (
     | HeartbeatReply
     | ReadRequest
     | ReadReply
+    | PositionsRequest
+    | PositionsReply
     | TimeoutNow
     | SnapshotOffer
 )

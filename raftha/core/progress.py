@@ -29,6 +29,9 @@ class Progress:
     `match`: on the follower's disk and equal to the leader's log. `next`: the first entry to send.
     `is_active`: heard from since the last quorum check; `was_active`: between the two before.
     `probed_at`: index and term that the last probe asked about, for as long as its reply counts.
+    `watched_index`: it wants to hear who has this entry, 0 for none; when it was told last,
+    `watched_holders` voters had it. `applied`, `applied_sequence`: how far its state is, as it said
+    itself.
     """
 
     def __init__(self, next_index: int, messages_max: int, bytes_max: int) -> None:
@@ -39,6 +42,10 @@ class Progress:
         self.is_active = True
         self.was_active = True
         self.notify_index = 0
+        self.watched_index = 0
+        self.watched_holders = 0
+        self.applied = 0
+        self.applied_sequence = 0
         self.waits_for_reply = False
         self.probed_at: tuple[int, int] | None = None
         self._probed_to = 0
@@ -56,6 +63,11 @@ class Progress:
                 or self._in_flight_bytes >= self._bytes_max
             )
         return self.mode in (Mode.FETCH, Mode.SNAPSHOT) or self.waits_for_reply
+
+    def has_applied(self, applied: int, applied_sequence: int) -> None:
+        """The follower's own word for how far its state is; late words change nothing."""
+        if applied > self.applied:
+            self.applied, self.applied_sequence = applied, applied_sequence
 
     def probe(self) -> None:
         """Go back to asking; what was in flight may be lost.

@@ -75,6 +75,8 @@ from raftha.core.messages import (
     Heartbeat,
     HeartbeatReply,
     Message,
+    PositionsReply,
+    PositionsRequest,
     ReadReply,
     ReadRequest,
     SnapshotOffer,
@@ -233,11 +235,11 @@ class Raft:
                 self._on_append(message)
             case Heartbeat():
                 self._on_heartbeat(message)
-            case AppendReply() | HeartbeatReply() | ReadRequest():
+            case AppendReply() | HeartbeatReply() | ReadRequest() | PositionsRequest():
                 if self._leadership is not None:
                     self._leadership.step(message)
-            case ReadReply() if message.sender == self.leader:
-                self._read_states.append(ReadState(message.read_id, message.index))
+            case ReadReply() | PositionsReply():
+                self._on_answer(message)
             case SnapshotOffer():
                 self._hear_leader(message.sender)
                 self._snapshot_offers.append(message)
@@ -245,8 +247,6 @@ class Raft:
                 is_asked = self.role is Role.FOLLOWER and message.sender == self.leader
                 if is_asked and self.is_voter:
                     self._campaign(pre=False, transfer=True)
-            case ReadReply():
-                pass  # An earlier leader's; it is asked for again.
             case _:
                 assert_never(message)
 
@@ -303,6 +303,15 @@ class Raft:
             return False
         self._send(ReadRequest(self.leader, self.id, self.term, read_id))
         return True
+
+    def holders(self, index: int) -> tuple[int, ...]:
+        """Who is known to have entry `index`, which is applied here, on disk; also if removed."""
+        return tuple(sorted({self.id, *self.log.positions.holders(index)}))
+
+    def watch_positions(self, index: int) -> None:
+        """Hear from the leader as soon as another member has entry `index` on its disk."""
+        if self._leadership is None and self.leader is not None:
+            self._send(PositionsRequest(self.leader, self.id, self.term, index))
 
     def transfer(self, target: int) -> None:
         """Hand leadership to `target` once its log is complete; no proposals meanwhile.
@@ -603,6 +612,7 @@ class Raft:
 
     def _on_append(self, message: Append) -> None:
         self._hear_leader(message.sender)
+        self.log.positions.learn(message.commit, message.behind)
         try:
             agreed = self.log.merge(message)
         except LogMismatch:
@@ -624,7 +634,15 @@ class Raft:
             return
         self.log.commit = max(self.log.commit, min(message.commit, agreed))
         self.log.compact_index = max(self.log.compact_index, message.compact_index)
-        self._send(AppendReply(message.sender, self.id, self.term, True, agreed, 0, 0))
+        applied = self.log.applied, self.log.applied_sequence
+        self._send(AppendReply(message.sender, self.id, self.term, True, agreed, 0, 0, *applied))
+
+    def _on_answer(self, message: ReadReply | PositionsReply) -> None:
+        """What this node has asked a leader for."""
+        if isinstance(message, PositionsReply):
+            self.log.positions.learn(message.commit, message.behind)
+        elif message.sender == self.leader:  # An earlier leader's answer is asked for again.
+            self._read_states.append(ReadState(message.read_id, message.index))
 
     def _hear_leader(self, leader: int) -> None:
         """A message of this term's leader: there is exactly one, and it is alive."""
@@ -635,5 +653,8 @@ class Raft:
 
     def _on_heartbeat(self, message: Heartbeat) -> None:
         self._hear_leader(message.sender)
+        self.log.positions.learn(message.commit, message.behind)
         self.log.commit = max(self.log.commit, min(message.commit, self.log.last_index))
-        self._send(HeartbeatReply(message.sender, self.id, self.term, message.read_round))
+        applied = self.log.applied, self.log.applied_sequence
+        reply = HeartbeatReply(message.sender, self.id, self.term, message.read_round, *applied)
+        self._send(reply)

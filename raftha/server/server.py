@@ -37,6 +37,7 @@ from raftha.server.machine import RedisMachine
 from raftha.server.tasks import Service
 from raftha.settings import check_all_or_none, shown
 from raftha.tls import TlsServer, check_token, listener_context, read_token
+from raftha.types import ReplicationMode
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,11 @@ class ServerConfig:
         if self.log_format not in LOG_FORMATS:
             raise ConfigError(
                 f"log_format must be one of {', '.join(LOG_FORMATS)}, got {shown(self.log_format)}"
+            )
+        if self.ha.replication.mode is ReplicationMode.ASYNC_FIRE_FORGET:
+            raise ConfigError(
+                "a server can't use async_fire_forget: its replies say what came of a command",
+                hint="async_with_ack, or sync",
             )
         if self.listen == self.ha.own_address:
             raise ConfigError(f"listen = {self.listen!r} is where the node listens for its peers")

@@ -11,6 +11,8 @@ from raftha.core import (
     Heartbeat,
     HeartbeatReply,
     Message,
+    PositionsReply,
+    PositionsRequest,
     Raft,
     ReadReply,
     ReadRequest,
@@ -92,6 +94,10 @@ def _details(message: Message) -> str:
             text = f"id={message.read_id}"
         case ReadReply():
             text = f"id={message.read_id} index={message.index}"
+        case PositionsRequest():
+            text = f"index={message.index}"
+        case PositionsReply():
+            text = f"commit={message.commit} behind={list(message.behind)}"
         case SnapshotOffer():
             text = f"image={message.index}/{message.index_term}"
         case TimeoutNow():

@@ -151,7 +151,8 @@ def shown(call: Callable[[], Any]) -> Any:
 def comparable(result: Any) -> Any:
     match result:
         case raftha.Receipt():
-            return "Receipt", result.sequence, result.succeeded, result.result
+            numbers = result.sequence, result.succeeded, result.result
+            return "Receipt", *numbers, result.mode, result.acked_by, result.regions
         case raftha.HaStatus():
             members = [(replica.node_id, replica.is_voter) for replica in result.replicas]
             return "HaStatus", result.role, result.leader_id, result.is_running, members
@@ -180,6 +181,10 @@ WRONG = [
     call("put", b"k", b"v", timeout=0),
     call("put", b"k", b"v", timeout="3"),
     call("put", b"k"),
+    call("put", b"k", b"v", mode="other"),
+    call("put", b"k", b"v", write_quorum=2),
+    call("put", b"k", b"v", write_quorum="1"),
+    call("put", b"k", b"v", mode="sync", write_quorum=1),
     call("delete", b""),
     call("compare_and_set", b"k", "text", b"v"),
     call("transaction", [object()], []),
@@ -209,6 +214,10 @@ WRONG = [
 RIGHT = [
     call("put", b"a", b"1"),
     call("put", b"b", b"2", timeout=5),
+    call("put", b"b", b"2", mode="sync"),
+    call("delete", b"none", write_quorum=1),
+    call("put", b"none", b"", mode="async_fire_forget"),
+    call("delete", b"none"),
     call("get", b"a"),
     call("get", b"none"),
     call("get", b"b", consistency="stale", timeout=5),
@@ -229,12 +238,18 @@ RIGHT = [
     call("digest"),
     call("digest", 1),
     call("failover_to", 1),
+    call("trigger_backup"),
+    call("recover_to_point", 0),
+    call("recover_to_sequence", 1),
     call("get_status"),
     call("observe"),
     call("add_replica", 2, "127.0.0.1:1", timeout=0.2),
     call("remove_replica", 2),
     call("get_status"),
 ]
+
+
+REFUSED = {"Stopped", "InvalidRequest", "NotAvailable", "TypeError", "HaStatus"}
 
 
 @contextmanager
@@ -285,19 +300,21 @@ def test_the_same_script_has_the_same_results_before_start_while_running_and_aft
     """A script of all that is right and all that is wrong; one node is all of the cluster."""
     with ways(tmp_path) as both:
         stopped = compare(*both, [*RIGHT, *WRONG, call("stop")])
-        assert kinds(stopped) == {"Stopped", "InvalidRequest", "TypeError", "HaStatus"}
+        assert kinds(stopped) == REFUSED
         assert compare(*both, [call("start"), call("start")]) == [None, None]
         running = compare(*both, [*RIGHT, *WRONG])
         assert kinds(running) >= {"Receipt", "Digest", "CommandFailed", "TransferFailed"}
         assert compare(*both, [call("stop"), call("stop")]) == [None, None]
         again = compare(*both, [*RIGHT, *WRONG])
-        assert kinds(again) == {"Stopped", "InvalidRequest", "TypeError", "HaStatus"}
+        assert kinds(again) == REFUSED
         compare(*both, [call("start"), *RIGHT])
 
 
 @pytest.mark.slow
 def test_without_a_majority_both_fail_alike(tmp_path: Path) -> None:
-    alone = ("get_status", "observe", "digest")  # These need nobody else, nor do stale reads.
+    # These need nobody else, nor do stale reads.
+    alone = {"get_status", "observe", "digest", "trigger_backup"}
+    alone |= {"recover_to_point", "recover_to_sequence"}
     hasty = [
         Call(name, args, {**options, "timeout": 0.1})
         for name, args, options in RIGHT
@@ -307,7 +324,11 @@ def test_without_a_majority_both_fail_alike(tmp_path: Path) -> None:
     with ways(tmp_path, 3) as both:
         compare(*both, [call("start")])
         results = compare(*both, [*hasty, *stale, call("digest")])
-        assert kinds(results) == {"Unavailable", "TransferFailed", "RequestTimeout", "Digest"}
+        # Of three a quorum of one is none; and who doesn't wait gets a receipt that proves nothing.
+        assert kinds(results) == {
+            *("Unavailable", "TransferFailed", "RequestTimeout", "Digest"),
+            *("InvalidRequest", "Receipt"),
+        }
         larges = [(b"%d" % i, bytes(MIB)) for i in range(10)]
         overloaded = [sorted(way.call_all("put", larges, timeout=1)) for way in both]
         assert overloaded[0] == overloaded[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from raftha.core import Append, Heartbeat, Raft, RaftLog, ReadState, Role, VoteReply, VoteRequest
 from raftha.core import leader as leader_module
@@ -88,14 +88,25 @@ def reply_before_durable() -> list[Patch]:
 
 def leader_counts_itself_early() -> list[Patch]:
     """A leader counts its own disk in before the write is done (R3)."""
-    original = Leadership.advance_commit
+    original = Leadership._commit
 
-    def advance_commit(self: Leadership) -> None:
+    def commit(self: Leadership) -> None:
         persisted, self._log.persisted = self._log.persisted, self._log.last_index
         original(self)
         self._log.persisted = persisted
 
-    return [(Leadership, "advance_commit", advance_commit)]
+    return [(Leadership, "_commit", commit)]
+
+
+def receipts_name_who_was_only_sent_it() -> list[Patch]:
+    """A leader says that an entry is on a follower's disk once it is on its way there."""
+
+    def matches(self: Leadership) -> Iterator[tuple[int, int]]:
+        yield self.id, self._log.persisted
+        for peer, progress in self.progress.items():
+            yield peer, progress.next - 1
+
+    return [(Leadership, "matches", matches)]
 
 
 def read_without_quorum() -> list[Patch]:
@@ -177,7 +188,8 @@ def heartbeat_commits_unmatched() -> list[Patch]:
     def send_heartbeats(self: Leadership) -> None:
         for peer in self.progress:
             commit = self._log.commit
-            self._send(Heartbeat(peer, self.id, self.term, commit, self._reads.round))
+            behind = self.behind(commit)
+            self._send(Heartbeat(peer, self.id, self.term, commit, self._reads.round, behind))
 
     return [(Leadership, "send_heartbeats", send_heartbeats)]
 
@@ -215,7 +227,7 @@ def quorum_of_the_old_members() -> list[Patch]:
         if not hasattr(self, "_first"):
             self._first = self._log.membership  # type: ignore[attr-defined]
 
-    def advance_commit(self: Leadership) -> None:
+    def commit(self: Leadership) -> None:
         first: Membership = self._first  # type: ignore[attr-defined]
         matches = {peer: progress.match for peer, progress in self.progress.items()}
         matches[self.id] = self._log.persisted
@@ -226,7 +238,7 @@ def quorum_of_the_old_members() -> list[Patch]:
 
     return [
         (Leadership, "on_membership", on_membership),
-        (Leadership, "advance_commit", advance_commit),
+        (Leadership, "_commit", commit),
     ]
 
 
@@ -342,6 +354,7 @@ BUGS: tuple[Bug, ...] = (
     dedup_dropped,
     reply_before_durable,
     leader_counts_itself_early,
+    receipts_name_who_was_only_sent_it,
     read_without_quorum,
     read_before_own_commit,
     old_round_confirms_read,

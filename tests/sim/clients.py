@@ -20,13 +20,15 @@ from random import Random
 from typing import Any
 
 from raftha.errors import (
+    AcknowledgementTimeout,
     CommandFailed,
     Indeterminate,
     RafthaError,
     Rejected,
     StorageFailed,
 )
-from raftha.operations import GroupOperation, Operation, ReadOperation, WriteOperation
+from raftha.modes import make_write
+from raftha.operations import ALL_VOTERS, MAJORITY, GroupOperation, Operation, ReadOperation
 from raftha.storage.commands import pack_call, pack_compare_and_set, pack_put
 from raftha.storage.sessions import Outcome, Verdict, receipts
 from raftha.types import Receipt
@@ -77,6 +79,7 @@ class History:
             raise Violation(f"{command.id!r} has a receipt of another entry {receipt.index}")
         if (effect.succeeded, effect.result) != (receipt.succeeded, receipt.result):
             raise Violation(f"{command.id!r} got {receipt}, the log says {effect}")
+        self._invariants.check_acknowledged(receipt.index, receipt.acked_by)
         self._see(command, effect.key, receipt.sequence if receipt.succeeded else 0)
 
     def read(self, command: Command, value: bytes | None) -> None:
@@ -172,6 +175,7 @@ class Writer:
         self.is_busy = False
         self._world = history.world
         self._rng = history.world.stream(name)
+        self._modes = history.world.stream(f"{name} modes")
         self._swarm = swarm
         self._members = members
         self._known: list[bytes] = []
@@ -204,7 +208,8 @@ class Writer:
                 call, deadline, lambda node: node.state.get(key), is_linearizable=True
             )
         else:
-            operation = WriteOperation(call, deadline, command.pack(rng, self._known))
+            acks = self._modes.choice((MAJORITY, MAJORITY, ALL_VOTERS, _larger_quorum(self._swarm)))
+            operation = make_write(call, deadline, command.pack(rng, self._known), acks)
         self._world.note(member.id, f"client {kind}", f"{command.id!r} {key!r}")
         member.submit([operation])
 
@@ -219,6 +224,8 @@ class Writer:
                     self._known = [*self._known[-3:], result]
         elif isinstance(result, Receipt | CommandFailed):
             self.history.acknowledge(command, result)
+        elif isinstance(result, AcknowledgementTimeout):
+            self.history.acknowledge(command, result.receipt)
         elif isinstance(result, Rejected | StorageFailed):
             self.history.reject(command)
         else:
@@ -320,6 +327,11 @@ class SessionClient:
         self._group, self._packed = [], []
         if outcome.verdict is not Verdict.APPLIED:
             self._session, self._number = 0, 0
+
+
+def _larger_quorum(swarm: Swarm) -> int:
+    """One voter more than a majority of the first members, if there are so many."""
+    return min(swarm.size // 2 + 2, swarm.size)
 
 
 def _told(result: Any) -> str:

@@ -17,6 +17,7 @@ Chained hashes make this cheap: two logs that agree on one hash agree on all bef
     membership             see `memberships.py`
     state machine safety   what a member has applied is the committed log
     monotonic              term, commit and applied never go back; votes don't change
+    receipts               who is said to have a write has it on its disk, and a majority has it
     durability             a restarted member finds what it had made durable
     images                 an image takes the place only of a log that doesn't hold what is in it
     log time               never goes back along the log, whatever the clocks of leaders do
@@ -101,6 +102,7 @@ class Invariants:
         self.oracle = Oracle()
         self._commit_terms: list[int] = []
         self._members = members
+        self._first = first
         self.memberships = Memberships(first, self.committed)
         self._seen = {node_id: _Seen() for node_id in members}
         self._leaders: dict[int, int] = {}
@@ -264,6 +266,16 @@ class Invariants:
     def _check_entry(self, entry: Entry) -> None:
         if self._hashes.setdefault((entry.index, entry.term), entry.hash) != entry.hash:
             raise Violation(f"two different entries {entry.index} of term {entry.term}")
+
+    def check_acknowledged(self, index: int, acked_by: Sequence[int]) -> None:
+        """A caller is told that entry `index` is on these disks, at this moment."""
+        entry = self.committed[index - 1]
+        for holder in acked_by:
+            if not self._seen[holder].has_had(entry):
+                raise Violation(f"node {holder} is said to have entry {index} on its disk")
+        first = voters(self._first)
+        if voters(self.memberships.latest) == first and 2 * len(first & {*acked_by}) <= len(first):
+            raise Violation(f"only {acked_by} are known to have entry {index}")
 
     # ---------------------------------------------------------------- what is durable
 

@@ -17,13 +17,20 @@ from raftha.errors import (
     Stopped,
     Unavailable,
 )
-from raftha.operations import GroupOperation, Operation, WriteOperation
+from raftha.operations import (
+    ALL_VOTERS,
+    AcknowledgedWrite,
+    GroupOperation,
+    Operation,
+    WriteOperation,
+)
 from raftha.storage.commands import pack_put
 from raftha.storage.sessions import Applied, Outcome, Verdict
 from raftha.submissions import InFlight, Submissions, is_proper
-from raftha.types import Receipt
+from raftha.types import Acknowledgement, Receipt, ReplicationMode
 
 SESSION = 77
+ACKNOWLEDGED = Acknowledgement(ReplicationMode.ASYNC_WITH_ACK, (1, 3), ("primary",))
 
 
 class FakeRouter:
@@ -33,6 +40,7 @@ class FakeRouter:
         self.has_leader = True
         self.routed: list[Group] = []
         self.delivered: list[tuple[str, Any]] = []
+        self.awaited: list[tuple[str, Any]] = []
         self.time = 100.0
 
     def route(self, group: InFlight) -> bool:
@@ -43,6 +51,14 @@ class FakeRouter:
     def deliver(self, operation: Operation, result: Any) -> None:
         self.delivered.append((operation.waiter, result))
         operation.waiter = None
+
+    def acknowledged(self, index: int) -> Acknowledgement:
+        return ACKNOWLEDGED
+
+    def await_acknowledgements(
+        self, operation: WriteOperation | GroupOperation, result: Receipt | Outcome
+    ) -> None:
+        self.awaited.append((operation.waiter, result))
 
     def now(self) -> float:
         return self.time
@@ -265,6 +281,30 @@ def test_a_failed_command_fails_only_its_own_caller(
     submissions.on_applied(Applied(SESSION, 1, failed))
     kinds = [type(result) for _, result in router.delivered]
     assert kinds == [Receipt, CommandFailed]
+
+
+def test_a_receipt_says_who_has_the_write_and_its_caller_may_wait_for_more(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    submissions.add(write("a"))
+    submissions.add(AcknowledgedWrite("b", 200.0, pack_put(b"b", b"value"), ALL_VOTERS))
+    form(submissions)
+    submissions.on_applied(Applied(SESSION, 1, outcome(count=2)))
+    ((_, receipt),) = router.delivered
+    assert (receipt.acked_by, receipt.regions) == ((1, 3), ("primary",))
+    ((waiter, later),) = router.awaited
+    assert (waiter, later.sequence) == ("b", 11)
+
+
+def test_what_a_failed_command_ends_with_waits_for_no_disks(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    submissions.add(AcknowledgedWrite("a", 200.0, pack_put(b"a", b"value"), ALL_VOTERS))
+    form(submissions)
+    failed = outcome(count=1)._replace(results=[(2, "ValueError", "no")])
+    submissions.on_applied(Applied(SESSION, 1, failed))
+    assert [type(result) for _, result in router.delivered] == [CommandFailed]
+    assert router.awaited == []
 
 
 def test_the_same_group_asked_for_twice_answers_both(

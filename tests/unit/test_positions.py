@@ -1,0 +1,116 @@
+"""Who has which entry on disk, as leaders know it and followers are told."""
+
+from __future__ import annotations
+
+from raftha.core import Append, Heartbeat, PositionsReply, PositionsRequest
+from raftha.core.positions import Positions, encode_behind
+from raftha.entry import EntryKind
+from tests.core import Net, acknowledge, become_leader, chain, core, only, settle, step
+
+
+def test_positions_only_grow() -> None:
+    positions = Positions()
+    positions.learn(10, (1, 0, 2, 3, 3, 10))
+    assert sorted(positions.holders(7)) == [1, 2]
+    assert sorted(positions.holders(8)) == [1]
+    positions.learn(9, (1, 5, 2, 0, 3, 8))
+    assert sorted(positions.holders(9)) == [1, 2]
+    assert sorted(positions.holders(1)) == [1, 2, 3]
+
+
+def test_what_is_not_committed_counts_for_nothing() -> None:
+    behind = encode_behind(5, [(1, 9), (2, 5), (3, 2)])
+    assert behind == (1, 0, 2, 0, 3, 3)
+    positions = Positions()
+    positions.learn(5, behind)
+    assert list(positions.holders(6)) == []
+
+
+def test_a_leader_knows_who_has_an_entry_and_followers_learn_it_with_its_commit() -> None:
+    net = Net(core(1), core(2), core(3))
+    leader = net.elect(1)
+    net.cut_off = {3}
+    leader.propose(b"x", 1, 0)
+    net.run()
+    index = leader.log.last_index
+    assert leader.holders(index) == (1, 2)
+    follower = net.cores[2]
+    for _ in range(leader.config.heartbeat_ticks):
+        leader.tick()
+    net.run()
+    assert follower.log.applied == index
+    assert follower.holders(index) == (1, 2)
+    net.cut_off = set()
+    for _ in range(2 * leader.config.heartbeat_ticks):
+        leader.tick()
+        net.run()
+    assert all(raft.holders(index) == (1, 2, 3) for raft in net.cores.values())
+
+
+def test_what_was_learned_outlives_its_leader() -> None:
+    net = Net(core(1), core(2), core(3))
+    first = net.elect(1)
+    first.propose(b"x", 1, 0)
+    net.run()
+    index = first.log.last_index
+    net.cut_off = {3}
+    first.transfer(2)
+    net.run()
+    assert net.cores[2].is_leader
+    assert first.holders(index) == (1, 2, 3)
+    assert set(net.cores[2].holders(index)) >= {1, 2}
+
+
+def test_who_watches_an_entry_is_told_when_another_disk_has_it_until_all_do() -> None:
+    leader = core(1)
+    become_leader(leader)
+    index = leader.log.last_index
+    acknowledge(leader, 2)
+    assert leader.log.commit == index
+    (told,) = only(PositionsReply, step(leader, PositionsRequest(1, 2, leader.term, index)))
+    assert (told.to, told.commit, told.behind) == (2, index, (1, 0, 2, 0, 3, index))
+    # Other news are none to those who watch this entry.
+    leader.propose(b"x", 1, 0)
+    settle(leader)
+    assert only(PositionsReply, acknowledge(leader, 2)) == []
+    (told,) = only(PositionsReply, acknowledge(leader, 3, index))
+    assert (told.to, told.behind[-2:]) == (2, (3, leader.log.commit - index))
+    assert only(PositionsReply, acknowledge(leader, 3)) == []
+
+
+def test_a_follower_asks_the_leader_it_knows_and_a_leader_nobody() -> None:
+    follower = core(1)
+    follower.watch_positions(1)
+    assert settle(follower) == []
+    step(follower, Append(1, 2, 1, 0, 0, 0, 0, tuple(chain(1))))
+    follower.watch_positions(1)
+    assert settle(follower) == [PositionsRequest(2, 1, 1, 1)]
+    leader = core(1)
+    become_leader(leader)
+    leader.watch_positions(1)
+    assert settle(leader) == []
+
+
+def test_heartbeats_say_how_far_disks_are_as_of_what_they_commit() -> None:
+    leader = core(1)
+    become_leader(leader)
+    acknowledge(leader, 2)
+    for _ in range(leader.config.heartbeat_ticks):
+        leader.tick()
+    beats = {beat.to: beat for beat in only(Heartbeat, settle(leader))}
+    assert beats[2].behind == (1, 0, 2, 0, 3, 1)
+    assert beats[3].behind == (1, 0, 2, 0, 3, 0)
+    assert beats[3].commit == 0
+
+
+def test_followers_say_how_far_their_state_is() -> None:
+    net = Net(core(1), core(2), core(3))
+    leader = net.elect(1)
+    leader.propose(b"x", 3, 0)
+    net.run()
+    for _ in range(2 * leader.config.heartbeat_ticks):
+        leader.tick()
+        net.run()
+    assert leader.log.window[-1].kind == EntryKind.BATCH
+    for progress in leader.progress.values():
+        assert (progress.applied, progress.applied_sequence) == (leader.log.last_index, 3)
