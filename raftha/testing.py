@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -100,8 +101,11 @@ class _Resources:
     is_temporary: bool
     spawner: Spawner
     nodes: dict[int, _Node] = field(default_factory=dict)
+    process: int = field(default_factory=os.getpid)
 
     def release(self) -> None:
+        if os.getpid() != self.process:
+            return  # A forked process ends; the cluster is its parent's.
         self.spawner.close()
         for node in self.nodes.values():
             node.peer_socket.close()

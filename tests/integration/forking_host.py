@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import raftha
+from raftha.testing import LocalCluster
 
 CALLS: dict[str, tuple[object, ...]] = {
     "put": (b"key", b"by the child"),
@@ -144,7 +145,27 @@ def become_a_daemon(config: raftha.HaConfig) -> None:
     wait_for_the_end()
 
 
+def fork_beside_a_cluster(config: raftha.HaConfig) -> None:
+    """The child ends within the block, as its parent does later."""
+    with LocalCluster(1) as cluster:
+        cluster.wait_ready()
+        child = os.fork()
+        if not child:
+            sys.exit(7)
+        _, status = os.waitpid(child, 0)
+        written = cluster.call(1, "SET", "key", "value")
+        answer = {"status": os.waitstatus_to_exitcode(status), "written": str(written)}
+        print(json.dumps(answer), flush=True)
+
+
 if __name__ == "__main__":
-    kinds = (fork, fork_from_asyncio, use_multiprocessing, fork_and_leave, become_a_daemon)
+    kinds = (
+        fork_beside_a_cluster,
+        fork,
+        fork_from_asyncio,
+        use_multiprocessing,
+        fork_and_leave,
+        become_a_daemon,
+    )
     by_name = {kind.__name__: kind for kind in kinds}
     by_name[sys.argv[1]](raftha.HaConfig.from_toml(Path(sys.argv[2])))

@@ -137,3 +137,11 @@ def test_a_manager_that_was_stopped_before_the_fork_can_be_started_in_the_child(
     with host("become_a_daemon", write_config(tmp_path, 1, members)) as parent:
         assert parent.report["outcomes"] == {"get": "b'by the parent'", "put": "True"}
         assert parent.process.wait(20) == 0
+
+
+@pytest.mark.slow
+def test_a_local_cluster_outlives_a_process_forked_from_its_own(tmp_path: Path) -> None:
+    config = write_config(tmp_path, 1, {1: free_addresses(1)[0]})
+    with host("fork_beside_a_cluster", config) as parent:
+        assert parent.report == {"status": 7, "written": "b'OK'"}
+        assert parent.process.wait(20) == 0
