@@ -9,6 +9,7 @@ import json
 import logging
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -26,7 +27,7 @@ from raftha.certificates import Made, make_node
 from raftha.cli import app
 from raftha.client import Client
 from raftha.config import MIB
-from raftha.errors import ConfigError, Disconnected, Unavailable
+from raftha.errors import ConfigError, Disconnected, RafthaError, Unavailable
 from raftha.processes import reserve_port
 from raftha.resp import ReplyError, pack_request
 from raftha.server import Server, ServerConfig, connection
@@ -102,6 +103,42 @@ def test_nodes_replicate_over_tls_and_a_restarted_one_catches_up(
     finally:
         for manager in managers:
             manager.stop()
+
+
+def test_nodes_stop_and_start_under_load_and_none_fails_or_hangs(
+    tmp_path: Path, made: dict[int, Made], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Connections are cut off in every state, handshakes under way among them."""
+    managers = make_managers(tmp_path, made)
+    is_over = threading.Event()
+
+    def load(manager: raftha.HaManager) -> None:
+        while not is_over.is_set():
+            try:
+                manager.put(b"key", bytes(20_000), timeout=0.5)
+            except RafthaError:
+                is_over.wait(0.002)
+
+    for manager in managers:
+        manager.start()
+    writers = [threading.Thread(target=load, args=(manager,)) for manager in managers]
+    for writer in writers:
+        writer.start()
+    try:
+        for turn in range(12):
+            managers[turn % 3].stop()
+            managers[turn % 3].start()
+        assert managers[0].put(b"still", b"here")
+    finally:
+        stopping = [threading.Thread(target=manager.stop) for manager in managers]
+        for each in stopping:
+            each.start()
+        for each in stopping:
+            each.join()
+        is_over.set()
+        for writer in writers:
+            writer.join()
+    assert "failed reason" not in caplog.text
 
 
 def address_of(node: raftha.HaManager) -> tuple[str, int]:
