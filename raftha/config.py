@@ -104,6 +104,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "tls_cert": (str, Path), "tls_key": (str, Path), "heartbeat_interval_ms": int,
     "election_timeout_ms": int, "request_timeout_s": (int, float), "value_bytes_max": int,
     "wal_segment_bytes": int, "max_wal_size": int, "checkpoint_interval_sec": (int, float),
+    "disk_reserve_bytes": int,
     "log_retention_bytes": int, "snapshot_bytes_per_s": int, "submit_queue_bytes_max": int,
     "replication_factor": int, "backup_interval_hours": int, "enable_pitr": bool,
     "pitr_retention_hours": int, "health_check_interval_sec": (int, float),
@@ -205,6 +206,10 @@ class HaConfig:
     """How much log is kept for members that are down or slow; one that needs more is sent an image
     of the state. At least `max_wal_size`; what a checkpoint needs is kept in any case."""
 
+    disk_reserve_bytes: int = 64 * MIB
+    """Space kept back in the data directory, for the checkpoint that a full disk must still take;
+    0 for none. Writers are refused while the disk has no room for it."""
+
     snapshot_bytes_per_s: int = 0
     """How fast images of the state are sent, all receivers together; 0 for as fast as can be, or at
     least 64 KiB."""
@@ -246,6 +251,7 @@ class HaConfig:
             raise ConfigError("wal_segment_bytes must be a multiple of 4096")
         check_range(self, "max_wal_size", MIB, 1 << 40)
         check_range(self, "log_retention_bytes", self.max_wal_size, 1 << 50)
+        check_range(self, "disk_reserve_bytes", 0, 1 << 40)
         if self.snapshot_bytes_per_s:
             check_range(self, "snapshot_bytes_per_s", 64 * KIB, 1 << 40)
         if not 0.1 <= self.checkpoint_interval_sec <= 86_400:

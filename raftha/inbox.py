@@ -58,6 +58,10 @@ class Inbox:
         """Whether a group may come in from another node."""
         return self.waiting_bytes + size <= INBOX_BYTES_MAX or key in self._waiting
 
+    def knows(self, key: GroupKey) -> bool:
+        """Whether a group waits here, or is in this leader's log."""
+        return key in self._waiting or key in self._proposed
+
     def put(self, key: GroupKey, waiting: Waiting) -> None:
         """Let a group wait for the next batch, unless a copy of it does, or is in this log."""
         if key in self._proposed:

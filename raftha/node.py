@@ -65,6 +65,7 @@ from raftha.operations import (
 )
 from raftha.readings import Readings
 from raftha.snapshots import SnapshotFiles, SnapshotReceiver, SnapshotSender
+from raftha.space import Space
 from raftha.statistics import Statistics
 from raftha.storage.sessions import Outcome
 from raftha.storage.state import NotYet, State
@@ -80,6 +81,7 @@ from raftha.wire import (
     PeerMessage,
     SnapshotChunk,
     SnapshotReply,
+    SpaceReport,
     TransferReply,
     TransferRequest,
 )
@@ -195,7 +197,12 @@ class Node:
             lambda: state.applied.index,
             clock.monotonic(),
         )
-        self._full = ""
+        self._space = Space(
+            core,
+            host.send,
+            self._administration.hand_over,
+            config.election_timeout_ms / 1000,
+        )
         self._turn_at = clock.monotonic()
         self._next_expiry = float("inf")
         self._ticks = 0
@@ -211,16 +218,17 @@ class Node:
         """Take in callers' operations, in order."""
         self._undelivered.update(operations)
         add = self._submissions.add
-        takes_writes = not self._full and not self.core.is_removed
+        refusal = self._space.refusal()
+        takes_writes = not refusal and not self.core.is_removed
         for operation in operations:
             self._next_expiry = min(self._next_expiry, operation.deadline)
             if type(operation) is WriteOperation and takes_writes:
                 add(operation)
             else:
-                self._submit_other(operation)
+                self._submit_other(operation, refusal)
         self._host.wake()
 
-    def _submit_other(self, operation: Operation) -> None:
+    def _submit_other(self, operation: Operation, refusal: str) -> None:
         match operation:
             case ReadOperation(is_linearizable=False):
                 self._statistics.reads["stale"] += operation.read is not Node.status
@@ -229,8 +237,8 @@ class Node:
                 self._checkpoints.add(operation)
             case _ if self.core.is_removed:
                 self.deliver(operation, Unavailable(REMOVED))
-            case WriteOperation() | GroupOperation() if self._full:
-                self.deliver(operation, StorageFull(self._full))
+            case WriteOperation() | GroupOperation() if refusal:
+                self.deliver(operation, StorageFull(refusal))
             case ReadOperation():
                 self._statistics.reads["linearizable"] += 1
                 self._readings.add(operation)
@@ -276,7 +284,9 @@ class Node:
             case Forward():
                 self._on_forward(message)
             case ForwardReply():
-                self._submissions.on_refused(message.session, message.number)
+                self._submissions.on_refused(
+                    message.session, message.number, is_full=message.is_full
+                )
             case TransferRequest() | TransferReply() | MembershipRequest() | MembershipReply():
                 self._administration.on_message(message)
             case SnapshotChunk():
@@ -285,6 +295,8 @@ class Node:
                 self._sender.on_reply(message)
             case HealthRequest() | HealthReply():
                 self.health.on_message(message)
+            case SpaceReport():
+                self._space.on_message(message, self._clock.monotonic())
             case _:
                 self.core.step(message)
         self._host.wake()
@@ -341,23 +353,24 @@ class Node:
             self._checkpoints.on_tick(now)
             self._administration.on_tick()
             self.health.on_tick(now)
+            self._space.on_tick(now, self.health.may_lead)
         self._host.wake()
 
     def on_sealed(self) -> None:
         """The log, which had nothing else to write, is sealed."""
         self.health.write_ended(self._clock.monotonic())
 
-    def on_storage_full(self, reason: str) -> None:
-        """There is no space for a write or a checkpoint; the host goes on trying."""
-        if not self._full:
-            self._full = reason
+    def on_storage_full(self, reason: str, place: str = "log") -> None:
+        """There is no space for what is written at `place`; the host goes on trying."""
+        if self._space.has_own:
             self._host.emit(StorageIsFull(reporter=self.core.id, reason=reason))
-        self._host.flush()
+        self._space.on_full(place, reason)
 
-    def on_storage_space(self) -> None:
-        """There is space again."""
-        if self._full:
-            self._full = ""
+    def on_storage_space(self, place: str = "log") -> None:
+        """What had no space has been written."""
+        was_full = not self._space.has_own
+        self._space.on_space(place)
+        if was_full and self._space.has_own:
             self._host.emit(StorageHasSpace(reporter=self.core.id))
 
     def on_written(self, write: Write) -> None:
@@ -472,9 +485,13 @@ class Node:
         if not self.core.is_leader:
             return  # The sender will hear of the leader there is, and send it there.
         key = group.session, group.number
-        if not self._inbox.has_room(key, len(message.group)):
-            reply = ForwardReply(message.sender, self.core.id, group.session, group.number)
-            self._host.send(reply)
+        is_full = self._space.is_majority_full and not self._inbox.knows(key)
+        if is_full or not self._inbox.has_room(key, len(message.group)):
+            self._host.send(
+                ForwardReply(
+                    message.sender, self.core.id, group.session, group.number, is_full=is_full
+                )
+            )
             return
         self._inbox.put(key, Waiting(message.sender, group.count, message.group))
 

@@ -61,6 +61,7 @@ from raftha.storage.datadir import DataDirectory
 from raftha.storage.disk import RealDisk
 from raftha.storage.machine import StateMachine
 from raftha.storage.replay import entries_after
+from raftha.storage.reserve import Reserve
 from raftha.storage.snapshot import install
 from raftha.storage.state import Frozen, State
 from raftha.storage.wal import Wal
@@ -154,10 +155,11 @@ class Runtime:
                 self.config.node_id,
                 self._wal,
                 self._store,
+                Reserve(path / "reserve", self.config.disk_reserve_bytes),
                 self._call_node,
                 partial(self._call, self._fail),
-                node.on_storage_full,
-                node.on_storage_space,
+                on_full=node.on_storage_full,
+                on_space=node.on_storage_space,
             )
             opened.pop_all()
             return node
@@ -249,7 +251,7 @@ class Runtime:
         self.set_members(self.node.membership)
         self._started.put(None)
         self._tick(self._loop.time())
-        self._threads.prepare_spare()
+        self._threads.keep_up()
         await self._stopping.wait()
         if self._reopening is not None:
             await self._reopening
@@ -340,7 +342,7 @@ class Runtime:
             self._drain()
             return
         self._threads.start()
-        self._threads.prepare_spare()
+        self._threads.keep_up()
         self.node, self._reopening = node, None
         self.set_members(node.membership)
         self._drain()

@@ -1,10 +1,11 @@
 """The threads of a node that write, sync and read what is on its disk.
 
-Theory of operation. One thread appends to the log, one write after the other. Two more do what
-takes long: checkpoints and digests, and reading old log for followers that lag. Work comes from the
-node's thread, and its result goes back as a call there (`call`); an exception ends the node
-(`fail`), but a full disk does not: the same work is tried again until there is space, and the node
-is told when that begins and when it is over.
+Theory of operation. One thread appends to the log, one write after the other. Three more do what
+takes long: checkpoints and digests, reading old log for followers that lag, and what is to be there
+ahead of need, the next log segment and the reserve. Work comes from the node's thread, and its
+result goes back as a call there (`call`); an exception ends the node (`fail`), but a full disk does
+not: the same work is tried again until there is space, and the node is told when that begins and
+when it is over. A checkpoint may use the reserve.
 
 `close` lets all work end. A disk that hangs can't be called off; then it gives up, and log and
 state must stay open until the process ends.
@@ -12,6 +13,7 @@ state must stay open until the process ends.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -26,6 +28,7 @@ from raftha.entry import Entry, LogPosition
 from raftha.errors import Compacted, Stopped, StorageError, StorageFull
 from raftha.storage.checkpoint import CheckpointStore
 from raftha.storage.replay import read_from
+from raftha.storage.reserve import Reserve, require_space
 from raftha.storage.state import Frozen
 from raftha.storage.wal import Wal
 
@@ -53,17 +56,25 @@ class StorageThreads:
         node_id: int,
         wal: Wal,
         store: CheckpointStore,
+        reserve: Reserve,
         call: Callable[..., None],
         fail: Callable[[BaseException], None],
-        on_full: Callable[[str], None],
-        on_space: Callable[[], None],
+        *,
+        on_full: Callable[[str, str], None],
+        on_space: Callable[[str], None],
     ) -> None:
         """`call` calls a function on the node's thread, unless the node has ended; `fail`, from any
-        thread, ends it. `on_full` and `on_space` are for the node's thread.
+        thread, ends it. `on_full` (why, where) and `on_space` (where) are for the node's thread.
         """
         self._node_id = node_id
         self._wal = wal
         self._store = store
+        self._reserve = reserve
+        self._last_cut: Cut | None = None
+        self._space_lock = threading.Lock()
+        """Held by whoever takes space ahead of need, uses the reserve, or changes what is spare."""
+        self._flag_lock = threading.Lock()
+        self._is_keeping_up = False
         self._call = call
         self._fail = fail
         self._on_full = on_full
@@ -72,7 +83,7 @@ class StorageThreads:
         name = f"raftha-{node_id}"
         self._writes: queue.SimpleQueue[tuple[Callable[[], None], Callable[[], None]] | None]
         self._writes = queue.SimpleQueue()
-        self._workers = ThreadPoolExecutor(2, thread_name_prefix=f"{name}-storage")
+        self._workers = ThreadPoolExecutor(3, thread_name_prefix=f"{name}-storage")
         self._wal_thread = threading.Thread(target=self._run_wal, name=f"{name}-wal", daemon=True)
 
     def start(self) -> None:
@@ -100,9 +111,14 @@ class StorageThreads:
         """Seal the log, then call `done` on the node's thread."""
         self._writes.put((self._wal.seal, done))
 
-    def prepare_spare(self) -> None:
-        """Make a segment ahead of need."""
-        self._workers.submit(self._prepare_spare)
+    def keep_up(self) -> None:
+        """Make what is to be there ahead of need, if it isn't, as soon as there is space."""
+        with self._flag_lock:
+            if self._is_keeping_up or self._is_ending.is_set():
+                return
+            self._is_keeping_up = True
+        with contextlib.suppress(RuntimeError):  # The node is just ending.
+            self._workers.submit(self._keep_up)
 
     def read_log(
         self, index: int, done: Callable[[tuple[LogPosition, list[Entry]] | int], None]
@@ -123,14 +139,16 @@ class StorageThreads:
                 return
             work, done = job
             try:
-                is_done = self._when_there_is_space(work)
+                is_done = self._when_there_is_space("log", work)
             except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
                 self._fail(error)
                 return
             if is_done:
                 self._call(done)
+                if not self._wal.has_spare:
+                    self.keep_up()
 
-    def _when_there_is_space(self, work: Callable[[], None]) -> bool:
+    def _when_there_is_space(self, place: str, work: Callable[[], None]) -> bool:
         """Do `work`, which a full disk leaves undone, again and again; False if the node ends."""
         was_full = False
         while True:
@@ -138,10 +156,10 @@ class StorageThreads:
                 work()
             except StorageFull as error:
                 was_full = True
-                self._call(self._on_full, str(error))
+                self._call(self._on_full, str(error), place)
             else:
                 if was_full:
-                    self._call(self._on_space)
+                    self._call(self._on_space, place)
                 return True
             if self._is_ending.wait(FULL_RETRY_S):
                 return False
@@ -153,22 +171,54 @@ class StorageThreads:
             return compacted.first_index
 
     def _checkpoint(self, frozen: Frozen, cut: Cut, with_digest: bool) -> Checkpointed:
-        write = partial(self._store.write, frozen.items, frozen.meta)
-        if not self._when_there_is_space(write):
+        write = partial(self._write_checkpoint, frozen)
+        if not self._when_there_is_space("checkpoint", write):
             raise Stopped("the node ended while the disk was full")
-        cut.apply(self._wal)
-        self._prepare_spare()
+        with self._space_lock:
+            cut.apply(self._wal)
+            self._last_cut = cut
+        self.keep_up()
         keys, digest = len(frozen.items), ""
         if with_digest:
             digest, keys = self._store.digest()
         return Checkpointed(frozen.position, keys, digest, self._wal.first_index)
 
-    def _prepare_spare(self) -> None:
+    def _write_checkpoint(self, frozen: Frozen) -> None:
         try:
-            self._wal.prepare_spare()
+            self._store.write(frozen.items, frozen.meta)
+        except StorageFull:
+            with self._space_lock:
+                if not self._reserve.give_up():
+                    raise
+                log.warning("node=%d a checkpoint uses the reserve: disk full", self._node_id)
+                self._store.write(frozen.items, frozen.meta)
+
+    def _keep_up(self) -> None:
+        try:
+            self._when_there_is_space("ahead", self._make_ahead)
         except StorageError as error:
-            # Not needed yet: the append that needs it will try again, and its failure counts.
-            log.warning("node=%d no spare log segment: %s", self._node_id, error)
+            # Not needed yet: whoever needs it will try again, and its failure counts.
+            log.warning("node=%d nothing can be made ahead of need: %s", self._node_id, error)
+        finally:
+            with self._flag_lock:
+                self._is_keeping_up = False
+
+    def _make_ahead(self) -> None:
+        with self._space_lock:
+            try:
+                self._take_space()
+            except StorageFull:
+                if self._last_cut is None:
+                    raise
+                # What is kept for members that lag goes first: they can be sent an image.
+                self._last_cut._replace(bytes_max=0).apply(self._wal)
+                self._take_space()
+
+    def _take_space(self) -> None:
+        if not self._wal.has_spare:
+            require_space(self._reserve.folder, self._wal.segment_bytes)
+            self._wal.prepare_spare()
+        self._reserve.take()
 
     def _job(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Do `work` on a storage thread, and `done` with its result on the node's."""

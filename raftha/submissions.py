@@ -31,6 +31,7 @@ from raftha.errors import (
     Overloaded,
     RafthaError,
     RequestTimeout,
+    StorageFull,
     Unavailable,
 )
 from raftha.operations import GroupOperation, Operation, WriteOperation
@@ -41,6 +42,7 @@ from raftha.types import Acknowledgement, Receipt
 GROUP_BYTES_MAX = 1 << 20
 FORWARDED_MAX = 8
 RESEND_AFTER_S = 1.0
+MAJORITY_FULL = "too many members' disks are full for writes to be accepted"
 
 
 class Router(Protocol):
@@ -222,19 +224,29 @@ class Submissions:
         else:
             self._deliver_all(group, outcome)
 
-    def on_refused(self, session: int, number: int) -> None:
-        """The leader has too much to do and did not take this group."""
+    def on_refused(self, session: int, number: int, *, is_full: bool) -> None:
+        """The leader did not take this group: too many disks are full, or it has too much to do."""
         group = self._take((session, number))
         if group is None:
             return
         if group.is_own and session == 0:
             self._is_opening = False
+            if is_full:  # Those who wait for the session have nothing to wait for.
+                self._refuse_queue(StorageFull(MAJORITY_FULL))
         elif group.is_own:
             self._finish_own(group)
         # An earlier copy may be in some leader's log; only a group sent once was surely refused.
         is_sure = group.sent_times <= 1
-        message = "the leader's queue is full"
-        self._deliver_all(group, Overloaded(message) if is_sure else RequestTimeout(message))
+        message = MAJORITY_FULL if is_full else "the leader's queue is full"
+        refusal = StorageFull(message) if is_full else Overloaded(message)
+        self._deliver_all(group, refusal if is_sure else RequestTimeout(message))
+
+    def _refuse_queue(self, error: Exception) -> None:
+        for operation in self.queue:
+            if operation.waiter is not None:
+                self._router.deliver(operation, error)
+        self.queue.clear()
+        self.queued_bytes = 0
 
     def _take(self, key: tuple[int, int]) -> InFlight | None:
         group = self.in_flight.pop(key, None)
@@ -337,14 +349,11 @@ class Submissions:
 
     def abort(self, unsent: Exception, sent: Exception) -> None:
         """The node ends: tell everybody, by whether their write had left this node."""
-        for operation in self.queue:
-            if operation.waiter is not None:
-                self._router.deliver(operation, unsent)
+        self._refuse_queue(unsent)
         for group in self.in_flight.values():
             self._deliver_all(group, sent if group.sent_times else unsent)
-        self.queue.clear()
         self.in_flight.clear()
-        self.queued_bytes = self._in_flight_bytes = 0
+        self._in_flight_bytes = 0
 
 
 def is_proper(group: Group) -> bool:

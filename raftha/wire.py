@@ -79,12 +79,15 @@ class Forward(NamedTuple):
 
 
 class ForwardReply(NamedTuple):
-    """The leader did not take the group (`session`, `number`), and won't: it has too much to do."""
+    """The leader did not take the group (`session`, `number`), and won't: it has too much to do, or
+    (`is_full`) too many disks are full.
+    """
 
     to: int
     sender: int
     session: int
     number: int
+    is_full: bool
 
 
 class TransferRequest(NamedTuple):
@@ -144,6 +147,14 @@ class HealthReply(NamedTuple):
     is_disk_well: bool
 
 
+class SpaceReport(NamedTuple):
+    """Whether the sender's disk has space for more log; repeated while it hasn't."""
+
+    to: int
+    sender: int
+    has_space: bool
+
+
 class SnapshotChunk(NamedTuple):
     """Part of the image that was offered as `snapshot`, from byte `offset` of the file on.
 
@@ -183,7 +194,9 @@ class SnapshotStatus(enum.IntEnum):
 AdminMessage = TransferRequest | TransferReply | MembershipRequest | MembershipReply
 SnapshotMessage = SnapshotChunk | SnapshotReply
 HealthMessage = HealthRequest | HealthReply
-PeerMessage = Message | Forward | ForwardReply | AdminMessage | SnapshotMessage | HealthMessage
+PeerMessage = (
+    Message | Forward | ForwardReply | AdminMessage | SnapshotMessage | HealthMessage | SpaceReport
+)
 Frame = PeerMessage | Hello | Refusal
 
 _CODES: dict[type[Any], int] = {
@@ -209,6 +222,7 @@ _CODES: dict[type[Any], int] = {
     SnapshotReply: 20,
     HealthRequest: 21,
     HealthReply: 22,
+    SpaceReport: 23,
     PositionsRequest: 24,
     PositionsReply: 25,
 }

@@ -48,6 +48,11 @@ class Spares:
             elif dot + suffix in (SUFFIX, _UNFINISHED_SUFFIX):
                 self._disk.unlink(path)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is one."""
+        return bool(self._paths)
+
     def prepare(self) -> None:
         """Make a spare if there is none."""
         with self._lock:

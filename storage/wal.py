@@ -302,6 +302,16 @@ class Wal:
         except OSError as error:
             raise self._fail(error) from error
 
+    @property
+    def has_spare(self) -> bool:
+        """Whether the next segment is there already."""
+        return self._spares.is_ready
+
+    @property
+    def segment_bytes(self) -> int:
+        """How much space a new segment takes."""
+        return self._segment_bytes
+
     def prepare_spare(self) -> None:
         """Make a spare segment if there is none, so that the next `append` that needs one has it.
 

@@ -57,6 +57,7 @@ class Opcode(enum.IntEnum):
     INTERRUPT = 36
     DESTROY = 38
     BATCH_FORGET = 42
+    FALLOCATE = 43
     RENAME2 = 45
 
 

@@ -234,6 +234,11 @@ class Server:
                 reply = protocol.opened(node)
             case Opcode.STATFS:
                 reply = protocol.space(self.tree.capacity_bytes, self.tree.free_bytes)
+            case Opcode.FALLOCATE:
+                _, offset, size, mode, _ = protocol.numbers(body, "QQQII")
+                if mode:
+                    raise OSError(errno.EOPNOTSUPP, "no holes, no more than the size")
+                self.tree.allocate(self._file(node), offset + size)
             case Opcode.RELEASE | Opcode.RELEASEDIR | Opcode.FLUSH | Opcode.DESTROY:
                 pass
             case _:

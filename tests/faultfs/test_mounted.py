@@ -171,6 +171,12 @@ def test_a_full_file_system_says_so_until_it_is_larger(disk: FaultFs) -> None:
     assert os.statvfs(disk.folder).f_bavail * 4096 <= 100_000
     with pytest.raises(OSError, match="No space"):
         create(disk.folder / "x", b"a" * 200_000, sync=True)
+    with (disk.folder / "y").open("wb") as file, pytest.raises(OSError, match="No space"):
+        os.posix_fallocate(file.fileno(), 0, 200_000)
+    (disk.folder / "x").unlink()
+    with (disk.folder / "y").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 90_000)
+    assert (disk.folder / "y").read_bytes() == bytes(90_000)
     disk.set_capacity(300_000)
     create(disk.folder / "x", b"a" * 200_000, sync=True)
 

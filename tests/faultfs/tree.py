@@ -199,6 +199,13 @@ class Tree:
         file.write(data[:fits], offset)
         return fits
 
+    def allocate(self, file: File, size: int) -> None:
+        """Have the file be at least this long; ENOSPC, and nothing done, if there is no space."""
+        if size - len(file.data) > self.free_bytes:
+            raise _error(errno.ENOSPC)
+        if size > len(file.data):
+            file.resize(size)
+
     def sync(self, file: File) -> None:
         """Make a file's content durable."""
         if not self.ignores_syncs:

@@ -102,6 +102,7 @@ def test_a_later_change_of_the_callers_members_does_not_reach_the_config() -> No
         ({"wal_segment_bytes": 1 << 20}, "wal_segment_bytes"),
         ({"wal_segment_bytes": (16 << 20) + 1}, "wal_segment_bytes"),
         ({"max_wal_size": 1}, "max_wal_size"),
+        ({"disk_reserve_bytes": -1}, "disk_reserve_bytes"),
         ({"checkpoint_interval_sec": 0}, "checkpoint_interval_sec"),
         ({"submit_queue_bytes_max": 1}, "submit_queue_bytes_max"),
     ],

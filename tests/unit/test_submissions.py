@@ -15,6 +15,7 @@ from raftha.errors import (
     Overloaded,
     RequestTimeout,
     Stopped,
+    StorageFull,
     Unavailable,
 )
 from raftha.operations import (
@@ -199,7 +200,7 @@ def test_an_overloaded_leader_rejects_a_group_sent_once(
 ) -> None:
     submissions.add(write("a"))
     form(submissions)
-    submissions.on_refused(SESSION, 1)
+    submissions.on_refused(SESSION, 1, is_full=False)
     assert isinstance(router.delivered[0][1], Overloaded)
 
 
@@ -209,8 +210,34 @@ def test_an_overloaded_leader_leaves_a_group_sent_twice_indeterminate(
     submissions.add(write("a"))
     form(submissions)
     submissions.send_again()
-    submissions.on_refused(SESSION, 1)
+    submissions.on_refused(SESSION, 1, is_full=False)
     assert isinstance(router.delivered[0][1], RequestTimeout)
+
+
+def test_a_leader_without_space_is_no_overloaded_one(
+    submissions: Submissions, router: FakeRouter
+) -> None:
+    submissions.add(write("a"))
+    form(submissions)
+    submissions.on_refused(SESSION, 1, is_full=True)
+    assert isinstance(router.delivered[0][1], StorageFull)
+
+
+def test_writes_that_wait_for_a_session_are_refused_when_too_many_disks_are_full(
+    router: FakeRouter,
+) -> None:
+    fresh = Submissions(router)
+    fresh.add(write("a"))
+    form(fresh)
+    (opening,) = router.routed
+    fresh.on_refused(0, opening.number, is_full=True)
+    ((name, error),) = router.delivered
+    assert name == "a"
+    assert isinstance(error, StorageFull)
+    assert fresh.bytes_held == 0
+    fresh.add(write("b"))
+    form(fresh)
+    assert len(router.routed) == 2, "the next one opens a session again"
 
 
 def test_writes_of_an_expired_session_go_out_in_a_new_one_in_their_order(

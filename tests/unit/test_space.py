@@ -1,0 +1,131 @@
+"""Whose disk is full, who is told, and who is refused for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import pytest
+
+from raftha.space import Space
+from raftha.submissions import MAJORITY_FULL
+from raftha.wire import SpaceReport
+from tests.core import acknowledge, become_leader, core, follow
+
+VALID_S = 0.5
+
+
+class Surroundings:
+    """A node of three, and what it was made to do."""
+
+    def __init__(self, *, leads: bool) -> None:
+        self.sent: list[SpaceReport] = []
+        self.handed_to: list[list[int]] = []
+        self.core = core(1)
+        if leads:
+            become_leader(self.core)
+            acknowledge(self.core, 2)
+            acknowledge(self.core, 3)
+        else:
+            follow(self.core, leader=2)
+        self.space = Space(self.core, self.sent.append, self._hand_over, VALID_S)
+
+    def _hand_over(self, candidates: Collection[int]) -> None:
+        self.handed_to.append(list(candidates))
+
+    def tick(self, now: float = 0.0) -> None:
+        self.space.on_tick(now, lambda _: True)
+
+    def hear(self, peer: int, *, has_space: bool, now: float = 0.0) -> None:
+        self.space.on_message(SpaceReport(1, peer, has_space), now)
+
+
+@pytest.fixture
+def leader() -> Surroundings:
+    return Surroundings(leads=True)
+
+
+@pytest.fixture
+def follower() -> Surroundings:
+    return Surroundings(leads=False)
+
+
+def test_a_node_with_space_refuses_nobody_and_says_nothing(
+    leader: Surroundings, follower: Surroundings
+) -> None:
+    for node in (leader, follower):
+        node.tick()
+        assert node.space.has_own
+        assert node.space.refusal() == ""
+        assert (node.sent, node.handed_to) == ([], [])
+
+
+def test_a_full_follower_refuses_its_callers_and_tells_the_leader_until_it_has_space(
+    follower: Surroundings,
+) -> None:
+    follower.space.on_full("log", "no room")
+    assert follower.space.refusal() == "no room"
+    follower.tick()
+    follower.tick()
+    assert follower.sent == [SpaceReport(2, 1, False)] * 2
+    follower.space.on_space("log")
+    assert follower.space.refusal() == ""
+    assert follower.sent[2:] == [SpaceReport(2, 1, True)]
+    follower.tick()
+    assert len(follower.sent) == 3
+
+
+def test_a_node_is_full_until_everything_has_space(follower: Surroundings) -> None:
+    follower.space.on_full("checkpoint", "no room for a checkpoint")
+    follower.space.on_full("log", "no room for log")
+    follower.space.on_space("log")
+    assert follower.space.refusal() == "no room for a checkpoint"
+    assert follower.sent == []
+    follower.space.on_space("checkpoint")
+    assert follower.space.has_own
+
+
+def test_a_full_leader_hands_over_to_one_with_space_and_refuses_only_its_own_callers(
+    leader: Surroundings,
+) -> None:
+    leader.hear(3, has_space=False)
+    leader.space.on_space("log")
+    assert not leader.space.is_majority_full
+    leader.space.on_full("log", "no room")
+    leader.tick()
+    assert leader.handed_to == [[2]]
+    assert leader.space.refusal() == "no room"
+
+
+def test_a_full_leader_does_not_hand_over_to_a_sick_node(leader: Surroundings) -> None:
+    leader.space.on_full("log", "no room")
+    leader.space.on_tick(0.0, lambda peer: peer == 3)
+    leader.space.on_tick(0.0, lambda _: False)
+    assert leader.handed_to == [[3]]
+
+
+def test_a_leader_refuses_writes_while_a_majority_is_full(leader: Surroundings) -> None:
+    leader.hear(2, has_space=False)
+    assert leader.space.refusal() == ""
+    leader.hear(3, has_space=False)
+    assert leader.space.refusal() == MAJORITY_FULL
+    assert leader.space.is_majority_full
+    leader.hear(2, has_space=True)
+    assert leader.space.refusal() == ""
+
+
+def test_a_leader_that_is_full_counts_itself(leader: Surroundings) -> None:
+    leader.hear(2, has_space=False)
+    leader.space.on_full("log", "no room")
+    assert leader.space.is_majority_full
+    leader.space.on_space("log")
+    assert not leader.space.is_majority_full
+
+
+def test_a_report_counts_until_it_is_no_longer_repeated(leader: Surroundings) -> None:
+    for now in (0.0, VALID_S):
+        leader.hear(2, has_space=False, now=now)
+        leader.hear(3, has_space=False, now=now)
+        leader.tick(now + VALID_S)
+        assert leader.space.is_majority_full
+    leader.tick(2 * VALID_S + 0.01)
+    assert not leader.space.is_majority_full
