@@ -20,6 +20,8 @@ class EventKind(enum.StrEnum):
     ROLE_CHANGED = "role_changed"
     LEADER_ELECTED = "leader_elected"
     LEADER_LOST = "leader_lost"
+    FAILOVER_STARTED = "failover_started"
+    FAILOVER_COMPLETED = "failover_completed"
     MEMBERSHIP_CHANGED = "membership_changed"
     CATCH_UP_GIVEN_UP = "catch_up_given_up"
     REMOVED = "removed"
@@ -98,6 +100,38 @@ class LeaderLost(HaEvent):
     leader: int
     term: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverStarted(HaEvent):
+    """An election is held, in which `to_node` asks to lead `term` in place of `from_node`.
+
+    0: this node doesn't know who. `raftha/failover.py` says what counts as one failover.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.FAILOVER_STARTED
+    from_node: int
+    to_node: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailoverCompleted(HaEvent):
+    """`new_primary` leads `term` and has committed in it; each node reports this once a change.
+
+    All times are milliseconds as this node measured them: `detect_ms` from when it last heard from
+    the old leader to the election, `elect_ms` until it knew the new one, `first_commit_ms` until
+    it knew of a commit; `duration_ms` is their sum. `is_planned`: leadership was handed over.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.FAILOVER_COMPLETED
+    new_primary: int
+    term: int
+    duration_ms: float
+    detect_ms: float
+    elect_ms: float
+    first_commit_ms: float
+    is_planned: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,6 +51,7 @@ from raftha.events import (
     StorageHasSpace,
     StorageIsFull,
 )
+from raftha.failover import FailoverWatch
 from raftha.health import HealthMonitor
 from raftha.inbox import BATCH_BYTES_MAX, Inbox, Waiting
 from raftha.membership import Membership
@@ -203,6 +204,7 @@ class Node:
             self._administration.hand_over,
             config.election_timeout_ms / 1000,
         )
+        self._failover = FailoverWatch(core, clock.monotonic())
         self._turn_at = clock.monotonic()
         self._next_expiry = float("inf")
         self._ticks = 0
@@ -279,7 +281,8 @@ class Node:
 
     def on_message(self, message: PeerMessage) -> None:
         """A peer said something."""
-        self.health.heard(message.sender, self._clock.monotonic())
+        now = self._clock.monotonic()
+        self.health.heard(message.sender, now)
         match message:
             case Forward():
                 self._on_forward(message)
@@ -299,6 +302,7 @@ class Node:
                 self._space.on_message(message, self._clock.monotonic())
             case _:
                 self.core.step(message)
+        self._failover.look(now, message)
         self._host.wake()
 
     def on_connected(self, peer: int, client_address: str) -> None:
@@ -403,10 +407,7 @@ class Node:
         self._turn_at = self.now()
         self._readings.ask(self._turn_at)
         ready = self.core.ready()
-        for event in ready.events:
-            self._host.emit(event)
-            if isinstance(event, LeaderElected):
-                self._on_leader()
+        self._emit_events(ready.events)
         for message in ready.messages:
             self._host.send(message)
         if ready.write is not None:
@@ -433,6 +434,16 @@ class Node:
             self.state.prepare()
         self._acknowledgements.check()
         self._host.flush()
+
+    def _emit_events(self, events: Sequence[HaEvent]) -> None:
+        self._failover.look(self._turn_at)
+        started = self._failover.take_started()
+        completed = self._failover.take_completed(self._turn_at)
+        for event in (started, *events, completed):
+            if event is not None:
+                self._host.emit(event)
+        if any(isinstance(event, LeaderElected) for event in events):
+            self._on_leader()
 
     def _apply(self, entry: Entry) -> None:
         applied = self.state.apply(entry)

@@ -18,6 +18,7 @@ from typing import Any
 
 from raftha.core import Write
 from raftha.entry import LogPosition
+from raftha.events import FailoverCompleted, HaEvent
 from raftha.membership import Membership
 from raftha.operations import DigestOperation, WriteOperation
 from raftha.storage.commands import pack_call
@@ -145,6 +146,15 @@ class Simulation:
 
     def on_role(self, member: Member, role: str) -> None:
         self.faults.on_role(member, role)
+
+    def on_event(self, member: Member, event: HaEvent) -> None:
+        if isinstance(event, FailoverCompleted):
+            self.world.counts["failover"] += 1
+        self.invariants.on_event(member, event)
+
+    def on_turn(self, member: Member) -> None:
+        if member.node is not None:
+            self.invariants.check_turn(member)
 
     def on_reset(self, member: Member, wal: Wal, position: LogPosition) -> None:
         self.invariants.on_reset(member, wal, position)

@@ -21,6 +21,8 @@ Chained hashes make this cheap: two logs that agree on one hash agree on all bef
     durability             a restarted member finds what it had made durable
     images                 an image takes the place only of a log that doesn't hold what is in it
     log time               never goes back along the log, whatever the clocks of leaders do
+    failovers              a member reports each change of leader that it lived through, once: it
+                           began, it is over; never the one without the other before it
     removed                who knows that it was removed neither leads nor campaigns
 """
 
@@ -31,6 +33,7 @@ from collections.abc import Mapping, Sequence
 
 from raftha.core import Append, AppendReply, Raft, RaftLog, Role, VoteReply, VoteRequest, Write
 from raftha.entry import LOG_START, Entry, HardState, LogPosition
+from raftha.events import FailoverCompleted, FailoverStarted, HaEvent
 from raftha.membership import Membership
 from raftha.storage.wal import Wal
 from raftha.wire import PeerMessage
@@ -82,6 +85,8 @@ class _Seen:
         self.term = self.vote = self.commit = self.applied = 0
         self.acknowledged = (0, 0)
         self.marks: tuple[object, ...] = ()
+        self.is_failing_over = False
+        self.settled_term = self.completed_term = 0
         self.durable = DurableLog()
         self.writing: Write | None = None
         self.reset: LogPosition | None = None
@@ -138,6 +143,33 @@ class Invariants:
         if applied.index != seen.applied:
             self._check_applied(member.id, applied, log, seen)
         self.memberships.check(core)
+
+    def check_turn(self, member: Member) -> None:
+        """A turn is over: what it did was reported."""
+        assert member.node is not None
+        core, seen = member.node.core, self._seen[member.id]
+        is_settled = core.leader is not None and core.log.term(core.log.commit) == core.term
+        if not is_settled or core.term == seen.settled_term:
+            return
+        if seen.settled_term and seen.completed_term != core.term:
+            raise Violation(f"node {member.id} did not report the failover of term {core.term}")
+        seen.settled_term = core.term
+
+    def on_event(self, member: Member, event: HaEvent) -> None:
+        """A member reports an event: failovers begin and end by turns, each change once."""
+        seen = self._seen[member.id]
+        if isinstance(event, FailoverStarted):
+            if seen.is_failing_over:
+                raise Violation(f"node {member.id} began a second failover amid one")
+            seen.is_failing_over = True
+        elif isinstance(event, FailoverCompleted):
+            if not seen.is_failing_over:
+                raise Violation(f"node {member.id} completed a failover that never began")
+            if event.term <= max(seen.completed_term, seen.settled_term):
+                raise Violation(f"node {member.id} reported the failover of {event.term} twice")
+            if min(event.detect_ms, event.elect_ms, event.first_commit_ms) < 0:
+                raise Violation(f"node {member.id} measured a time below nothing: {event}")
+            seen.is_failing_over, seen.completed_term = False, event.term
 
     def _check_leader(self, core: Raft) -> None:
         node_id, term = core.id, core.term
@@ -348,6 +380,8 @@ class Invariants:
             raise Violation(f"node {member.id} starts from another entry {applied.index}")
         durable = seen.durable
         seen.writing, seen.marks = None, ()
+        seen.is_failing_over = False
+        seen.settled_term = seen.completed_term = 0
         seen.term, seen.vote = durable.hard_state.term, durable.hard_state.vote
         seen.commit = seen.applied = applied.index
 
