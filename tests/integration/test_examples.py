@@ -374,11 +374,13 @@ def app(environ, start_response):
             return not any(open_in(tmp_path / "1", worker) for worker in workers)
 
         wait_until(hold_nothing, "the workers hold nothing of the node")
-        for worker in workers:
-            os.kill(worker, signal.SIGSTOP)  # Or it would leave as soon as its master has.
-        master.kill()
-        master.wait()
-        with raftha.HaManager(make_config(tmp_path, 1, members)) as ha:
-            assert ha.get(b"key") == b"by the master"
-        for worker in workers:
-            os.kill(worker, signal.SIGKILL)
+        try:
+            for worker in workers:
+                os.kill(worker, signal.SIGSTOP)  # Or it would leave as soon as its master has.
+            master.kill()
+            master.wait()
+            with raftha.HaManager(make_config(tmp_path, 1, members)) as ha:
+                assert ha.get(b"key") == b"by the master"
+        finally:
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
