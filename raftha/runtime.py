@@ -30,7 +30,7 @@ from typing import Any, cast
 
 import uvloop
 
-from raftha import forks
+from raftha import forks, renewal
 from raftha.callers import Results, SubmitQueue, ThreadWaiter
 from raftha.checkpoints import Cut
 from raftha.clock import SystemClock
@@ -54,6 +54,7 @@ from raftha.logs import log_event
 from raftha.membership import Membership
 from raftha.node import HEARTBEAT_TICKS, Node, make_core
 from raftha.operations import Operation, ReadOperation
+from raftha.renewal import Renewal
 from raftha.snapshot_files import ThreadedFiles
 from raftha.statistics import Statistics
 from raftha.storage.checkpoint import CheckpointStore
@@ -66,7 +67,6 @@ from raftha.storage.snapshot import install
 from raftha.storage.state import Frozen, State
 from raftha.storage.wal import Wal
 from raftha.storage_threads import StorageThreads
-from raftha.tls import PeerTls
 from raftha.transport import Transport
 from raftha.types import HaStatus
 from raftha.wire import PROTOCOL_VERSION, Hello, PeerMessage
@@ -84,7 +84,8 @@ class Runtime:
         """Open what is on the disk; ConfigError or StorageError say why that can't be."""
         self.config = config
         self._events = events
-        self._tls = _load_tls(config)
+        self._renewal = Renewal(config)
+        self._tls = self._renewal.load()
         self._machine = machine
         self._reopening: asyncio.Task[None] | None = None
         self._submitted = SubmitQueue(config.submit_queue_bytes_max)
@@ -252,11 +253,20 @@ class Runtime:
         self._started.put(None)
         self._tick(self._loop.time())
         self._threads.keep_up()
+        renewing = self._loop.create_task(self._renew_tls())
         await self._stopping.wait()
+        renewing.cancel()
         if self._reopening is not None:
             await self._reopening
         await self._resign()
         await self._close()
+
+    async def _renew_tls(self) -> None:
+        while self._tls is not None:
+            await asyncio.sleep(renewal.LOOK_S)
+            tls = await self._loop.run_in_executor(None, self._renewal.renewed)
+            if tls is not None:
+                self._transport.renew(tls)
 
     async def _resign(self) -> None:
         """A leader that is stopped on purpose hands over first: nobody has to notice its end."""
@@ -534,12 +544,3 @@ class Runtime:
         if self._data.check_peer(hello.sender, hello.incarnation):
             return ""
         return f"node {hello.sender} has lost its data directory and can't return under its old id"
-
-
-def _load_tls(config: HaConfig) -> PeerTls | None:
-    if not config.tls_ca:
-        return None
-    certificate = Path(config.tls_cert)
-    tls = PeerTls.load(config.cluster_name, Path(config.tls_ca), certificate, Path(config.tls_key))
-    tls.check_own(config.node_id, certificate)
-    return tls

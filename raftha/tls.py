@@ -256,6 +256,10 @@ class TlsServer:
             listener.listen(1024)
             self._tasks.append(loop.create_task(self._accept(listener), name="tls-accept"))
 
+    def renew(self, context: ssl.SSLContext) -> None:
+        """Shake hands by this context from now on."""
+        self._context = context
+
     def close(self) -> None:
         """Accept no more, and end handshakes under way; connections go on."""
         for task in (*self._tasks, *self._handshakes):

@@ -134,6 +134,13 @@ class Transport:
                 listener.close()
             raise
 
+    def renew(self, tls: PeerTls) -> None:
+        """From now on show, and ask for, these certificates; connections that are there go on."""
+        self._tls = tls
+        for server in self._servers:
+            if isinstance(server, TlsServer):
+                server.renew(tls.server)
+
     def set_members(self, addresses: Mapping[int, str], removed: frozenset[int]) -> None:
         """Dial these members, as far as it is this one's turn to, and refuse the removed ones."""
         self._is_paused = False

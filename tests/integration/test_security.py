@@ -22,6 +22,7 @@ from redis.retry import Retry
 from typer.testing import CliRunner
 
 import raftha
+from raftha import renewal
 from raftha.call import Access, call
 from raftha.certificates import Made, make_node
 from raftha.cli import app
@@ -139,6 +140,45 @@ def test_nodes_stop_and_start_under_load_and_none_fails_or_hangs(
         for writer in writers:
             writer.join()
     assert "failed reason" not in caplog.text
+
+
+def shown_by(node: raftha.HaManager, made: Made) -> str:
+    """The serial number of the certificate that `node` shows to the peer of `made`."""
+    context = peer_tls(made).client
+    with (
+        socket.create_connection(address_of(node), 10) as plain,
+        context.wrap_socket(plain) as connection,
+    ):
+        certificate = connection.getpeercert()
+    assert certificate is not None
+    return str(certificate["serialNumber"])
+
+
+def test_a_renewed_certificate_is_taken_up_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(renewal, "LOOK_S", 0.02)
+    made = make_cluster(tmp_path)
+    managers = make_managers(tmp_path / "nodes", made)
+    for manager in managers:
+        manager.start()
+    try:
+        managers[0].put(b"key", b"value")
+        first = shown_by(managers[0], made[2])
+        renewed = make_node(tmp_path / "ca", 1, tmp_path / "renewed")
+        for old, new in ((made[1].certificate, renewed.certificate), (made[1].key, renewed.key)):
+            assert shown_by(managers[0], made[2]) == first
+            new.replace(old)
+            if new is renewed.certificate:
+                wait_until(lambda: "not taken up: tls_key" in caplog.text, "it is not looked at")
+        wait_until(lambda: shown_by(managers[0], made[2]) != first, "it is not taken up")
+        managers[2].stop()
+        managers[2].start()
+        assert managers[2].get(b"key") == b"value"
+        assert managers[0].get_status().role != "failed"
+    finally:
+        for manager in managers:
+            manager.stop()
 
 
 def address_of(node: raftha.HaManager) -> tuple[str, int]:
