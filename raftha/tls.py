@@ -26,6 +26,7 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -287,6 +288,8 @@ class TlsServer:
             task = loop.create_task(self._shake_hands(connection, str(address)))
             self._handshakes.add(task)
             task.add_done_callback(self._handshakes.discard)
+            # One that is cancelled before it begins closes nothing.
+            task.add_done_callback(partial(_close_if_cancelled, connection))
 
     async def _shake_hands(self, connection: socket.socket, remote: str) -> None:
         loop = asyncio.get_running_loop()
@@ -302,6 +305,11 @@ class TlsServer:
         except OSError as error:
             connection.close()
             self._refused(remote, f"the TLS handshake failed: {describe(error)}")
+
+
+def _close_if_cancelled(connection: socket.socket, task: asyncio.Task[None]) -> None:
+    if task.cancelled():
+        connection.close()
 
 
 def handshake_failure(error: Exception) -> str:
