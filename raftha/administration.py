@@ -250,7 +250,12 @@ class Administration:
         voters = [voter for voter in self._core.membership.voters if voter != self._core.id]
         voters = [v for v in voters if candidates is None or v in candidates]
         progress = self._core.progress
-        active = [v for v in voters if progress[v].is_active or progress[v].was_active]
+        active = [
+            voter
+            for voter in voters
+            if (progress[voter].is_active or progress[voter].was_active)
+            and not progress[voter].is_healing
+        ]
         if not active:
             raise TransferFailed("no other voter answers, so none can lead instead")
         return max(active, key=lambda voter: self._core.progress[voter].match)

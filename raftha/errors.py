@@ -137,13 +137,13 @@ class StorageFull(StorageError, Rejected):
 class Corrupt(StorageError):
     """Bytes that were durable are not what was written: `path` at `offset`."""
 
-    def __init__(self, path: str | Path, offset: int, detail: str) -> None:
-        super().__init__(
-            f"{path} is corrupt at byte {offset}: {detail}",
-            hint="acknowledged data is damaged; keep the files, and replace this node by a new one",
-        )
+    HINT = "acknowledged data is damaged; keep the files, and replace this node by a new one"
+
+    def __init__(self, path: str | Path, offset: int, detail: str, *, hint: str = HINT) -> None:
+        super().__init__(f"{path} is corrupt at byte {offset}: {detail}", hint=hint)
         self.path = Path(path)
         self.offset = offset
+        self.detail = detail
 
 
 class Compacted(StorageError):

@@ -213,6 +213,41 @@ class SnapshotInstalling(HaEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StorageDamaged(HaEvent):
+    """What was durable is damaged: `parts` (log, state) are set aside in `quarantine`.
+
+    With `heals` this node counts for no quorum until it has from the others what it lost; without,
+    nothing is lost, and the state is rebuilt from the log.
+    """
+
+    path: str
+    offset: int
+    detail: str
+    parts: tuple[str, ...]
+    quarantine: str
+    heals: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealingEnded(HaEvent):
+    """This node has lost its log and holds again all that it may have acknowledged; it counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaHealing(HaEvent):
+    """A follower has lost its log; it counts for no quorum until it has healed."""
+
+    node_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaHealed(HaEvent):
+    """A follower that had lost its log has healed, and counts again."""
+
+    node_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StorageFailure(HaEvent):
     """The disk failed, or an invariant was broken; the node has stopped taking part."""
 

@@ -134,6 +134,10 @@ class Host(CheckpointWriter, Protocol):
         """The turn is over: release whoever was delivered to."""
         ...
 
+    def end_healing(self, epoch: int) -> None:
+        """Make this healing epoch durable, then call `Node.on_healed`."""
+        ...
+
 
 class Node:
     """A member. See the module's docstring for who may call it and when."""
@@ -397,6 +401,11 @@ class Node:
         self.core.log_read_failed(request, first_index)
         self._host.wake()
 
+    def on_healed(self, epoch: int) -> None:
+        """It is durable that this node, which had lost its log, has healed."""
+        self.core.healed(epoch)
+        self._host.wake()
+
     # ---------------------------------------------------------------- the turn
 
     def turn(self) -> None:
@@ -421,6 +430,8 @@ class Node:
             self._sender.begin(wanted, self._checkpoints.last.index)
         for offer in ready.snapshot_offers:
             self._receiver.on_offer(offer)
+        if ready.healed is not None:
+            self._host.end_healing(ready.healed)
         for entry in ready.committed:
             self._apply(entry)
         while self._proposed and self._proposed[0][0] <= self.state.applied.index:
@@ -627,6 +638,7 @@ class Node:
             applied_index=self.state.applied.index,
             checkpoint_index=self._checkpoints.last.index,
             sequence=self.state.applied.last_sequence,
+            is_healing=core.is_healing,
             failure="" if self.failure == STOPPED else self.failure,
             replicas=tuple(self._replica(peer) for peer in core.membership.members),
             removed=tuple(sorted(core.membership.removed)),
@@ -654,9 +666,14 @@ class Node:
 
 def applied_membership(state: State, config: HaConfig) -> Membership:
     """The membership that the state has applied, or the one that the cluster begins with."""
-    if state.membership is None:
+    return decode_membership(state.membership, config)
+
+
+def decode_membership(payload: bytes | None, config: HaConfig) -> Membership:
+    """The membership that an entry carries, or the one that the cluster begins with."""
+    if payload is None:
         return Membership.first(config.members, config.regions_by_member)
-    return Membership.decode(state.membership)
+    return Membership.decode(payload)
 
 
 def make_core(
@@ -666,8 +683,12 @@ def make_core(
     state: State,
     entries: Sequence[Entry],
     random_below: Callable[[int], int],
+    epoch: int,
 ) -> Raft:
-    """The core of a node that finds this on its disk: `entries` follow what `state` has applied."""
+    """The core of a node that finds this on its disk: `entries` follow what `state` has applied.
+
+    `epoch` is its healing epoch.
+    """
     core_config = CoreConfig(
         node_id=config.node_id,
         heartbeat_ticks=HEARTBEAT_TICKS,
@@ -675,4 +696,4 @@ def make_core(
     )
     membership = applied_membership(state, config)
     log = RaftLog(first_index, state.applied, entries, core_config.window_bytes_max, membership)
-    return Raft(core_config, hard_state, log, random_below)
+    return Raft(core_config, hard_state, log, random_below, epoch)

@@ -23,7 +23,7 @@ import queue
 import random
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -39,6 +39,7 @@ from raftha.core import LogRead, Write
 from raftha.entry import Entry, LogPosition
 from raftha.errors import (
     ConfigError,
+    Corrupt,
     Disconnected,
     Forked,
     RafthaError,
@@ -49,23 +50,21 @@ from raftha.errors import (
     Unavailable,
 )
 from raftha.event_bus import EventBus
-from raftha.events import HaEvent, RoleChanged, SnapshotFailed
+from raftha.events import HaEvent, RoleChanged, SnapshotFailed, StorageDamaged
 from raftha.logs import log_event
 from raftha.membership import Membership
-from raftha.node import HEARTBEAT_TICKS, Node, make_core
+from raftha.node import HEARTBEAT_TICKS, Node, decode_membership, make_core
 from raftha.operations import Operation, ReadOperation
 from raftha.renewal import Renewal
 from raftha.snapshot_files import ThreadedFiles
 from raftha.statistics import Statistics
-from raftha.storage.checkpoint import CheckpointStore
 from raftha.storage.datadir import DataDirectory
 from raftha.storage.disk import RealDisk
+from raftha.storage.healing import LOG, Whole, open_whole
 from raftha.storage.machine import StateMachine
-from raftha.storage.replay import entries_after
 from raftha.storage.reserve import Reserve
-from raftha.storage.snapshot import install
-from raftha.storage.state import Frozen, State
-from raftha.storage.wal import Wal
+from raftha.storage.state import Frozen
+from raftha.storage.vault import DirectoryVault
 from raftha.storage_threads import StorageThreads
 from raftha.transport import Transport
 from raftha.types import HaStatus
@@ -130,33 +129,32 @@ class Runtime:
     def _open(self) -> Node:
         """Open log and state, with the image that was received if one is ready."""
         with contextlib.ExitStack() as opened:
-            path = self._data.path
-            self._wal = Wal.open(
+            vault = DirectoryVault(
+                self._data,
                 RealDisk(),
-                str(path / "wal"),
-                segment_bytes=self.config.wal_segment_bytes,
-                salt=lambda: secrets.randbits(64),
+                self.config.wal_segment_bytes,
+                self._machine,
+                self._has_others,
+                self._on_damage,
             )
-            opened.callback(self._wal.close)
-            self._data.note_log()
-            install(path, self._wal)
-            self._store = CheckpointStore(path / "state")
-            opened.callback(self._store.close)
+            opened.callback(vault.close)
+            whole = open_whole(vault)
+            self._wal, self._store = whole.wal, vault.store
             self.snapshots = ThreadedFiles(
                 f"raftha-{self.config.node_id}",
-                path,
+                self._data.path,
                 self._store,
                 self._call_node,
                 self._on_snapshot_error,
                 self._install,
             )
             opened.callback(self.snapshots.close)
-            node = self._make_node()
+            node = self._make_node(whole)
             self._threads = StorageThreads(
                 self.config.node_id,
                 self._wal,
                 self._store,
-                Reserve(path / "reserve", self.config.disk_reserve_bytes),
+                Reserve(self._data.path / "reserve", self.config.disk_reserve_bytes),
                 self._call_node,
                 partial(self._call, self._fail),
                 on_full=node.on_storage_full,
@@ -165,21 +163,40 @@ class Runtime:
             opened.pop_all()
             return node
 
-    def _make_node(self) -> Node:
+    def _make_node(self, whole: Whole) -> Node:
         config = self.config
-        state = State(self._store, self._machine)
-        entries = entries_after(self._wal, state.applied, self._data.path / "wal")
+        wal, state, entries = whole
         core = make_core(
             config,
-            self._wal.hard_state,
-            self._wal.first_index,
+            wal.hard_state,
+            wal.first_index,
             state,
             entries,
             self._random.randrange,
+            self._data.epoch,
         )
         return Node(
             config, config.cluster_id, core, state, self, self._clock, self._random.randrange
         )
+
+    def _has_others(self, membership: bytes | None) -> bool:
+        """Whether there is another voter to heal from."""
+        voters = decode_membership(membership, self.config).voters
+        return any(voter != self.config.node_id for voter in voters)
+
+    def _on_damage(self, parts: Collection[str], found: Corrupt) -> None:
+        """Damage was found in the opening; these parts are about to be set aside."""
+        event = StorageDamaged(
+            reporter=self.config.node_id,
+            path=str(found.path),
+            offset=found.offset,
+            detail=found.detail,
+            parts=tuple(sorted(parts)),
+            quarantine=str(self._data.path / "quarantine"),
+            heals=LOG in parts,
+        )
+        log.critical("node=%d %s", self.config.node_id, found)
+        self.emit(event)
 
     # ---------------------------------------------------------------- life
 
@@ -278,6 +295,7 @@ class Runtime:
             for peer, progress in core.progress.items()
             if peer in core.membership.voters
             and progress.is_active
+            and not progress.is_healing
             and self._transport.is_connected(peer)
         ]
         if not successors:
@@ -382,6 +400,10 @@ class Runtime:
         if self.node.failure:
             return
         reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, Corrupt) and error.path.is_relative_to(self._data.path / "state"):
+            # The next start can't see it without reading all of the state.
+            with contextlib.suppress(OSError):
+                self._data.note_damage(error.detail)
         log.critical("node=%d failed reason=%s", self.config.node_id, reason, exc_info=error)
         unsent = Stopped(f"this node has failed: {reason}")
         self.node.fail(reason, unsent, Disconnected(unsent.args[0]))
@@ -499,6 +521,10 @@ class Runtime:
     def on_removed(self) -> None:
         if not self.node.failure:
             self.node.on_removed()
+
+    def end_healing(self, epoch: int) -> None:
+        self._data.end_healing(epoch)
+        self.node.on_healed(epoch)
 
     def deliver(self, waiter: Any, result: Any) -> None:
         self._results.deliver(waiter, result)

@@ -155,7 +155,9 @@ class HaStatus:
     Log pointers: first_index - 1 <= applied_index <= commit_index <= last_index, and
     persisted_index <= last_index. `checkpoint_index` is what LMDB holds durably by itself. `role`
     is follower, pre_candidate, candidate, leader, removed, stopped or failed; `failure` says why
-    failed. `replicas` are the members, `removed` those that once were, by this node's own log.
+    failed. A node that `is_healing` has lost its log: it counts for no quorum and can't be elected
+    until it holds again all that it may have acknowledged. `replicas` are the members, `removed`
+    those that once were, by this node's own log.
     `events_dropped` counts events for which `on_event` or a stream was too slow, `event_errors` how
     often `on_event` raised.
     `fire_forget` counts this manager's writes that nobody waits for.
@@ -175,6 +177,7 @@ class HaStatus:
     applied_index: int
     checkpoint_index: int
     sequence: int
+    is_healing: bool = False
     failure: str
     replicas: tuple[ReplicaStatus, ...]
     removed: tuple[int, ...] = ()

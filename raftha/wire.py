@@ -22,6 +22,7 @@ import msgpack
 from raftha.core import (
     Append,
     AppendReply,
+    Healed,
     Heartbeat,
     HeartbeatReply,
     Message,
@@ -38,7 +39,7 @@ from raftha.core.positions import BEHIND_MAX
 from raftha.entry import Entry, decode_entry
 from raftha.errors import WireError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 FRAME_BYTES_MAX = 32 << 20
 HELLO_BYTES_MAX = 1024
 INT_MAX = 1 << 63
@@ -225,6 +226,7 @@ _CODES: dict[type[Any], int] = {
     SpaceReport: 23,
     PositionsRequest: 24,
     PositionsReply: 25,
+    Healed: 26,
 }
 _WITH_POSITIONS = frozenset((Append, Heartbeat, PositionsReply))
 _CLASSES: dict[int, tuple[type[Any], tuple[type, ...]]] = {

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import lmdb
-from lmdb.verify import verify
+from lmdb.verify import VerifyError, verify
 
 from raftha.config import KEY_BYTES_MAX, MIB
 from raftha.errors import Corrupt, StorageError, StorageFailed, StorageFull
@@ -285,6 +285,10 @@ class CheckpointStore:
         except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
             raise self.corrupt(str(error)) from error
         except lmdb.Error as error:
+            # A damaged file may look like a wrong setting. The verifier tells the two apart.
+            damage = _find_damage(self._path)
+            if damage:
+                raise self.corrupt(f"{error}: {damage}") from error
             raise StorageFailed(f"{self._path}: {error}") from error
 
     def _check_length(self, size: int) -> None:
@@ -296,9 +300,9 @@ class CheckpointStore:
         page_bytes = self._env.stat()["psize"]
         if size >= (self._env.info()["last_pgno"] + 1) * page_bytes:
             return
-        found: list[str] = verify(str(self._path))  # type: ignore[no-untyped-call]
-        if found:
-            raise self.corrupt(f"the file is cut short: {found[0]}")
+        damage = _find_damage(self._path)
+        if damage:
+            raise self.corrupt(f"the file is cut short: {damage}")
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -325,6 +329,15 @@ class CheckpointStore:
         # again is safe in either case: the next transaction writes all its pages anew.
         disk = os.statvfs(self._folder)
         return disk.f_bavail * disk.f_frsize < FULL_BYTES
+
+
+def _find_damage(path: Path) -> str:
+    """What the verifier finds first, without the map; "" if nothing. Takes as long as reading."""
+    try:
+        found: list[str] = verify(str(path))  # type: ignore[no-untyped-call]
+    except VerifyError as error:
+        return str(error)
+    return found[0] if found else ""
 
 
 def _seek_first(cursor: lmdb.Cursor[bytes], start: bytes | None) -> bool:

@@ -2,15 +2,20 @@
 
     data_dir/LOCK        held with flock for as long as a process uses the directory
     data_dir/identity    JSON: format, cluster_id, node_id, incarnation, peers {id: incarnation},
-                         has_log: whether there must be a log
+                         has_log: whether there must be a log; epoch, lost, damage: see below
     data_dir/wal/        the log (`wal.py`)
     data_dir/state/      LMDB (`checkpoint.py`)
     data_dir/outgoing/   the image that is being sent to members that lag (`snapshot.py`)
     data_dir/incoming/   the image that is being received
+    data_dir/quarantine/ damaged logs and states; nobody removes them but the operator
 
 The incarnation is a random number made with the directory. A member that comes back with another
 one has lost its disk, and with it votes and acknowledged entries: its peers, who remember the first
 they saw, don't let it in under its old id.
+
+What is damaged is replaced (`healing.py`) under a note in the identity, so that a crash finds it
+again: `epoch` is the healing epoch (`core/raft.py`); `lost` says which parts, log or state, are to
+be set aside, and under which name; `damage` what a running node found wrong with its state.
 """
 
 from __future__ import annotations
@@ -19,12 +24,17 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Mapping
+import shutil
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from raftha.errors import ConfigError, Corrupt
 
 FORMAT = 1
+FOLDERS = {"log": "wal", "state": "state"}
+"""Where the parts are that may be lost."""
 
 
 def is_same(peers: Mapping[str, int], peer: int, incarnation: int) -> bool:
@@ -40,6 +50,12 @@ class DataDirectory:
         self.path = path
         self.cluster_id = cluster_id
         self.node_id = node_id
+        self.incarnation = secrets.randbits(63)
+        self.epoch = 0
+        self.lost: dict[str, str] = {}
+        self.damage = ""
+        self._peers: dict[str, int] = {}
+        self._has_log = False
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -66,18 +82,49 @@ class DataDirectory:
     def check_peer(self, peer: int, incarnation: int) -> bool:
         """Whether `peer` is the one seen before; a peer seen for the first time is remembered."""
         if str(peer) not in self._peers:
-            self._save({**self._peers, str(peer): incarnation}, has_log=self._has_log)
+            self._save(peers={**self._peers, str(peer): incarnation})
         return is_same(self._peers, peer, incarnation)
 
     def note_log(self) -> None:
         """The log was made: from now on, its absence is a loss."""
         if not self._has_log:
-            self._save(self._peers, has_log=True)
+            self._save(has_log=True)
 
     def renew_incarnation(self) -> None:
         """Be another from now on: members that knew the earlier one refuse this node."""
-        self.incarnation = secrets.randbits(63)
-        self._save(self._peers, has_log=self._has_log)
+        self._save(incarnation=secrets.randbits(63))
+
+    def note_damage(self, detail: str) -> None:
+        """The state was found to be damaged: the next start doesn't use it."""
+        self._save(damage=detail)
+
+    def note_loss(self, parts: Collection[str]) -> None:
+        """These parts are about to be set aside; without its log the node begins to heal."""
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        lost = {part: f"{FOLDERS[part]}-{stamp}" for part in sorted(parts)}
+        epoch = self.epoch
+        if "log" in parts:
+            epoch += 2 if epoch % 2 else 1
+        self._save(epoch=epoch, lost=lost)
+
+    def set_aside(self, part: str) -> None:
+        """Move a lost part into the quarantine, durably; or remove what was begun in its place."""
+        folder, target = self.path / FOLDERS[part], self.path / "quarantine" / self.lost[part]
+        if target.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        elif folder.exists():
+            target.parent.mkdir(exist_ok=True)
+            folder.rename(target)
+            sync_folder(target.parent)
+        sync_folder(self.path)
+
+    def note_replaced(self) -> None:
+        """All lost parts are replaced."""
+        self._save(lost={}, damage="")
+
+    def end_healing(self, epoch: int) -> None:
+        """This node holds again all that it may have acknowledged."""
+        self._save(epoch=epoch)
 
     def _read_or_make(self) -> None:
         path = self.path / "identity"
@@ -87,17 +134,22 @@ class DataDirectory:
             # No identity: a crash while it was first made. With a log beside it, it was lost.
             if (self.path / "wal").exists():
                 raise Corrupt(path, 0, "the file is missing, but there is a log") from None
-            self.incarnation = secrets.randbits(63)
-            self._save({}, has_log=False)
+            self._save()
             return
         try:
             found = json.loads(content)
             owner = (found["format"], found["cluster_id"], found["node_id"])
             self.incarnation = found["incarnation"]
-            self._peers: dict[str, int] = found["peers"]
-            self._has_log: bool = found["has_log"]
-            if not all(type(n) is int for n in (self.incarnation, *self._peers.values())):
-                raise TypeError("incarnations are whole numbers")
+            self._peers = found["peers"]
+            self._has_log = found["has_log"]
+            self.epoch = found["epoch"]
+            self.lost = found["lost"]
+            self.damage = found["damage"]
+            numbers = (self.incarnation, self.epoch, *self._peers.values())
+            if not all(type(number) is int for number in numbers):
+                raise TypeError("incarnations and epochs are whole numbers")
+            if not all(part in FOLDERS and Path(n).name == n for part, n in self.lost.items()):
+                raise ValueError("what is lost is not a part of a node")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Corrupt(path, 0, f"not an identity: {error}") from error
         if owner[0] != FORMAT:
@@ -110,18 +162,26 @@ class DataDirectory:
                 f"not to node {self.node_id} of cluster {self.cluster_id}",
                 hint="cluster_name or members differ from those it was made with",
             )
-        if self._has_log and not any((self.path / "wal").glob("[0-9a-f]*.seg")):
+        if (
+            self._has_log
+            and "log" not in self.lost
+            and not any((self.path / "wal").glob("[0-9a-f]*.seg"))
+        ):
             raise Corrupt(self.path / "wal", 0, "the log is gone")
 
-    def _save(self, peers: dict[str, int], *, has_log: bool) -> None:
+    def _save(self, **changes: Any) -> None:
         """Replace the file by rename, durably; what isn't on disk isn't remembered here either."""
-        record = {
+        record: dict[str, Any] = {
             "format": FORMAT,
             "cluster_id": self.cluster_id,
             "node_id": self.node_id,
             "incarnation": self.incarnation,
-            "peers": peers,
-            "has_log": has_log,
+            "peers": self._peers,
+            "has_log": self._has_log,
+            "epoch": self.epoch,
+            "lost": self.lost,
+            "damage": self.damage,
+            **changes,
         }
         draft = self.path / "identity.tmp"
         with draft.open("w", encoding="utf-8") as file:
@@ -129,9 +189,16 @@ class DataDirectory:
             file.flush()
             os.fsync(file.fileno())
         draft.rename(self.path / "identity")
-        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        self._peers, self._has_log = peers, has_log
+        sync_folder(self.path)
+        self.incarnation, self._peers = record["incarnation"], record["peers"]
+        self._has_log, self.epoch = record["has_log"], record["epoch"]
+        self.lost, self.damage = record["lost"], record["damage"]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

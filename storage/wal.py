@@ -124,7 +124,7 @@ class Wal:
     """The log. `open` makes one; attributes say what is durable, and change only in `append`.
 
     `hard_state`: the last one appended. `base`: the position before the first entry held. `last`:
-    the position of the last entry, or `base`.
+    the position of the last entry, or `base`. `directory`: its folder.
     """
 
     def __init__(
@@ -133,8 +133,8 @@ class Wal:
         self.hard_state = log.hard_state
         self.base = log.base
         self.last = log.last
+        self.directory = directory
         self._disk = disk
-        self._directory = directory
         self._segment_bytes = segment_bytes
         self._write_bytes_max = min(WRITE_BYTES_MAX, segment_bytes - HEADER_BYTES)
         self._new_salt = salt
@@ -445,7 +445,7 @@ class Wal:
             is_anew=anew is not None,
         )
         assert 0 < header.salt < 1 << 64 and header.salt != header.previous_salt
-        path = segment_path(self._directory, header.segment_id)
+        path = segment_path(self.directory, header.segment_id)
         data, offsets = encode_write(header, header.seed, HEADER_BYTES, hard_state, entries)
         try:
             spare, handle = self._spares.take(encode_header(header) + data)
@@ -454,7 +454,7 @@ class Wal:
         segment = Segment(path, handle, header, header.seed, header.first_write_end)
         try:
             self._disk.rename(spare, path)
-            self._disk.sync_dir(self._directory)
+            self._disk.sync_dir(self.directory)
         except OSError as error:
             close_all(self._disk, [segment])
             raise self._fail(error) from error

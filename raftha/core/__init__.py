@@ -7,6 +7,7 @@ from raftha.core.log import RaftLog
 from raftha.core.messages import (
     Append,
     AppendReply,
+    Healed,
     Heartbeat,
     HeartbeatReply,
     Message,
@@ -26,6 +27,7 @@ __all__ = [
     "Append",
     "AppendReply",
     "CoreConfig",
+    "Healed",
     "Heartbeat",
     "HeartbeatReply",
     "LogRead",

@@ -7,6 +7,10 @@ through it.
 
 Its first entry is a no-op: only with an entry of its own term committed does it know how far the
 log is committed at all (paper, section 8).
+
+A follower that heals (`raft.py`) is sent entries like any other and counts for nothing. It has
+healed when it holds a no-op that was appended after the leader had learned of the loss, and that a
+majority without it has on disk.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from raftha.core.log import RaftLog, fitting
 from raftha.core.messages import (
     Append,
     AppendReply,
+    Healed,
     Heartbeat,
     HeartbeatReply,
     Message,
@@ -35,7 +40,13 @@ from raftha.core.reads import Read, ReadRounds
 from raftha.core.ready import CoreConfig, LogRead, ReadState, Requests, SnapshotRequest
 from raftha.entry import Entry, EntryKind, LogPosition, make_entry
 from raftha.errors import MembershipChangePending, TransferFailed, Unavailable
-from raftha.events import CatchUpGivenUp, HaEvent, ReplicaBehindLog
+from raftha.events import (
+    CatchUpGivenUp,
+    HaEvent,
+    ReplicaBehindLog,
+    ReplicaHealed,
+    ReplicaHealing,
+)
 from raftha.membership import Membership
 
 
@@ -82,6 +93,8 @@ class Leadership:
         """A follower's answer or question, of this term."""
         if message.sender not in self.progress:
             return  # It was removed meanwhile.
+        if isinstance(message, AppendReply | HeartbeatReply):
+            self._hear_epoch(message.sender, message.epoch)
         match message:
             case AppendReply():
                 self._on_append_reply(message)
@@ -108,7 +121,9 @@ class Leadership:
         """Whether a quorum was heard from since the last time this was asked (R7)."""
         membership = self._log.membership
         active = sum(
-            voter == self.id or self.progress[voter].is_active for voter in membership.voters
+            voter == self.id
+            or (self.progress[voter].is_active and not self.progress[voter].is_healing)
+            for voter in membership.voters
         )
         for progress in self.progress.values():
             progress.was_active, progress.is_active = progress.is_active, False
@@ -123,6 +138,8 @@ class Leadership:
             raise TransferFailed(f"node {target} is a learner, and only voters lead")
         if not (progress.is_active or progress.was_active):
             raise TransferFailed(f"node {target} does not answer")
+        if progress.is_healing:
+            raise TransferFailed(f"node {target} heals from the loss of its log")
         self.transfer_target = target
         self._finish_transfer(target, progress)
         self._send_append(target)
@@ -136,6 +153,28 @@ class Leadership:
     def disconnected(self, peer: int) -> None:
         if peer in self.progress:
             self.progress[peer].probe()
+
+    # ---------------------------------------------------------------- members that heal
+
+    def _hear_epoch(self, peer: int, epoch: int) -> None:
+        """Note a follower's healing epoch; it is none that lies behind."""
+        progress = self.progress[peer]
+        if epoch == progress.epoch + 1 and progress.is_healing:
+            # It goes on from what it acknowledged while it healed; from now on that counts.
+            progress.epoch, progress.heals_at = epoch, None
+            self._events.append(ReplicaHealed(reporter=self.id, node_id=peer))
+            self.advance_commit()
+        elif epoch != progress.epoch:
+            progress.lost(epoch)
+        if progress.is_healing and progress.heals_at is None:
+            self._events.append(ReplicaHealing(reporter=self.id, node_id=peer))
+            progress.heals_at = self.append(EntryKind.NOOP, b"", 0, 0)
+
+    def _tell_if_healed(self, peer: int, progress: Progress) -> None:
+        """Say so to a follower that has healed, until its replies say so themselves."""
+        heals_at = progress.heals_at
+        if heals_at is not None and heals_at <= min(progress.match, self._log.commit):
+            self._send(Healed(peer, self.id, self.term, progress.epoch))
 
     # ---------------------------------------------------------------- membership
 
@@ -191,7 +230,7 @@ class Leadership:
         A round sends what is in the log when it begins. The last one then was so short that the
         cluster waits for the new voter no longer than for an election (thesis 4.2.1).
         """
-        catch_up, match = self._catch_ups[peer], self.progress[peer].match
+        catch_up, match = self._catch_ups[peer], self.progress[peer].counted
         if catch_up.is_given_up or match < catch_up.end:
             return
         if self._ticks - catch_up.began_ticks <= self._config.election_ticks:
@@ -327,7 +366,7 @@ class Leadership:
         compact_index = min(everywhere, self._log.persisted)
         self._log.compact_index = max(self._log.compact_index, compact_index)
         matches = sorted(
-            (self._log.persisted if voter == self.id else self.progress[voter].match)
+            (self._log.persisted if voter == self.id else self.progress[voter].counted)
             for voter in membership.voters
         )
         index = matches[-membership.quorum]
@@ -349,7 +388,7 @@ class Leadership:
         """Each member that counts, and the last entry that is known to be on its disk."""
         yield self.id, self._log.persisted
         for peer, progress in self.progress.items():
-            yield peer, progress.match
+            yield peer, progress.counted
 
     def behind(self, commit: int) -> tuple[int, ...]:
         """How far each member's disk is behind `commit`, as messages say it."""
@@ -433,21 +472,22 @@ class Leadership:
         for peer, progress in self.progress.items():
             # Beyond `match` the follower's log may differ: no commit index may be taken over there.
             commit = min(progress.match, self._log.commit)
-            behind = self.behind(commit)
-            self._send(Heartbeat(peer, self.id, self.term, commit, self._reads.round, behind))
+            behind, epoch = self.behind(commit), progress.epoch
+            read_round = self._reads.round
+            self._send(Heartbeat(peer, self.id, self.term, commit, read_round, behind, epoch))
 
     def _on_heartbeat_reply(self, message: HeartbeatReply) -> None:
         """A follower agrees that this is the leader."""
         peer, progress = message.sender, self.progress[message.sender]
         progress.is_active = True
         progress.has_applied(message.applied, message.applied_sequence)
-        progress.has_applied(message.applied, message.applied_sequence)
+        self._tell_if_healed(peer, progress)
         if progress.mode is Mode.PROBE:
             self._probe_again(peer, progress)
         elif progress.mode is Mode.REPLICATE and progress.match < self._log.last_index:
             # An append, or its reply, may be lost; the answer to this tells.
             self._send_probe(peer, progress)
-        if peer in self._log.membership.voters:
+        if peer in self._log.membership.voters and not progress.is_healing:
             answered = self._reads.hear(peer, message.read_round, self._others_needed())
             if answered is not None:
                 self._answer_reads(*answered)

@@ -2,6 +2,9 @@
 
 Every message names its receiver, its sender and the sender's term: a message without a term can't
 be told from one of an earlier leader's time, and counting such a reply commits without a quorum.
+
+A follower's replies also carry its healing epoch: 0 if it has never lost its log, odd while it
+heals from the loss of one, even once it has healed (`raft.py`).
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ class VoteReply(NamedTuple):
     term: int
     granted: bool
     pre: bool
+    epoch: int = 0
 
 
 class Append(NamedTuple):
@@ -72,13 +76,15 @@ class AppendReply(NamedTuple):
     hint_term: int
     applied: int = 0
     applied_sequence: int = 0
+    epoch: int = 0
 
 
 class Heartbeat(NamedTuple):
     """The leader is there; `commit` is never beyond what the receiver is known to have.
 
     `read_round` numbers the leader's rounds of asking «am I still the leader?» for reads. `behind`
-    is that of `Append`, as of `commit`.
+    is that of `Append`, as of `commit`. `epoch` is the receiver's healing epoch as of which it is
+    known to have that much.
     """
 
     to: int
@@ -87,6 +93,7 @@ class Heartbeat(NamedTuple):
     commit: int
     read_round: int
     behind: tuple[int, ...] = ()
+    epoch: int = 0
 
 
 class HeartbeatReply(NamedTuple):
@@ -101,6 +108,16 @@ class HeartbeatReply(NamedTuple):
     read_round: int
     applied: int = 0
     applied_sequence: int = 0
+    epoch: int = 0
+
+
+class Healed(NamedTuple):
+    """The receiver, which heals in `epoch`, holds all that it may ever have acknowledged."""
+
+    to: int
+    sender: int
+    term: int
+    epoch: int
 
 
 class ReadRequest(NamedTuple):
@@ -179,4 +196,5 @@ Message = (
     | PositionsReply
     | TimeoutNow
     | SnapshotOffer
+    | Healed
 )

@@ -3,7 +3,8 @@
 Theory of operation. A leader counts disks; with the commit index it tells its followers by how many
 entries each member's disk is behind it, so that every node can say who has what it applies. What a
 member holds of the committed log it never lets go of, and it is the same under every leader: so
-what was learned once stays true, and positions only ever grow.
+what was learned once stays true, and positions only ever grow. Only a member that loses its log
+has less for a while; it gets it back before it counts again.
 """
 
 from __future__ import annotations

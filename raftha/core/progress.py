@@ -32,12 +32,16 @@ class Progress:
     `watched_index`: it wants to hear who has this entry, 0 for none; when it was told last,
     `watched_holders` voters had it. `applied`, `applied_sequence`: how far its state is, as it said
     itself.
+    `epoch`: the follower's healing epoch, as last heard. `heals_at`: it has healed when it holds
+    this entry, and a majority without it does; None if it need not heal.
     """
 
     def __init__(self, next_index: int, messages_max: int, bytes_max: int) -> None:
         self.mode = Mode.PROBE
         self.match = 0
         self.next = next_index
+        self.epoch = 0
+        self.heals_at: int | None = None
         self.commit_sent = 0
         self.is_active = True
         self.was_active = True
@@ -68,6 +72,27 @@ class Progress:
         """The follower's own word for how far its state is; late words change nothing."""
         if applied > self.applied:
             self.applied, self.applied_sequence = applied, applied_sequence
+
+    @property
+    def is_healing(self) -> bool:
+        """Whether it has lost its log, and must not be counted."""
+        return self.epoch % 2 == 1
+
+    @property
+    def counted(self) -> int:
+        """Up to where it counts for a quorum: `match`, but for one that heals."""
+        return 0 if self.is_healing else self.match
+
+    def lost(self, epoch: int) -> None:
+        """It has lost its log since it was last heard: what it acknowledged before isn't there.
+
+        `next` stays the best guess; the rejection that comes says where the logs agree.
+        """
+        following = self.next
+        self.probe()
+        self.epoch, self.heals_at = epoch, None
+        self.match, self.next = 0, following
+        self.applied = self.applied_sequence = 0
 
     def probe(self) -> None:
         """Go back to asking; what was in flight may be lost.

@@ -57,6 +57,9 @@ is installed (`holds`): a log that has the image's last entry agrees with the le
 and may have acknowledged entries beyond it, which an image would throw away. A log that doesn't
 have it has nothing behind it that could be committed.
 
+Healing: a node that has lost its log takes entries like any follower, but gives no vote, never
+campaigns, and counts for no quorum until it holds all that it may have acknowledged: `epochs.py`.
+
 Sources: Ongaro & Ousterhout, «In Search of an Understandable Consensus Algorithm»; Ongaro's thesis;
 the division of labour is that of etcd's raft library.
 """
@@ -67,11 +70,13 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
+from raftha.core.epochs import Epochs
 from raftha.core.leader import Leadership
 from raftha.core.log import LogMismatch, RaftLog
 from raftha.core.messages import (
     Append,
     AppendReply,
+    Healed,
     Heartbeat,
     HeartbeatReply,
     Message,
@@ -99,6 +104,7 @@ from raftha.entry import Entry, EntryKind, HardState, LogPosition
 from raftha.errors import NotLeader
 from raftha.events import (
     HaEvent,
+    HealingEnded,
     LeaderElected,
     LeaderLost,
     MembershipChanged,
@@ -126,12 +132,17 @@ class Raft:
         hard_state: HardState,
         log: RaftLog,
         random_below: Callable[[int], int],
+        epoch: int = 0,
     ) -> None:
-        """Begin as a follower with what is on disk; `random_below(n)` gives 0 to n-1."""
+        """Begin as a follower with what is on disk; `random_below(n)` gives 0 to n-1.
+
+        `epoch` is the healing epoch.
+        """
         assert hard_state.term >= log.last_term, "an entry of a term implies that term"
         self.id = config.node_id
         self.config = config
         self.log = log
+        self._epochs = Epochs(epoch)
         self.term, self.vote = hard_state.term, hard_state.vote
         log.commit = max(log.commit, min(hard_state.commit, log.last_index))
         self.role = Role.FOLLOWER
@@ -179,7 +190,13 @@ class Raft:
     @property
     def is_voter(self) -> bool:
         """Whether this node may campaign, as far as it knows."""
-        return self.id in self.log.membership.voters and not self.is_removed
+        is_fit = not self.is_removed and not self.is_healing
+        return is_fit and self.id in self.log.membership.voters
+
+    @property
+    def is_healing(self) -> bool:
+        """Whether this node has lost its log, and may lack what it has acknowledged."""
+        return self._epochs.is_healing
 
     @property
     def is_writing(self) -> bool:
@@ -214,7 +231,8 @@ class Raft:
         """A message arrived. Stale, repeated and reordered messages are all fine."""
         assert message.to == self.id and message.sender != self.id
         # The sender may be nobody that this log knows of: it may come from a later membership.
-        self._step(message)
+        if not self._epochs.is_outdated(message):
+            self._step(message)
         self._check_membership()
 
     def _step(self, message: Message) -> None:
@@ -243,10 +261,10 @@ class Raft:
             case SnapshotOffer():
                 self._hear_leader(message.sender)
                 self._snapshot_offers.append(message)
+            case Healed():
+                self._epochs.on_healed(message)
             case TimeoutNow():
-                is_asked = self.role is Role.FOLLOWER and message.sender == self.leader
-                if is_asked and self.is_voter:
-                    self._campaign(pre=False, transfer=True)
+                self._on_timeout_now(message)
             case _:
                 assert_never(message)
 
@@ -374,6 +392,11 @@ class Raft:
         if self._leadership is not None:
             self._leadership.snapshot_failed(request)
 
+    def healed(self, epoch: int) -> None:
+        """It is durable that this node has healed: from now on it counts and votes."""
+        self._epochs.end(epoch)
+        self._emit(HealingEnded(reporter=self.id))
+
     # ---------------------------------------------------------------- outputs
 
     def ready(self) -> Ready:
@@ -388,6 +411,7 @@ class Raft:
             list(self._requests.snapshots),
             list(self._snapshot_offers),
             list(self._events),
+            self._epochs.take_healed(),
         )
         self._read_states.clear()
         self._requests.log_reads.clear()
@@ -462,9 +486,10 @@ class Raft:
         match message:
             case Append() | Heartbeat() | SnapshotOffer():
                 # A leader of an earlier term learns from this that it isn't one any more.
-                self._send(AppendReply(message.sender, self.id, self.term, False, 0, 0, 0))
+                refusal = AppendReply(message.sender, self.id, self.term, False, 0, 0, 0)
+                self._send(refusal._replace(epoch=self._epochs.own))
             case VoteRequest():
-                self._send(VoteReply(message.sender, self.id, self.term, False, message.pre))
+                self._send_vote(message, self.term, granted=False)
             case _:
                 pass
 
@@ -575,9 +600,17 @@ class Raft:
             # A pre-vote binds nobody; a real one counts once it is durable (R1), in `advance`.
             self._count_vote(self.id, True)
 
+    def _on_timeout_now(self, message: TimeoutNow) -> None:
+        is_asked = self.role is Role.FOLLOWER and message.sender == self.leader
+        if is_asked and self.is_voter:
+            self._campaign(pre=False, transfer=True)
+
     def _on_vote_request(self, message: VoteRequest) -> None:
         is_free = self.vote in (0, message.sender) and self.leader is None
         may_vote = is_free or (message.pre and message.term > self.term)
+        # One that heals may have voted for another in this term, and may lack what a candidate
+        # needs to have.
+        may_vote = may_vote and not self.is_healing
         granted = may_vote and self.log.is_up_to_date(message.last_index, message.last_term)
         # Only one that has lost its disk could need the vote of a removed node. Enough of those
         # would agree on another log than the members that have taken their places.
@@ -588,7 +621,11 @@ class Raft:
             self.vote = message.sender
             self._elapsed_ticks = 0
             self._set_timeout()
-        self._send(VoteReply(message.sender, self.id, term, granted, message.pre))
+        self._send_vote(message, term, granted=granted)
+
+    def _send_vote(self, request: VoteRequest, term: int, *, granted: bool) -> None:
+        reply = VoteReply(request.sender, self.id, term, granted, request.pre, self._epochs.own)
+        self._send(reply)
 
     def _on_vote_reply(self, message: VoteReply) -> None:
         wanted = Role.PRE_CANDIDATE if message.pre else Role.CANDIDATE
@@ -629,13 +666,15 @@ class Raft:
                     message.prev_index,
                     hint_index,
                     hint_term,
+                    epoch=self._epochs.own,
                 )
             )
             return
         self.log.commit = max(self.log.commit, min(message.commit, agreed))
         self.log.compact_index = max(self.log.compact_index, message.compact_index)
         applied = self.log.applied, self.log.applied_sequence
-        self._send(AppendReply(message.sender, self.id, self.term, True, agreed, 0, 0, *applied))
+        told = (*applied, self._epochs.own)
+        self._send(AppendReply(message.sender, self.id, self.term, True, agreed, 0, 0, *told))
 
     def _on_answer(self, message: ReadReply | PositionsReply) -> None:
         """What this node has asked a leader for."""
@@ -654,7 +693,10 @@ class Raft:
     def _on_heartbeat(self, message: Heartbeat) -> None:
         self._hear_leader(message.sender)
         self.log.positions.learn(message.commit, message.behind)
-        self.log.commit = max(self.log.commit, min(message.commit, self.log.last_index))
-        applied = self.log.applied, self.log.applied_sequence
-        reply = HeartbeatReply(message.sender, self.id, self.term, message.read_round, *applied)
+        if message.epoch == self._epochs.own:
+            # Otherwise it goes by what this node had before it lost its log, and what is there now
+            # may be other entries.
+            self.log.commit = max(self.log.commit, min(message.commit, self.log.last_index))
+        told = self.log.applied, self.log.applied_sequence, self._epochs.own
+        reply = HeartbeatReply(message.sender, self.id, self.term, message.read_round, *told)
         self._send(reply)

@@ -88,3 +88,5 @@ class Ready:
     snapshot_requests: list[SnapshotRequest]
     snapshot_offers: list[SnapshotOffer]
     events: list[HaEvent]
+    healed: int | None = None
+    """This node has healed: make this epoch durable, then call `Raft.healed`."""

@@ -8,6 +8,7 @@ from typing import assert_never
 from raftha.core import (
     Append,
     AppendReply,
+    Healed,
     Heartbeat,
     HeartbeatReply,
     Message,
@@ -26,11 +27,14 @@ from raftha.entry import Entry, EntryKind
 from raftha.events import (
     CatchUpGivenUp,
     HaEvent,
+    HealingEnded,
     LeaderElected,
     LeaderLost,
     MembershipChanged,
     Removed,
     ReplicaBehindLog,
+    ReplicaHealed,
+    ReplicaHealing,
     RoleChanged,
 )
 from raftha.membership import Membership
@@ -100,11 +104,12 @@ def _details(message: Message) -> str:
             text = f"commit={message.commit} behind={list(message.behind)}"
         case SnapshotOffer():
             text = f"image={message.index}/{message.index_term}"
-        case TimeoutNow():
+        case TimeoutNow() | Healed():
             pass
         case _:
             assert_never(message)
-    return text
+    epoch = getattr(message, "epoch", 0)
+    return f"{text} epoch={epoch}" if epoch else text
 
 
 def write_text(write: Write) -> str:
@@ -136,12 +141,25 @@ def event_text(event: HaEvent) -> str | None:
         case MembershipChanged():
             learners = f", learners {list(event.learners)}" if event.learners else ""
             return f"{event.reporter} has voters {list(event.voters)}{learners} as of {event.index}"
+        case Removed():
+            return f"{event.reporter} was removed"
+        case _:
+            return _member_text(event)
+
+
+def _member_text(event: HaEvent) -> str:
+    """Return what the node noticed of another one, or of its own healing."""
+    match event:
         case CatchUpGivenUp():
             return (
                 f"{event.reporter} gives up on learner {event.node_id} after {event.rounds} rounds"
             )
-        case Removed():
-            return f"{event.reporter} was removed"
+        case HealingEnded():
+            return f"{event.reporter} has healed"
+        case ReplicaHealing():
+            return f"{event.reporter} learns that {event.node_id} heals"
+        case ReplicaHealed():
+            return f"{event.reporter} learns that {event.node_id} has healed"
         case _:
             raise AssertionError(f"an event of the core that has no line: {event}")
 
@@ -163,6 +181,7 @@ def status_lines(raft: Raft) -> list[str]:
         line = f"  {peer} {progress.mode.value} match={progress.match} next={progress.next}"
         line += " paused" * progress.is_paused + " silent" * (not progress.is_active)
         line += " learner" * (peer not in raft.membership.voters)
+        line += " healing" * progress.is_healing
         line += " given-up" * raft.has_given_up(peer)
         lines.append(line)
     return lines

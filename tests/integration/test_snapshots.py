@@ -245,7 +245,7 @@ def test_a_node_that_cant_be_opened_with_an_image_has_failed_and_can_be_started_
             raise raftha.StorageFull("no space")
         return install(data, wal)
 
-    monkeypatch.setattr("raftha.runtime.install", failing)
+    monkeypatch.setattr("raftha.storage.vault.install", failing)
     gone = cluster.follower()
     node = cluster.nodes[gone]
     node.stop()

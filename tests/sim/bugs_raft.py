@@ -186,10 +186,10 @@ def heartbeat_commits_unmatched() -> list[Patch]:
     """A heartbeat's commit index isn't limited to what the follower is known to have."""
 
     def send_heartbeats(self: Leadership) -> None:
-        for peer in self.progress:
-            commit = self._log.commit
-            behind = self.behind(commit)
-            self._send(Heartbeat(peer, self.id, self.term, commit, self._reads.round, behind))
+        for peer, progress in self.progress.items():
+            commit, epoch = self._log.commit, progress.epoch
+            told = self._reads.round, self.behind(commit), epoch
+            self._send(Heartbeat(peer, self.id, self.term, commit, *told))
 
     return [(Leadership, "send_heartbeats", send_heartbeats)]
 

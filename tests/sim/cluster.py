@@ -159,6 +159,9 @@ class Simulation:
     def on_reset(self, member: Member, wal: Wal, position: LogPosition) -> None:
         self.invariants.on_reset(member, wal, position)
 
+    def on_loss(self, member: Member, position: LogPosition) -> None:
+        self.invariants.on_loss(member, position)
+
     def on_crash(self, member: Member) -> None:
         self.faults.on_crash(member)
 
@@ -234,6 +237,8 @@ class Simulation:
         last = len(self.invariants.committed)
         for member in current:
             applied = member.node.state.applied.index if member.node is not None else None
+            if member.vault.is_healing:
+                missing.append(f"node {member.id} heals")
             if applied != last:
                 missing.append(f"node {member.id} has applied {applied} of {last}")
         return "; ".join(missing)

@@ -154,6 +154,19 @@ class SimulatedDisk:
         if offset < len(file.durable):
             file.durable[offset] ^= 1 << bit
 
+    def overwrite(self, path: str, offset: int, data: bytes) -> None:
+        """Put other bytes there, cached and durable."""
+        file = self._file(path)
+        for content in (file.cached, file.durable):
+            content[offset : offset + len(data)] = data[: max(0, len(content) - offset)]
+
+    def set_aside(self, path: str, target: str) -> None:
+        """Move a folder, durably; if `target` is there already, remove the folder."""
+        self._before("rename", path)
+        folder = self._folders.pop(path, None)
+        if folder is not None:
+            self._folders.setdefault(target, folder)
+
     # The contract of `Disk`.
 
     def open(self, path: str, *, create: bool = False) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from raftha.operations import TransferOperation
 from tests.sim.member import Member
 from tests.sim.network import Network
+from tests.sim.rot import Rot
 from tests.sim.swarm import Swarm
 from tests.sim.world import World
 
@@ -39,6 +40,7 @@ class Faults:
         self._network = network
         self._rng = world.stream("faults")
         self._is_over = False
+        self._rotting = Rot(world, members, self._rng)
         for interval, fault in (
             (swarm.crash_every_s, self._crash),
             (swarm.partition_every_s, self._partition),
@@ -47,6 +49,7 @@ class Faults:
             (swarm.clock_every_s, self._step_clock),
             (swarm.transfer_every_s, self._transfer),
             (swarm.drift_every_s, self._drift),
+            (swarm.rot_every_s, self._rot),
         ):
             if interval:
                 self._repeat(interval, fault)
@@ -113,6 +116,10 @@ class Faults:
             is_power_loss=self._rng.random() < self._swarm.power_loss_chance,
             is_silent=self._rng.random() < self._swarm.silent_crash_chance,
         )
+
+    def _rot(self, victim: Member) -> None:
+        if self._rotting.strike(victim) and self._rng.random() < self._swarm.rot_crash_chance:
+            self._crash_one(victim)
 
     def _partition(self, victim: Member) -> None:
         if self._rng.random() < 0.5:

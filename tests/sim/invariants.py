@@ -24,6 +24,10 @@ Chained hashes make this cheap: two logs that agree on one hash agree on all bef
     failovers              a member reports each change of leader that it lived through, once: it
                            began, it is over; never the one without the other before it
     removed                who knows that it was removed neither leads nor campaigns
+    healing                a member that heals votes for nobody, and isn't counted by who knows it;
+                           what it did before it lost its log was then on its disk
+
+A member that loses its log begins another *era*: its healing epoch tells them apart.
 """
 
 from __future__ import annotations
@@ -49,6 +53,11 @@ class DurableLog:
     def __init__(self) -> None:
         self.hard_state = HardState(0, 0, 0)
         self._hashes: list[bytes] = []
+
+    def lose(self, hashes: list[bytes], position: LogPosition) -> None:
+        """The log was set aside; another one begins behind what the state has applied."""
+        self.hard_state = HardState(position.term, 0, position.index)
+        self._hashes = hashes
 
     def begin_anew(self, hashes: list[bytes], term_reached: int) -> None:
         """An image took the place of the log, whose entries would have these hashes."""
@@ -90,12 +99,21 @@ class _Seen:
         self.durable = DurableLog()
         self.writing: Write | None = None
         self.reset: LogPosition | None = None
-        self.lost: list[DurableLog] = []
+        self.wiped: list[DurableLog] = []
         """What was on the disks that this member has lost: it was acknowledged in its time."""
+        self.era = 0
+        self.eras: dict[int, DurableLog] = {}
+        """What was in its log in earlier ones."""
 
     def has_had(self, entry: Entry) -> bool:
         """Whether the entry is, or was, on a disk of this member."""
-        disks = (self.durable, *self.lost)
+        disks = (self.durable, *self.eras.values(), *self.wiped)
+        return any(disk.hash_at(entry.index) == entry.hash for disk in disks)
+
+    def had_in(self, era: int, entry: Entry, now: int) -> bool:
+        """Whether the entry was on this member's disk in an era, or on one that was wiped."""
+        log = self.durable if era == now else self.eras.get(era)
+        disks = (*self.wiped, log) if log is not None else self.wiped
         return any(disk.hash_at(entry.index) == entry.hash for disk in disks)
 
 
@@ -113,6 +131,8 @@ class Invariants:
         self._leaders: dict[int, int] = {}
         self._hashes: dict[tuple[int, int], bytes] = {}
         self._votes: dict[tuple[int, int], int] = {}
+        self._eras: dict[tuple[int, int, int], int] = {}
+        """Whom a member voted for in an era and a term."""
 
     # ---------------------------------------------------------------- after an event
 
@@ -214,7 +234,9 @@ class Invariants:
         self.oracle.apply(entry)
         # The first to commit is the leader, so it is its membership that counts.
         electorate = voters(self.memberships.in_force(member.node.core.log))
-        holders = [voter for voter in sorted(electorate) if self._seen[voter].has_had(entry)]
+        holders = [
+            voter for voter in sorted(electorate) if self._is_holder(member.node.core, voter, entry)
+        ]
         if 2 * len(holders) <= len(electorate):
             raise Violation(
                 f"node {member.id} committed entry {entry.index} which is on the disks of "
@@ -229,6 +251,15 @@ class Invariants:
                         f"node {other.id} leads term {core.term} without entry {entry.index}, "
                         f"which node {member.id} committed in term {term}"
                     )
+
+    def _is_holder(self, leader: Raft, voter: int, entry: Entry) -> bool:
+        """Whether `leader` may count this voter for an entry."""
+        now = self._members[voter].vault.epoch
+        era = now
+        if voter != leader.id and leader.is_leader:
+            # It goes by what the voter said before it lost its log, if it doesn't know of that.
+            era = leader.progress[voter].epoch
+        return era % 2 == 0 and self._seen[voter].had_in(era, entry, now)
 
     def _check_applied(self, node_id: int, applied: LogPosition, log: RaftLog, seen: _Seen) -> None:
         if applied.index < seen.applied or applied.index > log.commit:
@@ -247,12 +278,14 @@ class Invariants:
     def on_send(self, member: Member, message: PeerMessage) -> None:
         """A message leaves."""
         match message:
+            case VoteRequest() | VoteReply(granted=True) if member.vault.is_healing:
+                raise Violation(f"node {member.id} takes part in an election while it heals")
             case VoteRequest(pre=True) | VoteReply(pre=True):
                 return
             case VoteRequest():
-                self._check_vote(member.id, message.term, member.id)
+                self._check_vote(member, message.term, member.id)
             case VoteReply(granted=True):
-                self._check_vote(member.id, message.term, message.to)
+                self._check_vote(member, message.term, message.to)
             case AppendReply(ok=True):
                 self._check_acknowledgement(member.id, message)
             case Append():
@@ -266,8 +299,11 @@ class Invariants:
                 f"node {member.id} speaks for term {term}, its disk says {durable.term}"
             )
 
-    def _check_vote(self, node_id: int, term: int, candidate: int) -> None:
-        earlier = self._votes.setdefault((node_id, term), candidate)
+    def _check_vote(self, member: Member, term: int, candidate: int) -> None:
+        node_id = member.id
+        # A vote that was lost with the log may be given again: who was to get it can't win.
+        self._votes[node_id, term] = candidate
+        earlier = self._eras.setdefault((node_id, member.vault.epoch, term), candidate)
         if earlier != candidate:
             raise Violation(
                 f"node {node_id} voted for {earlier} and for {candidate} in term {term}"
@@ -338,6 +374,16 @@ class Invariants:
             raise Violation(f"node {member.id} found another entry {member.wal.base.index}")
         self._forget(member, seen)
 
+    def on_loss(self, member: Member, position: LogPosition) -> None:
+        """A member has set its log aside, and begun another one at `position`."""
+        seen, era = self._seen[member.id], member.vault.epoch
+        if era != seen.era:
+            seen.eras |= dict.fromkeys(range(seen.era, era), seen.durable)
+            seen.durable, seen.era = DurableLog(), era
+        hashes = [entry.hash for entry in self.committed[: position.index]]
+        seen.durable.lose(hashes, position)
+        seen.acknowledged, seen.writing, seen.reset = (0, 0), None, None
+
     def on_reset(self, member: Member, wal: Wal, position: LogPosition) -> None:
         """A member that starts is about to begin its log anew."""
         seen = self._seen[member.id]
@@ -352,7 +398,7 @@ class Invariants:
         """A member has lost its disk, and all that it knew."""
         before = self._seen[member.id]
         seen = self._seen[member.id] = _Seen()
-        seen.lost = [*before.lost, before.durable]
+        seen.wiped = [*before.wiped, before.durable]
 
     def _check_found(self, member: Member, wal: Wal, seen: _Seen) -> None:
         writing, durable = seen.writing, seen.durable

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from random import Random
 from typing import Any, Protocol
@@ -23,16 +23,17 @@ from raftha.checkpoints import Cut
 from raftha.config import HaConfig
 from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
 from raftha.entry import Entry, HardState, LogPosition
-from raftha.errors import Compacted, Disconnected, StorageFailed, StorageFull
+from raftha.errors import Compacted, Corrupt, Disconnected, StorageFailed, StorageFull
 from raftha.events import HaEvent, LeaderLost, ReplicaBehindLog, RoleChanged
 from raftha.membership import Membership
 from raftha.node import HEARTBEAT_TICKS, Node, applied_membership
 from raftha.operations import Operation
 from raftha.statistics import Statistics
 from raftha.storage import datadir
+from raftha.storage.healing import open_whole
 from raftha.storage.machine import StateMachine
-from raftha.storage.replay import entries_after, read_from
-from raftha.storage.state import Frozen, State
+from raftha.storage.replay import read_from
+from raftha.storage.state import Frozen
 from raftha.storage.wal import Wal
 from raftha.wire import PeerMessage
 from tests.sim.clock import MemberClock
@@ -41,6 +42,7 @@ from tests.sim.images import SimulatedFiles
 from tests.sim.network import Network
 from tests.sim.store import DictStore
 from tests.sim.swarm import Swarm
+from tests.sim.vault import SimulatedVault
 from tests.sim.world import World
 
 HEARTBEAT_MS = 50
@@ -73,6 +75,7 @@ class Watch(Protocol):
     def on_crash(self, member: Member) -> None: ...
     def on_wipe(self, member: Member) -> None: ...
     def on_reset(self, member: Member, wal: Wal, position: LogPosition) -> None: ...
+    def on_loss(self, member: Member, position: LogPosition) -> None: ...
 
 
 class Member:
@@ -84,6 +87,7 @@ class Member:
         self.id = node_id
         self._world = world
         self._swarm = swarm
+        self._machine = machine
         self.life = 0
         self.is_wanted = node_id <= swarm.size
         """Whether it is to be up: a newcomer isn't yet, one that was removed is no longer."""
@@ -93,6 +97,8 @@ class Member:
         """How many times as long as usual the disk takes."""
         self.has_disk_error = False
         self._is_disk_broken = False
+        self.is_rotten = False
+        """Whether something on its disk is damaged, and it hasn't found out yet."""
         self.node: Node | None = None
         self.network: Network | None = None
         self.clock = MemberClock(world, world.stream(f"clock {node_id}"))
@@ -109,7 +115,6 @@ class Member:
             election_timeout_ms=ELECTION_MS,
             checkpoint_interval_sec=swarm.checkpoint_s,
         )
-        self._machine = machine
         self._watch = watch
         self._is_calm = False
         self._is_turn_due = False
@@ -132,6 +137,7 @@ class Member:
         self.disk = SimulatedDisk(self._world.stream(f"disk {self.id} {incarnation}"))
         self.store = DictStore()
         self.snapshots = SimulatedFiles(self, self._swarm.chunk_bytes)
+        self.vault = SimulatedVault(self, WAL, self._machine)
 
     # ---------------------------------------------------------------- life
 
@@ -151,25 +157,25 @@ class Member:
             self._world.note(self.id, "start found no space")
             self._lose(is_power_loss=False)
             return
+        self.is_rotten = False
         self._world.note(self.id, "start", f"log ends at {self.node.core.log.last_index}")
         self._watch.on_start(self)
         self._later(self.rng.uniform(0, TICK_S), self._tick)
         self._later(self._disk_time(), self._prepare_spare)
         self.wake()
 
-    def _open(self) -> Node:
-        swarm = self._swarm
-        rng = self.rng
-        self.wal = wal = Wal.open(
+    def open_wal(self) -> Wal:
+        """Open the log on the simulated disk."""
+        return Wal.open(
             self.disk,
             WAL,
-            segment_bytes=swarm.segment_bytes,
-            salt=lambda: rng.randrange(1, 1 << 64),
+            segment_bytes=self._swarm.segment_bytes,
+            salt=lambda: self.rng.randrange(1, 1 << 64),
         )
-        if self.snapshots.install_if_ready(wal):
-            self._world.note(self.id, "image installed", f"at {wal.base.index}")
-        state = State(self.store, self._machine)
-        entries = entries_after(wal, state.applied, WAL)
+
+    def _open(self) -> Node:
+        swarm, rng = self._swarm, self.rng
+        self.wal, state, entries = wal, _, _ = open_whole(self.vault)
         config = CoreConfig(
             node_id=self.id,
             heartbeat_ticks=HEARTBEAT_TICKS,
@@ -181,7 +187,7 @@ class Member:
         )
         membership = applied_membership(state, self.config)
         log = RaftLog(wal.first_index, state.applied, entries, config.window_bytes_max, membership)
-        core = Raft(config, wal.hard_state, log, rng.randrange)
+        core = Raft(config, wal.hard_state, log, rng.randrange, self.vault.epoch)
         cluster = self.config.cluster_id
         return Node(self.config, cluster, core, state, self, self.clock, rng.randrange)
 
@@ -288,7 +294,7 @@ class Member:
         except SimulatedCrash:
             self._world.counts["crash in a disk operation"] += 1
             self.crash(is_power_loss=self._has_power_loss(), is_silent=self.rng.random() < 0.5)
-        except StorageFailed as error:
+        except (StorageFailed, Corrupt) as error:
             self._world.note(self.id, "storage failed", str(error))
             assert self.node is not None
             self.node.fail(str(error), StorageFailed(str(error)), Disconnected(str(error)))
@@ -447,6 +453,29 @@ class Member:
         except StorageFull:
             self._world.counts["no spare"] += 1
 
+    # ---------------------------------------------------------------- healing
+
+    def on_damage(self, parts: Collection[str], found: Corrupt) -> None:
+        """The start has found damage, and begins to replace these parts."""
+        self._world.note(self.id, "damage found", f"lost {' '.join(parts)}: {found}")
+        self._world.counts[f"lost {' and '.join(sorted(parts))}"] += 1
+
+    def on_loss(self, position: LogPosition) -> None:
+        self._watch.on_loss(self, position)
+
+    def end_healing(self, epoch: int) -> None:
+        self._later(self._disk_time(), self._run, self._end_healing, epoch)
+
+    def _end_healing(self, epoch: int) -> None:
+        self.may_crash()
+        self.vault.end_healing(epoch)
+        self._world.note(self.id, "healed", f"epoch {epoch}")
+        self._later(self.rng.uniform(0, 0.001), self._on_healed, epoch)
+
+    def _on_healed(self, epoch: int) -> None:
+        assert self.node is not None
+        self.node.on_healed(epoch)
+
     # ---------------------------------------------------------------- images
 
     def on_disk(self, work: Callable[[], Any], done: Callable[[Any], None], pause: float) -> None:
@@ -470,6 +499,7 @@ class Member:
         self.crash(is_power_loss=False, is_silent=False)
 
     def on_reset(self, wal: Wal, position: LogPosition) -> None:
+        self._world.note(self.id, "image installed", f"at {position.index}")
         self._watch.on_reset(self, wal, position)
 
     def may_crash(self) -> None:

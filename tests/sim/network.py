@@ -4,8 +4,9 @@ Theory of operation. Each pair of members has a *link*. A connection over it has
 each side comes to know of its beginning and its end at a time of its own; a message that is on its
 way when the connection ends is lost. While both members are up and nothing blocks the link, it is
 dialled again and again. On top of it, by the seed's swarm: delay, loss, loss of certain kinds of
-messages only, stragglers, duplication, reordering, and blocking of one direction or both, which
-loses messages silently. Some messages travel as the bytes that `raftha.wire` makes of them.
+messages only, stragglers, duplication, reordering, messages that outlive their connection, and
+blocking of one direction or both, which loses messages silently. Some messages travel as the bytes
+that `raftha.wire` makes of them.
 """
 
 from __future__ import annotations
@@ -176,9 +177,12 @@ class Network:
         )
 
     def _deliver(self, link: Link, generation: int, message: PeerMessage) -> None:
-        if link.generation == generation == link.known[message.to]:
+        is_current = link.generation == generation == link.known[message.to]
+        station = self._stations[message.to]
+        is_ghost = type(message) in self._swarm.ghost_kinds and station.is_up
+        if is_current or (is_ghost and not self._is_calm):
             self._world.note(message.to, "message", message)
-            self._stations[message.to].on_message(message)
+            station.on_message(message)
 
     # Connections.
 

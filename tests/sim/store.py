@@ -18,9 +18,10 @@ from raftha.storage.checkpoint import SCAN_CHUNK_BYTES, Hasher, StoreCensus, Sto
 
 class DictStore:
     """A `Store`. The next write raises `fail_next` if that is set, and changes nothing; all raise
-    StorageFull, and change nothing, while it `is_full`."""
+    StorageFull, and change nothing, while it `is_full`. One that `is_damaged` can't be opened."""
 
     def __init__(self) -> None:
+        self.is_damaged = False
         self.fail_next: StorageError | None = None
         self.is_full = False
         self._values: SortedDict[bytes, bytes] = SortedDict()
@@ -57,6 +58,8 @@ class DictStore:
     def meta(self) -> bytes | None:
         """Return the meta of the last checkpoint, None if there was none yet."""
         assert self._is_open
+        if self.is_damaged:
+            raise self.corrupt("it is rotten")
         return self._meta
 
     def write(self, items: Iterable[tuple[bytes, bytes | None]], meta: bytes) -> None:
@@ -111,6 +114,7 @@ class DictStore:
         """Return the store as a restart finds it; this object can't be used any more."""
         self.close()
         found = DictStore()
+        found.is_damaged = self.is_damaged
         found._values, found._meta, found._version = self._values, self._meta, self._version
         found.is_full = self.is_full
         return found

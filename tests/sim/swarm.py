@@ -30,10 +30,12 @@ NEWCOMERS = 3
 WIPING_CHANCE = 0.12
 SICK_CHANCE = 0.1
 SHORT_LOGS_CHANCE = 0.35
+ROTTING_CHANCE = 0.3
 _KINDS: tuple[type, ...] = (
     Append, AppendReply, Heartbeat, HeartbeatReply, VoteRequest, VoteReply, ReadReply, TimeoutNow,
     Forward,
 )  # fmt: skip
+_REPLIES: tuple[type, ...] = (AppendReply, HeartbeatReply, VoteReply)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,11 @@ class Swarm:
     depth: int
     timeout_s: float
 
+    rot_every_s: float = 0.0
+    rot_crash_chance: float = 0.7
+    ghost_kinds: tuple[type, ...] = ()
+    """Messages of these kinds arrive even if their connection has ended meanwhile."""
+
     retention_bytes: int = 1 << 40
     chunk_bytes: int = 1 << 20
 
@@ -112,6 +119,14 @@ class Swarm:
 
 def draw(rng: Random) -> Swarm:
     """Draw a swarm; half of the faults are off in most of them, and a few are directed."""
+    swarm = _choose(rng)
+    can_rot = swarm.size > 1 and not swarm.change_every_s and not swarm.is_only_sick
+    if can_rot and rng.random() < ROTTING_CHANCE:
+        return rng.choice((_rotting, _rotting_alone))(swarm, rng)
+    return swarm
+
+
+def _choose(rng: Random) -> Swarm:
     swarm = _draw(rng)
     if rng.random() < DIRECTED_CHANCE:
         return rng.choice((_falling_leaders, _cut_off_leaders, _failing_power))(swarm, rng)
@@ -124,6 +139,45 @@ def draw(rng: Random) -> Swarm:
     if rng.random() < SHORT_LOGS_CHANCE:
         return _short_logs(swarm, rng)
     return swarm
+
+
+def _rotting(swarm: Swarm, rng: Random) -> Swarm:
+    """Disks rot, beside all else."""
+    return replace(
+        swarm,
+        chaos_s=rng.uniform(5, 8),
+        rot_every_s=rng.choice((0.3, 1.0)),
+        rot_crash_chance=rng.choice((0.2, 0.9)),
+        ghost_kinds=rng.choice(((), _REPLIES)),
+        # Who heals is sent a lot. Single entries, reordered, would be rejected and sent again by
+        # the ten thousands.
+        in_flight_messages_max=rng.choice((1, 4)),
+    )
+
+
+def _rotting_alone(swarm: Swarm, rng: Random) -> Swarm:
+    """Disks rot and members crash, and replies of earlier lives come in late."""
+    return replace(
+        _rotting(_without_faults(swarm), rng),
+        size=swarm.size,
+        is_fifo=False,
+        straggler_chance=rng.choice((0.0, 0.3, 0.6)),
+        straggler_kinds=_REPLIES,
+        ghost_kinds=_REPLIES,
+        rot_every_s=0.3,
+        rot_crash_chance=0.9,
+        crash_every_s=rng.choice((0.0, 0.4, 1.0)),
+        mid_operation_chance=rng.choice((0.0, 0.5)),
+        restart_s=rng.choice((0.03, 0.2, 0.6)),
+        partition_every_s=rng.choice((0.0, 0.5)),
+        partition_s=0.4,
+        checkpoint_s=rng.choice((0.1, 1.0, 60.0)),
+        retention_bytes=rng.choice((0, 1 << 40)),
+        transfer_every_s=rng.choice((0.0, 0.4)),
+        leader_chance=rng.choice((0.2, 0.8)),
+        clients=4,
+        think_s=0.01,
+    )
 
 
 def _changing(swarm: Swarm, rng: Random) -> Swarm:

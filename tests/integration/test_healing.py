@@ -1,0 +1,226 @@
+"""Nodes whose log or state is damaged on the disk heal from the others: real processes, real files.
+
+Damage is done to files of a node that is down. A member that is back must have all that was ever
+acknowledged, in the log and in the state, and be as good a voter as any.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+import raftha
+from raftha.config import MIB
+from raftha.storage.disk import RealDisk
+from raftha.storage.recovery import close_all, live_ids, recover
+from raftha.storage.segment import HEADER_BYTES, scan
+from raftha.testing import LocalCluster
+from tests.integration.test_manager import free_addresses, make_config, wait_until
+
+pytestmark = pytest.mark.slow
+
+SETTINGS: dict[str, Any] = {"wal_segment_bytes": 16 * MIB}
+OFTEN = {**SETTINGS, "checkpoint_interval_sec": 0.2, "max_wal_size": 4 * MIB}
+
+
+def damage_log(data: Path) -> None:
+    """Turn over bits in the middle of what a log holds."""
+    disk, folder = RealDisk(), str(data / "wal")
+    log = recover(disk, folder, live_ids(folder, os.listdir(folder)))
+    segment = log.segments[0]
+    writes = list(scan(disk, segment, segment.end))
+    close_all(disk, log.segments)
+    assert len(writes) > 10
+    flip(Path(segment.path), writes[len(writes) // 2].offset + 60)
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 0x10]))
+
+
+def damage_state(data: Path, start: int, pages: int) -> None:
+    """Overwrite pages of LMDB's file."""
+    with (data / "state" / "data.mdb").open("r+b") as file:
+        file.seek(start * 4096)
+        file.write(Random(start).randbytes(pages * 4096))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files that matter, with what is in them."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in files
+        if path.name not in ("lock.mdb", "LOCK")
+    }
+
+
+def quarantined(data: Path) -> list[str]:
+    return sorted(path.name.partition("-")[0] for path in (data / "quarantine").glob("*"))
+
+
+def write(cluster: LocalCluster, node_id: int, start: int, count: int) -> None:
+    for i in range(start, start + count):
+        assert cluster.call(node_id, "SET", f"k{i}", f"v{i}") == b"OK"
+
+
+def follower(cluster: LocalCluster) -> int:
+    leader = cluster.wait_leader()
+    return next(i for i in cluster.node_ids if i != leader)
+
+
+def check_whole(cluster: LocalCluster, node_id: int, keys: int) -> None:
+    """The node has healed: equal to the others, it can lead, and nothing is lost."""
+    wait_until(lambda: (cluster.status(node_id) or {}).get("is_healing") is False, "it heals on")
+    cluster.wait_caught_up()
+    assert len({digest["hex"] for digest in cluster.digests().values()}) == 1
+    cluster.call(node_id, "RAFTHA", "FAILOVER", node_id)
+    wait_until(lambda: cluster.leader() == node_id, "it can't lead")
+    for i in range(keys):
+        assert cluster.call(node_id, "GET", f"k{i}") == b"v%d" % i
+
+
+def test_a_log_that_is_damaged_in_the_middle_heals_from_the_others() -> None:
+    with LocalCluster(3, settings=SETTINGS) as cluster:
+        write(cluster, 1, 0, 40)
+        hurt = follower(cluster)
+        other = next(i for i in cluster.node_ids if i != hurt)
+        cluster.kill(hurt)
+        damage_log(cluster.data_of(hurt))
+        write(cluster, other, 40, 20)
+        cluster.start_node(hurt)
+        check_whole(cluster, hurt, 60)
+        assert quarantined(cluster.data_of(hurt)) == ["wal"]
+        told = cluster.log_path(hurt).read_text()
+        assert "event=StorageDamaged" in told and "event=HealingEnded" in told
+        assert f"{hurt} " and "0000000000000001.seg" in told, "where the damage is"
+        # What is over is over: the next start has nothing to do with it.
+        cluster.kill(hurt)
+        write(cluster, other, 60, 5)
+        cluster.start_node(hurt)
+        check_whole(cluster, hurt, 65)
+        assert quarantined(cluster.data_of(hurt)) == ["wal"]
+
+
+def test_a_leaders_log_heals_as_well() -> None:
+    with LocalCluster(3, settings=OFTEN) as cluster:
+        write(cluster, 1, 0, 40)
+        hurt = cluster.wait_leader()
+        cluster.kill(hurt)
+        damage_log(cluster.data_of(hurt))
+        other = next(i for i in cluster.node_ids if i != hurt)
+        cluster.wait_leader()
+        write(cluster, other, 40, 10)
+        cluster.start_node(hurt)
+        check_whole(cluster, hurt, 50)
+
+
+@pytest.mark.parametrize(
+    ("start", "pages"), [(0, 2), (0, 1_000_000)], ids=["meta pages", "all pages"]
+)
+def test_a_damaged_state_is_rebuilt_from_a_log_that_goes_back_to_the_beginning(
+    start: int, pages: int
+) -> None:
+    with LocalCluster(3, settings=OFTEN) as cluster:
+        write(cluster, 1, 0, 40)
+        hurt = follower(cluster)
+        wait_for_checkpoint(cluster, hurt)
+        cluster.kill(hurt)
+        size = (cluster.data_of(hurt) / "state" / "data.mdb").stat().st_size
+        damage_state(cluster.data_of(hurt), start, min(pages, size // 4096))
+        cluster.start_node(hurt)
+        check_whole(cluster, hurt, 40)
+        assert quarantined(cluster.data_of(hurt)) == ["state"]
+        assert "event=HealingEnded" not in cluster.log_path(hurt).read_text(), "nothing was lost"
+
+
+def wait_for_checkpoint(cluster: LocalCluster, node_id: int) -> None:
+    wait_until(
+        lambda: ((cluster.status(node_id) or {}).get("checkpoint_index") or 0) > 10,
+        "no checkpoint is taken",
+    )
+
+
+def test_log_and_state_both_damaged_heal_from_nothing() -> None:
+    with LocalCluster(3, settings=OFTEN) as cluster:
+        write(cluster, 1, 0, 40)
+        hurt = follower(cluster)
+        wait_for_checkpoint(cluster, hurt)
+        cluster.kill(hurt)
+        damage_log(cluster.data_of(hurt))
+        damage_state(cluster.data_of(hurt), 0, 2)
+        cluster.start_node(hurt)
+        check_whole(cluster, hurt, 40)
+        assert quarantined(cluster.data_of(hurt)) == ["state", "wal"]
+
+
+@pytest.mark.parametrize("part", ["log", "header"])
+def test_a_node_that_is_alone_keeps_its_hands_off(tmp_path: Path, part: str) -> None:
+    (address,) = free_addresses(1)
+    config = make_config(tmp_path, 1, {1: address})
+    node = raftha.HaManager(config)
+    node.start()
+    for i in range(20):
+        node.put(b"k%d" % i, b"v")
+    node.stop()
+    if part == "log":
+        damage_log(tmp_path / "1")
+    else:
+        flip(next((tmp_path / "1" / "wal").glob("0*.seg")), HEADER_BYTES // 2)
+    before = contents(tmp_path / "1")
+    with pytest.raises(raftha.Corrupt, match="no other member has a copy"):
+        raftha.HaManager(config).start()
+    assert contents(tmp_path / "1") == before
+
+
+class Cluster:
+    """Three nodes in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        members = dict(enumerate(free_addresses(3), start=1))
+        self.nodes = {
+            node_id: raftha.HaManager(make_config(folder, node_id, members)) for node_id in members
+        }
+        for node in self.nodes.values():
+            node.start()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path)
+    yield made
+    for node in made.nodes.values():
+        node.stop()
+
+
+def test_who_heals_counts_for_nothing_until_a_majority_without_it_is_there(
+    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "raftha")
+    nodes = cluster.nodes
+    for i in range(20):
+        nodes[1].put(b"k%d" % i, b"v")
+    for node in nodes.values():
+        node.stop()
+    damage_log(tmp_path / "3")
+    nodes[1].start()
+    nodes[3].start()
+    assert nodes[3].get_status().is_healing
+    with pytest.raises((raftha.Unavailable, raftha.Indeterminate)):
+        nodes[1].put(b"two", b"of three, but one heals", timeout=2)
+    assert nodes[3].get(b"k0", consistency="stale") in (None, b"v")
+    nodes[2].start()
+    wait_until(lambda: not nodes[3].get_status().is_healing, "it heals on")
+    nodes[2].stop()
+    assert nodes[3].put(b"two", b"of three")
+    assert nodes[3].get(b"k19") == b"v"

@@ -1,0 +1,104 @@
+"""Where a simulated member keeps log, state and the note of what it lost: a `raftha` `Vault`.
+
+Theory of operation. The real `healing.py` works on it. The note, which a real node has in its
+identity, is replaced as a whole and durable at once; folders are moved and removed likewise. A
+member that is about to crash in a disk operation may do so between any two steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+from raftha.entry import LogPosition
+from raftha.errors import Corrupt
+from raftha.storage.healing import LOG
+from raftha.storage.machine import StateMachine
+from raftha.storage.state import State
+from raftha.storage.wal import Wal
+from tests.sim.disk import SimulatedDisk
+from tests.sim.images import SimulatedFiles
+from tests.sim.store import DictStore
+
+
+class Keeper(Protocol):
+    """The member whose vault it is."""
+
+    disk: SimulatedDisk
+    store: DictStore
+    snapshots: SimulatedFiles
+
+    def open_wal(self) -> Wal: ...
+    def may_crash(self) -> None: ...
+    def on_damage(self, parts: Collection[str], found: Corrupt) -> None: ...
+    def on_loss(self, position: LogPosition) -> None: ...
+
+
+class SimulatedVault:
+    """The vault of one member, over all its lives."""
+
+    def __init__(self, keeper: Keeper, folder: str, machine: StateMachine) -> None:
+        self.epoch = 0
+        self.lost: dict[str, str] = {}
+        self._keeper = keeper
+        self._folder = folder
+        self._machine = machine
+        self._wal: Wal | None = None
+        self._losses = 0
+
+    @property
+    def is_healing(self) -> bool:
+        return self.epoch % 2 == 1
+
+    def open_log(self) -> Wal:
+        self._wal = None  # Whatever it was, it belongs to an earlier life.
+        self._wal = self._keeper.open_wal()
+        return self._wal
+
+    def open_state(self, wal: Wal) -> State:
+        self._keeper.snapshots.install_if_ready(wal)
+        return State(self._keeper.store, self._machine)
+
+    def peek(self) -> tuple[LogPosition, bytes | None]:
+        state = State(self._keeper.store)
+        return state.applied, state.membership
+
+    def has_others(self, membership: bytes | None) -> bool:
+        return True  # A cluster of one is never damaged here.
+
+    def note_loss(self, parts: Collection[str], found: Corrupt) -> None:
+        self._keeper.may_crash()
+        self._losses += 1
+        self.lost = {part: f"{part}-{self._losses}" for part in sorted(parts)}
+        if LOG in parts:
+            self.epoch += 2 if self.is_healing else 1
+        self._keeper.on_damage(parts, found)
+        self._keeper.may_crash()
+
+    def set_aside(self, part: str) -> None:
+        self._keeper.may_crash()
+        if part == LOG:
+            self._keeper.disk.set_aside(self._folder, f"quarantine/{self.lost[part]}")
+        else:
+            self._keeper.store.close()
+            self._keeper.store = DictStore()
+        self._keeper.may_crash()
+
+    def drop_image(self) -> None:
+        self._keeper.snapshots.discard()
+
+    def note_replaced(self) -> None:
+        if LOG in self.lost:
+            self._keeper.on_loss(self.peek()[0])
+        self._keeper.may_crash()
+        self.lost = {}
+
+    def end_healing(self, epoch: int) -> None:
+        """This member holds again all that it may have acknowledged."""
+        assert epoch == self.epoch + 1
+        self.epoch = epoch
+
+    def close(self) -> None:
+        if self._wal is not None:
+            self._wal.close()
+        self._wal = None
