@@ -1,7 +1,9 @@
 """Runs seeds (`python -m tests.sim --seeds 1000`) or replays one (`... --replay 42`).
 
-Prints a line per failing seed, the story of the first, and the command to see it again. Exits with
-1 if a seed failed; with a planted bug (`--bug NAME`, `--bugs` for all), if none did.
+Prints each failing seed's violation, the story of the first, and the command to see it again, and
+at last how often what happened: faults, elections, images, changes, retries. Exits with 1 if a seed
+failed, or if there were many and something never happened; with a planted bug (`--bug NAME`,
+`--bugs` for all), if no seed failed.
 """
 
 from __future__ import annotations
@@ -10,14 +12,17 @@ import argparse
 import os
 import sys
 import time
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 
 from tests.sim.bugs import BUGS
 from tests.sim.cluster import Outcome
+from tests.sim.coverage import Coverage
 from tests.sim.runs import find, run_one
+
+NOTICED = 110
+"""Characters of a violation that fit into a line."""
 
 
 def main() -> int:
@@ -28,10 +33,11 @@ def main() -> int:
     parser.add_argument("--replay", type=int, help="run one seed, twice, and tell its story")
     parser.add_argument("--bug", choices=sorted(BUGS), default="", help="plant a bug first")
     parser.add_argument("--bugs", action="store_true", help="plant every bug, one after the other")
+    parser.add_argument("--table", action="store_true", help="with --bugs: as Markdown")
     parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
     if args.bugs:
-        return find_all(args.seeds, args.jobs)
+        return find_all(args.seeds, args.jobs, as_table=args.table)
     if args.replay is not None:
         return replay(args.replay, args.bug)
     outcomes = run_seeds(range(args.seed, args.seed + args.seeds), args.bug, args.jobs)
@@ -41,11 +47,11 @@ def main() -> int:
 def run_seeds(seeds: range, bug: str, processes: int) -> bool:
     """Run many seeds and sum them up; whether all went well."""
     began = time.monotonic()
-    counts: Counter[str] = Counter()
+    coverage = Coverage()
     events = acknowledged = failed = 0
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for outcome in pool.map(partial(run_one, bug), seeds, chunksize=4):
-            counts.update(outcome.counts)
+            coverage.add(outcome.counts)
             events += outcome.events
             acknowledged += outcome.acknowledged
             if outcome.violation:
@@ -56,8 +62,11 @@ def run_seeds(seeds: range, bug: str, processes: int) -> bool:
         f"{len(seeds)} seeds, {failed} failed, {events} events, "
         f"{acknowledged} writes acknowledged, {took:.0f} s, {len(seeds) / took:.1f} seeds/s"
     )
-    print(", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
-    return not failed
+    print(coverage.table())
+    missing = coverage.missing()
+    if missing and not bug:
+        print(f"NEVER HAPPENED: {'; '.join(missing)}")
+    return not failed and (bool(bug) or not missing)
 
 
 def replay(seed: int, bug: str) -> int:
@@ -74,17 +83,33 @@ def replay(seed: int, bug: str) -> int:
     return 1 if bool(outcome.violation) != bool(bug) else 0
 
 
-def find_all(seeds: int, processes: int) -> int:
-    """Plant each bug and run seeds until one finds it; print the table."""
+def find_all(seeds: int, processes: int, *, as_table: bool) -> int:
+    """Plant each bug and run seeds until one finds it; print what was found, also as Markdown."""
     missed = 0
+    if as_table:
+        print("| bug | what it breaks | noticed as | seeds | command |\n|---|---|---|---|---|")
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         found = pool.map(partial(find, seeds=seeds), BUGS)
         for name, outcome in zip(BUGS, found, strict=True):
             missed += outcome is None
-            seed = "none" if outcome is None else str(outcome.seed)
-            first = "" if outcome is None else outcome.violation.strip().splitlines()[-1]
-            print(f"{name:34} seed {seed:>5}  {first[:120]}", flush=True)
+            seed = 0 if outcome is None else outcome.seed
+            noticed = (
+                "" if outcome is None else outcome.violation.strip().splitlines()[-1][:NOTICED]
+            )
+            if as_table:
+                breaks = " ".join((BUGS[name].__doc__ or "").split())
+                command = f"`python -m tests.sim --replay {seed} --bug {name}`"
+                noticed = noticed.replace("|", "\\|")
+                row = f"| `{name}` | {breaks} | {noticed} | {seed or 'none'} | {command} |"
+                print(row, flush=True)
+            else:
+                print(f"{name:34} seed {seed or 'none':>5}  {noticed}", flush=True)
     return 1 if missed else 0
+
+
+def last_line(outcome: Outcome) -> str:
+    """The violation, or what was raised, without the traceback."""
+    return outcome.violation.strip().splitlines()[-1]
 
 
 def tell(outcome: Outcome, bug: str, *, has_story: bool) -> None:

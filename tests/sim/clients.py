@@ -26,6 +26,7 @@ from raftha.errors import (
     RafthaError,
     Rejected,
     StorageFailed,
+    StorageFull,
 )
 from raftha.modes import make_write
 from raftha.operations import ALL_VOTERS, MAJORITY, GroupOperation, Operation, ReadOperation
@@ -67,6 +68,7 @@ class History:
         if isinstance(receipt, CommandFailed):
             if command.kind != "fail":
                 raise Violation(f"{command.id!r} failed: {receipt}")
+            self.world.counts["command failed"] += 1
             return
         oracle = self._invariants.oracle
         effect = oracle.effects.get(receipt.sequence)
@@ -106,6 +108,15 @@ class History:
         """A command surely had no effect, and never will."""
         self.rejected.add(command.id)
         self.unknown.discard(command.id)
+
+    def count(self) -> None:
+        """Add to the world's counts what became of all calls."""
+        counts, oracle = self.world.counts, self._invariants.oracle
+        counts["acknowledged"] += len(self.acknowledged)
+        counts["rejected"] += len(self.rejected)
+        counts["unknown"] += len(self.unknown)
+        counts["duplicate suppressed"] += oracle.duplicates
+        counts["session expired"] += oracle.expired
 
     def verdict(self) -> None:
         """At the end: each call took effect as often as its client was told."""
@@ -220,6 +231,7 @@ class Writer:
         if command.kind == "read":
             if not isinstance(result, Exception):
                 self.history.read(command, result)
+                self._count_read(call.member)
                 if result is not None:
                     self._known = [*self._known[-3:], result]
         elif isinstance(result, Receipt | CommandFailed):
@@ -231,10 +243,17 @@ class Writer:
         else:
             assert isinstance(result, Indeterminate), repr(result)
             self.history.unknown.add(command.id)
+        if isinstance(result, StorageFull):
+            self._world.counts["heard StorageFull"] += 1
         if isinstance(result, Exception):
             # Not to stay with a member that answers nothing.
             self._member = self._rng.randint(1, self._swarm.nodes)
         self._later()
+
+    def _count_read(self, member: Member) -> None:
+        self._world.counts["read"] += 1
+        if member.node is not None and not member.node.core.is_leader:
+            self._world.counts["read on a follower"] += 1
 
 
 class SessionClient:
@@ -282,6 +301,7 @@ class SessionClient:
                 self._group.append(command)
                 self._packed.append(command.pack(rng, []))
         self._tries += 1
+        self._world.counts["retry"] += bool(self._session) and self._tries > 1
         deadline = member.deadline(self._swarm.timeout_s * rng.uniform(0.2, 1))
         call = Call(self, member, self._group)
         # Sometimes the client loses patience, and asks elsewhere while the first is under way.

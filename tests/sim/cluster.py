@@ -99,6 +99,7 @@ class Simulation:
             violation = str(error)
         except Exception:  # noqa: BLE001 - whatever the code under test raises is a finding
             violation = "an exception:\n" + traceback.format_exc()
+        self.history.count()
         return Outcome(
             seed=world.seed,
             violation=violation,

@@ -139,6 +139,7 @@ class Faults:
             return
         if self._rng.random() < self._swarm.one_way_chance:
             ways = self._rng.sample(ways, len(ways) // 2)
+            self._world.counts["blocked one way"] += any((b, a) not in ways for a, b in ways)
         ways = [way for way in ways if way not in self._network.blocked]
         self._world.note(0, "block", " ".join(f"{one}>{other}" for one, other in ways))
         self._network.blocked.update(ways)

@@ -24,7 +24,7 @@ from raftha.config import HaConfig
 from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
 from raftha.entry import Entry, HardState, LogPosition
 from raftha.errors import Compacted, Corrupt, Disconnected, StorageFailed, StorageFull
-from raftha.events import HaEvent, LeaderLost, ReplicaBehindLog, RoleChanged
+from raftha.events import HaEvent, LeaderLost, Removed, ReplicaBehindLog, RoleChanged
 from raftha.membership import Membership
 from raftha.node import HEARTBEAT_TICKS, Node, applied_membership
 from raftha.operations import Operation
@@ -211,7 +211,9 @@ class Member:
         """Stop without any warning."""
         if self.node is None:
             return
-        self._world.note(self.id, "crash", "power loss" if is_power_loss else "killed")
+        how = "power loss" if is_power_loss else "killed"
+        self._world.note(self.id, "crash", how)
+        self._world.counts[how] += 1
         assert self.network is not None
         self.network.leave(self.id, is_silent=is_silent)
         waiting, self._waiting = self._waiting, {}
@@ -521,6 +523,8 @@ class Member:
         if isinstance(event, RoleChanged):
             self._world.note(self.id, event.role, f"term {event.term}")
             self._watch.on_role(self, event.role)
+        elif isinstance(event, Removed):
+            self._world.note(self.id, "knows it was removed")
         elif isinstance(event, LeaderLost):
             self._world.note(self.id, "leader lost", f"{event.leader}: {event.reason}")
         elif isinstance(event, ReplicaBehindLog):

@@ -87,6 +87,7 @@ class Network:
             return
         if self._rng.random() < self._swarm.wire_chance:
             decoded = wire.decode(wire.encode(message)[_PREFIX_BYTES:])
+            self._world.counts["message as bytes"] += 1
             assert decoded == message, "what is decoded is what was encoded"
             message = decoded
         self._post(link, generation, message)
@@ -163,10 +164,16 @@ class Network:
     def _post(self, link: Link, generation: int, message: PeerMessage) -> None:
         arrival = self._world.now + self._delay()
         if self._is_late(message):
+            self._world.counts["message late"] += 1
             arrival += self._rng.uniform(0, STRAGGLER_S)
-        if self._swarm.is_fifo:
-            way = message.sender, message.to
-            arrival = self._arrivals[way] = max(arrival, self._arrivals.get(way, 0.0))
+        way = message.sender, message.to
+        last = self._arrivals.get(way, 0.0)
+        if arrival < last:
+            if self._swarm.is_fifo:
+                arrival = last
+            else:
+                self._world.counts["message overtook"] += 1
+        self._arrivals[way] = max(arrival, last)
         self._world.at(
             arrival - self._world.now,
             self._deliver,

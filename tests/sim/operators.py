@@ -153,7 +153,7 @@ class Operator:
         self.open -= 1
         heard = "it is done" if result is None else f"{type(result).__name__}: {result}"
         self._world.note(0, "operator heard", heard)
-        self._world.counts[f"change {type(result).__name__ if result else 'done'}"] += 1
+        self._world.counts["change refused" if result else "change done"] += 1
         if request.tries > TRIES_MAX:
             self._on_last(request, result)
         elif result is not None and request.tries < TRIES_MAX:

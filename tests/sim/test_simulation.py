@@ -8,9 +8,11 @@ planted bug that puts the mistake back, and as a unit test.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,21 +20,28 @@ import pytest
 
 from tests.sim.bugs import BUGS
 from tests.sim.cluster import run
-from tests.sim.runs import BUG_SEEDS, find
+from tests.sim.coverage import ENOUGH_SEEDS, ROWS, Coverage
+from tests.sim.runs import BUG_SEEDS, find, run_one
 
 SEEDS = 200
-CHUNK = 25
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(1, SEEDS + 1, CHUNK))
-def test_no_seed_violates_an_invariant(first: int) -> None:
-    for seed in range(first, first + CHUNK):
-        check(seed)
+@pytest.mark.timeout(600)
+def test_no_seed_violates_an_invariant_and_every_fault_strikes() -> None:
+    coverage = Coverage()
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for outcome in pool.map(partial(run_one, ""), range(1, SEEDS + 1)):
+            assert not outcome.violation, (
+                f"seed {outcome.seed}: {outcome.violation}\n{outcome.story}\n"
+                f"replay with: python -m tests.sim --replay {outcome.seed}"
+            )
+            coverage.add(outcome.counts)
+    assert not coverage.missing(), coverage.table()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_every_planted_bug_is_found() -> None:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         found = dict(zip(BUGS, pool.map(find, BUGS), strict=True))
@@ -64,9 +73,16 @@ def test_a_failing_seed_says_what_is_violated_and_what_led_there() -> None:
     assert outcome.story.splitlines()[-1].strip(), "the last events are told"
 
 
-def check(seed: int) -> None:
-    outcome = run(seed)
-    assert not outcome.violation, (
-        f"seed {seed}: {outcome.violation}\n{outcome.story}\n"
-        f"replay with: python -m tests.sim --replay {seed}"
-    )
+def test_the_document_lists_the_bugs_that_there_are() -> None:
+    text = (Path(__file__).parents[2] / "docs/VERIFICATION.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \|.*--bug (\w+)` \|$", text, re.MULTILINE)
+    assert listed == [(name, name) for name in BUGS]
+
+
+def test_a_long_run_in_which_something_never_happened_says_so() -> None:
+    coverage = Coverage()
+    everything = {name: 1 for section in ROWS.values() for name, _ in section}
+    for _ in range(ENOUGH_SEEDS):
+        coverage.add({**everything, "wiped": 0})
+    (missing,) = coverage.missing()
+    assert "lost their directories" in missing

@@ -1,0 +1,106 @@
+"""What really happened in a run of many seeds: a fault that never strikes proves nothing.
+
+Theory of operation. Everything worth telling in a simulation is counted in `World.counts`. `ROWS`
+says which of the counts a reader wants to see, in words; `Coverage` adds up seeds; `table` prints
+them, with the number of seeds in which each happened at all, and `missing` names those that never
+did, which is a failure of a run that is long enough.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+ENOUGH_SEEDS = 200
+"""A run of at least so many seeds must have had everything."""
+
+ROWS: dict[str, tuple[tuple[str, str], ...]] = {
+    "the network": (
+        ("message", "messages delivered"),
+        ("message lost", "messages lost"),
+        ("message late", "messages delayed by up to a second"),
+        ("message overtook", "messages that overtook others"),
+        ("message twice", "messages delivered twice"),
+        ("message as bytes", "messages that went through the wire format"),
+        ("block", "partitions"),
+        ("blocked one way", "of them, in one direction only somewhere"),
+        ("reset", "connections reset"),
+    ),
+    "processes and machines": (
+        ("killed", "processes killed"),
+        ("power loss", "power losses: unsynced writes lost or torn"),
+        ("crash in a disk operation", "of both, in the middle of a disk operation"),
+        ("start crashed", "crashes during recovery"),
+        ("pause", "processes paused"),
+        ("clock step", "wall clocks stepped, forward or back, by up to 2 h"),
+        ("clock drifts", "clocks made fast or slow, by up to half"),
+    ),
+    "disks": (
+        ("disk breaks", "disks that fail a sync, once or for good"),
+        ("storage failed", "nodes that ended for that"),
+        ("disk hangs", "disks that hang"),
+        ("disk is slow", "disks 3 to 30 times as slow"),
+        ("disk is full", "disks that fill up"),
+        ("no space", "writes and checkpoints that found no space"),
+        ("space again", "writes and checkpoints that went on when there was space"),
+        ("start found no space", "starts that found no space"),
+        ("heard StorageFull", "calls refused for a full disk"),
+        ("endured a sick disk", "times that a cluster had to go on beside one sick disk"),
+        ("wiped", "nodes that lost their directories, and came back under their old ids"),
+        ("stranger refused", "times that such a node was refused"),
+    ),
+    "the cluster": (
+        ("leader", "elections won"),
+        ("pre_candidate", "pre-votes asked for"),
+        ("transfer", "transfers of leadership asked for"),
+        ("checkpoint", "checkpoints"),
+        ("compacted", "logs cut"),
+        ("behind log", "members that needed what the log no longer has"),
+        ("image installed", "images of the state installed"),
+        ("change done", "changes of membership made"),
+        ("change refused", "changes of membership refused or not answered in time"),
+        ("knows it was removed", "nodes that learned that they were removed"),
+    ),
+    "clients": (
+        ("acknowledged", "writes acknowledged"),
+        ("rejected", "writes refused, with no effect"),
+        ("unknown", "writes whose outcome stayed unknown"),
+        ("read", "linearizable reads answered"),
+        ("read on a follower", "of them, by followers"),
+        ("retry", "groups sent again under their number"),
+        ("duplicate suppressed", "duplicates in the log that had no second effect"),
+        ("session expired", "groups that came after their session had expired"),
+        ("command failed", "commands that raised, and were rolled back"),
+    ),
+}
+
+
+class Coverage:
+    """The counts of many seeds."""
+
+    def __init__(self) -> None:
+        self.seeds = 0
+        self._total: Counter[str] = Counter()
+        self._seeds_with: Counter[str] = Counter()
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Take in a seed."""
+        self.seeds += 1
+        self._total.update(counts)
+        self._seeds_with.update(name for name, count in counts.items() if count)
+
+    def missing(self) -> list[str]:
+        """What never happened in a run that was long enough for it."""
+        if self.seeds < ENOUGH_SEEDS:
+            return []
+        rows = [row for section in ROWS.values() for row in section]
+        return [label for name, label in rows if not self._total[name]]
+
+    def table(self) -> str:
+        """All rows, one a line."""
+        lines = [f"{'times':>12}  {'seeds':>6}"]
+        for section, rows in ROWS.items():
+            lines.append(section)
+            for name, label in rows:
+                lines.append(f"{self._total[name]:12,}  {self._seeds_with[name]:6,}  {label}")
+        return "\n".join(lines)
