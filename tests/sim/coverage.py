@@ -24,6 +24,8 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("message as bytes", "messages that went through the wire format"),
         ("block", "partitions"),
         ("blocked one way", "of them, in one direction only somewhere"),
+        ("clog", "clogs of a member's ways"),
+        ("message held up", "messages that came when a clog ended"),
         ("reset", "connections reset"),
     ),
     "processes and machines": (

@@ -45,6 +45,7 @@ class Faults:
             (swarm.crash_every_s, self._crash),
             (swarm.partition_every_s, self._partition),
             (swarm.flap_every_s, self._flap),
+            (swarm.clog_every_s, self._clog),
             (swarm.pause_every_s, self._pause),
             (swarm.clock_every_s, self._step_clock),
             (swarm.transfer_every_s, self._transfer),
@@ -159,6 +160,16 @@ class Faults:
             other = self._rng.choice(others)
             self._world.note(0, "reset", f"{victim.id}-{other}")
             self._network.reset(victim.id, other)
+
+    def _clog(self, victim: Member) -> None:
+        """Some ways from or to it let nothing through for a while, and then all of it at once."""
+        others = [other for other in self._members if other != victim.id]
+        ways = [(victim.id, other) for other in others] + [(other, victim.id) for other in others]
+        ways = self._rng.sample(ways, self._rng.randint(0, len(ways)))
+        clog = self._rng.expovariate(1 / self._swarm.clog_s)
+        told = " ".join(f"{one}>{other}" for one, other in ways)
+        self._world.note(0, "clog", f"{told} for {clog:.3f} s")
+        self._network.clogged_until.update(dict.fromkeys(ways, self._world.now + clog))
 
     def _pause(self, victim: Member) -> None:
         if victim.is_up:

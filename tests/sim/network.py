@@ -4,9 +4,9 @@ Theory of operation. Each pair of members has a *link*. A connection over it has
 each side comes to know of its beginning and its end at a time of its own; a message that is on its
 way when the connection ends is lost. While both members are up and nothing blocks the link, it is
 dialled again and again. On top of it, by the seed's swarm: delay, loss, loss of certain kinds of
-messages only, stragglers, duplication, reordering, messages that outlive their connection, and
-blocking of one direction or both, which loses messages silently. Some messages travel as the bytes
-that `raftha.wire` makes of them.
+messages only, stragglers, duplication, reordering, messages that outlive their connection, blocking
+of one direction or both, which loses messages silently, and clogs, which hold them up and then let
+all through. Some messages travel as the bytes that `raftha.wire` makes of them.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Network:
         self._arrivals: dict[tuple[int, int], float] = {}
         self._is_calm = False
         self.blocked: set[tuple[int, int]] = set()
+        self.clogged_until: dict[tuple[int, int], float] = {}
         for link in self._links.values():
             world.at(0.0, self._dial, link)
 
@@ -167,6 +168,9 @@ class Network:
             self._world.counts["message late"] += 1
             arrival += self._rng.uniform(0, STRAGGLER_S)
         way = message.sender, message.to
+        if self.clogged_until.get(way, 0.0) > arrival and not self._is_calm:
+            self._world.counts["message held up"] += 1
+            arrival = self.clogged_until[way] + self._delay()
         last = self._arrivals.get(way, 0.0)
         if arrival < last:
             if self._swarm.is_fifo:

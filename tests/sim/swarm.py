@@ -76,6 +76,8 @@ class Swarm:
     one_way_chance: float
     reset_chance: float
     flap_every_s: float
+    clog_every_s: float
+    clog_s: float
     pause_every_s: float
     pause_s: float
     clock_every_s: float
@@ -355,6 +357,7 @@ def _without_faults(swarm: Swarm) -> Swarm:
         one_way_chance=0.0,
         reset_chance=0.0,
         flap_every_s=0.0,
+        clog_every_s=0.0,
         pause_every_s=0.0,
         clock_every_s=0.0,
         transfer_every_s=0.0,
@@ -401,6 +404,8 @@ def _draw(rng: Random) -> Swarm:
         one_way_chance=rng.choice((0.0, 0.3)),
         reset_chance=rng.choice((0.0, 0.5, 1.0)),
         flap_every_s=_maybe(rng, (0.1, 0.5)),
+        clog_every_s=_maybe(rng, (0.3, 1.0), 0.3),
+        clog_s=rng.choice((0.1, 0.5, 2.0)),
         pause_every_s=_maybe(rng, (0.5, 2.0)),
         pause_s=rng.choice((0.05, 0.4, 1.0)),
         clock_every_s=_maybe(rng, (0.5, 2.0)),
