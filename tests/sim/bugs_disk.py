@@ -14,7 +14,6 @@ from raftha.node import Node
 from raftha.snapshots import SnapshotReceiver
 from raftha.storage import snapshot as snapshot_module
 from raftha.storage import wal as wal_module
-from raftha.storage.spares import Spares
 from raftha.storage.wal import Wal
 from tests.sim.planting import Bug, Patch
 from tests.sim.store import DictStore
@@ -67,11 +66,6 @@ def _deaf(method: Callable[..., None], operation: str) -> Callable[..., None]:
 def torn_tail_not_cut() -> list[Patch]:
     """Recovery goes on behind the last whole write without making it durable, or cutting."""
     return [(wal_module, "cut_tail", lambda disk, segment, last_write: None)]
-
-
-def freed_before_renamed() -> list[Patch]:
-    """A freed segment is used again before its old name is gone for good (W4)."""
-    return [(Spares, "put", _deaf(Spares.put, "sync_dir"))]
 
 
 def sync_tried_again() -> list[Patch]:
@@ -151,7 +145,6 @@ BUGS: tuple[Bug, ...] = (
     acknowledge_before_fsync,
     rename_not_synced,
     torn_tail_not_cut,
-    freed_before_renamed,
     sync_tried_again,
     full_disk_acknowledged,
     full_disk_for_good,
