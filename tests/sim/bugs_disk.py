@@ -104,7 +104,7 @@ def full_disk_acknowledged() -> list[Patch]:
 
 def full_disk_for_good() -> list[Patch]:
     """A node whose disk was full refuses writes even when there is space again."""
-    return [(Node, "on_storage_space", lambda self: None)]
+    return [(Node, "on_storage_space", lambda self, *places: None)]
 
 
 def sick_leader_stays() -> list[Patch]:

@@ -118,6 +118,8 @@ class Member:
         self._watch = watch
         self._is_calm = False
         self._is_turn_due = False
+        self._is_keeping_up = False
+        self._last_cut: Cut | None = None
         self._countdown: int | None = None
         self._delivered: list[tuple[Waiter, Any]] = []
         self._waiting: dict[int, Waiter] = {}
@@ -146,7 +148,8 @@ class Member:
         if self.node is not None or not self.is_wanted:
             return
         self.life += 1
-        self._is_turn_due = False
+        self._is_turn_due = self._is_keeping_up = False
+        self._last_cut = None
         try:
             self.node = self._open()
         except SimulatedCrash:
@@ -161,7 +164,7 @@ class Member:
         self._world.note(self.id, "start", f"log ends at {self.node.core.log.last_index}")
         self._watch.on_start(self)
         self._later(self.rng.uniform(0, TICK_S), self._tick)
-        self._later(self._disk_time(), self._prepare_spare)
+        self._keep_up()
         self.wake()
 
     def open_wal(self) -> Wal:
@@ -333,28 +336,35 @@ class Member:
     def _append(self, write: Write, was_full: bool) -> None:
         assert self.wal is not None
         append = partial(self.wal.append, write.hard_state, write.entries)
-        if not self._has_space_for(append, was_full, self._append, write):
+        if not self._has_space_for("log", append, was_full, self._append, write):
             return
+        if not self.wal.has_spare:
+            self._keep_up()
         self._watch.on_durable(self, write)
         if self._countdown is not None and not self._countdown:
             raise SimulatedCrash
         self._later(self.rng.uniform(0, 0.001), self._written, write)
 
     def _has_space_for(
-        self, work: Callable[[], None], was_full: bool, again: Callable[..., None], *args: Any
+        self,
+        place: str,
+        work: Callable[[], None],
+        was_full: bool,
+        again: Callable[..., None],
+        *args: Any,
     ) -> bool:
-        """Do `work`, as `Runtime._when_there_is_space` does; False if it is tried again later."""
+        """What `StorageThreads._when_there_is_space` does; False if `work` is tried again later."""
         assert self.node is not None
         try:
             work()
         except StorageFull as error:
             self._world.note(self.id, "no space", str(error))
-            self._later(0.0, self.node.on_storage_full, str(error))
+            self._later(0.0, self.node.on_storage_full, str(error), place)
             self._later(FULL_RETRY_S, self._run, again, *args, True)
             return False
         if was_full:
             self._world.note(self.id, "space again")
-            self._later(0.0, self.node.on_storage_space)
+            self._later(0.0, self.node.on_storage_space, place)
         return True
 
     def _written(self, write: Write) -> None:
@@ -414,7 +424,8 @@ class Member:
 
     def _write_store(self, frozen: Frozen, cut: Cut, with_digest: bool, was_full: bool) -> None:
         write = partial(self.store.write, frozen.items, frozen.meta)
-        if not self._has_space_for(write, was_full, self._write_store, frozen, cut, with_digest):
+        again = (self._write_store, frozen, cut, with_digest)
+        if not self._has_space_for("checkpoint", write, was_full, *again):
             return
         self._world.note(self.id, "checkpoint", f"at {frozen.position.index}")
         job = (self._compact, frozen, cut, with_digest)
@@ -424,9 +435,10 @@ class Member:
         assert self.wal is not None
         first_index = self.wal.first_index
         cut.apply(self.wal)
+        self._last_cut = cut
         if self.wal.first_index != first_index:
             self._world.note(self.id, "compacted", f"to {self.wal.first_index}")
-        self._prepare_spare_now()
+        self._keep_up()
         keys, digest = len(frozen.items), ""
         if with_digest:
             digest, keys = self.store.digest()
@@ -445,15 +457,26 @@ class Member:
         assert self.node is not None
         self.node.on_checkpoint(position, keys, digest, first_index)
 
-    def _prepare_spare(self) -> None:
-        self._run(self._prepare_spare_now)
+    def _keep_up(self) -> None:
+        """Make the next segment ahead of need: what `StorageThreads.keep_up` does."""
+        if not self._is_keeping_up:
+            self._is_keeping_up = True
+            self._later(self._disk_time(), self._run, self._make_ahead, False)
 
-    def _prepare_spare_now(self) -> None:
+    def _make_ahead(self, was_full: bool) -> None:
+        if self._has_space_for("ahead", self._take_space, was_full, self._make_ahead):
+            self._is_keeping_up = False
+
+    def _take_space(self) -> None:
         assert self.wal is not None
         try:
             self.wal.prepare_spare()
         except StorageFull:
-            self._world.counts["no spare"] += 1
+            if self._last_cut is None:
+                raise
+            # What is kept for members that lag goes first: they can be sent an image.
+            self._last_cut._replace(bytes_max=0).apply(self.wal)
+            self.wal.prepare_spare()
 
     # ---------------------------------------------------------------- healing
 
