@@ -319,7 +319,7 @@ class HaManager:
         """As `raftha.HaManager.get`."""
         commands.check_key(key)
         value: bytes | None = await self._read(
-            lambda node: node.state.get(key), consistency, timeout
+            lambda node: node.state.get(key), consistency, timeout, len(key)
         )
         return value
 
@@ -331,7 +331,9 @@ class HaManager:
         timeout: float | None = None,
     ) -> list[bytes | None]:
         """As `raftha.HaManager.get_many`."""
-        values: list[bytes | None] = await self._read(many_reader(keys), consistency, timeout)
+        values: list[bytes | None] = await self._read(
+            many_reader(keys), consistency, timeout, 64 * len(keys) + sum(map(len, keys))
+        )
         return values
 
     async def scan(
@@ -425,12 +427,20 @@ class HaManager:
     # ---------------------------------------------------------------- how a call is made
 
     def _read(
-        self, read: Callable[[Node], Any], consistency: Consistency, timeout: float | None
+        self,
+        read: Callable[[Node], Any],
+        consistency: Consistency,
+        timeout: float | None,
+        asked_bytes: int = 0,
     ) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = _future()
         deadline = deadline_of(self.config, timeout)
         is_linearizable = check_consistency(consistency)
-        self._hand_over(ReadOperation(future, deadline, read, is_linearizable=is_linearizable))
+        self._hand_over(
+            ReadOperation(
+                future, deadline, read, is_linearizable=is_linearizable, asked_bytes=asked_bytes
+            )
+        )
         return future
 
     def _hand_over(self, operation: Operation) -> None:

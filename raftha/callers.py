@@ -7,6 +7,9 @@ once; all futures of one event loop by a single call on that loop, at the end of
 
 The node answers every operation by its deadline. Should its thread hang, in a user's command that
 doesn't end or on a disk that doesn't answer, its callers wait `GRACE_S` longer and no more.
+
+What a node holds for its callers is bounded, from here until they have their results: writes by
+`submit_queue_bytes_max`, all else by `ASKED_BYTES_MAX`, so that neither keeps out the other.
 """
 
 from __future__ import annotations
@@ -20,8 +23,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from raftha.errors import Indeterminate, RequestTimeout
-from raftha.operations import GroupOperation, Operation, WriteOperation
+from raftha.operations import Operation, sizes
 from raftha.types import FireForgetCounts
+
+ASKED_BYTES_MAX = 32 << 20
+"""Reads, digests, transfers and changes of membership on a node that have no result yet."""
 
 GRACE_S = 1.0
 
@@ -140,35 +146,49 @@ class SubmitQueue:
         """Whether the node's thread is about to look."""
         self._bytes_max = bytes_max
         self._operations: deque[Operation] = deque()
-        self._bytes = 0
+        self._write_bytes = self._asked_bytes = 0
 
-    def put(self, operations: Sequence[Operation], bytes_held: int) -> Sequence[Operation]:
+    def put(
+        self, operations: Sequence[Operation], write_bytes_held: int, asked_bytes_held: int
+    ) -> Sequence[Operation]:
         """Queue operations, in order; return those for which there is no room.
 
-        `bytes_held` is what the node holds already.
+        `write_bytes_held` and `asked_bytes_held` are what the node holds already.
         """
-        room = self._bytes_max - self._bytes - bytes_held
-        size = sum(_size(operation) for operation in operations)
+        write_room = self._bytes_max - self._write_bytes - write_bytes_held
+        asked_room = ASKED_BYTES_MAX - self._asked_bytes - asked_bytes_held
+        writes, asked = sizes(operations)
         refused: list[Operation] = []
-        if size > room:
+        if writes > write_room or asked > asked_room:
             fitting: list[Operation] = []
-            size = 0
             for operation in operations:
-                extra = _size(operation)
-                is_fitting = not extra or size + extra <= room
-                size += extra if is_fitting else 0
-                (fitting if is_fitting else refused).append(operation)
+                room = write_room if operation.is_write else asked_room
+                if operation.size > room:
+                    refused.append(operation)
+                    continue
+                fitting.append(operation)
+                if operation.is_write:
+                    write_room -= operation.size
+                else:
+                    asked_room -= operation.size
             operations = fitting
+            writes, asked = sizes(operations)
         self._operations.extend(operations)
-        self._bytes += size
+        self._write_bytes += writes
+        self._asked_bytes += asked
         return refused
 
     def take(self) -> deque[Operation]:
-        """Empty the queue."""
+        """Take what is queued. It counts until `taken`, so that it never counts for nothing."""
         operations, self._operations = self._operations, deque()
-        self._bytes = 0
         self.is_draining = False
         return operations
+
+    def taken(self, operations: Sequence[Operation]) -> None:
+        """The node counts these itself from now on."""
+        writes, asked = sizes(operations)
+        self._write_bytes -= writes
+        self._asked_bytes -= asked
 
 
 class Results:
@@ -197,12 +217,6 @@ class Results:
             except RuntimeError:
                 # That loop is closed: nobody waits there any more.
                 continue
-
-
-def _size(operation: Operation) -> int:
-    if isinstance(operation, WriteOperation):
-        return len(operation.command)
-    return len(operation.commands) if isinstance(operation, GroupOperation) else 0
 
 
 def _release(batch: list[tuple[asyncio.Future[Any], Any]]) -> None:

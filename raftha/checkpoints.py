@@ -7,6 +7,10 @@ command, whose contents are hashed once it is durable: that needs no second copy
 writes. While a digest waits for its command no other checkpoint begins, so that it isn't late for
 it.
 
+What is applied meanwhile waits in memory for the next checkpoint. If that gets to `BEHIND_FACTOR`
+times what makes one due, the disk is too slow for what comes (`is_behind`), and the node takes in
+no more log until the checkpoint is done (`node.py`).
+
 The log may be cut up to what is both in an earlier checkpoint and on the disk of every member; if
 that leaves more than `log_retention_bytes`, also where some members need it still: they are sent an
 image of the state then (`snapshots.py`), and what follows an image is kept until it is there.
@@ -28,6 +32,7 @@ from raftha.types import Digest
 BUFFER_KEYS_MAX = 1 << 18
 """A checkpoint is due at so many buffered keys: what small keys and values take to fill the log's
 bytes would take long to sort and to look up."""
+BEHIND_FACTOR = 2
 
 
 class CheckpointWriter(Protocol):
@@ -80,6 +85,12 @@ class Checkpoints:
         self._waiting: list[DigestOperation] = []
         self._running: list[DigestOperation] = []
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether nothing more should be applied before the checkpoint under way is done."""
+        limit = BEHIND_FACTOR * self._config.max_wal_size
+        return self._is_running and max(self._log_bytes, self._state.buffer_bytes) >= limit
+
     def add(self, operation: DigestOperation) -> None:
         """Queue a digest; it is begun at the next entry or tick."""
         self._waiting.append(operation)
@@ -95,7 +106,7 @@ class Checkpoints:
         if self._waiting:
             self._digest_if_due(now)
         is_large = (
-            self._log_bytes >= self._config.max_wal_size
+            max(self._log_bytes, self._state.buffer_bytes) >= self._config.max_wal_size
             or self._state.buffer_keys >= BUFFER_KEYS_MAX
         )
         is_old = now - self.began_at >= self._config.checkpoint_interval_sec

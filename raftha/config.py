@@ -200,7 +200,9 @@ class HaConfig:
     """Size of a log file, from 16 MiB to 1 GiB, a multiple of 4 KiB. Allocated in advance."""
 
     max_wal_size: int = 64 * MIB
-    """A checkpoint begins once this many bytes of log came after the last one. At least 1 MiB."""
+    """A checkpoint begins once this many bytes of log came after the last one, or take as much in
+    memory. At least 1 MiB. With twice that, and the last one still under way, a node takes in no
+    more log until it is done."""
 
     log_retention_bytes: int = 1024 * MIB
     """How much log is kept for members that are down or slow; one that needs more is sent an image

@@ -28,6 +28,7 @@ from typing import Protocol
 
 from raftha.config import HaConfig
 from raftha.core import Raft
+from raftha.core.progress import Mode
 from raftha.events import HaEvent, HealthCheckFailed, HealthRecovered
 from raftha.types import Health
 from raftha.wire import HealthMessage, HealthReply, HealthRequest
@@ -278,10 +279,22 @@ class HealthMonitor:
         if applied != self._applied_then or applied >= self._core.log.last_index:
             self._applied_then, self._moved_at, self._gave_up_at = applied, now, None
         elif now - self._moved_at > self._stall_limit_s:
-            if len(well) + 1 < self._core.membership.quorum or not well:
+            level = [voter for voter in well if not self._is_lagging(voter)]
+            if len(level) + 1 < self._core.membership.quorum or not level:
                 return
             if self._gave_up_at is None:
                 self._gave_up_at = now
-                self._hand_over(well)
+                self._hand_over(level)
             elif now - self._gave_up_at > 2 * self._timeout_s:
                 self._core.resign()
+
+    def _is_lagging(self, peer: int) -> bool:
+        """Whether a follower is sent what is on the disk only, or an image: that takes its time.
+
+        A successor would have to begin anew.
+        """
+        progress = self._core.progress.get(peer)
+        if progress is None:
+            return False
+        is_out_of_memory = progress.match > 0 and self._core.log.term(progress.match) is None
+        return progress.mode in (Mode.FETCH, Mode.SNAPSHOT) or is_out_of_memory

@@ -21,6 +21,8 @@ BATCH_BYTES_MAX = 4 << 20
 BATCH_GROUPS_MAX = 4096
 INBOX_BYTES_MAX = 64 << 20
 UNCOMMITTED_BYTES_MAX = 32 << 20
+GROUP_BYTES = 256
+"""What a group counts for beside its bytes: the records that are kept of it."""
 
 GroupKey = tuple[int, int]
 """A group's session and number."""
@@ -56,7 +58,8 @@ class Inbox:
 
     def has_room(self, key: GroupKey, size: int) -> bool:
         """Whether a group may come in from another node."""
-        return self.waiting_bytes + size <= INBOX_BYTES_MAX or key in self._waiting
+        room = INBOX_BYTES_MAX - self.waiting_bytes
+        return GROUP_BYTES + size <= room or key in self._waiting
 
     def knows(self, key: GroupKey) -> bool:
         """Whether a group waits here, or is in this leader's log."""
@@ -68,7 +71,7 @@ class Inbox:
             self._core.notify_commit(waiting.sender, self._proposed[key])
         elif key not in self._waiting:
             self._waiting[key] = waiting
-            self.waiting_bytes += len(waiting.encoded)
+            self.waiting_bytes += GROUP_BYTES + len(waiting.encoded)
 
     def propose(self, time_us: int) -> None:
         """Put a batch of what waits into the log, if anything does."""
@@ -90,11 +93,12 @@ class Inbox:
         size = 0
         while self._waiting and len(batch) < BATCH_GROUPS_MAX:
             key, waiting = next(iter(self._waiting.items()))
-            if batch and size + len(waiting.encoded) > BATCH_BYTES_MAX:
+            added = GROUP_BYTES + len(waiting.encoded)
+            if batch and size + added > BATCH_BYTES_MAX:
                 break
             del self._waiting[key]
             batch[key] = waiting
-            size += len(waiting.encoded)
+            size += added
         self.waiting_bytes -= size
         return batch, size
 

@@ -415,7 +415,7 @@ def check_asserts() -> None:
 
 def overloaded() -> Overloaded:
     """What a caller gets whose operation found no room."""
-    return Overloaded("too many commands wait on this node", hint="try again a little later")
+    return Overloaded("too many calls wait on this node", hint="try again a little later")
 
 
 def deadline_of(config: HaConfig, timeout: float | None) -> float:

@@ -31,7 +31,7 @@ from raftha.administration import Administration
 from raftha.checkpoints import Checkpoints, CheckpointWriter
 from raftha.clock import Clock
 from raftha.config import HaConfig
-from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
+from raftha.core import Append, CoreConfig, LogRead, Raft, RaftLog, Write
 from raftha.entry import Entry, EntryKind, HardState, LogPosition, decode_groups
 from raftha.errors import (
     Disconnected,
@@ -63,7 +63,9 @@ from raftha.operations import (
     ReadOperation,
     TransferOperation,
     WriteOperation,
+    sizes,
 )
+from raftha.pacing import Pace
 from raftha.readings import Readings
 from raftha.snapshots import SnapshotFiles, SnapshotReceiver, SnapshotSender
 from raftha.space import Space
@@ -164,6 +166,7 @@ class Node:
         self._statistics = host.statistics
         self._proposed: deque[tuple[int, float]] = deque()
         self._undelivered: set[Operation] = set()
+        self._write_bytes = self._asked_bytes = 0
         self._submissions = Submissions(self)
         self._acknowledgements = Acknowledgements(
             core, self.deliver, config.replication.ack_timeout_ms / 1000
@@ -175,6 +178,7 @@ class Node:
         self._administration = Administration(
             core, applied_membership(state, config), host.send, self.deliver, clock.monotonic
         )
+        self._pace = Pace(clock.monotonic(), config.snapshot_bytes_per_s)
         self._sender = SnapshotSender(
             core,
             host.snapshots,
@@ -182,7 +186,7 @@ class Node:
             host.emit,
             random_below,
             clock.monotonic,
-            config.snapshot_bytes_per_s,
+            self._pace,
         )
         self._receiver = SnapshotReceiver(core, host.snapshots, host.send, host.emit)
         self._checkpoints = Checkpoints(
@@ -216,13 +220,21 @@ class Node:
     # ---------------------------------------------------------------- operations
 
     @property
-    def bytes_held(self) -> int:
-        """Commands that have no outcome yet; the bound on it is kept by who submits."""
-        return self._submissions.bytes_held
+    def write_bytes_held(self) -> int:
+        """Writes that have no outcome yet, and their groups; who submits keeps the bound on it."""
+        return self._write_bytes + self._submissions.in_flight_bytes
+
+    @property
+    def asked_bytes_held(self) -> int:
+        """All else that callers wait for."""
+        return self._asked_bytes
 
     def submit(self, operations: Sequence[Operation]) -> None:
         """Take in callers' operations, in order."""
         self._undelivered.update(operations)
+        writes, asked = sizes(operations)
+        self._write_bytes += writes
+        self._asked_bytes += asked
         add = self._submissions.add
         refusal = self._space.refusal()
         takes_writes = not refusal and not self.core.is_removed
@@ -276,7 +288,12 @@ class Node:
     def deliver(self, operation: Operation, result: Any) -> None:
         """Give an operation its result; the caller is released at the end of the turn."""
         waiter, operation.waiter = operation.waiter, None
-        self._undelivered.discard(operation)
+        if operation in self._undelivered:
+            self._undelivered.remove(operation)
+            if operation.is_write:
+                self._write_bytes -= operation.size
+            else:
+                self._asked_bytes -= operation.size
         if isinstance(result, Exception):
             self._statistics.errors[type(result).__name__] += 1
         self._host.deliver(waiter, result)
@@ -304,6 +321,8 @@ class Node:
                 self.health.on_message(message)
             case SpaceReport():
                 self._space.on_message(message, self._clock.monotonic())
+            case Append() if self._checkpoints.is_behind:
+                pass  # As if it were lost: the leader asks again until there is an answer.
             case _:
                 self.core.step(message)
         self._failover.look(now, message)
@@ -437,7 +456,9 @@ class Node:
         while self._proposed and self._proposed[0][0] <= self.state.applied.index:
             _, proposed_at = self._proposed.popleft()
             if self.core.is_leader:
-                self._statistics.commit.observe(self._clock.monotonic() - proposed_at)
+                took_s = self._clock.monotonic() - proposed_at
+                self._statistics.commit.observe(took_s)
+                self._pace.answered(took_s)
         if self._readings.answer(ready.read_states):
             self._host.wake()
         self._readings.run_confirmed(self.state.applied.index)
@@ -528,6 +549,8 @@ class Node:
 
     def _form_batch(self) -> None:
         """On the leader, one batch at most per write; elsewhere, groups for the leader."""
+        if self._checkpoints.is_behind:
+            return
         if not self.core.is_leader:
             leader = self.core.leader
             if leader is not None and self._host.is_connected(leader):

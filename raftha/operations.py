@@ -2,11 +2,14 @@
 
 `waiter` is opaque to the node; the host, which made it, delivers to it (`Host.deliver`). A result
 is delivered at most once: whoever delivers sets `waiter` to None.
+
+Every operation has a size, which counts towards the bound of what a node holds of them: the bytes
+that it carries, and `OPERATION_BYTES` for the records around it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 MAJORITY = 0
@@ -14,15 +17,23 @@ ALL_VOTERS = -1
 AT_ONCE = -2
 """How many voters must have a write before its caller is released, where it isn't a number."""
 
+OPERATION_BYTES = 512
+"""About what an operation takes beside its contents: itself, its future, places in queues."""
+
 
 class Operation:
-    """One call under way; `deadline` is on the monotonic clock, in seconds."""
+    """One call under way; `deadline` is on the monotonic clock, in seconds.
 
-    __slots__ = ("deadline", "waiter")
+    `is_write`: whether it counts among the writes, or among all else that is asked of a node.
+    """
 
-    def __init__(self, waiter: Any, deadline: float) -> None:
+    __slots__ = ("deadline", "size", "waiter")
+    is_write = False
+
+    def __init__(self, waiter: Any, deadline: float, contents_bytes: int = 0) -> None:
         self.waiter = waiter
         self.deadline = deadline
+        self.size = OPERATION_BYTES + contents_bytes
 
 
 class WriteOperation(Operation):
@@ -30,9 +41,10 @@ class WriteOperation(Operation):
 
     __slots__ = ("command",)
     acks = MAJORITY
+    is_write = True
 
     def __init__(self, waiter: Any, deadline: float, command: bytes) -> None:
-        super().__init__(waiter, deadline)
+        super().__init__(waiter, deadline, len(command))
         self.command = command
 
 
@@ -53,6 +65,7 @@ class GroupOperation(Operation):
     """
 
     __slots__ = ("acks", "commands", "count", "floor", "number", "session")
+    is_write = True
 
     def __init__(
         self,
@@ -64,7 +77,7 @@ class GroupOperation(Operation):
         commands: list[bytes],
         acks: int = MAJORITY,
     ) -> None:
-        super().__init__(waiter, deadline)
+        super().__init__(waiter, deadline, sum(map(len, commands)))
         self.acks = acks
         self.session = session
         self.number = number
@@ -77,14 +90,21 @@ class ReadOperation(Operation):
     """A function of the node, run on the node's thread. Delivers what it returns.
 
     `is_linearizable`: only after a read index; otherwise at once, on whatever state is here.
+    `asked_bytes`: of what `read` carries along, keys above all.
     """
 
     __slots__ = ("is_linearizable", "read")
 
     def __init__(
-        self, waiter: Any, deadline: float, read: Callable[[Any], Any], *, is_linearizable: bool
+        self,
+        waiter: Any,
+        deadline: float,
+        read: Callable[[Any], Any],
+        *,
+        is_linearizable: bool,
+        asked_bytes: int = 0,
     ) -> None:
-        super().__init__(waiter, deadline)
+        super().__init__(waiter, deadline, asked_bytes)
         self.read = read
         self.is_linearizable = is_linearizable
 
@@ -131,3 +151,9 @@ class MembershipOperation(Operation):
         self.region = region
         self.asked_at = 0.0
         self.is_repeated = False
+
+
+def sizes(operations: Sequence[Operation]) -> tuple[int, int]:
+    """How large the writes among these are, and how large all else."""
+    writes = sum([operation.size for operation in operations if operation.is_write])
+    return writes, sum([operation.size for operation in operations]) - writes

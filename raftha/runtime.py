@@ -450,7 +450,8 @@ class Runtime:
         with self._submitted.lock:
             if self.has_ended:
                 raise self._ended()
-            refused = self._submitted.put(operations, self.node.bytes_held)
+            node = self.node
+            refused = self._submitted.put(operations, node.write_bytes_held, node.asked_bytes_held)
             is_draining, self._submitted.is_draining = self._submitted.is_draining, True
         if not is_draining:
             self._call(self._drain)
@@ -471,9 +472,13 @@ class Runtime:
         if not self.node.failure:
             try:
                 self.node.submit(operations)
+                with self._submitted.lock:
+                    self._submitted.taken(operations)
                 return
             except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
                 self._fail(error)
+        with self._submitted.lock:
+            self._submitted.taken(operations)
         for operation in operations:
             if operation.waiter is not None:
                 self.node.deliver(operation, self._ended())

@@ -8,13 +8,16 @@ again after a pause.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from raftha.core import SnapshotOffer
-from raftha.errors import RafthaError
+from raftha.errors import RafthaError, StorageFailed
+from raftha.pacing import Pace
 from raftha.storage.checkpoint import CheckpointStore
 from raftha.storage.snapshot import CHUNK_BYTES, Chunk, Image, Incoming, Outgoing
 
@@ -43,14 +46,22 @@ class ThreadedFiles:
         self._install = install
         self._outgoing = Outgoing(data / "outgoing")
         self._incoming = Incoming(data / "incoming")
+        self._is_closing = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-snapshots")
 
     def close(self) -> None:
-        """Wait for what is under way, and forget what isn't."""
+        """Wait for what is under way, and forget what isn't; an image in the making is given up."""
+        self._is_closing.set()
         self._thread.shutdown(cancel_futures=True)
 
-    def make(self, snapshot: int, done: Callable[[Image | None], None]) -> None:
-        self._run(lambda: self._outgoing.make(self._store, snapshot), done, None)
+    def make(self, snapshot: int, pace: Pace, done: Callable[[Image | None], None]) -> None:
+        throttle = partial(self._throttle, pace)
+        self._run(lambda: self._outgoing.make(self._store, snapshot, throttle), done, None)
+
+    def _throttle(self, pace: Pace, size: int) -> None:
+        """Wait for as long as the pace wants it behind a piece of `size`."""
+        if self._is_closing.wait(pace.copied(size)):
+            raise StorageFailed("an image was not finished: the node ends")
 
     def read(self, image: Image, offset: int, done: Callable[[Chunk | None], None]) -> None:
         self._run(lambda: self._outgoing.read(image.snapshot, offset), done, None)

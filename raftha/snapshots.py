@@ -15,8 +15,9 @@ be done when nothing comes back. Files, threads and checksums are the `SnapshotF
     SnapshotOffer          ->            (the connection was lost, or nothing came for a while)
                            <-            SnapshotReply(HOLDS, index)
 
-Only so much is unacknowledged at a time, so chunks never stand in front of heartbeats for long. An
-offer is repeated whenever the follower is back or silent; each goes on from what it has on disk.
+Only so much is unacknowledged at a time, so chunks never stand in front of heartbeats for long; how
+fast they follow each other is for `pacing.py` to say. An offer is repeated whenever the follower is
+back or silent; each goes on from what it has on disk.
 
 No install loop: while an image is made and sent the log behind it is kept, and after that until
 the follower has caught up or stands still (`Keep`). If a transfer fails, the next begins after a
@@ -32,6 +33,7 @@ from typing import Protocol
 from raftha.core import Raft, SnapshotOffer, SnapshotRequest
 from raftha.core.progress import Mode, Progress
 from raftha.events import HaEvent, SnapshotInstalling, SnapshotSent
+from raftha.pacing import Pace
 from raftha.storage.snapshot import Chunk, Image
 from raftha.wire import SnapshotChunk, SnapshotReply, SnapshotStatus
 
@@ -48,8 +50,8 @@ class SnapshotFiles(Protocol):
     chunk_bytes: int
     """What every member cuts images into."""
 
-    def make(self, snapshot: int, done: Callable[[Image | None], None]) -> None:
-        """Make an image of the last checkpoint, None if that isn't possible now."""
+    def make(self, snapshot: int, pace: Pace, done: Callable[[Image | None], None]) -> None:
+        """Make an image of the last checkpoint at this pace, None if that isn't possible now."""
         ...
 
     def read(self, image: Image, offset: int, done: Callable[[Chunk | None], None]) -> None: ...
@@ -114,16 +116,16 @@ class SnapshotSender:
         emit: Callable[[HaEvent], None],
         random_below: Callable[[int], int],
         now: Callable[[], float],
-        bytes_per_s: int,
+        pace: Pace,
     ) -> None:
-        """At most `bytes_per_s` of images go out, all followers together; 0 for no limit."""
+        """`pace` says how fast images go out, all followers together."""
         self._core = core
         self._files = files
         self._send = send
         self._emit = emit
         self._random_below = random_below
         self._now = now
-        self._bytes_per_s = bytes_per_s
+        self._pace = pace
         self._transfers: dict[int, Transfer] = {}
         self._keeps: dict[int, Keep] = {}
         self._failures: dict[int, int] = {}
@@ -131,7 +133,6 @@ class SnapshotSender:
         self._image: Image | None = None
         self._making = 0
         self._making_keeps = 0
-        self._free_at = 0.0
 
     def kept_index(self) -> int | None:
         """The log after this index must stay; None if images need none of it."""
@@ -152,7 +153,7 @@ class SnapshotSender:
         elif not self._making:
             self._making = 1 + self._random_below((1 << 63) - 1)
             self._making_keeps = checkpoint_index
-            self._files.make(self._making, self._on_made)
+            self._files.make(self._making, self._pace, self._on_made)
 
     def on_connected(self, peer: int) -> None:
         """A follower is back: it may have been opened anew with the image."""
@@ -192,6 +193,7 @@ class SnapshotSender:
     def on_tick(self) -> None:
         """Time has passed: send what the rate allows, ask those who are silent, give up."""
         now = self._now()
+        self._pace.on_tick(now)
         for peer, transfer in list(self._transfers.items()):
             if not self._is_wanted(transfer.request):
                 del self._transfers[peer]
@@ -258,15 +260,10 @@ class SnapshotSender:
             transfer.sent - transfer.acknowledged + self._files.chunk_bytes
             > WINDOW_CHUNKS * self._files.chunk_bytes
         )
-        now = self._now()
         if transfer.is_reading or not is_open or is_full or transfer.sent >= image.size:
             return
-        if self._bytes_per_s:
-            if now < self._free_at:
-                return
-            self._free_at = (
-                max(self._free_at, now - 1) + self._files.chunk_bytes / self._bytes_per_s
-            )
+        if not self._pace.may_send(self._now(), self._files.chunk_bytes):
+            return
         transfer.is_reading = True
         offset = transfer.sent
         self._files.read(image, offset, lambda chunk: self._on_read(transfer, image, chunk))

@@ -98,24 +98,18 @@ class Submissions:
 
     def __init__(self, router: Router) -> None:
         self.queue: deque[WriteOperation] = deque()
-        self.queued_bytes = 0
+        self.in_flight_bytes = 0
+        """What the groups in flight take, beside the operations that wait for them."""
         self.in_flight: dict[tuple[int, int], InFlight] = {}
         self._router = router
-        self._in_flight_bytes = 0
         self._session = 0
         self._is_opening = False
         self._next_number = 1
         self._own_numbers: deque[int] = deque()
 
-    @property
-    def bytes_held(self) -> int:
-        """Commands of this node's callers that have no outcome yet."""
-        return self.queued_bytes + self._in_flight_bytes
-
     def add(self, operation: WriteOperation) -> None:
         """Queue a write."""
         self.queue.append(operation)
-        self.queued_bytes += len(operation.command)
 
     def add_group(self, operation: GroupOperation) -> None:
         """Send a group that carries its own number, or opens a session."""
@@ -131,6 +125,7 @@ class Submissions:
         earlier = self.in_flight.get((group.session, group.number))
         if earlier is not None:
             # The same client asks again before its first try has ended: both get the outcome.
+            operation.commands = b""
             earlier.operations.append(operation)
             return
         self._launch(InFlight(group, [operation], is_own=False))
@@ -158,7 +153,6 @@ class Submissions:
             if operations and size + len(command) > GROUP_BYTES_MAX:
                 break
             operation = queue.popleft()
-            self.queued_bytes -= len(command)
             if operation.waiter is None:
                 continue
             size += len(command)
@@ -180,7 +174,7 @@ class Submissions:
 
     def _launch(self, group: InFlight) -> None:
         self.in_flight[group.session, group.number] = group
-        self._in_flight_bytes += len(group.encoded)
+        self.in_flight_bytes += len(group.encoded)
         self._send(group)
 
     def _send(self, group: InFlight) -> None:
@@ -246,12 +240,11 @@ class Submissions:
             if operation.waiter is not None:
                 self._router.deliver(operation, error)
         self.queue.clear()
-        self.queued_bytes = 0
 
     def _take(self, key: tuple[int, int]) -> InFlight | None:
         group = self.in_flight.pop(key, None)
         if group is not None:
-            self._in_flight_bytes -= len(group.encoded)
+            self.in_flight_bytes -= len(group.encoded)
         return group
 
     def _number_all_anew(self, expired: InFlight) -> None:
@@ -277,7 +270,6 @@ class Submissions:
             for operation in reversed(group.operations):
                 if operation.waiter is not None:
                     self.queue.appendleft(operation)
-                    self.queued_bytes += len(operation.command)
 
     def _finish_own(self, group: InFlight) -> None:
         numbers, number = self._own_numbers, group.number
@@ -328,7 +320,6 @@ class Submissions:
             earliest = min(earliest, self._expire_one(operation, now, unsent))
         if any(operation.waiter is None for operation in self.queue):
             self.queue = deque(o for o in self.queue if o.waiter is not None)
-            self.queued_bytes = sum(len(operation.command) for operation in self.queue)
         for key, group in list(self.in_flight.items()):
             error = sent if group.sent_times else unsent
             for operation in group.operations:
@@ -337,6 +328,9 @@ class Submissions:
                 self._take(key)
                 if group.is_own:
                     self._finish_own(group)
+            elif not group.is_own:
+                # A client may ask again and again; of those who waited in vain nothing stays.
+                group.operations = [o for o in group.operations if o.waiter is not None]
         return earliest
 
     def _expire_one(self, operation: Operation, now: float, error: Exception) -> float:
@@ -353,7 +347,7 @@ class Submissions:
         for group in self.in_flight.values():
             self._deliver_all(group, sent if group.sent_times else unsent)
         self.in_flight.clear()
-        self._in_flight_bytes = 0
+        self.in_flight_bytes = 0
 
 
 def is_proper(group: Group) -> bool:

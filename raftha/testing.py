@@ -291,6 +291,13 @@ class LocalCluster:
             raise LocalClusterError(f"node {node_id} is running", hint="stop it first")
         shutil.rmtree(node.folder / "data", ignore_errors=True)
 
+    def pid(self, node_id: int) -> int:
+        """The process of a node that runs."""
+        node = self._node(node_id)
+        if node.process is None or not node.is_running:
+            raise LocalClusterError(f"node {node_id} is not running", hint=f"log: {node.log}")
+        return node.process.pid
+
     def exit_code(self, node_id: int) -> int | None:
         """How the node's last process ended, minus the signal's number if by one; None: it runs."""
         process = self._node(node_id).process

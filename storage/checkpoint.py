@@ -24,7 +24,7 @@ import hashlib
 import os
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -37,6 +37,7 @@ from raftha.errors import Corrupt, StorageError, StorageFailed, StorageFull
 
 MAP_BYTES_MIN = 256 * MIB
 SCAN_CHUNK_BYTES = MIB
+COPY_BYTES = 128 * 1024
 """A chunk of a scan ends once it holds this much; so the gate is never held for long."""
 
 FULL_BYTES = MIB
@@ -145,6 +146,7 @@ class CheckpointStore:
         self._gate = threading.Lock()
         self._writer = threading.Lock()
         self._copier = threading.Lock()
+        self._is_growing = False
         self._failure = ""
         try:
             if not self._path.exists():
@@ -216,17 +218,38 @@ class CheckpointStore:
                 hasher.add(key, value)
         return hasher.finish()
 
-    def copy(self, folder: Path) -> None:
-        """Write an image of the last checkpoint into the empty `folder`; one at a time, any thread.
+    def copy(self, take: Callable[[bytes], None]) -> None:
+        """Hand an image of the last checkpoint, an LMDB file, to `take`, piece by piece.
 
-        StorageError if that isn't possible; the store itself is none the worse for it.
+        One at a time, on any thread. It goes on as fast as `take` returns. StorageError if it isn't
+        possible, or can't be finished since the map has to grow; what `take` raises ends it too.
+        The store itself is none the worse for it.
         """
         with self._copier:
+            reading, writing = os.pipe()
+            failures: list[Exception] = []
+            copying = threading.Thread(target=self._copy_into, args=(writing, failures))
+            copying.start()
             try:
-                with self._reading():
-                    self._env.copy(str(folder), compact=True)
-            except OSError as error:
-                raise StorageFailed(f"{folder}: {error.strerror}") from error
+                with os.fdopen(reading, "rb", buffering=0) as pipe:
+                    while piece := pipe.read(COPY_BYTES):
+                        if self._is_growing:
+                            raise StorageFailed("the map has to grow: the copy ends unfinished")
+                        take(piece)
+            finally:
+                # If the pipe was closed before its end, the next write to it ends the copy.
+                copying.join()
+            if failures:
+                raise failures[0]
+
+    def _copy_into(self, writing: int, failures: list[Exception]) -> None:
+        try:
+            with self._reading():
+                self._env.copyfd(writing, compact=True)
+        except (OSError, StorageError) as error:
+            failures.append(StorageFailed(f"{self._path}: can't be copied: {error}"))
+        finally:
+            os.close(writing)
 
     def corrupt(self, detail: str) -> Corrupt:
         """Make the error that says what is wrong with this store's files."""
@@ -251,8 +274,12 @@ class CheckpointStore:
         return True
 
     def _grow(self) -> None:
-        with self._copier, self._gate:
-            self._env.set_mapsize(2 * self.map_bytes)
+        self._is_growing = True
+        try:
+            with self._copier, self._gate:
+                self._env.set_mapsize(2 * self.map_bytes)
+        finally:
+            self._is_growing = False
 
     def _create(self) -> None:
         if self._folder.exists() and any(self._folder.iterdir()):

@@ -31,6 +31,8 @@ import hashlib
 import json
 import os
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +46,12 @@ from raftha.storage.checkpoint import CheckpointStore
 from raftha.storage.state import State
 from raftha.storage.wal import Wal
 
-CHUNK_BYTES = 512 * 1024
+CHUNK_BYTES = 128 * 1024
+"""Small: a chunk stands in front of heartbeats, and its sync in front of the log's."""
+SYNC_BYTES = 1 << 20
+"""Of an image in the making, between two syncs."""
+REMOVE_BYTES, REMOVE_PAUSE_S = 16 << 20, 0.01
+"""A large file is removed in pieces: at once it would hold up other files' syncs."""
 _FILE = "data.mdb"
 _READ_BYTES = 1 << 20
 
@@ -91,23 +98,37 @@ class Outgoing:
         self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)
 
-    def make(self, store: CheckpointStore, snapshot: int) -> Image:
-        """Make an image of `store`; StorageError if it can't be made."""
-        folder = self._path(snapshot).parent
+    def make(self, store: CheckpointStore, snapshot: int, throttle: Callable[[int], None]) -> Image:
+        """Make an image of `store`; StorageError if it can't be made.
+
+        `throttle` is called with the size of each piece, and returns when the next may follow.
+        """
+        path = self._path(snapshot)
+        folder = path.parent
+        hasher = hashlib.sha256()
         try:
             folder.mkdir(parents=True)
-            store.copy(folder)
+            with path.open("wb", buffering=0) as file:
+
+                def take(piece: bytes) -> None:
+                    file.write(piece)
+                    hasher.update(piece)
+                    if file.tell() % SYNC_BYTES < len(piece):
+                        # Nobody needs it after a crash. But what is left to the kernel goes out all
+                        # at once some time later, and the log's syncs stand behind it.
+                        os.fdatasync(file.fileno())
+                    throttle(len(piece))
+
+                store.copy(take)
+                size = file.tell()
             position = _position(folder)
-            with self._path(snapshot).open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                sha256 = hashlib.file_digest(file, "sha256").digest()
         except OSError as error:
             self.drop(snapshot)
             raise StorageFailed(f"{folder}: {error.strerror}") from error
         except RafthaError:
             self.drop(snapshot)
             raise
-        return Image(snapshot, position, size, sha256)
+        return Image(snapshot, position, size, hasher.digest())
 
     def read(self, snapshot: int, offset: int) -> Chunk | None:
         """The chunk at `offset`; None if the image is gone or can't be read."""
@@ -120,7 +141,7 @@ class Outgoing:
 
     def drop(self, snapshot: int) -> None:
         """Remove an image; one that can't be removed now is at the next start."""
-        shutil.rmtree(self._path(snapshot).parent, ignore_errors=True)
+        _remove(self._path(snapshot).parent)
 
     def _path(self, snapshot: int) -> Path:
         return self._folder / f"{snapshot:016x}" / _FILE
@@ -213,7 +234,7 @@ def install(data: Path, wal: Wal) -> bool:
             image.rename(state)
             _sync_folder(incoming)
             _sync_folder(data)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
     Incoming(incoming).discard()
     return is_installed
 
@@ -268,6 +289,18 @@ def _write_json(path: Path, record: dict[str, Any]) -> None:
         os.fsync(file.fileno())
     draft.rename(path)
     _sync_folder(path.parent)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder whose files nobody needs, a little at a time; as far as that is possible."""
+    try:
+        for path in folder.iterdir():
+            for size in reversed(range(0, path.stat().st_size, REMOVE_BYTES)):
+                os.truncate(path, size)
+                time.sleep(REMOVE_PAUSE_S)
+    except OSError:
+        pass  # Then all at once, if at all.
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

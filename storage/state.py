@@ -62,6 +62,8 @@ GROUPS_MAX = 1 << 16
 LOOKUP_PIECE = 1024
 """Keys looked up in the store at a time, a few milliseconds; for `count`."""
 
+_KEY_BYTES = 200
+"""About what a key in the buffer takes beside its own bytes and its value's."""
 _CHUNKS = (32, 128, 512, 1024)  # Pairs read from the store at a time: few at first, then more.
 
 
@@ -135,8 +137,8 @@ class State:
 
     @property
     def buffer_bytes(self) -> int:
-        """The size of what was applied since the last freeze; at least that of the buffer."""
-        return self._buffer_bytes
+        """What was applied since the last freeze takes in memory; rather more than less."""
+        return self._buffer_bytes + _KEY_BYTES * len(self._buffer.values)
 
     @property
     def buffer_keys(self) -> int:

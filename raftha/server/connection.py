@@ -12,7 +12,8 @@ when all reads before it are.
 Flow control, each way. No more is read from the socket while more than WAITING_MAX requests or
 WAITING_BYTES_MAX bytes wait or are under way. Nothing new is started while the socket doesn't take
 replies, and a client that takes none for STALLED_S is cut off. One fetch has about RUN_KEYS_MAX
-keys at most, unless one request names more. One turn starts at most WAITING_MAX requests.
+keys at most, unless one request names more. One turn starts at most WAITING_MAX requests. An EXEC
+or a SET with options, whose reply may be large, waits while LARGE_REPLIES_MAX are to come.
 
 Where a token is needed, a client that hasn't shown it may send only a few commands, and little: it
 has AUTH_TIMEOUT_S, counted from when it was accepted, and UNKNOWN_BYTES_MAX for a request.
@@ -41,6 +42,7 @@ from raftha.resp import (
     error_reply,
 )
 from raftha.server.commands import (
+    SET,
     Call,
     Command,
     Exec,
@@ -62,6 +64,7 @@ from raftha.types import Receipt
 WAITING_MAX = 1024
 WAITING_BYTES_MAX = 1 << 20
 RUN_KEYS_MAX = 64
+LARGE_REPLIES_MAX = 16
 STALLED_S = 30.0
 LINGER_S = 2.0
 AUTH_TIMEOUT_S = 10.0
@@ -340,6 +343,9 @@ class Connection(asyncio.Protocol):
             return True
         is_after_writes = self._is_writing and not isinstance(command, Task)
         if self._run or (self._unfinished and not is_after_writes):
+            return False
+        may_be_large = isinstance(command, Exec) or command is SET
+        if may_be_large and self._unfinished >= LARGE_REPLIES_MAX:
             return False
         if isinstance(command, Write):
             packed = command.pack(request, self._service.value_bytes_max)

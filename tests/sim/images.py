@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from raftha.core import SnapshotOffer
 from raftha.entry import LogPosition
+from raftha.pacing import Pace
 from raftha.storage import snapshot as real
 from raftha.storage.snapshot import Chunk, Image, pack_chunk, unpack_chunk
 from raftha.storage.state import State
@@ -65,7 +66,7 @@ class SimulatedFiles:
 
     # ---------------------------------------------------------------- SnapshotFiles
 
-    def make(self, snapshot: int, done: Callable[[Image | None], None]) -> None:
+    def make(self, snapshot: int, pace: Pace, done: Callable[[Image | None], None]) -> None:
         self._owner.on_disk(lambda: self._make(snapshot), done, self._owner.pick_pause(CHECK_S))
 
     def _make(self, snapshot: int) -> Image | None:

@@ -9,6 +9,7 @@ import pytest
 
 from raftha.config import HaConfig
 from raftha.core import Raft
+from raftha.core.progress import Mode
 from raftha.events import HaEvent, HealthCheckFailed, HealthRecovered
 from raftha.health import (
     CHECKS_UNTIL_RECOVERED,
@@ -278,6 +279,18 @@ def test_a_leader_that_applies_what_it_took_is_of_use_however_much_more_comes(
 def test_a_leader_that_nobody_answers_does_not_resign_for_that(leader: Surroundings) -> None:
     leader.core.propose(b"", 1, 1)
     leader.silent = {2, 3}
+    leader.check(int(3 * STALL_S / CHECK_S))
+    assert not leader.handed_to
+    assert leader.core.is_leader
+
+
+def test_a_leader_does_not_resign_while_those_it_needs_lack_what_it_sends_them(
+    leader: Surroundings,
+) -> None:
+    """Each new leader would begin to send an image anew, and none would ever arrive."""
+    leader.core.propose(b"", 1, 1)
+    for peer in (2, 3):
+        leader.core.progress[peer].mode = Mode.SNAPSHOT
     leader.check(int(3 * STALL_S / CHECK_S))
     assert not leader.handed_to
     assert leader.core.is_leader

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from raftha.core import Raft
-from raftha.inbox import BATCH_BYTES_MAX, INBOX_BYTES_MAX, UNCOMMITTED_BYTES_MAX, Inbox, Waiting
+from raftha.inbox import (
+    BATCH_BYTES_MAX,
+    GROUP_BYTES,
+    INBOX_BYTES_MAX,
+    UNCOMMITTED_BYTES_MAX,
+    Inbox,
+    Waiting,
+)
 from tests.core import become_leader, core, settle
 
 
@@ -72,7 +79,7 @@ def test_a_batch_is_bounded_but_takes_any_one_group(leader: Raft) -> None:
     inbox.put((5, 2), waiting())
     inbox.propose(0)
     assert len(last_payload(leader)) == BATCH_BYTES_MAX + 1
-    assert inbox.waiting_bytes == 10
+    assert inbox.waiting_bytes == GROUP_BYTES + 10
 
 
 def test_a_full_inbox_takes_nothing_more_but_copies(leader: Raft) -> None:
@@ -80,6 +87,16 @@ def test_a_full_inbox_takes_nothing_more_but_copies(leader: Raft) -> None:
     inbox.put((5, 1), waiting(INBOX_BYTES_MAX))
     assert not inbox.has_room((5, 2), 1)
     assert inbox.has_room((5, 1), INBOX_BYTES_MAX)
+
+
+def test_groups_without_commands_fill_an_inbox_too(leader: Raft) -> None:
+    """Each is a few records at least; a flood of openings of sessions is one of memory."""
+    inbox = Inbox(leader)
+    number = 0
+    while inbox.has_room((0, number), 0):
+        inbox.put((0, number), waiting(0))
+        number += 1
+    assert number * GROUP_BYTES <= INBOX_BYTES_MAX
 
 
 def test_what_an_earlier_leadership_left_unapplied_does_not_hold_up_the_next(leader: Raft) -> None:

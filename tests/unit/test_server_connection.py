@@ -15,7 +15,12 @@ from raftha.aio import HaManager
 from raftha.errors import Indeterminate, Overloaded
 from raftha.resp import pack_request
 from raftha.server import connection
-from raftha.server.connection import WAITING_BYTES_MAX, WAITING_MAX, Connection
+from raftha.server.connection import (
+    LARGE_REPLIES_MAX,
+    WAITING_BYTES_MAX,
+    WAITING_MAX,
+    Connection,
+)
 from raftha.server.tasks import Service
 from raftha.storage.commands import PUT, unpack
 from raftha.types import Receipt
@@ -340,6 +345,19 @@ def test_reading_pauses_while_many_bytes_wait() -> None:
         await scene.answer(0, receipt())
         await scene.answer(1, receipt())
         assert scene.transport.is_reading
+
+    play(script)
+
+
+def test_only_so_many_large_replies_are_to_come() -> None:
+    """The reply to each may be of some MiB, and takes up memory as soon as it is done."""
+
+    async def script(scene: Scene) -> None:
+        await scene.send(*["MULTI", "GET a", "EXEC"] * (LARGE_REPLIES_MAX + 5))
+        assert scene.ha.kinds() == ["exec"] * LARGE_REPLIES_MAX
+        for position in range(LARGE_REPLIES_MAX):
+            await scene.answer(position, receipt([b"value"]))
+        assert scene.ha.kinds() == ["exec"] * (LARGE_REPLIES_MAX + 5)
 
     play(script)
 

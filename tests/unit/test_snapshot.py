@@ -73,7 +73,7 @@ def image(tmp_path: Path) -> tuple[Outgoing, Image]:
     write_state(tmp_path / "leader", make_log(60))
     store = CheckpointStore(tmp_path / "leader")
     outgoing = Outgoing(tmp_path / "outgoing")
-    made = outgoing.make(store, 7)
+    made = outgoing.make(store, 7, lambda size: None)
     store.close()
     return outgoing, made
 

@@ -11,6 +11,7 @@ import pytest
 from raftha.core import Raft, SnapshotOffer, SnapshotRequest
 from raftha.core.progress import Mode, Progress
 from raftha.entry import LogPosition
+from raftha.pacing import Pace
 from raftha.snapshots import (
     GIVE_UP_AFTER_S,
     OFFER_AGAIN_AFTER_S,
@@ -40,7 +41,7 @@ class Files:
         self.is_installed = False
         self.discarded = 0
 
-    def make(self, snapshot: int, done: Callable[[Image | None], None]) -> None:
+    def make(self, snapshot: int, pace: Pace, done: Callable[[Image | None], None]) -> None:
         self.made += 1
         done(Image(snapshot, LogPosition(50, 2, 0, 0, b""), SIZE, b"sha"))
 
@@ -94,7 +95,7 @@ class Leader:
             lambda event: None,
             lambda limit: 6,
             lambda: self.now,
-            bytes_per_s,
+            Pace(self.now, bytes_per_s),
         )
 
     def begin(self, peer: int = 2) -> SnapshotOffer:

@@ -234,7 +234,7 @@ def test_writes_that_wait_for_a_session_are_refused_when_too_many_disks_are_full
     ((name, error),) = router.delivered
     assert name == "a"
     assert isinstance(error, StorageFull)
-    assert fresh.bytes_held == 0
+    assert not fresh.queue
     fresh.add(write("b"))
     form(fresh)
     assert len(router.routed) == 2, "the next one opens a session again"
@@ -355,7 +355,7 @@ def test_the_end_rejects_what_never_left_and_not_what_did(
         "sent": Disconnected,
         "queued": Stopped,
     }
-    assert submissions.queued_bytes == 0
+    assert submissions.in_flight_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from raftha.certificates import Made, make_ca, make_node
 from raftha.core import TimeoutNow
 from raftha.tls import PeerTls
 from raftha.transport import Transport
-from raftha.wire import PROTOCOL_VERSION, Hello, PeerMessage, Refusal, encode
+from raftha.wire import PROTOCOL_VERSION, Forward, Hello, PeerMessage, Refusal, encode
 from tests.certificates import CLUSTER, expire, make_cluster, peer_tls, wait_until
 
 
@@ -328,5 +328,32 @@ def test_a_strangers_words_can_not_pass_for_lines_of_the_log(
         assert len(message) < 500
         writer.close()
         await one.transport.stop()
+
+    run(main)
+
+
+def test_a_peer_that_takes_nothing_is_dropped_before_it_takes_all_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("raftha.transport.OUTGOING_BYTES_MAX", 1 << 20)
+
+    async def main() -> None:
+        members = free_members(1)
+        peer = Peer(1, members, None)
+        await peer.start()
+        host, port = members[1].split(":")
+        _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        writer.write(encode(Hello(PROTOCOL_VERSION, "c" * 32, 2, 1, 1, "")))
+        await wait_until(lambda: peer.connected == [2])
+        message = Forward(2, 1, bytes(64 * 1024))
+        sent = 0
+        while peer.connected:
+            assert sent < 1000, "64 MiB are held for a peer that reads nothing"
+            peer.transport.send(message)
+            sent += 1
+            await asyncio.sleep(0)
+        assert peer.transport.refused_total == 1
+        writer.transport.abort()
+        await peer.transport.stop()
 
     run(main)

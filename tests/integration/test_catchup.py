@@ -1,0 +1,33 @@
+"""The question of `bench.catchup`, small: a node needs an image while writes go on.
+
+Only what doesn't depend on how busy the machine is: nobody campaigns, with an election timeout of
+two seconds, and no write fails. How much slower writes got is printed.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.catchup import run, show
+from raftha.config import MIB
+from raftha.testing import LocalCluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+def test_a_node_catches_up_through_an_image_and_writers_and_leader_go_on() -> None:
+    settings = {
+        "election_timeout_ms": 2000,
+        "wal_segment_bytes": 16 * MIB,
+        "max_wal_size": 4 * MIB,
+        "log_retention_bytes": 4 * MIB,
+    }
+    with LocalCluster(3, settings=settings) as cluster:
+        report = run(cluster, log_bytes=48 * MIB, rate=300, seconds=2)
+        show(report)
+        assert report.images == 1
+        assert report.failed_writes == 0
+        assert report.elections == 0
+        digests = cluster.digests()
+        assert len({(d["sequence"], d["hex"]) for d in digests.values()}) == 1
+        assert len(digests) == 3

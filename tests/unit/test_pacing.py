@@ -1,0 +1,104 @@
+"""How fast images are sent: what writes are seen to suffer decides."""
+
+from __future__ import annotations
+
+from raftha.pacing import INTERVAL_S, RATE_FIRST, RATE_MIN, Pace
+
+CHUNK = 128 * 1024
+TICK_S = 0.01
+MIB = 1 << 20
+FOLLOWER_TAKES = 400 * MIB
+
+
+class Leader:
+    """Sends chunks as fast as it may, while writes take as long as `latency` says of the rate."""
+
+    def __init__(self, bytes_per_s_max: int = 0) -> None:
+        self.now = 0.0
+        self.pace = Pace(0.0, bytes_per_s_max)
+        self.base_s: float | None = 0.005
+        """What a write takes if no image is sent; None if there are none."""
+        self.harmless = 20.0 * MIB
+        """The rate from which on writes are slowed down."""
+        self.sends = False
+        self.latencies: list[float] = []
+        self.sent = 0
+
+    def run(self, seconds: float) -> float:
+        """Let time pass; how many bytes a second were sent."""
+        self.latencies.clear()
+        before = self.sent
+        for _ in range(round(seconds / TICK_S)):
+            self.now += TICK_S
+            sent = 0
+            while (
+                self.sends
+                and sent < FOLLOWER_TAKES * TICK_S
+                and self.pace.may_send(self.now, CHUNK)
+            ):
+                sent += CHUNK
+            self.sent += sent
+            if self.base_s is not None:
+                excess = max(sent / TICK_S / self.harmless - 1, 0.0)
+                self.latencies.append(self.base_s * (1 + 2 * excess))
+                self.pace.answered(self.latencies[-1])
+            self.pace.on_tick(self.now)
+        return (self.sent - before) / seconds
+
+    def mean(self) -> float:
+        return sum(self.latencies) / len(self.latencies)
+
+
+def test_the_rate_stays_where_writes_notice_little() -> None:
+    leader = Leader()
+    leader.run(2)
+    leader.sends = True
+    leader.run(10)
+    assert 10 * MIB < leader.run(20) < 40 * MIB
+    assert leader.mean() < 2 * 0.005
+
+
+def test_without_writes_the_rate_rises_to_what_the_follower_takes() -> None:
+    leader = Leader()
+    leader.base_s = None
+    leader.sends = True
+    leader.run(10)
+    assert leader.run(5) > 200 * MIB
+
+
+def test_writes_that_suffer_for_another_reason_slow_it_down_only_for_a_while() -> None:
+    """The pauses show that writes take as long without it."""
+    leader = Leader()
+    leader.harmless = 1e12
+    leader.run(2)
+    leader.sends = True
+    leader.run(5)
+    leader.base_s = 0.05
+    leader.run(3)
+    slow = leader.pace.rate
+    leader.run(30)
+    assert leader.pace.rate > 4 * slow
+
+
+def test_the_rate_never_falls_to_nothing() -> None:
+    leader = Leader()
+    leader.harmless = 1000.0
+    leader.run(2)
+    leader.sends = True
+    leader.run(20)
+    assert leader.run(20) > RATE_MIN / 2
+
+
+def test_a_limit_is_kept() -> None:
+    leader = Leader(bytes_per_s_max=MIB)
+    leader.sends = True
+    leader.run(5)
+    assert leader.run(20) < 1.1 * MIB
+
+
+def test_it_begins_gently_and_in_small_portions() -> None:
+    pace = Pace(100.0, 0)
+    sent = 0
+    while pace.may_send(100.0, CHUNK):
+        sent += CHUNK
+    assert sent < RATE_FIRST * INTERVAL_S
