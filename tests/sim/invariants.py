@@ -17,7 +17,8 @@ Chained hashes make this cheap: two logs that agree on one hash agree on all bef
     membership             see `memberships.py`
     state machine safety   what a member has applied is the committed log
     monotonic              term, commit and applied never go back; votes don't change
-    receipts               who is said to have a write has it on its disk, and a majority has it
+    receipts               who is said to have a write has it on its disk; that is a majority while
+                           the leader that wrote it is the last one
     durability             a restarted member finds what it had made durable
     images                 an image takes the place only of a log that doesn't hold what is in it
     log time               never goes back along the log, whatever the clocks of leaders do
@@ -341,6 +342,8 @@ class Invariants:
         for holder in acked_by:
             if not self._seen[holder].has_had(entry):
                 raise Violation(f"node {holder} is said to have entry {index} on its disk")
+        if entry.term != max(self._leaders):
+            return  # A new leader must hear from the others first: less may be known than is true.
         first = voters(self._first)
         if voters(self.memberships.latest) == first and 2 * len(first & {*acked_by}) <= len(first):
             raise Violation(f"only {acked_by} are known to have entry {index}")
