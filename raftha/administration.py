@@ -6,6 +6,9 @@ requests say what is to be, not what is to be done, so asking twice does no harm
 back as a reply; success is seen in this node's own state: the leader it knows, the membership it
 has applied.
 
+Where no leader is known, the node that is to lead is asked to campaign: an election like any other,
+which needs a majority.
+
 A leader that is to be removed hands over first, and says nothing: its successor will be asked
 again.
 """
@@ -23,6 +26,7 @@ from raftha.errors import (
     RafthaError,
     Rejected,
     ReplicaTooSlow,
+    RequestTimeout,
     TransferFailed,
     Unavailable,
 )
@@ -73,11 +77,25 @@ class Administration:
         self._transfers = [o for o in self._transfers if o.waiter is not None]
         self._changes = [o for o in self._changes if o.waiter is not None]
 
+    def expire(self, now: float) -> float:
+        """Tell callers whose deadline has passed; the earliest of the others' deadlines."""
+        earliest = float("inf")
+        for operation in self.pending():
+            if operation.deadline > now:
+                earliest = min(earliest, operation.deadline)
+            elif isinstance(operation, TransferOperation):
+                self._deliver(operation, self._transfer_timeout(operation.target))
+            else:
+                late = "the change of membership was not seen before the deadline"
+                self._deliver(operation, RequestTimeout(late))
+        self.forget_expired()
+        return earliest
+
     def on_message(self, message: AdminMessage) -> None:
         """Another node asks this one as the leader, or the leader refuses."""
         match message:
             case TransferRequest():
-                error = self._try(lambda: self._core.transfer(message.target))
+                error = self._hand_to(message.target)
                 if error is not None:
                     self._send(
                         TransferReply(message.sender, self._core.id, message.target, str(error))
@@ -105,6 +123,9 @@ class Administration:
         for operation in self._changes:
             if operation.asked_at <= overdue:
                 self._ask(operation)
+        for transfer in list(self._transfers):
+            if transfer.asked_at <= overdue:
+                self._ask_transfer(transfer)
 
     def hand_over(self, candidates: Collection[int]) -> None:
         """Make one of these the leader, if one answers; asked again if that doesn't work out."""
@@ -129,22 +150,46 @@ class Administration:
     # ---------------------------------------------------------------- transfers
 
     def begin_transfer(self, operation: TransferOperation) -> None:
-        """Have leadership handed to a node."""
-        target, leader = operation.target, self._core.leader
-        if target not in self._core.membership.members:
+        """Have a node lead, whether another does now or none."""
+        target, membership = operation.target, self._core.membership
+        if target not in membership.members:
             self._deliver(operation, TransferFailed(f"node {target} is not a member"))
-        elif leader is None:
-            self._deliver(operation, TransferFailed("no leader is known, so none can hand over"))
-        elif leader == target:
+        elif target not in membership.voters:
+            reason = f"node {target} is a learner, and only voters lead"
+            self._deliver(operation, TransferFailed(reason))
+        elif self._core.leader == target:
             self._deliver(operation, None)
         else:
             self._transfers.append(operation)
-            if leader != self._core.id:
-                self._send(TransferRequest(leader, self._core.id, target))
-                return
-            error = self._try(lambda: self._core.transfer(target))
-            if error is not None:
-                self._end_transfers(target, TransferFailed(str(error)))
+            self._ask_transfer(operation)
+
+    def _ask_transfer(self, operation: TransferOperation) -> None:
+        """Ask the leader to hand over; without one, the node itself to campaign."""
+        target = operation.target
+        operation.asked_at = self._now()
+        asked = self._core.leader or target
+        if asked != self._core.id:
+            self._send(TransferRequest(asked, self._core.id, target))
+            return
+        error = self._hand_to(target)
+        if error is not None:
+            self._end_transfers(target, TransferFailed(str(error)))
+
+    def _hand_to(self, target: int) -> RafthaError | None:
+        """Do what a transfer needs of this node, if it is the right one; why that can't be."""
+        if self._core.is_leader:
+            return self._try(lambda: self._core.transfer(target))
+        if target == self._core.id:
+            self._core.campaign()
+        return None  # If this node has just lost its leadership, the one that asked asks again.
+
+    def _transfer_timeout(self, target: int) -> RafthaError:
+        if self._core.leader is not None:
+            return RequestTimeout("leadership was not seen to move before the deadline")
+        return TransferFailed(
+            f"no leader is known, and node {target} was not elected before the deadline",
+            hint="a majority of the voters must be up and reach each other",
+        )
 
     def _end_transfers(self, target: int, result: TransferFailed | None) -> None:
         for operation in self._transfers:

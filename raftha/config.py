@@ -55,7 +55,8 @@ class ReplicationConfig:
     """How long a committed write waits for acknowledgements beyond the majority's. At least 1."""
 
     auto_failover: bool = True
-    """Whether followers campaign by themselves. Without it an operator promotes: `failover_to`."""
+    """Whether followers campaign by themselves. Without it an operator promotes: `failover_to`; but
+    for the first leader of a new cluster."""
 
     heartbeat_interval_ms: int = 50
     """How often the leader says it is there. From 10 to 1,000."""
@@ -144,7 +145,8 @@ class HaConfig:
     commits stall for longer than this, while its followers are well, hands over."""
 
     auto_failover: bool = True
-    """Whether followers campaign by themselves. Without it an operator promotes: `failover_to`."""
+    """Whether followers campaign by themselves. Without it an operator promotes: `failover_to`; but
+    for the first leader of a new cluster."""
 
     health_check_interval_sec: float = 30
     """How often peers and the own disk are checked. From 0.1 to 3600."""

@@ -303,7 +303,10 @@ class HaManager:
     def failover_to(self, node_id: int, *, timeout: float | None = None) -> None:
         """Make `node_id` the leader, in order: returns once it is.
 
-        TransferFailed if it isn't a member, can't be reached, or no leader is there to hand over.
+        Where no leader is known, the node is asked to campaign; that needs a majority. This is how
+        an operator promotes without `auto_failover`.
+
+        TransferFailed if it isn't a voter or can't be reached, or if nobody leads by the deadline.
         RequestTimeout if it hasn't happened by the deadline; it still may.
         """
         check_count("node_id", node_id)

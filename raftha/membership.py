@@ -13,7 +13,7 @@ ids]].
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -65,6 +65,18 @@ class Membership:
     def quorum(self) -> int:
         """How many voters are a majority."""
         return len(self.voters) // 2 + 1
+
+    def place(self, member: int, regions: Sequence[str]) -> int:
+        """Where a member's region stands among `regions`; behind them if it isn't there."""
+        region = self.members[member].region
+        return regions.index(region) if region in regions else len(regions)
+
+    def better_regions(self, member: int, regions: Sequence[str], without: int = 0) -> int:
+        """How many regions with voters, `without` aside, stand before a member's own."""
+        if member not in self.members:
+            return 0
+        places = {self.place(voter, regions) for voter in self.voters if voter != without}
+        return sum(place < self.place(member, regions) for place in places)
 
     def with_learner(self, node_id: int, address: str, region: str) -> Membership:
         """With a new node that isn't a voter yet; InvalidRequest if it can't be one."""

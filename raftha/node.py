@@ -36,7 +36,6 @@ from raftha.entry import Entry, EntryKind, HardState, LogPosition, decode_groups
 from raftha.errors import (
     Disconnected,
     InvalidRequest,
-    RequestTimeout,
     StorageError,
     StorageFull,
     Unavailable,
@@ -66,6 +65,7 @@ from raftha.operations import (
     sizes,
 )
 from raftha.pacing import Pace
+from raftha.preference import Preference
 from raftha.readings import Readings
 from raftha.snapshots import SnapshotFiles, SnapshotReceiver, SnapshotSender
 from raftha.space import Space
@@ -213,6 +213,7 @@ class Node:
             config.election_timeout_ms / 1000,
         )
         self._failover = FailoverWatch(core, clock.monotonic())
+        self._preference = Preference(core, config.regions, self._administration.hand_over)
         self._turn_at = clock.monotonic()
         self._next_expiry = float("inf")
         self._ticks = 0
@@ -380,6 +381,7 @@ class Node:
             self._checkpoints.on_tick(now)
             self._administration.on_tick()
             self.health.on_tick(now)
+            self._preference.on_tick(now, self.health.may_lead)
             self._space.on_tick(now, self.health.may_lead)
         self._host.wake()
 
@@ -601,26 +603,18 @@ class Node:
     # ---------------------------------------------------------------- deadlines, status, the end
 
     def _expire(self, now: float) -> None:
-        earliest = self._submissions.expire(now)
+        earliest = min(self._submissions.expire(now), self._administration.expire(now))
         for operations, error in (
             (self._readings.pending(), "no leader confirmed the read before its deadline"),
             (self._checkpoints.pending(), "the digest was not ready before its deadline"),
-            (self._administration.pending(), ""),
         ):
             for operation in operations:
                 if operation.deadline > now:
                     earliest = min(earliest, operation.deadline)
-                elif isinstance(operation, TransferOperation):
-                    late = "leadership was not seen to move before the deadline"
-                    self.deliver(operation, RequestTimeout(late))
-                elif isinstance(operation, MembershipOperation):
-                    late = "the change of membership was not seen before the deadline"
-                    self.deliver(operation, RequestTimeout(late))
                 else:
                     self.deliver(operation, Unavailable(error))
         self._readings.forget_expired()
         self._checkpoints.forget_expired()
-        self._administration.forget_expired()
         self._next_expiry = earliest
 
     def fail(self, reason: str, unsent: Exception, sent: Exception) -> None:
@@ -716,6 +710,8 @@ def make_core(
         node_id=config.node_id,
         heartbeat_ticks=HEARTBEAT_TICKS,
         election_ticks=config.election_timeout_ms * HEARTBEAT_TICKS // config.heartbeat_interval_ms,
+        campaigns=config.auto_failover,
+        regions=config.regions,
     )
     membership = applied_membership(state, config)
     log = RaftLog(first_index, state.applied, entries, core_config.window_bytes_max, membership)

@@ -20,8 +20,9 @@ from raftha.core.messages import (
     VoteReply,
     VoteRequest,
 )
-from raftha.core.raft import Raft, Role
+from raftha.core.raft import Raft
 from raftha.core.ready import CoreConfig, LogRead, ReadState, Ready, SnapshotRequest, Write
+from raftha.core.role import Role
 
 __all__ = [
     "Append",

@@ -45,6 +45,9 @@ A lost connection to the leader is a strong hint that its process is gone: the f
 lease and asks for pre-votes after a short delay, staggered by node id and randomised, instead of
 the election timeout. If only its own link broke, the others' leases refuse it and nothing happens.
 
+Preferred regions only stretch a voter's patience, so a preferred one usually asks first. Without
+`CoreConfig.campaigns` patience ends in nothing, but for the first election of a new cluster.
+
 Membership is in the log (`membership.py`): all quorums are those of the latest membership in this
 node's own log. A node that isn't a voter there never campaigns, but it votes and takes entries from
 whoever asks: those may know a later one.
@@ -66,10 +69,10 @@ the division of labour is that of etcd's raft library.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
+from raftha.core import patience
 from raftha.core.epochs import Epochs
 from raftha.core.leader import Leadership
 from raftha.core.log import LogMismatch, RaftLog
@@ -100,6 +103,7 @@ from raftha.core.ready import (
     SnapshotRequest,
     Write,
 )
+from raftha.core.role import Role
 from raftha.entry import Entry, EntryKind, HardState, LogPosition
 from raftha.errors import NotLeader
 from raftha.events import (
@@ -112,15 +116,6 @@ from raftha.events import (
     RoleChanged,
 )
 from raftha.membership import Membership
-
-
-class Role(enum.StrEnum):
-    """What a node is at the moment."""
-
-    FOLLOWER = "follower"
-    PRE_CANDIDATE = "pre_candidate"
-    CANDIDATE = "candidate"
-    LEADER = "leader"
 
 
 class Raft:
@@ -215,7 +210,10 @@ class Raft:
             if is_due and self._is_hard_state_durable():
                 if self.role is Role.FOLLOWER and self.leader is not None:
                     self._lose_leader("timeout")
-                self._campaign(pre=True)
+                if self._campaigns_by_itself():
+                    self._campaign(pre=True)
+                else:
+                    self._set_role(Role.FOLLOWER)  # What an operator asked for came to nothing.
             return
         self._leadership.tick()
         self._check_membership()
@@ -345,6 +343,12 @@ class Raft:
             self._elapsed_ticks = 0
         self._leadership.transfer(target)
 
+    def campaign(self) -> None:
+        """An operator wants this node to lead: it asks for votes, if no leader is known."""
+        is_idle = self.role is Role.FOLLOWER and self.leader is None
+        if is_idle and self.is_voter and self._is_hard_state_durable():
+            self._campaign(pre=True)
+
     def resign(self) -> None:
         """Stop leading without a successor; the others, who may campaign first, find one."""
         if self._leadership is not None:
@@ -366,7 +370,12 @@ class Raft:
             self._is_suspecting = True
             self._elapsed_ticks = 0
             before = sum(voter < self.id for voter in self.membership.voters if voter != peer)
-            self._timeout_ticks = 1 + 3 * before + self._random_below(3)
+            self._timeout_ticks = patience.of_loss(
+                self.config.election_ticks,
+                before,
+                better_regions=self.membership.better_regions(self.id, self.config.regions, peer),
+                random_below=self._random_below,
+            )
 
     def log_read(self, request: LogRead, previous: LogPosition, entries: Sequence[Entry]) -> None:
         """What a `LogRead` asked for: entries that follow `previous`."""
@@ -498,21 +507,19 @@ class Raft:
         return self.leader is not None and self._elapsed_ticks < self.config.election_ticks
 
     def _set_timeout(self) -> None:
-        election = self.config.election_ticks
-        base = spread = election
-        if self.membership.voters == (self.id,):
-            base = spread = 1
-        elif self._is_suspecting:
-            # The leader is thought dead and a first attempt failed: try again well within the usual
-            # time-out, spread widely enough that two candidates don't keep splitting the vote.
-            base = max(election // 5, 2)
-            spread = 2 * base
-        # Each term without a leader doubles the patience: disks or networks may be so slow that
-        # the next attempt would otherwise always come before the last one's votes.
-        factor = 1 << min(self._terms_without_leader, 6)
-        base = max(base, min(base * factor, 16 * election))
-        spread = max(spread, min(spread * factor, 16 * election))
-        self._timeout_ticks = base + self._random_below(spread)
+        self._timeout_ticks = patience.of_silence(
+            self.config.election_ticks,
+            is_alone=self.membership.voters == (self.id,),
+            is_suspecting=self._is_suspecting,
+            terms_without_leader=self._terms_without_leader,
+            better_regions=self.membership.better_regions(self.id, self.config.regions),
+            random_below=self._random_below,
+        )
+
+    def _campaigns_by_itself(self) -> bool:
+        """Whether it may; with nothing in its log, only a new cluster's majority could elect it."""
+        is_alone = self.membership.voters == (self.id,)
+        return self.config.campaigns or is_alone or not self.log.last_index
 
     def _reset(self, term: int, *, has_leader: bool = False) -> None:
         self._terms_without_leader = 0 if has_leader else self._terms_without_leader
@@ -656,19 +663,10 @@ class Raft:
             # Bytes that were changed on the way, or a leader gone wrong: nothing of it is kept.
             return
         if agreed is None:
-            hint_index, hint_term = self.log.hint(message.prev_index, message.prev_term)
-            self._send(
-                AppendReply(
-                    message.sender,
-                    self.id,
-                    self.term,
-                    False,
-                    message.prev_index,
-                    hint_index,
-                    hint_term,
-                    epoch=self._epochs.own,
-                )
-            )
+            index, own = message.prev_index, (self.id, self.term, False)
+            hint = self.log.hint(index, message.prev_term)
+            reply = AppendReply(message.sender, *own, index, *hint, epoch=self._epochs.own)
+            self._send(reply)
             return
         self.log.commit = max(self.log.commit, min(message.commit, agreed))
         self.log.compact_index = max(self.log.compact_index, message.compact_index)

@@ -17,6 +17,10 @@ class CoreConfig:
     node_id: int
     heartbeat_ticks: int = 5
     election_ticks: int = 50
+    campaigns: bool = True
+    """Whether this node campaigns by itself. The first leader of a new cluster comes so anyway."""
+    regions: tuple[str, ...] = ()
+    """The regions there are, those first that leadership is to be in."""
     append_bytes_max: int = 4 << 20
     """Entries in one append; a single larger entry still goes."""
     in_flight_messages_max: int = 256

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from raftha.core import CoreConfig, Role, VoteRequest
 from raftha.core.messages import Message
@@ -90,7 +91,7 @@ class Interpreter:
 
     def __init__(self) -> None:
         self._cluster = Cluster([])
-        self._settings: dict[str, int] = {}
+        self._settings: dict[str, Any] = {}
         self._first = Membership({})
 
     def run(self, commands: list[str], line_number: int) -> list[str]:

@@ -1,0 +1,42 @@
+"""How long a follower waits before it asks for votes, in ticks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def of_silence(
+    election: int,
+    *,
+    is_alone: bool,
+    is_suspecting: bool,
+    terms_without_leader: int,
+    better_regions: int,
+    random_below: Callable[[int], int],
+) -> int:
+    """Patience with a leader that is silent, or that there isn't.
+
+    `better_regions`: those with voters, in which leadership is to be rather than here.
+    """
+    base = spread = election
+    if is_alone:
+        base = spread = 1
+    elif is_suspecting:
+        # The leader is thought dead and a first attempt failed: try again well within the usual
+        # time-out, spread widely enough that two candidates don't keep splitting the vote.
+        base = max(election // 5, 2)
+        spread = 2 * base
+    delay = better_regions * max(base // 2, 1)
+    # Each term without a leader doubles the patience: disks or networks may be so slow that
+    # the next attempt would otherwise always come before the last one's votes.
+    factor = 1 << min(terms_without_leader, 6)
+    base = max(base, min(base * factor, 16 * election))
+    spread = max(spread, min(spread * factor, 16 * election))
+    return base + random_below(spread) + delay
+
+
+def of_loss(
+    election: int, before: int, *, better_regions: int, random_below: Callable[[int], int]
+) -> int:
+    """Patience after the connection to the leader broke; `before` other voters are to go first."""
+    return 1 + 3 * before + random_below(3) + better_regions * max(election // 5, 2)
