@@ -32,6 +32,10 @@ class EventKind(enum.StrEnum):
     SNAPSHOT_FAILED = "snapshot_failed"
     SNAPSHOT_INSTALLING = "snapshot_installing"
     STORAGE_FAILED = "storage_failed"
+    STORAGE_DAMAGED = "storage_damaged"
+    HEALING_ENDED = "healing_ended"
+    REPLICA_HEALING = "replica_healing"
+    REPLICA_HEALED = "replica_healed"
     STORAGE_FULL = "storage_full"
     STORAGE_HAS_SPACE = "storage_has_space"
     HEALTH_CHECK_FAILED = "health_check_failed"
@@ -220,6 +224,7 @@ class StorageDamaged(HaEvent):
     nothing is lost, and the state is rebuilt from the log.
     """
 
+    kind: ClassVar[EventKind] = EventKind.STORAGE_DAMAGED
     path: str
     offset: int
     detail: str
@@ -232,11 +237,14 @@ class StorageDamaged(HaEvent):
 class HealingEnded(HaEvent):
     """This node has lost its log and holds again all that it may have acknowledged; it counts."""
 
+    kind: ClassVar[EventKind] = EventKind.HEALING_ENDED
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaHealing(HaEvent):
     """A follower has lost its log; it counts for no quorum until it has healed."""
 
+    kind: ClassVar[EventKind] = EventKind.REPLICA_HEALING
     node_id: int
 
 
@@ -244,6 +252,7 @@ class ReplicaHealing(HaEvent):
 class ReplicaHealed(HaEvent):
     """A follower that had lost its log has healed, and counts again."""
 
+    kind: ClassVar[EventKind] = EventKind.REPLICA_HEALED
     node_id: int
 
 
