@@ -43,7 +43,7 @@ from tests.sim.network import Network
 from tests.sim.store import DictStore
 from tests.sim.swarm import Swarm
 from tests.sim.vault import SimulatedVault
-from tests.sim.world import World
+from tests.sim.world import Violation, World
 
 HEARTBEAT_MS = 50
 ELECTION_MS = 250
@@ -481,7 +481,12 @@ class Member:
     # ---------------------------------------------------------------- healing
 
     def on_damage(self, parts: Collection[str], found: Corrupt) -> None:
-        """The start has found damage, and begins to replace these parts."""
+        """The start has found damage, and begins to replace these parts.
+
+        Healing must not hide mistakes: what no fault has damaged has to be whole.
+        """
+        if not self.is_rotten and not self.vault.is_healing:
+            raise Violation(f"node {self.id} finds damage where there was no rot: {found}")
         self._world.note(self.id, "damage found", f"lost {' '.join(parts)}: {found}")
         self._world.counts[f"lost {' and '.join(sorted(parts))}"] += 1
 
