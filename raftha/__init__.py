@@ -44,6 +44,7 @@ from raftha.errors import (
 from raftha.event_bus import AsyncEventStream, EventStream
 from raftha.events import EventKind, HaEvent
 from raftha.manager import HaManager
+from raftha.replication import ReplicationManager
 from raftha.storage.commands import Delete, Equals, Exists, Get, Missing, Put
 from raftha.storage.machine import StateMachine, Transaction, command
 from raftha.types import (
@@ -52,8 +53,10 @@ from raftha.types import (
     FireForgetCounts,
     HaStatus,
     Receipt,
+    ReplicaState,
     ReplicaStatus,
     ReplicationMode,
+    ReplicationState,
 )
 from raftha.version import VERSION as __version__
 
@@ -89,9 +92,12 @@ __all__ = [
     "RafthaError",
     "Receipt",
     "Rejected",
+    "ReplicaState",
     "ReplicaStatus",
     "ReplicationConfig",
+    "ReplicationManager",
     "ReplicationMode",
+    "ReplicationState",
     "RequestTimeout",
     "SessionExpired",
     "StateMachine",

@@ -49,10 +49,10 @@ class Acknowledgements:
 
     def of(self, index: int, mode: ReplicationMode | None = None) -> Acknowledgement:
         """Who is known to have entry `index`, which is applied here."""
-        holders = self._core.holders(index)
+        acked_by = holders(self._core, index)
         members = self._core.membership.members
-        regions = dict.fromkeys(members[i].region for i in holders if i in members)
-        return Acknowledgement(mode or ReplicationMode.ASYNC_WITH_ACK, holders, tuple(regions))
+        regions = dict.fromkeys(members[i].region for i in acked_by if i in members)
+        return Acknowledgement(mode or ReplicationMode.ASYNC_WITH_ACK, acked_by, tuple(regions))
 
     def add(self, operation: Wanting, result: Receipt | Outcome, now: float) -> None:
         """Deliver `result` once as many have it as the caller wants."""
@@ -90,8 +90,8 @@ class Acknowledgements:
         return True
 
     def _missing(self, index: int) -> Sequence[int]:
-        holders = self._core.holders(index)
-        return [voter for voter in self._core.membership.voters if voter not in holders]
+        held_by = holders(self._core, index)
+        return [voter for voter in self._core.membership.voters if voter not in held_by]
 
     def _result(self, waiting: _Waiting) -> Receipt | Outcome:
         is_sync = waiting.operation.acks == ALL_VOTERS
@@ -111,6 +111,15 @@ class Acknowledgements:
             missing,
             hint="it stays; to send it again would be another write",
         )
+
+
+def holders(core: Raft, index: int) -> tuple[int, ...]:
+    """Who is known to have entry `index`, which is applied here, on disk; also if removed since.
+
+    A node that heals is no witness, this one neither.
+    """
+    own = set() if core.is_healing else {core.id}
+    return tuple(sorted(own.union(core.log.positions.holders(index))))
 
 
 def _wanted(acks: int, membership: Membership) -> int:

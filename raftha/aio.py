@@ -49,6 +49,7 @@ from raftha.operations import (
     TransferOperation,
     WriteOperation,
 )
+from raftha.replication import AsyncReplicationManager
 from raftha.runtime import Runtime
 from raftha.statistics import Statistics
 from raftha.storage import commands
@@ -399,6 +400,11 @@ class HaManager:
         deadline = deadline_of(self.config, timeout)
         self._hand_over(MembershipOperation(future, deadline, node_id, adds=False))
         await future
+
+    @property
+    def replication(self) -> AsyncReplicationManager:
+        """How the replicas are, and who is one."""
+        return AsyncReplicationManager(self)
 
     # ---------------------------------------------------------------- not in this version
 

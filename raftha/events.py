@@ -27,6 +27,11 @@ class EventKind(enum.StrEnum):
     REMOVED = "removed"
     REPLICA_CONNECTED = "replica_connected"
     REPLICA_DISCONNECTED = "replica_disconnected"
+    REPLICA_ADDED = "replica_added"
+    REPLICA_REMOVED = "replica_removed"
+    REPLICATION_LAG_WARNING = "replication_lag_warning"
+    QUORUM_LOST = "quorum_lost"
+    QUORUM_RESTORED = "quorum_restored"
     REPLICA_BEHIND_LOG = "replica_behind_log"
     SNAPSHOT_SENT = "snapshot_sent"
     SNAPSHOT_FAILED = "snapshot_failed"
@@ -174,10 +179,66 @@ class ReplicaConnected(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaDisconnected(HaEvent):
-    """The connection to a peer is gone."""
+    """The connection to a peer is gone.
+
+    `reason` is node_shutdown if the peer said so, removed if one of the two is no member any more,
+    timeout if the other side went silent, else network_error: its process or the network broke.
+    """
 
     kind: ClassVar[EventKind] = EventKind.REPLICA_DISCONNECTED
     node_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaAdded(HaEvent):
+    """A node is a member now; a learner first, unless the cluster was made with it."""
+
+    kind: ClassVar[EventKind] = EventKind.REPLICA_ADDED
+    node_id: int
+    region: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaRemoved(HaEvent):
+    """A node is no member any more, for good."""
+
+    kind: ClassVar[EventKind] = EventKind.REPLICA_REMOVED
+    node_id: int
+    region: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicationLagWarning(HaEvent):
+    """A replica is more than `max_lag_ms` behind.
+
+    Said once, and again only after its lag was below half of that for as long (10 s at most).
+    """
+
+    kind: ClassVar[EventKind] = EventKind.REPLICATION_LAG_WARNING
+    node_id: int
+    lag_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuorumLost(HaEvent):
+    """No majority can be reached; `connected` are the voters that are, `needed` how many must be.
+
+    Some that count as connected may be silent.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.QUORUM_LOST
+    connected: tuple[int, ...]
+    needed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuorumRestored(HaEvent):
+    """There is a leader again, `duration_ms` after the quorum was lost."""
+
+    kind: ClassVar[EventKind] = EventKind.QUORUM_RESTORED
+    leader: int
+    duration_ms: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ can take over in order, because entries don't get through, it steps down.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from statistics import median
 from typing import Protocol
 
@@ -161,6 +161,11 @@ class HealthMonitor:
     def may_lead(self, node_id: int) -> bool:
         """Whether nothing is known against a member's becoming the leader."""
         return self.health(node_id) is Health.HEALTHY and node_id not in self._sick_disks
+
+    @property
+    def heard_times(self) -> Mapping[int, float]:
+        """When each member spoke last, or was first to be looked after."""
+        return self._heard
 
     # ---------------------------------------------------------------- what is noticed
 

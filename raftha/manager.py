@@ -49,6 +49,7 @@ from raftha.operations import (
     TransferOperation,
     WriteOperation,
 )
+from raftha.replication import ReplicationManager
 from raftha.runtime import Runtime
 from raftha.statistics import Statistics
 from raftha.storage import commands
@@ -341,6 +342,11 @@ class HaManager:
         check_count("node_id", node_id)
         waiter, deadline = self._waiter(timeout)
         self._run(MembershipOperation(waiter, deadline, node_id, adds=False))
+
+    @property
+    def replication(self) -> ReplicationManager:
+        """How the replicas are, and who is one."""
+        return ReplicationManager(self)
 
     # ---------------------------------------------------------------- not in this version
 

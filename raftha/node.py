@@ -24,11 +24,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from raftha.acknowledgements import Acknowledgements, check_wanted
 from raftha.administration import Administration
-from raftha.checkpoints import Checkpoints, CheckpointWriter
+from raftha.checkpoints import Checkpoints
 from raftha.clock import Clock
 from raftha.config import HaConfig
 from raftha.core import Append, CoreConfig, LogRead, Raft, RaftLog, Write
@@ -52,7 +52,9 @@ from raftha.events import (
 )
 from raftha.failover import FailoverWatch
 from raftha.health import HealthMonitor
+from raftha.host import Host
 from raftha.inbox import BATCH_BYTES_MAX, Inbox, Waiting
+from raftha.lag import Lags
 from raftha.membership import Membership
 from raftha.operations import (
     DigestOperation,
@@ -67,13 +69,12 @@ from raftha.operations import (
 from raftha.pacing import Pace
 from raftha.preference import Preference
 from raftha.readings import Readings
-from raftha.snapshots import SnapshotFiles, SnapshotReceiver, SnapshotSender
+from raftha.snapshots import SnapshotReceiver, SnapshotSender
 from raftha.space import Space
-from raftha.statistics import Statistics
 from raftha.storage.sessions import Outcome
 from raftha.storage.state import NotYet, State
 from raftha.submissions import FORWARDED_MAX, GROUP_BYTES_MAX, InFlight, Submissions, is_proper
-from raftha.types import Acknowledgement, HaStatus, Receipt, ReplicaStatus
+from raftha.types import Acknowledgement, HaStatus, Receipt, ReplicationState
 from raftha.wire import (
     Forward,
     ForwardReply,
@@ -82,6 +83,7 @@ from raftha.wire import (
     MembershipReply,
     MembershipRequest,
     PeerMessage,
+    ReplicaReport,
     SnapshotChunk,
     SnapshotReply,
     SpaceReport,
@@ -93,52 +95,6 @@ HEARTBEAT_TICKS = 5
 EXPIRY_TICKS = 5
 STOPPED = "stopped"
 REMOVED = "this node was removed from the cluster"
-
-
-class Host(CheckpointWriter, Protocol):
-    """What a node asks of its surroundings; what takes time is answered by a call to the node."""
-
-    @property
-    def snapshots(self) -> SnapshotFiles:
-        """Who makes and takes images of the state."""
-        ...
-
-    @property
-    def statistics(self) -> Statistics:
-        """What is counted and timed; it outlives the node."""
-        ...
-
-    def send(self, message: PeerMessage) -> None: ...
-    def is_connected(self, peer: int) -> bool: ...
-    def write(self, write: Write) -> None:
-        """Make durable, then call `Node.on_written`."""
-        ...
-
-    def seal_log(self) -> None:
-        """Seal the log, on which no write is under way, then call `Node.on_sealed`."""
-        ...
-
-    def read_log(self, request: LogRead) -> None:
-        """Read entries from the log, then call `Node.on_log_read`."""
-        ...
-
-    def set_members(self, membership: Membership) -> None:
-        """Connect to these members, and to no others."""
-        ...
-
-    def deliver(self, waiter: Any, result: Any) -> None: ...
-    def emit(self, event: HaEvent) -> None: ...
-    def wake(self) -> None:
-        """See that `Node.turn` is called soon, once."""
-        ...
-
-    def flush(self) -> None:
-        """The turn is over: release whoever was delivered to."""
-        ...
-
-    def end_healing(self, epoch: int) -> None:
-        """Make this healing epoch durable, then call `Node.on_healed`."""
-        ...
 
 
 class Node:
@@ -214,6 +170,15 @@ class Node:
         )
         self._failover = FailoverWatch(core, clock.monotonic())
         self._preference = Preference(core, config.regions, self._administration.hand_over)
+        self.lags = Lags(
+            config,
+            core,
+            host,
+            self.health.heard_times,
+            lambda: (state.applied.index, state.applied.last_sequence),
+            clock.monotonic(),
+        )
+        self._committed_before = core.log.commit
         self._turn_at = clock.monotonic()
         self._next_expiry = float("inf")
         self._ticks = 0
@@ -322,6 +287,8 @@ class Node:
                 self.health.on_message(message)
             case SpaceReport():
                 self._space.on_message(message, self._clock.monotonic())
+            case ReplicaReport():
+                self.lags.on_report(message, self._clock.monotonic())
             case Append() if self._checkpoints.is_behind:
                 pass  # As if it were lost: the leader asks again until there is an answer.
             case _:
@@ -334,15 +301,18 @@ class Node:
         self.client_addresses[peer] = client_address
         self._host.emit(ReplicaConnected(reporter=self.core.id, node_id=peer))
         self.core.connected(peer)
+        self.lags.on_connection(self._clock.monotonic())
         self._sender.on_connected(peer)
         if peer == self.core.leader:
             self._on_leader()
         self._host.wake()
 
-    def on_disconnected(self, peer: int) -> None:
+    def on_disconnected(self, peer: int, reason: str) -> None:
         """The connection to a peer is gone, and what was on its way with it."""
-        self._host.emit(ReplicaDisconnected(reporter=self.core.id, node_id=peer))
+        event = ReplicaDisconnected(reporter=self.core.id, node_id=peer, reason=reason)
+        self._host.emit(event)
         self.core.disconnected(peer)
+        self.lags.on_connection(self._clock.monotonic())
         self._host.wake()
 
     def on_removed(self) -> None:
@@ -383,6 +353,7 @@ class Node:
             self.health.on_tick(now)
             self._preference.on_tick(now, self.health.may_lead)
             self._space.on_tick(now, self.health.may_lead)
+            self.lags.on_tick(now)
         self._host.wake()
 
     def on_sealed(self) -> None:
@@ -438,6 +409,7 @@ class Node:
         self._readings.ask(self._turn_at)
         ready = self.core.ready()
         self._emit_events(ready.events)
+        self.lags.note(self._turn_at)
         for message in ready.messages:
             self._host.send(message)
         if ready.write is not None:
@@ -476,6 +448,7 @@ class Node:
         for event in (started, *events, completed):
             if event is not None:
                 self._host.emit(event)
+        self.lags.on_events(events, self._turn_at)
         if any(isinstance(event, LeaderElected) for event in events):
             self._on_leader()
 
@@ -488,6 +461,8 @@ class Node:
         self._checkpoints.on_applied(entry, self._turn_at)
         if entry.kind == EntryKind.MEMBERSHIP:
             membership = Membership.decode(bytes(entry.payload))
+            if entry.index > self._committed_before:
+                self.lags.on_membership(self.membership, membership)
             self._administration.on_membership(membership)
             self._host.set_members(membership)
 
@@ -543,6 +518,7 @@ class Node:
     def _on_leader(self) -> None:
         """A leader is known: everything that may have been lost on its way goes there again."""
         self.health.on_leader(self._clock.monotonic())
+        self.lags.on_leader(self._clock.monotonic())
         self._inbox.clear()
         self._administration.on_leader()
         self._submissions.send_again()
@@ -639,7 +615,8 @@ class Node:
 
     def status(self) -> HaStatus:
         """This node's state now."""
-        core, log = self.core, self.core.log
+        core, log, now = self.core, self.core.log, self._clock.monotonic()
+        rpo_commands, rpo_bytes = self._submissions.unfinished()
         return HaStatus(
             is_running=not self.failure,
             is_primary=core.is_leader and not self.failure,
@@ -657,28 +634,18 @@ class Node:
             sequence=self.state.applied.last_sequence,
             is_healing=core.is_healing,
             failure="" if self.failure == STOPPED else self.failure,
-            replicas=tuple(self._replica(peer) for peer in core.membership.members),
+            replicas=self.lags.statuses(now, self.client_addresses, self.health.health),
             removed=tuple(sorted(core.membership.removed)),
+            replication_state=(ReplicationState.FAILED if self.failure else self.lags.state(now)),
+            replication_lag_ms=self.lags.max_lag_ms(now),
+            rpo_commands=rpo_commands,
+            rpo_bytes=rpo_bytes,
         )
 
     def _role(self) -> str:
         if not self.failure:
             return "removed" if self.core.is_removed else self.core.role.value
         return STOPPED if self.failure == STOPPED else "failed"
-
-    def _replica(self, peer: int) -> ReplicaStatus:
-        core = self.core
-        progress = core.progress.get(peer)
-        match_index = progress.match if progress is not None else None
-        return ReplicaStatus(
-            node_id=peer,
-            address=core.membership.members[peer].address,
-            is_voter=core.membership.members[peer].is_voter,
-            client_address=self.client_addresses.get(peer, ""),
-            connected=peer == core.id or self._host.is_connected(peer),
-            match_index=core.log.persisted if peer == core.id else match_index,
-            health=self.health.health(peer),
-        )
 
 
 def applied_membership(state: State, config: HaConfig) -> Membership:

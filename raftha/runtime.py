@@ -567,9 +567,9 @@ class Runtime:
         if not self.node.failure:
             self.node.on_connected(peer, hello.client_address)
 
-    def on_disconnected(self, peer: int) -> None:
+    def on_disconnected(self, peer: int, reason: str) -> None:
         if not self.node.failure:
-            self.node.on_disconnected(peer)
+            self.node.on_disconnected(peer, reason)
 
     def check_hello(self, hello: Hello) -> str:
         if self._data.check_peer(hello.sender, hello.incarnation):

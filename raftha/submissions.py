@@ -107,6 +107,13 @@ class Submissions:
         self._next_number = 1
         self._own_numbers: deque[int] = deque()
 
+    def unfinished(self) -> tuple[int, int]:
+        """How many commands of this node's callers have no outcome yet, and their bytes."""
+        groups = self.in_flight.values()
+        count = len(self.queue) + sum(group.count for group in groups)
+        queued = sum(len(operation.command) for operation in self.queue)
+        return count, queued + sum(len(group.encoded) for group in groups)
+
     def add(self, operation: WriteOperation) -> None:
         """Queue a write."""
         self.queue.append(operation)

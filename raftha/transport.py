@@ -53,6 +53,9 @@ OUTGOING_BYTES_MAX = 64 << 20
 SILENCE_S = 10
 CLOSE_S = 1.0
 REMOVED = "the node was removed from the cluster"
+SHUTDOWN = "the node is stopped"
+FAREWELL_S = 0.05
+"""How long a stop waits for its farewells to leave."""
 """Of a reason in the log; a stranger's words may be in it, and they mustn't look like our lines."""
 
 log = logging.getLogger(__name__)
@@ -63,7 +66,10 @@ class Receiver(Protocol):
 
     def on_message(self, message: PeerMessage) -> None: ...
     def on_connected(self, peer: int, hello: Hello) -> None: ...
-    def on_disconnected(self, peer: int) -> None: ...
+    def on_disconnected(self, peer: int, reason: str) -> None:
+        """`reason`: node_shutdown, removed, timeout or network_error."""
+        ...
+
     def on_removed(self) -> None:
         """A member says that this node was removed from the cluster."""
         ...
@@ -155,7 +161,14 @@ class Transport:
                 self._dialers[peer] = asyncio.get_running_loop().create_task(call)
 
     async def stop(self) -> None:
-        """Close everything; the receiver hears nothing more."""
+        """Close everything; the receiver hears nothing more, and peers that this is on purpose."""
+        farewells = []
+        for connection in self._connected.values():
+            connection.say_farewell()
+            farewells.append(asyncio.ensure_future(connection.wait_closed()))
+        self._connected.clear()
+        if farewells:
+            await asyncio.wait(farewells, timeout=FAREWELL_S)
         for server in self._servers:
             server.close()
         self._names.shutdown(wait=False, cancel_futures=True)
@@ -300,7 +313,7 @@ class Transport:
         if earlier is not None:
             # The peer dialled anew, so for it the earlier connection is dead already.
             earlier.abandon()
-            self._receiver.on_disconnected(hello.sender)
+            self._receiver.on_disconnected(hello.sender, "network_error")
         self._connected[hello.sender] = connection
         self._receiver.on_connected(hello.sender, hello)
 
@@ -319,7 +332,7 @@ class Transport:
         self._undecided.discard(connection)
         if peer is not None and self._connected.get(peer) is connection:
             del self._connected[peer]
-            self._receiver.on_disconnected(peer)
+            self._receiver.on_disconnected(peer, connection.end)
 
     def on_removed(self) -> None:
         self._receiver.on_removed()
@@ -345,6 +358,8 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._is_abandoned = False
         self._was_dropped = False
+        self.end = "network_error"
+        """Why it ends, or would end now."""
 
     async def wait_closed(self) -> bool:
         """Wait for the end; whether the connection ever counted."""
@@ -360,11 +375,21 @@ class Connection(asyncio.Protocol):
     def dismiss(self) -> None:
         """Tell the peer that it was removed, and close."""
         assert self._transport is not None
+        self.end = "removed"
         self._transport.write(encode(Refusal(REMOVED, True)))
+        self._transport.close()
+
+    def say_farewell(self) -> None:
+        """Tell the peer that this node is stopped on purpose, and close."""
+        assert self._transport is not None
+        self._is_abandoned = True
+        self._transport.write(encode(Refusal(SHUTDOWN, False)))
         self._transport.close()
 
     def send(self, frame: bytes) -> None:
         assert self._transport is not None
+        if self._transport.is_closing():
+            return  # As good as lost: the receiver is about to hear of it.
         self._transport.write(frame)
         if self._transport.get_write_buffer_size() > OUTGOING_BYTES_MAX:
             self._drop(f"it has not taken {OUTGOING_BYTES_MAX} bytes")
@@ -433,7 +458,11 @@ class Connection(asyncio.Protocol):
         speaker = self._peer if self._peer is not None else self.expected
         is_member = speaker is not None and not self._owner.check_certificate(self, speaker)
         if refusal.is_removed and is_member:
+            self.end = "removed"
             self._owner.on_removed()
+        elif refusal.reason == SHUTDOWN and self._peer is not None:
+            self.end = "node_shutdown"  # It hangs up itself.
+            return
         raise WireError(f"it refused us: {refusal.reason}")
 
     def _drop(self, reason: str) -> None:
@@ -455,6 +484,8 @@ class Connection(asyncio.Protocol):
                 detail = f" ({describe(exc)})" if exc else ""
                 hint = "if it goes on, its log says why"
                 self._owner.refused(self.remote, f"it hung up before its hello{detail}; {hint}")
+            if isinstance(exc, TimeoutError):
+                self.end = "timeout"
             self._owner.closed(self, self._peer)
 
 

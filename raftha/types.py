@@ -19,6 +19,36 @@ class ReplicationMode(enum.StrEnum):
     """At once; what becomes of it is counted."""
 
 
+class ReplicaState(enum.StrEnum):
+    """How it stands with one member; by the leader's judgement, which it shares with all."""
+
+    CONNECTING = "connecting"
+    """It was never connected, since it was added or the leader began, up to `max_lag_ms` ago."""
+    SYNCING = "syncing"
+    """It is connected and has not yet applied what there was when it connected."""
+    ACTIVE = "active"
+    """It is at most `max_lag_ms` behind."""
+    LAGGING = "lagging"
+    """It is connected, and further behind."""
+    DISCONNECTED = "disconnected"
+    """The leader's connection to it is lost."""
+
+
+class ReplicationState(enum.StrEnum):
+    """How it stands with the cluster, as one node sees it."""
+
+    INITIALIZING = "initializing"
+    """The node has just started and has not heard of a leader."""
+    SYNCING = "syncing"
+    """There is a quorum; some voters connect, or catch up after they did, the others are active."""
+    HEALTHY = "healthy"
+    """All voters are active, and there are `replication_factor` of them."""
+    DEGRADED = "degraded"
+    """There is a quorum; some voters lag or are disconnected, or there are too few."""
+    FAILED = "failed"
+    """There is no quorum, or the node has failed."""
+
+
 class Health(enum.StrEnum):
     """What the checks of a member, or of a disk, have shown."""
 
@@ -137,6 +167,13 @@ class ReplicaStatus:
     learner (`is_voter` false) gets the log and counts for nothing yet. `client_address` is where
     the member serves its own clients, "" if it doesn't say. `health` is what this node's checks of
     the member have shown; of this node itself, the checks of its disk.
+
+    The others are by the leader's last report, a heartbeat old at most; without reports lags grow
+    with the time. `lag_ms` is the age of the oldest entry that the member has not applied, and at
+    least the time since it was heard last if that is more than four heartbeats; `lag_sequences`
+    counts the commands it has not applied. `match_sequence` (at least so much), `applied_index` and
+    `applied_sequence` say how far its log and its state are. `last_heard_ms`: how long ago the
+    leader heard of it.
     """
 
     node_id: int
@@ -146,6 +183,14 @@ class ReplicaStatus:
     connected: bool
     match_index: int | None
     health: Health
+    region: str = ""
+    state: ReplicaState = ReplicaState.CONNECTING
+    match_sequence: int = 0
+    applied_index: int = 0
+    applied_sequence: int = 0
+    lag_ms: int = 0
+    lag_sequences: int = 0
+    last_heard_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +206,11 @@ class HaStatus:
     `events_dropped` counts events for which `on_event` or a stream was too slow, `event_errors` how
     often `on_event` raised.
     `fire_forget` counts this manager's writes that nobody waits for.
+
+    `replication_lag_ms` is the largest lag of a voter. `rpo_commands` and `rpo_bytes` are what
+    could be lost if this node died for good now: commands that were handed to it and that it
+    doesn't know to be committed. None of them was acknowledged; what was is on a majority of the
+    disks. `backup_state` and `pitr_sequence` are None: this version has neither.
     """
 
     is_running: bool
@@ -184,6 +234,12 @@ class HaStatus:
     events_dropped: int = 0
     event_errors: int = 0
     fire_forget: FireForgetCounts = FireForgetCounts()
+    replication_state: ReplicationState = ReplicationState.INITIALIZING
+    replication_lag_ms: int = 0
+    rpo_commands: int = 0
+    rpo_bytes: int = 0
+    backup_state: None = None
+    pitr_sequence: None = None
 
     @property
     def replica_count(self) -> int:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast, get_origin, get_type_hints
 
 import msgpack
 
+from raftha.config import MEMBERS_MAX
 from raftha.core import (
     Append,
     AppendReply,
@@ -38,6 +39,7 @@ from raftha.core import (
 from raftha.core.positions import BEHIND_MAX
 from raftha.entry import Entry, decode_entry
 from raftha.errors import WireError
+from raftha.types import ReplicaState
 
 PROTOCOL_VERSION = 3
 FRAME_BYTES_MAX = 32 << 20
@@ -156,6 +158,32 @@ class SpaceReport(NamedTuple):
     has_space: bool
 
 
+class ReplicaRow(NamedTuple):
+    """How far one member is, by the leader; `state` is a place in `tuple(ReplicaState)`.
+
+    `match_sequence` is at least so much. Times are milliseconds up to the report.
+    """
+
+    node_id: int
+    state: int
+    match_index: int
+    match_sequence: int
+    applied_index: int
+    applied_sequence: int
+    lag_ms: int
+    lag_sequences: int
+    silent_ms: int
+
+
+class ReplicaReport(NamedTuple):
+    """The leader of `term` says how far all members are."""
+
+    to: int
+    sender: int
+    term: int
+    rows: tuple[ReplicaRow, ...]
+
+
 class SnapshotChunk(NamedTuple):
     """Part of the image that was offered as `snapshot`, from byte `offset` of the file on.
 
@@ -196,7 +224,14 @@ AdminMessage = TransferRequest | TransferReply | MembershipRequest | MembershipR
 SnapshotMessage = SnapshotChunk | SnapshotReply
 HealthMessage = HealthRequest | HealthReply
 PeerMessage = (
-    Message | Forward | ForwardReply | AdminMessage | SnapshotMessage | HealthMessage | SpaceReport
+    Message
+    | Forward
+    | ForwardReply
+    | AdminMessage
+    | SnapshotMessage
+    | HealthMessage
+    | SpaceReport
+    | ReplicaReport
 )
 Frame = PeerMessage | Hello | Refusal
 
@@ -227,6 +262,7 @@ _CODES: dict[type[Any], int] = {
     PositionsRequest: 24,
     PositionsReply: 25,
     Healed: 26,
+    ReplicaReport: 27,
 }
 _WITH_POSITIONS = frozenset((Append, Heartbeat, PositionsReply))
 _CLASSES: dict[int, tuple[type[Any], tuple[type, ...]]] = {
@@ -273,7 +309,22 @@ def decode(body: bytes) -> Frame:
     message = cls(*values[1:])
     if cls in _WITH_POSITIONS:
         _check_behind(message.behind)
+    if cls is ReplicaReport:
+        return cast(Frame, message._replace(rows=_decode_rows(message.rows)))
     return _with_entries(message) if cls is Append else cast(Frame, message)
+
+
+def _decode_rows(rows: tuple[Any, ...]) -> tuple[ReplicaRow, ...]:
+    if len(rows) > MEMBERS_MAX:
+        raise WireError(f"there are at most {MEMBERS_MAX} members")
+    for row in rows:
+        if type(row) is not tuple or len(row) != len(ReplicaRow._fields):
+            raise WireError("a replica's row is an array of numbers")
+        if not all(type(number) is int and 0 <= number < INT_MAX for number in row):
+            raise WireError("a replica's row has whole numbers")
+        if row[1] >= len(ReplicaState):
+            raise WireError(f"{row[1]} is no state of a replica")
+    return tuple(ReplicaRow(*row) for row in rows)
 
 
 def _check_behind(behind: tuple[Any, ...]) -> None:

@@ -92,6 +92,13 @@ class RaftLog:
             return self.window[offset].term
         return None
 
+    def sequence(self, index: int) -> int | None:
+        """The number of the last command up to entry `index`; None if memory doesn't hold it."""
+        offset = index - self.anchor.index - 1
+        if offset == -1:
+            return self.anchor.last_sequence
+        return self.window[offset].last_sequence if 0 <= offset < len(self.window) else None
+
     def slice(self, lo: int, bytes_max: int) -> tuple[Entry, ...]:
         """Entries from `lo` on, at least one if there is one, at most about `bytes_max`."""
         start = lo - self.anchor.index - 1

@@ -320,10 +320,6 @@ class Raft:
         self._send(ReadRequest(self.leader, self.id, self.term, read_id))
         return True
 
-    def holders(self, index: int) -> tuple[int, ...]:
-        """Who is known to have entry `index`, which is applied here, on disk; also if removed."""
-        return tuple(sorted({self.id, *self.log.positions.holders(index)}))
-
     def watch_positions(self, index: int) -> None:
         """Hear from the leader as soon as another member has entry `index` on its disk."""
         if self._leadership is None and self.leader is not None:

@@ -271,9 +271,9 @@ def test_fire_and_forget_is_refused_when_the_queue_is_full_and_counts_what_fails
     )
     with raftha.HaManager(config) as node:
         for _ in range(8):
-            node.put(b"large", bytes(MIB - 100))
+            node.put(b"large", bytes(MIB - 1000))
         with pytest.raises(raftha.Overloaded):
-            node.put(b"large", bytes(MIB - 100))
+            node.put(b"large", bytes(MIB - 1000))
         assert node.get_status().fire_forget.submitted == 8
         wait_until(lambda: node.get_status().fire_forget.failed == 8, "their deadline passes")
         assert node.get_status().fire_forget.pending == 0

@@ -591,7 +591,7 @@ class Member:
 
     def on_disconnected(self, peer: int) -> None:
         assert self.node is not None
-        self.node.on_disconnected(peer)
+        self.node.on_disconnected(peer, "network_error")
 
     def on_removed(self) -> None:
         assert self.node is not None

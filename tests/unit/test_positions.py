@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raftha.acknowledgements import holders
 from raftha.core import Append, Heartbeat, PositionsReply, PositionsRequest
 from raftha.core.positions import Positions, encode_behind
 from raftha.entry import EntryKind
@@ -33,18 +34,18 @@ def test_a_leader_knows_who_has_an_entry_and_followers_learn_it_with_its_commit(
     leader.propose(b"x", 1, 0)
     net.run()
     index = leader.log.last_index
-    assert leader.holders(index) == (1, 2)
+    assert holders(leader, index) == (1, 2)
     follower = net.cores[2]
     for _ in range(leader.config.heartbeat_ticks):
         leader.tick()
     net.run()
     assert follower.log.applied == index
-    assert follower.holders(index) == (1, 2)
+    assert holders(follower, index) == (1, 2)
     net.cut_off = set()
     for _ in range(2 * leader.config.heartbeat_ticks):
         leader.tick()
         net.run()
-    assert all(raft.holders(index) == (1, 2, 3) for raft in net.cores.values())
+    assert all(holders(raft, index) == (1, 2, 3) for raft in net.cores.values())
 
 
 def test_what_was_learned_outlives_its_leader() -> None:
@@ -57,8 +58,8 @@ def test_what_was_learned_outlives_its_leader() -> None:
     first.transfer(2)
     net.run()
     assert net.cores[2].is_leader
-    assert first.holders(index) == (1, 2, 3)
-    assert set(net.cores[2].holders(index)) >= {1, 2}
+    assert holders(first, index) == (1, 2, 3)
+    assert set(holders(net.cores[2], index)) >= {1, 2}
 
 
 def test_who_watches_an_entry_is_told_when_another_disk_has_it_until_all_do() -> None:

@@ -30,6 +30,7 @@ class Peer:
     ) -> None:
         """`says` is who it claims to be, if not itself."""
         self.connected: list[int] = []
+        self.reasons: list[str] = []
         self.received: list[PeerMessage] = []
         hello = Hello(PROTOCOL_VERSION, "c" * 32, says or node_id, 0, 1, "")
         self.members = members
@@ -49,8 +50,9 @@ class Peer:
         assert hello.sender == peer
         self.connected.append(peer)
 
-    def on_disconnected(self, peer: int) -> None:
+    def on_disconnected(self, peer: int, reason: str) -> None:
         self.connected.remove(peer)
+        self.reasons.append(reason)
 
     def on_removed(self) -> None:
         self.removed = True
@@ -101,6 +103,33 @@ def test_peers_with_their_own_certificates_talk(tmp_path: Path) -> None:
         for peer in peers:
             await peer.transport.stop()
         assert sum(peer.transport.refused_total for peer in peers) == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("has_tls", [False, True])
+def test_who_loses_a_connection_is_told_why(tmp_path: Path, has_tls: bool) -> None:
+    made = make_cluster(tmp_path, 2) if has_tls else None
+
+    async def main() -> None:
+        members = free_members(2)
+        one, two = (Peer(i, members, peer_tls(made[i]) if made else None) for i in members)
+        for peer in (one, two):
+            await peer.start()
+        for error, reason in ((TimeoutError(110, "timed out"), "timeout"), (None, "network_error")):
+            await wait_until(lambda: one.connected == [2] and two.connected == [1])
+            connection = one.transport._connected[2]
+            # What the kernel says when nobody acknowledges any more, or the other process ends.
+            connection.connection_lost(error)
+            connection.abandon()
+            assert one.reasons[-1] == reason
+            await wait_until(lambda: two.connected == [] or two.reasons != [])
+        await wait_until(lambda: one.connected == [2] and two.connected == [1])
+        await one.transport.stop()
+        await wait_until(lambda: two.connected == [])
+        assert two.reasons[-1] == "node_shutdown"
+        await two.transport.stop()
+        assert one.transport.refused_total == two.transport.refused_total == 0
 
     run(main)
 
