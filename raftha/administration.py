@@ -7,7 +7,8 @@ back as a reply; success is seen in this node's own state: the leader it knows, 
 has applied.
 
 Where no leader is known, the node that is to lead is asked to campaign: an election like any other,
-which needs a majority.
+which needs a majority, and a log that lacks nothing. If it isn't elected, others are asked in turn;
+one that is then hands over, once the wanted one has everything.
 
 A leader that is to be removed hands over first, and says nothing: its successor will be asked
 again.
@@ -41,6 +42,7 @@ from raftha.wire import (
 )
 
 ASK_AGAIN_AFTER_S = 0.25
+ASKS_UNTIL_OTHERS = 4
 
 _REFUSALS: dict[str, type[Rejected]] = {
     kind.__name__: kind
@@ -165,9 +167,15 @@ class Administration:
 
     def _ask_transfer(self, operation: TransferOperation) -> None:
         """Ask the leader to hand over; without one, the node itself to campaign."""
-        target = operation.target
+        target, leader = operation.target, self._core.leader
         operation.asked_at = self._now()
-        asked = self._core.leader or target
+        operation.tries += 1
+        if leader is None and operation.tries % ASKS_UNTIL_OTHERS == 0:
+            # It may lack what another has, who must then lead first, and hand over.
+            turn = operation.tries // ASKS_UNTIL_OTHERS
+            voters = self._core.membership.voters
+            target = voters[turn % len(voters)]
+        asked = leader if leader is not None else target
         if asked != self._core.id:
             self._send(TransferRequest(asked, self._core.id, target))
             return

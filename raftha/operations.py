@@ -122,12 +122,13 @@ class DigestOperation(Operation):
 class TransferOperation(Operation):
     """Make `target` the leader. Delivers None once it is."""
 
-    __slots__ = ("asked_at", "target")
+    __slots__ = ("asked_at", "target", "tries")
 
     def __init__(self, waiter: Any, deadline: float, target: int) -> None:
         super().__init__(waiter, deadline)
         self.target = target
         self.asked_at = 0.0
+        self.tries = 0
 
 
 class MembershipOperation(Operation):
