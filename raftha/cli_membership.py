@@ -239,6 +239,8 @@ def _show_plan(plan: Plan) -> None:
     echo(f"Node {plan.node_id} of cluster {plan.cluster_id}, in {plan.data_dir}")
     echo(f"  its log ends with entry {plan.last_index} of term {plan.last_term}{when},")
     echo(f"  after command {plan.last_sequence}; known to be committed: {plan.commit_index}")
+    if plan.is_healing:
+        echo("  IT HAS LOST ITS LOG, AND MAY LACK WHAT OTHERS HAVE: choose another one if you can")
     if not plan.was_voter:
         echo("  IT IS A LEARNER and may lack much of what was acknowledged")
     echo("LOST will be every write that is not in this log, acknowledged or not.")

@@ -11,7 +11,8 @@ What is done, in this order, so that a crash in between leaves either life whole
 2. One write goes to the log: a hard state of a new term, and a MEMBERSHIP entry of that term that
    names this node as the only member and all others as removed. The hard state's commit includes
    it, and with it all that the log holds: what was acknowledged and is here stays.
-3. The directory gets a new incarnation.
+3. The directory gets a new incarnation. A node that heals from the loss of its log stops to: there
+   is nobody left from whom it could get what it lacks.
 
 The node then starts as a cluster of one. It refuses those of the earlier life as removed, they
 refuse it for its incarnation, and each of them that reaches it stops leading. Their ids are used
@@ -72,13 +73,15 @@ class Plan:
 
     `last_index`, `last_term`, `last_sequence` and `last_time` say how far this node's log goes;
     compare survivors by (last_term, last_index). `commit_index` is what it knew to be committed.
-    `term` is the new one, `index` the entry that will carry the new membership.
+    `term` is the new one, `index` the entry that will carry the new membership. A node that
+    `is_healing` has lost its log, and may lack what others have: it is the last one to choose.
     """
 
     node_id: int
     cluster_id: str
     data_dir: str
     was_voter: bool
+    is_healing: bool
     last_index: int
     last_term: int
     last_sequence: int
@@ -118,7 +121,7 @@ class Survivor:
                 f"node {node_id} is not a member of the cluster by its own log",
                 hint="recover a node that was a member when the majority was lost",
             )
-        if membership.voters == (node_id,):
+        if membership.voters == (node_id,) and not self._data.is_healing:
             raise InvalidRequest(
                 f"node {node_id} is the only voter already", hint="start it: it needs no others"
             )
@@ -128,6 +131,7 @@ class Survivor:
             cluster_id=self._config.cluster_id,
             data_dir=str(self._data.path),
             was_voter=membership.members[node_id].is_voter,
+            is_healing=self._data.is_healing,
             last_index=last.index,
             last_term=last.term,
             last_sequence=last.last_sequence,
@@ -195,6 +199,11 @@ def open_survivor(config: HaConfig) -> Iterator[Survivor]:
         raise ConfigError(f"{path} is not the data directory of a node")
     data = DataDirectory(path, config.cluster_id, config.node_id)
     try:
+        if data.lost:
+            raise ConfigError(
+                f"a start of node {config.node_id} was cut off while it replaced damaged files",
+                hint="start it once more before anything else",
+            )
         wal = Wal.open(
             RealDisk(),
             str(path / "wal"),

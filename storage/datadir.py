@@ -91,8 +91,16 @@ class DataDirectory:
             self._save(has_log=True)
 
     def renew_incarnation(self) -> None:
-        """Be another from now on: members that knew the earlier one refuse this node."""
-        self._save(incarnation=secrets.randbits(63))
+        """Be another from now on: members that knew the earlier one refuse this node.
+
+        It has no others to heal from any more.
+        """
+        self._save(incarnation=secrets.randbits(63), epoch=self.epoch + self.is_healing)
+
+    @property
+    def is_healing(self) -> bool:
+        """Whether this node may lack what it has acknowledged."""
+        return self.epoch % 2 == 1
 
     def note_damage(self, detail: str) -> None:
         """The state was found to be damaged: the next start doesn't use it."""
@@ -104,7 +112,7 @@ class DataDirectory:
         lost = {part: f"{FOLDERS[part]}-{stamp}" for part in sorted(parts)}
         epoch = self.epoch
         if "log" in parts:
-            epoch += 2 if epoch % 2 else 1
+            epoch += 2 if self.is_healing else 1
         self._save(epoch=epoch, lost=lost)
 
     def set_aside(self, part: str) -> None:

@@ -95,14 +95,20 @@ def open_whole(vault: Vault) -> Whole:
     """Open log and state, and replace what is damaged; Corrupt if nobody has it."""
     for attempt in range(_ATTEMPTS):
         if vault.lost:
-            _replace(vault)
+            try:
+                _replace(vault)
+            except Corrupt as found:
+                # The state that was to stay isn't sound either, by now.
+                vault.close()
+                vault.note_loss((LOG, STATE), found)
+                _replace(vault)
         opened = _open(vault)
         if isinstance(opened, Whole):
             return opened
         vault.close()
         if LOG in opened.parts and not vault.has_others(opened.membership):
-            found = opened.found
-            raise Corrupt(found.path, found.offset, found.detail, hint=ALONE) from found
+            path, offset, detail = opened.found.path, opened.found.offset, opened.found.detail
+            raise Corrupt(path, offset, detail, hint=ALONE) from opened.found
         if attempt == _ATTEMPTS - 1:
             raise opened.found
         vault.note_loss(opened.parts, opened.found)

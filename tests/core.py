@@ -39,6 +39,7 @@ def core(
     window_bytes_max: int = 1 << 20,
     in_flight_messages_max: int = 256,
     append_bytes_max: int = 4 << 20,
+    epoch: int = 0,
 ) -> Raft:
     """A core that has just started, with a log of entries of these terms on its disk."""
     config = CoreConfig(
@@ -52,7 +53,7 @@ def core(
     membership = Membership.first({i: f"127.0.0.1:{7100 + i}" for i in range(1, voters + 1)})
     log = RaftLog(1, LOG_START, chain(*terms), window_bytes_max, membership)
     last_term = terms[-1] if terms else 0
-    return Raft(config, hard_state or HardState(last_term, 0, 0), log, lambda below: 0)
+    return Raft(config, hard_state or HardState(last_term, 0, 0), log, lambda below: 0, epoch)
 
 
 def peers_of(raft: Raft) -> list[int]:

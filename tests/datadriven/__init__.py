@@ -63,6 +63,7 @@ The commands; NODE is an id, NODES some ids:
     read NODE               complete the oldest pending read
     crash NODE              stop; what is not written is lost
     restart NODE            start from what is on disk
+    lose-log NODE INDEX     crash, and start without a log, with the state as of INDEX
     compact NODE INDEX      free the log up to INDEX, which must be applied
     offer-image NODE PEER   send an offer of an image of what NODE has compacted
     install NODE FROM       have NODE start with an image of what FROM has compacted

@@ -85,6 +85,7 @@ class Member:
         self.image_requests: dict[int, SnapshotRequest] = {}
         self.applied: list[Entry] = []
         self.commit = 0
+        self.epoch = 0
         self._core: Raft | None = None
         self._config = config
         self._random = random
@@ -116,7 +117,9 @@ class Member:
             self._config.window_bytes_max,
             membership,
         )
-        self._core = Raft(self._config, disk.hard_state, log, lambda n: min(self._random, n - 1))
+        self._core = Raft(
+            self._config, disk.hard_state, log, lambda n: min(self._random, n - 1), self.epoch
+        )
         self.applied = list(disk.state)
         self.commit = log.commit
 
@@ -126,6 +129,16 @@ class Member:
         self.pending = None
         self.pending_reads.clear()
         self.image_requests.clear()
+
+    def lose_log(self, index: int) -> None:
+        """Crash; what is found on the disk is the state as of entry `index`, and no log."""
+        disk = self.disk
+        kept = [*disk.state, *disk.entries[: index - disk.base.index]]
+        self.crash()
+        position = kept[-1].position
+        self.disk = Disk(HardState(position.term, 0, index), position, [], kept)
+        self.epoch += 2 if self.epoch % 2 else 1
+        self.start()
 
     def install(self, position: LogPosition, state: Sequence[Entry]) -> None:
         """Put an image in the place of log and state, and start with it."""
@@ -171,6 +184,11 @@ class Cluster:
                 is_held = member.core.holds(offer.index, offer.index_term)
                 use = "of no use" if is_held else "of use"
                 self.say(f"{member.id} is offered an image as of {offer.index}: {use}")
+            if ready.healed is not None:
+                self.say(f"{member.id} notes that it has healed, epoch {ready.healed}")
+                member.epoch = ready.healed
+                member.core.healed(ready.healed)
+                continue
             if ready.write is not None:
                 self._begin_write(member, ready.write)
             elif not ready.log_reads:

@@ -185,6 +185,12 @@ class Interpreter:
         member.core.log.first_index = index + 1
         self._say(f"{member.id} log begins at {index + 1}")
 
+    def do_lose_log(self, args: Args) -> None:
+        member, index = self._member(args), args.number()
+        member.lose_log(index)
+        self._say(f"{member.id} starts in epoch {member.epoch}: {render.log_text(member.core)}")
+        self._cluster.turn(member)
+
     def do_offer_image(self, args: Args) -> None:
         self._cluster.offer(self._member(args), args.number())
 

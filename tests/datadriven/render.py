@@ -109,7 +109,7 @@ def _details(message: Message) -> str:
         case _:
             assert_never(message)
     epoch = getattr(message, "epoch", 0)
-    return f"{text} epoch={epoch}" if epoch else text
+    return f"{text} epoch={epoch}".lstrip() if epoch else text
 
 
 def write_text(write: Write) -> str:

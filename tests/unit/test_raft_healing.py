@@ -1,0 +1,130 @@
+"""A node that has lost its log, and what the others make of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from raftha.core import (
+    Append,
+    AppendReply,
+    Healed,
+    Heartbeat,
+    HeartbeatReply,
+    Raft,
+    Role,
+    TimeoutNow,
+    VoteReply,
+    VoteRequest,
+)
+from raftha.errors import TransferFailed
+from tests.core import ELECTION_TICKS, become_leader, chain, core, only, settle, step
+
+HEALING = 1
+
+
+def healing(*terms: int) -> Raft:
+    return core(3, *terms, epoch=HEALING)
+
+
+def leader() -> Raft:
+    """Node 1 of three, which leads term 1 and has committed its no-op with node 2 alone."""
+    raft = core(1)
+    become_leader(raft)
+    step(raft, AppendReply(1, 2, 1, True, 1, 0, 0))
+    assert (raft.term, raft.log.commit) == (1, 1)
+    return raft
+
+
+@pytest.mark.parametrize("is_pre", [True, False])
+def test_who_heals_gives_no_vote(is_pre: bool) -> None:
+    raft = healing()
+    (reply,) = only(VoteReply, step(raft, VoteRequest(3, 1, 5, 9, 4, is_pre, False)))
+    assert (reply.granted, reply.epoch) == (False, HEALING)
+
+
+def test_who_heals_never_campaigns_not_even_if_told_to() -> None:
+    raft = healing()
+    raft.step(Heartbeat(3, 1, 1, 0, 0))
+    raft.step(TimeoutNow(3, 1, 1))
+    for _ in range(10 * ELECTION_TICKS):
+        raft.tick()
+    assert raft.role is Role.FOLLOWER
+    assert not only(VoteRequest, settle(raft))
+
+
+def test_a_commit_index_for_the_log_that_was_lost_is_not_believed() -> None:
+    raft = healing()
+    (stale,) = chain(1)
+    raft.step(Append(3, 2, 1, 0, 0, 0, 0, (stale,)))
+    raft.step(Heartbeat(3, 1, 2, 1, 0))
+    assert raft.log.commit == 0, "what it holds at 1 need not be what the leader has there"
+    raft.step(Heartbeat(3, 1, 2, 1, 0, epoch=HEALING))
+    assert raft.log.commit == 1
+
+
+def test_healing_ends_once_that_is_durable_and_not_for_an_earlier_epoch() -> None:
+    raft = core(3, epoch=3)
+    raft.step(Healed(3, 1, 1, 1))
+    assert raft.ready().healed is None
+    raft.step(Healed(3, 1, 1, 3))
+    assert raft.ready().healed == 4
+    raft.step(Healed(3, 1, 1, 3))
+    assert raft.ready().healed is None, "it is being made durable"
+    assert raft.is_healing
+    raft.healed(4)
+    assert not raft.is_healing
+    raft.step(Healed(3, 1, 1, 3))
+    assert raft.ready().healed is None
+
+
+def test_what_was_acknowledged_before_the_loss_is_forgotten_and_late_replies_are_ignored() -> None:
+    raft = leader()
+    raft.step(AppendReply(1, 3, 1, True, 1, 0, 0))
+    assert raft.progress[3].match == 1
+    raft.step(AppendReply(1, 3, 1, False, 1, 0, 0, epoch=HEALING))
+    assert (raft.progress[3].match, raft.progress[3].is_healing) == (0, True)
+    raft.propose(b"", 1, 0)
+    raft.step(AppendReply(1, 3, 1, True, raft.log.last_index, 0, 0))
+    assert raft.progress[3].match == 0, "said before the loss"
+
+
+def test_who_heals_counts_for_no_commit_no_read_and_no_quorum_check() -> None:
+    raft = leader()
+    raft.step(HeartbeatReply(1, 3, 1, 0, epoch=HEALING))
+    settle(raft)
+    last = raft.log.last_index
+    raft.step(AppendReply(1, 3, 1, True, last, 0, 0, epoch=HEALING))
+    assert (raft.progress[3].match, raft.log.commit) == (last, 1)
+    raft.read_index(7)
+    settle(raft)
+    raft.step(HeartbeatReply(1, 3, 1, 1, epoch=HEALING))
+    assert not raft.ready().read_states
+    with pytest.raises(TransferFailed, match="heals"):
+        raft.transfer(3)
+    for _ in range(3 * ELECTION_TICKS):
+        raft.step(HeartbeatReply(1, 3, 1, 0, epoch=HEALING))
+        raft.tick()
+        if not raft.is_leader:
+            break
+    assert not raft.is_leader, "the one that answers doesn't count"
+
+
+def test_it_has_healed_when_it_holds_what_a_majority_without_it_has_since_the_loss() -> None:
+    raft = leader()
+    raft.step(HeartbeatReply(1, 3, 1, 0, epoch=HEALING))
+    settle(raft)
+    confirmed = raft.log.last_index
+    assert confirmed == 2, "a no-op was appended upon the news"
+
+    def is_told() -> bool:
+        return bool(only(Healed, step(raft, HeartbeatReply(1, 3, 1, 0, epoch=HEALING))))
+
+    raft.step(AppendReply(1, 3, 1, True, confirmed, 0, 0, epoch=HEALING))
+    assert not is_told(), "no majority without it has that entry"
+    raft.step(AppendReply(1, 2, 1, True, confirmed, 0, 0))
+    assert raft.log.commit == confirmed
+    assert is_told()
+    assert is_told(), "until it says so itself"
+    raft.step(HeartbeatReply(1, 3, 1, 0, epoch=HEALING + 1))
+    assert not raft.progress[3].is_healing
+    assert raft.progress[3].match == confirmed, "what it acknowledged while it healed counts now"
