@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from raftha.core import Healed, Heartbeat, Message, Raft
+from raftha.core import Healed, Message, Raft
 from raftha.core.epochs import Epochs
 from raftha.core.leader import Leadership
 from raftha.core.progress import Progress
@@ -47,11 +47,11 @@ def healing_node_counts() -> list[Patch]:
 
 
 def epochs_ignored() -> list[Patch]:
-    """What a member has acknowledged before it lost its log is still believed."""
+    """A reply that a member gave before it lost its log is believed after the news of the loss."""
 
     def hear_epoch(self: Leadership, peer: int, epoch: int) -> None:
         progress = self.progress[peer]
-        progress.epoch = max(progress.epoch, epoch)
+        progress.epoch = epoch
         if progress.is_healing and progress.heals_at is None:
             progress.heals_at = self.append(EntryKind.NOOP, b"", 0, 0)
 
@@ -99,16 +99,6 @@ def state_replaced_alone() -> list[Patch]:
     return [(SimulatedVault, "note_loss", note_loss)]
 
 
-def healing_believes_heartbeats() -> list[Patch]:
-    """A member takes over a commit index that was meant for the log that it has lost."""
-
-    def on_heartbeat(self: Raft, message: Heartbeat) -> None:
-        original(self, message._replace(epoch=self._epochs.own))
-
-    original = Raft._on_heartbeat
-    return [(Raft, "_on_heartbeat", on_heartbeat)]
-
-
 BUGS: tuple[Bug, ...] = (
     healing_node_votes,
     healing_node_counts,
@@ -117,5 +107,4 @@ BUGS: tuple[Bug, ...] = (
     damage_is_cut_off,
     loss_not_noted,
     state_replaced_alone,
-    healing_believes_heartbeats,
 )
