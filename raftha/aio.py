@@ -134,7 +134,7 @@ class HaManager:
         if runtime.has_ended:
             return runtime.node.status()
         try:
-            status: HaStatus = await self._read(Node.status, "stale", None)
+            status: HaStatus = await self._read(Node.status, "stale", None, None)
         except Stopped:
             return runtime.node.status()  # It ended while it was asked.
         return status
@@ -315,12 +315,13 @@ class HaManager:
         key: bytes,
         *,
         consistency: Consistency = "linearizable",
+        max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> bytes | None:
         """As `raftha.HaManager.get`."""
         commands.check_key(key)
         value: bytes | None = await self._read(
-            lambda node: node.state.get(key), consistency, timeout, len(key)
+            lambda node: node.state.get(key), consistency, max_staleness_ms, timeout, len(key)
         )
         return value
 
@@ -329,11 +330,16 @@ class HaManager:
         keys: Sequence[bytes],
         *,
         consistency: Consistency = "linearizable",
+        max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> list[bytes | None]:
         """As `raftha.HaManager.get_many`."""
         values: list[bytes | None] = await self._read(
-            many_reader(keys), consistency, timeout, 64 * len(keys) + sum(map(len, keys))
+            many_reader(keys),
+            consistency,
+            max_staleness_ms,
+            timeout,
+            64 * len(keys) + sum(map(len, keys)),
         )
         return values
 
@@ -345,18 +351,27 @@ class HaManager:
         limit: int = 1000,
         reverse: bool = False,
         consistency: Consistency = "linearizable",
+        max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> list[tuple[bytes, bytes]]:
         """As `raftha.HaManager.scan`."""
         read = scan_reader(start, end, limit, reverse)
-        pairs: list[tuple[bytes, bytes]] = await self._read(read, consistency, timeout)
+        pairs: list[tuple[bytes, bytes]] = await self._read(
+            read, consistency, max_staleness_ms, timeout
+        )
         return pairs
 
     async def count(
-        self, *, consistency: Consistency = "linearizable", timeout: float | None = None
+        self,
+        *,
+        consistency: Consistency = "linearizable",
+        max_staleness_ms: float | None = None,
+        timeout: float | None = None,
     ) -> int:
         """As `raftha.HaManager.count`."""
-        count: int = await self._read(lambda node: node.state.count(), consistency, timeout)
+        count: int = await self._read(
+            lambda node: node.state.count(), consistency, max_staleness_ms, timeout
+        )
         return count
 
     async def digest(self, sequence: int | None = None, *, timeout: float | None = None) -> Digest:
@@ -436,15 +451,21 @@ class HaManager:
         self,
         read: Callable[[Node], Any],
         consistency: Consistency,
+        max_staleness_ms: float | None,
         timeout: float | None,
         asked_bytes: int = 0,
     ) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = _future()
         deadline = deadline_of(self.config, timeout)
-        is_linearizable = check_consistency(consistency)
+        is_linearizable, max_age_s = check_consistency(consistency, max_staleness_ms)
         self._hand_over(
             ReadOperation(
-                future, deadline, read, is_linearizable=is_linearizable, asked_bytes=asked_bytes
+                future,
+                deadline,
+                read,
+                is_linearizable=is_linearizable,
+                max_age_s=max_age_s,
+                asked_bytes=asked_bytes,
             )
         )
         return future

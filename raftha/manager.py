@@ -13,7 +13,8 @@ A write returns once a majority has it on disk, unless `HaConfig.replication`, o
 `AcknowledgementTimeout` after `ack_timeout_ms`: then it is committed all the same.
 
 Any node takes any call: what only the leader can do is sent there. Reads are linearizable unless
-`consistency="stale"` asks for whatever this node has at once.
+`consistency="stale"` asks for whatever this node has at once, or `max_staleness_ms` for what it has
+if that isn't older.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any, Literal, NoReturn
 
 from raftha import forks
 from raftha.callers import GRACE_S, Tally, ThreadWaiter, no_answer
-from raftha.config import HaConfig
+from raftha.config import DAY_MS, HaConfig
 from raftha.errors import (
     ConfigError,
     Forked,
@@ -139,7 +140,7 @@ class HaManager:
         if runtime.has_ended:
             return runtime.node.status()
         try:
-            status: HaStatus = self._read(Node.status, "stale", None)
+            status: HaStatus = self._read(Node.status, "stale", None, None)
         except Stopped:
             return runtime.node.status()  # It ended while it was asked.
         return status
@@ -245,11 +246,19 @@ class HaManager:
         key: bytes,
         *,
         consistency: Consistency = "linearizable",
+        max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> bytes | None:
-        """The value of `key`; None if it isn't there."""
+        """The value of `key`; None if it isn't there.
+
+        With `max_staleness_ms`, as of at most so long ago: answered by this node at once, if it
+        knows that it is as fresh, and as a linearizable read if it doesn't. The age is exact: the
+        time since the node last began to ask a leader how far to apply, and then did.
+        """
         commands.check_key(key)
-        value: bytes | None = self._read(lambda node: node.state.get(key), consistency, timeout)
+        value: bytes | None = self._read(
+            lambda node: node.state.get(key), consistency, max_staleness_ms, timeout
+        )
         return value
 
     def get_many(
@@ -257,11 +266,12 @@ class HaManager:
         keys: Sequence[bytes],
         *,
         consistency: Consistency = "linearizable",
+        max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> list[bytes | None]:
         """The values of all `keys`, as of one moment."""
         read = many_reader(keys)
-        values: list[bytes | None] = self._read(read, consistency, timeout)
+        values: list[bytes | None] = self._read(read, consistency, max_staleness_ms, timeout)
         return values
 
     def scan(
@@ -272,6 +282,7 @@ class HaManager:
         limit: int = 1000,
         reverse: bool = False,
         consistency: Consistency = "linearizable",
+        max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> list[tuple[bytes, bytes]]:
         """Up to `limit` pairs with keys in [start, end), None meaning unbounded, in key order.
@@ -279,14 +290,20 @@ class HaManager:
         `reverse`: from the end of the range backwards. For more, go on after the last key.
         """
         read = scan_reader(start, end, limit, reverse)
-        pairs: list[tuple[bytes, bytes]] = self._read(read, consistency, timeout)
+        pairs: list[tuple[bytes, bytes]] = self._read(read, consistency, max_staleness_ms, timeout)
         return pairs
 
     def count(
-        self, *, consistency: Consistency = "linearizable", timeout: float | None = None
+        self,
+        *,
+        consistency: Consistency = "linearizable",
+        max_staleness_ms: float | None = None,
+        timeout: float | None = None,
     ) -> int:
         """How many keys there are."""
-        count: int = self._read(lambda node: node.state.count(), consistency, timeout)
+        count: int = self._read(
+            lambda node: node.state.count(), consistency, max_staleness_ms, timeout
+        )
         return count
 
     def digest(self, sequence: int | None = None, *, timeout: float | None = None) -> Digest:
@@ -387,11 +404,18 @@ class HaManager:
         return receipt
 
     def _read(
-        self, read: Callable[[Node], Any], consistency: Consistency, timeout: float | None
+        self,
+        read: Callable[[Node], Any],
+        consistency: Consistency,
+        max_staleness_ms: float | None,
+        timeout: float | None,
     ) -> Any:
         waiter, deadline = self._waiter(timeout)
-        is_linearizable = check_consistency(consistency)
-        return self._run(ReadOperation(waiter, deadline, read, is_linearizable=is_linearizable))
+        is_linearizable, max_age_s = check_consistency(consistency, max_staleness_ms)
+        operation = ReadOperation(
+            waiter, deadline, read, is_linearizable=is_linearizable, max_age_s=max_age_s
+        )
+        return self._run(operation)
 
     def _waiter(self, timeout: float | None) -> tuple[ThreadWaiter, float]:
         return ThreadWaiter(), deadline_of(self.config, timeout)
@@ -450,11 +474,24 @@ def check_member(node_id: int, address: str, region: str) -> None:
             raise InvalidRequest(f"{name} must be text of at most 512 characters")
 
 
-def check_consistency(consistency: Consistency) -> bool:
-    """Whether a read is to be linearizable; InvalidRequest if it is neither."""
+def check_consistency(
+    consistency: Consistency, max_staleness_ms: float | None
+) -> tuple[bool, float]:
+    """Whether a read is to be linearizable, and with what age in seconds it is content.
+
+    InvalidRequest if it is neither linearizable nor stale, or stale and bounded at once.
+    """
     if consistency not in ("linearizable", "stale"):
         raise InvalidRequest(f'consistency is "linearizable" or "stale", got {consistency!r}')
-    return consistency == "linearizable"
+    is_linearizable = consistency == "linearizable"
+    if max_staleness_ms is None:
+        return is_linearizable, 0.0
+    is_number = isinstance(max_staleness_ms, int | float) and max_staleness_ms is not True
+    if not is_number or not 0 <= max_staleness_ms <= DAY_MS:
+        raise InvalidRequest(f"max_staleness_ms must be from 0 to {DAY_MS}")
+    if not is_linearizable:
+        raise InvalidRequest("a stale read has no bound; leave consistency out")
+    return True, max_staleness_ms / 1000
 
 
 def many_reader(keys: Sequence[bytes]) -> Callable[[Node], list[bytes | None]]:

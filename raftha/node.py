@@ -224,8 +224,7 @@ class Node:
             case WriteOperation() | GroupOperation() if refusal:
                 self.deliver(operation, StorageFull(refusal))
             case ReadOperation():
-                self._statistics.reads["linearizable"] += 1
-                self._readings.add(operation)
+                self._submit_read(operation)
             case WriteOperation() | GroupOperation() if operation.acks:
                 self._submit_wanting(operation)
             case WriteOperation():
@@ -238,6 +237,14 @@ class Node:
                 self._administration.begin_change(operation)
             case _:
                 raise AssertionError(f"unknown operation {operation!r}")
+
+    def _submit_read(self, operation: ReadOperation) -> None:
+        max_age_s = operation.max_age_s
+        self._statistics.reads["bounded" if max_age_s else "linearizable"] += 1
+        if max_age_s and self._readings.is_fresh(max_age_s, self._clock.monotonic()):
+            self._run_read(operation)
+        else:
+            self._readings.add(operation)
 
     def _submit_wanting(self, operation: WriteOperation | GroupOperation) -> None:
         """A write whose caller wants more than a majority to have it."""

@@ -89,11 +89,12 @@ class GroupOperation(Operation):
 class ReadOperation(Operation):
     """A function of the node, run on the node's thread. Delivers what it returns.
 
-    `is_linearizable`: only after a read index; otherwise at once, on whatever state is here.
+    `is_linearizable`: only after a read index; otherwise at once, on whatever state is here. If
+    the state is known to be as fresh as `max_age_s`, at once too.
     `asked_bytes`: of what `read` carries along, keys above all.
     """
 
-    __slots__ = ("is_linearizable", "read")
+    __slots__ = ("is_linearizable", "max_age_s", "read")
 
     def __init__(
         self,
@@ -102,9 +103,11 @@ class ReadOperation(Operation):
         read: Callable[[Any], Any],
         *,
         is_linearizable: bool,
+        max_age_s: float = 0.0,
         asked_bytes: int = 0,
     ) -> None:
         super().__init__(waiter, deadline, asked_bytes)
+        self.max_age_s = max_age_s
         self.read = read
         self.is_linearizable = is_linearizable
 

@@ -5,6 +5,10 @@ the question is under way are in the next one. The leader's answer is an index: 
 applied it, the reads run. Question or answer may be lost, or the leader may change: then the reads
 go back and are asked for under a new id, which costs nothing, since a read changes nothing.
 
+A confirmed index, once applied, shows how fresh the state is: it has all that was complete when the
+question was asked. A read that is content with that need not ask anew; whether it is, this node's
+own monotonic clock alone says.
+
 A read that the state isn't prepared for is unready: it is run again in each turn, and the turns
 prepare it in pieces, so that it holds up nothing else.
 """
@@ -35,12 +39,17 @@ class Readings:
         self._asked_at = 0.0
         self._waiting: list[ReadOperation] = []
         self._asking: list[ReadOperation] = []
-        self._confirmed: deque[tuple[int, list[ReadOperation]]] = deque()
+        self._confirmed: deque[tuple[int, list[ReadOperation], float]] = deque()
+        self._fresh_at = float("-inf")
         self._unready: list[ReadOperation] = []
 
     def add(self, operation: ReadOperation) -> None:
         """Queue a read."""
         self._waiting.append(operation)
+
+    def is_fresh(self, max_age_s: float, now: float) -> bool:
+        """Whether the state holds all that was complete so long ago."""
+        return now - self._fresh_at <= max_age_s
 
     def add_unready(self, operation: ReadOperation) -> None:
         """Queue a read that may run, be it confirmed or stale, to be run in the next turn."""
@@ -76,7 +85,7 @@ class Readings:
         is_answered = False
         for read_id, index in answers:
             if read_id == self._id and self._asking:
-                self._confirmed.append((index, self._asking))
+                self._confirmed.append((index, self._asking, self._asked_at))
                 self._asking = []
                 is_answered = True
         return is_answered and bool(self._waiting)
@@ -88,14 +97,15 @@ class Readings:
             if operation.waiter is not None:
                 self._run(operation)
         while self._confirmed and self._confirmed[0][0] <= applied_index:
-            for operation in self._confirmed[0][1]:
+            _, batch, asked_at = self._confirmed.popleft()
+            self._fresh_at = max(self._fresh_at, asked_at)
+            for operation in batch:
                 if operation.waiter is not None:
                     self._run(operation)
-            self._confirmed.popleft()
 
     def pending(self) -> list[ReadOperation]:
         """All reads that have no result yet."""
-        confirmed = [operation for _, batch in self._confirmed for operation in batch]
+        confirmed = [operation for _, batch, _ in self._confirmed for operation in batch]
         queued = (*self._unready, *confirmed, *self._asking, *self._waiting)
         return [operation for operation in queued if operation.waiter is not None]
 
@@ -103,5 +113,5 @@ class Readings:
         """Drop reads that were given a result without having run."""
         self._waiting = [operation for operation in self._waiting if operation.waiter is not None]
         self._unready = [operation for operation in self._unready if operation.waiter is not None]
-        for _, batch in self._confirmed:
+        for _, batch, _ in self._confirmed:
             batch[:] = [operation for operation in batch if operation.waiter is not None]

@@ -153,7 +153,7 @@ def read_before_applied() -> list[Patch]:
     def answer(self: Readings, answers: Sequence[ReadState]) -> bool:
         for read_id, _ in answers:
             if read_id == self._id and self._asking:
-                self._confirmed.append((0, self._asking))
+                self._confirmed.append((0, self._asking, self._asked_at))
                 self._asking = []
         return False
 

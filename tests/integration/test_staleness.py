@@ -1,0 +1,68 @@
+"""Reads with bounded staleness: from this node, if it is known to be fresh enough."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+import raftha
+from raftha.config import read_toml
+from raftha.testing import LocalCluster
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[tuple[LocalCluster, raftha.HaManager]]:
+    """A follower in this process, and a leader of its own."""
+    with LocalCluster(nodes=3) as nodes:
+        nodes.terminate(1)
+        table = read_toml(nodes.config_of(1))
+        del table["listen"]
+        with raftha.HaManager(raftha.HaConfig.from_mapping(table)) as ha:
+            ha.put(b"key", b"old", timeout=30)
+            ha.failover_to(2, timeout=30)
+            yield nodes, ha
+
+
+@pytest.mark.slow
+def test_a_read_is_answered_here_while_the_state_is_fresh_enough_and_not_after(
+    cluster: tuple[LocalCluster, raftha.HaManager],
+) -> None:
+    nodes, ha = cluster
+    began = time.monotonic()
+    assert ha.get(b"key") == b"old"
+    for peer in (2, 3):
+        nodes.pause(peer)
+    try:
+        # Nobody answers, so what is answered is this node's own.
+        assert ha.get(b"key", max_staleness_ms=60_000, timeout=1) == b"old"
+        assert ha.get_many([b"key"], max_staleness_ms=60_000, timeout=1) == [b"old"]
+        assert ha.count(max_staleness_ms=60_000, timeout=1) == 1
+        assert ha.scan(max_staleness_ms=60_000, timeout=1) == [(b"key", b"old")]
+        with pytest.raises(raftha.Unavailable):
+            ha.get(b"key", max_staleness_ms=0, timeout=0.2)
+        with pytest.raises(raftha.Unavailable):
+            ha.get(b"key", max_staleness_ms=50, timeout=0.2)
+        # The age counts from before the last round of questions, by a clock, not by what came in.
+        age_ms = 1000 * (time.monotonic() - began)
+        assert ha.get(b"key", max_staleness_ms=age_ms + 100, timeout=1) == b"old"
+    finally:
+        for peer in (2, 3):
+            nodes.resume(peer)
+    nodes.wait_leader()
+
+
+@pytest.mark.slow
+def test_a_read_that_is_not_fresh_enough_asks_anew_and_sees_what_is_complete(
+    cluster: tuple[LocalCluster, raftha.HaManager],
+) -> None:
+    nodes, ha = cluster
+    for number in range(20):
+        value = b"%d" % number
+        nodes.call(nodes.wait_leader(), "SET", "other", value)
+        written_at = time.monotonic()
+        # Of an age that lies behind the write, so it must be seen.
+        while (age_ms := 1000 * (time.monotonic() - written_at)) < 2:
+            pass
+        assert ha.get(b"other", max_staleness_ms=age_ms / 2, timeout=10) == value
