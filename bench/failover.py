@@ -1,0 +1,260 @@
+"""How long can nobody write when the leader goes away?
+
+    python -m bench.failover [--how kill|stop|silent|planned|all] [--rounds 30] [--json FILE]
+
+Three nodes with the default configuration: 2 and 3 in processes of their own, and 1 in this one,
+with the callers. Before each round the leader is 2 or 3, in turn; then, under load (8 callers, each
+with one write under way), it is
+
+    kill      killed with SIGKILL
+    stop      paused with SIGSTOP, and woken after the round
+    silent    cut off: the others' packets are dropped, and no connection breaks. Each node is in a
+              network namespace of its own, on one bridge; needs root and `ip`
+    planned   told to hand over to the third node
+
+For the first three, the time counts from the fault to the first acknowledged write that was
+submitted after it. For `planned` it is the longest time between two acknowledgements around the
+transfer. The phases are those that the node in this process reports in its `failover_completed`:
+they end at its knowledge of a commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import raftha
+from bench import namespaces
+from raftha.config import read_toml
+from raftha.events import FailoverCompleted
+from raftha.testing import LocalCluster
+
+OWN, OTHERS = 1, (2, 3)
+CALLERS = 8
+WARM_UP_S = 0.5
+ROUND_TIMEOUT_S = 30.0
+HOWS = ("kill", "stop", "silent", "planned")
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One failover, in milliseconds."""
+
+    total_ms: float
+    detect_ms: float
+    elect_ms: float
+    first_commit_ms: float
+
+
+class Load:
+    """Callers that write as fast as they can, and when each write began and was acknowledged."""
+
+    def __init__(self, ha: raftha.HaManager) -> None:
+        self._ha = ha
+        self._stops = threading.Event()
+        self._lock = threading.Lock()
+        self._done: list[tuple[float, float]] = []
+        self._threads = [threading.Thread(target=self._run, args=(i,)) for i in range(CALLERS)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stops.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, caller: int) -> None:
+        number = 0
+        while not self._stops.is_set():
+            number += 1
+            began = time.perf_counter()
+            with suppress(raftha.RafthaError):
+                self._ha.put(b"key-%d-%d" % (caller, number % 1000), b"x" * 256)
+                with self._lock:
+                    self._done.append((began, time.perf_counter()))
+
+    def forget(self) -> None:
+        """Begin a new round."""
+        with self._lock:
+            self._done.clear()
+
+    def first_after(self, fault: float) -> float | None:
+        """When the first write that began after the fault was acknowledged."""
+        with self._lock:
+            return min((done for began, done in self._done if began > fault), default=None)
+
+    def longest_gap(self) -> float:
+        """The longest time between two acknowledgements."""
+        with self._lock:
+            times = sorted(done for _, done in self._done)
+        return max(b - a for a, b in pairwise(times))
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Wait until it holds; an error if it doesn't within the time of a round."""
+    deadline = time.perf_counter() + ROUND_TIMEOUT_S
+    pause = threading.Event()
+    while not condition():
+        if time.perf_counter() > deadline:
+            raise RuntimeError(f"not within {ROUND_TIMEOUT_S} s: {what}")
+        pause.wait(0.002)
+
+
+class Bench:
+    """The node in this process, what it reports, and what is done to the others."""
+
+    def __init__(
+        self,
+        ha: raftha.HaManager,
+        take_away: Callable[[int], None] | None,
+        bring_back: Callable[[int], None] | None,
+    ) -> None:
+        """Without `take_away` leadership is handed over."""
+        self._take_away = take_away
+        self._bring_back = bring_back
+        self.ha = ha
+        self.stream = ha.events()
+
+    def make_leader(self, node_id: int) -> None:
+        """With all members there and caught up."""
+
+        def is_ready() -> bool:
+            status = self.ha.get_status()
+            if not all(replica.connected for replica in status.replicas):
+                return False
+            with suppress(raftha.RafthaError):
+                self.ha.failover_to(node_id, timeout=2)
+            return self.ha.get_status().leader_id == node_id
+
+        wait_for(is_ready, f"node {node_id} leads")
+        threading.Event().wait(WARM_UP_S)
+        while self.stream.next(timeout=0) is not None:
+            pass
+
+    def phases(self) -> FailoverCompleted:
+        """What the failover under way is reported to have taken."""
+        deadline = time.perf_counter() + ROUND_TIMEOUT_S
+        while (left := deadline - time.perf_counter()) > 0:
+            event = self.stream.next(timeout=left)
+            if isinstance(event, FailoverCompleted):
+                return event
+        raise RuntimeError("no failover was reported")
+
+    def run(self, rounds: int) -> list[Round]:
+        """So many failovers."""
+        results = []
+        with Load(self.ha) as load:
+            for number in range(rounds):
+                leader = OTHERS[number % 2]
+                self.make_leader(leader)
+                load.forget()
+                threading.Event().wait(0.1)
+                run = self._planned if self._take_away is None else self._unplanned
+                results.append(run(leader, load))
+        return results
+
+    def _planned(self, leader: int, load: Load) -> Round:
+        self.ha.failover_to(sum(OTHERS) - leader)
+        event = self.phases()
+        threading.Event().wait(0.2)
+        return _round(load.longest_gap(), event)
+
+    def _unplanned(self, leader: int, load: Load) -> Round:
+        assert self._take_away is not None
+        assert self._bring_back is not None
+        fault = time.perf_counter()
+        self._take_away(leader)
+        wait_for(lambda: load.first_after(fault) is not None, "a write is acknowledged")
+        event = self.phases()
+        self._bring_back(leader)
+        done = load.first_after(fault)
+        assert done is not None
+        return _round(done - fault, event)
+
+
+def _round(total_s: float, event: FailoverCompleted) -> Round:
+    return Round(1000 * total_s, event.detect_ms, event.elect_ms, event.first_commit_ms)
+
+
+def measure(how: str, rounds: int) -> list[Round]:
+    """Start a cluster and let its leaders go away."""
+    if how == "silent":
+        with namespaces.network() as network, raftha.HaManager(network.config()) as ha:
+            ha.put(b"warm", b"up", timeout=60)
+            return Bench(ha, network.cut_off, network.reconnect).run(rounds)
+    with LocalCluster(nodes=3) as cluster:
+        ways = {
+            "kill": (cluster.kill, cluster.start_node),
+            "stop": (cluster.pause, cluster.resume),
+            "planned": (None, None),
+        }
+        cluster.terminate(OWN)
+        table = read_toml(cluster.config_of(OWN))
+        del table["listen"]
+        with raftha.HaManager(raftha.HaConfig.from_mapping(table)) as ha:
+            ha.put(b"warm", b"up", timeout=60)
+            return Bench(ha, *ways[how]).run(rounds)
+
+
+def describe(how: str, rounds: list[Round]) -> dict[str, object]:
+    """The figures of one kind."""
+    totals = [r.total_ms for r in rounds]
+    phases = {
+        name: statistics.median(getattr(r, name) for r in rounds)
+        for name in ("detect_ms", "elect_ms", "first_commit_ms")
+    }
+    return {
+        "how": how,
+        "median_ms": statistics.median(totals),
+        "worst_ms": max(totals),
+        **phases,
+        "rounds": [asdict(r) for r in rounds],
+    }
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--how", choices=(*HOWS, "all"), default="all")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--json", type=Path, help="write all rounds there")
+    options = parser.parse_args()
+    print(f"{os.cpu_count()} CPUs, Python {platform.python_version()}, {options.rounds} rounds")
+    print(f"{'':8}  median ms  worst ms  medians of: detect  elect  first commit")
+    report = []
+    for how in HOWS if options.how == "all" else (options.how,):
+        reason = namespaces.why_not() if how == "silent" else ""
+        if reason:
+            print(f"{how:8}  skipped: {reason}")
+            report.append({"how": how, "skipped": reason})
+            continue
+        rounds = measure(how, options.rounds)
+        figures = describe(how, rounds)
+        report.append(figures)
+        print(
+            f"{how:8}  {figures['median_ms']:9.1f}  {figures['worst_ms']:8.1f}"
+            f"  {figures['detect_ms']:18.1f}  {figures['elect_ms']:5.1f}"
+            f"  {figures['first_commit_ms']:12.1f}",
+            flush=True,
+        )
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
