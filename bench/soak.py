@@ -2,10 +2,11 @@
 
     python -m bench.soak [--minutes 10] [--json]
 
-Three nodes with the default configuration but for small logs (SETTINGS), so that checkpoints come all the time: 2 and 3 in processes of their own, and 1, which
-leads, in this one, with 64 callers that write 4 KiB each as fast as they can. All the while another
-process computes without a pause, and a follower, 2 and 3 in turn, is killed, left behind for longer
-than the log is kept, and started again: it is sent an image.
+Three nodes with the default configuration but for small logs (`SETTINGS`), so that checkpoints come
+all the time: 2 and 3 in processes of their own, and 1, which leads, in this one, with 64 callers
+that write 4 KiB each as fast as they can. All the while another process computes without a pause,
+and a follower, 2 and 3 in turn, is killed, left behind for longer than the log is kept, and started
+again: it is sent an image.
 """
 
 from __future__ import annotations
