@@ -420,7 +420,7 @@ class Member:
         is_short = self.id % 2 == 1
         cut = cut._replace(bytes_max=self._swarm.retention_bytes if is_short else 1 << 40)
         job = (self._write_store, frozen, cut, with_digest)
-        self._later(2 * self._disk_time(), self._run, *job, False)
+        self._later(self._disk_time(), self._run, *job, False)
 
     def _write_store(self, frozen: Frozen, cut: Cut, with_digest: bool, was_full: bool) -> None:
         write = partial(self.store.write, frozen.items, frozen.meta)

@@ -19,6 +19,7 @@ from tests.sim.member import Member
 from tests.sim.swarm import Swarm
 from tests.sim.world import Violation, World
 
+HANG_MAX_S = 4.0
 HANDOVER_S = 2.5
 ENDURED_S = 1.5
 
@@ -74,7 +75,8 @@ class Sickness:
             victim.break_disk(is_for_good=is_for_good)
 
     def _stall(self, victim: Member) -> None:
-        self._hang(victim, self._rng.expovariate(1 / self._swarm.stall_s))
+        # What has begun on a disk that hangs ends when it would have, even after the chaos.
+        self._hang(victim, min(self._rng.expovariate(1 / self._swarm.stall_s), HANG_MAX_S))
 
     def _hang(self, victim: Member, for_s: float) -> None:
         self._world.note(victim.id, "disk hangs", f"{for_s:.3f} s")
