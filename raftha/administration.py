@@ -226,7 +226,9 @@ class Administration:
         if not operation.adds:
             return operation.node_id in self.applied.removed
         member = self.applied.members.get(operation.node_id)
-        return member is not None and member.is_voter and member.address == operation.address
+        if member is None or operation.address not in ("", member.address):
+            return False
+        return member.is_standby if operation.is_standby else member.is_voter
 
     def _ask(self, operation: MembershipOperation) -> None:
         leader = self._core.leader
@@ -240,6 +242,7 @@ class Administration:
             operation.address,
             operation.region,
             operation.is_repeated,
+            operation.is_standby,
         )
         operation.asked_at, operation.is_repeated = self._now(), True
         if leader == self._core.id:
@@ -285,11 +288,11 @@ class Administration:
                 core.transfer(self._successor())
             else:
                 core.change_membership(smaller)
-        elif member is None or member.address != request.address:
-            core.change_membership(
-                membership.with_learner(node_id, request.address, request.region)
-            )
-        elif not member.is_voter:
+        elif member is None or request.address not in ("", member.address):
+            core.change_membership(self._with_learner(membership, request))
+        elif request.is_standby is not member.is_standby:
+            core.change_membership(membership.with_standby(node_id, is_standby=request.is_standby))
+        elif not (member.is_voter or member.is_standby):
             if not request.is_repeat:
                 core.catch_up_again(node_id)
             elif core.has_given_up(node_id):
@@ -297,6 +300,13 @@ class Administration:
                     f"node {node_id} does not catch up; it stays a learner",
                     hint="add it again when there is less to write, or on a faster machine",
                 )
+
+    def _with_learner(self, membership: Membership, request: MembershipRequest) -> Membership:
+        node_id, address = request.node_id, request.address
+        if not address:
+            raise InvalidRequest(f"node {node_id} is not a member")
+        is_standby = request.is_standby
+        return membership.with_learner(node_id, address, request.region, is_standby=is_standby)
 
     def _successor(self, candidates: Collection[int] | None = None) -> int:
         """The other voter, if candidates are given one of these, with the most of the log."""

@@ -30,6 +30,7 @@ from raftha.manager import (
     check_count,
     check_member,
     deadline_of,
+    learners_of,
     many_reader,
     overloaded,
     scan_reader,
@@ -395,6 +396,7 @@ class HaManager:
         address: str,
         *,
         region: str = DEFAULT_REGION,
+        voter: bool = True,
         timeout: float | None = None,
     ) -> None:
         """As `raftha.HaManager.add_replica`."""
@@ -403,10 +405,31 @@ class HaManager:
         deadline = deadline_of(self.config, timeout)
         self._hand_over(
             MembershipOperation(
-                future, deadline, node_id, adds=True, address=address, region=region
+                future,
+                deadline,
+                node_id,
+                adds=True,
+                address=address,
+                region=region,
+                is_standby=not voter,
             )
         )
         await future
+
+    async def promote_replica(self, node_id: int, *, timeout: float | None = None) -> None:
+        """As `raftha.HaManager.promote_replica`."""
+        check_count("node_id", node_id)
+        future: asyncio.Future[None] = _future()
+        deadline = deadline_of(self.config, timeout)
+        self._hand_over(MembershipOperation(future, deadline, node_id, adds=True))
+        await future
+
+    async def promote_region(self, region: str, *, timeout: float | None = None) -> tuple[int, ...]:
+        """As `raftha.HaManager.promote_region`."""
+        learners = learners_of(await self.get_status(), region)
+        for node_id in learners:
+            await self.promote_replica(node_id, timeout=timeout)
+        return learners
 
     async def remove_replica(self, node_id: int, *, timeout: float | None = None) -> None:
         """As `raftha.HaManager.remove_replica`."""

@@ -337,6 +337,7 @@ class HaManager:
         address: str,
         *,
         region: str = DEFAULT_REGION,
+        voter: bool = True,
         timeout: float | None = None,
     ) -> None:
         """Add a node, which listens for peers at `address`: returns once it is a voter.
@@ -345,14 +346,39 @@ class HaManager:
         gets the log as a learner first. MembershipChangePending: one change at a time.
         ReplicaTooSlow: it doesn't catch up. RequestTimeout: ask again, it goes on. `node_id` must
         be new.
+
+        With `voter=False` it stays a learner, a warm standby, until `promote_replica`: it gets
+        everything, and counts for no quorum. Returns as soon as it is a member.
         """
         check_member(node_id, address, region)
         waiter, deadline = self._waiter(timeout)
         self._run(
             MembershipOperation(
-                waiter, deadline, node_id, adds=True, address=address, region=region
+                waiter,
+                deadline,
+                node_id,
+                adds=True,
+                address=address,
+                region=region,
+                is_standby=not voter,
             )
         )
+
+    def promote_replica(self, node_id: int, *, timeout: float | None = None) -> None:
+        """Make a standby a voter, once it has caught up; returns as `add_replica` does."""
+        check_count("node_id", node_id)
+        waiter, deadline = self._waiter(timeout)
+        self._run(MembershipOperation(waiter, deadline, node_id, adds=True))
+
+    def promote_region(self, region: str, *, timeout: float | None = None) -> tuple[int, ...]:
+        """Make all learners of a region voters, one after the other; return their ids.
+
+        `timeout` is for each. If it raises, those before are voters; call it again for the rest.
+        """
+        learners = learners_of(self.get_status(), region)
+        for node_id in learners:
+            self.promote_replica(node_id, timeout=timeout)
+        return learners
 
     def remove_replica(self, node_id: int, *, timeout: float | None = None) -> None:
         """Remove a node for good, the leader after it has handed over: returns once that is so."""
@@ -472,6 +498,16 @@ def check_member(node_id: int, address: str, region: str) -> None:
     for name, value in (("address", address), ("region", region)):
         if type(value) is not str or len(value) > 512:
             raise InvalidRequest(f"{name} must be text of at most 512 characters")
+
+
+def learners_of(status: HaStatus, region: str) -> tuple[int, ...]:
+    """The learners of a region; InvalidRequest if it has no members at all."""
+    if not status.is_running:
+        raise Stopped("the node is not running")
+    members = [replica for replica in status.replicas if replica.region == region]
+    if not members:
+        raise InvalidRequest(f"no member is in region {region!r}")
+    return tuple(replica.node_id for replica in members if not replica.is_voter)
 
 
 def check_consistency(

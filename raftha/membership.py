@@ -8,7 +8,7 @@ any majority of the old membership and any of the new have a node in common. A n
 (thesis 4.2.1). Ids of removed nodes are remembered, and never given to another.
 
 Payload of a MEMBERSHIP entry, msgpack: [version 1, {id: [address, region, is_voter]}, [removed
-ids]].
+ids]]. A standby, a learner that is to stay one until it is promoted, has a fourth field, true.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ DEFAULT_REGION = "primary"
 
 
 class Member(NamedTuple):
-    """A node of the cluster; `address` is "host:port" of its peer listener."""
+    """A node of the cluster; `address` is "host:port" of its peer listener.
+
+    `is_standby`: a learner that stays one, however well it follows, until it is promoted.
+    """
 
     address: str
     region: str = DEFAULT_REGION
     is_voter: bool = True
+    is_standby: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ class Membership:
         places = {self.place(voter, regions) for voter in self.voters if voter != without}
         return sum(place < self.place(member, regions) for place in places)
 
-    def with_learner(self, node_id: int, address: str, region: str) -> Membership:
+    def with_learner(
+        self, node_id: int, address: str, region: str, *, is_standby: bool = False
+    ) -> Membership:
         """With a new node that isn't a voter yet; InvalidRequest if it can't be one."""
         if node_id in self.removed:
             raise InvalidRequest(
@@ -98,13 +104,20 @@ class Membership:
             parse_address("address", address)
         except ConfigError as error:
             raise InvalidRequest(str(error)) from error
-        learner = Member(address, region, is_voter=False)
+        learner = Member(address, region, is_voter=False, is_standby=is_standby)
         return replace(self, members={**self.members, node_id: learner})
 
     def with_voter(self, node_id: int) -> Membership:
         """With a learner made a voter."""
-        voter = self.members[node_id]._replace(is_voter=True)
+        voter = self.members[node_id]._replace(is_voter=True, is_standby=False)
         return replace(self, members={**self.members, node_id: voter})
+
+    def with_standby(self, node_id: int, *, is_standby: bool) -> Membership:
+        """With a learner that is to stay one, or is no longer to; InvalidRequest if it votes."""
+        if self.members[node_id].is_voter:
+            raise InvalidRequest(f"node {node_id} is a voter, and can only be removed")
+        learner = self.members[node_id]._replace(is_standby=is_standby)
+        return replace(self, members={**self.members, node_id: learner})
 
     def without(self, node_id: int) -> Membership:
         """Without a node, whose id is used up then; InvalidRequest if that can't be."""
@@ -119,7 +132,7 @@ class Membership:
 
     def encode(self) -> bytes:
         """The payload of the entry that carries it."""
-        members = {node_id: tuple(member) for node_id, member in sorted(self.members.items())}
+        members = {i: _encode(member) for i, member in sorted(self.members.items())}
         packed: bytes = msgpack.packb([VERSION, members, sorted(self.removed)])
         return packed
 
@@ -140,3 +153,8 @@ class Membership:
         if not membership.voters:
             raise ValueError("a membership has a voter")
         return membership
+
+
+def _encode(member: Member) -> tuple[Any, ...]:
+    """A member's fields; the last one only where it says something."""
+    return tuple(member) if member.is_standby else tuple(member[:-1])

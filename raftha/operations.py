@@ -135,9 +135,12 @@ class TransferOperation(Operation):
 
 
 class MembershipOperation(Operation):
-    """Make `node_id` a voter at `address` (`adds`), or remove it. Delivers None once that holds."""
+    """Make `node_id` a voter at `address` (`adds`), or remove it. Delivers None once that holds.
 
-    __slots__ = ("address", "adds", "asked_at", "is_repeated", "node_id", "region")
+    With `is_standby` it is to be a learner that stays one; without an address, it is a member.
+    """
+
+    __slots__ = ("address", "adds", "asked_at", "is_repeated", "is_standby", "node_id", "region")
 
     def __init__(
         self,
@@ -148,10 +151,12 @@ class MembershipOperation(Operation):
         adds: bool,
         address: str = "",
         region: str = "",
+        is_standby: bool = False,
     ) -> None:
         super().__init__(waiter, deadline)
         self.node_id = node_id
         self.adds = adds
+        self.is_standby = is_standby
         self.address = address
         self.region = region
         self.asked_at = 0.0

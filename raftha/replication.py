@@ -21,8 +21,16 @@ class Manager(Protocol):
     def get_status(self) -> HaStatus: ...
     def failover_to(self, node_id: int, *, timeout: float | None = None) -> None: ...
     def add_replica(
-        self, node_id: int, address: str, *, region: str, timeout: float | None = None
+        self,
+        node_id: int,
+        address: str,
+        *,
+        region: str,
+        voter: bool = True,
+        timeout: float | None = None,
     ) -> None: ...
+    def promote_replica(self, node_id: int, *, timeout: float | None = None) -> None: ...
+    def promote_region(self, region: str, *, timeout: float | None = None) -> tuple[int, ...]: ...
     def remove_replica(self, node_id: int, *, timeout: float | None = None) -> None: ...
 
 
@@ -34,8 +42,18 @@ class AsyncManager(Protocol):
     def get_status(self) -> Awaitable[HaStatus]: ...
     def failover_to(self, node_id: int, *, timeout: float | None = None) -> Awaitable[None]: ...
     def add_replica(
-        self, node_id: int, address: str, *, region: str, timeout: float | None = None
+        self,
+        node_id: int,
+        address: str,
+        *,
+        region: str,
+        voter: bool = True,
+        timeout: float | None = None,
     ) -> Awaitable[None]: ...
+    def promote_replica(self, node_id: int, *, timeout: float | None = None) -> Awaitable[None]: ...
+    def promote_region(
+        self, region: str, *, timeout: float | None = None
+    ) -> Awaitable[tuple[int, ...]]: ...
     def remove_replica(self, node_id: int, *, timeout: float | None = None) -> Awaitable[None]: ...
 
 
@@ -75,10 +93,24 @@ class ReplicationManager:
         self._manager.failover_to(node_id, timeout=timeout)
 
     def add_replica(
-        self, node_id: int, region: str, address: str, *, timeout: float | None = None
+        self,
+        node_id: int,
+        region: str,
+        address: str,
+        *,
+        voter: bool = True,
+        timeout: float | None = None,
     ) -> None:
         """As `HaManager.add_replica`."""
-        self._manager.add_replica(node_id, address, region=region, timeout=timeout)
+        self._manager.add_replica(node_id, address, region=region, voter=voter, timeout=timeout)
+
+    def promote_replica(self, node_id: int, *, timeout: float | None = None) -> None:
+        """As `HaManager.promote_replica`."""
+        self._manager.promote_replica(node_id, timeout=timeout)
+
+    def promote_region(self, region: str, *, timeout: float | None = None) -> tuple[int, ...]:
+        """As `HaManager.promote_region`."""
+        return self._manager.promote_region(region, timeout=timeout)
 
     def remove_replica(self, node_id: int, *, timeout: float | None = None) -> None:
         """As `HaManager.remove_replica`."""
@@ -121,10 +153,26 @@ class AsyncReplicationManager:
         await self._manager.failover_to(node_id, timeout=timeout)
 
     async def add_replica(
-        self, node_id: int, region: str, address: str, *, timeout: float | None = None
+        self,
+        node_id: int,
+        region: str,
+        address: str,
+        *,
+        voter: bool = True,
+        timeout: float | None = None,
     ) -> None:
         """As of `ReplicationManager`."""
-        await self._manager.add_replica(node_id, address, region=region, timeout=timeout)
+        await self._manager.add_replica(
+            node_id, address, region=region, voter=voter, timeout=timeout
+        )
+
+    async def promote_replica(self, node_id: int, *, timeout: float | None = None) -> None:
+        """As of `ReplicationManager`."""
+        await self._manager.promote_replica(node_id, timeout=timeout)
+
+    async def promote_region(self, region: str, *, timeout: float | None = None) -> tuple[int, ...]:
+        """As of `ReplicationManager`."""
+        return await self._manager.promote_region(region, timeout=timeout)
 
     async def remove_replica(self, node_id: int, *, timeout: float | None = None) -> None:
         """As of `ReplicationManager`."""

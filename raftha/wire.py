@@ -41,7 +41,7 @@ from raftha.entry import Entry, decode_entry
 from raftha.errors import WireError
 from raftha.types import ReplicaState
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 FRAME_BYTES_MAX = 32 << 20
 HELLO_BYTES_MAX = 1024
 INT_MAX = 1 << 63
@@ -111,9 +111,10 @@ class TransferReply(NamedTuple):
 
 
 class MembershipRequest(NamedTuple):
-    """Asks the leader to make `node_id` a voter (`adds`), or to remove it.
+    """Asks the leader to make `node_id` a voter or a standby (`adds`), or to remove it.
 
-    `is_repeat`: the sender has asked before, and may have been heard.
+    Without an `address` it must be a member already. `is_repeat`: the sender has asked before, and
+    may have been heard.
     """
 
     to: int
@@ -123,6 +124,7 @@ class MembershipRequest(NamedTuple):
     address: str
     region: str
     is_repeat: bool
+    is_standby: bool
 
 
 class MembershipReply(NamedTuple):

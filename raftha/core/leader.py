@@ -203,7 +203,11 @@ class Leadership:
                 )
         for peer in [peer for peer in self.progress if peer not in members]:
             del self.progress[peer]
-        learners = {peer for peer in self.progress if not members[peer].is_voter}
+        learners = {
+            peer
+            for peer in self.progress
+            if not (members[peer].is_voter or members[peer].is_standby)
+        }
         self._catch_ups = {
             peer: self._catch_ups.get(peer) or CatchUp(self._log.last_index, self._ticks)
             for peer in sorted(learners)

@@ -38,6 +38,8 @@ CALLS: dict[str, tuple[object, ...]] = {
     "digest": (),
     "failover_to": (1,),
     "add_replica": (9, "127.0.0.1:1"),
+    "promote_replica": (9,),
+    "promote_region": ("primary",),
     "remove_replica": (9,),
     "trigger_backup": (),
     "recover_to_point": (0,),

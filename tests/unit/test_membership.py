@@ -93,3 +93,15 @@ def test_what_is_not_a_membership_is_a_value_error(payload: bytes) -> None:
 def test_garbage_is_a_value_error_or_a_membership(payload: bytes) -> None:
     with contextlib.suppress(ValueError):
         assert Membership.decode(payload).voters
+
+
+def test_a_standby_stays_a_learner_in_the_log_until_it_is_promoted() -> None:
+    standby = FIRST.with_learner(4, "d:1", "far", is_standby=True)
+    assert Membership.decode(standby.encode()) == standby
+    assert standby.members[4].is_standby
+    assert standby.voters == FIRST.voters
+    learner = standby.with_standby(4, is_standby=False)
+    assert Membership.decode(learner.encode()).members[4] == Member("d:1", "far", is_voter=False)
+    assert learner.with_voter(4).members[4] == standby.with_voter(4).members[4]
+    with pytest.raises(InvalidRequest, match="is a voter"):
+        FIRST.with_standby(1, is_standby=True)

@@ -11,7 +11,7 @@ import pytest
 from raftha.config import MIB, HaConfig
 from raftha.entry import LOG_START, Entry, EntryKind, HardState, LogPosition, make_entry
 from raftha.errors import ConfigError, InvalidRequest
-from raftha.membership import Membership
+from raftha.membership import Member, Membership
 from raftha.processes import reserve_port
 from raftha.recover import open_survivor
 from raftha.storage.checkpoint import CheckpointStore
@@ -97,12 +97,12 @@ def test_a_recovery_leaves_one_voter_and_commits_all_there_is(tmp_path: Path) ->
 
 def test_a_learner_may_be_all_that_is_left(tmp_path: Path) -> None:
     config = make_config(tmp_path, node_id=6)
-    make_node(config, FIRST.with_learner(6, "127.0.0.1:6", "elsewhere"))
+    make_node(config, FIRST.with_learner(6, "127.0.0.1:6", "elsewhere", is_standby=True))
     with open_survivor(config) as survivor:
         plan = survivor.plan()
         assert not plan.was_voter
         survivor.recover(plan)
-    assert last_of(config)[2].members[6] == ("127.0.0.1:6", "elsewhere", True)
+    assert last_of(config)[2].members[6] == Member("127.0.0.1:6", "elsewhere")
 
 
 def test_a_node_that_was_removed_can_not_be_the_survivor(tmp_path: Path) -> None:

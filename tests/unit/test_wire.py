@@ -71,7 +71,7 @@ MESSAGES: list[Frame] = [
     SpaceReport(1, 2, True),
     TransferRequest(1, 2, 3),
     TransferReply(1, 2, 3, "it does not answer"),
-    MembershipRequest(1, 2, 4, True, "127.0.0.1:7104", "primary", False),
+    MembershipRequest(1, 2, 4, True, "127.0.0.1:7104", "primary", False, True),
     MembershipReply(1, 2, 4, "InvalidRequest", "no"),
     SnapshotOffer(1, 2, 3, 1 << 62, 50, 2, 1 << 40, b"s" * 32),
     SnapshotChunk(1, 2, 1 << 62, 524288, 1 << 31, bytes(600_000)),

@@ -1,0 +1,82 @@
+"""A region of learners as a warm standby: it has all, counts for nothing, can be promoted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import raftha
+from raftha import ReplicaState
+from tests.integration.test_manager import free_addresses, make_config, wait_until
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[raftha.HaManager]]:
+    """One voter, and two nodes that may join."""
+    first, *later = free_addresses(3)
+    config = make_config(tmp_path, 1, {1: first})
+    managers = [raftha.HaManager(config)]
+    for node_id, address in enumerate(later, start=2):
+        joining = replace(
+            config, node_id=node_id, address=address, data_dir=tmp_path / str(node_id)
+        )
+        managers.append(raftha.HaManager(joining))
+    with ExitStack() as running:
+        for manager in managers:
+            running.enter_context(manager)
+        managers[0].put(b"before", b"x", timeout=30)
+        yield managers
+
+
+def row(ha: raftha.HaManager, node_id: int) -> raftha.ReplicaStatus:
+    return next(r for r in ha.get_status().replicas if r.node_id == node_id)
+
+
+@pytest.mark.slow
+def test_a_region_of_learners_follows_counts_for_nothing_and_is_promoted(
+    nodes: list[raftha.HaManager],
+) -> None:
+    one, *others = nodes
+    for node in others:
+        one.add_replica(
+            node.config.node_id, node.config.own_address, region="far", voter=False, timeout=60
+        )
+    for node_id in (2, 3):
+        wait_until(lambda i=node_id: row(one, i).state is ReplicaState.ACTIVE, "caught up")  # type: ignore[misc]
+    assert one.replication.get_quorum_size() == 1
+    assert [row(one, i).is_voter for i in (1, 2, 3)] == [True, False, False]
+    receipt = one.put(b"key", b"value", mode="sync")
+    assert 1 in receipt.acked_by
+    wait_until(lambda: row(one, 3).applied_sequence == receipt.sequence, "the standby has it")
+    assert others[1].get(b"key", consistency="stale") == b"value"
+    # It stays a standby, however well it follows, and also when leadership begins anew.
+    with pytest.raises(raftha.TransferFailed, match="learner"):
+        one.failover_to(2)
+    assert one.promote_region("far", timeout=60) == (2, 3)
+    assert one.replication.get_quorum_size() == 2
+    assert one.put(b"key", b"by three", mode="sync").regions == ("primary", "far")
+    one.failover_to(2, timeout=60)
+    assert others[0].get_status().is_primary
+    one.stop()
+    assert others[0].put(b"key", b"after the region is lost", timeout=30)
+
+
+@pytest.mark.slow
+def test_one_standby_can_be_promoted_and_a_learner_made_a_standby(
+    nodes: list[raftha.HaManager],
+) -> None:
+    one, two, _ = nodes
+    with pytest.raises(raftha.InvalidRequest, match="not a member"):
+        one.promote_replica(2)
+    one.replication.add_replica(2, "far", two.config.own_address, voter=False, timeout=60)
+    assert not row(one, 2).is_voter
+    one.replication.promote_replica(2, timeout=60)
+    assert row(one, 2).is_voter
+    with pytest.raises(raftha.InvalidRequest, match="is a voter"):
+        one.add_replica(2, two.config.own_address, region="far", voter=False)
+    with pytest.raises(raftha.InvalidRequest, match="no member is in region"):
+        one.promote_region("nowhere")
