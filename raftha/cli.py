@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raftha.cli_events import events
 from raftha.cli_membership import member, recover_quorum
 from raftha.cli_status import status
 from raftha.console import errors_as_lines, print_table
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.add_typer(member, name="member")
 app.command("recover-quorum")(recover_quorum)
 app.command()(status)
+app.command()(events)
 
 
 def main() -> None:

@@ -22,19 +22,18 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from raftha.cli_access import TlsCa, TokenFile, find_access
+from raftha.cli_access import TlsCa, TokenFile, whom_to_ask
 from raftha.console import errors_as_lines, print_table
 from raftha.errors import RafthaError
 
 if TYPE_CHECKING:
     from raftha.call import Access
 
-DEFAULT_ADDRESS = "127.0.0.1:7000"
 STATUS_TIMEOUT_S = 3.0
 WATCH_TIMEOUT_S = 1.0
 MEMBERS_ASKED_MAX = 64
 LAG_BLOCKS = 8
-"""The width of a lag's bar: each block is a power of ten."""
+LAG_RED_MS = 5_000
 
 Nodes = Sequence[Mapping[str, Any]]
 
@@ -61,7 +60,7 @@ def status(
     Exit code 1 if no node leads.
     """
     with errors_as_lines():
-        asked, access = _whom_to_ask(addresses or [], config, token_file, tls_ca)
+        asked, access = whom_to_ask(addresses or [], config, token_file, tls_ca)
         if watch:
             _watch(asked, access, interval, as_json)
             return
@@ -111,19 +110,6 @@ def _footnote(nodes: Nodes) -> str:
 def _no_leader(nodes: Nodes) -> str:
     is_reached = any(node["status"] is not None for node in nodes)
     return "no node leads" if is_reached else "no node answers"
-
-
-def _whom_to_ask(
-    addresses: Sequence[str], config: Path | None, token_file: Path | None, tls_ca: Path | None
-) -> tuple[list[str], Access]:
-    from raftha.config import parse_address
-    from raftha.server import ServerConfig
-
-    server = ServerConfig.from_toml(config) if config is not None else None
-    asked = [*addresses, *([server.listen] if server is not None else [])]
-    for address in asked:
-        parse_address("address", address)
-    return asked or [DEFAULT_ADDRESS], find_access(server, token_file, tls_ca)
 
 
 def collect_statuses(
@@ -198,40 +184,58 @@ def _find_learners(nodes: Nodes) -> set[int]:
     return {r["node_id"] for r in latest["replicas"] if not r["is_voter"]}
 
 
-def _lag_bar(lag: int) -> str:
-    """A number of entries with a bar, a block for each power of ten."""
-    if lag <= 0:
+def _rows_by_leader(nodes: Nodes) -> dict[int, Mapping[str, Any]]:
+    """The members as the leader sees them; as who knows of the latest commit, if none leads."""
+    reached = [node["status"] for node in nodes if node["status"] is not None]
+    best = max(reached, key=lambda s: (s["is_primary"], s["term"], s["commit_index"]), default=None)
+    return {row["node_id"]: row for row in best["replicas"]} if best is not None else {}
+
+
+def _lag(lag_ms: int) -> str:
+    """A lag with a bar, a block for each power of ten of milliseconds."""
+    if lag_ms <= 0:
         return "0"
-    color = "yellow" if lag < 10_000 else "red"
-    bar = "\N{FULL BLOCK}" * min(len(str(lag)), LAG_BLOCKS)
-    return f"[{color}]{bar}[/] {lag:,}"
+    bar = "\N{FULL BLOCK}" * min(len(str(lag_ms)), LAG_BLOCKS)
+    color = "yellow" if lag_ms < LAG_RED_MS else "red"
+    text = f"{lag_ms} ms" if lag_ms < 1000 else f"{lag_ms / 1000:,.1f} s"
+    return f"[{color}]{bar}[/] {text}"
+
+
+def _role(node: Mapping[str, Any], learners: set[int], removed: Sequence[int]) -> str:
+    state = node["status"]
+    if state is None:
+        return "[red]not reached[/]"
+    if state["failure"]:
+        return f"[red]{escape(state['role'])}: {escape(state['failure'])}[/]"
+    if node["node_id"] in removed:
+        return "[red]removed[/]"
+    if node["node_id"] in learners:
+        return "[yellow]learner[/]"
+    return f"[green]{state['role']}[/]" if state["is_primary"] else escape(state["role"])
 
 
 def _status_table(nodes: Nodes) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("node", "role", "term", "leader", "commit", "applied", "lag", "sequence"):
-        table.add_column(
-            name, justify="left" if name in {"node", "role"} else "right", no_wrap=True
-        )
+    names = ("node", "role", "state", "term", "leader", "commit", "applied", "sequence")
+    for name in names:
+        is_text = name in {"node", "role", "state"}
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+    table.add_column("lag", no_wrap=True)
     table.add_column("address", overflow="fold")
-    commit = max((n["status"]["commit_index"] for n in nodes if n["status"]), default=0)
-    learners, removed = _find_learners(nodes), find_removed(nodes)
+    learners, removed, rows = _find_learners(nodes), find_removed(nodes), _rows_by_leader(nodes)
     for node in nodes:
-        node_id, address, state = str(node["node_id"] or "?"), node["address"], node["status"]
-        if state is None:
-            blank = [""] * 6
-            table.add_row(node_id, "[red]not reached[/]", *blank, escape(address or node["error"]))
-            continue
-        role = f"[green]{state['role']}[/]" if state["is_primary"] else escape(state["role"])
-        if node["node_id"] in removed:
-            role = "[red]removed[/]"
-        elif node["node_id"] in learners:
-            role = "[yellow]learner[/]"
-        if state["failure"]:
-            role = f"[red]{escape(state['role'])}: {escape(state['failure'])}[/]"
-        lag = _lag_bar(commit - state["applied_index"])
-        numbers = (state["commit_index"], state["applied_index"], lag)
-        leader = str(state["leader_id"] or "none")
-        columns = (str(state["term"]), leader, *map(str, numbers), str(state["sequence"]))
-        table.add_row(node_id, role, *columns, escape(address))
+        node_id, status, row = node["node_id"], node["status"], rows.get(node["node_id"])
+        numbers = [""] * 5
+        if status is not None:
+            leader = str(status["leader_id"] or "none")
+            pointers = (status["commit_index"], status["applied_index"], status["sequence"])
+            numbers = [str(status["term"]), leader, *map(str, pointers)]
+        table.add_row(
+            str(node_id or "?"),
+            _role(node, learners, removed),
+            row["state"] if row is not None else "",
+            *numbers,
+            _lag(row["lag_ms"]) if row is not None else "",
+            escape(node["address"] or node["error"]),
+        )
     return table

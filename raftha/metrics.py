@@ -24,7 +24,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector as PrometheusCollector
 
 from raftha.statistics import Histogram, Statistics
-from raftha.types import HaStatus, Health, ReplicaStatus
+from raftha.types import HaStatus, Health, ReplicaStatus, ReplicationState
 
 ROLES = ("follower", "pre_candidate", "candidate", "leader", "removed", "stopped", "failed")
 
@@ -127,6 +127,29 @@ def _of_replicas(status: HaStatus) -> Iterator[Metric]:
             if replica.match_index is not None:
                 match.add_metric(node, float(replica.match_index))
     yield from (connected, match, health)
+    yield from _of_lag(status)
+
+
+def _of_lag(status: HaStatus) -> Iterator[Metric]:
+    yield _gauge(
+        "replication_lag_seconds_max",
+        "The largest lag of a voter.",
+        status.replication_lag_ms / 1000,
+    )
+    state = GaugeMetricFamily("raftha_replication_state", "1 for the state.", labels=["state"])
+    for name in ReplicationState:
+        state.add_metric([name.value], float(name is status.replication_state))
+    yield state
+    lag = GaugeMetricFamily(
+        "raftha_replica_lag_seconds", "Age of the oldest entry not applied.", labels=["node"]
+    )
+    behind = GaugeMetricFamily(
+        "raftha_replica_lag_commands", "Commands not applied.", labels=["node"]
+    )
+    for replica in status.replicas:
+        lag.add_metric([str(replica.node_id)], replica.lag_ms / 1000)
+        behind.add_metric([str(replica.node_id)], float(replica.lag_sequences))
+    yield from (lag, behind)
 
 
 def _add_health(family: GaugeMetricFamily, node: list[str], replica: ReplicaStatus) -> None:

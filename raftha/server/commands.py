@@ -36,6 +36,7 @@ READ_KEYS_MAX = 1_000
 """Keys that one read may name: bounds how much of the data a single request can gather."""
 
 HELP = """RAFTHA STATUS -- this node's state, as JSON
+RAFTHA EVENTS journal number wait_ms -- events after that one, waited for up to 60 s, as JSON
 RAFTHA DIGEST [sequence] -- hash over the whole contents at a sequence, as JSON
 RAFTHA FAILOVER node_id -- make a node the leader
 RAFTHA ADD node_id address [region] -- add a node that runs and waits; OK once it is a voter
@@ -364,6 +365,7 @@ _COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
     },
     "RAFTHA": {
         b"STATUS": (Task(tasks.status), 2, 2),
+        b"EVENTS": (Task(tasks.events), 5, 5),
         b"DIGEST": (Task(tasks.digest), 2, 3),
         b"FAILOVER": (Task(tasks.failover), 3, 3),
         b"ADD": (Task(tasks.add_replica), 4, 5),

@@ -192,6 +192,7 @@ class Server:
         except OSError as error:
             reason = error.strerror or error
             raise ConfigError(f"can't listen on {self.config.listen}: {reason}") from error
+        self._service.journal.start()
         try:
             await self.ha.start()
         except BaseException:
@@ -238,6 +239,7 @@ class Server:
         """Answer what is under way, close all connections, stop the node."""
         if self._listener is not None:
             self._listener.close()
+        self._service.journal.close()
         clients: set[Connection] = self._service.clients
         for client in list(clients):
             client.end()

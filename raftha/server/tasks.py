@@ -23,6 +23,7 @@ from raftha.membership import DEFAULT_REGION
 from raftha.refusals import Refusals
 from raftha.resp import ReplyError
 from raftha.server.glob import glob_matches
+from raftha.server.journal import Journal
 from raftha.server.machine import parse_int64
 from raftha.types import HaStatus
 from raftha.version import VERSION
@@ -37,6 +38,7 @@ SCAN_COUNT_MAX = 1_000
 """Keys that one SCAN looks at, however many the client asks for."""
 CHANGE_S = 300.0
 """How long a change of membership may take: a new node has to get all the data first."""
+EVENTS_WAIT_MS_MAX = 60_000
 CURSORS_MAX = 4_096
 """Scans that may be under way at once; the one not continued for longest gives way."""
 
@@ -47,6 +49,7 @@ class Service:
     def __init__(self, ha: HaManager, *, value_bytes_max: int, token: str = "") -> None:
         """`token` is what clients must know; "" if they needn't know anything."""
         self.ha = ha
+        self.journal = Journal(ha)
         self.needs_token = bool(token)
         self._token_hash = _hash(token.encode())
         self.wrong_tokens = 0
@@ -204,6 +207,14 @@ def _replication_section(status: HaStatus) -> list[str]:
 
 async def status(service: Service, _: Arguments) -> bytes:
     return json.dumps(dataclasses.asdict(await service.ha.get_status())).encode()
+
+
+async def events(service: Service, request: Arguments) -> bytes:
+    journal = request[2].decode(errors="replace")
+    number, wait_ms = parse_int64(request[3]), parse_int64(request[4])
+    if number < 0 or not 0 <= wait_ms <= EVENTS_WAIT_MS_MAX:
+        raise ReplyError(f"ERR a number is 0 or more, a wait from 0 to {EVENTS_WAIT_MS_MAX}")
+    return json.dumps(await service.journal.after(journal, number, wait_ms / 1000)).encode()
 
 
 async def digest(service: Service, request: Arguments) -> bytes:

@@ -10,9 +10,10 @@ import socketserver
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -76,7 +77,11 @@ def listening() -> Iterator[Fake]:
 
 
 def status_reply(
-    node_id: int, addresses: dict[int, str], learner: int = 0, **changes: Any
+    node_id: int,
+    addresses: dict[int, str],
+    learner: int = 0,
+    lags: Mapping[int, int] = MappingProxyType({}),
+    **changes: Any,
 ) -> bytes:
     replicas = [
         {
@@ -86,6 +91,8 @@ def status_reply(
             "connected": True,
             "match_index": None,
             "is_voter": i != learner,
+            "state": "disconnected" if i == 3 else "active",
+            "lag_ms": lags.get(i, 0),
         }
         for i, a in addresses.items()
     ]
@@ -107,8 +114,9 @@ def fake_cluster(*, lag: int = 0) -> Iterator[dict[int, str]]:
         reserved = stack.enter_context(reserve_port())
         down = f"127.0.0.1:{reserved.getsockname()[1]}"
         addresses = {1: first.address, 2: second.address, 3: down}
-        first.reply = status_reply(1, addresses)
-        second.reply = status_reply(2, addresses, applied_index=70 - lag)
+        lags = {2: lag, 3: 12_345}
+        first.reply = status_reply(1, addresses, lags=lags)
+        second.reply = status_reply(2, addresses, lags=lags, applied_index=70 - lag)
         yield addresses
 
 
@@ -212,19 +220,12 @@ def test_status_shows_a_table_with_lag_and_who_is_not_reached() -> None:
         code, out, _ = run("status", addresses[1])
     assert code == 0
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
-    assert rows["1"] == ["leader", "4", "1", "70", "70", "0", "55", addresses[1]]
+    bar = "\N{FULL BLOCK}"
+    assert rows["1"] == ["leader", "active", "4", "1", "70", "70", "55", "0", addresses[1]]
     assert rows["2"] == [
-        "follower",
-        "4",
-        "1",
-        "70",
-        "61",
-        "\N{FULL BLOCK}",
-        "9",
-        "55",
-        addresses[2],
-    ]
-    assert rows["3"] == ["not", "reached", addresses[3]]
+        "follower", "active", "4", "1", "70", "61", "55", bar, "9", "ms", addresses[2]
+    ]  # fmt: skip
+    assert rows["3"] == ["not", "reached", "disconnected", 5 * bar, "12.3", "s", addresses[3]]
 
 
 @pytest.mark.slow
