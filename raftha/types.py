@@ -61,6 +61,8 @@ class Acknowledgement(NamedTuple):
     """Who was known to have a write on disk when its caller was released; many receipts share it.
 
     `acked_by`: the members, learners too, in the order of their ids; `regions`: theirs, each once.
+    A majority has it in any case; who that is, a node that has just restarted, or follows a new
+    leader, may not know of all.
     """
 
     mode: ReplicationMode

@@ -484,6 +484,7 @@ class Leadership:
         """A follower agrees that this is the leader."""
         peer, progress = message.sender, self.progress[message.sender]
         progress.is_active = True
+        progress.has_fallen_back = False
         progress.has_applied(message.applied, message.applied_sequence)
         self._tell_if_healed(peer, progress)
         if progress.mode is Mode.PROBE:

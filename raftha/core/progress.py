@@ -44,6 +44,7 @@ class Progress:
         self.heals_at: int | None = None
         self.commit_sent = 0
         self.is_active = True
+        self.has_fallen_back = False
         self.was_active = True
         self.notify_index = 0
         self.watched_index = 0
@@ -152,10 +153,16 @@ class Progress:
         return is_news
 
     def reject(self, index: int, next_index: int) -> bool:
-        """The entry at `index` didn't match; try from `next_index`. False if the reply is stale."""
+        """The entry at `index` didn't match; try from `next_index`. False if the reply is stale.
+
+        Who replicates falls back to PROBE once between two heartbeats' replies. In order, there is
+        no second reason; out of order, late rejections of what was sent before the first would each
+        have all of it sent again, and be answered by as many more.
+        """
         if self.mode is Mode.REPLICATE:
-            if index <= self.match:
+            if index <= self.match or self.has_fallen_back:
                 return False
+            self.has_fallen_back = True
             self.probe()
             return True
         if self.mode is Mode.SNAPSHOT or index != self.next - 1:

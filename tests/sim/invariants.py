@@ -123,6 +123,7 @@ class Invariants:
 
     def __init__(self, members: Mapping[int, Member], first: Membership) -> None:
         self.committed: list[Entry] = []
+        self._committed_at_start = 0
         self.oracle = Oracle()
         self._commit_terms: list[int] = []
         self._members = members
@@ -342,8 +343,10 @@ class Invariants:
         for holder in acked_by:
             if not self._seen[holder].has_had(entry):
                 raise Violation(f"node {holder} is said to have entry {index} on its disk")
-        if entry.term != max(self._leaders):
-            return  # A new leader must hear from the others first: less may be known than is true.
+        # A new leader must hear from the others first, and a node that has restarted from its
+        # leader: less may be known than is true.
+        if entry.term != max(self._leaders) or index <= self._committed_at_start:
+            return
         first = voters(self._first)
         if voters(self.memberships.latest) == first and 2 * len(first & {*acked_by}) <= len(first):
             raise Violation(f"only {acked_by} are known to have entry {index}")
@@ -364,6 +367,7 @@ class Invariants:
 
     def on_start(self, member: Member) -> None:
         """A member has found its log again."""
+        self._committed_at_start = len(self.committed)
         assert member.wal is not None
         assert member.node is not None
         seen = self._seen[member.id]

@@ -129,3 +129,17 @@ def test_a_lost_connection_to_one_never_heard_of_keeps_the_guess(progress: Progr
 def test_nothing_is_sent_while_entries_come_from_the_disk(progress: Progress) -> None:
     progress.mode = Mode.FETCH
     assert progress.is_paused
+
+
+def test_late_rejections_do_not_have_everything_sent_again_each(progress: Progress) -> None:
+    """In order there is none; on a network that reorders they would multiply without end."""
+    progress.acknowledge(10)
+    progress.sent(11, 1)
+    progress.sent(12, 1)
+    assert progress.reject(11, 11)
+    progress.acknowledge(11)
+    progress.sent(12, 1)
+    assert not progress.reject(12, 12)
+    assert progress.mode is Mode.REPLICATE
+    progress.has_fallen_back = False  # As a heartbeat's reply has it.
+    assert progress.reject(12, 12)
