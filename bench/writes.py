@@ -14,24 +14,21 @@ The disk's own speed stands beside it: an fdatasync of 4 KiB into blocks that we
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
-import statistics
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import uvloop
 
 import raftha
+from bench.load import KEYS, VALUE_BYTES, closed_loop, key_of
+from bench.machine import fdatasync_ms
+from bench.samples import Sample
 from raftha.config import read_toml
 from raftha.testing import LocalCluster
-
-KEYS = 10_000
-VALUE_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +45,10 @@ class Run:
 async def measure(ha: raftha.aio.HaManager, callers: int, seconds: float) -> Run:
     """Let `callers` tasks write for `seconds`."""
     value = os.urandom(VALUE_BYTES)
-    latencies: list[float] = []
-    begin = time.perf_counter()
-    end = begin + seconds
-
-    async def write(caller: int) -> None:
-        number = caller
-        while (started := time.perf_counter()) < end:
-            await ha.put(b"key-%012d" % (number % KEYS), value)
-            latencies.append(time.perf_counter() - started)
-            number += callers
-
-    await asyncio.gather(*(write(caller) for caller in range(callers)))
-    elapsed = time.perf_counter() - begin
-    latencies.sort()
-    return Run(
-        callers,
-        len(latencies) / elapsed,
-        1000 * latencies[len(latencies) // 2],
-        1000 * latencies[len(latencies) * 99 // 100],
-        1000 * latencies[-1],
-    )
+    taken = await closed_loop(lambda n: ha.put(key_of(n, KEYS), value), callers, seconds)
+    sample = Sample.of([taken])
+    p50, p99, worst = (sample.quantiles_ms[q] for q in (0.5, 0.99, 1.0))
+    return Run(callers, sample.rate, p50, p99, worst)
 
 
 async def run(cluster: LocalCluster, callers: list[int], seconds: float, runs: int) -> list[Run]:
@@ -85,23 +65,6 @@ async def run(cluster: LocalCluster, callers: list[int], seconds: float, runs: i
             results.append(sorted(measured, key=lambda r: r.writes_per_s)[runs // 2])
         assert (await ha.get_status()).is_primary, "the leader changed under way: not comparable"
     return results
-
-
-def fdatasync_ms(folder: Path, times: int = 200) -> float:
-    """The median time of an fdatasync of 4 KiB into blocks that were written before."""
-    handle = os.open(folder / "probe", os.O_RDWR | os.O_CREAT)
-    try:
-        os.pwrite(handle, bytes(1 << 20), 0)
-        os.fsync(handle)
-        took = []
-        for i in range(times):
-            os.pwrite(handle, b"\1" * 4096, 4096 * (i % 256))
-            started = time.perf_counter()
-            os.fdatasync(handle)
-            took.append(1000 * (time.perf_counter() - started))
-        return statistics.median(took)
-    finally:
-        os.close(handle)
 
 
 def main() -> None:

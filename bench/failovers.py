@@ -1,0 +1,95 @@
+"""How long can nobody write when the leader goes away, and what do callers see of it?
+
+The figures are those of `bench.failover`, whose docstring says what they mean; each run is one
+failover of each kind. Beside them, once for each kind, a timeline: writes come to a follower at a
+fixed rate, and what is drawn is how many were acknowledged in each 20 ms, from a second before the
+leader went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+from bench import namespaces
+from bench.failover import HOWS, measure
+from bench.load import Load
+from bench.question import Run
+from bench.samples import Taken
+from bench.systems import started_leader
+from raftha.testing import LocalCluster
+
+PHASES = {"detect": "detect_ms", "elect": "elect_ms", "first commit": "first_commit_ms"}
+BIN_S = 0.02
+BEFORE_S = 1.0
+LEADER = 2
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Beside the shared ones."""
+    parser.set_defaults(peer=[], only=[], runs=30)
+    parser.add_argument("--how", action="append", choices=HOWS, help="may be repeated")
+    parser.add_argument("--rate", type=float, default=2000, help="writes a second, for timelines")
+
+
+def ask(run: Run) -> None:
+    """Measure."""
+    hows = [how for how in run.options.how or HOWS if can(run, how)]
+    run.expect(2 * len(hows) - ("silent" in hows))
+    for how in hows:
+        with run.step(f"{how}, {run.options.runs} rounds"):
+            rounds = measure(how, run.options.runs)
+        add = run.results.add
+        for each in rounds:
+            add("raftha", "no writes", each.total_ms, unit="ms", better="lower", how=how)
+            for name, attribute in PHASES.items():
+                add("raftha", name, getattr(each, attribute), unit="ms", better="lower", how=how)
+        if how != "silent":  # The caller's node would have to be in a namespace too.
+            with run.step(f"{how}, timeline"):
+                draw_timeline(run, how)
+
+
+def can(run: Run, how: str) -> bool:
+    """Whether it can be tried here."""
+    reason = namespaces.why_not() if how == "silent" else ""
+    if reason:
+        run.results.skipped[how] = reason
+    return not reason
+
+
+def draw_timeline(run: Run, how: str) -> None:
+    """One more failover, under an open loop."""
+    seconds = max(run.options.seconds, 1.0)
+    load = Load(rate=run.options.rate, seconds=BEFORE_S + seconds, warm_up_s=0)
+    with (
+        run.folder() as folder,
+        started_leader(folder, LEADER) as (cluster, worker),
+        ThreadPoolExecutor(1) as thread,
+    ):
+        loading = thread.submit(worker.load, load)
+        time.sleep(BEFORE_S)
+        gone = time.perf_counter()
+        let_go(cluster, how)
+        taken = loading.result()
+    run.results.add_curve("raftha", "timeline", acknowledged(taken, gone), unit="writes/s", how=how)
+
+
+def let_go(cluster: LocalCluster, how: str) -> None:
+    """Have the leader go away."""
+    match how:
+        case "kill":
+            cluster.kill(LEADER)
+        case "stop":
+            cluster.pause(LEADER)
+        case _:
+            cluster.call(LEADER, "RAFTHA", "FAILOVER", 3)
+
+
+def acknowledged(taken: Taken, zero: float) -> list[tuple[float, float]]:
+    """Writes a second in each bin of time, by when they were acknowledged, from `zero`."""
+    ends = [due + took - zero for due, took in zip(taken.begun, taken.latencies, strict=True)]
+    counts = Counter(int(end // BIN_S) for end in ends)
+    bins = range(int(-BEFORE_S / BIN_S), max(counts) + 1)
+    return [(number * BIN_S, counts[number] / BIN_S) for number in bins]

@@ -1,0 +1,65 @@
+"""How many reads a second do callers get: linearizable, on leader and follower, leased, and stale?
+
+Values of 256 bytes under 1,000 keys, written before. Peers answer as they are asked by default,
+which is linearizable in etcd, and a server's own, perhaps older state in ZooKeeper and Redis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.load import Load
+from bench.question import Run, add_system_options, numbers
+from bench.samples import Sample
+from bench.systems import BareOverResp, InProcess, Measure, OverResp, System
+from raftha.manager import Consistency
+
+KEYS = 1_000
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Beside the shared ones."""
+    add_system_options(parser)
+    parser.add_argument("--callers", type=numbers, default=[1, 64, 256])
+
+
+class Filled:
+    """A system with something to read, each value written about twice."""
+
+    def __init__(self, system: System, consistency: str = "") -> None:
+        self.name = f"{system.name}, {consistency}" if consistency else system.name
+        self.settings = system.settings
+        self._system = system
+        self._options = {"consistency": consistency} if consistency else {}
+
+    def missing(self) -> str:
+        return self._system.missing()
+
+    def version(self) -> str:
+        return self._system.version()
+
+    @contextmanager
+    def start(self, folder: Path) -> Iterator[Measure]:
+        with self._system.start(folder) as measure:
+            measure(Load(callers=16, warm_up_s=0, seconds=0.5, keys=KEYS))
+            yield lambda load: measure(dataclasses.replace(load, options=self._options))
+
+
+def ask(run: Run) -> None:
+    """Measure."""
+
+    def add(system: str, load: Load, sample: Sample) -> None:
+        run.add_sample(system, sample, "reads", callers=load.callers)
+
+    own: list[System] = []
+    for consistency in typing.get_args(Consistency):
+        own.append(Filled(InProcess("raftha, leader"), consistency))
+        own.append(Filled(InProcess("raftha, follower", leader=2), consistency))
+    own += [Filled(OverResp()), Filled(BareOverResp())]
+    loads = [run.load(callers=c, operation="get", keys=KEYS) for c in run.options.callers]
+    run.in_turns(run.systems(own), loads, add)
