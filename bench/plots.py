@@ -34,13 +34,16 @@ COLOURS = [f"C{number}" for number in range(10)]
 DASHES = ("-", "--", ":")
 
 
-def draw(results: Results, folder: Path) -> list[tuple[str, Path]]:
-    """Draw all there is to be drawn, each as SVG and PNG; the titles, and the SVG files."""
+def draw(results: Results, folder: Path, name: str) -> list[tuple[str, Path]]:
+    """Draw all there is to be drawn, each as SVG and PNG; the titles, and the SVG files.
+
+    The files are called `name`-1, `name`-2 ...
+    """
     with mpl.rc_context(STYLE):
         plots = [*_lines(results), *_curves(results)]
         drawn = []
         for number, (headline, figure) in enumerate(plots, start=1):
-            path = folder / f"{results.question}-{number}.svg"
+            path = folder / f"{name}-{number}.svg"
             figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
             figure.savefig(path.with_suffix(".png"), bbox_inches="tight", dpi=DOTS_PER_INCH)
             drawn.append((headline, path))

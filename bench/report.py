@@ -49,7 +49,11 @@ def main() -> None:
 def write(results: Sequence[Results], folder: Path) -> Path:
     """Write the page; return where it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    sections = "".join(_section(each, folder) for each in results)
+    sections = ""
+    for position, each in enumerate(results):
+        before = sum(other.question == each.question for other in results[:position])
+        name = f"{each.question}-{before + 1}" if before else each.question
+        sections += _section(each, folder, name)
     page = folder / "index.html"
     page.write_text(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>raftha: benchmarks</title>'
@@ -59,11 +63,11 @@ def write(results: Sequence[Results], folder: Path) -> Path:
     return page
 
 
-def _section(results: Results, folder: Path) -> str:
+def _section(results: Results, folder: Path, name: str) -> str:
     plots = "".join(
         f'<figure><img alt="{html.escape(title)}" src="data:image/svg+xml;base64,'
         f'{base64.b64encode(path.read_bytes()).decode()}"></figure>'
-        for title, path in draw(results, folder)
+        for title, path in draw(results, folder, name)
     )
     return f"<h2>{html.escape(results.question)}</h2>{_facts(results)}{plots}{_table(results)}"
 

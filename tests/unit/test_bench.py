@@ -199,12 +199,12 @@ def test_compare_exits_with_1_if_something_is_slower(
 def test_a_report_holds_its_plots_and_numbers(tmp_path: Path) -> None:
     results = make([1000.0, 3000.0, 2000.0])
     results.skipped["<etcd>"] = "there is no etcd"
-    page = report.write([results], tmp_path / "out")
+    page = report.write([results, make([1.0])], tmp_path / "out")
     text = page.read_text()
-    assert text.count("<img") == 3  # rate by callers, latencies, over time
+    assert text.count("<img") == 2 * 3  # rate by callers, latencies, over time
     assert "2,000" in text and "&lt;etcd&gt;" in text and "<etcd>" not in text
     for kind in ("svg", "png"):
-        assert len(list(page.parent.glob(f"*.{kind}"))) == 3
+        assert len(list(page.parent.glob(f"*.{kind}"))) == 2 * 3
 
 
 # --------------------------------------------------------------------------- turns
