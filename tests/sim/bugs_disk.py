@@ -11,8 +11,6 @@ from raftha.checkpoints import Cut
 from raftha.entry import Entry, HardState
 from raftha.errors import StorageFull
 from raftha.node import Node
-from raftha.snapshots import SnapshotReceiver
-from raftha.storage import snapshot as snapshot_module
 from raftha.storage import wal as wal_module
 from raftha.storage.wal import Wal
 from tests.sim.planting import Bug, Patch
@@ -129,18 +127,6 @@ def log_cut_too_far() -> list[Patch]:
     return [(Cut, "apply", lambda self, wal: wal.compact(wal.last_index))]
 
 
-def image_over_newer_entries() -> list[Patch]:
-    """An image is installed although another leader's log has helped in the meantime."""
-
-    def on_checked(self: SnapshotReceiver, is_sound: bool) -> None:
-        self._files.install()
-
-    return [
-        (SnapshotReceiver, "_on_checked", on_checked),
-        (snapshot_module, "is_needed", lambda wal, applied, position: True),
-    ]
-
-
 BUGS: tuple[Bug, ...] = (
     acknowledge_before_fsync,
     rename_not_synced,
@@ -151,5 +137,4 @@ BUGS: tuple[Bug, ...] = (
     sick_leader_stays,
     checkpoint_not_atomic,
     log_cut_too_far,
-    image_over_newer_entries,
 )
