@@ -34,7 +34,7 @@ import uvloop
 from bench.load import VALUE_BYTES, Call, Load, key_of
 from bench.worker import serve_load
 
-FILE_BYTES = 64 << 20
+FILE_BYTES = 16 << 20
 RECEIVE_BYTES = 1 << 20
 CONNECT_TIMEOUT_S = 30.0
 HEAD = struct.Struct("<QIH")
