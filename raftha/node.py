@@ -28,11 +28,12 @@ from typing import Any
 
 from raftha.acknowledgements import Acknowledgements, check_wanted
 from raftha.administration import Administration
+from raftha.beginning import applied_membership
 from raftha.checkpoints import Checkpoints
 from raftha.clock import Clock
 from raftha.config import HaConfig
-from raftha.core import Append, CoreConfig, LogRead, Raft, RaftLog, Write
-from raftha.entry import Entry, EntryKind, HardState, LogPosition, decode_groups
+from raftha.core import Append, LogRead, Raft, Write
+from raftha.entry import Entry, EntryKind, LogPosition, decode_groups
 from raftha.errors import (
     Disconnected,
     InvalidRequest,
@@ -91,7 +92,6 @@ from raftha.wire import (
     TransferRequest,
 )
 
-HEARTBEAT_TICKS = 5
 EXPIRY_TICKS = 5
 STOPPED = "stopped"
 REMOVED = "this node was removed from the cluster"
@@ -653,40 +653,3 @@ class Node:
         if not self.failure:
             return "removed" if self.core.is_removed else self.core.role.value
         return STOPPED if self.failure == STOPPED else "failed"
-
-
-def applied_membership(state: State, config: HaConfig) -> Membership:
-    """The membership that the state has applied, or the one that the cluster begins with."""
-    return decode_membership(state.membership, config)
-
-
-def decode_membership(payload: bytes | None, config: HaConfig) -> Membership:
-    """The membership that an entry carries, or the one that the cluster begins with."""
-    if payload is None:
-        return Membership.first(config.members, config.regions_by_member)
-    return Membership.decode(payload)
-
-
-def make_core(
-    config: HaConfig,
-    hard_state: HardState,
-    first_index: int,
-    state: State,
-    entries: Sequence[Entry],
-    random_below: Callable[[int], int],
-    epoch: int,
-) -> Raft:
-    """The core of a node that finds this on its disk: `entries` follow what `state` has applied.
-
-    `epoch` is its healing epoch.
-    """
-    core_config = CoreConfig(
-        node_id=config.node_id,
-        heartbeat_ticks=HEARTBEAT_TICKS,
-        election_ticks=config.election_timeout_ms * HEARTBEAT_TICKS // config.heartbeat_interval_ms,
-        campaigns=config.auto_failover,
-        regions=config.regions,
-    )
-    membership = applied_membership(state, config)
-    log = RaftLog(first_index, state.applied, entries, core_config.window_bytes_max, membership)
-    return Raft(core_config, hard_state, log, random_below, epoch)

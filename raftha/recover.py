@@ -37,12 +37,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from raftha.beginning import applied_membership
 from raftha.config import HaConfig, parse_address
 from raftha.core import RaftLog
 from raftha.entry import Entry, EntryKind, HardState, make_entry
 from raftha.errors import ConfigError, InvalidRequest
 from raftha.membership import Member, Membership
-from raftha.node import applied_membership
 from raftha.storage.checkpoint import CheckpointStore
 from raftha.storage.datadir import DataDirectory
 from raftha.storage.disk import RealDisk

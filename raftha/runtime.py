@@ -31,6 +31,7 @@ from typing import Any, cast
 import uvloop
 
 from raftha import forks, renewal
+from raftha.beginning import HEARTBEAT_TICKS, decode_membership, make_core
 from raftha.callers import Results, SubmitQueue, ThreadWaiter
 from raftha.checkpoints import Cut
 from raftha.clock import SystemClock
@@ -53,7 +54,7 @@ from raftha.event_bus import EventBus
 from raftha.events import HaEvent, RoleChanged, SnapshotFailed, StorageDamaged
 from raftha.logs import log_event
 from raftha.membership import Membership
-from raftha.node import HEARTBEAT_TICKS, Node, decode_membership, make_core
+from raftha.node import Node
 from raftha.operations import Operation, ReadOperation
 from raftha.renewal import Renewal
 from raftha.snapshot_files import ThreadedFiles

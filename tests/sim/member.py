@@ -19,6 +19,7 @@ from functools import partial
 from random import Random
 from typing import Any, Protocol
 
+from raftha.beginning import HEARTBEAT_TICKS, applied_membership
 from raftha.checkpoints import Cut
 from raftha.config import HaConfig
 from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
@@ -26,7 +27,7 @@ from raftha.entry import Entry, HardState, LogPosition
 from raftha.errors import Compacted, Corrupt, Disconnected, StorageFailed, StorageFull
 from raftha.events import HaEvent, LeaderLost, Removed, ReplicaBehindLog, RoleChanged
 from raftha.membership import Membership
-from raftha.node import HEARTBEAT_TICKS, Node, applied_membership
+from raftha.node import Node
 from raftha.operations import Operation
 from raftha.statistics import Statistics
 from raftha.storage import datadir
