@@ -18,6 +18,7 @@ from tests.sim.rot import Rot
 from tests.sim.swarm import Swarm
 from tests.sim.world import World
 
+CLOG_MAX_S = 4.0
 CLOCK_STEPS_US = (10_000, 1_000_000, 60_000_000, 7_200_000_000)
 TRANSFER_S = 0.5
 
@@ -166,7 +167,8 @@ class Faults:
         others = [other for other in self._members if other != victim.id]
         ways = [(victim.id, other) for other in others] + [(other, victim.id) for other in others]
         ways = self._rng.sample(ways, self._rng.randint(0, len(ways)))
-        clog = self._rng.expovariate(1 / self._swarm.clog_s)
+        # What it holds comes when it would have, even after the chaos.
+        clog = min(self._rng.expovariate(1 / self._swarm.clog_s), CLOG_MAX_S)
         told = " ".join(f"{one}>{other}" for one, other in ways)
         self._world.note(0, "clog", f"{told} for {clog:.3f} s")
         self._network.clogged_until.update(dict.fromkeys(ways, self._world.now + clog))
