@@ -5,6 +5,8 @@ A module of its own, because processes that are spawned can't find what is in a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tests.sim.bugs import planted
 from tests.sim.cluster import Outcome, run
 
@@ -19,8 +21,17 @@ def run_one(bug: str, seed: int) -> Outcome:
 
 def find(bug: str, *, seeds: int = BUG_SEEDS) -> Outcome | None:
     """Run seeds with `bug` planted until one of them fails."""
+    return _find(bug, range(1, seeds + 1))
+
+
+def find_from(bug: str, hint: int) -> Outcome | None:
+    """As `find`, but look at the seed `hint` first."""
+    return _find(bug, (hint,)) or find(bug)
+
+
+def _find(bug: str, seeds: Iterable[int]) -> Outcome | None:
     with planted(bug):
-        outcomes = (run(seed) for seed in range(1, seeds + 1))
+        outcomes = (run(seed) for seed in seeds)
         found = next((outcome for outcome in outcomes if outcome.violation), None)
     if found is not None:
         # A patch that no longer fits the code proves nothing.
