@@ -45,7 +45,6 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("disk is full", "disks that fill up"),
         ("no space", "writes and checkpoints that found no space"),
         ("space again", "writes and checkpoints that went on when there was space"),
-        ("start found no space", "starts that found no space"),
         ("heard StorageFull", "calls refused for a full disk"),
         ("endured a sick disk", "times that a cluster had to go on beside one sick disk"),
         ("rot", "logs and states damaged"),
