@@ -180,6 +180,8 @@ def test_a_full_disk_refuses_writers_and_goes_on_by_itself(cluster: Cluster, pla
     disks[full].is_full = False
     assert others[0].put(b"after", b"2")
     assert nodes[full].get(b"after") == b"2"
+    # It writes again, but takes in new writes only once it has made room ahead of them, too.
+    wait_until(lambda: not is_refusing(nodes[full]), "it has not gone on")
     assert nodes[full].put(b"again", b"3")
 
 
