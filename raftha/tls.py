@@ -34,6 +34,7 @@ from urllib.parse import quote
 from raftha.addresses import bind
 from raftha.errors import ConfigError
 
+ACCEPTED_AT_ONCE_MAX = 64
 ACCEPT_PAUSE_S = 0.1
 """After an accept that failed, for want of file descriptors as a rule."""
 EXPIRY_WARNING_S = 30 * 86_400
@@ -243,7 +244,7 @@ class TlsServer:
         self._refused = refused
         self._handshake_s = handshake_s
         self._sockets: list[socket.socket] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._is_closed = False
         self._handshakes: set[asyncio.Task[None]] = set()
 
     async def bind(self, host: str, port: int) -> None:
@@ -252,10 +253,9 @@ class TlsServer:
 
     async def start_serving(self) -> None:
         """Accept from now on."""
-        loop = asyncio.get_running_loop()
         for listener in self._sockets:
             listener.listen(1024)
-            self._tasks.append(loop.create_task(self._accept(listener), name="tls-accept"))
+            self._watch(listener)
 
     def renew(self, context: ssl.SSLContext) -> None:
         """Shake hands by this context from now on."""
@@ -263,24 +263,36 @@ class TlsServer:
 
     def close(self) -> None:
         """Accept no more, and end handshakes under way; connections go on."""
-        for task in (*self._tasks, *self._handshakes):
+        self._is_closed = True
+        for task in self._handshakes:
             task.cancel()
         for listener in self._sockets:
-            listener.close()
+            if listener.fileno() >= 0:
+                asyncio.get_running_loop().remove_reader(listener)
+                listener.close()
 
     async def wait_closed(self) -> None:
         """Wait, after `close`, until no task is left."""
-        await asyncio.gather(*self._tasks, *self._handshakes, return_exceptions=True)
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
 
-    async def _accept(self, listener: socket.socket) -> None:
+    def _watch(self, listener: socket.socket) -> None:
+        if not self._is_closed:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Accept who waits; not in a task, which would lose a socket got as it is cancelled."""
         loop = asyncio.get_running_loop()
-        while True:
+        for _ in range(ACCEPTED_AT_ONCE_MAX):
             try:
-                connection, address = await loop.sock_accept(listener)
+                connection, address = listener.accept()
+            except BlockingIOError:
+                return
             except OSError as error:
                 log.warning("accept failed: %s", error)
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
+                loop.remove_reader(listener)
+                loop.call_later(ACCEPT_PAUSE_S, self._watch, listener)
+                return
+            connection.setblocking(False)
             if len(self._handshakes) >= self._room():
                 connection.close()
                 self._refused(str(address), "too many connections at once")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 from collections.abc import Callable
@@ -233,6 +234,22 @@ def test_a_failed_accept_is_not_the_end(
         await scene.stop()
 
     uvloop.run(main())
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_who_is_accepted_as_the_server_closes_is_closed_too(tmp_path: Path, turns: int) -> None:
+    """A socket that nobody closes is a warning when it is collected, and warnings are errors."""
+
+    async def main() -> None:
+        scene = Scene(tmp_path)
+        await scene.start()
+        with socket.create_connection(scene.server._sockets[0].getsockname()):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await scene.stop()
+
+    uvloop.run(main())
+    gc.collect()
 
 
 def test_clients_are_shown_a_certificate_of_their_ca_for_the_host_they_dial(
