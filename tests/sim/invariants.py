@@ -348,7 +348,10 @@ class Invariants:
         if entry.term != max(self._leaders) or index <= self._committed_at_start:
             return
         first = voters(self._first)
-        if voters(self.memberships.latest) == first and 2 * len(first & {*acked_by}) <= len(first):
+        up = [member.node.core for member in self._members.values() if member.node is not None]
+        # Whom the log has removed, committed or not, isn't named, though its disk counted.
+        is_as_first = all(voters(core.membership) == first for core in up if not core.is_removed)
+        if is_as_first and 2 * len(first & {*acked_by}) <= len(first):
             raise Violation(f"only {acked_by} are known to have entry {index}")
 
     # ---------------------------------------------------------------- what is durable
