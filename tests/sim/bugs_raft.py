@@ -9,7 +9,6 @@ from raftha.core import leader as leader_module
 from raftha.core.leader import Leadership
 from raftha.core.messages import Message
 from raftha.core.outbox import Outbox
-from raftha.core.progress import Progress
 from raftha.core.reads import Read, ReadRounds
 from raftha.entry import Entry, EntryKind, Group, HardState, LogPosition, make_entry
 from raftha.errors import Unavailable
@@ -325,17 +324,6 @@ def applied_before_durable() -> list[Patch]:
 # question for entry 1 now costs no more than an image of the state.)
 
 
-def lost_appends_stay_lost() -> list[Patch]:
-    """Nobody looks for lost appends once they are out of the leader's memory."""
-
-    def send_probe(self: Leadership, peer: int, progress: Progress) -> None:
-        previous_term = self._log.term(progress.next - 1)
-        if previous_term is not None:
-            self._send_news(peer, progress, progress.next - 1, previous_term, ())
-
-    return [(Leadership, "_send_probe", send_probe)]
-
-
 def waiting_reads_spin() -> list[Patch]:
     """A node with reads and no leader takes turn after turn without a pause."""
     original = Readings.answer
@@ -372,6 +360,5 @@ BUGS: tuple[Bug, ...] = (
     removed_node_campaigns,
     log_time_goes_back,
     applied_before_durable,
-    lost_appends_stay_lost,
     waiting_reads_spin,
 )
