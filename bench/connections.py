@@ -15,6 +15,7 @@ import itertools
 import os
 import pkgutil
 import sys
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any, ClassVar, Self, cast
 
@@ -31,7 +32,7 @@ class Refused(Exception):
     """The server answered that it did not do it."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol, ABC):
     """What all protocols share; a subclass packs requests and takes answers apart."""
 
     def __init__(self) -> None:
@@ -51,13 +52,13 @@ class Connection(asyncio.Protocol):
     async def begin(self, keys: int) -> None:
         """Greet the server, prepare keys: for subclasses that need it."""
 
+    @abstractmethod
     def put(self, key: bytes, value: bytes) -> asyncio.Future[Any]:
         """Write durably."""
-        raise NotImplementedError
 
     def get(self, key: bytes, options: dict[str, Any]) -> asyncio.Future[Any]:
-        """Read."""
-        raise NotImplementedError
+        """Read; Refused of a system that is only measured by its writes."""
+        raise Refused(f"{type(self).__name__} is not asked for reads")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)

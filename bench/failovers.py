@@ -69,7 +69,7 @@ def draw_timeline(run: Run, how: str) -> None:
         ThreadPoolExecutor(1) as thread,
     ):
         loading = thread.submit(worker.load, load)
-        time.sleep(BEFORE_S)
+        time.sleep(BEFORE_S)  # How long the load runs undisturbed is part of what is shown.
         gone = time.perf_counter()
         let_go(cluster, how)
         taken = loading.result()

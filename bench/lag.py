@@ -85,6 +85,7 @@ def pause(run: Run, mode: str, load: Load, cluster: LocalCluster, worker: Worker
     with ThreadPoolExecutor(1) as thread:
         loading = thread.submit(worker.ask, load.as_dict())
         try:
+            # The load lasts so long: a third before, a third during, a third after the pause.
             time.sleep(load.seconds / 3)
             cluster.pause(PAUSED)
             time.sleep(load.seconds / 3)
