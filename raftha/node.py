@@ -296,7 +296,7 @@ class Node:
                 self._space.on_message(message, self._clock.monotonic())
             case ReplicaReport():
                 self.lags.on_report(message, self._clock.monotonic())
-            case Append() if self._checkpoints.is_behind:
+            case Append() if self._is_behind:
                 pass  # As if it were lost: the leader asks again until there is an answer.
             case _:
                 self.core.step(message)
@@ -534,7 +534,7 @@ class Node:
 
     def _form_batch(self) -> None:
         """On the leader, one batch at most per write; elsewhere, groups for the leader."""
-        if self._checkpoints.is_behind:
+        if self._is_behind:
             return
         if not self.core.is_leader:
             leader = self.core.leader
@@ -564,6 +564,15 @@ class Node:
         self.deliver(operation, result)
 
     # ---------------------------------------------------------------- checkpoints
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether this node takes in no more until the checkpoint under way is done.
+
+        On a full disk that may be never, and a new leader may need this node's log to begin. What
+        the log still has room for, which isn't more than its spare segments, bounds memory then.
+        """
+        return self._checkpoints.is_behind and self._space.has_own
 
     def on_checkpoint(
         self, position: LogPosition, keys: int, digest: str, first_index: int

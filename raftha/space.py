@@ -8,8 +8,9 @@ leaders can be elected, and reads stay linearizable.
 
 A full node refuses its own callers' writes. It says so to the leader, again and again, so that
 neither a lost message nor another leader needs care; a report counts until it isn't repeated. A
-leader that is full hands over to a voter that is well and isn't. A leader refuses everybody's
-writes while those who have space are too few for a majority.
+leader that is full hands over to a voter that is well and isn't, once it has led for long enough to
+have heard who else is full. A leader refuses everybody's writes while those who have space are too
+few for a majority.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from collections.abc import Callable, Collection
 from raftha.core import Raft
 from raftha.submissions import MAJORITY_FULL
 from raftha.wire import SpaceReport
+
+REPORTED_TICKS = 3
+"""A new leader has heard by then from all who are full: they report once in the time of each."""
 
 
 class Space:
@@ -38,6 +42,7 @@ class Space:
         self._valid_s = valid_s
         self._own: dict[str, str] = {}
         self._others: dict[int, float] = {}
+        self._leading_ticks = 0
 
     @property
     def has_own(self) -> bool:
@@ -66,12 +71,15 @@ class Space:
         """Tell the leader, or, as the leader, look for one with space."""
         self._others = {peer: at for peer, at in self._others.items() if now - at <= self._valid_s}
         leader = self._core.leader
+        self._leading_ticks = self._leading_ticks + 1 if self._core.is_leader else 0
         if not self._own or leader is None:
             return
         if leader != self._core.id:
             self._send(SpaceReport(leader, self._core.id, False))
-        elif well := [v for v in self._active() if v not in self._others and may_lead(v)]:
-            self._hand_over(well)
+        elif self._leading_ticks > REPORTED_TICKS:
+            well = [v for v in self._active() if v not in self._others and may_lead(v)]
+            if well:
+                self._hand_over(well)
 
     def refusal(self) -> str:
         """Why this node takes no writes of its own callers now; "" if it does."""

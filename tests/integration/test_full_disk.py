@@ -174,6 +174,19 @@ def test_one_full_node_refuses_writers_and_the_others_go_on(on_disks: Disks, pla
     assert "event=StorageHasSpace" in cluster.log_path(full).read_text(encoding="utf-8")
 
 
+def test_a_full_node_that_can_make_no_checkpoint_still_helps_a_new_leader(on_disks: Disks) -> None:
+    cluster, disks = on_disks
+    leader = cluster.wait_ready()
+    full, spared = (node_id for node_id in cluster.node_ids if node_id != leader)
+    disks[full].fill()
+    for number in range(2 * RESERVE_BYTES // len(VALUE)):  # More than the reserve has room for.
+        write(cluster, spared, f"key/{number}", VALUE)
+    wait_until(lambda: is_refusing(cluster, full), "it takes writes")
+    # Now the entry with which a leader begins needs the full node's log, which has room for it.
+    cluster.kill(leader)
+    assert cluster.call(spared, "GET", "key/0") == VALUE, "a linearizable read"
+
+
 def test_two_full_nodes_refuse_writers_at_once_answer_readers_and_go_on_when_one_has_space(
     on_disks: Disks,
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import pytest
 
-from raftha.space import Space
+from raftha.space import REPORTED_TICKS, Space
 from raftha.submissions import MAJORITY_FULL
 from raftha.wire import SpaceReport
 from tests.core import acknowledge, become_leader, core, follow
@@ -28,6 +28,8 @@ class Surroundings:
         else:
             follow(self.core, leader=2)
         self.space = Space(self.core, self.sent.append, self._hand_over, VALID_S)
+        for _ in range(REPORTED_TICKS):
+            self.tick()
 
     def _hand_over(self, candidates: Collection[int]) -> None:
         self.handed_to.append(list(candidates))
@@ -94,6 +96,21 @@ def test_a_full_leader_hands_over_to_one_with_space_and_refuses_only_its_own_cal
     leader.tick()
     assert leader.handed_to == [[2]]
     assert leader.space.refusal() == "no room"
+
+
+def test_a_full_leader_first_hears_who_else_is_full(leader: Surroundings) -> None:
+    follow(leader.core, leader=2, term=leader.core.term + 1)
+    leader.tick()
+    become_leader(leader.core)
+    acknowledge(leader.core, 2)
+    acknowledge(leader.core, 3)
+    leader.space.on_full("log", "no room")
+    for _ in range(REPORTED_TICKS):
+        leader.tick()
+    assert leader.handed_to == []
+    leader.hear(2, has_space=False)
+    leader.tick()
+    assert leader.handed_to == [[3]]
 
 
 def test_a_full_leader_does_not_hand_over_to_a_sick_node(leader: Surroundings) -> None:
