@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Explain a checkout without symbolic links; its import errors wouldn't."""
+    """Begin alike wherever started; explain a checkout without symbolic links."""
     del config
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts what runs in its background so, and all processes of the tests would be
+        # deaf to the Ctrl-C that they are to obey.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not (_LINK / "__init__.py").is_file():
         raise pytest.UsageError(
             f"{_LINK} is not a link to the folder storage. The checkout was made without symbolic"

@@ -68,17 +68,20 @@ def test_a_failover_is_followed_as_it_happens_on_all_nodes(cluster: LocalCluster
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        leader = cluster.wait_ready()
-        status = cluster.status(leader)
-        assert status is not None
-        target = next(node_id for node_id in cluster.node_ids if node_id != leader)
-        cluster.call(leader, "RAFTHA", "FAILOVER", target)
-        reporters: set[int] = set()
-        while reporters != {1, 2, 3}:
-            event = json.loads(process.stdout.readline())
-            if event["new_primary"] == target and event["term"] > status["term"]:
-                reporters.add(event["reporter"])
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        try:
+            leader = cluster.wait_ready()
+            status = cluster.status(leader)
+            assert status is not None
+            target = next(node_id for node_id in cluster.node_ids if node_id != leader)
+            cluster.call(leader, "RAFTHA", "FAILOVER", target)
+            reporters: set[int] = set()
+            while reporters != {1, 2, 3}:
+                event = json.loads(process.stdout.readline())
+                if event["new_primary"] == target and event["term"] > status["term"]:
+                    reporters.add(event["reporter"])
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert process.returncode == 0
     assert "Traceback" not in errors
