@@ -226,7 +226,11 @@ class Administration:
         if not operation.adds:
             return operation.node_id in self.applied.removed
         member = self.applied.members.get(operation.node_id)
-        if member is None or operation.address not in ("", member.address):
+        if member is None:
+            return False
+        if operation.address and operation.address != member.address:
+            return False
+        if operation.address and operation.region != member.region:
             return False
         return member.is_standby if operation.is_standby else member.is_voter
 
@@ -290,6 +294,8 @@ class Administration:
                 core.change_membership(smaller)
         elif member is None or request.address not in ("", member.address):
             core.change_membership(self._with_learner(membership, request))
+        elif request.address and request.region != member.region:
+            raise InvalidRequest(f"node {node_id} is in region {member.region!r}, and stays there")
         elif request.is_standby is not member.is_standby:
             core.change_membership(membership.with_standby(node_id, is_standby=request.is_standby))
         elif not (member.is_voter or member.is_standby):

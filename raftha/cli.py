@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raftha.cli_events import events
-from raftha.cli_membership import member, recover_quorum
+from raftha.cli_membership import failover, member, recover_quorum
 from raftha.cli_status import status
 from raftha.console import errors_as_lines, print_table
 from raftha.errors import ConfigError, RafthaError
@@ -38,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(member, name="member")
+app.command()(failover)
 app.command("recover-quorum")(recover_quorum)
 app.command()(status)
 app.command()(events)
@@ -157,8 +158,9 @@ def demo(
 ) -> None:
     """Load a real data set into real processes, kill the leader half way, and check every record.
 
-    By default the data is the Unicode character database that ships with Python, a record a named
-    character. Exit code 1 if one acknowledged record is lost or wrong, or a copy differs.
+    By default the data is the Unicode character database that ships with Python,
+    a record a named character. Exit code 1 if one acknowledged record is lost or
+    wrong, or a copy differs.
     """
     from raftha.demo import render, run_demo
 

@@ -1,8 +1,8 @@
-"""The commands about who belongs to a cluster: `raftha member add`, `member remove`, and
-`raftha recover-quorum` for the day when a majority is lost.
+"""The commands about who belongs to a cluster and who leads it: `raftha member add`, `member
+promote`, `member remove`, `raftha failover`, and `recover-quorum` for when a majority is lost.
 
-Theory of operation. `member` speaks to any node that runs, over its clients' side; that node asks
-the leader. `recover-quorum` works on a stopped node's disk (`raftha.recover`).
+Theory of operation. `member` and `failover` speak to any node that runs, over its clients' side;
+that node asks the leader. `recover-quorum` works on a stopped node's disk (`raftha.recover`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich import box
 from rich.table import Table
 
 from raftha.cli_access import TlsCa, TokenFile, find_access
+from raftha.cli_status import kind_of
 from raftha.console import errors_as_lines, print_table
 from raftha.errors import ConfigError, InvalidRequest, RafthaError
 
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "127.0.0.1:7000"
 CHANGE_TIMEOUT_S = 310.0
 """A little longer than the server itself waits for a change."""
+FAILOVER_TIMEOUT_S = 610.0
+"""A little longer than a server's `request_timeout_s` can be."""
 STATUS_TIMEOUT_S = 3.0
 
 member = typer.Typer(
-    help="Add a node to a running cluster, or remove one.",
+    help="Add a node to a running cluster, promote a standby, or remove a node.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -53,7 +56,12 @@ def add(
     node_id: NodeId,
     address: Annotated[str, typer.Argument(help="host:port where it listens for the other nodes.")],
     *,
-    region: Annotated[str, typer.Option(help="Where it stands; only shown.")] = "primary",
+    region: Annotated[
+        str, typer.Option(help="Where it stands: one of the nodes' `regions`.")
+    ] = "primary",
+    standby: Annotated[
+        bool, typer.Option("--standby", help="It gets all the data and doesn't vote.")
+    ] = False,
     connect: Connect = None,
     config: Config = None,
     token_file: TokenFile = None,
@@ -62,8 +70,8 @@ def add(
 ) -> None:
     """Add a node, and wait until it has all the data and votes.
 
-    Start it first. Its settings name the first members of the cluster, as all others' do, and, as
-    it isn't one of them, its own address:
+    Start it first. Its settings name the first members of the cluster, as all
+    others' do, and, as it isn't one of them, its own address:
 
         node_id = 4
         address = "127.0.0.1:7104"
@@ -78,15 +86,60 @@ def add(
     raftha member add 4 127.0.0.1:7104
 
     An id is never used twice, not even for the same machine with an empty disk.
+    With --standby the node counts for no majority until it is promoted; this
+    returns once it is a member.
     """
     from raftha.config import parse_address
 
     with errors_as_lines():
         parse_address("address", address)
         asked = _node_to_ask(connect, config, token_file, tls_ca)
-        reply = _call(asked, ("RAFTHA", "ADD", node_id, address, region), CHANGE_TIMEOUT_S)
-        assert reply in ("OK", b"OK")
-        _tell(asked, f"node {node_id} is a voter now", as_json=as_json)
+        options = ("STANDBY",) if standby else ()
+        request = ("RAFTHA", "ADD", node_id, address, region, *options)
+        _call(asked, request, CHANGE_TIMEOUT_S)
+        kind = "standby" if standby else "voter"
+        _tell(asked, f"node {node_id} is a {kind} now", as_json=as_json)
+
+
+@member.command()
+def promote(
+    node_id: Annotated[int | None, typer.Argument(min=1, help="The standby's id.")] = None,
+    *,
+    region: Annotated[
+        str | None, typer.Option(help="Instead: all learners of this region, one after another.")
+    ] = None,
+    connect: Connect = None,
+    config: Config = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a standby a voter, or all of a region; wait until they have all the data and vote.
+
+    raftha member promote 4
+
+    raftha member promote --region far
+
+    A majority of the present voters must be up: this can't replace a lost one.
+    If it ends with an error half way through a region, those before are voters;
+    ask again for the rest.
+    """
+    with errors_as_lines():
+        if (node_id is None) == (region is None):
+            raise ConfigError("promote takes a node's id, or --region")
+        asked = _node_to_ask(connect, config, token_file, tls_ca)
+        if node_id is not None:
+            _call(asked, ("RAFTHA", "PROMOTE", node_id), CHANGE_TIMEOUT_S)
+            _tell(asked, f"node {node_id} is a voter now", as_json=as_json)
+            return
+        from raftha.config import MEMBERS_MAX
+
+        assert region is not None
+        timeout_s = MEMBERS_MAX * CHANGE_TIMEOUT_S  # The server waits so long for each.
+        promoted = _call(asked, ("RAFTHA", "PROMOTE", "REGION", region), timeout_s)
+        ids = ", ".join(map(str, promoted))
+        text = f"promoted: {ids}" if ids else f"all members in region {region!r} were voters before"
+        _tell(asked, text, as_json=as_json)
 
 
 @member.command()
@@ -103,8 +156,8 @@ def remove(
 ) -> None:
     """Remove a node for good, be it up or down; a leader hands over first.
 
-    Its id can't be used again, its data can't come back. To replace a node that lost its disk,
-    remove it and add a new one under another id.
+    Its id can't be used again, its data can't come back. To replace a node that
+    lost its disk, remove it and add a new one under another id.
     """
     with errors_as_lines():
         asked = _node_to_ask(connect, config, token_file, tls_ca)
@@ -115,8 +168,7 @@ def remove(
                 raise InvalidRequest(f"node {node_id} is not a member")
             _show_members(left, f"without node {node_id} there would be", as_json=as_json)
             return
-        reply = _call(asked, ("RAFTHA", "REMOVE", node_id), CHANGE_TIMEOUT_S)
-        assert reply in ("OK", b"OK")
+        _call(asked, ("RAFTHA", "REMOVE", node_id), CHANGE_TIMEOUT_S)
         _tell(asked, f"node {node_id} was removed", as_json=as_json)
 
 
@@ -138,9 +190,17 @@ def _node_to_ask(
 
 def _call(asked: Asked, args: tuple[str | int, ...], timeout_s: float) -> Any:
     from raftha.call import call
+    from raftha.resp import ReplyError
 
     address, access = asked
-    return call(address, args, timeout_s, access)
+    try:
+        return call(address, args, timeout_s, access)
+    except ReplyError as error:
+        # Servers say so of a request that can't be, by their words to all clients.
+        word, _, detail = str(error).partition(" ")
+        if word != "ERR":
+            raise
+        raise InvalidRequest(detail) from error
 
 
 def _members(asked: Asked) -> dict[int, dict[str, Any]]:
@@ -164,14 +224,34 @@ def _show_members(members: Mapping[int, Mapping[str, Any]], text: str, *, as_jso
         return
     voters = sum(replica["is_voter"] for replica in members.values())
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("node", "kind", "address"):
-        table.add_column(name)
+    for name in ("node", "kind", "region", "address"):
+        table.add_column(name, overflow="fold")
     for node_id, replica in sorted(members.items()):
-        kind = "voter" if replica["is_voter"] else "learner"
-        table.add_row(str(node_id), kind, replica["address"])
+        table.add_row(str(node_id), kind_of(replica), replica["region"], replica["address"])
     typer.echo(f"{text}:")
     print_table(table)
     typer.echo(f"{voters // 2 + 1} of {voters} voters are a majority")
+
+
+# ------------------------------------------------------------------------------- failover
+
+
+def failover(
+    node_id: NodeId,
+    connect: Connect = None,
+    config: Config = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a voter the leader, also where none leads, as with auto_failover = false.
+
+    No write is lost. Where no majority is up it fails; nothing is forced.
+    """
+    with errors_as_lines():
+        asked = _node_to_ask(connect, config, token_file, tls_ca)
+        _call(asked, ("RAFTHA", "FAILOVER", node_id), FAILOVER_TIMEOUT_S)
+        typer.echo(json.dumps({"leader_id": node_id}) if as_json else f"node {node_id} leads now")
 
 
 # ------------------------------------------------------------------------------- recover-quorum
@@ -193,9 +273,10 @@ def recover_quorum(
 ) -> None:
     """Make one stopped survivor the whole cluster, after a majority was lost FOR GOOD.
 
-    Writes that the lost majority acknowledged and that are not in this node's log are LOST. Run it
-    with --dry-run on every survivor, and choose the one whose log goes furthest. Never run it while
-    the others may still be running where you can't see them: there would be two clusters.
+    Writes that the lost majority acknowledged and that are not in this node's
+    log are LOST. Run it with --dry-run on every survivor, and choose the one
+    whose log goes furthest. Never run it while the others may still be running
+    where you can't see them: there would be two clusters.
 
     All other members are removed: wipe them, and add new ones with new ids.
     """

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, JustifyMethod
 from rich.live import Live
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from raftha.cli_access import TlsCa, TokenFile, whom_to_ask
-from raftha.console import errors_as_lines, print_table
+from raftha.console import console, errors_as_lines
 from raftha.errors import RafthaError
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ WATCH_TIMEOUT_S = 1.0
 MEMBERS_ASKED_MAX = 64
 LAG_BLOCKS = 8
 LAG_RED_MS = 5_000
+
+NUMBERS = ("term", "leader", "commit", "applied", "sequence")
+COLUMNS = ("node", "role", "state", "region", *NUMBERS, "lag", "address")
+EXPENDABLE = ("sequence", "commit", "leader", "term", "applied", "region")
+"""Columns that go, in this order, where there is no room for all: what is left says who is well."""
+WIDTH_MAX = 10_000
 
 Nodes = Sequence[Mapping[str, Any]]
 
@@ -69,7 +76,8 @@ def status(
         if as_json:
             typer.echo(json.dumps({"leader_id": leader, "nodes": nodes}, indent=2))
         else:
-            print_table(_status_table(nodes))
+            out = console()
+            out.print(status_table(nodes, out))
             typer.echo(_footnote(nodes), nl=False)
         if leader is None:
             raise RafthaError(
@@ -85,26 +93,32 @@ def _watch(asked: Sequence[str], access: Access, interval_s: float, as_json: boo
                 nodes = collect_statuses(asked, access, WATCH_TIMEOUT_S)
                 typer.echo(json.dumps({"leader_id": find_leader(nodes), "nodes": nodes}))
                 time.sleep(interval_s)
-        with Live(console=Console(), auto_refresh=False) as live:
+        with Live(console=console(), auto_refresh=False) as live:
             while True:
                 nodes = collect_statuses(asked, access, WATCH_TIMEOUT_S)
-                live.update(_watched(nodes), refresh=True)
+                live.update(_watched(nodes, live.console), refresh=True)
                 time.sleep(interval_s)
     except KeyboardInterrupt:
         return
 
 
-def _watched(nodes: Nodes) -> Group:
+def _watched(nodes: Nodes, out: Console) -> Group:
     leader = find_leader(nodes)
     clock = time.strftime("%H:%M:%S")
     headline = f"{clock}  " + (f"node {leader} leads" if leader is not None else _no_leader(nodes))
     style = "bold" if leader is not None else "bold red"
-    return Group(Text(headline, style=style), _status_table(nodes), Text(_footnote(nodes)))
+    return Group(Text(headline, style=style), status_table(nodes, out), Text(_footnote(nodes)))
 
 
 def _footnote(nodes: Nodes) -> str:
+    failures = [
+        f"node {node['node_id']} failed: {node['status']['failure']}\n"
+        for node in nodes
+        if node["status"] is not None and node["status"]["failure"]
+    ]
     removed = find_removed(nodes)
-    return f"removed for good: {', '.join(map(str, removed))}\n" if removed else ""
+    gone = f"removed for good: {', '.join(map(str, removed))}\n" if removed else ""
+    return "".join(failures) + gone
 
 
 def _no_leader(nodes: Nodes) -> str:
@@ -177,11 +191,18 @@ def find_removed(nodes: Nodes) -> list[int]:
     return sorted({node_id for status in reached for node_id in status["removed"]})
 
 
-def _find_learners(nodes: Nodes) -> set[int]:
-    """The members that don't vote yet, as who has the most of the log sees it."""
+def _find_learners(nodes: Nodes) -> dict[int, str]:
+    """The members that don't vote, and what they are, as who has the most of the log sees it."""
     reached = [node["status"] for node in nodes if node["status"] is not None]
     latest = max(reached, key=lambda s: s["commit_index"], default={"replicas": ()})
-    return {r["node_id"] for r in latest["replicas"] if not r["is_voter"]}
+    return {r["node_id"]: kind_of(r) for r in latest["replicas"] if not r["is_voter"]}
+
+
+def kind_of(replica: Mapping[str, Any]) -> str:
+    """What a member counts for: voter, learner (to be one when it has caught up), or standby."""
+    if replica["is_voter"]:
+        return "voter"
+    return "standby" if replica["is_standby"] else "learner"
 
 
 def _rows_by_leader(nodes: Nodes) -> dict[int, Mapping[str, Any]]:
@@ -201,41 +222,56 @@ def _lag(lag_ms: int) -> str:
     return f"[{color}]{bar}[/] {text}"
 
 
-def _role(node: Mapping[str, Any], learners: set[int], removed: Sequence[int]) -> str:
+def _role(node: Mapping[str, Any], learners: Mapping[int, str], removed: Sequence[int]) -> str:
     state = node["status"]
     if state is None:
         return "[red]not reached[/]"
     if state["failure"]:
-        return f"[red]{escape(state['role'])}: {escape(state['failure'])}[/]"
+        return f"[red]{escape(state['role'])}[/]"
     if node["node_id"] in removed:
         return "[red]removed[/]"
     if node["node_id"] in learners:
-        return "[yellow]learner[/]"
+        return f"[yellow]{learners[node['node_id']]}[/]"
     return f"[green]{state['role']}[/]" if state["is_primary"] else escape(state["role"])
 
 
-def _status_table(nodes: Nodes) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    names = ("node", "role", "state", "term", "leader", "commit", "applied", "sequence")
-    for name in names:
-        is_text = name in {"node", "role", "state"}
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
-    table.add_column("lag", no_wrap=True)
-    table.add_column("address", overflow="fold")
-    learners, removed, rows = _find_learners(nodes), find_removed(nodes), _rows_by_leader(nodes)
-    for node in nodes:
-        node_id, status, row = node["node_id"], node["status"], rows.get(node["node_id"])
-        numbers = [""] * 5
-        if status is not None:
-            leader = str(status["leader_id"] or "none")
-            pointers = (status["commit_index"], status["applied_index"], status["sequence"])
-            numbers = [str(status["term"]), leader, *map(str, pointers)]
-        table.add_row(
-            str(node_id or "?"),
-            _role(node, learners, removed),
-            row["state"] if row is not None else "",
-            *numbers,
-            _lag(row["lag_ms"]) if row is not None else "",
-            escape(node["address"] or node["error"]),
-        )
+def status_table(nodes: Nodes, out: Console) -> Table:
+    """A row a node, without the columns that have no place where it is to be printed."""
+    cells = [_cells(node, nodes) for node in nodes]
+    names = [name for name in COLUMNS if any(name in row for row in cells)]
+    for unneeded in ("", *EXPENDABLE):
+        names = [name for name in names if name != unneeded]
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in names:
+            justify: JustifyMethod = "right" if name in NUMBERS else "left"
+            is_whole = name != "address"
+            table.add_column(name, justify=justify, overflow="fold", no_wrap=is_whole)
+        for row in cells:
+            table.add_row(*(row.get(name, "") for name in names))
+        if Measurement.get(out, out.options.update(width=WIDTH_MAX), table).maximum <= out.width:
+            break
     return table
+
+
+def _cells(node: Mapping[str, Any], nodes: Nodes) -> dict[str, str]:
+    """What is to be shown of a node."""
+    node_id, status, rows = node["node_id"], node["status"], _rows_by_leader(nodes)
+    cells = {
+        "node": str(node_id or "?"),
+        "role": _role(node, _find_learners(nodes), find_removed(nodes)),
+        "address": escape(node["address"] or node["error"]),
+    }
+    row = rows.get(node_id)
+    if row is not None:
+        cells |= {"state": row["state"], "lag": _lag(row["lag_ms"])}
+        if len({r["region"] for r in rows.values()}) > 1:
+            cells["region"] = escape(row["region"])
+    if status is not None:
+        cells |= {
+            "term": str(status["term"]),
+            "leader": str(status["leader_id"] or "none"),
+            "commit": str(status["commit_index"]),
+            "applied": str(status["applied_index"]),
+            "sequence": str(status["sequence"]),
+        }
+    return cells

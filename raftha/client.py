@@ -31,6 +31,7 @@ import hiredis
 
 from raftha.config import parse_address
 from raftha.errors import (
+    AcknowledgementTimeout,
     ConfigError,
     Disconnected,
     Indeterminate,
@@ -135,7 +136,8 @@ class Client:
         """Send one write, again and again if need be, and return its reply; it is applied once.
 
         Indeterminate if no node had answered by the deadline and one of the tries may have
-        happened. `ReplyError` if it was refused, and then no try has changed anything.
+        happened; AcknowledgementTimeout if one has, on too few disks. `ReplyError` if it was
+        refused, and then no try has changed anything.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self.timeout_s if timeout_s is None else timeout_s)
@@ -170,6 +172,7 @@ class Client:
         self, session: _Session, number: int, args: tuple[Argument, ...], deadline: float
     ) -> Reply:
         may_have_happened = False
+        committed: AcknowledgementTimeout | None = None
         pause = _Pause()
         loop = asyncio.get_running_loop()
         while True:
@@ -184,7 +187,10 @@ class Client:
             except _TRY_ANOTHER as error:
                 # Once a try may have happened, later refusals say nothing about that one.
                 may_have_happened = may_have_happened or not _is_rejected(error)
+                committed = error if isinstance(error, AcknowledgementTimeout) else committed
                 if loop.time() + pause.next_s >= deadline:
+                    if committed is not None:
+                        raise committed from None
                     if may_have_happened:
                         raise RequestTimeout(f"no answer until the deadline: {error}") from error
                     raise

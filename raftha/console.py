@@ -40,6 +40,11 @@ def fail(error: Exception, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
+def console() -> Console:
+    """Where to print for people: wide, if nobody watches who could make the window wider."""
+    return Console(width=None if sys.stdout.isatty() else UNSEEN_WIDTH)
+
+
 def print_table(table: Table) -> None:
-    """Print for people; whole, if nobody watches who could make the window wider."""
-    Console(width=None if sys.stdout.isatty() else UNSEEN_WIDTH).print(table)
+    """Print for people."""
+    console().print(table)

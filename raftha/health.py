@@ -13,6 +13,9 @@ write for `SEAL_AFTER_S`: until then, damage to its last write would pass for a 
     suspect    -> unhealthy  CHECKS_UNTIL_UNHEALTHY in a row; one good check: healthy again
     unhealthy  -> healthy    CHECKS_UNTIL_RECOVERED good ones in a row
 
+A member that should speak and has said nothing for `HANG_UP_S` is hung up on, as if it couldn't be
+reached: the kernel of a machine whose process is stopped acknowledges for ever what nobody reads.
+
 Gray failure: a leader that is alive and of no use. If its own disk is unhealthy and another voter
 says that its own is well, the leader hands over to such a one. If what it took hasn't been applied
 for `max_replication_lag_ms`, by the clock, while a majority is well, it hands over, and if nobody
@@ -38,6 +41,7 @@ CHECKS_UNTIL_RECOVERED = 2
 CHECKS_PER_TIMEOUT = 2
 DURATIONS_MAX = 1000
 SEAL_AFTER_S = 1.0
+HANG_UP_S = 10.0
 
 
 class Host(Protocol):
@@ -45,6 +49,10 @@ class Host(Protocol):
 
     def send(self, message: HealthMessage) -> None: ...
     def emit(self, event: HaEvent) -> None: ...
+    def hang_up(self, peer: int) -> None:
+        """End the connection to a member, if there is one, for its silence."""
+        ...
+
     def seal_log(self) -> None:
         """Write to the disk, though there is nothing to, then call `write_ended`."""
         ...
@@ -225,6 +233,15 @@ class HealthMonitor:
         for peer in peers:
             record = self._peers.setdefault(peer, Record())
             self._judge(peer, record, self._judge_peer(peer, now), is_round)
+            if self._owing_s(peer, now) > HANG_UP_S:
+                self._host.hang_up(peer)
+
+    def _owing_s(self, peer: int, now: float) -> float:
+        """For how long a member should have spoken, and hasn't."""
+        if self._core.is_leader or peer == self._core.leader:
+            return now - max(self._heard[peer], self._leading_since)
+        asked = self._asked.get(peer)
+        return now - asked if asked is not None and asked > self._heard[peer] else 0.0
 
     def _judge_peer(self, peer: int, now: float) -> str | None:
         heard = self._heard.setdefault(peer, now)

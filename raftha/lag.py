@@ -18,6 +18,9 @@ is itself cut off, or nobody leads.
     lagging       further behind                                 or there are too few of them
     disconnected  the connection is lost           failed        no quorum
 
+A learner that connects is syncing however old the log is that it lacks, as long as it is heard: it
+is to get all of it, and nobody need be warned of that. A voter so far behind lags at once.
+
 Quorum is lost when a leader finds it so, or when no leader is known and this node isn't connected
 to a majority, or none is known for several election timeouts. An election among connected nodes is
 no such loss.
@@ -96,6 +99,8 @@ class _Tracker:
         self.known_since = now
         self.was_connected = False
         self.is_synced = False
+        self.is_joining = False
+        """As leader: it connected as a learner, and was not in sync since."""
         self.target: int | None = None
         """As leader: it is in sync once it has applied this entry."""
         self.behind_since: float | None = None
@@ -231,6 +236,7 @@ class Lags:
             node_id=peer,
             address=member.address,
             is_voter=member.is_voter,
+            is_standby=member.is_standby,
             client_address=client_addresses.get(peer, ""),
             connected=peer == core.id or self._host.is_connected(peer),
             match_index=match_index,
@@ -305,7 +311,7 @@ class Lags:
         silent_s = now - tracker.heard_at
         if silent_s > self._silence_s:
             lag_s = max(lag_s, silent_s)
-        state = self._judge(peer, tracker, applied, lag_s, now)
+        state = self._judge(peer, tracker, applied, lag_s, silent_s, now)
         match_sequence = log.sequence(match)
         return ReplicaRow(
             peer,
@@ -334,7 +340,13 @@ class Lags:
         return now - since
 
     def _judge(
-        self, peer: int, tracker: _Tracker, applied: int, lag_s: float, now: float
+        self,
+        peer: int,
+        tracker: _Tracker,
+        applied: int,
+        lag_s: float,
+        silent_s: float,
+        now: float,
     ) -> ReplicaState:
         if peer != self._core.id and not self._host.is_connected(peer):
             tracker.target, tracker.is_synced = None, False
@@ -343,7 +355,11 @@ class Lags:
         if tracker.target is None:
             tracker.target, tracker.was_connected = self._core.log.last_index, True
         tracker.is_synced = tracker.is_synced or applied >= tracker.target
-        if lag_s > self._max_lag_s:
+        if tracker.is_synced:
+            tracker.is_joining = False
+        elif not self._core.membership.members[peer].is_voter:
+            tracker.is_joining = True
+        if (silent_s if tracker.is_joining else lag_s) > self._max_lag_s:
             return ReplicaState.LAGGING
         return ReplicaState.ACTIVE if tracker.is_synced else ReplicaState.SYNCING
 
@@ -380,6 +396,8 @@ class Lags:
 
     def _warn(self, row: ReplicaRow, now: float) -> None:
         """Warn once of a replica that is too far behind, and again only after it was well."""
+        if STATES[row.state] is ReplicaState.SYNCING:
+            return
         tracker, lag_s = self._tracker(row.node_id, now), row.lag_ms / 1000
         if lag_s > self._max_lag_s:
             tracker.calm_since = None

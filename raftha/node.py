@@ -308,7 +308,9 @@ class Node:
         self.client_addresses[peer] = client_address
         self._host.emit(ReplicaConnected(reporter=self.core.id, node_id=peer))
         self.core.connected(peer)
-        self.lags.on_connection(self._clock.monotonic())
+        now = self._clock.monotonic()
+        self.health.heard(peer, now)
+        self.lags.on_connection(now)
         self._sender.on_connected(peer)
         if peer == self.core.leader:
             self._on_leader()

@@ -493,6 +493,9 @@ class Runtime:
     def is_connected(self, peer: int) -> bool:
         return self._transport.is_connected(peer)
 
+    def hang_up(self, peer: int) -> None:
+        self._transport.hang_up(peer)
+
     def write(self, write: Write) -> None:
         self._threads.write(write, self.node.on_written)
 

@@ -199,6 +199,12 @@ class Transport:
     def is_connected(self, peer: int) -> bool:
         return peer in self._connected
 
+    def hang_up(self, peer: int) -> None:
+        """End the connection to a member that says nothing; the receiver is told: timeout."""
+        connection = self._connected.get(peer)
+        if connection is not None:
+            connection.hang_up()
+
     def send(self, message: PeerMessage) -> None:
         """Send, or drop it if there is no connection: the node was told when it was lost."""
         connection = self._connected.get(message.to)
@@ -378,6 +384,12 @@ class Connection(asyncio.Protocol):
         self.end = "removed"
         self._transport.write(encode(Refusal(REMOVED, True)))
         self._transport.close()
+
+    def hang_up(self) -> None:
+        """Close at once, for the peer's silence."""
+        assert self._transport is not None
+        self.end = "timeout"
+        self._transport.abort()
 
     def say_farewell(self) -> None:
         """Tell the peer that this node is stopped on purpose, and close."""

@@ -166,9 +166,10 @@ class ReplicaStatus:
     """One member, as the node that reports it sees it.
 
     `match_index` is what the leader knows to be durable there; None where this node can't know. A
-    learner (`is_voter` false) gets the log and counts for nothing yet. `client_address` is where
-    the member serves its own clients, "" if it doesn't say. `health` is what this node's checks of
-    the member have shown; of this node itself, the checks of its disk.
+    learner (`is_voter` false) gets the log and counts for nothing yet; if `is_standby` it stays one
+    until it is promoted. `client_address` is where the member serves its own clients, "" if it
+    doesn't say. `health` is what this node's checks of the member have shown; of this node itself,
+    the checks of its disk.
 
     The others are by the leader's last report, a heartbeat old at most; without reports lags grow
     with the time. `lag_ms` is the age of the oldest entry that the member has not applied, and at
@@ -185,6 +186,7 @@ class ReplicaStatus:
     connected: bool
     match_index: int | None
     health: Health
+    is_standby: bool = False
     region: str = ""
     state: ReplicaState = ReplicaState.CONNECTING
     match_sequence: int = 0

@@ -40,6 +40,9 @@ RAFTHA EVENTS journal number wait_ms -- events after that one, waited for up to 
 RAFTHA DIGEST [sequence] -- hash over the whole contents at a sequence, as JSON
 RAFTHA FAILOVER node_id -- make a node the leader
 RAFTHA ADD node_id address [region] -- add a node that runs and waits; OK once it is a voter
+RAFTHA ADD node_id address region STANDBY -- add it as a learner that stays one; OK once it is that
+RAFTHA PROMOTE node_id -- make a standby a voter; OK once it has caught up and is one
+RAFTHA PROMOTE REGION name -- make all learners of a region voters, in turn; their ids
 RAFTHA REMOVE node_id -- remove a node for good; OK once that is so
 RAFTHA SESSION -- open a session for ONCE; its id
 RAFTHA ONCE session number floor command [argument ...] -- apply a write once, however often sent
@@ -368,7 +371,8 @@ _COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
         b"EVENTS": (Task(tasks.events), 5, 5),
         b"DIGEST": (Task(tasks.digest), 2, 3),
         b"FAILOVER": (Task(tasks.failover), 3, 3),
-        b"ADD": (Task(tasks.add_replica), 4, 5),
+        b"ADD": (Task(tasks.add_replica), 4, 6),
+        b"PROMOTE": (Task(tasks.promote), 3, 4),
         b"REMOVE": (Task(tasks.remove_replica), 3, 3),
         b"SESSION": (Task(tasks.open_session), 2, 2),
         b"ONCE": (Once(), 6, _MANY),

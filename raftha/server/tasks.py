@@ -232,9 +232,23 @@ async def failover(service: Service, request: Arguments) -> str:
 
 async def add_replica(service: Service, request: Arguments) -> str:
     address = request[3].decode(errors="replace")
-    region = request[4].decode(errors="replace") if len(request) == 5 else DEFAULT_REGION
-    await service.ha.add_replica(parse_int64(request[2]), address, region=region, timeout=CHANGE_S)
+    region = request[4].decode(errors="replace") if len(request) > 4 else DEFAULT_REGION
+    # Only behind a region, which may have any name, this one too.
+    if len(request) > 5 and request[5].upper() != b"STANDBY":
+        raise ReplyError(SYNTAX_ERROR)
+    node_id, is_voter = parse_int64(request[2]), len(request) < 6
+    await service.ha.add_replica(node_id, address, region=region, voter=is_voter, timeout=CHANGE_S)
     return "OK"
+
+
+async def promote(service: Service, request: Arguments) -> str | list[int]:
+    if len(request) == 3:
+        await service.ha.promote_replica(parse_int64(request[2]), timeout=CHANGE_S)
+        return "OK"
+    if request[2].upper() != b"REGION":
+        raise ReplyError(SYNTAX_ERROR)
+    region = request[3].decode(errors="replace")
+    return list(await service.ha.promote_region(region, timeout=CHANGE_S))
 
 
 async def remove_replica(service: Service, request: Arguments) -> str:

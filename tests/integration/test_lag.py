@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import raftha
-from raftha import ReplicaState, ReplicationState, events
+from raftha import ReplicaState, ReplicationState, events, health
 from raftha.config import read_toml
 from raftha.testing import LocalCluster
 from tests.integration.test_manager import free_addresses, make_config, wait_until
@@ -175,6 +175,24 @@ def test_why_a_connection_ended_is_said() -> None:
         (removed,) = node.of(events.ReplicaRemoved)
         assert (removed.node_id, removed.region) == (3, "primary")
         wait_until(lambda: node.is_state(ReplicationState.DEGRADED), "two are not three")
+
+
+@pytest.mark.slow
+def test_a_member_that_is_stopped_in_silence_is_disconnected_by_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By SIGSTOP: its kernel goes on acknowledging what nobody reads. Sooner than usual here."""
+    monkeypatch.setattr(health, "HANG_UP_S", 1.0)
+    with watched() as node:
+        node.cluster.pause(3)
+        wait_until(lambda: bool(node.of(events.ReplicaDisconnected)), "it is hung up on")
+        wait_until(lambda: node.row(3).state is ReplicaState.DISCONNECTED, "and known to be")
+        node.ha.put(b"without", b"it")
+        node.cluster.resume(3)
+        node.wait_healthy()
+        (gone,) = node.of(events.ReplicaDisconnected)
+        assert (gone.node_id, gone.reason) == (3, "timeout")
+        assert {e.node_id for e in node.of(events.ReplicaConnected)} == {3}
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,9 @@ import pytest
 
 import raftha
 from raftha import ReplicationConfig, ReplicationMode
+from raftha.client import Client
 from raftha.config import MIB
+from raftha.testing import LocalCluster
 from tests.integration.test_manager import free_addresses, make_config, wait_until
 
 REGIONS = ("eu", "us", "ap")
@@ -206,6 +209,32 @@ def test_sync_with_a_dead_voter_ends_after_the_timeout_and_the_write_is_there(
                 node.put(b"sync", b"hasty", mode="sync", timeout=0.1)
             assert time.monotonic() - began < ACK_TIMEOUT_MS / 1000
             assert node.put(b"sync", b"asked for less")
+
+
+@pytest.mark.slow
+def test_a_server_says_of_a_write_that_lacks_disks_that_it_is_there() -> None:
+    settings = {"replication": {"mode": "sync", "ack_timeout_ms": 300}}
+    with LocalCluster(nodes=3, settings=settings) as cluster:
+        leader = cluster.wait_ready()
+        assert cluster.call(leader, "SET", "key", "by all") == b"OK"
+        silent = next(i for i in cluster.node_ids if i != leader)
+        cluster.pause(silent)
+        host, _, port = cluster.addresses[leader].rpartition(":")
+        with socket.create_connection((host, int(port)), 10) as connection:
+            connection.sendall(b"SET key lacking\r\n")
+            assert connection.recv(1000).startswith(b"-ACKTIMEOUT committed as entry")
+        assert cluster.call(leader, "GET", "key") == b"lacking"
+        with pytest.raises(raftha.AcknowledgementTimeout):
+            cluster.call(leader, "SET", "key", "again")
+
+        async def count_once() -> None:
+            reachable = [cluster.addresses[i] for i in cluster.node_ids if i != silent]
+            async with Client(reachable) as client:
+                await client.once("INCR", "count", timeout_s=1.5)
+
+        with pytest.raises(raftha.AcknowledgementTimeout):
+            asyncio.run(count_once())
+        assert cluster.call(leader, "GET", "count") == b"1"
 
 
 @pytest.mark.slow

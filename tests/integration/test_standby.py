@@ -1,4 +1,7 @@
-"""A region of learners as a warm standby: it has all, counts for nothing, can be promoted."""
+"""A region of learners as a warm standby: it has all, counts for nothing, can be promoted.
+
+In one's own process, by the command line and by RESP.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import raftha
-from raftha import ReplicaState
+from raftha import ReplicaState, cli
+from raftha.config import read_toml
+from raftha.resp import ReplyError
+from raftha.testing import LocalCluster
 from tests.integration.test_manager import free_addresses, make_config, wait_until
 
 
@@ -80,3 +87,41 @@ def test_one_standby_can_be_promoted_and_a_learner_made_a_standby(
         one.add_replica(2, two.config.own_address, region="far", voter=False)
     with pytest.raises(raftha.InvalidRequest, match="no member is in region"):
         one.promote_region("nowhere")
+    with pytest.raises(raftha.InvalidRequest, match="in region 'far', and stays there"):
+        one.add_replica(2, two.config.own_address, region="near")
+
+
+@pytest.mark.slow
+def test_operators_add_and_promote_standbys_by_command_line_and_resp() -> None:
+    with LocalCluster(nodes=1) as cluster:
+        two, three = cluster.add_node(), cluster.add_node()
+        address = {i: read_toml(cluster.config_of(i))["address"] for i in (two, three)}
+
+        def raftha_command(*args: str | int) -> str:
+            asked = ("--connect", cluster.addresses[1])
+            result = CliRunner().invoke(cli.app, [*map(str, args), *asked])
+            assert result.exit_code == 0, result.stderr
+            return result.stdout
+
+        def kinds(text: str) -> dict[int, list[str]]:
+            rows = [line.split() for line in text.splitlines()]
+            return {int(row[0]): row[1:3] for row in rows if len(row) == 4 and row[0].isdigit()}
+
+        standby = ("--standby", "--region", "far")
+        out = raftha_command("member", "add", two, address[two], *standby)
+        assert out.startswith("node 2 is a standby now")
+        assert kinds(out) == {1: ["voter", "primary"], 2: ["standby", "far"]}
+        reply = cluster.call(2, "RAFTHA", "ADD", three, address[three], "far", "standby")
+        assert reply == b"OK"
+        out = raftha_command("member", "promote", "--region", "far")
+        assert out.startswith("promoted: 2, 3; the members are")
+        assert set(map(tuple, kinds(out).values())) == {("voter", "primary"), ("voter", "far")}
+        assert "2 of 3 voters are a majority" in out
+        assert raftha_command("failover", three) == "node 3 leads now\n"
+        assert cluster.call(1, "RAFTHA", "PROMOTE", "REGION", "far") == []
+        assert cluster.call(1, "RAFTHA", "PROMOTE", two) == b"OK"
+        with pytest.raises(ReplyError, match="ERR no member is in region 'nowhere'"):
+            cluster.call(1, "RAFTHA", "PROMOTE", "REGION", "nowhere")
+        for wrong in (("ADD", 4, "127.0.0.1:1", "far", "x"), ("PROMOTE", "x", "far")):
+            with pytest.raises(ReplyError, match="syntax error"):
+                cluster.call(1, "RAFTHA", *wrong)

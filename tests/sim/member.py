@@ -330,6 +330,10 @@ class Member:
         assert self.network is not None
         return self.network.is_connected(self.id, peer)
 
+    def hang_up(self, peer: int) -> None:
+        assert self.network is not None
+        self.network.reset(self.id, peer)
+
     def write(self, write: Write) -> None:
         self._watch.on_writing(self, write)
         self._later(self._disk_time(), self._run, self._append, write, False)

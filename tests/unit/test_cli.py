@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import io
 import json
 import os
 import pty
@@ -18,9 +20,10 @@ from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
-from raftha import cli, cli_status
+from raftha import cli, cli_membership, cli_status
 from raftha.console import fail
 from raftha.errors import RafthaError
 from raftha.processes import reserve_port
@@ -80,6 +83,7 @@ def status_reply(
     node_id: int,
     addresses: dict[int, str],
     learner: int = 0,
+    standby: int = 0,
     lags: Mapping[int, int] = MappingProxyType({}),
     **changes: Any,
 ) -> bytes:
@@ -90,7 +94,9 @@ def status_reply(
             "client_address": a,
             "connected": True,
             "match_index": None,
-            "is_voter": i != learner,
+            "is_voter": i not in (learner, standby),
+            "is_standby": i == standby,
+            "region": "far" if i == standby else "primary",
             "state": "disconnected" if i == 3 else "active",
             "lag_ms": lags.get(i, 0),
         }
@@ -151,6 +157,13 @@ def test_wrong_usage_exits_with_2(args: list[str]) -> None:
         ("node_id =", "is not TOML"),
         ("node_id = 1", "missing setting"),
         ('listen = "x"\nfrob = 1', "unknown setting frob"),
+        (
+            (
+                'node_id = 1\nlisten = "127.0.0.1:0"\ndata_dir = "d"\n[members]\n1 = "127.0.0.1:7"'
+                '\n[replication]\nmode = "async_fire_forget"'
+            ),
+            "a server can't use async_fire_forget",
+        ),
         (
             'node_id = 2\nlisten = "127.0.0.1:0"\ndata_dir = "d"\n[members]\n1 = "127.0.0.1:7"',
             "node_id 2",
@@ -355,6 +368,47 @@ def test_status_shows_learners_and_who_was_removed() -> None:
         assert "removed for good: 3, 4" in out
 
 
+def shown_at(width: int, **changes: Any) -> list[str]:
+    """The lines of a table of four nodes: 2 is a standby, 3 has failed, 4 isn't reached."""
+    addresses = {i: f"192.168.100.{i}:7000" for i in (1, 2, 3, 4)}
+    large = {"commit_index": 123_456_789, "applied_index": 123_456_780, "sequence": 987_654_321}
+    nodes: list[dict[str, Any]] = []
+    for i, address in addresses.items():
+        failure: dict[str, Any] = {"role": "failed", "failure": "a sync failed"} if i == 3 else {}
+        reply = status_reply(i, addresses, standby=2, lags={4: 123_456}, **large, **failure)
+        status = json.loads(reply.split(b"\r\n")[1]) if i != 4 else None
+        nodes.append({"node_id": i, "address": address, "status": status, "error": "refused"})
+    out = Console(width=width, file=io.StringIO())
+    out.print(cli_status.status_table(nodes, out))
+    assert isinstance(out.file, io.StringIO)
+    return out.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_status_shows_who_is_well_and_where_however_narrow_the_window(width: int) -> None:
+    lines = shown_at(width)
+    assert max(map(len, lines)) <= width
+    rows = {line.split()[0]: line for line in lines if line.strip()[:1].isdigit()}
+    assert [rows[i].split()[1] for i in "123"] == ["leader", "standby", "failed"]
+    assert "not reached" in rows["4"]
+    assert "123.5 s" in rows["4"]
+    assert all(f"192.168.100.{i}:7000" in row for i, row in rows.items())
+    names = next(line for line in lines if "node" in line).split()
+    assert ("sequence" in names, "applied" in names, "region" in names) == {
+        80: (False, False, False),
+        120: (False, True, True),
+        200: (True, True, True),
+    }[width]
+
+
+def test_status_says_why_a_node_failed() -> None:
+    with listening() as node:
+        node.reply = status_reply(1, {1: node.address}, role="failed", failure="a sync failed")
+        code, out, _ = run("status", node.address)
+    assert code == 0
+    assert "node 1 failed: a sync failed" in out
+
+
 def test_member_remove_shows_what_would_be_left() -> None:
     with fake_cluster() as addresses:
         code, out, _ = run("member", "remove", "3", "--dry-run", "--connect", addresses[1])
@@ -375,6 +429,8 @@ def test_member_remove_shows_what_would_be_left() -> None:
         (("add", "4", "nonsense"), "host:port"),
         (("add", "4", "127.0.0.1:1", "--connect", "127.0.0.1:2", "--config", "x"), "exclude"),
         (("remove", "4", "--config", "missing.toml"), "can't read"),
+        (("promote",), "a node's id, or --region"),
+        (("promote", "4", "--region", "far"), "a node's id, or --region"),
     ],
 )
 def test_member_explains_wrong_usage(args: tuple[str, ...], message: str) -> None:
@@ -383,7 +439,37 @@ def test_member_explains_wrong_usage(args: tuple[str, ...], message: str) -> Non
     assert message in err
 
 
-@pytest.mark.parametrize("command", ["add", "remove"])
+def test_what_a_server_refuses_is_said_in_its_words_without_the_protocol_s() -> None:
+    with listening() as node:
+        node.reply = b"-ERR node 9 is not a member\r\n"
+        asked = ("--connect", node.address)
+        assert run("member", "promote", "9", *asked) == (2, "", "error: node 9 is not a member\n")
+        node.reply = b"-TRANSFERFAILED node 9 is a learner\r\n"
+        assert run("failover", "9", *asked) == (1, "", "error: node 9 is a learner\n")
+        node.reply = b"-NOAUTH Authentication required.\r\n"
+        code, _, err = run("member", "add", "9", "127.0.0.1:1", *asked)
+        assert (code, err) == (1, "error: NOAUTH Authentication required.\n")
+
+
+def test_failover_says_who_leads() -> None:
+    with listening() as node:
+        node.reply = b"+OK\r\n"
+        assert run("failover", "2", "--connect", node.address) == (0, "node 2 leads now\n", "")
+        code, out, _ = run("failover", "2", "--connect", node.address, "--json")
+    assert (code, json.loads(out)) == (0, {"leader_id": 2})
+
+
+def test_help_has_no_line_that_a_window_of_80_columns_breaks() -> None:
+    """The lines of a help's first paragraph are joined anew; all others are shown as they are."""
+    for group in (cli.app, cli.cert, cli_membership.member):
+        for command in group.registered_commands:
+            _, *paragraphs = inspect.cleandoc(
+                (command.callback and command.callback.__doc__) or ""
+            ).split("\n\n")
+            assert all(len(line) <= 78 for text in paragraphs for line in text.splitlines())
+
+
+@pytest.mark.parametrize("command", ["add", "promote", "remove"])
 def test_every_command_about_members_has_help_and_is_in_the_readme(command: str) -> None:
     code, out, _ = run("member", command, "--help")
     assert code == 0

@@ -14,6 +14,7 @@ from raftha.events import HaEvent, HealthCheckFailed, HealthRecovered
 from raftha.health import (
     CHECKS_UNTIL_RECOVERED,
     CHECKS_UNTIL_UNHEALTHY,
+    HANG_UP_S,
     SEAL_AFTER_S,
     HealthMonitor,
 )
@@ -35,6 +36,7 @@ class Surroundings:
         self.sent: list[HealthMessage] = []
         self.events: list[HaEvent] = []
         self.handed_to: list[set[int]] = []
+        self.hung_up: list[int] = []
         self.seals = 0
         self.silent: set[int] = set()
         self.applied = 0
@@ -61,6 +63,9 @@ class Surroundings:
 
     def emit(self, event: HaEvent) -> None:
         self.events.append(event)
+
+    def hang_up(self, peer: int) -> None:
+        self.hung_up.append(peer)
 
     def seal_log(self) -> None:
         self.seals += 1
@@ -294,3 +299,35 @@ def test_a_leader_does_not_resign_while_those_it_needs_lack_what_it_sends_them(
     leader.check(int(3 * STALL_S / CHECK_S))
     assert not leader.handed_to
     assert leader.core.is_leader
+
+
+def test_a_member_that_owes_a_word_for_long_is_hung_up_on(leader: Surroundings) -> None:
+    leader.silent = {3}
+    leader.check(int(HANG_UP_S / CHECK_S) - 1)
+    assert leader.hung_up == []
+    leader.check(2)
+    assert set(leader.hung_up) == {3}
+    # It is connected again, which is a word too.
+    leader.monitor.heard(3, leader.now)
+    leader.hung_up.clear()
+    leader.check(3)
+    assert leader.hung_up == []
+
+
+def test_a_follower_hangs_up_on_who_does_not_answer_and_not_on_who_was_not_asked(
+    follower: Surroundings,
+) -> None:
+    follower.silent = {3}
+    # Asked after one interval.
+    follower.check(int((INTERVAL_S + HANG_UP_S) / CHECK_S) - 2)
+    assert follower.hung_up == []
+    follower.check(4)
+    assert set(follower.hung_up) == {3}
+
+
+def test_who_was_away_itself_hangs_up_on_nobody(leader: Surroundings) -> None:
+    leader.silent = {3}
+    leader.check(8)
+    leader.now += 2 * HANG_UP_S
+    leader.check(8)
+    assert leader.hung_up == []

@@ -121,6 +121,39 @@ def test_a_replica_syncs_until_it_has_what_there_was_when_it_connected(leader: L
     assert leader.lags.state(leader.now) is ReplicationState.HEALTHY
 
 
+def test_a_learner_that_gets_an_old_log_syncs_and_nobody_is_warned(leader: Leader) -> None:
+    leader.pass_time(3)
+    leader.net.cores[4] = core(4)
+    leader.net.applied[4], leader.net.reads[4] = [], []
+    leader.core.change_membership(leader.core.membership.with_learner(4, "127.0.0.1:7104", "far"))
+    leader.connected.add(4)
+    leader.lags.note(leader.now)
+    leader.lags.on_tick(leader.now)
+    assert leader.row(4).lag_ms > 3000
+    assert leader.state_of(4) is ReplicaState.SYNCING
+    assert leader.events == []
+    for _ in range(10):
+        leader.heard[4] = leader.now
+        leader.pass_time(0.05)
+    assert leader.core.membership.members[4].is_voter
+    assert leader.state_of(4) is ReplicaState.ACTIVE
+    assert leader.events == []
+    # From now on it is warned of as all are.
+    leader.pass_time(2, deaf=frozenset({4}))
+    assert leader.state_of(4) is ReplicaState.LAGGING
+    assert [type(event) for event in leader.events] == [events.ReplicationLagWarning]
+
+
+def test_a_learner_that_falls_silent_before_it_is_in_sync_lags(leader: Leader) -> None:
+    leader.net.cores[4] = core(4)
+    leader.net.applied[4], leader.net.reads[4] = [], []
+    leader.core.change_membership(leader.core.membership.with_learner(4, "127.0.0.1:7104", "far"))
+    leader.connected.add(4)
+    leader.pass_time(2, deaf=frozenset({4}))
+    assert leader.state_of(4) is ReplicaState.LAGGING
+    assert [type(event) for event in leader.events] == [events.ReplicationLagWarning]
+
+
 def test_a_leader_whose_commits_stall_has_lag_itself(leader: Leader) -> None:
     leader.net.cut_off = {2, 3}
     leader.core.propose(b"x", 1, 0)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftha.errors import (
+    AcknowledgementTimeout,
     CommandFailed,
     Disconnected,
     Indeterminate,
@@ -236,6 +237,7 @@ ERRORS: list[tuple[RafthaError, type[RafthaError]]] = [
     (SessionExpired("x"), SessionExpired),
     (StorageFull("x"), StorageFull),
     (StorageFailed("x"), StorageFailed),
+    (AcknowledgementTimeout("x"), AcknowledgementTimeout),
     (RequestTimeout("x"), Indeterminate),
     (Disconnected("x"), Indeterminate),
     (InvalidRequest("x"), ReplyError),
