@@ -13,7 +13,6 @@ doubt.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from raftha.core import Raft
@@ -97,9 +96,7 @@ class Acknowledgements:
         is_sync = waiting.operation.acks == ALL_VOTERS
         mode = ReplicationMode.SYNC if is_sync else ReplicationMode.ASYNC_WITH_ACK
         acknowledgement = self.of(waiting.index, mode)
-        if isinstance(waiting.result, Outcome):
-            return waiting.result._replace(acknowledgement=acknowledgement)
-        return replace(waiting.result, acknowledgement=acknowledgement)
+        return waiting.result._replace(acknowledgement=acknowledgement)
 
     def _late(self, waiting: _Waiting) -> AcknowledgementTimeout:
         missing = tuple(self._missing(waiting.index))

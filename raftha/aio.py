@@ -70,6 +70,7 @@ class HaManager:
         self._machine = state_machine
         self._runtime: Runtime | None = None
         self._events = EventBus(config.on_event)
+        self._acks = acks_of(config.replication)
         self._batches: dict[asyncio.AbstractEventLoop, list[Operation]] = {}
         self._overdue: dict[asyncio.AbstractEventLoop, Overdue] = {}
         self._renew_locks()
@@ -168,7 +169,7 @@ class HaManager:
     ) -> Receipt:
         """As `raftha.HaManager.put`."""
         packed = commands.pack_put(key, value, self.config.value_bytes_max)
-        return await self.submit(packed, mode=mode, write_quorum=write_quorum, timeout=timeout)
+        return await self._submit(packed, mode, write_quorum, timeout)
 
     async def delete(
         self,
@@ -180,7 +181,7 @@ class HaManager:
     ) -> Receipt:
         """As `raftha.HaManager.delete`."""
         packed = commands.pack_delete(key)
-        return await self.submit(packed, mode=mode, write_quorum=write_quorum, timeout=timeout)
+        return await self._submit(packed, mode, write_quorum, timeout)
 
     async def compare_and_set(
         self,
@@ -195,7 +196,7 @@ class HaManager:
         """As `raftha.HaManager.compare_and_set`."""
         value_bytes_max = self.config.value_bytes_max
         packed = commands.pack_compare_and_set(key, expected, value, value_bytes_max)
-        return await self.submit(packed, mode=mode, write_quorum=write_quorum, timeout=timeout)
+        return await self._submit(packed, mode, write_quorum, timeout)
 
     async def transaction(
         self,
@@ -210,7 +211,7 @@ class HaManager:
         """As `raftha.HaManager.transaction`."""
         value_bytes_max = self.config.value_bytes_max
         packed = commands.pack_transaction(conditions, operations, otherwise, value_bytes_max)
-        return await self.submit(packed, mode=mode, write_quorum=write_quorum, timeout=timeout)
+        return await self._submit(packed, mode, write_quorum, timeout)
 
     async def execute(
         self,
@@ -222,7 +223,7 @@ class HaManager:
     ) -> Receipt:
         """As `raftha.HaManager.execute`."""
         packed = commands.pack_call(name, args)
-        return await self.submit(packed, mode=mode, write_quorum=write_quorum, timeout=timeout)
+        return await self._submit(packed, mode, write_quorum, timeout)
 
     def submit(
         self,
@@ -238,7 +239,14 @@ class HaManager:
         if it isn't a command. With `async_fire_forget`, Overloaded and Stopped are raised at once.
         """
         commands.check_packed(packed)
-        acks = acks_of(self.config.replication, mode, write_quorum)
+        return self._submit(packed, mode, write_quorum, timeout)
+
+    def _submit(
+        self, packed: bytes, mode: Mode, write_quorum: int | None, timeout: float | None
+    ) -> asyncio.Future[Receipt]:
+        acks = self._acks
+        if mode is not None or write_quorum is not None:
+            acks = acks_of(self.config.replication, mode, write_quorum)
         deadline = deadline_of(self.config, timeout)
         future: asyncio.Future[Receipt] = _future()
         if acks == AT_ONCE:

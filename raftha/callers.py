@@ -147,6 +147,7 @@ class SubmitQueue:
         self._bytes_max = bytes_max
         self._operations: deque[Operation] = deque()
         self._write_bytes = self._asked_bytes = 0
+        self._taken = (0, 0)
 
     def put(
         self, operations: Sequence[Operation], write_bytes_held: int, asked_bytes_held: int
@@ -181,14 +182,16 @@ class SubmitQueue:
     def take(self) -> deque[Operation]:
         """Take what is queued. It counts until `taken`, so that it never counts for nothing."""
         operations, self._operations = self._operations, deque()
+        self._taken = self._write_bytes, self._asked_bytes
         self.is_draining = False
         return operations
 
-    def taken(self, operations: Sequence[Operation]) -> None:
-        """The node counts these itself from now on."""
-        writes, asked = sizes(operations)
+    def taken(self) -> None:
+        """The node itself counts what was taken last from now on."""
+        writes, asked = self._taken
         self._write_bytes -= writes
         self._asked_bytes -= asked
+        self._taken = 0, 0
 
 
 class Results:
@@ -205,6 +208,19 @@ class Results:
             waiter.add(result)
         else:
             self._futures.setdefault(waiter.get_loop(), []).append((waiter, result))
+
+    def deliver_each(self, waiters: Sequence[Any], results: Sequence[Any]) -> None:
+        """As `deliver`, a result for each."""
+        loop: asyncio.AbstractEventLoop | None = None
+        batch: list[tuple[asyncio.Future[Any], Any]] = []
+        for waiter, result in zip(waiters, results, strict=True):
+            if type(waiter) is ThreadWaiter or type(waiter) is Tally:
+                self.deliver(waiter, result)
+                continue
+            if waiter.get_loop() is not loop:  # Seldom: most hosts have one.
+                loop = waiter.get_loop()
+                batch = self._futures.setdefault(loop, [])
+            batch.append((waiter, result))
 
     def flush(self) -> None:
         """Complete all futures that were delivered to."""

@@ -5,6 +5,7 @@ The real one is `runtime.py`, a simulated one `tests/sim/member.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from raftha.checkpoints import CheckpointWriter
@@ -52,6 +53,10 @@ class Host(CheckpointWriter, Protocol):
         ...
 
     def deliver(self, waiter: Any, result: Any) -> None: ...
+    def deliver_each(self, waiters: Sequence[Any], results: Sequence[Any]) -> None:
+        """As `deliver`, a result for each."""
+        ...
+
     def emit(self, event: HaEvent) -> None: ...
     def wake(self) -> None:
         """See that `Node.turn` is called soon, once."""

@@ -23,8 +23,9 @@ Rules:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, cast
 
 from raftha.acknowledgements import Acknowledgements, check_wanted
 from raftha.administration import Administration
@@ -201,15 +202,15 @@ class Node:
         writes, asked = sizes(operations)
         self._write_bytes += writes
         self._asked_bytes += asked
-        add = self._submissions.add
+        self._next_expiry = min([self._next_expiry, *(o.deadline for o in operations)])
         refusal = self._space.refusal()
         takes_writes = not refusal and not self.core.is_removed
-        for operation in operations:
-            self._next_expiry = min(self._next_expiry, operation.deadline)
-            if type(operation) is WriteOperation and takes_writes:
-                add(operation)
+        for kind, alike in groupby(operations, type):
+            if kind is WriteOperation and takes_writes:
+                self._submissions.add(*cast(Iterator[WriteOperation], alike))
             else:
-                self._submit_other(operation, refusal)
+                for operation in alike:
+                    self._submit_other(operation, refusal)
         self._host.wake()
 
     def _submit_other(self, operation: Operation, refusal: str) -> None:
@@ -270,6 +271,29 @@ class Node:
         if isinstance(result, Exception):
             self._statistics.errors[type(result).__name__] += 1
         self._host.deliver(waiter, result)
+
+    def deliver_each(self, operations: Sequence[Operation], results: Sequence[Any]) -> None:
+        """As `deliver`, a result for each write that still waits: the hot path.
+
+        A call of `deliver` for each would take three times as long.
+        """
+        waiters = [operation.waiter for operation in operations]
+        if None in waiters:
+            waiting = [
+                pair for pair in zip(operations, results, strict=True) if pair[0].waiter is not None
+            ]
+            operations, results = [o for o, _ in waiting], [r for _, r in waiting]
+            waiters = [operation.waiter for operation in operations]
+        for operation in operations:
+            operation.waiter = None
+        self._undelivered.difference_update(operations)
+        writes, asked = sizes(operations)
+        self._write_bytes -= writes
+        self._asked_bytes -= asked
+        failed = [type(result).__name__ for result in results if isinstance(result, Exception)]
+        if failed:
+            self._statistics.errors.update(failed)
+        self._host.deliver_each(waiters, results)
 
     # ---------------------------------------------------------------- what comes in
 

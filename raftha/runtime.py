@@ -474,12 +474,12 @@ class Runtime:
             try:
                 self.node.submit(operations)
                 with self._submitted.lock:
-                    self._submitted.taken(operations)
+                    self._submitted.taken()
                 return
             except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
                 self._fail(error)
         with self._submitted.lock:
-            self._submitted.taken(operations)
+            self._submitted.taken()
         for operation in operations:
             if operation.waiter is not None:
                 self.node.deliver(operation, self._ended())
@@ -537,6 +537,9 @@ class Runtime:
 
     def deliver(self, waiter: Any, result: Any) -> None:
         self._results.deliver(waiter, result)
+
+    def deliver_each(self, waiters: Sequence[Any], results: Sequence[Any]) -> None:
+        self._results.deliver_each(waiters, results)
 
     def flush(self) -> None:
         self._results.flush()

@@ -22,6 +22,8 @@ leader; what comes meanwhile makes the next one.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Protocol
 
 from raftha.entry import Group, encode_group
@@ -53,6 +55,10 @@ class Router(Protocol):
         ...
 
     def deliver(self, operation: Operation, result: Any) -> None: ...
+    def deliver_each(self, operations: Sequence[Operation], results: Sequence[Any]) -> None:
+        """As `deliver`, a result for each that still waits."""
+        ...
+
     def acknowledged(self, index: int) -> Acknowledgement:
         """Who is known to have entry `index`, which is applied here."""
         ...
@@ -114,9 +120,9 @@ class Submissions:
         queued = sum(len(operation.command) for operation in self.queue)
         return count, queued + sum(len(group.encoded) for group in groups)
 
-    def add(self, operation: WriteOperation) -> None:
-        """Queue a write."""
-        self.queue.append(operation)
+    def add(self, *operations: WriteOperation) -> None:
+        """Queue writes, in order."""
+        self.queue.extend(operations)
 
     def add_group(self, operation: GroupOperation) -> None:
         """Send a group that carries its own number, or opens a session."""
@@ -151,20 +157,9 @@ class Submissions:
             formed += self._form_group()
 
     def _form_group(self) -> int:
-        operations: list[WriteOperation] = []
-        commands: list[bytes] = []
-        size = 0
-        queue = self.queue
-        while queue and len(operations) < ARRAY_MAX:
-            command = queue[0].command
-            if operations and size + len(command) > GROUP_BYTES_MAX:
-                break
-            operation = queue.popleft()
-            if operation.waiter is None:
-                continue
-            size += len(command)
-            commands.append(command)
-            operations.append(operation)
+        operations = self._take_fitting()
+        commands = [operation.command for operation in operations]
+        size = sum(map(len, commands))
         if operations:
             number, self._next_number = self._next_number, self._next_number + 1
             self._own_numbers.append(number)
@@ -172,6 +167,28 @@ class Submissions:
             group = Group(self._session, number, floor, len(commands), b"".join(commands))
             self._launch(InFlight(group, operations, is_own=True))
         return size
+
+    def _take_fitting(self) -> list[WriteOperation]:
+        """Take from the queue what goes into one group, at least one if there is one."""
+        queue = self.queue
+        if len(queue) <= ARRAY_MAX:
+            size = sum([len(operation.command) for operation in queue])
+            if size <= GROUP_BYTES_MAX:
+                # Nearly always: all of it.
+                self.queue = deque()
+                return [operation for operation in queue if operation.waiter is not None]
+        operations: list[WriteOperation] = []
+        size = 0
+        while queue and len(operations) < ARRAY_MAX:
+            size += len(queue[0].command)
+            if operations and size > GROUP_BYTES_MAX:
+                break
+            operation = queue.popleft()
+            if operation.waiter is None:
+                size -= len(operation.command)
+            else:
+                operations.append(operation)
+        return operations
 
     def _open_session(self) -> None:
         if not self._is_opening:
@@ -298,14 +315,16 @@ class Submissions:
         except RafthaError as error:
             self._deliver_all(group, error)
             return
-        deliver = self._router.deliver
+        if not any(map(attrgetter("acks"), group.operations)):
+            self._router.deliver_each(group.operations, results)
+            return
         for operation, result in zip(group.operations, results, strict=True):
             if operation.waiter is None:
                 continue
             if operation.acks and type(result) is Receipt:
                 self._router.await_acknowledgements(operation, result)
             else:
-                deliver(operation, result)
+                self._router.deliver(operation, result)
 
     def _deliver_all(self, group: InFlight, result: Outcome | Exception) -> None:
         applied = result if isinstance(result, Outcome) and not result.verdict else None

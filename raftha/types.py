@@ -73,8 +73,7 @@ class Acknowledgement(NamedTuple):
 UNACKNOWLEDGED = Acknowledgement(ReplicationMode.ASYNC_WITH_ACK)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
+class Receipt(NamedTuple):
     """Proof that a write is committed: on disk on a majority, and applied on the node that asked.
 
     Of `async_fire_forget` it proves nothing: `is_committed` is false, and so is the receipt; all
@@ -93,7 +92,7 @@ class Receipt:
     """
 
     sequence: int
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
     term: int
     time_us: int
     succeeded: bool = True

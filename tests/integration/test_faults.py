@@ -13,7 +13,7 @@ import pytest
 from raftha.testing import LocalCluster
 from tests.integration.load import SETTINGS, Record, check, choose_seed, run_load
 
-LOAD_S = 30.0
+LOAD_S = 20.0
 
 
 def torment(cluster: LocalCluster, hurt: Callable[[int, random.Random], None], seed: int) -> int:

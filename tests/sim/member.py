@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from random import Random
 from typing import Any, Protocol
@@ -544,6 +544,9 @@ class Member:
 
     def deliver(self, waiter: Any, result: Any) -> None:
         self._delivered.append((waiter, result))
+
+    def deliver_each(self, waiters: Sequence[Any], results: Sequence[Any]) -> None:
+        self._delivered += zip(waiters, results, strict=True)
 
     def flush(self) -> None:
         delivered, self._delivered = self._delivered, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -52,6 +53,10 @@ class FakeRouter:
     def deliver(self, operation: Operation, result: Any) -> None:
         self.delivered.append((operation.waiter, result))
         operation.waiter = None
+
+    def deliver_each(self, operations: Sequence[Operation], results: Sequence[Any]) -> None:
+        for operation, result in zip(operations, results, strict=True):
+            self.deliver(operation, result)
 
     def acknowledged(self, index: int) -> Acknowledgement:
         return ACKNOWLEDGED
