@@ -343,14 +343,26 @@ class HaManager:
         timeout: float | None = None,
     ) -> list[bytes | None]:
         """As `raftha.HaManager.get_many`."""
-        values: list[bytes | None] = await self._read(
+        return await self.submit_get_many(
+            keys, consistency=consistency, max_staleness_ms=max_staleness_ms, timeout=timeout
+        )
+
+    def submit_get_many(
+        self,
+        keys: Sequence[bytes],
+        *,
+        consistency: Consistency = "linearizable",
+        max_staleness_ms: float | None = None,
+        timeout: float | None = None,
+    ) -> asyncio.Future[list[bytes | None]]:
+        """As `get_many`, without waiting."""
+        return self._read(
             many_reader(keys),
             consistency,
             max_staleness_ms,
             timeout,
             64 * len(keys) + sum(map(len, keys)),
         )
-        return values
 
     async def scan(
         self,

@@ -517,6 +517,8 @@ def check_consistency(
 
     InvalidRequest if it is neither linearizable nor stale, or stale and bounded at once.
     """
+    if consistency == "linearizable" and max_staleness_ms is None:
+        return True, 0.0
     if consistency not in ("linearizable", "stale"):
         raise InvalidRequest(f'consistency is "linearizable" or "stale", got {consistency!r}')
     is_linearizable = consistency == "linearizable"

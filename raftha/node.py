@@ -130,7 +130,7 @@ class Node:
         )
         self._inbox = Inbox(core)
         self._readings = Readings(
-            core, self._run_read, random_below(1 << 32), config.election_timeout_ms / 1000
+            core, self._run_reads, random_below(1 << 32), config.election_timeout_ms / 1000
         )
         self._administration = Administration(
             core, applied_membership(state, config), host.send, self.deliver, clock.monotonic
@@ -208,6 +208,8 @@ class Node:
         for kind, alike in groupby(operations, type):
             if kind is WriteOperation and takes_writes:
                 self._submissions.add(*cast(Iterator[WriteOperation], alike))
+            elif kind is ReadOperation and not self.core.is_removed:
+                self._submit_reads(list(cast(Iterator[ReadOperation], alike)))
             else:
                 for operation in alike:
                     self._submit_other(operation, refusal)
@@ -217,15 +219,13 @@ class Node:
         match operation:
             case ReadOperation(is_linearizable=False):
                 self._statistics.reads["stale"] += operation.read is not Node.status
-                self._run_read(operation)
+                self._run_reads((operation,))
             case DigestOperation():
                 self._checkpoints.add(operation)
             case _ if self.core.is_removed:
                 self.deliver(operation, Unavailable(REMOVED))
             case WriteOperation() | GroupOperation() if refusal:
                 self.deliver(operation, StorageFull(refusal))
-            case ReadOperation():
-                self._submit_read(operation)
             case WriteOperation() | GroupOperation() if operation.acks:
                 self._submit_wanting(operation)
             case WriteOperation():
@@ -239,13 +239,23 @@ class Node:
             case _:
                 raise AssertionError(f"unknown operation {operation!r}")
 
-    def _submit_read(self, operation: ReadOperation) -> None:
-        max_age_s = operation.max_age_s
-        self._statistics.reads["bounded" if max_age_s else "linearizable"] += 1
-        if max_age_s and self._readings.is_fresh(max_age_s, self._clock.monotonic()):
-            self._run_read(operation)
-        else:
-            self._readings.add(operation)
+    def _submit_reads(self, operations: list[ReadOperation]) -> None:
+        reads, now = self._statistics.reads, self._clock.monotonic()
+        at_once: list[ReadOperation] = []
+        asking: list[ReadOperation] = []
+        for operation in operations:
+            if not operation.is_linearizable:
+                at_once.append(operation)
+                reads["stale"] += operation.read is not Node.status
+            elif operation.max_age_s:
+                is_fresh = self._readings.is_fresh(operation.max_age_s, now)
+                (at_once if is_fresh else asking).append(operation)
+                reads["bounded"] += 1
+            else:
+                asking.append(operation)
+                reads["linearizable"] += 1
+        self._readings.add(*asking)
+        self._run_reads(at_once)
 
     def _submit_wanting(self, operation: WriteOperation | GroupOperation) -> None:
         """A write whose caller wants more than a majority to have it."""
@@ -273,7 +283,7 @@ class Node:
         self._host.deliver(waiter, result)
 
     def deliver_each(self, operations: Sequence[Operation], results: Sequence[Any]) -> None:
-        """As `deliver`, a result for each write that still waits: the hot path.
+        """As `deliver`, a result for each that still waits: the hot path.
 
         A call of `deliver` for each would take three times as long.
         """
@@ -575,19 +585,28 @@ class Node:
 
     # ---------------------------------------------------------------- reads
 
-    def _run_read(self, operation: ReadOperation) -> None:
+    def _run_reads(self, operations: Sequence[ReadOperation]) -> None:
+        done: list[ReadOperation] = []
+        results: list[Any] = []
         try:
-            result = operation.read(self)
-        except NotYet:
-            self._readings.add_unready(operation)
-            self._host.wake()
-            return
-        except StorageError as error:
-            self.deliver(operation, error)
-            raise
-        except Exception as error:  # noqa: BLE001 - it changes nothing; its caller gets to know
-            result = error
-        self.deliver(operation, result)
+            for operation in operations:
+                if operation.waiter is None:
+                    continue
+                try:
+                    result = operation.read(self)
+                except NotYet:
+                    self._readings.add_unready(operation)
+                    self._host.wake()
+                    continue
+                except StorageError as error:
+                    self.deliver(operation, error)
+                    raise
+                except Exception as error:  # noqa: BLE001 - changes nothing; its caller hears of it
+                    result = error
+                done.append(operation)
+                results.append(result)
+        finally:
+            self.deliver_each(done, results)
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -44,7 +44,7 @@ class WriteOperation(Operation):
     is_write = True
 
     def __init__(self, waiter: Any, deadline: float, command: bytes) -> None:
-        # One is made for each write; without `super` it takes half as long.
+        # One is made for each write, or read; without `super` it takes half as long.
         self.waiter = waiter
         self.deadline = deadline
         self.size = OPERATION_BYTES + len(command)
@@ -109,7 +109,9 @@ class ReadOperation(Operation):
         max_age_s: float = 0.0,
         asked_bytes: int = 0,
     ) -> None:
-        super().__init__(waiter, deadline, asked_bytes)
+        self.waiter = waiter
+        self.deadline = deadline
+        self.size = OPERATION_BYTES + asked_bytes
         self.max_age_s = max_age_s
         self.read = read
         self.is_linearizable = is_linearizable

@@ -16,7 +16,7 @@ prepare it in pieces, so that it holds up nothing else.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from raftha.core import Raft, ReadState
 from raftha.operations import ReadOperation
@@ -26,9 +26,13 @@ class Readings:
     """The reads of this node's callers."""
 
     def __init__(
-        self, core: Raft, run: Callable[[ReadOperation], None], first_id: int, patience_s: float
+        self,
+        core: Raft,
+        run: Callable[[Sequence[ReadOperation]], None],
+        first_id: int,
+        patience_s: float,
     ) -> None:
-        """`run` carries out one read. An unanswered question is asked again after `patience_s`.
+        """`run` carries out reads. An unanswered question is asked again after `patience_s`.
 
         `first_id` is random, so that an answer to this node's earlier life matches nothing.
         """
@@ -43,9 +47,9 @@ class Readings:
         self._fresh_at = float("-inf")
         self._unready: list[ReadOperation] = []
 
-    def add(self, operation: ReadOperation) -> None:
-        """Queue a read."""
-        self._waiting.append(operation)
+    def add(self, *operations: ReadOperation) -> None:
+        """Queue reads."""
+        self._waiting += operations
 
     def is_fresh(self, max_age_s: float, now: float) -> bool:
         """Whether the state holds all that was complete so long ago."""
@@ -92,16 +96,13 @@ class Readings:
 
     def run_confirmed(self, applied_index: int) -> None:
         """Run the reads whose index the state has reached, and those that were not ready."""
-        unready, self._unready = self._unready, []
-        for operation in unready:
-            if operation.waiter is not None:
-                self._run(operation)
+        if self._unready:
+            unready, self._unready = self._unready, []
+            self._run(unready)
         while self._confirmed and self._confirmed[0][0] <= applied_index:
             _, batch, asked_at = self._confirmed.popleft()
             self._fresh_at = max(self._fresh_at, asked_at)
-            for operation in batch:
-                if operation.waiter is not None:
-                    self._run(operation)
+            self._run(batch)
 
     def pending(self) -> list[ReadOperation]:
         """All reads that have no result yet."""

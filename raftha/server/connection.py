@@ -376,9 +376,8 @@ class Connection(asyncio.Protocol):
     def _start_run(self) -> None:
         run, self._run, self._run_keys = self._run, [], 0
         keys = [key for _, keys in run for key in keys]
-        self._start_task(
-            self._service.ha.get_many(keys), lambda values: self._finish_run(run, values)
-        )
+        fetch = self._service.ha.submit_get_many(keys)
+        self._add_place(fetch, lambda values: self._finish_run(run, values), is_writing=False)
 
     def _start_task(
         self, coroutine: Coroutine[Any, Any, Any], finish: Callable[[Any], bytes]

@@ -43,8 +43,8 @@ class FakeManager:
         command = unpack(packed)
         return self._ask("put" if command[0] == PUT else command[1], command)
 
-    async def get_many(self, keys: Sequence[bytes]) -> Any:
-        return await self._ask("get_many", list(keys))
+    def submit_get_many(self, keys: Sequence[bytes]) -> Any:
+        return self._ask("get_many", list(keys))
 
     async def count(self) -> Any:
         return await self._ask("count", None)
