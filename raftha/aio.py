@@ -36,7 +36,6 @@ from raftha.manager import (
     scan_reader,
     unstarted_status,
 )
-from raftha.membership import DEFAULT_REGION
 from raftha.modes import RELEASED, Mode, acks_of, make_write
 from raftha.node import Node
 from raftha.operations import (
@@ -415,7 +414,7 @@ class HaManager:
         node_id: int,
         address: str,
         *,
-        region: str = DEFAULT_REGION,
+        region: str = "",
         voter: bool = True,
         timeout: float | None = None,
     ) -> None:
@@ -430,7 +429,7 @@ class HaManager:
                 node_id,
                 adds=True,
                 address=address,
-                region=region,
+                region=region or self.config.regions[0],
                 is_standby=not voter,
             )
         )

@@ -57,8 +57,8 @@ def add(
     address: Annotated[str, typer.Argument(help="host:port where it listens for the other nodes.")],
     *,
     region: Annotated[
-        str, typer.Option(help="Where it stands: one of the nodes' `regions`.")
-    ] = "primary",
+        str, typer.Option(help="Where it stands, for good. [the first of `regions`]")
+    ] = "",
     standby: Annotated[
         bool, typer.Option("--standby", help="It gets all the data and doesn't vote.")
     ] = False,

@@ -38,7 +38,6 @@ from raftha.errors import (
     Stopped,
 )
 from raftha.event_bus import EventBus, EventStream
-from raftha.membership import DEFAULT_REGION
 from raftha.modes import RELEASED, Mode, acks_of, make_write
 from raftha.node import Node
 from raftha.operations import (
@@ -336,7 +335,7 @@ class HaManager:
         node_id: int,
         address: str,
         *,
-        region: str = DEFAULT_REGION,
+        region: str = "",
         voter: bool = True,
         timeout: float | None = None,
     ) -> None:
@@ -345,7 +344,7 @@ class HaManager:
         The node is started with its own `address` and the `members` that the cluster began with. It
         gets the log as a learner first. MembershipChangePending: one change at a time.
         ReplicaTooSlow: it doesn't catch up. RequestTimeout: ask again, it goes on. `node_id` must
-        be new.
+        be new. Without a `region` it is in the first of this node's `regions`, for good.
 
         With `voter=False` it stays a learner, a warm standby, until `promote_replica`: it gets
         everything, and counts for no quorum. Returns as soon as it is a member.
@@ -359,7 +358,7 @@ class HaManager:
                 node_id,
                 adds=True,
                 address=address,
-                region=region,
+                region=region or self.config.regions[0],
                 is_standby=not voter,
             )
         )

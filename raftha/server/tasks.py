@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 
 from raftha.aio import HaManager
 from raftha.errors import InvalidRequest
-from raftha.membership import DEFAULT_REGION
 from raftha.refusals import Refusals
 from raftha.resp import ReplyError
 from raftha.server.glob import glob_matches
@@ -232,7 +231,7 @@ async def failover(service: Service, request: Arguments) -> str:
 
 async def add_replica(service: Service, request: Arguments) -> str:
     address = request[3].decode(errors="replace")
-    region = request[4].decode(errors="replace") if len(request) > 4 else DEFAULT_REGION
+    region = request[4].decode(errors="replace") if len(request) > 4 else ""
     # Only behind a region, which may have any name, this one too.
     if len(request) > 5 and request[5].upper() != b"STANDBY":
         raise ReplyError(SYNTAX_ERROR)

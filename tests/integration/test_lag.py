@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ import pytest
 import raftha
 from raftha import ReplicaState, ReplicationState, events, health
 from raftha.config import read_toml
+from raftha.core import Heartbeat
 from raftha.testing import LocalCluster
+from raftha.transport import Transport
+from raftha.wire import PeerMessage
 from tests.integration.test_manager import free_addresses, make_config, wait_until
 
 MAX_LAG_MS = 1500
@@ -272,3 +276,31 @@ def test_aio_has_the_same_replication_manager(tmp_path: Path) -> None:
                 await manager.add_replica(1, "far", "127.0.0.1:1")
 
     asyncio.run(use())
+
+
+@pytest.mark.slow
+def test_heartbeats_come_as_often_as_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clusters side by side, so that both have the same machine."""
+    sent: Counter[int] = Counter()
+    send = Transport.send
+
+    def count(self: Transport, message: PeerMessage) -> None:
+        if isinstance(message, Heartbeat):
+            sent[message.sender // 10] += 1
+        send(self, message)
+
+    monkeypatch.setattr(Transport, "send", count)
+    with ExitStack() as running:
+        for first, interval_ms in ((11, 50), (21, 500)):
+            members = dict(enumerate(free_addresses(2), start=first))
+            for i in members:
+                config = make_config(tmp_path, i, members)
+                config = replace(config, election_timeout_ms=2000)
+                ha = raftha.HaManager(replace(config, heartbeat_interval_ms=interval_ms))
+                running.enter_context(ha)
+            ha.put(b"led", b"by one", timeout=30)
+        sent.clear()
+        wait_until(lambda: sent[2] == 4, "four of the slow ones")
+        assert sent[1] >= 15, "forty if nothing delays them"

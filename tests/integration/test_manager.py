@@ -198,6 +198,22 @@ def test_status_tells_the_log_pointers_in_order(nodes: list[raftha.HaManager]) -
     assert [replica.node_id for replica in status.replicas] == [1, 2, 3]
 
 
+def test_every_node_says_the_same_of_who_leads(nodes: list[raftha.HaManager]) -> None:
+    nodes[0].put(b"led", b"by one")
+    statuses = [node.get_status() for node in nodes]
+
+    def agree() -> bool:
+        statuses[:] = [node.get_status() for node in nodes]
+        return len({(status.leader_id, status.term) for status in statuses}) == 1
+
+    wait_until(agree, "all know the leader")
+    leader, term = statuses[0].leader_id, statuses[0].term
+    assert leader in (1, 2, 3)
+    assert term >= 1
+    assert [status.node_id for status in statuses] == [1, 2, 3]
+    assert [status.is_primary for status in statuses] == [i == leader for i in (1, 2, 3)]
+
+
 def test_a_stale_read_answers_from_this_node(nodes: list[raftha.HaManager]) -> None:
     node = follower_of(nodes)
     node.put(b"own", b"write")

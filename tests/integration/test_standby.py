@@ -125,3 +125,14 @@ def test_operators_add_and_promote_standbys_by_command_line_and_resp() -> None:
         for wrong in (("ADD", 4, "127.0.0.1:1", "far", "x"), ("PROMOTE", "x", "far")):
             with pytest.raises(ReplyError, match="syntax error"):
                 cluster.call(1, "RAFTHA", *wrong)
+
+
+def test_a_member_whose_region_is_not_said_is_in_the_first_there_is(tmp_path: Path) -> None:
+    config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
+    with raftha.HaManager(replace(config, regions=("near", "far"))) as one:
+        one.put(b"led", b"by", timeout=30)
+        one.add_replica(2, "127.0.0.1:1", voter=False, timeout=60)
+        assert [(row(one, i).region, row(one, i).is_standby) for i in (1, 2)] == [
+            ("near", False),
+            ("near", True),
+        ]
