@@ -2,7 +2,8 @@
 
     python -m bench report FILE.json... [--out FOLDER]
 
-Writes `index.html`, which holds all plots and needs nothing else, and each plot as SVG and PNG.
+Writes `index.html`, which holds all plots and needs nothing else, each plot as SVG and PNG, and
+`results.md`, with the same tables as the terminal shows, and the PNGs.
 Needs matplotlib: `pip install '.[bench]'`.
 """
 
@@ -18,7 +19,10 @@ from pathlib import Path
 
 from bench.plots import draw
 from bench.results import BadResults, Measurement, Results, read
-from bench.tables import title
+from bench.tables import grids, markdown, ratios, title
+
+Plots = Sequence[tuple[str, Path]]
+"""Titles, and where the plots are."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -49,11 +53,14 @@ def main() -> None:
 def write(results: Sequence[Results], folder: Path) -> Path:
     """Write the page; return where it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    sections = ""
+    sections, text = "", "# Results\n"
     for position, each in enumerate(results):
         before = sum(other.question == each.question for other in results[:position])
         name = f"{each.question}-{before + 1}" if before else each.question
-        sections += _section(each, folder, name)
+        plots = draw(each, folder, name)
+        sections += _section(each, plots)
+        text += _markdown(each, plots)
+    (folder / "results.md").write_text(text, encoding="utf-8")
     page = folder / "index.html"
     page.write_text(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>raftha: benchmarks</title>'
@@ -63,18 +70,26 @@ def write(results: Sequence[Results], folder: Path) -> Path:
     return page
 
 
-def _section(results: Results, folder: Path, name: str) -> str:
-    plots = "".join(
+def _section(results: Results, plots: Plots) -> str:
+    figures = "".join(
         f'<figure><img alt="{html.escape(title)}" src="data:image/svg+xml;base64,'
         f'{base64.b64encode(path.read_bytes()).decode()}"></figure>'
-        for title, path in draw(results, folder, name)
+        for title, path in plots
     )
-    return f"<h2>{html.escape(results.question)}</h2>{_facts(results)}{plots}{_table(results)}"
+    facts = "".join(f'<p class="facts">{html.escape(line)}</p>' for line in _facts(results))
+    return f"<h2>{html.escape(results.question)}</h2>{facts}{figures}{_table(results)}"
 
 
-def _facts(results: Results) -> str:
+def _markdown(results: Results, plots: Plots) -> str:
+    tables = [markdown(grid) for grid in (*grids(results), ratios(results)) if grid.rows]
+    images = [f"![{title}]({path.with_suffix('.png').name})\n" for title, path in plots]
+    facts = "".join(f"- {line}\n" for line in _facts(results))
+    return "\n".join([f"\n## {results.question}\n", facts, *tables, *images])
+
+
+def _facts(results: Results) -> list[str]:
     machine, syncs = results.machine, results.fdatasync_ms
-    lines = [
+    return [
         f"{results.at}; {machine['cpus']} x {machine['cpu']}, {machine['memory_mib']:,} MiB",
         f"Linux {machine['kernel']}, {machine['file_system']}",
         f"fdatasync of 4 KiB: {syncs['before']:.3f} ms before, {syncs['after']:.3f} ms after",
@@ -82,7 +97,6 @@ def _facts(results: Results) -> str:
         *(f"skipped: {system}: {reason}" for system, reason in results.skipped.items()),
         *(f"failed: {system}: {reason}" for system, reason in results.failed.items()),
     ]
-    return "".join(f'<p class="facts">{html.escape(line)}</p>' for line in lines)
 
 
 def _table(results: Results) -> str:

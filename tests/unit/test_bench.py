@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import compare, report
+from bench import compare, report, tables
 from bench.lag import Seen
 from bench.load import Load, closed_loop, open_loop
 from bench.question import Run
@@ -205,6 +205,24 @@ def test_a_report_holds_its_plots_and_numbers(tmp_path: Path) -> None:
     assert "2,000" in text and "&lt;etcd&gt;" in text and "<etcd>" not in text
     for kind in ("svg", "png"):
         assert len(list(page.parent.glob(f"*.{kind}"))) == 2 * 3
+    as_text = (page.parent / "results.md").read_text()
+    assert "| 2,000 |" in as_text and "- skipped: <etcd>: there is no etcd" in as_text
+    assert as_text.count("![") == 2 * 3
+
+
+def test_rates_stand_beside_the_limit_and_the_best_peer_under_the_same_load() -> None:
+    results = make([])
+    results.measurements.clear()
+    for system, rate in {
+        "raftha": 3.0,
+        "limit": 4.0,
+        "etcd": 1.0,
+        "zookeeper": 2.0,
+        "redis, WAIT 1": 9.0,
+    }.items():
+        results.add(system, "writes", rate, unit="1/s", better="higher", callers=64)
+    results.add("raftha", "writes", 5.0, unit="1/s", better="higher", callers=1)
+    assert tables.ratios(results).texts() == [["raftha", "64", "0.75", "1.5 (zookeeper)"]]
 
 
 # --------------------------------------------------------------------------- turns
