@@ -170,11 +170,8 @@ class Administration:
         target, leader = operation.target, self._core.leader
         operation.asked_at = self._now()
         operation.tries += 1
-        if leader is None and operation.tries % ASKS_UNTIL_OTHERS == 0:
-            # It may lack what another has, who must then lead first, and hand over.
-            turn = operation.tries // ASKS_UNTIL_OTHERS
-            voters = self._core.membership.voters
-            target = voters[turn % len(voters)]
+        if leader is None:
+            target = self._whose_turn(target, operation.tries - ASKS_UNTIL_OTHERS)
         asked = leader if leader is not None else target
         if asked != self._core.id:
             self._send(TransferRequest(asked, self._core.id, target))
@@ -182,6 +179,18 @@ class Administration:
         error = self._hand_to(target)
         if error is not None:
             self._end_transfers(target, TransferFailed(str(error)))
+
+    def _whose_turn(self, target: int, tries: int) -> int:
+        """Who is to campaign: `target`, or, every other time once `tries` isn't below 0, another.
+
+        It may lack what another has, or heal, until another leads, who then hands over. All of them
+        get their turn within a few seconds: an operator who tries again begins anew.
+        """
+        voters = self._core.membership.voters
+        others = [v for v in voters if v > target] + [v for v in voters if v < target]
+        if tries < 0 or tries % 2 or not others:
+            return target
+        return others[tries // 2 % len(others)]
 
     def _hand_to(self, target: int) -> RafthaError | None:
         """Do what a transfer needs of this node, if it is the right one; why that can't be."""
