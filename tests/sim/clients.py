@@ -9,6 +9,10 @@ Reads and writes of a key are linearizable if they fit the order in which the lo
 call begins when the key is at some version known to be complete: seen by a read or acknowledged as
 a write that ended before. What the call reads or writes must not be older.
 
+A read that may be of a certain age must return what was current no longer ago than that, at some
+moment, by the true time: what was complete before is older than it may be. How long that is the
+member's own clock says, drift and all.
+
 `Writer` asks one member after the other and doesn't retry. `SessionClient` has a session of its
 own and sends a group again, through any member and under the same number, until it knows.
 """
@@ -29,27 +33,33 @@ from raftha.errors import (
     StorageFull,
 )
 from raftha.modes import make_write
+from raftha.node import Node
 from raftha.operations import ALL_VOTERS, MAJORITY, GroupOperation, Operation, ReadOperation
 from raftha.storage.commands import pack_call, pack_compare_and_set, pack_put
 from raftha.storage.sessions import Outcome, Verdict, receipts
 from raftha.types import Receipt
 from tests.sim.invariants import Invariants
 from tests.sim.member import Member
+from tests.sim.receipts import Receipts
 from tests.sim.swarm import Swarm
 from tests.sim.world import Violation, World
+
+AGES_S = (0.005, 0.05, 0.2, 1.0, 5.0)
 
 
 class History:
     """All calls' fates, and what is complete of each key."""
 
-    def __init__(self, world: World, invariants: Invariants) -> None:
+    def __init__(self, world: World, invariants: Invariants, receipts: Receipts) -> None:
         self.world = world
+        self.receipts = receipts
         self.acknowledged: set[bytes] = set()
         self.rejected: set[bytes] = set()
         self.unknown: set[bytes] = set()
         self.open: dict[int, Call] = {}
         self._invariants = invariants
-        self._complete: dict[bytes, int] = {}
+        self._complete: dict[bytes, list[tuple[float, int]]] = {}
+        """By key: since when which version is complete."""
         self._calls = 0
 
     def new_id(self) -> bytes:
@@ -59,10 +69,22 @@ class History:
 
     def complete(self, key: bytes) -> int:
         """The newest version of `key` that is known to be complete."""
-        return self._complete.get(key, 0)
+        return self.complete_at(key, self.world.now)
 
-    def acknowledge(self, command: Command, receipt: Receipt | CommandFailed) -> None:
-        """A command's receipt has come."""
+    def complete_at(self, key: bytes, time: float) -> int:
+        """The newest version of `key` that was known to be complete then."""
+        since = (version for at, version in reversed(self._complete.get(key, ())) if at <= time)
+        return next(since, 0)
+
+    def acknowledge(
+        self,
+        command: Command,
+        receipt: Receipt | CommandFailed,
+        call: Call | None = None,
+        *,
+        is_late: bool = False,
+    ) -> None:
+        """A command's receipt has come; `is_late`: before all had it who were to have it."""
         self.acknowledged.add(command.id)
         self.unknown.discard(command.id)
         if isinstance(receipt, CommandFailed):
@@ -82,6 +104,9 @@ class History:
         if (effect.succeeded, effect.result) != (receipt.succeeded, receipt.result):
             raise Violation(f"{command.id!r} got {receipt}, the log says {effect}")
         self._invariants.check_acknowledged(receipt.index, receipt.acked_by)
+        if call is not None:
+            told = receipt.acknowledgement
+            self.receipts.check(call.member, call.acks, is_late, entry, told)
         self._see(command, effect.key, receipt.sequence if receipt.succeeded else 0)
 
     def read(self, command: Command, value: bytes | None) -> None:
@@ -102,7 +127,8 @@ class History:
                 f"{command.kind} {command.id!r} of {key!r} saw version {version}, but "
                 f"{command.floor} was complete before it began"
             )
-        self._complete[key] = max(self.complete(key), version)
+        if version > self.complete(key):
+            self._complete.setdefault(key, []).append((self.world.now, version))
 
     def reject(self, command: Command) -> None:
         """A command surely had no effect, and never will."""
@@ -139,6 +165,7 @@ class Command:
         self.id = history.new_id()
         self.kind = kind
         self.key = key
+        self.began_at = history.world.now
         self.floor = history.complete(_versioned(kind, key))
 
     def pack(self, rng: Random, known: list[bytes]) -> bytes:
@@ -165,6 +192,7 @@ class Call:
     ) -> None:
         self.member = member
         self.commands = commands
+        self.acks = MAJORITY
         self.is_abandoned = False
         self._client = client
         client.history.open[id(self)] = self
@@ -187,6 +215,7 @@ class Writer:
         self._world = history.world
         self._rng = history.world.stream(name)
         self._modes = history.world.stream(f"{name} modes")
+        self._ages = history.world.stream(f"{name} ages")
         self._swarm = swarm
         self._members = members
         self._known: list[bytes] = []
@@ -215,29 +244,57 @@ class Writer:
         call = Call(self, member, [command])
         operation: Operation
         if kind == "read":
-            operation = ReadOperation(
-                call, deadline, lambda node: node.state.get(key), is_linearizable=True
-            )
+            operation = self._read(call, deadline)
         else:
-            acks = self._modes.choice((MAJORITY, MAJORITY, ALL_VOTERS, _larger_quorum(self._swarm)))
-            operation = make_write(call, deadline, command.pack(rng, self._known), acks)
+            call.acks = self._modes.choice(
+                (MAJORITY, MAJORITY, ALL_VOTERS, _larger_quorum(self._swarm))
+            )
+            operation = make_write(call, deadline, command.pack(rng, self._known), call.acks)
         self._world.note(member.id, f"client {kind}", f"{command.id!r} {key!r}")
         member.submit([operation])
+
+    def _read(self, call: Call, deadline: float) -> ReadOperation:
+        (command,), member = call.commands, call.member
+        max_age_s = 0.0
+        if self._swarm.aged_chance and self._ages.random() < self._swarm.aged_chance:
+            command.kind, max_age_s = "aged read", self._ages.choice(AGES_S)
+
+        def read(node: Node) -> bytes | None:
+            value = node.state.get(command.key)
+            if max_age_s:
+                self._allow_age(command, member, max_age_s)
+            return value
+
+        return ReadOperation(call, deadline, read, is_linearizable=True, max_age_s=max_age_s)
+
+    def _allow_age(self, command: Command, member: Member, max_age_s: float) -> None:
+        """The value is read now: it may be as old as the caller allows, by the member's clock.
+
+        One that isn't read at once must have been current no longer before the call.
+        """
+        is_at_once = member.took_at == self._world.now
+        self._world.counts["aged read at once"] += is_at_once
+        clock = member.clock
+        since = self._world.now if is_at_once else command.began_at
+        oldest = clock.world_time(clock.at(since) - max_age_s) - 1e-6
+        newest = self.history.complete(command.key)
+        command.floor = self.history.complete_at(command.key, oldest)
+        self._world.counts["aged read of what has changed since"] += command.floor < newest
 
     def ended(self, call: Call, result: Any) -> None:
         """A call's answer."""
         command = call.commands[0]
         self._world.note(call.member.id, "client heard", f"{command.id!r} {_told(result)}")
-        if command.kind == "read":
+        if command.kind in ("read", "aged read"):
             if not isinstance(result, Exception):
                 self.history.read(command, result)
-                self._count_read(call.member)
+                self._count_read(call.member, command.kind)
                 if result is not None:
                     self._known = [*self._known[-3:], result]
         elif isinstance(result, Receipt | CommandFailed):
-            self.history.acknowledge(command, result)
+            self.history.acknowledge(command, result, call)
         elif isinstance(result, AcknowledgementTimeout):
-            self.history.acknowledge(command, result.receipt)
+            self.history.acknowledge(command, result.receipt, call, is_late=True)
         elif isinstance(result, Rejected | StorageFailed):
             self.history.reject(command)
         else:
@@ -250,8 +307,8 @@ class Writer:
             self._member = self._rng.randint(1, self._swarm.nodes)
         self._later()
 
-    def _count_read(self, member: Member) -> None:
-        self._world.counts["read"] += 1
+    def _count_read(self, member: Member, kind: str) -> None:
+        self._world.counts[kind] += 1
         if member.node is not None and not member.node.core.is_leader:
             self._world.counts["read on a follower"] += 1
 
@@ -266,6 +323,7 @@ class SessionClient:
         self.is_active = True
         self._world = history.world
         self._rng = history.world.stream(name)
+        self._modes = history.world.stream(f"{name} modes")
         self._swarm = swarm
         self._members = members
         self._session = 0
@@ -306,8 +364,11 @@ class SessionClient:
         call = Call(self, member, self._group)
         # Sometimes the client loses patience, and asks elsewhere while the first is under way.
         self._world.at(self._swarm.timeout_s * rng.uniform(0.1, 2), self._lose_patience, call)
+        # At last it is content with what it can get: there may be too few voters for more.
+        if self._swarm.do_groups_wait and self._session and self.is_active:
+            call.acks = self._modes.choice((MAJORITY, ALL_VOTERS, _larger_quorum(self._swarm)))
         operation = GroupOperation(
-            call, deadline, self._session, self._number, self._number, self._packed
+            call, deadline, self._session, self._number, self._number, self._packed, call.acks
         )
         what = f"number {self._number} try {self._tries}" if self._session else "opening"
         self._world.note(member.id, "session client", f"{self._session} {what}")
@@ -323,12 +384,14 @@ class SessionClient:
         self._world.note(call.member.id, "client heard", _told(result))
         if isinstance(result, Outcome):
             self._take_outcome(call, result)
+        elif isinstance(result, AcknowledgementTimeout):
+            self._take_outcome(call, result.receipt, is_late=True)
         elif not isinstance(result, RafthaError):
             raise Violation(f"a group was answered with {result!r}")
         if not call.is_abandoned:
             self._later()
 
-    def _take_outcome(self, call: Call, outcome: Outcome) -> None:
+    def _take_outcome(self, call: Call, outcome: Outcome, *, is_late: bool = False) -> None:
         if call.commands is not self._group:
             return
         if not call.commands:
@@ -338,7 +401,7 @@ class SessionClient:
             return
         if outcome.verdict is Verdict.APPLIED:
             for command, receipt in zip(call.commands, receipts(outcome), strict=True):
-                self.history.acknowledge(command, receipt)
+                self.history.acknowledge(command, receipt, call, is_late=is_late)
         elif self._tries == 1 and outcome.verdict is Verdict.SESSION_EXPIRED:
             for command in call.commands:
                 self.history.reject(command)

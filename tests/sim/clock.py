@@ -24,6 +24,8 @@ class MemberClock:
         self._world = world
         self._began = self._then = rng.uniform(0, BEGINS_MAX_S)
         self._since = 0.0
+        self._rates: list[tuple[float, float, float]] = []
+        """How it ran before: from when on, what it showed then, and its rate."""
 
     def monotonic(self) -> float:
         return self._then + (self._world.now - self._since) * self.rate
@@ -33,5 +35,24 @@ class MemberClock:
 
     def run_at(self, rate: float) -> None:
         """From now on, go through `rate` seconds a second."""
+        self._rates.append((self._since, self._then, self.rate))
         self._then, self._since = self.monotonic(), self._world.now
         self.rate = rate
+
+    def at(self, now: float) -> float:
+        """What `monotonic` was at a time of the world."""
+        since, then, rate = next(
+            period
+            for period in ((self._since, self._then, self.rate), *reversed(self._rates))
+            if period[0] <= now
+        )
+        return then + (now - since) * rate
+
+    def world_time(self, monotonic: float) -> float:
+        """At what time of the world this clock showed `monotonic`; it may be before its first."""
+        since, then, rate = self._since, self._then, self.rate
+        for period in reversed(self._rates):
+            if then <= monotonic:
+                break
+            since, then, rate = period
+        return since + (monotonic - then) / rate

@@ -16,6 +16,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
+from raftha import preference
 from raftha.core import Write
 from raftha.entry import LogPosition
 from raftha.events import FailoverCompleted, HaEvent
@@ -25,6 +26,8 @@ from raftha.storage.commands import pack_call
 from raftha.storage.wal import Wal
 from raftha.types import Digest, Receipt
 from raftha.wire import PeerMessage
+from tests.sim.availability import widen
+from tests.sim.calm import Calm
 from tests.sim.clients import Command, History, SessionClient, Writer
 from tests.sim.faults import Faults
 from tests.sim.invariants import Invariants
@@ -32,11 +35,19 @@ from tests.sim.member import Member
 from tests.sim.network import Network
 from tests.sim.operators import Operator
 from tests.sim.oracle import Counters
+from tests.sim.planting import Patch, patched
+from tests.sim.promotions import LEADERLESS_MAX_S, Promotions
+from tests.sim.receipts import Receipts
 from tests.sim.sickness import Sickness
 from tests.sim.swarm import Swarm, draw
 from tests.sim.world import Violation, World
 
 LIVENESS_S = 12.0
+HASTE: list[Patch] = [
+    (preference, "RETURN_AFTER_S", 0.6),
+    (preference, "RETURN_AFTER_MAX_S", 2.4),
+]
+"""What takes from seconds to minutes takes less here; the rest of the rules is as it is."""
 POLL_S = 0.05
 PROBE_S = 2.0
 
@@ -60,27 +71,39 @@ class Simulation:
 
     def __init__(self, seed: int, swarm: Swarm | None = None) -> None:
         self.world = World(seed)
-        self.swarm = swarm or draw(self.world.stream("swarm"))
+        self.swarm = swarm or widen(
+            draw(self.world.stream("swarm")), self.world.stream("availability")
+        )
         self.members = {
             node_id: Member(self.world, self.swarm, node_id, Counters(), self)
             for node_id in range(1, self.swarm.nodes + 1)
         }
         self.network = Network(self.world, self.swarm, self.members)
-        first = Membership.first(self.members[1].config.members)
+        config = self.members[1].config
+        first = Membership.first(config.members, config.regions_by_member)
         self.invariants = Invariants(self.members, first)
-        self.history = History(self.world, self.invariants)
+        receipts = Receipts(self.world, self.swarm, self.members)
+        self.history = History(self.world, self.invariants, receipts)
         self.clients = [
             *(self._client(Writer, i) for i in range(self.swarm.clients)),
             *(self._client(SessionClient, i) for i in range(self.swarm.session_clients)),
         ]
-        self.faults = Faults(self.world, self.swarm, self.members, self.network)
+        self.promotions = Promotions(
+            self.world,
+            self.swarm,
+            self.members,
+            self.invariants.leaders,
+            lambda: self.invariants.memberships.latest,
+        )
+        self.faults = Faults(
+            self.world, self.swarm, self.members, self.network, self.promotions.ask
+        )
         self.sickness = Sickness(
             self.world, self.swarm, self.faults.pick, self.history.acknowledged
         )
-        self.operator = Operator(
-            self.world, self.swarm, self.members, lambda: self.invariants.memberships.latest
-        )
-        self.world.after = self.invariants.check
+        memberships = self.invariants.memberships
+        self.operator = Operator(self.world, self.swarm, self.members, memberships)
+        self.world.after = self.invariants.check if self.swarm.campaigns else self._check
         self.invariants.memberships.on_change = self.operator.watch
         self._probed: set[int] = set()
         self._digests: dict[int, Digest] = {}
@@ -94,7 +117,8 @@ class Simulation:
         world = self.world
         violation = ""
         try:
-            self._run()
+            with patched(HASTE):
+                self._run()
         except Violation as error:
             violation = str(error)
         except Exception:  # noqa: BLE001 - whatever the code under test raises is a finding
@@ -120,16 +144,33 @@ class Simulation:
         self.faults.heal()
         self.sickness.heal()
         self.operator.stop()
+        self.promotions.stop()
         for client in self.clients:
             client.is_active = False
         for member in self.members.values():
             self._probe(member)
         self.world.at(POLL_S, self._poll)
-        self.world.run(self.world.now + LIVENESS_S)
+        limit_s = LIVENESS_S if self.swarm.campaigns else LIVENESS_S + LEADERLESS_MAX_S
+        self.world.run(self.world.now + limit_s)
         if not self.world.is_done:
-            raise Violation(f"no agreement within {LIVENESS_S} s: {self._lacking()}")
+            raise Violation(f"no agreement within {limit_s} s: {self._lacking()}")
+        self.world.is_settled = True
+        self._see_leadership_return()
         self._compare()
         self.history.verdict()
+
+    def _check(self, member: Member) -> None:
+        self.invariants.check(member)
+        self.promotions.check(member)
+
+    def _see_leadership_return(self) -> None:
+        """It goes where it is to be, in a time in which nothing else happens."""
+        world = self.world
+        calm = Calm(world, self.swarm, self.invariants.leaders, self._current())
+        world.is_done = calm.is_over
+        world.run(world.now + calm.limit_s)
+        if not world.is_done:
+            raise Violation(f"leadership did not return: {calm.lacking()}")
 
     # ---------------------------------------------------------------- Watch
 
@@ -151,11 +192,12 @@ class Simulation:
     def on_event(self, member: Member, event: HaEvent) -> None:
         if isinstance(event, FailoverCompleted):
             self.world.counts["failover"] += 1
-        self.invariants.on_event(member, event)
+            self.world.counts["planned failover"] += event.is_planned
+        self.invariants.failovers.on_event(member, event)
 
     def on_turn(self, member: Member) -> None:
         if member.node is not None:
-            self.invariants.check_turn(member)
+            self.invariants.failovers.check_turn(member)
 
     def on_reset(self, member: Member, wal: Wal, position: LogPosition) -> None:
         self.invariants.on_reset(member, wal, position)
@@ -202,6 +244,8 @@ class Simulation:
         A write whose client has given up may still be on its way into the log, so digests count
         only if they were taken at the same command.
         """
+        if self.world.is_settled:
+            return
         self.world.at(POLL_S, self._poll)
         if self._lacking():
             return

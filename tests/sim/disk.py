@@ -119,6 +119,17 @@ class SimulatedDisk:
             folder.crash(self._rng)
         self._handles.clear()
 
+    def without_power(self) -> SimulatedDisk:
+        """Another disk, with what would surely be left if the power went now."""
+        left = SimulatedDisk(Random(0))
+        for path, folder in self._folders.items():
+            files = {
+                name: _File(bytearray(file.durable), bytearray(file.durable))
+                for name, file in folder.durable.items()
+            }
+            left._folders[path] = _Folder(dict(files), files)
+        return left
+
     @property
     def used_bytes(self) -> int:
         """How much space all files take."""

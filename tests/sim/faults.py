@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 
-from raftha.operations import TransferOperation
 from tests.sim.member import Member
 from tests.sim.network import Network
 from tests.sim.rot import Rot
@@ -20,25 +19,25 @@ from tests.sim.world import World
 
 CLOG_MAX_S = 4.0
 CLOCK_STEPS_US = (10_000, 1_000_000, 60_000_000, 7_200_000_000)
-TRANSFER_S = 0.5
-
-
-class _Nobody:
-    """Waits for a transfer that the faults have asked for, and doesn't care."""
-
-    def done(self, result: object) -> None: ...
 
 
 class Faults:
     """All faults of one simulation."""
 
     def __init__(
-        self, world: World, swarm: Swarm, members: Mapping[int, Member], network: Network
+        self,
+        world: World,
+        swarm: Swarm,
+        members: Mapping[int, Member],
+        network: Network,
+        transfer: Callable[[Member, int], None],
     ) -> None:
+        """`transfer` asks a member to have a node lead."""
         self._world = world
         self._swarm = swarm
         self._members = members
         self._network = network
+        self._ask_transfer = transfer
         self._rng = world.stream("faults")
         self._is_over = False
         self._rotting = Rot(world, members, self._rng)
@@ -192,7 +191,4 @@ class Faults:
 
     def _transfer(self, victim: Member) -> None:
         if victim.is_up:
-            target = self._rng.choice(list(self._members))
-            self._world.note(victim.id, "transfer", f"to {target}")
-            deadline = victim.deadline(TRANSFER_S)
-            victim.submit([TransferOperation(_Nobody(), deadline, target)])
+            self._ask_transfer(victim, self._rng.choice(list(self._members)))

@@ -22,8 +22,7 @@ Chained hashes make this cheap: two logs that agree on one hash agree on all bef
     durability             a restarted member finds what it had made durable
     images                 an image takes the place only of a log that doesn't hold what is in it
     log time               never goes back along the log, whatever the clocks of leaders do
-    failovers              a member reports each change of leader that it lived through, once: it
-                           began, it is over; never the one without the other before it
+    failovers              see `failovers.py`
     removed                who knows that it was removed neither leads nor campaigns
     healing                a member that heals votes for nobody, and isn't counted by who knows it;
                            what it did before it lost its log was then on its disk
@@ -38,10 +37,10 @@ from collections.abc import Mapping, Sequence
 
 from raftha.core import Append, AppendReply, Raft, RaftLog, Role, VoteReply, VoteRequest, Write
 from raftha.entry import LOG_START, Entry, HardState, LogPosition
-from raftha.events import FailoverCompleted, FailoverStarted, HaEvent
 from raftha.membership import Membership
 from raftha.storage.wal import Wal
 from raftha.wire import PeerMessage
+from tests.sim.failovers import Failovers
 from tests.sim.member import Member
 from tests.sim.memberships import Memberships, voters
 from tests.sim.oracle import Oracle
@@ -95,8 +94,6 @@ class _Seen:
         self.term = self.vote = self.commit = self.applied = 0
         self.acknowledged = (0, 0)
         self.marks: tuple[object, ...] = ()
-        self.is_failing_over = False
-        self.settled_term = self.completed_term = 0
         self.durable = DurableLog()
         self.writing: Write | None = None
         self.reset: LogPosition | None = None
@@ -130,7 +127,9 @@ class Invariants:
         self._first = first
         self.memberships = Memberships(first, self.committed)
         self._seen = {node_id: _Seen() for node_id in members}
-        self._leaders: dict[int, int] = {}
+        self.leaders: dict[int, int] = {}
+        """Who led which term."""
+        self.failovers = Failovers(members, self.leaders)
         self._hashes: dict[tuple[int, int], bytes] = {}
         self._votes: dict[tuple[int, int], int] = {}
         self._eras: dict[tuple[int, int, int], int] = {}
@@ -155,6 +154,8 @@ class Invariants:
         term, index = seen.acknowledged
         if core.term == term and log.last_index < index:
             raise Violation(f"node {member.id} dropped entries that it acknowledged up to {index}")
+        if core.term != seen.term:
+            self.failovers.on_term(member, core.term)
         seen.term, seen.vote = core.term, core.vote
         if core.role is not Role.FOLLOWER and core.is_removed:
             raise Violation(f"node {member.id} was removed, knows it, and is {core.role.value}")
@@ -166,41 +167,14 @@ class Invariants:
             self._check_applied(member.id, applied, log, seen)
         self.memberships.check(core)
 
-    def check_turn(self, member: Member) -> None:
-        """A turn is over: what it did was reported."""
-        assert member.node is not None
-        core, seen = member.node.core, self._seen[member.id]
-        is_settled = core.leader is not None and core.log.term(core.log.commit) == core.term
-        if not is_settled or core.term == seen.settled_term:
-            return
-        if seen.settled_term and seen.completed_term != core.term:
-            raise Violation(f"node {member.id} did not report the failover of term {core.term}")
-        seen.settled_term = core.term
-
-    def on_event(self, member: Member, event: HaEvent) -> None:
-        """A member reports an event: failovers begin and end by turns, each change once."""
-        seen = self._seen[member.id]
-        if isinstance(event, FailoverStarted):
-            if seen.is_failing_over:
-                raise Violation(f"node {member.id} began a second failover amid one")
-            seen.is_failing_over = True
-        elif isinstance(event, FailoverCompleted):
-            if not seen.is_failing_over:
-                raise Violation(f"node {member.id} completed a failover that never began")
-            if event.term <= max(seen.completed_term, seen.settled_term):
-                raise Violation(f"node {member.id} reported the failover of {event.term} twice")
-            if min(event.detect_ms, event.elect_ms, event.first_commit_ms) < 0:
-                raise Violation(f"node {member.id} measured a time below nothing: {event}")
-            seen.is_failing_over, seen.completed_term = False, event.term
-
     def _check_leader(self, core: Raft) -> None:
         node_id, term = core.id, core.term
-        if term in self._leaders:
-            if self._leaders[term] != node_id:
-                other = self._leaders[term]
+        if term in self.leaders:
+            if self.leaders[term] != node_id:
+                other = self.leaders[term]
                 raise Violation(f"term {term} has two leaders, {other} and {node_id}")
             return
-        self._leaders[term] = node_id
+        self.leaders[term] = node_id
         self.memberships.check_elected(core, self._votes)
         # A candidate may hear of its votes late, when a later leader has long been committing.
         index = bisect_right(self._commit_terms, term)
@@ -345,7 +319,7 @@ class Invariants:
                 raise Violation(f"node {holder} is said to have entry {index} on its disk")
         # A new leader must hear from the others first, and a node that has restarted from its
         # leader: less may be known than is true.
-        if entry.term != max(self._leaders) or index <= self._committed_at_start:
+        if entry.term != max(self.leaders) or index <= self._committed_at_start:
             return
         first = voters(self._first)
         up = [member.node.core for member in self._members.values() if member.node is not None]
@@ -436,8 +410,7 @@ class Invariants:
             raise Violation(f"node {member.id} starts from another entry {applied.index}")
         durable = seen.durable
         seen.writing, seen.marks = None, ()
-        seen.is_failing_over = False
-        seen.settled_term = seen.completed_term = 0
+        self.failovers.forget(member.id)
         seen.term, seen.vote = durable.hard_state.term, durable.hard_state.vote
         seen.commit = seen.applied = applied.index
 

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from raftha.beginning import HEARTBEAT_TICKS, applied_membership
 from raftha.checkpoints import Cut
 from raftha.config import HaConfig
-from raftha.core import CoreConfig, LogRead, Raft, RaftLog, Write
+from raftha.core import CoreConfig, LogRead, Raft, RaftLog, TimeoutNow, Write
 from raftha.entry import Entry, HardState, LogPosition
 from raftha.errors import Compacted, Corrupt, Disconnected, StorageFailed, StorageFull
 from raftha.events import HaEvent, LeaderLost, Removed, ReplicaBehindLog, RoleChanged
@@ -36,7 +36,7 @@ from raftha.storage.machine import StateMachine
 from raftha.storage.replay import read_from
 from raftha.storage.state import Frozen
 from raftha.storage.wal import Wal
-from raftha.wire import PeerMessage
+from raftha.wire import PeerMessage, TransferRequest
 from tests.sim.clock import MemberClock
 from tests.sim.disk import SimulatedDisk
 from tests.sim.images import SimulatedFiles
@@ -51,6 +51,7 @@ ELECTION_MS = 250
 TICK_S = HEARTBEAT_MS / 1000 / HEARTBEAT_TICKS
 FULL_RETRY_S = 0.1
 WAL = "wal"
+_INVITATIONS = (TimeoutNow, TransferRequest)
 
 
 class SimulatedCrash(BaseException):
@@ -96,6 +97,12 @@ class Member:
         self.stalled_until = 0.0
         self.slowness = 1.0
         """How many times as long as usual the disk takes."""
+        self.took_at = -1.0
+        """When it was handed operations last."""
+        self.invited_at = -1.0
+        """When it was asked last, by whoever may, to campaign."""
+        self.heard_leader_at = 0.0
+        """When a message of the leader that it knew came last, at the latest."""
         self.has_disk_error = False
         self._is_disk_broken = False
         self.is_rotten = False
@@ -115,6 +122,9 @@ class Member:
             heartbeat_interval_ms=HEARTBEAT_MS,
             election_timeout_ms=ELECTION_MS,
             checkpoint_interval_sec=swarm.checkpoint_s,
+            auto_failover=swarm.campaigns,
+            regions=swarm.regions,
+            member_regions={i: swarm.region(i) for i in range(1, swarm.size + 1)},
         )
         self._watch = watch
         self._is_calm = False
@@ -184,6 +194,8 @@ class Member:
             node_id=self.id,
             heartbeat_ticks=HEARTBEAT_TICKS,
             election_ticks=ELECTION_MS * HEARTBEAT_TICKS // HEARTBEAT_MS,
+            campaigns=swarm.campaigns,
+            regions=swarm.regions,
             append_bytes_max=swarm.append_bytes_max,
             in_flight_messages_max=swarm.in_flight_messages_max,
             window_bytes_max=swarm.window_bytes_max,
@@ -317,6 +329,7 @@ class Member:
 
     def _take(self, operations: list[Operation]) -> None:
         assert self.node is not None
+        self.took_at = self._world.now
         self.node.submit(operations)
 
     # ---------------------------------------------------------------- Host
@@ -440,6 +453,11 @@ class Member:
         assert self.wal is not None
         first_index = self.wal.first_index
         cut.apply(self.wal)
+        if self.wal.first_index > frozen.position.index + 1:
+            raise Violation(
+                f"node {self.id} has cut its log up to {self.wal.first_index}, its state is at "
+                f"{frozen.position.index}"
+            )
         self._last_cut = cut
         if self.wal.first_index != first_index:
             self._world.note(self.id, "compacted", f"to {self.wal.first_index}")
@@ -591,7 +609,12 @@ class Member:
 
     def on_message(self, message: PeerMessage) -> None:
         assert self.node is not None
+        core, term = self.node.core, self.node.core.term
+        if type(message) in _INVITATIONS:
+            self.invited_at = self._world.now
         self.node.on_message(message)
+        if message.sender == core.leader and core.term == term:
+            self.heard_leader_at = self._world.now
 
     def on_connected(self, peer: int) -> None:
         assert self.node is not None

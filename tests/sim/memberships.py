@@ -10,6 +10,7 @@ what is known to be committed. So the core's own idea of it can be held against 
                           one before it has committed an entry of its own term
     one voter             a membership has at most one voter more or less than the one before it
     used up               who was removed never comes back
+    standbys              who came later votes, or is about to, only if an operator wished so
     only voters lead      elected by a majority of the voters of the membership in the leader's log
 """
 
@@ -41,6 +42,10 @@ class Memberships:
         self._known = [(0, first)]
         self.on_change: Callable[[], None] = lambda: None
         """Called when another membership is committed."""
+        self.wanted = {i for i, member in first.members.items() if member.is_voter}
+        """Who is to vote, by those who may say so."""
+        self.standbys: set[int] = set()
+        """Who was a standby, whatever has become of it."""
         self._committed = committed
         self._seen = 0
 
@@ -63,8 +68,25 @@ class Memberships:
             raise Violation(f"a removed node came back: {sorted(before.removed)} were removed")
         if before.members.keys() - after.members.keys() - after.removed:
             raise Violation("a node has gone, and may come back: it isn't among the removed")
+        self._check_standbys(after)
         self._known.append((entry.index, after))
         self.on_change()
+
+    def _check_standbys(self, membership: Membership) -> None:
+        for node_id, member in membership.members.items():
+            if member.is_standby:
+                self.standbys.add(node_id)
+            elif node_id not in self.wanted:
+                raise Violation(f"nobody wanted node {node_id} to be more than a standby: {member}")
+            if member.is_voter and member.is_standby:
+                raise Violation(f"node {node_id} votes, and is a standby: {member}")
+
+    def has_been(self, node_id: int, *, adds: bool, is_standby: bool) -> bool:
+        """Whether a node ever was what an operator wanted: a voter or a standby, or gone."""
+        if not adds:
+            return node_id in self.latest.removed
+        ever = [known.members[node_id] for _, known in self._known if node_id in known.members]
+        return any(member.is_standby if is_standby else member.is_voter for member in ever)
 
     def in_force(self, log: RaftLog) -> Membership:
         """The latest in this log. Up to its commit index a log was found to be the known one."""

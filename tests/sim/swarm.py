@@ -113,6 +113,23 @@ class Swarm:
     retention_bytes: int = 1 << 40
     chunk_bytes: int = 1 << 20
 
+    campaigns: bool = True
+    """Whether members campaign by themselves: `auto_failover`."""
+    promotion_every_s: float = 0.0
+    """How often an operator wants a certain node to lead."""
+    regions: tuple[str, ...] = ("primary",)
+    region_shift: int = 0
+    standby_chance: float = 0.0
+    """Of the nodes that are added, how many are to be learners until they are promoted."""
+    aged_chance: float = 0.0
+    """Of the reads, how many are content with a state of a certain age."""
+    do_groups_wait: bool = False
+    """Whether session clients may want more than a majority to have their groups."""
+
+    def region(self, node_id: int) -> str:
+        """Where a node is."""
+        return self.regions[(node_id + self.region_shift) % len(self.regions)]
+
     @property
     def nodes(self) -> int:
         """How many nodes there may ever be: the first members, and those that may come later."""
@@ -124,7 +141,7 @@ def draw(rng: Random) -> Swarm:
     swarm = _choose(rng)
     can_rot = swarm.size > 1 and not swarm.change_every_s and not swarm.is_only_sick
     if can_rot and rng.random() < ROTTING_CHANCE:
-        return rng.choice((_rotting, _rotting_alone))(swarm, rng)
+        return rng.choice((_rotting, _rotting_alone, _rotting_alone))(swarm, rng)
     return swarm
 
 

@@ -46,6 +46,8 @@ class World:
         self.events = 0
         self.digest = 0
         self.is_done = False
+        self.is_settled = False
+        """Whether the cluster has shown, after the chaos, that it has lost nothing."""
         self.recent: deque[tuple[float, int, str, Any]] = deque(maxlen=RECENT_MAX)
         self.counts: Counter[str] = Counter()
         self.after: Callable[[Any], None] = lambda actor: None

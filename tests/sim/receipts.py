@@ -1,0 +1,91 @@
+"""Whether what a receipt says of disks is true, at the moment in which its caller hears of it.
+
+Theory of operation. Who is named has the entry: as far as the invariants know the disk; and now and
+then one of those who are named is taken as if it lost its power at this very moment, with all that
+isn't synced, and its log is recovered from what is left. Members whose disks have rotted,
+or that have lost their logs or directories since, are no witnesses: a receipt can't know of that.
+
+A caller who wants more than a majority gets a receipt only if so many voters are named in it, by
+the membership that the releasing node goes by; and the regions named are those of the nodes named.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from random import Random
+
+from raftha.core import Raft
+from raftha.entry import Entry
+from raftha.errors import StorageError
+from raftha.operations import ALL_VOTERS, MAJORITY
+from raftha.storage.wal import Wal
+from raftha.types import Acknowledgement
+from tests.sim.member import WAL, Member
+from tests.sim.memberships import voters
+from tests.sim.swarm import Swarm
+from tests.sim.world import Violation, World
+
+LOOK_CHANCE = 0.005
+"""How often a disk is looked at: that costs as much as a hundred events."""
+
+
+class Receipts:
+    """All receipts of one simulation."""
+
+    def __init__(self, world: World, swarm: Swarm, members: Mapping[int, Member]) -> None:
+        self._world = world
+        self._swarm = swarm
+        self._members = members
+        self._rng: Random = world.stream("receipts")
+
+    def check(
+        self, asked: Member, acks: int, is_late: bool, entry: Entry, told: Acknowledgement
+    ) -> None:
+        """A caller of `asked`, who wanted `acks`, is told this; `is_late`: or so few in time."""
+        counts = self._world.counts
+        if asked.node is not None:
+            if len(self._swarm.regions) > 1:
+                self._check_regions(asked.node.core, told)
+            if acks != MAJORITY and not is_late:
+                self._check_wanted(asked.node.core, acks, told.acked_by)
+        counts["receipt too late"] += is_late
+        if acks != MAJORITY and not is_late:
+            counts["receipt of all voters" if acks == ALL_VOTERS else "receipt of a quorum"] += 1
+        counts["receipt of several regions"] += len(told.regions) > 1
+        if told.acked_by and self._rng.random() < LOOK_CHANCE:
+            self._look_at(self._members[self._rng.choice(told.acked_by)], entry)
+
+    def _check_regions(self, core: Raft, told: Acknowledgement) -> None:
+        # One that was removed is named, if it has the entry, but its region may be gone.
+        members = core.membership.members
+        regions = {i: self._swarm.region(i) for i in told.acked_by}
+        least = {region for i, region in regions.items() if i in members}
+        if not least <= {*told.regions} <= {*regions.values()}:
+            raise Violation(f"{told} names other regions than {sorted(least)}")
+
+    def _check_wanted(self, core: Raft, acks: int, acked_by: Sequence[int]) -> None:
+        electorate = voters(core.membership)
+        wanted = len(electorate) if acks == ALL_VOTERS else max(acks, len(electorate) // 2 + 1)
+        # Where a voter has gone, fewer are left than a caller has asked for.
+        if len(electorate & {*acked_by}) < min(wanted, len(electorate)):
+            raise Violation(f"{acked_by} are not {wanted} of the voters {sorted(electorate)}")
+
+    def _look_at(self, holder: Member, entry: Entry) -> None:
+        if holder.is_rotten or holder.vault.epoch or holder.incarnation > 1:
+            return
+        disk = holder.disk.without_power()
+        salts = itertools.count(1)
+        try:
+            wal = Wal.open(
+                disk, WAL, segment_bytes=self._swarm.segment_bytes, salt=lambda: next(salts)
+            )
+        except StorageError as error:
+            raise Violation(f"node {holder.id} could not recover now: {error}") from error
+        self._world.counts["disk looked at"] += 1
+        if wal.base.index >= entry.index:
+            return  # It is in the state, which the invariants have compared.
+        if wal.last_index < entry.index or wal.read(entry.index, 1)[0].hash != entry.hash:
+            raise Violation(
+                f"node {holder.id} is said to have entry {entry.index}, and would lose it now"
+            )
