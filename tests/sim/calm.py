@@ -18,7 +18,7 @@ from tests.sim.world import Violation, World
 LOOK_S = 0.05
 STEP_S = 1.0
 """For a step beyond the wait: for those to be known as well who are, and for the transfer."""
-HOLD_S = 1.5
+HOLD_S = 1.0
 """So long it must stay where it is."""
 
 

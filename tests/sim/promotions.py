@@ -80,7 +80,9 @@ class Promotions:
         if sum(self._open.values()) or any(_leads(member) for member in up):
             return
         latest = self._latest()
-        asked = self._rng.choice([member for member in up if member.id in latest.members])
+        # One that came back without its directory is turned away by all others.
+        known = [m for m in up if m.id in latest.members and m.incarnation == 1]
+        asked = self._rng.choice(known)
         wanted = [self._members[voter] for voter in sorted(voters(latest))]
         # An operator doesn't know who lacks what, or heals.
         is_unlucky = self._rng.random() < 0.5
