@@ -88,8 +88,8 @@ class Administration:
             elif isinstance(operation, TransferOperation):
                 self._deliver(operation, self._transfer_timeout(operation.target))
             else:
-                late = "the change of membership was not seen before the deadline"
-                self._deliver(operation, RequestTimeout(late))
+                assert isinstance(operation, MembershipOperation)
+                self._deliver(operation, self._change_timeout(operation))
         self.forget_expired()
         return earliest
 
@@ -205,6 +205,14 @@ class Administration:
             return RequestTimeout("leadership was not seen to move before the deadline")
         return TransferFailed(
             f"no leader is known, and node {target} was not elected before the deadline",
+            hint="a majority of the voters must be up and reach each other",
+        )
+
+    def _change_timeout(self, operation: MembershipOperation) -> RafthaError:
+        if operation.is_repeated:
+            return RequestTimeout("the change of membership was not seen before the deadline")
+        return Unavailable(
+            "no leader was known before the deadline, so nobody was asked for the change",
             hint="a majority of the voters must be up and reach each other",
         )
 

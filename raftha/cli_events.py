@@ -92,10 +92,15 @@ class Printer:
             typer.echo(json.dumps(event))
             return
         clock = datetime.fromtimestamp(event["time_us"] / 1e6, UTC).isoformat(" ", "milliseconds")
-        details = " ".join(f"{k}={v}" for k, v in event.items() if k not in _STAMPS)
+        details = " ".join(f"{k}={_brief(v)}" for k, v in event.items() if k not in _STAMPS)
         color = "red" if event["kind"] in _RED else "green" if event["kind"] in _GREEN else "bold"
         kind = f"[{color}]{event['kind']:<24}[/]"
         self._console.print(f"{clock[:23]}  node {event['reporter']}  {kind} {escape(details)}")
+
+
+def _brief(value: Any) -> Any:
+    """A value for people: of what was measured, a digit behind the point."""
+    return f"{value:.1f}" if isinstance(value, float) else value
 
 
 def _members(asked: Iterable[str], access: Access) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,19 +87,30 @@ def status(
 
 def _watch(asked: Sequence[str], access: Access, interval_s: float, as_json: bool) -> None:
     """Look again and again, also while nobody answers: that is when one watches."""
+    seen = looks(asked, access, interval_s)
     try:
         if as_json:
-            while True:
-                nodes = collect_statuses(asked, access, WATCH_TIMEOUT_S)
+            for nodes in seen:
                 typer.echo(json.dumps({"leader_id": find_leader(nodes), "nodes": nodes}))
-                time.sleep(interval_s)
-        with Live(console=console(), auto_refresh=False) as live:
-            while True:
-                nodes = collect_statuses(asked, access, WATCH_TIMEOUT_S)
-                live.update(_watched(nodes, live.console), refresh=True)
-                time.sleep(interval_s)
+        else:
+            with Live(console=console(), auto_refresh=False) as live:
+                for nodes in seen:
+                    live.update(_watched(nodes, live.console), refresh=True)
     except KeyboardInterrupt:
         return
+
+
+def looks(asked: Sequence[str], access: Access, interval_s: float) -> Iterator[Nodes]:
+    """The nodes as they are now, and now, and now."""
+    known = list(asked)
+    while True:
+        nodes = collect_statuses(known, access, WATCH_TIMEOUT_S)
+        yield nodes
+        # The node that was named may be the next to go: those that it told of are asked too.
+        removed = find_removed(nodes)
+        found = [n["address"] for n in nodes if n["status"] and n["node_id"] not in removed]
+        known = list(dict.fromkeys([*asked, *(found or known)]))
+        time.sleep(interval_s)
 
 
 def _watched(nodes: Nodes, out: Console) -> Group:

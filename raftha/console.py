@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
@@ -26,6 +27,10 @@ def errors_as_lines() -> Iterator[None]:
     """Turn raftha's errors, and the system's, into a line on stderr and an exit code."""
     try:
         yield
+    except BrokenPipeError as error:
+        # Whoever read it has seen enough; nor must Python complain as it flushes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from error
     except (ConfigError, InvalidRequest, Indeterminate) as error:
         fail(error, 2)
     except (RafthaError, OSError) as error:

@@ -343,8 +343,9 @@ class HaManager:
 
         The node is started with its own `address` and the `members` that the cluster began with. It
         gets the log as a learner first. MembershipChangePending: one change at a time.
-        ReplicaTooSlow: it doesn't catch up. RequestTimeout: ask again, it goes on. `node_id` must
-        be new. Without a `region` it is in the first of this node's `regions`, for good.
+        ReplicaTooSlow: it doesn't catch up. RequestTimeout: ask again, it goes on. Unavailable: no
+        leader was known, so nobody was asked. `node_id` must be new. Without a `region` it is in
+        the first of this node's `regions`, for good.
 
         With `voter=False` it stays a learner, a warm standby, until `promote_replica`: it gets
         everything, and counts for no quorum. Returns as soon as it is a member.

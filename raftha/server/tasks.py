@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import Any, TypeAlias
 
 from raftha.aio import HaManager
-from raftha.errors import InvalidRequest
+from raftha.errors import Indeterminate, InvalidRequest, Unavailable
 from raftha.refusals import Refusals
 from raftha.resp import ReplyError
 from raftha.server.glob import glob_matches
@@ -229,6 +229,14 @@ async def failover(service: Service, request: Arguments) -> str:
     return "OK"
 
 
+async def _need_majority(service: Service) -> None:
+    """Unavailable soon, if nothing can be changed: a change itself may take `CHANGE_S`."""
+    try:
+        await service.ha.get(b"any")
+    except (Unavailable, Indeterminate) as error:
+        raise Unavailable(f"nothing was changed: {error}") from error
+
+
 async def add_replica(service: Service, request: Arguments) -> str:
     address = request[3].decode(errors="replace")
     region = request[4].decode(errors="replace") if len(request) > 4 else ""
@@ -236,22 +244,28 @@ async def add_replica(service: Service, request: Arguments) -> str:
     if len(request) > 5 and request[5].upper() != b"STANDBY":
         raise ReplyError(SYNTAX_ERROR)
     node_id, is_voter = parse_int64(request[2]), len(request) < 6
+    await _need_majority(service)
     await service.ha.add_replica(node_id, address, region=region, voter=is_voter, timeout=CHANGE_S)
     return "OK"
 
 
 async def promote(service: Service, request: Arguments) -> str | list[int]:
     if len(request) == 3:
-        await service.ha.promote_replica(parse_int64(request[2]), timeout=CHANGE_S)
+        node_id = parse_int64(request[2])
+        await _need_majority(service)
+        await service.ha.promote_replica(node_id, timeout=CHANGE_S)
         return "OK"
     if request[2].upper() != b"REGION":
         raise ReplyError(SYNTAX_ERROR)
+    await _need_majority(service)
     region = request[3].decode(errors="replace")
     return list(await service.ha.promote_region(region, timeout=CHANGE_S))
 
 
 async def remove_replica(service: Service, request: Arguments) -> str:
-    await service.ha.remove_replica(parse_int64(request[2]), timeout=CHANGE_S)
+    node_id = parse_int64(request[2])
+    await _need_majority(service)
+    await service.ha.remove_replica(node_id, timeout=CHANGE_S)
     return "OK"
 
 

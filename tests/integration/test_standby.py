@@ -127,6 +127,19 @@ def test_operators_add_and_promote_standbys_by_command_line_and_resp() -> None:
                 cluster.call(1, "RAFTHA", *wrong)
 
 
+@pytest.mark.slow
+def test_without_a_majority_operators_hear_soon_that_nothing_is_changed() -> None:
+    """Not only when a change's own time is over, which a new node may need to get all the data."""
+    with LocalCluster(nodes=2, settings={"request_timeout_s": 1}) as cluster:
+        cluster.wait_ready()
+        cluster.kill(2)
+        for args in (("promote", "2"), ("promote", "--region", "primary"), ("remove", "2")):
+            asked = ["member", *args, "--connect", cluster.addresses[1]]
+            result = CliRunner().invoke(cli.app, asked)
+            assert result.exit_code == 1
+            assert "nothing was changed" in result.stderr
+
+
 def test_a_member_whose_region_is_not_said_is_in_the_first_there_is(tmp_path: Path) -> None:
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
     with raftha.HaManager(replace(config, regions=("near", "far"))) as one:

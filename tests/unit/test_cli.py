@@ -23,7 +23,8 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from raftha import cli, cli_membership, cli_status
+from raftha import cli, cli_events, cli_membership, cli_status
+from raftha.call import NO_ACCESS
 from raftha.console import fail
 from raftha.errors import RafthaError
 from raftha.processes import reserve_port
@@ -269,6 +270,30 @@ def test_status_watches_until_ctrl_c(args: list[str], shown: str) -> None:
     assert b"Traceback" not in seen
 
 
+def test_watching_goes_on_when_the_node_that_was_named_is_gone() -> None:
+    with listening() as second:
+        with listening() as first:
+            addresses = {1: first.address, 2: second.address}
+            second.reply = status_reply(2, addresses)
+            first.reply = status_reply(1, addresses)
+            looks = cli_status.looks([first.address], NO_ACCESS, 0.0)
+            assert all(node["status"] for node in next(looks))
+        for _ in range(2):
+            one, two = next(looks)
+            assert (one["node_id"], one["status"]) == (1, None)
+            assert two["status"]["node_id"] == 2
+
+
+def test_events_for_people_have_no_more_digits_than_were_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stamps = {"reporter": 2, "number": 7, "time_us": 1_795_000_000_000_000}
+    event = {"kind": "failover_completed", **stamps}
+    cli_events.Printer([], False)({**event, "new_primary": 1, "duration_ms": 118.27690700010862})
+    line = capsys.readouterr().out
+    assert line.endswith("node 2  failover_completed       new_primary=1 duration_ms=118.3\n")
+
+
 def test_status_asks_the_node_of_a_configuration_file(tmp_path: Path) -> None:
     with fake_cluster() as addresses:
         path = tmp_path / "node.toml"
@@ -449,6 +474,21 @@ def test_what_a_server_refuses_is_said_in_its_words_without_the_protocol_s() -> 
         node.reply = b"-NOAUTH Authentication required.\r\n"
         code, _, err = run("member", "add", "9", "127.0.0.1:1", *asked)
         assert (code, err) == (1, "error: NOAUTH Authentication required.\n")
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """As `raftha status | head` does: a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with fake_cluster() as addresses:
+        process = subprocess.run(
+            [sys.executable, "-m", "raftha", "status", addresses[1]],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdout=writing, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (1, b"")
 
 
 def test_failover_says_who_leads() -> None:
