@@ -329,7 +329,7 @@ def test_members_come_and_go_by_the_command_line() -> None:
         assert added.returncode == 0, added.stderr
         assert "2 of 2 voters are a majority" in added.stdout
         again = raftha("member", "add", str(new), "127.0.0.1:1", "--connect", cluster.addresses[1])
-        assert again.returncode == 1
+        assert again.returncode == 2
         assert "is a member already" in again.stderr
         config = str(cluster.config_of(1))
         removed = raftha("member", "remove", "1", "--config", config, "--json")
