@@ -189,14 +189,18 @@ def test_a_member_that_is_stopped_in_silence_is_disconnected_by_timeout(
     monkeypatch.setattr(health, "HANG_UP_S", 1.0)
     with watched() as node:
         node.cluster.pause(3)
-        wait_until(lambda: bool(node.of(events.ReplicaDisconnected)), "it is hung up on")
+
+        def gone() -> list[str]:
+            lost = node.of(events.ReplicaDisconnected)
+            return [event.reason for event in lost if event.node_id == 3]
+
+        wait_until(lambda: bool(gone()), "it is hung up on")
+        assert gone() == ["timeout"]
         wait_until(lambda: node.row(3).state is ReplicaState.DISCONNECTED, "and known to be")
         node.ha.put(b"without", b"it")
         node.cluster.resume(3)
         node.wait_healthy()
-        (gone,) = node.of(events.ReplicaDisconnected)
-        assert (gone.node_id, gone.reason) == (3, "timeout")
-        assert {e.node_id for e in node.of(events.ReplicaConnected)} == {3}
+        assert 3 in {event.node_id for event in node.of(events.ReplicaConnected)}
 
 
 @pytest.mark.slow
