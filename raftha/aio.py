@@ -23,6 +23,7 @@ from raftha.callers import Overdue, Tally
 from raftha.config import HaConfig
 from raftha.errors import Forked, InvalidRequest, RafthaError, Stopped
 from raftha.event_bus import AsyncEventStream, EventBus
+from raftha.leased import Missed
 from raftha.manager import (
     Consistency,
     check_asserts,
@@ -33,6 +34,7 @@ from raftha.manager import (
     learners_of,
     many_reader,
     overloaded,
+    read_leased,
     scan_reader,
     unstarted_status,
 )
@@ -326,8 +328,12 @@ class HaManager:
         max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> bytes | None:
-        """As `raftha.HaManager.get`."""
+        """As `raftha.HaManager.get`; what a lease lets it answer, without giving up the loop."""
         commands.check_key(key)
+        if consistency == "linearizable" and max_staleness_ms is None:
+            leased = read_leased(self._runtime, self.config, key, timeout)
+            if not isinstance(leased, Missed):
+                return leased
         value: bytes | None = await self._read(
             lambda node: node.state.get(key), consistency, max_staleness_ms, timeout, len(key)
         )

@@ -33,11 +33,14 @@ def make_core(
     state: State,
     entries: Sequence[Entry],
     random_below: Callable[[int], int],
+    *,
     epoch: int,
+    promised_ms: int,
+    clock_ns: Callable[[], int],
 ) -> Raft:
     """The core of a node that finds this on its disk: `entries` follow what `state` has applied.
 
-    `epoch` is its healing epoch.
+    `epoch` is its healing epoch, `promised_ms` the longest promise that it may have given.
     """
     core_config = CoreConfig(
         node_id=config.node_id,
@@ -45,7 +48,10 @@ def make_core(
         election_ticks=config.election_timeout_ms * HEARTBEAT_TICKS // config.heartbeat_interval_ms,
         campaigns=config.auto_failover,
         regions=config.regions,
+        lease_ms=config.lease_ms,
+        promised_ms=promised_ms,
+        clock_drift_max=config.clock_drift_max,
     )
     membership = applied_membership(state, config)
     log = RaftLog(first_index, state.applied, entries, core_config.window_bytes_max, membership)
-    return Raft(core_config, hard_state, log, random_below, epoch)
+    return Raft(core_config, hard_state, log, random_below, epoch, clock_ns)

@@ -1,11 +1,14 @@
 """Time, as a seam: the real clock here, a simulated one in `tests/sim`.
 
-Two times, never mixed: `monotonic` measures durations and deadlines, `time_us` stamps entries.
+Three times, never mixed: `monotonic` measures durations and deadlines, `time_us` stamps entries,
+`boottime_ns` is for leases: it goes on while the machine sleeps.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 
@@ -20,9 +23,17 @@ class Clock(Protocol):
         """Microseconds since 1970 UTC; may jump, as wall clocks do."""
         ...
 
+    @property
+    def boottime_ns(self) -> Callable[[], int]:
+        """Says the nanoseconds since some fixed moment; those in which the machine slept count."""
+        ...
+
 
 class SystemClock:
     """The operating system's clocks."""
+
+    # Called for each leased read: not through a function of Python's own.
+    boottime_ns = partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
 
     def monotonic(self) -> float:
         return time.monotonic()

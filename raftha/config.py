@@ -103,7 +103,8 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "node_id": int, "data_dir": (str, Path), "members": Mapping, "address": str,
     "cluster_name": str, "client_address": str, "insecure": bool, "tls_ca": (str, Path),
     "tls_cert": (str, Path), "tls_key": (str, Path), "heartbeat_interval_ms": int,
-    "election_timeout_ms": int, "request_timeout_s": (int, float), "value_bytes_max": int,
+    "election_timeout_ms": int, "lease_ms": int, "clock_drift_max": (int, float),
+    "request_timeout_s": (int, float), "value_bytes_max": int,
     "wal_segment_bytes": int, "max_wal_size": int, "checkpoint_interval_sec": (int, float),
     "disk_reserve_bytes": int,
     "log_retention_bytes": int, "snapshot_bytes_per_s": int, "submit_queue_bytes_max": int,
@@ -192,6 +193,15 @@ class HaConfig:
     """A follower that hears nothing campaigns after 1 to 2 of these. At least 4 heartbeats. It
     counts for silent leaders; one whose connection breaks is replaced without waiting for it."""
 
+    lease_ms: int = 0
+    """How long followers promise a leader to elect no other, so that it can answer reads by itself;
+    0 for never. From 2 heartbeats to `election_timeout_ms`. Set it only where `clock_drift_max`
+    holds. A leader that dies is replaced that much later, but for one that is stopped in order."""
+
+    clock_drift_max: float = 0.2
+    """With `lease_ms`: how much slower one member's clock may run than another's, as a fraction,
+    from 0 to 0.9. The default allows for chronyd's fastest slewing, which is 0.083 either way."""
+
     request_timeout_s: float = 10.0
     """The deadline of a call that doesn't give its own, over 0 and up to 600."""
 
@@ -247,6 +257,14 @@ class HaConfig:
         if self.on_event is not None and not callable(self.on_event):
             raise ConfigError(f"on_event must be callable, got {shown(self.on_event)}")
         check_range(self, "election_timeout_ms", 4 * self.heartbeat_interval_ms, 600_000)
+        if self.lease_ms:
+            low, high = 2 * self.heartbeat_interval_ms, self.election_timeout_ms
+            if not low <= self.lease_ms <= high:
+                raise ConfigError(
+                    f"lease_ms must be 0, or from 2 heartbeats to an election timeout ({low} to"
+                    f" {high}), got {shown(self.lease_ms)}"
+                )
+        check_range(self, "clock_drift_max", 0, 0.9)
         if not 0 < self.request_timeout_s <= 600:
             raise ConfigError("request_timeout_s must be over 0 and at most 600")
         check_range(self, "value_bytes_max", 1, 4 * MIB)

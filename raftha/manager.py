@@ -14,7 +14,7 @@ A write returns once a majority has it on disk, unless `HaConfig.replication`, o
 
 Any node takes any call: what only the leader can do is sent there. Reads are linearizable unless
 `consistency="stale"` asks for whatever this node has at once, or `max_staleness_ms` for what it has
-if that isn't older.
+if that isn't older. A leader with a lease (`HaConfig.lease_ms`) answers `get` in the calling thread.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from raftha.errors import (
     Stopped,
 )
 from raftha.event_bus import EventBus, EventStream
+from raftha.leased import MISSED, Missed
 from raftha.modes import RELEASED, Mode, acks_of, make_write
 from raftha.node import Node
 from raftha.operations import (
@@ -255,6 +256,10 @@ class HaManager:
         time since the node last began to ask a leader how far to apply, and then did.
         """
         commands.check_key(key)
+        if consistency == "linearizable" and max_staleness_ms is None:
+            leased = read_leased(self._runtime, self.config, key, timeout)
+            if not isinstance(leased, Missed):
+                return leased
         value: bytes | None = self._read(
             lambda node: node.state.get(key), consistency, max_staleness_ms, timeout
         )
@@ -530,6 +535,15 @@ def check_consistency(
     if not is_linearizable:
         raise InvalidRequest("a stale read has no bound; leave consistency out")
     return True, max_staleness_ms / 1000
+
+
+def read_leased(
+    runtime: Runtime | None, config: HaConfig, key: bytes, timeout: float | None
+) -> bytes | Missed | None:
+    """A linearizable read by this thread, if the node holds a lease."""
+    if timeout is not None:
+        deadline_of(config, timeout)  # Refuses a wrong one.
+    return MISSED if runtime is None else runtime.node.leased.get(key)
 
 
 def many_reader(keys: Sequence[bytes]) -> Callable[[Node], list[bytes | None]]:

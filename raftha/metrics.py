@@ -92,6 +92,7 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
 def _of_node(status: HaStatus) -> Iterator[Metric]:
     yield _gauge("up", "1 if the node runs, 0 if it is stopped or has failed.", status.is_running)
     yield _gauge("is_leader", "1 if the node leads.", status.is_primary)
+    yield _gauge("has_lease", "1 if it leads and holds a lease.", status.has_lease)
     role = GaugeMetricFamily("raftha_role", "1 for the role the node has.", labels=["role"])
     for name in ROLES:
         role.add_metric([name], float(name == status.role))
@@ -158,7 +159,10 @@ def _add_health(family: GaugeMetricFamily, node: list[str], replica: ReplicaStat
 
 
 def _of_statistics(statistics: Statistics) -> Iterator[Metric]:
-    yield _counter("reads", "Reads asked for.", "consistency", statistics.reads)
+    # In one step: other threads go on counting.
+    leased = sum(list(statistics.leased.values()))
+    reads = {**statistics.reads, "leased": leased} if leased else statistics.reads
+    yield _counter("reads", "Reads asked for.", "consistency", reads)
     yield _counter("errors", "Calls that ended with an error.", "error", statistics.errors)
     yield _counter("events", "Events, by kind.", "kind", statistics.events)
     yield CounterMetricFamily(

@@ -10,7 +10,7 @@ A turn: groups that wait become one batch if no write is under way -> the core s
 send, apply and read -> all of it goes out -> futures are completed, all together.
 
 Rules:
-  N1  All calls come from one thread, the node's.
+  N1  All calls come from one thread, the node's; but what `leased` reads, it reads from any.
   N2  What is applied is committed and on this node's disk (core, R5).
   N3  A checkpoint freezes the write buffer between two entries; the host writes it out, meanwhile
       the next buffer fills. At most one is under way.
@@ -57,6 +57,7 @@ from raftha.health import HealthMonitor
 from raftha.host import Host
 from raftha.inbox import BATCH_BYTES_MAX, Inbox, Waiting
 from raftha.lag import Lags
+from raftha.leased import LeasedReads
 from raftha.membership import Membership
 from raftha.operations import (
     DigestOperation,
@@ -117,6 +118,7 @@ class Node:
         self.state = state
         self.failure = ""
         self.client_addresses = {config.node_id: config.client_address}
+        self.leased = LeasedReads(core, state, clock.boottime_ns, host.statistics.leased)
         self._host = host
         self._clock = clock
         self._random_below = random_below
@@ -659,6 +661,7 @@ class Node:
         if self.failure:
             return
         self.failure = reason or STOPPED
+        self.core.leases.withdraw()
         if reason:
             self._host.emit(StorageFailure(reporter=self.core.id, reason=reason))
         self._submissions.abort(unsent, sent)
@@ -681,6 +684,7 @@ class Node:
         return HaStatus(
             is_running=not self.failure,
             is_primary=core.is_leader and not self.failure,
+            has_lease=core.leases.holds(),
             node_id=core.id,
             cluster_id=self.cluster_id,
             role=self._role(),

@@ -125,6 +125,7 @@ class Runtime:
             self._data = DataDirectory(Path(config.data_dir), config.cluster_id, config.node_id)
             opened.callback(self._data.close)
             self.node = self._open()
+            forks.renew_in_child(self, Runtime._end_lease)
             opened.pop_all()
 
     def _open(self) -> Node:
@@ -167,6 +168,7 @@ class Runtime:
     def _make_node(self, whole: Whole) -> Node:
         config = self.config
         wal, state, entries = whole
+        self._data.note_promise(config.lease_ms)
         core = make_core(
             config,
             wal.hard_state,
@@ -174,7 +176,9 @@ class Runtime:
             state,
             entries,
             self._random.randrange,
-            self._data.epoch,
+            epoch=self._data.epoch,
+            promised_ms=self._data.promised_ms,
+            clock_ns=self._clock.boottime_ns,
         )
         return Node(
             config, config.cluster_id, core, state, self, self._clock, self._random.randrange
@@ -198,6 +202,10 @@ class Runtime:
         )
         log.critical("node=%d %s", self.config.node_id, found)
         self.emit(event)
+
+    def _end_lease(self) -> None:
+        """In a forked process: what is here of the node's state ages from now on."""
+        self.node.core.leases.withdraw()
 
     # ---------------------------------------------------------------- life
 

@@ -204,8 +204,9 @@ class HaStatus:
     persisted_index <= last_index. `checkpoint_index` is what LMDB holds durably by itself. `role`
     is follower, pre_candidate, candidate, leader, removed, stopped or failed; `failure` says why
     failed. A node that `is_healing` has lost its log: it counts for no quorum and can't be elected
-    until it holds again all that it may have acknowledged. `replicas` are the members, `removed`
-    those that once were, by this node's own log.
+    until it holds again all that it may have acknowledged. A leader that `has_lease` answers reads
+    by itself at that moment. `replicas` are the members, `removed` those that once were, by this
+    node's own log.
     `events_dropped` counts events for which `on_event` or a stream was too slow, `event_errors` how
     often `on_event` raised.
     `fire_forget` counts this manager's writes that nobody waits for.
@@ -231,6 +232,7 @@ class HaStatus:
     checkpoint_index: int
     sequence: int
     is_healing: bool = False
+    has_lease: bool = False
     failure: str
     replicas: tuple[ReplicaStatus, ...]
     removed: tuple[int, ...] = ()

@@ -41,7 +41,7 @@ from raftha.entry import Entry, decode_entry
 from raftha.errors import WireError
 from raftha.types import ReplicaState
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 FRAME_BYTES_MAX = 32 << 20
 HELLO_BYTES_MAX = 1024
 INT_MAX = 1 << 63

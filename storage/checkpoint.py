@@ -5,11 +5,11 @@ its meta are one transaction, synced before `write` returns, so a crash finds th
 the new one, never a mixture. Two named databases: `data`, and `meta` with the one key `checkpoint`.
 
 Threads. The storage thread calls `write` and `digest`, which keep each other out; the node's thread
-reads at any time, in short transactions. LMDB forbids changing the map's size while a transaction
-of this process is open, so short reads hold the *gate* and growth takes it: a read waits for a
-remapping at most, which takes microseconds. A `copy` is one long read; checkpoints are written
-beside it, and only growth has to wait for its end. `MapFullError` stays in here: the transaction is
-taken back, the map doubled, and the transaction made again.
+reads at any time, in short transactions, and any other may `get`. LMDB forbids changing the map's
+size while a transaction of this process is open, so short reads hold the *gate* and growth takes
+it: a read waits for a remapping at most, which takes microseconds. A `copy` is one long read;
+checkpoints are written beside it, and only growth has to wait for its end. `MapFullError` stays in
+here: the transaction is taken back, the map doubled, and the transaction made again.
 
 Errors. A full disk is `StorageFull`: nothing was changed, try again when there is space. Any other
 failure to write is `StorageFailed` and final. Damage is `Corrupt`. A damaged file can make reads
@@ -170,9 +170,12 @@ class CheckpointStore:
         return self._env.info()["map_size"]
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the value of `key`, None if it isn't there."""
-        with self._reading(), self._gate, self._env.begin(self._data) as txn:
-            return txn.get(key)
+        """Return the value of `key`, None if it isn't there; from any thread."""
+        try:
+            with self._gate, self._env.begin(self._data) as txn:
+                return txn.get(key)
+        except lmdb.Error as error:
+            raise self._unreadable(error) from error
 
     def scan(
         self, start: bytes | None, end: bytes | None, *, limit: int, reverse: bool
@@ -335,10 +338,13 @@ class CheckpointStore:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.NotFoundError) as error:
-            raise self.corrupt(str(error)) from error
         except lmdb.Error as error:
-            raise StorageFailed(f"{self._path}: can't read: {error}") from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: lmdb.Error) -> StorageError:
+        if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.NotFoundError):
+            return self.corrupt(str(error))
+        return StorageFailed(f"{self._path}: can't read: {error}")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -2,7 +2,8 @@
 
     data_dir/LOCK        held with flock for as long as a process uses the directory
     data_dir/identity    JSON: format, cluster_id, node_id, incarnation, peers {id: incarnation},
-                         has_log: whether there must be a log; epoch, lost, damage: see below
+                         has_log: whether there must be a log; epoch, lost, damage, promised_ms:
+                         see below
     data_dir/wal/        the log (`wal.py`)
     data_dir/state/      LMDB (`checkpoint.py`)
     data_dir/outgoing/   the image that is being sent to members that lag (`snapshot.py`)
@@ -16,6 +17,9 @@ they saw, don't let it in under its old id.
 What is damaged is replaced (`healing.py`) under a note in the identity, so that a crash finds it
 again: `epoch` is the healing epoch (`core/raft.py`); `lost` says which parts, log or state, are to
 be set aside, and under which name; `damage` what a running node found wrong with its state.
+
+`promised_ms` is the longest promise that this node may ever have given to a leader
+(`core/lease.py`): one that starts, perhaps with other settings, keeps it.
 """
 
 from __future__ import annotations
@@ -54,6 +58,7 @@ class DataDirectory:
         self.epoch = 0
         self.lost: dict[str, str] = {}
         self.damage = ""
+        self.promised_ms = 0
         self._peers: dict[str, int] = {}
         self._has_log = False
         try:
@@ -130,6 +135,11 @@ class DataDirectory:
         """All lost parts are replaced."""
         self._save(lost={}, damage="")
 
+    def note_promise(self, promised_ms: int) -> None:
+        """From now on this node may promise so much to a leader."""
+        if promised_ms > self.promised_ms:
+            self._save(promised_ms=promised_ms)
+
     def end_healing(self, epoch: int) -> None:
         """This node holds again all that it may have acknowledged."""
         self._save(epoch=epoch)
@@ -153,7 +163,8 @@ class DataDirectory:
             self.epoch = found["epoch"]
             self.lost = found["lost"]
             self.damage = found["damage"]
-            numbers = (self.incarnation, self.epoch, *self._peers.values())
+            self.promised_ms = found.get("promised_ms", 0)
+            numbers = (self.incarnation, self.epoch, self.promised_ms, *self._peers.values())
             if not all(type(number) is int for number in numbers):
                 raise TypeError("incarnations and epochs are whole numbers")
             if not all(part in FOLDERS and Path(n).name == n for part, n in self.lost.items()):
@@ -189,6 +200,7 @@ class DataDirectory:
             "epoch": self.epoch,
             "lost": self.lost,
             "damage": self.damage,
+            "promised_ms": self.promised_ms,
             **changes,
         }
         draft = self.path / "identity.tmp"
@@ -201,6 +213,7 @@ class DataDirectory:
         self.incarnation, self._peers = record["incarnation"], record["peers"]
         self._has_log, self.epoch = record["has_log"], record["epoch"]
         self.lost, self.damage = record["lost"], record["damage"]
+        self.promised_ms = record["promised_ms"]
 
 
 def sync_folder(folder: Path) -> None:

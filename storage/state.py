@@ -15,9 +15,10 @@ What would keep the node's thread for long is done in pieces: `count` and `scan`
 too many keys were buffered since they were last called, and each `prepare` brings them nearer. Only
 a command that scans, which can't wait, sorts all at once.
 
-All methods are for the node's thread; only `Frozen` goes to another. After a crash the store holds
-the last checkpoint, whole; `applied` says from where the log has to be replayed. Sessions are part
-of the state and of every checkpoint's meta, so a replayed group is as new, or as old, as it was.
+All methods but `get` are for the node's thread; only `Frozen` goes to another. After a crash the
+store holds the last checkpoint, whole; `applied` says from where the log has to be replayed.
+Sessions are part of the state and of every checkpoint's meta, so a replayed group is as new, or as
+old, as it was.
 
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
@@ -181,12 +182,19 @@ class State:
         return applied
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the value of `key`, None if it isn't there."""
+        """Return the value of `key`, None if it isn't there.
+
+        For other threads too: they get a value that was current at some moment of the call, if the
+        key's newest one was applied before.
+        """
+        # Newer layers first, each looked up once. What leaves one meanwhile goes to an older one
+        # that is looked at later.
         values = self._buffer.values
         if key in values:
             return values[key]
-        if self._frozen is not None and key in self._frozen.values:
-            return self._frozen.values[key]
+        frozen = self._frozen
+        if frozen is not None and key in frozen.values:
+            return frozen.values[key]
         return self._store.get(key)
 
     def scan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from raftha.core import (
@@ -40,6 +41,10 @@ def core(
     in_flight_messages_max: int = 256,
     append_bytes_max: int = 4 << 20,
     epoch: int = 0,
+    lease_ms: int = 0,
+    promised_ms: int = 0,
+    clock_drift_max: float = 0.0,
+    clock_ns: Callable[[], int] = lambda: 0,
 ) -> Raft:
     """A core that has just started, with a log of entries of these terms on its disk."""
     config = CoreConfig(
@@ -49,11 +54,15 @@ def core(
         window_bytes_max=window_bytes_max,
         in_flight_messages_max=in_flight_messages_max,
         append_bytes_max=append_bytes_max,
+        lease_ms=lease_ms,
+        promised_ms=max(promised_ms, lease_ms),
+        clock_drift_max=clock_drift_max,
     )
     membership = Membership.first({i: f"127.0.0.1:{7100 + i}" for i in range(1, voters + 1)})
     log = RaftLog(1, LOG_START, chain(*terms), window_bytes_max, membership)
     last_term = terms[-1] if terms else 0
-    return Raft(config, hard_state or HardState(last_term, 0, 0), log, lambda below: 0, epoch)
+    hard_state = hard_state or HardState(last_term, 0, 0)
+    return Raft(config, hard_state, log, lambda below: 0, epoch, clock_ns)
 
 
 def peers_of(raft: Raft) -> list[int]:

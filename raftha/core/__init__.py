@@ -3,6 +3,7 @@
 Start with `raft.py`, whose docstring is the theory of operation.
 """
 
+from raftha.core.lease import Lease
 from raftha.core.log import RaftLog
 from raftha.core.messages import (
     Append,
@@ -31,6 +32,7 @@ __all__ = [
     "Healed",
     "Heartbeat",
     "HeartbeatReply",
+    "Lease",
     "LogRead",
     "Message",
     "PositionsReply",

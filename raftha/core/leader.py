@@ -2,8 +2,8 @@
 
 Theory of operation. `Leadership` sends entries to followers, each at its own pace (`progress.py`),
 counts what is on how many disks and moves the commit index (R3, R4 in `raft.py`), proves to readers
-that it still leads (R8), and hands over when asked to. It shares the log with `Raft`, and sends
-through it.
+that it still leads (R8), holds a lease if that is wanted (`lease.py`), and hands over when asked
+to. It shares the log with `Raft`, and sends through it.
 
 Its first entry is a no-op: only with an entry of its own term committed does it know how far the
 log is committed at all (paper, section 8).
@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import assert_never
 
+from raftha.core.lease import FOR_EVER, Leases
 from raftha.core.log import RaftLog, fitting
 from raftha.core.messages import (
     Append,
@@ -72,11 +73,15 @@ class Leadership:
         events: list[HaEvent],
         read_states: list[ReadState],
         requests: Requests,
+        *,
+        leases: Leases,
     ) -> None:
         """The lists and `requests` are the core's; what goes into them is in its next `Ready`."""
         self.id = config.node_id
         self.term = term
         self.transfer_target: int | None = None
+        self._has_told_to_campaign = False
+        self._leases = leases
         self.progress: dict[int, Progress] = {}
         self._config = config
         self._log = log
@@ -141,6 +146,7 @@ class Leadership:
         if progress.is_healing:
             raise TransferFailed(f"node {target} heals from the loss of its log")
         self.transfer_target = target
+        self._renew_lease()
         self._finish_transfer(target, progress)
         self._send_append(target)
 
@@ -212,6 +218,7 @@ class Leadership:
             peer: self._catch_ups.get(peer) or CatchUp(self._log.last_index, self._ticks)
             for peer in sorted(learners)
         }
+        self._renew_lease()
 
     def catch_up_again(self, peer: int) -> None:
         """Give a learner that was too slow another set of rounds."""
@@ -355,6 +362,7 @@ class Leadership:
 
     def _finish_transfer(self, target: int, progress: Progress) -> None:
         if progress.match == self._log.last_index:
+            self._has_told_to_campaign = True
             self._send(TimeoutNow(target, self.id, self.term))
 
     def advance_commit(self) -> None:
@@ -377,6 +385,8 @@ class Leadership:
         if index <= self._log.commit or not self._may_commit(index):
             return
         self._log.commit = index
+        if self._leases.current is None:
+            self._renew_lease()
         for peer, progress in self.progress.items():
             if progress.commit_sent < progress.notify_index <= index:
                 self._send_probe(peer, progress)
@@ -473,12 +483,16 @@ class Leadership:
 
     def send_heartbeats(self) -> None:
         """Say to all followers that this leader is there, and ask whether they agree."""
+        # Before they leave: a lease is counted from here (L3).
+        lease_ms = self._leases.lease_ms
+        sent_ns = self._leases.clock_ns() if lease_ms else 0
         for peer, progress in self.progress.items():
             # Beyond `match` the follower's log may differ: no commit index may be taken over there.
             commit = min(progress.match, self._log.commit)
             behind, epoch = self.behind(commit), progress.epoch
+            own = peer, self.id, self.term
             read_round = self._reads.round
-            self._send(Heartbeat(peer, self.id, self.term, commit, read_round, behind, epoch))
+            self._send(Heartbeat(*own, commit, read_round, behind, epoch, sent_ns, lease_ms))
 
     def _on_heartbeat_reply(self, message: HeartbeatReply) -> None:
         """A follower agrees that this is the leader."""
@@ -487,6 +501,10 @@ class Leadership:
         progress.has_fallen_back = False
         progress.has_applied(message.applied, message.applied_sequence)
         self._tell_if_healed(peer, progress)
+        if message.promised_ms:
+            promised_until_ns = self._leases.end_of(message.sent_ns, message.promised_ms)
+            progress.promised_until_ns = max(progress.promised_until_ns, promised_until_ns)
+            self._renew_lease()
         if progress.mode is Mode.PROBE:
             self._probe_again(peer, progress)
         elif progress.mode is Mode.REPLICATE and progress.match < self._log.last_index:
@@ -496,6 +514,25 @@ class Leadership:
             answered = self._reads.hear(peer, message.read_round, self._others_needed())
             if answered is not None:
                 self._answer_reads(*answered)
+
+    def _renew_lease(self) -> None:
+        """Hold a lease for as long as a quorum of today's voters has promised, if at all (L4)."""
+        if not self._leases.lease_ms:
+            return
+        is_handing_over = self.transfer_target is not None or self._has_told_to_campaign
+        if is_handing_over or not self.can_read:
+            self._leases.withdraw()
+            return
+        membership = self._log.membership
+        ends = [
+            FOR_EVER if voter == self.id else self._promised_until(voter)
+            for voter in membership.voters
+        ]
+        self._leases.renew(ends, membership.quorum)
+
+    def _promised_until(self, voter: int) -> int:
+        progress = self.progress[voter]
+        return 0 if progress.is_healing else progress.promised_until_ns
 
     @property
     def can_read(self) -> bool:
@@ -512,7 +549,7 @@ class Leadership:
         if not self._reads.has_waiting or self._reads.is_asking or not self.can_read:
             return
         self._reads.begin(self._log.commit)
-        if self._others_needed() == 0:
+        if self._others_needed() == 0 or self._leases.holds():
             self._answer_reads(*self._reads.finish())
         else:
             self.send_heartbeats()

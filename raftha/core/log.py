@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from raftha.core.messages import Append
 from raftha.core.positions import Positions
 from raftha.entry import Entry, EntryKind, LogPosition, follows
+from raftha.events import MembershipChanged
 from raftha.membership import Membership
 
 
@@ -223,6 +224,17 @@ class RaftLog:
             self.anchor = self.window[count - 1].position
             del self.window[:count]
             self._window_bytes -= freed
+
+
+def membership_changed(reporter: int, log: RaftLog) -> MembershipChanged:
+    """The event that says that the log's membership is another one."""
+    members = log.membership.members.items()
+    return MembershipChanged(
+        reporter=reporter,
+        index=log.membership_index,
+        voters=log.membership.voters,
+        learners=tuple(sorted(i for i, member in members if not member.is_voter)),
+    )
 
 
 def fitting(entries: Sequence[Entry], start: int, bytes_max: int) -> tuple[Entry, ...]:

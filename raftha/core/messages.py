@@ -84,7 +84,8 @@ class Heartbeat(NamedTuple):
 
     `read_round` numbers the leader's rounds of asking «am I still the leader?» for reads. `behind`
     is that of `Append`, as of `commit`. `epoch` is the receiver's healing epoch as of which it is
-    known to have that much.
+    known to have that much. `lease_ms`: what the receiver is asked to promise (`lease.py`), 0 for
+    nothing; `sent_ns`: when this was sent, by the leader's clock for leases.
     """
 
     to: int
@@ -94,12 +95,15 @@ class Heartbeat(NamedTuple):
     read_round: int
     behind: tuple[int, ...] = ()
     epoch: int = 0
+    sent_ns: int = 0
+    lease_ms: int = 0
 
 
 class HeartbeatReply(NamedTuple):
     """The sender takes the receiver for the leader of `term`, as of `read_round`.
 
-    `applied`, `applied_sequence`: as in `AppendReply`.
+    `applied`, `applied_sequence`: as in `AppendReply`. `sent_ns`: that of the heartbeat;
+    `promised_ms`: what the sender promised when it handled that.
     """
 
     to: int
@@ -109,6 +113,8 @@ class HeartbeatReply(NamedTuple):
     applied: int = 0
     applied_sequence: int = 0
     epoch: int = 0
+    sent_ns: int = 0
+    promised_ms: int = 0
 
 
 class Healed(NamedTuple):

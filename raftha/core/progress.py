@@ -32,6 +32,7 @@ class Progress:
     `watched_index`: it wants to hear who has this entry, 0 for none; when it was told last,
     `watched_holders` voters had it. `applied`, `applied_sequence`: how far its state is, as it said
     itself.
+    `promised_until_ns`: until then, by this leader's clock, it votes for nobody else (`lease.py`).
     `epoch`: the follower's healing epoch, as last heard. `heals_at`: it has healed when it holds
     this entry, and a majority without it does; None if it need not heal.
     """
@@ -51,6 +52,7 @@ class Progress:
         self.watched_holders = 0
         self.applied = 0
         self.applied_sequence = 0
+        self.promised_until_ns = 0
         self.waits_for_reply = False
         self.probed_at: tuple[int, int] | None = None
         self._probed_to = 0

@@ -1,4 +1,4 @@
-"""Raft as a pure state machine: inputs in, `Ready` out. It does no I/O and knows no time.
+"""Raft as a pure state machine: inputs in, `Ready` out. No I/O, and no time but for leases.
 
 Theory of operation
 ===================
@@ -35,8 +35,8 @@ R5  A node applies what is both committed and durable here, so state never runs 
 R6  Entries are cut off only where a term really differs, and never at or below commit.
 R7  A leader that hasn't heard from a quorum for an election timeout steps down (check-quorum), and
     a node that has heard from a leader within one grants no votes (lease), except for a transfer.
-R8  Reads need a round of replies from a quorum, begun after the read arrived, and a commit index
-    from the leader's own term.
+R8  Reads need a round of replies from a quorum, begun after the read arrived, or a lease that holds
+    then (`lease.py`, L1 to L5), and a commit index from the leader's own term.
 
 Election: a node first asks for pre-votes without touching its term (thesis 9.6), so a node that was
 cut off can't depose a leader when it returns. The first entry of a leader is a no-op.
@@ -44,6 +44,7 @@ cut off can't depose a leader when it returns. The first entry of a leader is a 
 A lost connection to the leader is a strong hint that its process is gone: the follower drops its
 lease and asks for pre-votes after a short delay, staggered by node id and randomised, instead of
 the election timeout. If only its own link broke, the others' leases refuse it and nothing happens.
+What it has promised, it keeps: the delay begins when the promise ends.
 
 Preferred regions only stretch a voter's patience, so a preferred one usually asks first. Without
 `CoreConfig.campaigns` patience ends in nothing, but for the first election of a new cluster.
@@ -75,7 +76,8 @@ from typing import assert_never
 from raftha.core import patience
 from raftha.core.epochs import Epochs
 from raftha.core.leader import Leadership
-from raftha.core.log import LogMismatch, RaftLog
+from raftha.core.lease import Leases, Promise
+from raftha.core.log import LogMismatch, RaftLog, membership_changed
 from raftha.core.messages import (
     Append,
     AppendReply,
@@ -111,7 +113,6 @@ from raftha.events import (
     HealingEnded,
     LeaderElected,
     LeaderLost,
-    MembershipChanged,
     Removed,
     RoleChanged,
 )
@@ -128,10 +129,11 @@ class Raft:
         log: RaftLog,
         random_below: Callable[[int], int],
         epoch: int = 0,
+        clock_ns: Callable[[], int] = lambda: 0,
     ) -> None:
         """Begin as a follower with what is on disk; `random_below(n)` gives 0 to n-1.
 
-        `epoch` is the healing epoch.
+        `epoch` is the healing epoch; `clock_ns` is for leases (`lease.py`).
         """
         assert hard_state.term >= log.last_term, "an entry of a term implies that term"
         self.id = config.node_id
@@ -147,11 +149,12 @@ class Raft:
         self._membership = log.membership
         self.is_removed = False
         self._leadership: Leadership | None = None
+        self.leases = Leases(config.lease_ms, config.clock_drift_max, clock_ns)
+        self._promise = Promise(config.lease_ms, config.promised_ms, clock_ns)
         self._elapsed_ticks = 0
         self._heartbeat_elapsed_ticks = 0
         self._timeout_ticks = 0
-        # A node that starts knows of no leader. Asking for pre-votes early does no harm if there is
-        # one.
+        # It knows of no leader; to ask for pre-votes early does no harm if there is one.
         self._is_suspecting = True
         self._announced_term = 0
         self._terms_without_leader = 0
@@ -202,12 +205,11 @@ class Raft:
 
     def tick(self) -> None:
         """One tick has passed."""
+        if self.leader is None and self._promise.forbids(self.id):
+            return  # Patience begins when the promise ends; the others' will end then, too.
         self._elapsed_ticks += 1
         if self._leadership is None:
-            is_due = self._elapsed_ticks >= self._timeout_ticks and self.is_voter
-            # On a slow disk the last vote may still be on its way there. Asking for the next term
-            # before it counts would never come to an end.
-            if is_due and self._is_hard_state_durable():
+            if self._elapsed_ticks >= self._timeout_ticks and self._may_campaign():
                 if self.role is Role.FOLLOWER and self.leader is not None:
                     self._lose_leader("timeout")
                 if self._campaigns_by_itself():
@@ -229,7 +231,7 @@ class Raft:
         """A message arrived. Stale, repeated and reordered messages are all fine."""
         assert message.to == self.id and message.sender != self.id
         # The sender may be nobody that this log knows of: it may come from a later membership.
-        if not self._epochs.is_outdated(message):
+        if not (self._epochs.is_outdated(message) or self._breaks_promise(message)):
             self._step(message)
         self._check_membership()
 
@@ -296,8 +298,8 @@ class Raft:
             self.is_removed = True
             self._emit(Removed(reporter=self.id))
             if self.role is not Role.FOLLOWER:
-                # A leader hands over before it is removed; but one of a cluster's earlier life,
-                # which others took for lost for good, may come back and find itself replaced.
+                # One of a cluster's earlier life, which others took for lost for good, may come
+                # back and find itself replaced; else a leader hands over before it is removed.
                 self._lose_leader("removed")
                 self._become_follower(self.term, None)
 
@@ -341,8 +343,7 @@ class Raft:
 
     def campaign(self) -> None:
         """An operator wants this node to lead: it asks for votes, if no leader is known."""
-        is_idle = self.role is Role.FOLLOWER and self.leader is None
-        if is_idle and self.is_voter and self._is_hard_state_durable():
+        if self.role is Role.FOLLOWER and self.leader is None and self._may_campaign():
             self._campaign(pre=True)
 
     def resign(self) -> None:
@@ -406,9 +407,8 @@ class Raft:
 
     def ready(self) -> Ready:
         """Take everything that is to be done now."""
-        write = self._outbox.take_write(HardState(self.term, self.vote, self.log.commit))
         ready = Ready(
-            write,
+            self._outbox.take_write(HardState(self.term, self.vote, self.log.commit)),
             self._outbox.take_messages(),
             self._take_committed(),
             list(self._read_states),
@@ -453,16 +453,7 @@ class Raft:
     def _check_membership(self) -> None:
         if self.log.membership is not self._membership:
             self._membership = self.log.membership
-            members = self._membership.members.items()
-            learners = tuple(sorted(i for i, member in members if not member.is_voter))
-            self._emit(
-                MembershipChanged(
-                    reporter=self.id,
-                    index=self.log.membership_index,
-                    voters=self._membership.voters,
-                    learners=learners,
-                )
-            )
+            self._emit(membership_changed(self.id, self.log))
             if self.id in self._membership.removed:
                 self.removed()
 
@@ -491,15 +482,20 @@ class Raft:
         match message:
             case Append() | Heartbeat() | SnapshotOffer():
                 # A leader of an earlier term learns from this that it isn't one any more.
-                refusal = AppendReply(message.sender, self.id, self.term, False, 0, 0, 0)
-                self._send(refusal._replace(epoch=self._epochs.own))
+                own = message.sender, self.id, self.term
+                self._send(AppendReply(*own, False, 0, 0, 0, epoch=self._epochs.own))
             case VoteRequest():
                 self._send_vote(message, self.term, granted=False)
             case _:
                 pass
 
+    def _breaks_promise(self, message: Message) -> bool:
+        """Whether this asks for a vote that is promised to a leader, unless that asks itself."""
+        is_asked = isinstance(message, VoteRequest) and not message.transfer
+        return is_asked and self._promise.forbids(message.sender)
+
     def _has_lease(self) -> bool:
-        """Whether a leader has been heard of so lately that no other may be elected (R7)."""
+        """Whether a leader has been heard of so lately that no other should be elected (R7)."""
         return self.leader is not None and self._elapsed_ticks < self.config.election_ticks
 
     def _set_timeout(self) -> None:
@@ -511,6 +507,13 @@ class Raft:
             better_regions=self.membership.better_regions(self.id, self.config.regions),
             random_below=self._random_below,
         )
+
+    def _may_campaign(self) -> bool:
+        """Whether it may ask for votes now; a leader that hands over asks for no leave."""
+        # On a slow disk the last vote may still be on its way there. Asking for the next term
+        # before it counts would never come to an end.
+        is_able = self.is_voter and self._is_hard_state_durable()
+        return is_able and not self._promise.forbids(self.id)
 
     def _campaigns_by_itself(self) -> bool:
         """Whether it may; with nothing in its log, only a new cluster's majority could elect it."""
@@ -528,6 +531,7 @@ class Raft:
         self._set_timeout()
         self._votes = {}
         self._leadership = None
+        self.leases.withdraw()
 
     def _set_role(self, role: Role) -> None:
         if role is not self.role:
@@ -572,6 +576,7 @@ class Raft:
             self._events,
             self._read_states,
             self._requests,
+            leases=self.leases,
         )
         self._leadership.append(EntryKind.NOOP, b"", 0, 0)
 
@@ -627,8 +632,8 @@ class Raft:
         self._send_vote(message, term, granted=granted)
 
     def _send_vote(self, request: VoteRequest, term: int, *, granted: bool) -> None:
-        reply = VoteReply(request.sender, self.id, term, granted, request.pre, self._epochs.own)
-        self._send(reply)
+        own = request.sender, self.id
+        self._send(VoteReply(*own, term, granted, request.pre, self._epochs.own))
 
     def _on_vote_reply(self, message: VoteReply) -> None:
         wanted = Role.PRE_CANDIDATE if message.pre else Role.CANDIDATE
@@ -639,8 +644,7 @@ class Raft:
         self._votes.setdefault(voter, granted)
         quorum = self.membership.quorum
         votes = [self._votes[voter] for voter in self.membership.voters if voter in self._votes]
-        granted_count = sum(votes)
-        if granted_count >= quorum:
+        if (granted_count := sum(votes)) >= quorum:
             if self.role is Role.PRE_CANDIDATE:
                 self._campaign(pre=False)
             elif self._votes.get(self.id):
@@ -661,8 +665,7 @@ class Raft:
         if agreed is None:
             index, own = message.prev_index, (self.id, self.term, False)
             hint = self.log.hint(index, message.prev_term)
-            reply = AppendReply(message.sender, *own, index, *hint, epoch=self._epochs.own)
-            self._send(reply)
+            self._send(AppendReply(message.sender, *own, index, *hint, epoch=self._epochs.own))
             return
         self.log.commit = max(self.log.commit, min(message.commit, agreed))
         self.log.compact_index = max(self.log.compact_index, message.compact_index)
@@ -692,5 +695,6 @@ class Raft:
             # may be other entries.
             self.log.commit = max(self.log.commit, min(message.commit, self.log.last_index))
         told = self.log.applied, self.log.applied_sequence, self._epochs.own
-        reply = HeartbeatReply(message.sender, self.id, self.term, message.read_round, *told)
-        self._send(reply)
+        promised = message.sent_ns, self._promise.give(message.sender, message.lease_ms)
+        own = message.sender, self.id, self.term, message.read_round
+        self._send(HeartbeatReply(*own, *told, *promised))

@@ -32,6 +32,13 @@ class CoreConfig:
     """Rounds that a learner is given to catch up in one of at most an election timeout."""
     write_bytes_max: int = 8 << 20
     """Entries in one write."""
+    lease_ms: int = 0
+    """What followers are asked to promise, and the most that this node does; 0 for no leases."""
+    promised_ms: int = 0
+    """The most that this node may have promised in its life; no less than `lease_ms`."""
+    clock_drift_max: float = 0.0
+    """By which part another member's clock may be ahead of this one's for every second: a second
+    of its own is at least `1 - clock_drift_max` of this node's."""
 
 
 class Write(NamedTuple):

@@ -282,3 +282,21 @@ def test_a_toml_file_has_a_table_for_replication_and_one_for_regions(tmp_path: P
     path.write_text(path.read_text() + "quorum = 1\n")
     with pytest.raises(ConfigError, match=r"unknown setting replication\.quorum"):
         HaConfig.from_toml(path)
+
+
+@pytest.mark.parametrize("lease_ms", [0, 100, 500])
+def test_a_lease_is_off_or_from_two_heartbeats_to_an_election_timeout(lease_ms: int) -> None:
+    assert make(lease_ms=lease_ms).lease_ms == lease_ms
+    assert make().lease_ms == 0
+
+
+@pytest.mark.parametrize("lease_ms", [-1, 1, 99, 501])
+def test_a_lease_of_another_length_is_refused(lease_ms: int) -> None:
+    with pytest.raises(ConfigError, match=r"lease_ms must be 0, or from 2 heartbeats to an elect"):
+        make(lease_ms=lease_ms)
+
+
+@pytest.mark.parametrize("drift", [-0.1, 0.95, 1])
+def test_clocks_may_not_be_as_wrong_as_one_likes(drift: float) -> None:
+    with pytest.raises(ConfigError, match=r"clock_drift_max must be from 0 to 0\.9"):
+        make(clock_drift_max=drift)

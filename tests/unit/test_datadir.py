@@ -112,3 +112,14 @@ def test_a_peer_that_comes_back_with_another_incarnation_is_noticed(tmp_path: Pa
     assert not again.check_peer(2, 222)
     assert again.check_peer(2, 111)
     again.close()
+
+
+def test_the_longest_promise_is_remembered_whatever_is_promised_later(tmp_path: Path) -> None:
+    data = DataDirectory(tmp_path, "cluster", 1)
+    assert data.promised_ms == 0
+    data.note_promise(150)
+    data.note_promise(0)
+    data.close()
+    data = DataDirectory(tmp_path, "cluster", 1)
+    assert data.promised_ms == 150
+    data.close()
