@@ -1,5 +1,8 @@
 """How many reads a second do callers get: linearizable, on leader and follower, leased, and stale?
 
+Leased reads are linearizable, too: by threads of the leader's process, whose values are in its
+memory or in LMDB alone, and by tasks.
+
 Values of 256 bytes under 1,000 keys, written before. Peers answer as they are asked by default,
 which is linearizable in etcd, and a server's own, perhaps older state in ZooKeeper and Redis.
 """
@@ -13,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.leases import LEASE, CallingThreads
 from bench.load import Load
 from bench.question import Run, add_system_options, numbers
 from bench.samples import Sample
@@ -60,6 +64,10 @@ def ask(run: Run) -> None:
     for consistency in typing.get_args(Consistency):
         own.append(Filled(InProcess("raftha, leader"), consistency))
         own.append(Filled(InProcess("raftha, follower", leader=2), consistency))
+    for is_cold, where in ((False, "in memory"), (True, "in LMDB")):
+        own.append(Filled(CallingThreads(f"raftha, lease, threads, {where}", is_cold=is_cold)))
+    own.append(Filled(InProcess("raftha, leader with a lease", config=LEASE)))
+    own.append(Filled(InProcess("raftha, follower with a lease", leader=2, config=LEASE)))
     own += [Filled(OverResp()), Filled(BareOverResp())]
     loads = [run.load(callers=c, operation="get", keys=KEYS) for c in run.options.callers]
     run.in_turns(run.systems(own), loads, add)

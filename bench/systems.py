@@ -56,10 +56,17 @@ class InProcess:
 
     settings = "callers are tasks in the leader's process"
 
-    def __init__(self, name: str = "raftha", leader: int = 1, nodes: int = 3) -> None:
+    def __init__(
+        self,
+        name: str = "raftha",
+        leader: int = 1,
+        nodes: int = 3,
+        config: dict[str, Any] | None = None,
+    ) -> None:
         self.name = name
         self._leader = leader
         self._nodes = nodes
+        self._config = config
 
     def missing(self) -> str:
         return ""
@@ -69,19 +76,23 @@ class InProcess:
 
     @contextmanager
     def start(self, folder: Path) -> Iterator[Measure]:
-        with started_leader(folder, self._leader, self._nodes) as (_, worker):
+        with started_leader(folder, self._leader, self._nodes, self._config) as (_, worker):
             yield lambda load: Sample.of([worker.load(load)], is_client=False)
 
 
 @contextmanager
 def started_leader(
-    folder: Path, leader: int = 1, nodes: int = 3, settings: dict[str, Any] | None = None
+    folder: Path,
+    leader: int = 1,
+    nodes: int = 3,
+    settings: dict[str, Any] | None = None,
+    module: str = "bench.leader",
 ) -> Iterator[tuple[LocalCluster, Worker]]:
     """A cluster whose node 1 is in a process with callers, and in which `leader` leads."""
     with LocalCluster(nodes, folder=folder / "cluster", settings=settings) as cluster:
         cluster.terminate(1)
         config = str(cluster.config_of(1))
-        with Worker("bench.leader", config, log=folder / "leader.log") as worker:
+        with Worker(module, config, log=folder / "leader.log") as worker:
             worker.ask({"lead": leader})
             yield cluster, worker
 

@@ -23,7 +23,7 @@ CALLS = {
     "throughput": ("--only", "raftha", "--only", "limit", "--callers", "1,4"),
     "latency": ("--only", "raftha over RESP", "--rates", "50"),
     "reads": ("--only", "raftha, follower, linearizable", "--only", "limit over RESP",
-              "--callers", "4"),
+              "--only", "raftha, lease, threads, in LMDB", "--callers", "4"),
     "lag": ("--modes", "async_with_ack", "--rate", "100", "--seconds", "0.6"),
     "failover": ("--how", "kill"),
     "recovery": ("--log-bytes", "200000", "--image-bytes", "0"),
