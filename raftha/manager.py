@@ -14,7 +14,8 @@ A write returns once a majority has it on disk, unless `HaConfig.replication`, o
 
 Any node takes any call: what only the leader can do is sent there. Reads are linearizable unless
 `consistency="stale"` asks for whatever this node has at once, or `max_staleness_ms` for what it has
-if that isn't older. A leader with a lease (`HaConfig.lease_ms`) answers `get` in the calling thread.
+if that isn't older. A leader with a lease (`HaConfig.lease_ms`) answers `get` by the calling thread
+itself.
 """
 
 from __future__ import annotations

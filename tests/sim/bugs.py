@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from tests.sim import bugs_disk, bugs_ha, bugs_heal, bugs_raft
+from tests.sim import bugs_disk, bugs_ha, bugs_heal, bugs_lease, bugs_raft
 from tests.sim.planting import Bug, patched
 
 BUGS: dict[str, Bug] = {
-    bug.__name__: bug for bug in (*bugs_raft.BUGS, *bugs_disk.BUGS, *bugs_heal.BUGS, *bugs_ha.BUGS)
+    bug.__name__: bug
+    for module in (bugs_raft, bugs_disk, bugs_heal, bugs_ha, bugs_lease)
+    for bug in module.BUGS
 }
 
 

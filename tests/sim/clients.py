@@ -246,9 +246,10 @@ class Writer:
         if kind == "read":
             operation = self._read(call, deadline)
         else:
-            call.acks = self._modes.choice(
-                (MAJORITY, MAJORITY, ALL_VOTERS, _larger_quorum(self._swarm))
-            )
+            call.acks = MAJORITY
+            if not self._swarm.is_majority_enough:
+                larger = _larger_quorum(self._swarm)
+                call.acks = self._modes.choice((MAJORITY, MAJORITY, ALL_VOTERS, larger))
             operation = make_write(call, deadline, command.pack(rng, self._known), call.acks)
         self._world.note(member.id, f"client {kind}", f"{command.id!r} {key!r}")
         member.submit([operation])

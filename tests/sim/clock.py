@@ -30,6 +30,9 @@ class MemberClock:
     def monotonic(self) -> float:
         return self._then + (self._world.now - self._since) * self.rate
 
+    def boottime_ns(self) -> int:
+        return int(self.monotonic() * 1e9)
+
     def time_us(self) -> int:
         return EPOCH_US + int((self.monotonic() - self._began) * 1e6) + self.offset_us
 

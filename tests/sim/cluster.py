@@ -31,6 +31,7 @@ from tests.sim.calm import Calm
 from tests.sim.clients import Command, History, SessionClient, Writer
 from tests.sim.faults import Faults
 from tests.sim.invariants import Invariants
+from tests.sim.leased import LeasedReader
 from tests.sim.member import Member
 from tests.sim.network import Network
 from tests.sim.operators import Operator
@@ -40,6 +41,7 @@ from tests.sim.promotions import LEADERLESS_MAX_S, Promotions
 from tests.sim.receipts import Receipts
 from tests.sim.sickness import Sickness
 from tests.sim.swarm import Swarm, draw
+from tests.sim.swarm_leases import with_leases
 from tests.sim.world import Violation, World
 
 LIVENESS_S = 12.0
@@ -71,8 +73,9 @@ class Simulation:
 
     def __init__(self, seed: int, swarm: Swarm | None = None) -> None:
         self.world = World(seed)
-        self.swarm = swarm or widen(
-            draw(self.world.stream("swarm")), self.world.stream("availability")
+        stream = self.world.stream
+        self.swarm = swarm or with_leases(
+            widen(draw(stream("swarm")), stream("availability")), stream("leases")
         )
         self.members = {
             node_id: Member(self.world, self.swarm, node_id, Counters(), self)
@@ -87,6 +90,7 @@ class Simulation:
         self.clients = [
             *(self._client(Writer, i) for i in range(self.swarm.clients)),
             *(self._client(SessionClient, i) for i in range(self.swarm.session_clients)),
+            *(self._client(LeasedReader, i) for i in range(self.swarm.leased_readers)),
         ]
         self.promotions = Promotions(
             self.world,

@@ -123,8 +123,12 @@ class Faults:
             self._crash_one(victim)
 
     def _partition(self, victim: Member) -> None:
-        if self._rng.random() < 0.5:
+        if self._rng.random() < self._swarm.isolate_chance:
             self._isolate(victim)
+            if self._swarm.bereave_chance and self._rng.random() < self._swarm.bereave_chance:
+                for other in self._members.values():
+                    if other is not victim:
+                        other.crash(is_power_loss=False, is_silent=False)
             return
         ids = list(self._members)
         some = set(self._rng.sample(ids, self._rng.randint(1, len(ids))))
@@ -186,6 +190,9 @@ class Faults:
     def _drift(self, victim: Member) -> None:
         most = self._swarm.drift_max
         rate = self._rng.uniform(1 - most, 1 + most)
+        if self._swarm.is_drift_extreme:
+            victim = self._rng.choice(list(self._members.values()))
+            rate = 1 - most if rate < 1 else 1 + most
         self._world.note(victim.id, "clock drifts", f"{rate:.3f} s a second")
         victim.clock.run_at(rate)
 

@@ -114,6 +114,9 @@ class Member:
         self._make_directory(1)
         self.statistics = Statistics()
         self.wal: Wal | None = None
+        self._lease_rng = world.stream(f"lease {node_id}")
+        self._promised_ms = 0
+        """What a real node has in its identity: the longest promise that it may have given."""
         self.config = HaConfig(
             node_id=node_id,
             data_dir=WAL,
@@ -125,6 +128,8 @@ class Member:
             auto_failover=swarm.campaigns,
             regions=swarm.regions,
             member_regions={i: swarm.region(i) for i in range(1, swarm.size + 1)},
+            lease_ms=swarm.lease_ms,
+            clock_drift_max=swarm.clock_drift_max,
         )
         self._watch = watch
         self._is_calm = False
@@ -200,12 +205,24 @@ class Member:
             in_flight_messages_max=swarm.in_flight_messages_max,
             window_bytes_max=swarm.window_bytes_max,
             write_bytes_max=swarm.write_bytes_max,
+            lease_ms=self._choose_lease(),
+            promised_ms=self._promised_ms,
+            clock_drift_max=swarm.clock_drift_max,
         )
         membership = applied_membership(state, self.config)
         log = RaftLog(wal.first_index, state.applied, entries, config.window_bytes_max, membership)
-        core = Raft(config, wal.hard_state, log, rng.randrange, self.vault.epoch)
+        clock_ns = self.clock.boottime_ns
+        core = Raft(config, wal.hard_state, log, rng.randrange, self.vault.epoch, clock_ns)
         cluster = self.config.cluster_id
         return Node(self.config, cluster, core, state, self, self.clock, rng.randrange)
+
+    def _choose_lease(self) -> int:
+        """This life's setting; what it lets the node promise is noted."""
+        lease_ms = self._swarm.lease_ms
+        if self._swarm.is_lease_changing:
+            lease_ms = self._lease_rng.choice((0, 50, lease_ms, lease_ms))
+        self._promised_ms = max(self._promised_ms, lease_ms)
+        return lease_ms
 
     def install(self) -> None:
         """Have a newcomer started, with nothing on its disk."""

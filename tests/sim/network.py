@@ -21,7 +21,6 @@ from raftha.wire import PeerMessage
 from tests.sim.swarm import Swarm
 from tests.sim.world import Actor, World
 
-REDIAL_S = (0.02, 0.2)
 STRAGGLER_S = 1.0
 _PREFIX_BYTES = 4
 
@@ -202,7 +201,7 @@ class Network:
         is_blocked = {(link.low, link.high), (link.high, link.low)} & self.blocked
         if low.is_up and high.is_up and not is_blocked and link.generation == 0:
             self._call(link, low.membership, high.membership)
-        self._world.at(self._rng.uniform(*REDIAL_S), self._dial, link)
+        self._world.at(self._rng.uniform(*self._swarm.redial_s), self._dial, link)
 
     def _call(self, link: Link, lows: Membership, highs: Membership) -> None:
         """The higher one calls the lower, and who calls a node that has seen it go is told so.

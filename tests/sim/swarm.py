@@ -126,9 +126,32 @@ class Swarm:
     do_groups_wait: bool = False
     """Whether session clients may want more than a majority to have their groups."""
 
+    is_majority_enough: bool = False
+    """Whether no writer waits for more."""
+    isolate_chance: float = 0.5
+    """How often a partition cuts off the victim, instead of parting all members at random."""
+    is_drift_extreme: bool = False
+    """Whether clocks that go wrong go as wrong as they may."""
+    bereave_chance: float = 0.0
+    """How often all others crash in the moment in which a member is cut off from them."""
+    redial_s: tuple[float, float] = (0.02, 0.2)
+
+    lease_ms: int = 0
+    is_lease_changing: bool = False
+    """Whether members start with other lease settings now and then."""
+    leased_readers: int = 0
+    thread_pause_s: float = 0.0
+    """How long a reader's thread may be paused in the middle of a leased read, on average."""
+
     def region(self, node_id: int) -> str:
         """Where a node is."""
         return self.regions[(node_id + self.region_shift) % len(self.regions)]
+
+    @property
+    def clock_drift_max(self) -> float:
+        """How much slower than another a clock may run, at most."""
+        most = self.drift_max if self.drift_every_s else 0.0
+        return 1 - (1 - most) / (1 + most)
 
     @property
     def nodes(self) -> int:
@@ -177,7 +200,7 @@ def _rotting(swarm: Swarm, rng: Random) -> Swarm:
 def _rotting_alone(swarm: Swarm, rng: Random) -> Swarm:
     """Disks rot and members crash, and replies of earlier lives come in late."""
     return replace(
-        _rotting(_without_faults(swarm), rng),
+        _rotting(without_faults(swarm), rng),
         size=swarm.size,
         is_fifo=False,
         straggler_chance=rng.choice((0.0, 0.3, 0.6)),
@@ -214,7 +237,7 @@ def _wiping(swarm: Swarm, rng: Random) -> Swarm:
     """Members lose their directories, one at a time, come back under their old ids, and are
     replaced by others."""
     return replace(
-        _without_faults(swarm) if rng.random() < 0.5 else swarm,
+        without_faults(swarm) if rng.random() < 0.5 else swarm,
         size=rng.choice((3, 3, 5)),
         chaos_s=rng.uniform(4, 7),
         change_every_s=rng.choice((0.3, 0.8)),
@@ -231,7 +254,7 @@ def _wiping(swarm: Swarm, rng: Random) -> Swarm:
 def _only_sick(swarm: Swarm, rng: Random) -> Swarm:
     """One disk at a time is full or hangs, and nothing else goes wrong."""
     return replace(
-        _without_faults(swarm),
+        without_faults(swarm),
         size=rng.choice((3, 3, 5)),
         chaos_s=rng.choice((6.0, 11.0)),
         is_only_sick=True,
@@ -251,7 +274,7 @@ def _only_sick(swarm: Swarm, rng: Random) -> Swarm:
 def _changing_leaders(swarm: Swarm, rng: Random) -> Swarm:
     """Members come and go, and leaders are cut off before what they append has spread."""
     return replace(
-        _changing(_without_faults(swarm), rng),
+        _changing(without_faults(swarm), rng),
         change_every_s=0.1,
         partition_every_s=rng.choice((0.2, 0.5)),
         partition_s=rng.choice((0.2, 0.5)),
@@ -271,7 +294,7 @@ def _falling_leaders(swarm: Swarm, rng: Random) -> Swarm:
     This is what Raft's rule on entries of older terms is about (paper, figure 8).
     """
     return replace(
-        _without_faults(swarm),
+        without_faults(swarm),
         chaos_s=8.0,
         is_fifo=True,
         lossy_kinds=(Append,),
@@ -293,7 +316,7 @@ def _falling_leaders(swarm: Swarm, rng: Random) -> Swarm:
 def _cut_off_leaders(swarm: Swarm, rng: Random) -> Swarm:
     """Leaders are cut off from the others, but not from clients, and old replies still come in."""
     return replace(
-        _without_faults(swarm),
+        without_faults(swarm),
         is_fifo=False,
         straggler_chance=0.5,
         straggler_kinds=(HeartbeatReply,),
@@ -310,7 +333,7 @@ def _cut_off_leaders(swarm: Swarm, rng: Random) -> Swarm:
 def _failing_power(swarm: Swarm, rng: Random) -> Swarm:
     """Members stop in the middle of disk operations, again and again, and are back at once."""
     return replace(
-        _without_faults(swarm),
+        without_faults(swarm),
         crash_every_s=0.1,
         mid_operation_chance=1.0,
         power_loss_chance=0.5,
@@ -329,7 +352,7 @@ def _short_logs(swarm: Swarm, rng: Random) -> Swarm:
     Images take their place. What the other members keep may help before an image is installed.
     """
     return replace(
-        _without_faults(swarm) if rng.random() < 0.8 else swarm,
+        without_faults(swarm) if rng.random() < 0.8 else swarm,
         size=3,
         chaos_s=6.0,
         retention_bytes=0,
@@ -351,7 +374,7 @@ def _short_logs(swarm: Swarm, rng: Random) -> Swarm:
     )
 
 
-def _without_faults(swarm: Swarm) -> Swarm:
+def without_faults(swarm: Swarm) -> Swarm:
     """Three members on a quick network and quick disks; what crashes is back soon."""
     return replace(
         swarm,
