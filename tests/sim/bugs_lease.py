@@ -70,18 +70,6 @@ def lease_kept_in_a_transfer() -> list[Patch]:
     return [(Leadership, "_renew_lease", renew_lease)]
 
 
-def lease_back_after_a_transfer() -> list[Patch]:
-    """A leader that gave up a transfer has leases again, though the target may still campaign."""
-    original = Leadership._renew_lease
-
-    def renew_lease(self: Leadership) -> None:
-        told, self._has_told_to_campaign = self._has_told_to_campaign, False
-        original(self)
-        self._has_told_to_campaign = told
-
-    return [(Leadership, "_renew_lease", renew_lease)]
-
-
 def lease_before_own_commit() -> list[Patch]:
     """A leader takes a lease before an entry of its own term is committed (L4)."""
     original = Leadership._renew_lease
@@ -113,7 +101,6 @@ BUGS: tuple[Bug, ...] = (
     lease_counted_from_the_reply,
     drift_ignored,
     lease_kept_in_a_transfer,
-    lease_back_after_a_transfer,
     lease_before_own_commit,
     leased_read_before_applied,
 )
