@@ -68,6 +68,6 @@ def ask(run: Run) -> None:
         own.append(Filled(CallingThreads(f"raftha, lease, threads, {where}", is_cold=is_cold)))
     own.append(Filled(InProcess("raftha, leader with a lease", config=LEASE)))
     own.append(Filled(InProcess("raftha, follower with a lease", leader=2, config=LEASE)))
-    own += [Filled(OverResp()), Filled(BareOverResp())]
+    own += [Filled(OverResp()), Filled(OverResp(config=LEASE)), Filled(BareOverResp())]
     loads = [run.load(callers=c, operation="get", keys=KEYS) for c in run.options.callers]
     run.in_turns(run.systems(own), loads, add)

@@ -102,11 +102,15 @@ class OverResp:
 
     name = "raftha over RESP"
 
-    def __init__(self, pipeline: int = 1) -> None:
+    def __init__(self, pipeline: int = 1, *, config: dict[str, Any] | None = None) -> None:
         self._pipeline = pipeline
+        self._config = config or {}
+        self.settings = f"client: {redis_benchmark.NAME}"
         if pipeline > 1:
             self.name = f"raftha over RESP, -P {pipeline}"
-        self.settings = f"client: {redis_benchmark.NAME}"
+        if config:
+            self.name = "raftha over RESP with a lease"
+            self.settings += f"; {config}"
 
     def missing(self) -> str:
         if self._pipeline > 1 and not redis_benchmark.is_there():
@@ -118,7 +122,7 @@ class OverResp:
 
     @contextmanager
     def start(self, folder: Path) -> Iterator[Measure]:
-        settings = {"connections_max": RESP_CONNECTIONS_MAX}
+        settings = {"connections_max": RESP_CONNECTIONS_MAX, **self._config}
         with LocalCluster(3, folder=folder / "cluster", settings=settings) as cluster:
             address = cluster.addresses[cluster.wait_ready()]
             yield lambda load: measure_resp(address, load, folder, self._pipeline)

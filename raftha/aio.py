@@ -339,6 +339,11 @@ class HaManager:
         )
         return value
 
+    def leased(self, key: bytes) -> bytes | Missed | None:
+        """As `get`, at once, if this node leads and holds a lease; else `raftha.leased.MISSED`."""
+        commands.check_key(key)
+        return read_leased(self._runtime, self.config, key, None)
+
     async def get_many(
         self,
         keys: Sequence[bytes],

@@ -9,11 +9,13 @@ writes follow each other without waiting (they are applied in the order of their
 neighbouring reads become one fetch. A read starts when all writes before it are answered, a write
 when all reads before it are.
 
+Where the node leads and holds a lease, a read of one key is answered at once.
+
 Flow control, each way. No more is read from the socket while more than WAITING_MAX requests or
 WAITING_BYTES_MAX bytes wait or are under way. Nothing new is started while the socket doesn't take
-replies, and a client that takes none for STALLED_S is cut off. One fetch has about RUN_KEYS_MAX
-keys at most, unless one request names more. One turn starts at most WAITING_MAX requests. An EXEC
-or a SET with options, whose reply may be large, waits while LARGE_REPLIES_MAX are to come.
+replies, and a client that takes none for STALLED_S is cut off. One turn reads about RUN_KEYS_MAX
+keys at most, unless one request names more, and starts at most WAITING_MAX requests. An EXEC or a
+SET with options, whose reply may be large, waits while LARGE_REPLIES_MAX are to come.
 
 Where a token is needed, a client that hasn't shown it may send only a few commands, and little: it
 has AUTH_TIMEOUT_S, counted from when it was accepted, and UNKNOWN_BYTES_MAX for a request.
@@ -30,6 +32,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 from raftha.errors import CommandFailed, Disconnected, InvalidRequest, RafthaError
+from raftha.leased import Missed
 from raftha.resp import (
     NULL,
     OK,
@@ -305,6 +308,7 @@ class Connection(asyncio.Protocol):
 
     def _start_waiting(self) -> None:
         waiting, places = self._waiting, self._places
+        self._run_keys = 0
         while waiting and not self._is_writing_paused and len(places) < WAITING_MAX:
             request = waiting[0]
             if not isinstance(request, list):
@@ -335,8 +339,9 @@ class Connection(asyncio.Protocol):
             if self._unfinished or self._run_keys >= RUN_KEYS_MAX:
                 return False
             keys = keys_of(request)
-            self._run.append((command, keys))
             self._run_keys += len(keys)
+            if len(keys) > 1 or self._run or not self._answer_leased(command, keys[0]):
+                self._run.append((command, keys))
             return True
         if isinstance(command, Local):
             self._answer(command.run(self, request))
@@ -358,6 +363,14 @@ class Connection(asyncio.Protocol):
             self._start_task(command.run(self._service, request), self._encode)
         return True
 
+    def _answer_leased(self, command: Read, key: bytes) -> bool:
+        """Answer at once, if the node leads and holds a lease; several keys need one moment."""
+        value = self._service.ha.leased(key)
+        if isinstance(value, Missed):
+            return False
+        self._answer(encode(command.finish([value]), self.null))
+        return True
+
     def _answer(self, reply: bytes) -> None:
         if self._run:
             self._start_run()
@@ -374,7 +387,7 @@ class Connection(asyncio.Protocol):
         self._add_place(future, lambda outcome: _finish_once(outcome, finish), is_writing=True)
 
     def _start_run(self) -> None:
-        run, self._run, self._run_keys = self._run, [], 0
+        run, self._run = self._run, []
         keys = [key for _, keys in run for key in keys]
         fetch = self._service.ha.submit_get_many(keys)
         self._add_place(fetch, lambda values: self._finish_run(run, values), is_writing=False)

@@ -13,10 +13,12 @@ import pytest
 
 from raftha.aio import HaManager
 from raftha.errors import Indeterminate, Overloaded
+from raftha.leased import MISSED, Missed
 from raftha.resp import pack_request
 from raftha.server import connection
 from raftha.server.connection import (
     LARGE_REPLIES_MAX,
+    RUN_KEYS_MAX,
     WAITING_BYTES_MAX,
     WAITING_MAX,
     Connection,
@@ -36,12 +38,17 @@ class FakeManager:
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any, asyncio.Future[Any]]] = []
         self.refusal: Exception | None = None
+        self.lease: dict[bytes, bytes] | None = None
+        """What a read by lease finds, if there is a lease."""
 
     def submit(self, packed: bytes) -> asyncio.Future[Receipt]:
         if self.refusal is not None:
             raise self.refusal
         command = unpack(packed)
         return self._ask("put" if command[0] == PUT else command[1], command)
+
+    def leased(self, key: bytes) -> bytes | Missed | None:
+        return MISSED if self.lease is None else self.lease.get(key)
 
     def submit_get_many(self, keys: Sequence[bytes]) -> Any:
         return self._ask("get_many", list(keys))
@@ -156,6 +163,33 @@ def test_writes_follow_each_other_without_waiting() -> None:
     async def script(scene: Scene) -> None:
         await scene.send("SET a 1", "SET a 2", "INCR a")
         assert scene.ha.kinds() == ["put", "put", "incrby"]
+
+    play(script)
+
+
+def test_with_a_lease_reads_of_one_key_are_answered_at_once_in_their_turn() -> None:
+    async def script(scene: Scene) -> None:
+        scene.ha.lease = {b"k": b"v"}
+        await scene.send("GET k", "EXISTS k", "GET none", "PING")
+        assert scene.take() == b"$1\r\nv\r\n:1\r\n$-1\r\n+PONG\r\n"
+        await scene.send("SET k 1", "GET k", "MGET k none", "GET k")
+        assert scene.ha.kinds() == ["put"], "a read waits for the writes before it"
+        scene.ha.lease[b"k"] = b"1"
+        await scene.answer(0, receipt())
+        assert scene.take() == b"+OK\r\n$1\r\n1\r\n"
+        assert scene.ha.kinds() == ["put", "get_many"], "several keys are read as of one moment"
+        await scene.answer(1, [b"1", None, b"1"])
+        assert scene.take() == b"*2\r\n$1\r\n1\r\n$-1\r\n$1\r\n1\r\n"
+
+    play(script)
+
+
+def test_reads_by_lease_give_other_connections_their_turn() -> None:
+    async def script(scene: Scene) -> None:
+        scene.ha.lease = {b"k": b"v"}
+        await scene.send(*["GET k"] * (2 * RUN_KEYS_MAX))
+        assert scene.take() == b"$1\r\nv\r\n" * (2 * RUN_KEYS_MAX)
+        assert scene.transport.writes == 2
 
     play(script)
 
