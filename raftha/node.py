@@ -342,6 +342,7 @@ class Node:
     def on_connected(self, peer: int, client_address: str) -> None:
         """A peer is there (again)."""
         self.client_addresses[peer] = client_address
+        self.health.heard(peer, self._clock.monotonic())
         self._host.emit(ReplicaConnected(reporter=self.core.id, node_id=peer))
         self.core.connected(peer)
         now = self._clock.monotonic()

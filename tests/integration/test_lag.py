@@ -200,7 +200,9 @@ def test_a_member_that_is_stopped_in_silence_is_disconnected_by_timeout(
         node.ha.put(b"without", b"it")
         node.cluster.resume(3)
         node.wait_healthy()
-        assert 3 in {event.node_id for event in node.of(events.ReplicaConnected)}
+        connected = [event for event in node.of(events.ReplicaConnected) if event.node_id == 3]
+        assert len(connected) == 1, "it has spoken by being connected again"
+        assert gone() == ["timeout"]
 
 
 @pytest.mark.slow
