@@ -1,13 +1,14 @@
 """Who is well: the other members, and this node's own disk.
 
 Theory of operation. A check looks at what the traffic has shown since the last one; nothing extra
-is sent where things go well. A member has failed a check if it is silent though it should speak
-(to a leader, everybody; to a follower, its leader; and whoever was asked how it is), the own disk
-if a write of the log takes too long. Checks come twice an election timeout. Every
+is sent where things go well. A member has failed a check if it is silent though it should speak (to
+a leader, everybody; to a follower, its leader; and whoever was asked how it is), the own disk if a
+write of the log takes too long. Checks come twice an election timeout. Every
 `health_check_interval_sec` all members are asked, and a disk that had nothing to write is tried by
-sealing the log, so that idle members and idle disks are known too; whoever failed a check is asked
-at each one, so that a verdict comes soon either way. The log is sealed also once it has nothing to
-write for `SEAL_AFTER_S`: until then, damage to its last write would pass for a torn one.
+sealing the log, so that idle members and idle disks are known too; whoever failed a check, or had a
+sick disk when it was asked last, is asked at each one, so that a verdict comes soon either way. The
+log is sealed also once it has nothing to write for `SEAL_AFTER_S`: until then, damage to its last
+write would pass for a torn one.
 
     healthy    -> suspect    one failed check
     suspect    -> unhealthy  CHECKS_UNTIL_UNHEALTHY in a row; one good check: healthy again
@@ -278,7 +279,8 @@ class HealthMonitor:
         """Have those say how they are of whom the traffic alone doesn't tell."""
         is_well = self._own.health is Health.HEALTHY
         for peer, record in self._peers.items():
-            if is_round or not is_well or record.health is not Health.HEALTHY:
+            is_doubtful = record.health is not Health.HEALTHY or peer in self._sick_disks
+            if is_round or not is_well or is_doubtful:
                 if self._heard[peer] >= self._asked.get(peer, 0.0):
                     self._asked[peer] = now
                 self._host.send(HealthRequest(peer, self._core.id))

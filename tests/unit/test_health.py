@@ -237,6 +237,20 @@ def test_a_leader_hands_over_to_nobody_who_is_no_better(leader: Surroundings) ->
     assert not leader.handed_to
 
 
+def test_a_member_whose_disk_was_sick_is_asked_until_it_says_that_it_is_well(
+    leader: Surroundings,
+) -> None:
+    """It speaks all the time, so no silence would have anybody ask; a round may be an hour away."""
+    leader.monitor.on_message(HealthReply(1, 2, False))
+    assert not leader.monitor.may_lead(2)
+    leader.sent.clear()
+    leader.check()
+    assert leader.sent == [HealthRequest(2, 1)]
+    assert leader.monitor.may_lead(2), "its answer was that it is well"
+    leader.check()
+    assert len(leader.sent) == 1, "and then it is asked no more"
+
+
 def test_an_idle_disk_is_sealed_once_and_tried_once_an_interval(leader: Surroundings) -> None:
     leader.check(int(SEAL_AFTER_S / CHECK_S) + 1, writes=False)
     assert leader.seals == 1
