@@ -19,8 +19,8 @@ DIRECTED_CHANCE = 0.7
 
 
 def with_leases(swarm: Swarm, rng: Random) -> Swarm:
-    """Have leases in some seeds."""
-    if swarm.is_only_sick or rng.random() >= LEASE_CHANCE:
+    """Have leases in some seeds, but for those that are directed at what is rare enough."""
+    if swarm.is_only_sick or swarm.is_wiping or rng.random() >= LEASE_CHANCE:
         return swarm
     if rng.random() < DIRECTED_CHANCE:
         directed = rng.choice(
