@@ -1,10 +1,11 @@
 """How long can nobody write when the leader goes away?
 
-    python -m bench.failover [--how kill|stop|silent|planned|all] [--rounds 30] [--json FILE]
+    python -m bench.failover [--how kill|stop|silent|planned|all] [--rounds 30] [--lease-ms 0]
+                             [--json FILE]
 
-Three nodes with the default configuration: 2 and 3 in processes of their own, and 1 in this one,
-with the callers. Before each round the leader is 2 or 3, in turn; then, under load (8 callers, each
-with one write under way), it is
+Three nodes with the default configuration, but for `lease_ms`: 2 and 3 in processes of their own,
+and 1 in this one, with the callers. Before each round the leader is 2 or 3, in turn; then, under
+load (8 callers, each with one write under way), it is
 
     kill      killed with SIGKILL
     stop      paused with SIGSTOP, and woken after the round
@@ -191,13 +192,13 @@ def _round(total_s: float, event: FailoverCompleted) -> Round:
     return Round(1000 * total_s, event.detect_ms, event.elect_ms, event.first_commit_ms)
 
 
-def measure(how: str, rounds: int) -> list[Round]:
+def measure(how: str, rounds: int, lease_ms: int = 0) -> list[Round]:
     """Start a cluster and let its leaders go away."""
     if how == "silent":
         with namespaces.network() as network, raftha.HaManager(network.config()) as ha:
             ha.put(b"warm", b"up", timeout=60)
             return Bench(ha, network.cut_off, network.reconnect).run(rounds)
-    with LocalCluster(nodes=3) as cluster:
+    with LocalCluster(nodes=3, settings={"lease_ms": lease_ms}) as cluster:
         ways = {
             "kill": (cluster.kill, cluster.start_node),
             "stop": (cluster.pause, cluster.resume),
@@ -234,6 +235,7 @@ def main() -> None:
     )
     parser.add_argument("--how", choices=(*HOWS, "all"), default="all")
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--lease-ms", type=int, default=0, help="for reads by lease")
     parser.add_argument("--json", type=Path, help="write all rounds there")
     options = parser.parse_args()
     print(f"{os.cpu_count()} CPUs, Python {platform.python_version()}, {options.rounds} rounds")
@@ -245,7 +247,7 @@ def main() -> None:
             print(f"{how:8}  skipped: {reason}")
             report.append({"how": how, "skipped": reason})
             continue
-        rounds = measure(how, options.rounds)
+        rounds = measure(how, options.rounds, options.lease_ms)
         figures = describe(how, rounds)
         report.append(figures)
         print(
