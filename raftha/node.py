@@ -67,7 +67,6 @@ from raftha.operations import (
     ReadOperation,
     TransferOperation,
     WriteOperation,
-    sizes,
 )
 from raftha.pacing import Pace
 from raftha.preference import Preference
@@ -78,6 +77,7 @@ from raftha.storage.sessions import Outcome
 from raftha.storage.state import NotYet, State
 from raftha.submissions import FORWARDED_MAX, GROUP_BYTES_MAX, InFlight, Submissions, is_proper
 from raftha.types import Acknowledgement, HaStatus, Receipt, ReplicationState
+from raftha.undelivered import Undelivered
 from raftha.wire import (
     Forward,
     ForwardReply,
@@ -124,8 +124,7 @@ class Node:
         self._random_below = random_below
         self._statistics = host.statistics
         self._proposed: deque[tuple[int, float]] = deque()
-        self._undelivered: set[Operation] = set()
-        self._write_bytes = self._asked_bytes = 0
+        self._undelivered = Undelivered(host.deliver, host.deliver_each, self._statistics.errors)
         self._submissions = Submissions(self)
         self._acknowledgements = Acknowledgements(
             core, self.deliver, config.replication.ack_timeout_ms / 1000
@@ -191,19 +190,16 @@ class Node:
     @property
     def write_bytes_held(self) -> int:
         """Writes that have no outcome yet, and their groups; who submits keeps the bound on it."""
-        return self._write_bytes + self._submissions.in_flight_bytes
+        return self._undelivered.write_bytes + self._submissions.in_flight_bytes
 
     @property
     def asked_bytes_held(self) -> int:
         """All else that callers wait for."""
-        return self._asked_bytes
+        return self._undelivered.asked_bytes
 
     def submit(self, operations: Sequence[Operation]) -> None:
         """Take in callers' operations, in order."""
-        self._undelivered.update(operations)
-        writes, asked = sizes(operations)
-        self._write_bytes += writes
-        self._asked_bytes += asked
+        self._undelivered.add(operations)
         self._next_expiry = min([self._next_expiry, *(o.deadline for o in operations)])
         refusal = self._space.refusal()
         takes_writes = not refusal and not self.core.is_removed
@@ -273,39 +269,11 @@ class Node:
 
     def deliver(self, operation: Operation, result: Any) -> None:
         """Give an operation its result; the caller is released at the end of the turn."""
-        waiter, operation.waiter = operation.waiter, None
-        if operation in self._undelivered:
-            self._undelivered.remove(operation)
-            if operation.is_write:
-                self._write_bytes -= operation.size
-            else:
-                self._asked_bytes -= operation.size
-        if isinstance(result, Exception):
-            self._statistics.errors[type(result).__name__] += 1
-        self._host.deliver(waiter, result)
+        self._undelivered.deliver(operation, result)
 
     def deliver_each(self, operations: Sequence[Operation], results: Sequence[Any]) -> None:
-        """As `deliver`, a result for each that still waits: the hot path.
-
-        A call of `deliver` for each would take three times as long.
-        """
-        waiters = [operation.waiter for operation in operations]
-        if None in waiters:
-            waiting = [
-                pair for pair in zip(operations, results, strict=True) if pair[0].waiter is not None
-            ]
-            operations, results = [o for o, _ in waiting], [r for _, r in waiting]
-            waiters = [operation.waiter for operation in operations]
-        for operation in operations:
-            operation.waiter = None
-        self._undelivered.difference_update(operations)
-        writes, asked = sizes(operations)
-        self._write_bytes -= writes
-        self._asked_bytes -= asked
-        failed = [type(result).__name__ for result in results if isinstance(result, Exception)]
-        if failed:
-            self._statistics.errors.update(failed)
-        self._host.deliver_each(waiters, results)
+        """As `deliver`, a result for each that still waits."""
+        self._undelivered.deliver_each(operations, results)
 
     # ---------------------------------------------------------------- what comes in
 
@@ -674,7 +642,7 @@ class Node:
         ):
             self.deliver(operation, unsent)
         # What was just being worked on when an error ended the turn is in none of these.
-        for operation in list(self._undelivered):
+        for operation in self._undelivered.all():
             self.deliver(operation, sent)
         self._host.flush()
 
