@@ -22,6 +22,7 @@ from raftha.processes import Spawner
 
 PREFIX = "10.213.77"
 PORT = 7100
+BRIDGE_ADDRESS = "02:00:0a:d5:4d:01"
 
 
 def _ip(*args: str) -> None:
@@ -65,7 +66,9 @@ class Network:
 
     def open(self) -> None:
         """Make the bridge, the namespaces, and the nodes in them."""
-        _ip("link", "add", self._bridge, "type", "bridge")
+        # With an address of its own; else it has that of one of its ports, and when this one is cut
+        # off, the others don't reach this process until they have asked anew where it is.
+        _ip("link", "add", self._bridge, "address", BRIDGE_ADDRESS, "type", "bridge")
         _ip("addr", "add", f"{PREFIX}.1/24", "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
         for node_id in (2, 3):
