@@ -540,7 +540,7 @@ class HaManager:
         if batch is None:
             return  # Somebody couldn't wait for it.
         assert self._runtime is not None
-        self._watch(loop, batch)
+        self._watch(loop)
         error: RafthaError = overloaded()
         try:
             refused = self._runtime.submit(batch)
@@ -550,13 +550,16 @@ class HaManager:
             if not operation.waiter.done():
                 operation.waiter.set_exception(error)
 
-    def _watch(self, loop: asyncio.AbstractEventLoop, batch: list[Operation]) -> None:
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         overdue = self._overdue.get(loop)
         if overdue is None:
             for other in [other for other in self._overdue if other.is_closed()]:
                 del self._overdue[other]
-            overdue = self._overdue[loop] = Overdue()
-        overdue.watch(batch)
+            overdue = self._overdue[loop] = Overdue(self._unanswered)
+        overdue.watch()
+
+    def _unanswered(self) -> Sequence[Operation]:
+        return () if self._runtime is None else self._runtime.unanswered()
 
 
 def _stop_orphan(opening: asyncio.Task[Runtime]) -> None:

@@ -197,6 +197,10 @@ class Node:
         """All else that callers wait for."""
         return self._undelivered.asked_bytes
 
+    def unanswered(self) -> list[Operation]:
+        """The operations that have no result yet; from any thread."""
+        return self._undelivered.all()
+
     def submit(self, operations: Sequence[Operation]) -> None:
         """Take in callers' operations, in order."""
         self._undelivered.add(operations)

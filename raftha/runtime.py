@@ -466,6 +466,12 @@ class Runtime:
             self._call(self._drain)
         return refused
 
+    def unanswered(self) -> list[Operation]:
+        """The operations that have no result, as of some moment just now."""
+        with self._submitted.lock:
+            queued = self._submitted.queued()
+        return queued + self.node.unanswered()
+
     def _ended(self) -> RafthaError:
         if self.node.failure and self.node.status().role == "failed":
             return Stopped(f"this node has failed: {self.node.failure}")

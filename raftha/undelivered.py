@@ -37,7 +37,7 @@ class Undelivered:
         self._count(operations, 1)
 
     def all(self) -> list[Operation]:
-        """Those that have no result yet."""
+        """Those that have no result yet; from any thread, since a copy is a single step."""
         return list(self._operations)
 
     def deliver(self, operation: Operation, result: Any) -> None:

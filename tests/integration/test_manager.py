@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -380,6 +381,23 @@ def test_commands_over_the_queues_bound_are_overloaded_at_once(tmp_path: Path) -
 
     kinds = [type(result) for result in asyncio.run(fill())]
     assert kinds == [raftha.Unavailable] * 7 + [raftha.Overloaded] * 3
+
+
+def test_nothing_is_kept_of_calls_that_were_answered(tmp_path: Path) -> None:
+    """At tens of thousands a second, a second's worth of them takes long to look through."""
+    config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
+
+    async def write() -> None:
+        async with raftha.aio.HaManager(config) as ha:
+            await ha.put(b"first", b"value")
+            futures = [ha.submit(pack_put(b"key", b"value")) for _ in range(100)]
+            await asyncio.gather(*futures)
+            kept = weakref.WeakSet(futures)
+            del futures
+            await ha.put(b"last", b"value")
+            assert len(kept) == 0
+
+    asyncio.run(write())
 
 
 def test_the_asynchronous_manager_does_what_the_blocking_one_does(tmp_path: Path) -> None:
