@@ -81,7 +81,8 @@ def ratios(results: Results) -> Grid:
     Of the peers, those count that are as durable.
     """
     rates: dict[Row, dict[str, float]] = defaultdict(dict)
-    known = [m for m in results.measurements if m.unit == "1/s"]
+    # At a rate that is given all have the same, or stall.
+    known = [m for m in results.measurements if m.unit == "1/s" and "rate" not in m.parameters]
     for m in known:
         rates[_cells(m.parameters)][m.system] = statistics.median(m.values)
     rows: dict[Row, dict[str, str]] = defaultdict(dict)
