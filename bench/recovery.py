@@ -82,7 +82,7 @@ def restart_follower(cluster: LocalCluster) -> tuple[float, float]:
             answers_s = time.perf_counter() - begin
         if status and status["applied_index"] >= before["last_index"]:
             return answers_s, time.perf_counter() - begin
-        time.sleep(POLL_S)
+        time.sleep(POLL_S)  # Other processes change: they are asked.
     raise AssertionError(f"node {FOLLOWER} has not caught up after {TIMEOUT_S} s")
 
 
@@ -97,7 +97,7 @@ def restart_all(cluster: LocalCluster) -> float:
         with contextlib.suppress(RafthaError):
             cluster.call(cluster.node_ids[0], "SET", "after", "restart")
             return time.perf_counter() - begin
-        time.sleep(POLL_S)
+        time.sleep(POLL_S)  # Other processes change: they are asked.
     raise AssertionError(f"no write was acknowledged after {TIMEOUT_S} s")
 
 

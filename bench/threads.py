@@ -61,7 +61,7 @@ class Threads:
             if status.leader_id != node_id:
                 with contextlib.suppress(raftha.RafthaError):
                     self._ha.failover_to(node_id, timeout=5)
-            time.sleep(0.05)
+            time.sleep(0.05)  # An election, or a lease, is to come: the status is asked.
         return {}
 
     def _call(self, load: Load, seconds: float) -> dict[str, Any]:

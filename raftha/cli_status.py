@@ -110,7 +110,7 @@ def looks(asked: Sequence[str], access: Access, interval_s: float) -> Iterator[N
         removed = find_removed(nodes)
         found = [n["address"] for n in nodes if n["status"] and n["node_id"] not in removed]
         known = list(dict.fromkeys([*asked, *(found or known)]))
-        time.sleep(interval_s)
+        time.sleep(interval_s)  # As often as the user wants to see it.
 
 
 def _watched(nodes: Nodes, out: Console) -> Group:

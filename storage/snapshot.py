@@ -297,7 +297,7 @@ def _remove(folder: Path) -> None:
         for path in folder.iterdir():
             for size in reversed(range(0, path.stat().st_size, REMOVE_BYTES)):
                 os.truncate(path, size)
-                time.sleep(REMOVE_PAUSE_S)
+                time.sleep(REMOVE_PAUSE_S)  # The disk is for others meanwhile.
     except OSError:
         pass  # Then all at once, if at all.
     shutil.rmtree(folder, ignore_errors=True)

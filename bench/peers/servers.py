@@ -51,7 +51,7 @@ def wait_for(what: str, folder: Path, find: Callable[[], T | None]) -> T:
                 return found
         except (OSError, EOFError):
             pass  # It doesn't listen yet.
-        time.sleep(POLL_S)
+        time.sleep(POLL_S)  # Another process starts: it is asked.
     logs = "\n".join(p.read_text(errors="replace")[-800:] for p in folder.glob("server-*.log"))
     raise NotStarted(f"{what} after {START_TIMEOUT_S} s\n{logs}")
 
