@@ -81,7 +81,10 @@ class Connection(asyncio.Protocol, ABC):
 
     def _flush(self) -> None:
         assert self._transport is not None
-        self._transport.write(b"".join(self._out))
+        if self._transport.is_closing():
+            self.connection_lost(None)  # Who asks after the end waits for an answer, too.
+        else:
+            self._transport.write(b"".join(self._out))
         self._out.clear()
 
     def _answer(self, value: Any = None) -> None:

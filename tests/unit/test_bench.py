@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from bench import compare, report, tables
+from bench.connections import Refused, RespConnection
 from bench.lag import Seen
 from bench.load import Load, closed_loop, open_loop
 from bench.question import Run
@@ -35,6 +37,31 @@ def make(values: list[float], better: Better = "higher", sync_ms: float = 0.1) -
         results.add_curve("raftha", "quantiles", [[0.5, value], [1.0, 2 * value]], unit="ms")
         results.add_curve("raftha", "timeline", [[0, value], [1, 2 * value]], unit="ms")
     return results
+
+
+# --------------------------------------------------------------------------- connections
+
+
+def test_who_asks_on_a_connection_that_was_lost_is_told() -> None:
+    async def ask() -> None:
+        hung_up = asyncio.Event()
+
+        async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+            await writer.wait_closed()
+            hung_up.set()
+
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        connection = await RespConnection.open(f"{host}:{port}", 1)
+        await hung_up.wait()
+        for _ in range(2):  # The first may be what notices it.
+            with pytest.raises(Refused, match="lost"):
+                await asyncio.wait_for(connection.put(b"key", b"value"), 5)
+        server.close()
+
+    asyncio.run(ask())
+    uvloop.run(ask())
 
 
 # --------------------------------------------------------------------------- samples
