@@ -268,6 +268,13 @@ class StateComparison(RuleBasedStateMachine):
         assert self.state.applied == self.log.last == self.other.applied
 
     def teardown(self) -> None:
+        try:
+            self.compare_at_the_end()
+        finally:
+            self.store.close()
+            shutil.rmtree(self.folder)
+
+    def compare_at_the_end(self) -> None:
         if self.frozen is not None:
             if not self.is_written:
                 self.write()
@@ -279,8 +286,6 @@ class StateComparison(RuleBasedStateMachine):
         for key, value in sorted(self.model.items()):
             hasher.add(key, value)
         assert self.store.digest() == self.other_store.digest() == hasher.finish()
-        self.store.close()
-        shutil.rmtree(self.folder)
 
 
 StateComparison.TestCase.settings = settings(
