@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import logging
 import signal
 import ssl
@@ -279,6 +280,9 @@ async def serve(config: ServerConfig) -> None:
         loop.add_signal_handler(number, stopping.set)
     server = Server(config)
     await server.start()
+    # What there is now stays until the end. To look through it took the garbage collector 12 to
+    # 31 ms every few seconds under load, and nobody got an answer meanwhile.
+    gc.freeze()
     try:
         await stopping.wait()
     finally:
