@@ -1,7 +1,7 @@
 """How a node's process writes its log: one line a record, to stderr, for people or for machines.
 
 An event (`raftha.events`) is logged with its fields. As text they are key=value pairs at the end of
-the line; as JSON they are members of the object, beside time, level, from and message.
+the line (logfmt); as JSON they are members of the object, beside time, level, from and message.
 """
 
 from __future__ import annotations
@@ -56,8 +56,15 @@ def event_fields(event: HaEvent) -> dict[str, object]:
 
 def log_event(logger: logging.Logger, event: HaEvent) -> None:
     """Write one line for an event."""
-    values = " ".join(f"{name}={value}" for name, value in event_fields(event).items())
+    fields = event_fields(event).items()
+    values = " ".join(f"{name}={_quoted(str(value))}" for name, value in fields)
     logger.info("event=%s %s", type(event).__name__, values, extra={"event": event})
+
+
+def _quoted(value: str) -> str:
+    """A value as logfmt has it: in double quotes if it would not end where it ends."""
+    is_plain = value and value.isprintable() and not set(value) & set(' "=')
+    return value if is_plain else json.dumps(value, ensure_ascii=False)
 
 
 def log_to_stderr(level: str, log_format: str) -> None:

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from raftha.events import ReplicaConnected
+from raftha.events import ReplicaConnected, StorageFailure
 from raftha.logs import JsonFormatter, KeyValueFormatter, log_event
 
 EVENT = ReplicaConnected(reporter=1, node_id=2)
@@ -51,3 +51,23 @@ def test_an_event_has_its_fields_in_both(caplog: pytest.LogCaptureFixture) -> No
     assert logged.getMessage() == "event=ReplicaConnected reporter=1 node_id=2"
     values = json.loads(JsonFormatter().format(logged))
     assert (values["event"], values["reporter"], values["node_id"]) == ("ReplicaConnected", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("full", "full"),
+        ("", '""'),
+        ("the disk is full", '"the disk is full"'),
+        ('it said "no"', r'"it said \"no\""'),
+        ("a=b", '"a=b"'),
+        ("two\nlines", r'"two\nlines"'),
+        ("Größe", "Größe"),
+    ],
+)
+def test_a_value_in_text_is_quoted_where_it_could_be_misread(
+    caplog: pytest.LogCaptureFixture, reason: str, shown: str
+) -> None:
+    with caplog.at_level(logging.INFO):
+        log_event(logging.getLogger("raftha.test"), StorageFailure(reporter=1, reason=reason))
+    assert caplog.records[0].getMessage() == f"event=StorageFailure reporter=1 reason={shown}"
