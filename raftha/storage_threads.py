@@ -17,7 +17,7 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from raftha.errors import Compacted, Stopped, StorageError, StorageFull
 from raftha.storage.checkpoint import CheckpointStore
 from raftha.storage.replay import read_from
 from raftha.storage.reserve import Reserve, require_space
+from raftha.storage.spares import Pacer
 from raftha.storage.state import Frozen
 from raftha.storage.wal import Wal
 
@@ -71,6 +72,8 @@ class StorageThreads:
         self._store = store
         self._reserve = reserve
         self._last_cut: Cut | None = None
+        self._is_in_a_hurry = threading.Event()
+        """Somebody waits for the lock, or for all to end."""
         self._space_lock = threading.Lock()
         """Held by whoever takes space ahead of need, uses the reserve, or changes what is spare."""
         self._flag_lock = threading.Lock()
@@ -93,6 +96,7 @@ class StorageThreads:
     def close(self) -> bool:
         """Let all work end; results that come late are dropped. False if the disk hangs."""
         self._is_ending.set()
+        self._is_in_a_hurry.set()
         self._writes.put(None)
         self._wal_thread.join(HUNG_DISK_S)
         if self._wal_thread.is_alive():
@@ -174,7 +178,7 @@ class StorageThreads:
         write = partial(self._write_checkpoint, frozen)
         if not self._when_there_is_space("checkpoint", write):
             raise Stopped("the node ended while the disk was full")
-        with self._space_lock:
+        with self._locking_space():
             cut.apply(self._wal)
             self._last_cut = cut
         self.keep_up()
@@ -187,11 +191,21 @@ class StorageThreads:
         try:
             self._store.write(frozen.items, frozen.meta)
         except StorageFull:
-            with self._space_lock:
+            with self._locking_space():
                 if not self._reserve.give_up():
                     raise
                 log.warning("node=%d a checkpoint uses the reserve: disk full", self._node_id)
                 self._store.write(frozen.items, frozen.meta)
+
+    @contextlib.contextmanager
+    def _locking_space(self) -> Iterator[None]:
+        """Hold `_space_lock`; whoever takes space ahead of need makes haste."""
+        self._is_in_a_hurry.set()
+        with self._space_lock:
+            self._is_in_a_hurry.clear()
+            if self._is_ending.is_set():
+                self._is_in_a_hurry.set()
+            yield
 
     def _keep_up(self) -> None:
         try:
@@ -217,7 +231,8 @@ class StorageThreads:
     def _take_space(self) -> None:
         if not self._wal.has_spare:
             require_space(self._reserve.folder, self._wal.segment_bytes)
-            self._wal.prepare_spare()
+            pacer = Pacer(lambda: self._wal.used, self._is_in_a_hurry.wait)
+            self._wal.prepare_spare(pacer.on_part)
         self._reserve.take()
 
     def _job(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:

@@ -2,7 +2,13 @@
 
 Theory of operation. A file is filled with zeros and synced under an unfinished name, and renamed to
 a spare's only then, so a spare that a crash leaves behind is complete. What is in it doesn't
-matter: see W5 in `wal.py`. At most two are kept. Any thread; the lock is never held over disk
+matter: see W5 in `wal.py`. At most two are kept.
+
+To fill a segment is to write more than the log does in seconds, and the log's syncs wait behind it.
+So it is written in small parts, with pauses between them (`Pacer`), unless it is needed soon: then
+in large ones, of which a busy disk gets more done.
+
+Any thread; the lock is never held over disk
 operations. Errors: StorageFull where there is no space, which harms nothing; OSError for all else.
 """
 
@@ -11,6 +17,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
+import time
+from collections.abc import Callable
+from typing import TypeAlias
 
 from raftha.errors import StorageFull
 from raftha.storage.disk import Disk
@@ -19,8 +28,56 @@ SPARES_MAX = 2
 SUFFIX = ".seg"
 _PREFIX = "spare-"
 _UNFINISHED_SUFFIX = ".tmp"
-_FILL_BYTES = 4 * 1024 * 1024
+_SMALL_BYTES = 512 * 1024
+_LARGE_BYTES = 4 * 1024 * 1024
+_PAUSE_PARTS = 3
+_PAUSE_MAX_S = 0.1
+_MARGIN = 1.25
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+OnPart: TypeAlias = Callable[[float], bool]
+"""Told before each part what share of a spare is made; whether the part is to be a small one."""
+
+
+def at_once(_: float) -> bool:
+    """An `OnPart` for a spare that is needed now."""
+    return False
+
+
+class Pacer:
+    """Pauses between the parts of a spare, which leave the disk to others."""
+
+    def __init__(
+        self,
+        used: Callable[[], float],
+        wait: Callable[[float], bool],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`used` says what share of the current segment is full; `wait` lets so many seconds pass,
+        or fewer, and then says True, if somebody can't wait. The spare is begun now.
+        """
+        self._used = used
+        self._wait = wait
+        self._now = now
+        self._used_before = used()
+        self._began = self._part_began = now()
+        self._busy_s = 0.0
+
+    def on_part(self, made: float) -> bool:
+        """The share `made` is there: wait as long as may be; whether there is time for the rest."""
+        if not made:
+            return True
+        now, used = self._now(), self._used()
+        took_s = now - self._part_began
+        self._busy_s += took_s
+        needed_s = (1 + _PAUSE_PARTS) * self._busy_s * (1 - made) / made
+        filling = (used - self._used_before) / (now - self._began)
+        has_time = filling == 0 or (filling > 0 and 1 - used > filling * needed_s * _MARGIN)
+        if has_time:
+            has_time = not self._wait(min(_PAUSE_PARTS * took_s, _PAUSE_MAX_S))
+        self._part_began = self._now()
+        return has_time
 
 
 class Spares:
@@ -53,12 +110,12 @@ class Spares:
         """Whether there is one."""
         return bool(self._paths)
 
-    def prepare(self) -> None:
+    def prepare(self, on_part: OnPart) -> None:
         """Make a spare if there is none."""
         with self._lock:
             if self._paths:
                 return
-        path = self._make()
+        path = self._make(on_part)
         with self._lock:
             self._paths.append(path)
 
@@ -70,7 +127,7 @@ class Spares:
         """
         with self._lock:
             path = self._paths.pop() if self._paths else ""
-        path = path or self._make()
+        path = path or self._make(at_once)
         handle = -1
         try:
             handle = self._disk.open(path)
@@ -99,18 +156,21 @@ class Spares:
         with self._lock:
             self._paths.append(spare)
 
-    def _make(self) -> str:
+    def _make(self, on_part: OnPart) -> str:
         stem = self._next_stem()
         unfinished = stem + _UNFINISHED_SUFFIX
         handle = -1
         try:
             handle = self._disk.open(unfinished, create=True)
             # Really zeros, in place of fallocate: an fdatasync after writing into allocated but
-            # unwritten blocks has metadata to write. In parts, so that appends aren't held up.
-            for offset in range(0, self._segment_bytes, _FILL_BYTES):
-                count = min(_FILL_BYTES, self._segment_bytes - offset)
-                self._disk.pwrite(handle, bytes(count), offset)
+            # unwritten blocks has metadata to write.
+            made = 0
+            while made < self._segment_bytes:
+                part_bytes = _SMALL_BYTES if on_part(made / self._segment_bytes) else _LARGE_BYTES
+                count = min(part_bytes, self._segment_bytes - made)
+                self._disk.pwrite(handle, bytes(count), made)
                 self._disk.fdatasync(handle)
+                made += count
             self._disk.close(handle)
             handle = -1
             self._disk.rename(unfinished, stem + SUFFIX)

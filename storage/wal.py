@@ -115,7 +115,7 @@ from raftha.storage.segment import (
     record_bytes,
     write_bytes,
 )
-from raftha.storage.spares import Spares
+from raftha.storage.spares import OnPart, Spares, at_once
 
 _OFFSET_MASK = (1 << LOCATION_SHIFT) - 1
 
@@ -312,14 +312,21 @@ class Wal:
         """How much space a new segment takes."""
         return self._segment_bytes
 
-    def prepare_spare(self) -> None:
+    @property
+    def used(self) -> float:
+        """The share of the current segment that is full; any thread."""
+        segment = self._segments[-1]
+        return segment.end / segment.header.segment_bytes
+
+    def prepare_spare(self, on_part: OnPart = at_once) -> None:
         """Make a spare segment if there is none, so that the next `append` that needs one has it.
 
-        Takes as long as writing a segment of zeros. StorageFull if there is no space.
+        Takes as long as writing a segment of zeros, and as long as `on_part` waits between parts of
+        it. StorageFull if there is no space.
         """
         self._check()
         try:
-            self._spares.prepare()
+            self._spares.prepare(on_part)
         except OSError as error:
             raise self._fail(error) from error
 

@@ -10,10 +10,12 @@ from random import Random
 
 import pytest
 
+from raftha.config import MIB
 from raftha.entry import LOG_START, Entry, HardState
 from raftha.errors import Compacted, Corrupt, StorageError, StorageFailed, StorageFull
 from raftha.storage.disk import Disk, RealDisk
 from raftha.storage.segment import HEADER_BYTES
+from raftha.storage.spares import Pacer
 from raftha.storage.wal import Wal
 from tests.sim.disk import Crashed, SimulatedDisk
 from tests.sim.log import FOLDER, SEGMENT_BYTES, entries_after, opener, read_all, salts
@@ -221,6 +223,63 @@ def test_a_compaction_cut_short_between_branches_is_finished_by_recovery(
     wal.compact(5)
     assert read_all(wal) == new
     assert segment_names(disk) == [f"{3:016x}.seg"]
+
+
+def test_a_spare_is_made_in_parts(disk: SimulatedDisk) -> None:
+    salt = salts(1)
+    wal = Wal.open(disk, FOLDER, segment_bytes=6 * MIB, salt=lambda: next(salt))
+    made: list[float] = []
+
+    def on_part(share: float) -> bool:
+        made.append(share * 6)
+        return share * 6 < 1
+
+    wal.prepare_spare(on_part)
+    assert made == [0, 0.5, 1, 5], "small ones, then large ones"
+    wal.prepare_spare(on_part)
+    assert len(made) == 4, "there is one already"
+    assert 0 < wal.used < 0.01
+    wal.append(None, entries_after(wal.last, 1, [MIB]))
+    assert 1 / 6 < wal.used < 1 / 6 + 0.01
+
+
+@pytest.mark.parametrize(
+    ("filling", "is_paced"),
+    [
+        (0.0, [True, True, True]),  # Segments a second.
+        (0.1, [True, True, True]),
+        (9.0, [False, False, True]),  # The rest is needed soon, until there is little of it.
+        (-1.0, [False, False, False]),  # The log has gone on to the next segment already.
+    ],
+)
+def test_making_a_spare_leaves_the_disk_to_the_log_unless_it_is_needed_soon(
+    filling: float, is_paced: list[bool]
+) -> None:
+    now, used, pauses = 0.0, 0.1, list[float]()
+
+    def wait(pause_s: float) -> bool:
+        nonlocal now
+        now += pause_s
+        pauses.append(pause_s)
+        return False
+
+    pacer = Pacer(lambda: used, wait, lambda: now)
+    assert pacer.on_part(0.0) and not pauses, "there was no part yet"
+    seen = []
+    for made in (0.25, 0.5, 0.75):
+        now += 0.01
+        used = 0.1 + filling * now
+        seen.append(pacer.on_part(made))
+        assert pauses == ([pytest.approx(0.03)] if seen[-1] else [])
+        pauses.clear()
+    assert seen == is_paced
+
+
+def test_making_a_spare_makes_haste_for_whoever_cannot_wait() -> None:
+    now = 0.0
+    pacer = Pacer(lambda: 0.1, lambda _: True, lambda: now)
+    now = 0.01
+    assert not pacer.on_part(0.25)
 
 
 def test_spares_are_used_and_those_of_another_size_removed(disk: SimulatedDisk) -> None:
