@@ -27,6 +27,8 @@ from bench.worker import serve_load
 from raftha.config import parse_address
 from raftha.resp import pack_request
 
+OPEN_TRIES, OPEN_PAUSE_S = 50, 0.1
+
 
 class Refused(Exception):
     """The server answered that it did not do it."""
@@ -132,11 +134,21 @@ def _ignore(future: asyncio.Future[Any]) -> None:
         future.exception()  # The request that goes along fails too.
 
 
+async def open_patiently(kind: type[Connection], address: str, keys: int) -> Connection:
+    """Connect; again if the server hangs up, as ZooKeeper's does when it has only begun to lead."""
+    for _ in range(OPEN_TRIES):
+        try:
+            return await kind.open(address, keys)
+        except (Refused, OSError):
+            await asyncio.sleep(OPEN_PAUSE_S)
+    return await kind.open(address, keys)
+
+
 async def main(kind: type[Connection], count: int, addresses: list[str]) -> None:
     """Hold connections, and make load as asked."""
     targets = itertools.islice(itertools.cycle(addresses), count)
     keys = Load().keys
-    connections = [await kind.open(address, keys) for address in targets]
+    connections = [await open_patiently(kind, address, keys) for address in targets]
 
     def make_call(load: Load) -> Call:
         value = os.urandom(VALUE_BYTES)

@@ -33,6 +33,7 @@ class Worker:
 
     def __init__(self, module: str, *arguments: str, log: Path) -> None:
         """Start it; what it prints on stderr goes to the file `log`."""
+        self._module = module
         self._log = log
         with log.open("ab") as file:
             self._process = subprocess.Popen(
@@ -41,7 +42,11 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=file,
             )
-        self.ready = self._receive()
+        try:
+            self.ready = self._receive()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -91,10 +96,17 @@ class Worker:
         line = self._process.stdout.readline()
         answer = json.loads(line) if line else {"error": "it ended"}
         if "error" in answer:
-            tail = self._log.read_text(errors="replace")[-1500:]
-            raise WorkerEnded(f"{self._process.args!r}: {answer['error']}\n{tail}")
+            raise self._ended(answer["error"])
         assert isinstance(answer, dict)
         return answer
+
+    def _ended(self, reason: str) -> WorkerEnded:
+        """One line for the results; the log's end for who sees the traceback."""
+        tail = self._log.read_text(errors="replace")[-1500:].rstrip()
+        last = tail.rpartition("\n")[2]
+        error = WorkerEnded(f"{self._module}: {reason}{last and f': {last}'}")
+        error.add_note(tail)
+        return error
 
 
 async def serve(answer: Answer, **ready: Any) -> None:

@@ -15,14 +15,14 @@ import pytest
 import uvloop
 
 from bench import compare, report, tables
-from bench.connections import Refused, RespConnection
+from bench.connections import Refused, RespConnection, open_patiently
 from bench.lag import Seen
 from bench.load import Load, closed_loop, open_loop
 from bench.question import Run
 from bench.results import BadResults, Better, Results, read
 from bench.samples import QUANTILES, Sample, Taken, quantile
 from bench.systems import Measure
-from bench.worker import WorkerEnded
+from bench.worker import Worker, WorkerEnded
 
 
 def make(values: list[float], better: Better = "higher", sync_ms: float = 0.1) -> Results:
@@ -62,6 +62,44 @@ def test_who_asks_on_a_connection_that_was_lost_is_told() -> None:
 
     asyncio.run(ask())
     uvloop.run(ask())
+
+
+def test_a_server_that_hangs_up_at_first_is_asked_again() -> None:
+    class Greeting(RespConnection):
+        async def begin(self, keys: int) -> None:
+            await self._send(b"HELLO\r\n")
+
+    async def ask() -> None:
+        called = 0
+
+        async def answer_the_third(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        ) -> None:
+            nonlocal called
+            called += 1
+            if called == 3:
+                await reader.readline()
+                writer.write(b"+OK\r\n")
+            writer.close()
+            await writer.wait_closed()
+
+        server = await asyncio.start_server(answer_the_third, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        connection = await open_patiently(Greeting, f"{host}:{port}", 1)
+        assert called == 3
+        with pytest.raises(Refused, match="lost"):
+            await connection.put(b"key", b"value")
+        server.close()
+
+    asyncio.run(ask())
+
+
+def test_a_worker_that_ends_says_why_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(WorkerEnded) as raised:
+        Worker("bench.connections", "bench.connections:Nobody", "1", log=tmp_path / "log")
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith("bench.connections: it ended: AttributeError: ")
+    assert "Traceback" in raised.value.__notes__[0]
 
 
 # --------------------------------------------------------------------------- samples
