@@ -18,7 +18,7 @@ INTERVAL_S = 0.2
 CYCLE_S = 4.0
 QUIET_INTERVALS = 3
 """Length of a pause; its first interval still feels what was on its way."""
-TOLERANCE, SLACK_S = 1.5, 0.001
+TOLERANCE, SLACK_S = 1.25, 0.0003
 RATE_MIN, RATE_FIRST, RATE_MAX = 2 << 20, 8 << 20, 1 << 30
 BURST_S = 0.05
 """What wasn't sent in time may be made up for, up to this much of it."""
