@@ -72,8 +72,8 @@ class Pacer:
         took_s = now - self._part_began
         self._busy_s += took_s
         needed_s = (1 + _PAUSE_PARTS) * self._busy_s * (1 - made) / made
-        filling = (used - self._used_before) / (now - self._began)
-        has_time = filling == 0 or (filling > 0 and 1 - used > filling * needed_s * _MARGIN)
+        filled, elapsed_s = used - self._used_before, now - self._began
+        has_time = 0 <= filled * needed_s * _MARGIN < (1 - used) * elapsed_s
         if has_time:
             has_time = not self._wait(min(_PAUSE_PARTS * took_s, _PAUSE_MAX_S))
         self._part_began = self._now()
