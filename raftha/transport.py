@@ -56,7 +56,6 @@ REMOVED = "the node was removed from the cluster"
 SHUTDOWN = "the node is stopped"
 FAREWELL_S = 0.05
 """How long a stop waits for its farewells to leave."""
-"""Of a reason in the log; a stranger's words may be in it, and they mustn't look like our lines."""
 
 log = logging.getLogger(__name__)
 
