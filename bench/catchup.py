@@ -32,8 +32,8 @@ from typing import Any, cast
 import hiredis
 import uvloop
 
+from raftha.client.resp import pack_request
 from raftha.config import MIB, parse_address
-from raftha.resp import pack_request
 from raftha.testing import LocalCluster
 
 FILL_BYTES = 16 * 1024

@@ -24,8 +24,8 @@ import uvloop
 
 from bench.load import VALUE_BYTES, Call, Load, key_of
 from bench.worker import serve_load
+from raftha.client.resp import pack_request
 from raftha.config import parse_address
-from raftha.resp import pack_request
 
 OPEN_TRIES, OPEN_PAUSE_S = 50, 0.1
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import raftha
-from raftha.processes import Spawner
+from raftha.testing.processes import Spawner
 
 PREFIX = "10.213.77"
 PORT = 7100

@@ -23,7 +23,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector as PrometheusCollector
 
-from raftha.statistics import Histogram, Statistics
+from raftha.node.statistics import Histogram, Statistics
 from raftha.types import HaStatus, Health, ReplicaStatus, ReplicationState
 
 ROLES = ("follower", "pre_candidate", "candidate", "leader", "removed", "stopped", "failed")

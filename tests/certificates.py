@@ -11,8 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from raftha.certificates import Made, make_ca, make_node
-from raftha.tls import PeerTls
+from raftha.net.certificates import Made, make_ca, make_node
+from raftha.net.tls import PeerTls
 
 CLUSTER = "orders"
 

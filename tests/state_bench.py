@@ -9,11 +9,11 @@ from raftha.errors import (
     CommandFailed,
     StorageFailed,
 )
-from raftha.storage import machine
-from raftha.storage.checkpoint import CheckpointStore
-from raftha.storage.machine import StateMachine, Transaction, command
-from raftha.storage.sessions import Applied, receipts
-from raftha.storage.state import State
+from raftha.storage.state import machine
+from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.machine import StateMachine, Transaction, command
+from raftha.storage.state.sessions import Applied, receipts
+from raftha.storage.state.state import State
 from raftha.types import Receipt
 from tests.log import Log, group, opening
 from tests.sim.store import DictStore

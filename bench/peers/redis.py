@@ -20,9 +20,9 @@ from bench.machine import program_version
 from bench.peers.servers import free_ports, running, wait_for
 from bench.samples import Sample
 from bench.systems import Measure, Unsupported, find_program, measure_clients
-from raftha.call import call
+from raftha.client.call import call
+from raftha.client.resp import pack_request
 from raftha.errors import RafthaError
-from raftha.resp import pack_request
 
 
 class WaitConnection(RespConnection):

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from raftha.processes import Spawner
+from raftha.testing.processes import Spawner
 
 T = TypeVar("T")
 

@@ -19,8 +19,8 @@ L4  A leader has none before an entry of its own term is committed, none while i
     regard for promises, and may come late.
 L5  A lease that has ended early, for whatever reason, is not valid again: another takes its place.
 
-A lease is read by other threads than the core's (`raftha/leased.py`): it is one number, which only
-the core's thread sets.
+A lease is read by other threads than the core's (`raftha/node/lease_reads.py`): it is one number,
+which only the core's thread sets.
 
 Times are nanoseconds on a clock that goes on while the machine sleeps; it comes from the outside.
 Without leases it is never asked.

@@ -31,9 +31,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
-from raftha.errors import CommandFailed, Disconnected, InvalidRequest, RafthaError
-from raftha.leased import Missed
-from raftha.resp import (
+from raftha.client.resp import (
     NULL,
     OK,
     REQUEST_BYTES_MAX,
@@ -44,6 +42,8 @@ from raftha.resp import (
     error_line,
     error_reply,
 )
+from raftha.errors import CommandFailed, Disconnected, InvalidRequest, RafthaError
+from raftha.node.lease_reads import Missed
 from raftha.server.commands import (
     SET,
     Call,
@@ -60,8 +60,8 @@ from raftha.server.commands import (
     parse_once,
 )
 from raftha.server.tasks import Arguments, Service
-from raftha.storage.commands import COMMAND_BYTES_MAX, pack_call
-from raftha.storage.sessions import Outcome, receipts
+from raftha.storage.state.commands import COMMAND_BYTES_MAX, pack_call
+from raftha.storage.state.sessions import Outcome, receipts
 from raftha.types import Receipt
 
 WAITING_MAX = 1024

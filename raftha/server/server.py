@@ -24,6 +24,7 @@ from typing import Any, cast
 import uvloop
 
 from raftha.aio import HaManager
+from raftha.client.resp import error_line
 from raftha.config import (
     HaConfig,
     is_loopback,
@@ -32,12 +33,11 @@ from raftha.config import (
 )
 from raftha.errors import ConfigError
 from raftha.metrics import Endpoint
-from raftha.resp import error_line
+from raftha.net.tls import TlsServer, check_token, listener_context, read_token
 from raftha.server.connection import AUTH_TIMEOUT_S, Connection
 from raftha.server.machine import RedisMachine
 from raftha.server.tasks import Service
 from raftha.settings import check_all_or_none, shown
-from raftha.tls import TlsServer, check_token, listener_context, read_token
 from raftha.types import ReplicationMode
 
 logger = logging.getLogger(__name__)

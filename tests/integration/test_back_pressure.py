@@ -12,7 +12,7 @@ import pytest
 
 import raftha
 from raftha.config import MIB
-from raftha.storage.checkpoint import CheckpointStore
+from raftha.storage.state.checkpoint import CheckpointStore
 from tests.integration.test_manager import free_addresses
 
 pytestmark = pytest.mark.slow

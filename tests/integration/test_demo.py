@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from raftha.demo import Failover, Report, digest_of, find_differences, render, run_demo
-from raftha.demo_data import load_records, unicode_records
+from raftha.cli.demo import Failover, Report, digest_of, find_differences, render, run_demo
+from raftha.cli.demo_data import load_records, unicode_records
 from raftha.testing import LocalCluster
 
 pytestmark = pytest.mark.slow

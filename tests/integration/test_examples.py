@@ -21,7 +21,7 @@ import pytest
 
 import raftha
 from raftha.config import MIB
-from raftha.processes import Spawner, reserve_port
+from raftha.testing.processes import Spawner, reserve_port
 from tests.integration.test_manager import free_addresses, make_config, wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -1,4 +1,4 @@
-"""Host processes that fork: `raftha.forks`."""
+"""Host processes that fork: `raftha.runtime.forks`."""
 
 from __future__ import annotations
 

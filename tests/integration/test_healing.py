@@ -17,9 +17,9 @@ import pytest
 
 import raftha
 from raftha.config import MIB
-from raftha.storage.disk import RealDisk
-from raftha.storage.recovery import close_all, live_ids, recover
-from raftha.storage.segment import HEADER_BYTES, scan
+from raftha.storage.log.disk import RealDisk
+from raftha.storage.log.recovery import close_all, live_ids, recover
+from raftha.storage.log.segment import HEADER_BYTES, scan
 from raftha.testing import LocalCluster
 from tests.integration.test_manager import free_addresses, make_config, wait_until
 

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 import raftha
-from raftha import ReplicaState, ReplicationState, events, health
+from raftha import ReplicaState, ReplicationState, events
 from raftha.config import read_toml
 from raftha.core import Heartbeat
+from raftha.net.transport import Transport
+from raftha.node.messages import PeerMessage
+from raftha.node.watch import health
 from raftha.testing import LocalCluster
-from raftha.transport import Transport
-from raftha.wire import PeerMessage
 from tests.integration.test_manager import free_addresses, make_config, wait_until
 
 MAX_LAG_MS = 1500

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from raftha.client.resp import ReplyError
 from raftha.errors import LocalClusterError, RequestTimeout, Unavailable
-from raftha.processes import reserve_port
-from raftha.resp import ReplyError
 from raftha.testing import LocalCluster
+from raftha.testing.processes import reserve_port
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]

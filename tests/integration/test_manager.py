@@ -14,9 +14,9 @@ import pytest
 
 import raftha
 from raftha.config import MIB
-from raftha.storage.commands import pack_call, pack_put
-from raftha.storage.sessions import receipts
-from raftha.wire import PROTOCOL_VERSION, Hello, Refusal, encode
+from raftha.net.wire import PROTOCOL_VERSION, Hello, Refusal, encode
+from raftha.storage.state.commands import pack_call, pack_put
+from raftha.storage.state.sessions import receipts
 
 
 class Bank(raftha.StateMachine):
@@ -484,7 +484,7 @@ def test_an_error_in_the_middle_of_a_turn_leaves_no_caller_waiting(
     async def use() -> None:
         async with raftha.aio.HaManager(config) as ha:
             await ha.put(b"a", b"b")
-            monkeypatch.setattr("raftha.submissions.receipts", explode)
+            monkeypatch.setattr("raftha.node.submissions.receipts", explode)
             calls = [ha.put(b"a", b"%d" % i) for i in range(9)]
             async with asyncio.timeout(10):
                 results = await asyncio.gather(*calls, return_exceptions=True)

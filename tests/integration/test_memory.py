@@ -17,15 +17,15 @@ import pytest
 import uvloop
 
 from bench.catchup import rss_anon_bytes
-from raftha.callers import ASKED_BYTES_MAX
+from raftha.client.resp import REQUEST_BYTES_MAX, pack_request
 from raftha.config import MIB, parse_address
 from raftha.core import CoreConfig
-from raftha.inbox import BATCH_BYTES_MAX, INBOX_BYTES_MAX, UNCOMMITTED_BYTES_MAX
-from raftha.resp import REQUEST_BYTES_MAX, pack_request
+from raftha.net.transport import OUTGOING_BYTES_MAX
+from raftha.node.proposals import BATCH_BYTES_MAX, INBOX_BYTES_MAX, UNCOMMITTED_BYTES_MAX
+from raftha.runtime.callers import ASKED_BYTES_MAX
 from raftha.server.connection import WAITING_BYTES_MAX
-from raftha.storage.sessions import OUTCOMES_BYTES_MAX
+from raftha.storage.state.sessions import OUTCOMES_BYTES_MAX
 from raftha.testing import LocalCluster
-from raftha.transport import OUTGOING_BYTES_MAX
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

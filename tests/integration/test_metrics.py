@@ -15,8 +15,8 @@ import raftha
 from raftha.config import MIB
 from raftha.errors import ConfigError
 from raftha.metrics import Collector
-from raftha.processes import reserve_port
 from raftha.server import ServerConfig
+from raftha.testing.processes import reserve_port
 from tests.integration.test_manager import free_addresses, make_config, wait_until
 from tests.integration.test_server import Host
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import raftha
-from raftha import runtime
 from raftha.config import MIB
-from raftha.storage.disk import RealDisk
+from raftha.runtime import runtime
+from raftha.storage.log.disk import RealDisk
 from tests.integration.test_manager import free_addresses, make_config, wait_until
 
 
@@ -272,7 +272,7 @@ def test_acknowledged_data_that_was_damaged_is_refused(tmp_path: Path) -> None:
 def test_a_connection_that_never_speaks_is_dropped_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raftha.transport.HANDSHAKE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("raftha.net.transport.HANDSHAKE_TIMEOUT_S", 0.05)
     members = {1: free_addresses(1)[0]}
     host, port = members[1].split(":")
     with (

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from raftha.resp import ReplyError
+from raftha.client.resp import ReplyError
 from raftha.testing import LocalCluster
 
 pytestmark = pytest.mark.slow

@@ -22,20 +22,20 @@ from redis.retry import Retry
 from typer.testing import CliRunner
 
 import raftha
-from raftha import renewal
-from raftha.call import Access, call
-from raftha.certificates import Made, make_node
-from raftha.cli import app
+from raftha.cli.app import app
 from raftha.client import Client
+from raftha.client.call import Access, call
+from raftha.client.resp import ReplyError, pack_request
 from raftha.config import MIB
 from raftha.errors import ConfigError, Disconnected, RafthaError, Unavailable
-from raftha.processes import reserve_port
-from raftha.resp import ReplyError, pack_request
+from raftha.net import certificate_renewal
+from raftha.net.certificates import Made, make_node
+from raftha.net.tls import client_context
+from raftha.net.wire import PROTOCOL_VERSION, Hello, encode
 from raftha.server import Server, ServerConfig, connection
 from raftha.server.connection import UNKNOWN_BYTES_MAX
 from raftha.testing import LocalCluster
-from raftha.tls import client_context
-from raftha.wire import PROTOCOL_VERSION, Hello, encode
+from raftha.testing.processes import reserve_port
 from tests.certificates import CLUSTER, expire, make_cluster, peer_tls
 from tests.integration.test_manager import free_addresses, make_config, wait_until
 from tests.integration.test_server import Host, port_of, talk
@@ -157,7 +157,7 @@ def shown_by(node: raftha.HaManager, made: Made) -> str:
 def test_a_renewed_certificate_is_taken_up_without_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(renewal, "LOOK_S", 0.02)
+    monkeypatch.setattr(certificate_renewal, "LOOK_S", 0.02)
     made = make_cluster(tmp_path)
     managers = make_managers(tmp_path / "nodes", made)
     for manager in managers:

@@ -21,14 +21,14 @@ import pytest
 import redis
 import uvloop
 
-from raftha.call import call
 from raftha.client import Client
+from raftha.client.call import call
+from raftha.client.resp import REQUEST_BYTES_MAX, ReplyError, pack_request
 from raftha.config import MIB
 from raftha.errors import ConfigError, RafthaError, SessionExpired, TransferFailed
-from raftha.processes import reserve_port
-from raftha.resp import REQUEST_BYTES_MAX, ReplyError, pack_request
 from raftha.server import Server, ServerConfig
 from raftha.testing import LocalCluster
+from raftha.testing.processes import reserve_port
 
 T = TypeVar("T")
 

@@ -10,8 +10,8 @@ import pytest
 
 import raftha
 from raftha.config import MIB
-from raftha.storage.snapshot import Chunk, Incoming, Outgoing, install
-from raftha.storage.wal import Wal
+from raftha.storage.directory.snapshot import Chunk, Incoming, Outgoing, install
+from raftha.storage.log.wal import Wal
 from raftha.testing import LocalCluster
 from tests.integration.test_manager import free_addresses, wait_until
 
@@ -245,7 +245,7 @@ def test_a_node_that_cant_be_opened_with_an_image_has_failed_and_can_be_started_
             raise raftha.StorageFull("no space")
         return install(data, wal)
 
-    monkeypatch.setattr("raftha.storage.vault.install", failing)
+    monkeypatch.setattr("raftha.storage.directory.node_files.install", failing)
     gone = cluster.follower()
     node = cluster.nodes[gone]
     node.stop()

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 
 from raftha.entry import HardState
 from raftha.errors import Compacted, Corrupt, StorageError
-from raftha.storage.wal import Wal
+from raftha.storage.log.wal import Wal
 from tests.sim.disk import Crashed, SimulatedDisk
 from tests.sim.log import LogModel, entries_after, salts
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from raftha.entry import LOG_START, Entry, EntryKind, HardState, LogPosition, make_entry
-from raftha.storage.disk import Disk
-from raftha.storage.wal import Wal
+from raftha.storage.log.disk import Disk
+from raftha.storage.log.wal import Wal
 
 SEGMENT_BYTES = 16 * 1024
 FOLDER = "n1/wal"

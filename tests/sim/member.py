@@ -19,24 +19,24 @@ from functools import partial
 from random import Random
 from typing import Any, Protocol
 
-from raftha.beginning import HEARTBEAT_TICKS, applied_membership
-from raftha.checkpoints import Cut
 from raftha.config import HaConfig
 from raftha.core import CoreConfig, LogRead, Raft, RaftLog, TimeoutNow, Write
 from raftha.entry import Entry, HardState, LogPosition
 from raftha.errors import Compacted, Corrupt, Disconnected, StorageFailed, StorageFull
 from raftha.events import HaEvent, LeaderLost, Removed, ReplicaBehindLog, RoleChanged
 from raftha.membership import Membership
-from raftha.node import Node
-from raftha.operations import Operation
-from raftha.statistics import Statistics
-from raftha.storage import datadir
-from raftha.storage.healing import open_whole
-from raftha.storage.machine import StateMachine
-from raftha.storage.replay import read_from
-from raftha.storage.state import Frozen
-from raftha.storage.wal import Wal
-from raftha.wire import PeerMessage, TransferRequest
+from raftha.node.bootstrap import HEARTBEAT_TICKS, applied_membership
+from raftha.node.checkpoints import Cut
+from raftha.node.messages import PeerMessage, TransferRequest
+from raftha.node.node import Node
+from raftha.node.operations import Operation
+from raftha.node.statistics import Statistics
+from raftha.storage.directory import datadir
+from raftha.storage.directory.healing import open_whole
+from raftha.storage.directory.replay import read_from
+from raftha.storage.log.wal import Wal
+from raftha.storage.state.machine import StateMachine
+from raftha.storage.state.state import Frozen
 from tests.sim.clock import MemberClock
 from tests.sim.disk import SimulatedDisk
 from tests.sim.images import SimulatedFiles

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from raftha.client import Client
+from raftha.client.resp import ReplyError, RequestParser, encode, error_line
 from raftha.errors import (
     ConfigError,
     Disconnected,
@@ -25,7 +26,6 @@ from raftha.errors import (
     Stopped,
     Unavailable,
 )
-from raftha.resp import ReplyError, RequestParser, encode, error_line
 
 CUT = b"(cut)"
 

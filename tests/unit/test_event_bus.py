@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from raftha import events
-from raftha.event_bus import AsyncEventStream, EventBus, EventStream
 from raftha.events import EventKind, HaEvent, LeaderElected, ReplicaConnected
+from raftha.runtime.event_bus import AsyncEventStream, EventBus, EventStream
 from tests.conditions import wait_until
 
 
@@ -209,7 +209,7 @@ def test_a_callback_that_raises_is_counted_logged_once_a_kind_and_called_again(
 def test_a_callback_that_hangs_loses_the_oldest_and_delays_a_stop_by_a_moment_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("raftha.event_bus.CALLBACK_ENDS_S", 0.01)
+    monkeypatch.setattr("raftha.runtime.event_bus.CALLBACK_ENDS_S", 0.01)
     is_called, goes_on = threading.Event(), threading.Event()
     got: list[HaEvent] = []
 

@@ -16,7 +16,7 @@ from raftha.core import (
     VoteRequest,
 )
 from raftha.events import FailoverCompleted, FailoverStarted
-from raftha.failover import FailoverWatch
+from raftha.node.watch.failover import FailoverWatch
 from tests.core import ELECTION_TICKS, acknowledge, chain, core, settle
 
 

@@ -11,7 +11,8 @@ from raftha.config import HaConfig
 from raftha.core import Raft
 from raftha.core.progress import Mode
 from raftha.events import HaEvent, HealthCheckFailed, HealthRecovered
-from raftha.health import (
+from raftha.node.messages import HealthMessage, HealthReply, HealthRequest
+from raftha.node.watch.health import (
     CHECKS_UNTIL_RECOVERED,
     CHECKS_UNTIL_UNHEALTHY,
     HANG_UP_S,
@@ -19,7 +20,6 @@ from raftha.health import (
     HealthMonitor,
 )
 from raftha.types import Health
-from raftha.wire import HealthMessage, HealthReply, HealthRequest
 from tests.core import acknowledge, become_leader, core, follow
 
 CHECK_S = 0.25

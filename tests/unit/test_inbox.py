@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raftha.core import Raft
-from raftha.inbox import (
+from raftha.node.proposals import (
     BATCH_BYTES_MAX,
     GROUP_BYTES,
     INBOX_BYTES_MAX,

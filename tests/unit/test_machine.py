@@ -11,9 +11,9 @@ from raftha.errors import (
     InvalidRequest,
     StorageFailed,
 )
-from raftha.storage import commands, machine
-from raftha.storage.machine import StateMachine, Transaction, command
-from raftha.storage.state import State
+from raftha.storage.state import commands, machine
+from raftha.storage.state.machine import StateMachine, Transaction, command
+from raftha.storage.state.state import State
 from tests.log import group
 from tests.sim.store import DictStore
 from tests.state_bench import LEAKED, Bench, Kit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raftha.pacing import INTERVAL_S, RATE_FIRST, RATE_MIN, Pace
+from raftha.node.snapshot_rate import INTERVAL_S, RATE_FIRST, RATE_MIN, Pace
 
 CHUNK = 128 * 1024
 TICK_S = 0.01

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from raftha.acknowledgements import holders
 from raftha.core import Append, Heartbeat, PositionsReply, PositionsRequest
-from raftha.core.positions import Positions, encode_behind
+from raftha.core.durable_indexes import Positions, encode_behind
 from raftha.entry import EntryKind
+from raftha.node.acknowledgements import holders
 from tests.core import Net, acknowledge, become_leader, chain, core, only, settle, step
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from raftha.core import CoreConfig, Raft, RaftLog, Role, TimeoutNow, VoteReply, VoteRequest
 from raftha.entry import LOG_START, HardState
 from raftha.membership import Membership
-from raftha.preference import CALM_FACTOR, RETURN_AFTER_S, Preference
+from raftha.node.watch.placement import CALM_FACTOR, RETURN_AFTER_S, Preference
 from tests.core import ELECTION_TICKS, acknowledge, become_leader, chain, follow, only, settle
 
 REGIONS = ("near", "far")

@@ -12,9 +12,9 @@ from typing import Any, cast
 import pytest
 
 from raftha.aio import HaManager
+from raftha.client.resp import pack_request
 from raftha.errors import Indeterminate, Overloaded
-from raftha.leased import MISSED, Missed
-from raftha.resp import pack_request
+from raftha.node.lease_reads import MISSED, Missed
 from raftha.server import connection
 from raftha.server.connection import (
     LARGE_REPLIES_MAX,
@@ -24,7 +24,7 @@ from raftha.server.connection import (
     Connection,
 )
 from raftha.server.tasks import Service
-from raftha.storage.commands import PUT, unpack
+from raftha.storage.state.commands import PUT, unpack
 from raftha.types import Receipt
 
 

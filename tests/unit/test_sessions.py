@@ -8,8 +8,8 @@ from raftha.errors import (
     Indeterminate,
     SessionExpired,
 )
-from raftha.storage import commands, machine, sessions
-from raftha.storage.sessions import Verdict, receipts
+from raftha.storage.state import commands, machine, sessions
+from raftha.storage.state.sessions import Verdict, receipts
 from tests.log import group, opening
 from tests.state_bench import Bench
 

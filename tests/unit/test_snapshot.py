@@ -14,12 +14,9 @@ import pytest
 import zstandard
 
 from raftha.entry import LOG_START, Entry, EntryKind, Group, HardState, encode_group, make_entry
-from raftha.storage import snapshot as module
-from raftha.storage.checkpoint import CheckpointStore
-from raftha.storage.commands import pack_put
-from raftha.storage.disk import RealDisk
-from raftha.storage.replay import entries_after
-from raftha.storage.snapshot import (
+from raftha.storage.directory import snapshot as module
+from raftha.storage.directory.replay import entries_after
+from raftha.storage.directory.snapshot import (
     CHUNK_BYTES,
     Chunk,
     Image,
@@ -29,8 +26,11 @@ from raftha.storage.snapshot import (
     pack_chunk,
     unpack_chunk,
 )
-from raftha.storage.state import State
-from raftha.storage.wal import Wal
+from raftha.storage.log.disk import RealDisk
+from raftha.storage.log.wal import Wal
+from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.commands import pack_put
+from raftha.storage.state.state import State
 from tests.sim.store import DictStore
 
 

@@ -6,9 +6,9 @@ from collections.abc import Collection
 
 import pytest
 
-from raftha.space import REPORTED_TICKS, Space
-from raftha.submissions import MAJORITY_FULL
-from raftha.wire import SpaceReport
+from raftha.node.messages import SpaceReport
+from raftha.node.submissions import MAJORITY_FULL
+from raftha.node.watch.disk_space import REPORTED_TICKS, Space
 from tests.core import acknowledge, become_leader, core, follow
 
 VALID_S = 0.5

@@ -19,16 +19,16 @@ from raftha.errors import (
     StorageFull,
     Unavailable,
 )
-from raftha.operations import (
+from raftha.node.operations import (
     ALL_VOTERS,
     AcknowledgedWrite,
     GroupOperation,
     Operation,
     WriteOperation,
 )
-from raftha.storage.commands import pack_put
-from raftha.storage.sessions import Applied, Outcome, Verdict
-from raftha.submissions import InFlight, Submissions, is_proper
+from raftha.node.submissions import InFlight, Submissions, is_proper
+from raftha.storage.state.commands import pack_put
+from raftha.storage.state.sessions import Applied, Outcome, Verdict
 from raftha.types import Acknowledgement, Receipt, ReplicationMode
 
 SESSION = 77

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import uvloop
 
-from raftha import tls
-from raftha.certificates import Made, make_ca, make_node
 from raftha.errors import ConfigError
-from raftha.tls import TlsServer, certified_uri, client_context, listener_context, read_token
+from raftha.net import tls
+from raftha.net.certificates import Made, make_ca, make_node
+from raftha.net.tls import TlsServer, certified_uri, client_context, listener_context, read_token
 from tests.certificates import CLUSTER, expire, make_cluster, peer_tls, wait_until
 
 Damage = Callable[[dict[int, Made], Path], object]

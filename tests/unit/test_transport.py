@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import uvloop
 
-from raftha import transport
-from raftha.certificates import Made, make_ca, make_node
 from raftha.core import TimeoutNow
-from raftha.tls import PeerTls
-from raftha.transport import Transport
-from raftha.wire import PROTOCOL_VERSION, Forward, Hello, PeerMessage, Refusal, encode
+from raftha.net import transport
+from raftha.net.certificates import Made, make_ca, make_node
+from raftha.net.tls import PeerTls
+from raftha.net.transport import Transport
+from raftha.net.wire import PROTOCOL_VERSION, Hello, Refusal, encode
+from raftha.node.messages import Forward, PeerMessage
 from tests.certificates import CLUSTER, expire, make_cluster, peer_tls, wait_until
 
 
@@ -364,7 +365,7 @@ def test_a_strangers_words_can_not_pass_for_lines_of_the_log(
 def test_a_peer_that_takes_nothing_is_dropped_before_it_takes_all_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("raftha.transport.OUTGOING_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr("raftha.net.transport.OUTGOING_BYTES_MAX", 1 << 20)
 
     async def main() -> None:
         members = free_members(1)

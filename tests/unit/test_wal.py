@@ -13,10 +13,10 @@ import pytest
 from raftha.config import MIB
 from raftha.entry import LOG_START, Entry, HardState
 from raftha.errors import Compacted, Corrupt, StorageError, StorageFailed, StorageFull
-from raftha.storage.disk import Disk, RealDisk
-from raftha.storage.segment import HEADER_BYTES
-from raftha.storage.spares import Pacer
-from raftha.storage.wal import Wal
+from raftha.storage.log.disk import Disk, RealDisk
+from raftha.storage.log.segment import HEADER_BYTES
+from raftha.storage.log.spares import Pacer
+from raftha.storage.log.wal import Wal
 from tests.sim.disk import Crashed, SimulatedDisk
 from tests.sim.log import FOLDER, SEGMENT_BYTES, entries_after, opener, read_all, salts
 
@@ -527,7 +527,7 @@ def test_damage_under_a_running_log_is_noticed_by_read(
 def test_a_log_of_another_format_is_no_damage(
     disk: SimulatedDisk, open_wal: Callable[[], Wal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raftha.storage.segment.VERSION", 2)
+    monkeypatch.setattr("raftha.storage.log.segment.VERSION", 2)
     open_wal()
     monkeypatch.undo()
     with pytest.raises(StorageError, match="format") as caught:

@@ -9,7 +9,7 @@ import pytest
 
 from raftha.entry import HardState
 from raftha.errors import StorageError
-from raftha.storage.wal import Wal
+from raftha.storage.log.wal import Wal
 from tests.sim.disk import Crashed, SimulatedDisk
 from tests.sim.log import LogModel, entries_after, opener
 

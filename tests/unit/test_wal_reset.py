@@ -8,7 +8,7 @@ import pytest
 
 from raftha.entry import HardState, LogPosition
 from raftha.errors import Compacted, StorageError
-from raftha.storage.wal import Wal
+from raftha.storage.log.wal import Wal
 from tests.sim.disk import Crashed, SimulatedDisk
 from tests.sim.log import entries_after, opener, read_all
 
