@@ -30,6 +30,7 @@ from raftha.manager import (
     check_count,
     check_member,
     deadline_of,
+    each_reader,
     learners_of,
     many_reader,
     overloaded,
@@ -372,6 +373,20 @@ class HaManager:
             max_staleness_ms,
             timeout,
             64 * len(keys) + sum(map(len, keys)),
+        )
+
+    def submit_get_each(
+        self, groups: Sequence[Sequence[bytes]], *, bytes_max: int, timeout: float | None = None
+    ) -> asyncio.Future[list[list[bytes | None] | InvalidRequest]]:
+        """Read several groups of keys, without waiting; a result for each of the first groups.
+
+        A group's values are as of one moment. They are InvalidRequest if they are over 16 MiB. The
+        reading ends with the group that brings all values to `bytes_max` bytes, so the list may be
+        shorter than `groups`; it is never empty.
+        """
+        asked_bytes = sum(64 + sum(map(len, keys)) + 64 * len(keys) for keys in groups)
+        return self._read(
+            each_reader(groups, bytes_max), "linearizable", None, timeout, asked_bytes
         )
 
     async def scan(

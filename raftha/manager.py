@@ -552,20 +552,47 @@ def many_reader(keys: Sequence[bytes]) -> Callable[[Node], list[bytes | None]]:
     keys = list(keys)
     for key in keys:
         commands.check_key(key)
+    return lambda node: _read_group(node, keys)[0]
 
-    def read(node: Node) -> list[bytes | None]:
-        values, size = [], 0
+
+def each_reader(
+    groups: Sequence[Sequence[bytes]], bytes_max: int
+) -> Callable[[Node], list[list[bytes | None] | InvalidRequest]]:
+    """A read of several groups of keys, a result for each, until they have `bytes_max` bytes."""
+    for keys in groups:
         for key in keys:
-            value = node.state.get(key)
-            size += len(value or b"")
-            if size > SCAN_BYTES_MAX:
-                raise InvalidRequest(
-                    f"the values are over {SCAN_BYTES_MAX} bytes in all", hint="ask for fewer keys"
-                )
-            values.append(value)
-        return values
+            commands.check_key(key)
+
+    def read(node: Node) -> list[list[bytes | None] | InvalidRequest]:
+        results: list[list[bytes | None] | InvalidRequest] = []
+        size = 0
+        for keys in groups:
+            try:
+                values, group_size = _read_group(node, keys)
+            except InvalidRequest as error:
+                results.append(error)
+                continue
+            results.append(values)
+            size += group_size
+            if size >= bytes_max:
+                break
+        return results
 
     return read
+
+
+def _read_group(node: Node, keys: Sequence[bytes]) -> tuple[list[bytes | None], int]:
+    """The values of `keys` and their size in bytes; InvalidRequest if that is over 16 MiB."""
+    values, size = [], 0
+    for key in keys:
+        value = node.state.get(key)
+        size += len(value or b"")
+        if size > SCAN_BYTES_MAX:
+            raise InvalidRequest(
+                f"the values are over {SCAN_BYTES_MAX} bytes in all", hint="ask for fewer keys"
+            )
+        values.append(value)
+    return values, size
 
 
 def scan_reader(

@@ -77,6 +77,8 @@ def _ask(
         if not data:
             raise Disconnected(f"{address} closed the connection before it replied")
         reader.feed(data)
+    if reader.has_data():
+        raise Disconnected(f"{address} sent more than one reply, so none can be trusted")
     if isinstance(reply, hiredis.ReplyError):
         raise error_from_reply(str(reply))
     return reply

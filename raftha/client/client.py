@@ -344,7 +344,7 @@ class _Connection(asyncio.Protocol):
             reader.feed(data)
             while (reply := reader.gets()) is not _INCOMPLETE:
                 if not pending:
-                    raise hiredis.ProtocolError("a reply that nobody asked for")
+                    raise hiredis.ProtocolError("a reply to no request")
                 future = pending.popleft()
                 if not future.done():
                     future.set_result(reply)

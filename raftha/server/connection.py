@@ -9,6 +9,9 @@ writes follow each other without waiting (they are applied in the order of their
 neighbouring reads become one fetch. A read starts when all writes before it are answered, a write
 when all reads before it are.
 
+Every request gets exactly one reply, whatever fails (`raftha.server.places`). If that can't be kept
+the connection is closed: a client matches replies by their order.
+
 Where the node leads and holds a lease, a read of one key is answered at once.
 
 Flow control, each way. No more is read from the socket while more than WAITING_MAX requests or
@@ -27,8 +30,10 @@ by then its neighbours, released in the same batch, are done too.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, cast
 
 from raftha.client.resp import (
@@ -42,7 +47,7 @@ from raftha.client.resp import (
     error_line,
     error_reply,
 )
-from raftha.errors import CommandFailed, Disconnected, InvalidRequest, RafthaError
+from raftha.errors import CommandFailed, InvalidRequest, RafthaError
 from raftha.node.lease_reads import Missed
 from raftha.server.commands import (
     SET,
@@ -59,10 +64,13 @@ from raftha.server.commands import (
     keys_of,
     parse_once,
 )
+from raftha.server.places import Place, ReadRun
 from raftha.server.tasks import Arguments, Service
 from raftha.storage.state.commands import COMMAND_BYTES_MAX, pack_call
 from raftha.storage.state.sessions import Outcome, receipts
 from raftha.types import Receipt
+
+logger = logging.getLogger(__name__)
 
 WAITING_MAX = 1024
 WAITING_BYTES_MAX = 1 << 20
@@ -76,26 +84,6 @@ QUEUED_MAX = 10_000
 """Commands between MULTI and EXEC."""
 
 _QUEUED = b"+QUEUED\r\n"
-
-
-class Place:
-    """A reply to come: `finish` makes it, encoded, from what `future` brings."""
-
-    __slots__ = ("finish", "future")
-
-    def __init__(self, future: asyncio.Future[Any], finish: Callable[[Any], bytes]) -> None:
-        self.future = future
-        self.finish = finish
-
-    def reply(self) -> bytes:
-        """The reply, once the future is done."""
-        if self.future.cancelled():
-            return error_reply(Disconnected("the server is stopping"))
-        error = self.future.exception()
-        try:
-            return self.finish(self.future.result()) if error is None else error_reply(error)
-        except RafthaError as refusal:
-            return error_reply(refusal)
 
 
 class Connection(asyncio.Protocol):
@@ -119,7 +107,7 @@ class Connection(asyncio.Protocol):
         self._unknown: asyncio.TimerHandle | None = None  # Ends who doesn't authenticate.
         self._waiting: deque[Arguments | ProtocolError | None] = deque()  # None: the end.
         self._waiting_bytes = 0
-        self._places: deque[bytes | Place] = deque()
+        self._places: deque[bytes | Place | ReadRun] = deque()
         self._unfinished = 0  # Places that are not bytes.
         self._is_writing = False  # What the unfinished ones are: writes, or something else.
         self._awaited: asyncio.Future[Any] | None = None
@@ -187,8 +175,8 @@ class Connection(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
         for place in self._places:
-            if isinstance(place, Place):
-                # Nobody is left to tell; asking for the outcome keeps asyncio from reporting it.
+            if not isinstance(place, bytes) and place.future is not None:
+                # The client is gone; asking for the outcome keeps asyncio from reporting it.
                 place.future.add_done_callback(_take_outcome)
         self._places.clear()
 
@@ -254,14 +242,23 @@ class Connection(asyncio.Protocol):
         if self._is_queue_broken:
             raise ReplyError("EXECABORT Transaction discarded because of previous errors.")
         if calls:
-            self._submit(pack_call("exec", calls), self._finish_call)
+            self._submit(pack_call("exec", calls), partial(_finish_call, self.null))
         else:
             self._answer(b"*0\r\n")
 
     # ------------------------------------------------------------------ from requests to places
 
     def _advance(self) -> None:
-        """Start what may start, write what is finished, and see to the flow of both."""
+        """Start what may start, write what is finished, and control the flow of both."""
+        try:
+            self._take_turn()
+        except Exception:
+            # A request may be left without its reply, and the replies after it would be misread.
+            logger.exception("client connection closed: a request could not be answered")
+            self.is_ending = True
+            self.abort()
+
+    def _take_turn(self) -> None:
         self._start_waiting()
         self._flush()
         transport = self._transport
@@ -344,6 +341,8 @@ class Connection(asyncio.Protocol):
                 self._run.append((command, keys))
             return True
         if isinstance(command, Local):
+            if self._run:  # First, since HELLO changes how later replies are encoded.
+                self._start_run()
             self._answer(command.run(self, request))
             return True
         is_after_writes = self._is_writing and not isinstance(command, Task)
@@ -354,13 +353,15 @@ class Connection(asyncio.Protocol):
             return False
         if isinstance(command, Write):
             packed = command.pack(request, self._service.value_bytes_max)
-            self._submit(packed, _finish_put if command.is_put else self._finish_call)
+            self._submit(
+                packed, _finish_put if command.is_put else partial(_finish_call, self.null)
+            )
         elif isinstance(command, Exec):
             self._execute()
         elif isinstance(command, Once):
             self._submit_once(request)
         else:
-            self._start_task(command.run(self._service, request), self._encode)
+            self._start_task(command.run(self._service, request))
         return True
 
     def _answer_leased(self, command: Read, key: bytes) -> bool:
@@ -377,30 +378,26 @@ class Connection(asyncio.Protocol):
         self._places.append(reply)
 
     def _submit(self, packed: bytes, finish: Callable[[Any], bytes]) -> None:
-        self._add_place(self._service.ha.submit(packed), finish, is_writing=True)
+        self._add_place(Place(self._service.ha.submit(packed), finish), is_writing=True)
 
     def _submit_once(self, request: Arguments) -> None:
         session, number, floor, command, inner = parse_once(request)
         packed = command.pack(inner, self._service.value_bytes_max)
         future = self._service.ha.submit_once(session, number, floor, [packed])
-        finish = _finish_put if command.is_put else self._finish_call
-        self._add_place(future, lambda outcome: _finish_once(outcome, finish), is_writing=True)
+        finish = _finish_put if command.is_put else partial(_finish_call, self.null)
+        place = Place(future, lambda outcome: _finish_once(outcome, finish))
+        self._add_place(place, is_writing=True)
 
     def _start_run(self) -> None:
         run, self._run = self._run, []
-        keys = [key for _, keys in run for key in keys]
-        fetch = self._service.ha.submit_get_many(keys)
-        self._add_place(fetch, lambda values: self._finish_run(run, values), is_writing=False)
+        self._add_place(ReadRun(self._service.ha, run, self.null), is_writing=False)
 
-    def _start_task(
-        self, coroutine: Coroutine[Any, Any, Any], finish: Callable[[Any], bytes]
-    ) -> None:
-        self._add_place(self._loop.create_task(coroutine), finish, is_writing=False)
+    def _start_task(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._add_place(Place(task, partial(encode, null=self.null)), is_writing=False)
 
-    def _add_place(
-        self, future: asyncio.Future[Any], finish: Callable[[Any], bytes], *, is_writing: bool
-    ) -> None:
-        self._places.append(Place(future, finish))
+    def _add_place(self, place: Place | ReadRun, *, is_writing: bool) -> None:
+        self._places.append(place)
         self._unfinished += 1
         self._is_writing = is_writing
 
@@ -408,41 +405,45 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         places = self._places
-        replies = []
+        replies: list[bytes] = []
         while places:
             place = places[0]
             if isinstance(place, bytes):
                 replies.append(place)
-            elif place.future.done():
-                self._unfinished -= 1
-                replies.append(place.reply())
-            else:
-                if self._awaited is not place.future:
-                    self._awaited = place.future
-                    place.future.add_done_callback(self._on_done)
+                places.popleft()
+                continue
+            if place.future is None:
+                # The rest of a run: large, so only once the client has taken what there is.
+                self._write(replies)
+                if self._is_writing_paused:
+                    break
+                assert isinstance(place, ReadRun)
+                place.fetch()
+            future = place.future
+            assert future is not None
+            if not future.done():
+                if self._awaited is not future:
+                    self._awaited = future
+                    future.add_done_callback(self._on_done)
                 break
-            places.popleft()
+            replies.append(place.take())
+            if place.is_complete:
+                self._unfinished -= 1
+                places.popleft()
+        self._write(replies)
+
+    def _write(self, replies: list[bytes]) -> None:
         if replies and self._transport is not None:
             self._transport.write(b"".join(replies))
+            replies.clear()
 
     def _on_done(self, _: asyncio.Future[Any]) -> None:
         self._awaited = None
         self._advance()
 
-    def _encode(self, reply: Any) -> bytes:
-        return encode(reply, self.null)
 
-    def _finish_call(self, receipt: Receipt) -> bytes:
-        return encode(receipt.result, self.null)
-
-    def _finish_run(self, run: list[tuple[Read, list[bytes]]], values: list[bytes | None]) -> bytes:
-        replies = []
-        position = 0
-        for read, keys in run:
-            end = position + len(keys)
-            replies.append(encode(read.finish(values[position:end]), self.null))
-            position = end
-        return b"".join(replies)
+def _finish_call(null: bytes, receipt: Receipt) -> bytes:
+    return encode(receipt.result, null)
 
 
 def _finish_put(_: Receipt) -> bytes:

@@ -19,10 +19,25 @@ from raftha.config import MIB
 from tests.integration.forking_host import CALLS
 from tests.integration.test_manager import free_addresses
 
-ONLY_AWAITED = {"leased", "open_session", "submit", "submit_get_many", "submit_once"}
+ONLY_AWAITED = {
+    "leased",
+    "open_session",
+    "submit",
+    "submit_get_each",
+    "submit_get_many",
+    "submit_once",
+}
 """For servers that pass on what other processes submit."""
 
-NOT_AWAITED = {"events", "leased", "observe", "submit", "submit_get_many", "submit_once"}
+NOT_AWAITED = {
+    "events",
+    "leased",
+    "observe",
+    "submit",
+    "submit_get_each",
+    "submit_get_many",
+    "submit_once",
+}
 """Of the asynchronous manager: `events` returns a stream, whose events are awaited; `observe` is
 for scrapers; the others return futures."""
 

@@ -1,150 +1,24 @@
 """A connection of the reference server: order, pipelining, transactions, and flow control.
 
-The manager is a fake whose futures the test completes, so that every order of events can be had.
+The manager is a fake whose futures the test completes, so every order of events can be had.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, cast
 
 import pytest
 
-from raftha.aio import HaManager
 from raftha.client.resp import pack_request
-from raftha.errors import Indeterminate, Overloaded
-from raftha.node.lease_reads import MISSED, Missed
+from raftha.errors import Indeterminate, InvalidRequest, Overloaded, Unavailable
 from raftha.server import connection
 from raftha.server.connection import (
     LARGE_REPLIES_MAX,
     RUN_KEYS_MAX,
     WAITING_BYTES_MAX,
     WAITING_MAX,
-    Connection,
 )
-from raftha.server.tasks import Service
-from raftha.storage.state.commands import PUT, unpack
-from raftha.types import Receipt
-
-
-def receipt(result: Any = None) -> Receipt:
-    return Receipt(sequence=1, index=1, term=1, time_us=1, result=result)
-
-
-class FakeManager:
-    """Records what is asked of it; the test answers."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, Any, asyncio.Future[Any]]] = []
-        self.refusal: Exception | None = None
-        self.lease: dict[bytes, bytes] | None = None
-        """What a read by lease finds, if there is a lease."""
-
-    def submit(self, packed: bytes) -> asyncio.Future[Receipt]:
-        if self.refusal is not None:
-            raise self.refusal
-        command = unpack(packed)
-        return self._ask("put" if command[0] == PUT else command[1], command)
-
-    def leased(self, key: bytes) -> bytes | Missed | None:
-        return MISSED if self.lease is None else self.lease.get(key)
-
-    def submit_get_many(self, keys: Sequence[bytes]) -> Any:
-        return self._ask("get_many", list(keys))
-
-    async def count(self) -> Any:
-        return await self._ask("count", None)
-
-    def _ask(self, kind: str, what: Any) -> asyncio.Future[Any]:
-        future = asyncio.get_running_loop().create_future()
-        self.asked.append((kind, what, future))
-        return future
-
-    def kinds(self) -> list[str]:
-        return [kind for kind, _, _ in self.asked]
-
-    def answer(self, position: int, result: Any) -> None:
-        future = self.asked[position][2]
-        if isinstance(result, Exception):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-
-
-class FakeTransport:
-    """Records what is written and whether reading is paused."""
-
-    def __init__(self) -> None:
-        self.written = b""
-        self.writes = 0
-        self.is_reading = True
-        self.is_closed = False
-        self.is_half_closed = False
-
-    def write(self, data: bytes) -> None:
-        assert not self.is_closed and not self.is_half_closed
-        self.written += data
-        self.writes += 1
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def pause_reading(self) -> None:
-        assert self.is_reading
-        self.is_reading = False
-
-    def resume_reading(self) -> None:
-        assert not self.is_reading
-        self.is_reading = True
-
-    def write_eof(self) -> None:
-        assert not self.is_half_closed
-        self.is_half_closed = True
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    abort = close
-
-
-class Scene:
-    """A connection between a fake socket and a fake manager."""
-
-    def __init__(self, token: str = "") -> None:
-        self.ha = FakeManager()
-        service = Service(cast(HaManager, self.ha), value_bytes_max=1 << 20, token=token)
-        self.connection = Connection(service)
-        self.transport = FakeTransport()
-        self.connection.connection_made(cast(asyncio.Transport, self.transport))
-
-    async def send(self, *requests: str | tuple[bytes, ...]) -> None:
-        packed = [tuple(r.encode().split()) if isinstance(r, str) else r for r in requests]
-        self.connection.data_received(b"".join(map(pack_request, packed)))
-        await self.turn()
-
-    async def answer(self, position: int, result: Any) -> None:
-        self.ha.answer(position, result)
-        await self.turn()
-
-    async def turn(self) -> None:
-        for _ in range(8):
-            await asyncio.sleep(0)
-
-    def take(self) -> bytes:
-        """What was written since the last time."""
-        written, self.transport.written = self.transport.written, b""
-        return written
-
-
-Script = Callable[[Scene], Awaitable[None]]
-
-
-def play(script: Script) -> None:
-    async def main() -> None:
-        await script(Scene())
-
-    asyncio.run(main())
+from tests.support.scene import Scene, Script, play, receipt
 
 
 def test_replies_come_in_the_order_of_requests() -> None:
@@ -177,8 +51,8 @@ def test_with_a_lease_reads_of_one_key_are_answered_at_once_in_their_turn() -> N
         scene.ha.lease[b"k"] = b"1"
         await scene.answer(0, receipt())
         assert scene.take() == b"+OK\r\n$1\r\n1\r\n"
-        assert scene.ha.kinds() == ["put", "get_many"], "several keys are read as of one moment"
-        await scene.answer(1, [b"1", None, b"1"])
+        assert scene.ha.kinds() == ["put", "get_each"], "several keys are read as of one moment"
+        await scene.answer(1, [[b"1", None], [b"1"]])
         assert scene.take() == b"*2\r\n$1\r\n1\r\n$-1\r\n$1\r\n1\r\n"
 
     play(script)
@@ -201,9 +75,9 @@ def test_a_read_waits_for_the_writes_before_it_and_a_write_for_the_reads() -> No
         await scene.answer(1, receipt())
         assert scene.ha.kinds() == ["put", "put"]
         await scene.answer(0, receipt())
-        assert scene.ha.kinds() == ["put", "put", "get_many"]
-        await scene.answer(2, [b"2"])
-        assert scene.ha.kinds() == ["put", "put", "get_many", "put"]
+        assert scene.ha.kinds() == ["put", "put", "get_each"]
+        await scene.answer(2, [[b"2"]])
+        assert scene.ha.kinds() == ["put", "put", "get_each", "put"]
         assert scene.take() == b"+OK\r\n+OK\r\n$1\r\n2\r\n"
 
     play(script)
@@ -212,10 +86,82 @@ def test_a_read_waits_for_the_writes_before_it_and_a_write_for_the_reads() -> No
 def test_neighbouring_reads_are_one_fetch_and_one_write() -> None:
     async def script(scene: Scene) -> None:
         await scene.send("GET a", "MGET b c", "EXISTS d e")
-        assert [what for _, what, _ in scene.ha.asked] == [[b"a", b"b", b"c", b"d", b"e"]]
-        await scene.answer(0, [b"1", None, b"3", b"4", None])
+        assert [what for _, what, _ in scene.ha.asked] == [[[b"a"], [b"b", b"c"], [b"d", b"e"]]]
+        await scene.answer(0, [[b"1"], [None, b"3"], [b"4", None]])
         assert scene.take() == b"$1\r\n1\r\n*2\r\n$-1\r\n$1\r\n3\r\n:1\r\n"
         assert scene.transport.writes == 1
+
+    play(script)
+
+
+NO_MAJORITY = Unavailable("no majority")
+
+
+def test_an_error_of_a_fetch_is_the_reply_to_each_of_its_reads() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("GET a", "MGET b c", "EXISTS d", "PING")
+        await scene.answer(0, NO_MAJORITY)
+        assert scene.take() == b"-UNAVAILABLE no majority\r\n" * 3 + b"+PONG\r\n"
+
+    play(script)
+
+
+def test_reads_that_the_node_refuses_at_once_have_a_reply_each() -> None:
+    async def script(scene: Scene) -> None:
+        scene.ha.refusal = Overloaded("full")
+        await scene.send("GET a", "GET b", "PING")
+        assert scene.take() == b"-OVERLOADED full\r\n" * 2 + b"+PONG\r\n"
+
+    play(script)
+
+
+def test_a_read_that_is_too_large_leaves_its_neighbours_alone() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("GET a", "MGET b c", "GET d")
+        await scene.answer(0, [[b"1"], InvalidRequest("too large"), [b"4"]])
+        assert scene.take() == b"$1\r\n1\r\n-ERR too large\r\n$1\r\n4\r\n"
+
+    play(script)
+
+
+def test_reads_that_a_fetch_has_no_room_for_are_fetched_next() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("GET a", "GET b", "GET c", "SET d 1")
+        await scene.answer(0, [[b"1"]])
+        assert scene.take() == b"$1\r\n1\r\n"
+        assert scene.ha.asked[1][:2] == ("get_each", [[b"b"], [b"c"]])
+        scene.connection.pause_writing()
+        await scene.answer(1, [[b"2"]])
+        assert len(scene.ha.asked) == 2, "more is fetched only once the client takes what there is"
+        scene.connection.resume_writing()
+        await scene.answer(2, NO_MAJORITY)
+        assert scene.take() == b"$1\r\n2\r\n-UNAVAILABLE no majority\r\n"
+        assert scene.ha.kinds() == ["get_each"] * 3 + ["put"]
+
+    play(script)
+
+
+@pytest.mark.parametrize("results", [[], [[b"1"]] * 3, [[b"1", b"2"], [b"3"]]])
+def test_a_connection_that_cannot_match_its_replies_is_closed(
+    results: list[list[bytes]], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("GET a", "GET b", "PING")
+        await scene.answer(0, results)
+        assert scene.take() == b""
+        assert scene.transport.is_closed
+
+    play(script)
+    assert "could not be answered" in caplog.text
+
+
+def test_a_reply_is_encoded_as_the_protocol_was_when_its_request_came() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("GET a", "HELLO 3", "GET b")
+        await scene.answer(0, [[None]])
+        await scene.answer(1, [[None]])
+        reply = scene.take()
+        assert reply.startswith(b"$-1\r\n%") and reply.endswith(b"_\r\n")
 
     play(script)
 
@@ -237,8 +183,8 @@ def test_an_error_takes_its_place_among_the_replies() -> None:
     async def script(scene: Scene) -> None:
         await scene.send("SET a 1", "NONSENSE", "GET a", "GET", "GET b")
         await scene.answer(0, Indeterminate("x"))
-        await scene.answer(1, [b"1"])
-        await scene.answer(2, [None])
+        await scene.answer(1, [[b"1"]])
+        await scene.answer(2, [[None]])
         replies = scene.take().split(b"\r\n")
         assert replies[0] == b"-INDETERMINATE x"
         assert replies[1].startswith(b"-ERR unknown")
@@ -346,7 +292,7 @@ def test_end_of_input_ends_the_connection_after_the_last_reply() -> None:
         await scene.send("GET a")
         scene.connection.eof_received()
         assert not scene.transport.is_closed
-        await scene.answer(0, [b"1"])
+        await scene.answer(0, [[b"1"]])
         assert scene.take() == b"$1\r\n1\r\n"
         assert scene.transport.is_closed
 
@@ -415,7 +361,7 @@ def test_nothing_is_started_while_the_client_takes_no_replies() -> None:
         assert not scene.ha.asked
         scene.connection.resume_writing()
         await scene.turn()
-        await scene.answer(0, [None])
+        await scene.answer(0, [[None]])
         assert scene.take() == b"$-1\r\n+PONG\r\n"
 
     play(script)

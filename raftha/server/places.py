@@ -1,0 +1,112 @@
+"""Replies to come: each request of a connection has exactly one, in the order of the requests.
+
+Theory of operation. A `Place` is the reply to one request, made from a future. A `ReadRun` is
+neighbouring reads that are fetched together, since one fetch costs little more than one read. Each
+of its requests has a result of its own, be it values or an error. A fetch brings as many results as
+fit in `RUN_BYTES_MAX`, and the run fetches again for the requests that are left. So a read never
+fails because of its neighbours' size, and an error of the whole fetch is the reply to every request
+that it left open.
+
+A violation of this rule raises an exception instead of sending a reply too few: a client that
+matches replies by their order would take every later reply for another request's. The connection
+closes instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from raftha.aio import HaManager
+from raftha.client.resp import encode, error_reply
+from raftha.errors import Disconnected, RafthaError
+from raftha.server.commands import Read
+
+RUN_BYTES_MAX = 1 << 20
+"""A fetch for neighbouring reads ends with the request that brings its values to so many bytes."""
+
+
+class Place:
+    """The reply to one request: `finish` makes it, encoded, from what `future` brings."""
+
+    __slots__ = ("finish", "future")
+
+    def __init__(self, future: asyncio.Future[Any], finish: Callable[[Any], bytes]) -> None:
+        self.future: asyncio.Future[Any] | None = future
+        self.finish = finish
+
+    def take(self) -> bytes:
+        """The reply, once the future is done; `future` is None from then on."""
+        future, self.future = self.future, None
+        assert future is not None
+        error = _error_of(future)
+        try:
+            return self.finish(future.result()) if error is None else error_reply(error)
+        except RafthaError as refusal:
+            return error_reply(refusal)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more will come."""
+        return self.future is None
+
+
+class ReadRun:
+    """The replies to neighbouring reads, in their order."""
+
+    __slots__ = ("_ha", "_null", "_requests", "future")
+
+    def __init__(
+        self, ha: HaManager, requests: Sequence[tuple[Read, list[bytes]]], null: bytes
+    ) -> None:
+        """`requests`: each with the keys it names. `null`: how None is encoded."""
+        self.future: asyncio.Future[Any] | None = None
+        self._ha = ha
+        self._requests = deque(requests)
+        self._null = null
+        self.fetch()
+
+    def fetch(self) -> None:
+        """Ask for the results of the requests that are left."""
+        assert self._requests and self.future is None
+        try:
+            keys = [keys for _, keys in self._requests]
+            self.future = self._ha.submit_get_each(keys, bytes_max=RUN_BYTES_MAX)
+        except RafthaError as error:
+            self.future = asyncio.get_running_loop().create_future()
+            self.future.set_exception(error)
+
+    def take(self) -> bytes:
+        """One reply for each request that the fetch decided; `future` is None from then on."""
+        future, self.future = self.future, None
+        assert future is not None
+        error = _error_of(future)
+        if error is not None:
+            reply = error_reply(error)
+            count = len(self._requests)
+            self._requests.clear()
+            return reply * count
+        results = future.result()
+        assert 0 < len(results) <= len(self._requests), "a fetch has a result for each request"
+        return b"".join([self._finish(*self._requests.popleft(), result) for result in results])
+
+    def _finish(
+        self, read: Read, keys: Sequence[bytes], result: Sequence[bytes | None] | RafthaError
+    ) -> bytes:
+        if isinstance(result, RafthaError):
+            return error_reply(result)
+        assert len(result) == len(keys), "a read has a value for each key"
+        return encode(read.finish(result), self._null)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every request has had its reply."""
+        return not self._requests
+
+
+def _error_of(future: asyncio.Future[Any]) -> BaseException | None:
+    if future.cancelled():
+        return Disconnected("the server is stopping")
+    return future.exception()
