@@ -5,15 +5,26 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_origin
+from typing import Annotated, Any, NamedTuple, get_origin
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftha.config import MIB, HaConfig, ReplicationConfig, tables
-from raftha.config.checks import Address, Choice, Length, Range, Setting, settings_of, split
+from raftha.config.checks import (
+    Address,
+    Choice,
+    Length,
+    Range,
+    Setting,
+    check,
+    settings_of,
+    split,
+    take,
+)
 from raftha.errors import ConfigError
 from raftha.server import ServerConfig
 
@@ -27,6 +38,21 @@ ANYTHING = (
     | st.binary(max_size=3) | st.lists(st.integers(), max_size=2)
     | st.dictionaries(st.text(max_size=2), st.integers(), max_size=2)
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inner:
+    folder: str | Path
+    key: str | Path = ""
+    kept: Annotated[int, Range(1, 9)] | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outer:
+    inner: Inner
 
 
 class Case(NamedTuple):
@@ -171,8 +197,6 @@ def test_a_value_of_a_wrong_type_is_refused(config: Any, setting: Setting, value
 
 
 def test_a_float_without_bounds_must_still_be_finite() -> None:
-    from raftha.config.checks import take
-
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(ConfigError, match="x must be a number, got"):
             take("x", float, value)
@@ -199,3 +223,20 @@ def test_an_id_that_stands_twice_is_refused() -> None:
     members = {"1": "127.0.0.1:7101", "01": "127.0.0.1:7102"}
     with pytest.raises(ConfigError, match="members names 1 twice"):
         HaConfig.from_mapping({**NODE, "members": members})
+
+
+def test_a_config_in_a_config_is_a_table_with_paths_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text('[inner]\nfolder = "there"\nkey = ""\n')
+    outer = tables.build(Outer, tables.load(file, Outer))
+    assert outer.inner == Inner(folder=str(tmp_path / "there"))
+    with pytest.raises(ConfigError, match=r"missing setting inner\.folder"):
+        tables.build(Outer, {"inner": {}})
+    with pytest.raises(ConfigError, match=r"unknown setting folder \(did you mean inner\.folder"):
+        tables.build(Outer, {"folder": "there"})
+
+
+def test_a_setting_that_may_be_none_is_checked_otherwise() -> None:
+    assert Inner(folder="").kept is None
+    with pytest.raises(ConfigError, match="kept must be a whole number from 1 to 9 or None, got 0"):
+        Inner(folder="", kept=0)
