@@ -1,4 +1,4 @@
-"""Metrics: what is scraped, that it is true, and that docs/METRICS.md lists it."""
+"""Metrics: what is scraped, that it is true, and that docs/reference/metrics.md lists it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_list_in_the_docs_is_complete(nodes: list[raftha.HaManager]) -> None
     shown = set(
         re.findall(r"^# TYPE (raftha_\w+)", generate_latest(registry).decode(), re.MULTILINE)
     )
-    page = Path(__file__).parents[2] / "docs" / "METRICS.md"
+    page = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
     assert set(re.findall(r"^\| `(raftha_\w+)`", page.read_text(), re.MULTILINE)) == shown
 
 
