@@ -10,7 +10,7 @@ A node's *epoch* is 0 if it has never lost its log, odd while it heals, and even
 It is durable, is in each of a follower's replies, and never goes back. So replies of an earlier
 life are recognised, and ignored: they say what was on a disk that is lost.
 
-`leader.py` decides when healing is over. ARCHITECTURE.md, «A node heals», has the proof.
+`leader.py` decides when healing is over. docs/internals/healing.md has the proof.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ may have led.
 
 If any of it isn't so the caller gets `MISSED`, and asks as if there were no leases.
 
-ARCHITECTURE.md, «Leases», says why the state may be read from here (`State.get`).
+docs/internals/reads-and-leases.md says why the state may be read from here (`State.get`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Real processes under a flood, with one follower that is stuck: how much memory the others take.
 
-The bound is the one that docs/ARCHITECTURE.md states («Memory»), computed from the configuration.
+The bound is the one that docs/internals/limits.md states («Memory»), computed from the settings.
 The flood is more than that, and comes through the leader and the live follower at once: large
 values and small ones, on connections some of which never read a reply.
 """
@@ -99,7 +99,7 @@ async def flood(addresses: list[str], enough_bytes: int, look: Callable[[], None
 
 
 def bound_bytes(peers: int) -> int:
-    """What a node may take, by docs/ARCHITECTURE.md."""
+    """What a node may take, by docs/internals/limits.md."""
     core = CoreConfig(node_id=1)
     largest_buffer = 2 * SETTINGS["max_wal_size"] + UNCOMMITTED_BYTES_MAX + BATCH_BYTES_MAX
     return (
