@@ -14,8 +14,8 @@ import pytest
 
 import raftha
 from raftha.events import CheckpointCompleted, EventKind, HaEvent
-from tests.conditions import wait_until
-from tests.integration.test_manager import free_addresses, make_config
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,9 @@ from raftha.errors import ConfigError
 from raftha.metrics import Collector
 from raftha.server import ServerConfig
 from raftha.testing.processes import reserve_port
-from tests.integration.test_manager import free_addresses, make_config, wait_until
-from tests.integration.test_server import Host
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
+from tests.support.servers import Host
 
 Samples = dict[tuple[str, tuple[str, ...]], float]
 
@@ -95,13 +96,6 @@ def test_the_list_in_the_docs_is_complete(nodes: list[raftha.HaManager]) -> None
     )
     page = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
     assert set(re.findall(r"^\| `(raftha_\w+)`", page.read_text(), re.MULTILINE)) == shown
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    host = Host()
-    yield host
-    host.close()
 
 
 def server_table(folder: Path) -> dict[str, object]:

@@ -17,7 +17,8 @@ import raftha
 from raftha.config import MIB
 from raftha.runtime import runtime
 from raftha.storage.log.disk import RealDisk
-from tests.integration.test_manager import free_addresses, make_config, wait_until
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
 
 
 class BreakableDisk(RealDisk):
@@ -284,7 +285,7 @@ def test_a_connection_that_never_speaks_is_dropped_in_time(
 
 
 @pytest.mark.slow
-def test_a_handshake_that_fails_as_nobody_waits_for_it_does_not_end_the_node(
+def test_a_handshake_that_fails_unawaited_does_not_end_the_node(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As uvloop's `create_connection` leaves it, if it is cancelled just when it is reset."""

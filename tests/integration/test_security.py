@@ -36,9 +36,10 @@ from raftha.server import Server, ServerConfig, connection
 from raftha.server.connection import UNKNOWN_BYTES_MAX
 from raftha.testing import LocalCluster
 from raftha.testing.processes import reserve_port
-from tests.certificates import CLUSTER, expire, make_cluster, peer_tls
-from tests.integration.test_manager import free_addresses, make_config, wait_until
-from tests.integration.test_server import Host, port_of, talk
+from tests.support.certificates import CLUSTER, expire, make_cluster, peer_tls
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
+from tests.support.servers import Host, port_of, talk
 
 pytestmark = pytest.mark.slow
 
@@ -244,7 +245,7 @@ def knock(node: raftha.HaManager, made: Made | None, hello: Hello) -> None:
             pass
 
 
-def test_who_does_not_belong_is_refused_each_time_counted_each_time_and_logged_once(
+def test_a_stranger_is_refused_and_counted_each_time_and_logged_once(
     tmp_path: Path, made: dict[int, Made], caplog: pytest.LogCaptureFixture
 ) -> None:
     managers = make_managers(tmp_path, made)
@@ -309,13 +310,6 @@ def test_a_cluster_of_processes_speaks_tls(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- clients
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
-    host = Host()
-    yield host
-    host.close()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from raftha.cli.app import app
 from raftha.client.resp import ReplyError
 from raftha.config import read_toml
 from raftha.testing import LocalCluster
-from tests.integration.test_manager import free_addresses, make_config, wait_until
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
 
 
 @pytest.fixture

@@ -36,9 +36,9 @@ from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.state.commands import unpack_commands
 from raftha.storage.state.state import State
 from tests.sim.disk import SimulatedDisk
-from tests.sim.log import FOLDER, SEGMENT_BYTES, entries_after, opener, read_all
 from tests.sim.store import DictStore
-from tests.state_bench import Bench
+from tests.support.state_bench import Bench
+from tests.support.wal import FOLDER, SEGMENT_BYTES, entries_after, opener, read_all
 
 pytestmark = pytest.mark.slow
 

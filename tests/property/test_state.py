@@ -29,8 +29,8 @@ from raftha.storage.state.commands import Delete, Equals, Exists, Get, Missing, 
 from raftha.storage.state.machine import DONE, FAILED, REFUSED, StateMachine, Transaction, command
 from raftha.storage.state.sessions import Outcome, Verdict
 from raftha.storage.state.state import Frozen, State
-from tests.log import Log, group, opening
 from tests.sim.store import DictStore
+from tests.support.entries import Log, group, opening
 
 
 def filled(text: bytes) -> bytes:

@@ -13,7 +13,7 @@ from cryptography import x509
 from raftha.errors import ConfigError
 from raftha.net.certificates import make_ca, make_node
 from raftha.net.tls import node_uri
-from tests.certificates import CLUSTER, make_cluster, peer_tls
+from tests.support.certificates import CLUSTER, make_cluster, peer_tls
 
 
 def test_a_node_accepts_what_was_made_for_it(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from raftha.core import (
 )
 from raftha.events import FailoverCompleted, FailoverStarted
 from raftha.node.watch.failover import FailoverWatch
-from tests.core import ELECTION_TICKS, acknowledge, chain, core, settle
+from tests.support.core import ELECTION_TICKS, acknowledge, chain, core, settle
 
 
 class Watched:

@@ -218,7 +218,7 @@ def test_a_state_that_rots_while_the_log_is_replaced_is_replaced_too(directory: 
     directory.close()
 
 
-def test_what_a_running_node_found_wrong_with_its_state_is_believed_at_the_next_start(
+def test_damage_that_a_running_node_found_is_believed_at_the_next_start(
     directory: Directory,
 ) -> None:
     directory.open()

@@ -11,7 +11,7 @@ from raftha import HaConfig, ReplicaState, ReplicationState, events
 from raftha.core import Raft
 from raftha.node.messages import ReplicaReport, ReplicaRow
 from raftha.node.watch.lag import STAMPS_MAX, STATES, Lags, Stamps
-from tests.core import Net, core
+from tests.support.core import Net, core
 
 CONFIG = HaConfig(
     node_id=1,

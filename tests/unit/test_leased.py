@@ -16,9 +16,9 @@ from raftha.node.lease_reads import MISSED, LeasedReads
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.commands import pack_delete, pack_put
 from raftha.storage.state.state import State
-from tests.core import acknowledge, become_leader, core
 from tests.sim.store import DictStore
-from tests.state_bench import Bench
+from tests.support.core import acknowledge, become_leader, core
+from tests.support.state_bench import Bench
 
 FAR_NS = 1 << 50
 

@@ -14,9 +14,9 @@ from raftha.errors import (
 from raftha.storage.state import commands, machine
 from raftha.storage.state.machine import StateMachine, Transaction, command
 from raftha.storage.state.state import State
-from tests.log import group
 from tests.sim.store import DictStore
-from tests.state_bench import LEAKED, Bench, Kit
+from tests.support.entries import group
+from tests.support.state_bench import LEAKED, Bench, Kit
 
 put, delete, call = commands.pack_put, commands.pack_delete, commands.pack_call
 

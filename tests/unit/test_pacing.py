@@ -66,7 +66,7 @@ def test_without_writes_the_rate_rises_to_what_the_follower_takes() -> None:
     assert leader.run(5) > 200 * MIB
 
 
-def test_writes_that_suffer_for_another_reason_slow_it_down_only_for_a_while() -> None:
+def test_writes_slow_for_another_reason_slow_it_down_only_for_a_while() -> None:
     """The pauses show that writes take as long without it."""
     leader = Leader()
     leader.harmless = 1e12

@@ -229,7 +229,7 @@ def test_an_image_takes_the_place_of_log_and_state(
 
 
 @pytest.mark.slow
-def test_an_installation_that_stops_at_any_step_is_finished_at_the_next_start(
+def test_an_installation_stopped_at_any_step_is_finished_at_the_next_start(
     image: tuple[Outgoing, Image], tmp_path: Path
 ) -> None:
     prepared = prepare(tmp_path, image)

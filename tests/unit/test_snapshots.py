@@ -160,7 +160,7 @@ def test_a_rate_limit_spreads_the_chunks() -> None:
     assert len(sent) <= 4, "one a second, and a second's worth in advance"
 
 
-def test_a_sent_image_is_dropped_and_the_log_behind_it_kept_until_the_follower_is_level(
+def test_a_sent_image_is_dropped_and_its_log_kept_until_caught_up(
     leader: Leader,
 ) -> None:
     leader.begin()

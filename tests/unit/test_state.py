@@ -24,9 +24,9 @@ from raftha.storage.state.commands import Delete, Equals, Exists, Get, Missing, 
 from raftha.storage.state.sessions import receipts
 from raftha.storage.state.state import NotYet, State
 from raftha.types import Receipt
-from tests.log import group
 from tests.sim.store import DictStore
-from tests.state_bench import Bench, Kit
+from tests.support.entries import group
+from tests.support.state_bench import Bench, Kit
 
 T = TypeVar("T")
 put, delete, cas = commands.pack_put, commands.pack_delete, commands.pack_compare_and_set
