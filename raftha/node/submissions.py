@@ -208,27 +208,34 @@ class Submissions:
 
     # ---------------------------------------------------------------- outcomes
 
-    def on_applied(self, applied: Applied, now: float) -> None:
-        """This node applied a group; if callers here wait for it, tell them."""
+    def on_applied(self, applied: Applied, now: float) -> bool:
+        """This node applied a group: release the callers that wait for it.
+
+        Whether queued writes can go on with that: the next turn forms groups of them.
+        """
         group = self._take((applied.session, applied.number))
         if group is None:
-            return
+            return False
         acknowledgement = self._acknowledgements.of(applied.outcome.index)
         outcome = applied.outcome._replace(acknowledgement=acknowledgement)
-        if group.is_own and group.session == 0:
+        if not group.is_own:
+            self._deliver_outcome(group, outcome, now)
+        elif group.session == 0:
             self._session, self._is_opening, self._next_number = outcome.session, False, 1
-        elif group.is_own and outcome.verdict is Verdict.SESSION_EXPIRED:
+            return bool(self.queue)
+        elif outcome.verdict is Verdict.SESSION_EXPIRED:
             self._number_all_anew(group)
-        elif group.is_own and outcome.verdict is Verdict.FORGOTTEN:
+            return bool(self.queue)
+        elif outcome.verdict is Verdict.FORGOTTEN:
             # The floor went past it, for want of room: it was not applied and won't be. Later
             # groups of the session may well be, so they stay in flight under their numbers.
             self._leave_session(group.session)
             self._number_anew([group])
-        elif group.is_own:
+            return bool(self.queue)
+        else:
             self._finish_own(group)
             self._deliver_each(group, outcome, now)
-        else:
-            self._deliver_outcome(group, outcome, now)
+        return False
 
     def on_refused(self, session: int, number: int, *, is_full: bool) -> None:
         """The leader did not take this group: too many disks are full, or it has too much to do."""

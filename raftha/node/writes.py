@@ -140,7 +140,6 @@ class Writes:
         if self._core.is_leader:
             key = group.session, group.number
             self._inbox.put(key, Waiting(self._core.id, group.count, group.encoded))
-            self._host.wake()
             return True
         leader = self._core.leader
         if leader is None or not self._host.is_connected(leader):
@@ -156,8 +155,10 @@ class Writes:
         """The state has applied an entry, and these groups in it."""
         for group in groups:
             self._inbox.on_group_applied((group.session, group.number))
-            self._submissions.on_applied(group, now)
-        self._inbox.on_applied(entry.index)
+            if self._submissions.on_applied(group, now):
+                self._host.wake()
+        if self._inbox.on_applied(entry.index):
+            self._host.wake()
 
     def commit_times(self, applied_index: int, now: float) -> Iterator[float]:
         """For each batch of this leader that has just been applied, how long that took."""
