@@ -167,9 +167,9 @@ class Node:
         """The operations that have no result yet; from any thread."""
         return self._pending.all()
 
-    def submit(self, operations: Sequence[Operation]) -> None:
-        """Take in callers' operations, in order."""
-        self._pending.add(operations)
+    def submit(self, operations: Sequence[Operation], held: tuple[int, int] | None = None) -> None:
+        """Take in callers' operations, in order; `held` is their `sizes`, if known."""
+        self._pending.add(operations, held)
         self._next_expiry = min([self._next_expiry, *[o.deadline for o in operations]])
         refusal = self._watch.refusal()
         takes_writes = not refusal and not self.core.is_removed

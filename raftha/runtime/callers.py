@@ -179,12 +179,15 @@ class SubmitQueue:
         self._asked_bytes += asked
         return refused
 
-    def take(self) -> deque[Operation]:
-        """Take what is queued. It counts until `taken`, so that it never counts for nothing."""
+    def take(self) -> tuple[deque[Operation], tuple[int, int]]:
+        """Take what is queued, and its sizes.
+
+        It counts until `taken`, so that there is no moment at which it isn't counted.
+        """
         operations, self._operations = self._operations, deque()
         self._taken = self._write_bytes, self._asked_bytes
         self.is_draining = False
-        return operations
+        return operations, self._taken
 
     def queued(self) -> list[Operation]:
         """What nobody has taken."""
