@@ -27,8 +27,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, cast
 
-import hiredis
-
 from raftha.config import parse_address
 from raftha.errors import (
     AcknowledgementTimeout,
@@ -46,8 +44,12 @@ from raftha.errors import (
     StorageFull,
     Unavailable,
 )
+from raftha.extras import extra
 from raftha.resp import Argument, error_from_reply, pack_request
 from raftha.tls import client_context
+
+with extra("client"):
+    import hiredis
 
 Reply: TypeAlias = Any
 """bytes, int, None, or a list of these; errors inside a list are exceptions, not raised."""

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raftha.errors import ConfigError, Indeterminate, InvalidRequest, RafthaError
+from raftha.extras import MissingExtra
 
 UNSEEN_WIDTH = 200
 
@@ -33,7 +34,7 @@ def errors_as_lines() -> Iterator[None]:
         raise typer.Exit(1) from error
     except (ConfigError, InvalidRequest, Indeterminate) as error:
         fail(error, 2)
-    except (RafthaError, OSError) as error:
+    except (RafthaError, MissingExtra, OSError) as error:
         fail(error, 1)
 
 
