@@ -8,13 +8,13 @@ from raftha.extras import MissingExtra, extra
 
 
 def main() -> None:
-    """Run the command line, or say how to install it: it needs packages that the core doesn't."""
+    """Run the command line, or say how to install what it needs beyond the core."""
     try:
         with extra("cli"):
             from raftha.cli import main as run
+        run()
     except MissingExtra as error:
         sys.exit(f"error: {error}")
-    run()
 
 
 if __name__ == "__main__":

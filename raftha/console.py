@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from raftha.errors import ConfigError, Indeterminate, InvalidRequest, RafthaError
-from raftha.extras import MissingExtra
 
 UNSEEN_WIDTH = 200
 
@@ -34,7 +33,7 @@ def errors_as_lines() -> Iterator[None]:
         raise typer.Exit(1) from error
     except (ConfigError, InvalidRequest, Indeterminate) as error:
         fail(error, 2)
-    except (RafthaError, MissingExtra, OSError) as error:
+    except (RafthaError, OSError) as error:
         fail(error, 1)
 
 
