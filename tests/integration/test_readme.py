@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from raftha.errors import CommandFailed
-from raftha.processes import reserve_port
 from raftha.server import ServerConfig
+from raftha.testing.processes import reserve_port
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

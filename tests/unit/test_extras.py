@@ -39,7 +39,7 @@ def test_the_core_needs_no_extra() -> None:
         ("import raftha.client", "hiredis", "client"),
         ("import raftha.server", "hiredis", "server"),
         ("import raftha.metrics", "prometheus_client", "metrics"),
-        ("import raftha.certificates", "cryptography", "cli"),
+        ("import raftha.net.certificates", "cryptography", "cli"),
         ("import raftha.testing; raftha.testing.LocalCluster()", "hiredis", "server"),
     ],
 )
