@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,23 +53,19 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
 
 
 @pytest.mark.parametrize(
-    ("package", "arguments", "name"),
+    ("package", "arguments"),
     [
-        ("rich", "--help", "cli"),
-        ("typer", "--help", "cli"),
-        ("hiredis", "status 127.0.0.1:1", "client|server"),
-        ("hiredis", "demo", "client|server"),
-        ("cryptography", "cert ca --cluster c --out /nowhere", "cli"),
+        ("rich", "--help"),
+        ("typer", "--help"),
+        ("hiredis", "status 127.0.0.1:1"),
+        ("cryptography", "cert ca --cluster c --out /nowhere"),
     ],
 )
-def test_a_command_says_in_one_line_what_to_install(
-    package: str, arguments: str, name: str
-) -> None:
+def test_a_command_says_in_one_line_what_to_install(package: str, arguments: str) -> None:
     run = f"sys.argv[1:] = {arguments!r}.split(); from raftha.__main__ import main; main()"
     ran = run_without((package,), run)
-    said = rf"error: {package} is not installed: pip install 'raftha\[({name})\]'\n"
-    assert re.fullmatch(said, ran.stderr), ran.stderr
-    assert (ran.returncode, ran.stdout) == (1, "")
+    said = f"error: {package} is not installed: pip install 'raftha[cli]'\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", said)
 
 
 def test_serve_with_metrics_says_what_is_missing_before_the_node_starts(tmp_path: Path) -> None:
