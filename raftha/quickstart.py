@@ -35,5 +35,5 @@ if __name__ == "__main__":
                 total = ha.execute("add", 1, timeout=5).result  # on two disks when it returns
                 print(f"total {total}, node {ha.get_status().leader_id} leads")
             except raftha.RafthaError as error:
-                print(f"not added: {error}")
+                print(f"{type(error).__name__}: {error}")
             time.sleep(1)
