@@ -50,7 +50,7 @@ _BLOCK = re.compile(
     r"^(?:<!-- run: (?P<directive>.*?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-_FILE = re.compile(r"# (?P<name>[\w./-]+\.\w+)\b.*\n")
+_FILE = re.compile(r"# (?P<name>[\w./@-]+\.\w+)\b.*\n")
 _WORDS = {"background", "until", "eventually", "install", "skip", "because", "needs"}
 _PYTHON = """
 import json, sys, traceback
