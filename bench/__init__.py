@@ -1,13 +1,7 @@
-"""Benchmarks: one file a question, run from the repository's root as `python -m bench QUESTION`.
+"""Benchmarks, run from the repository's root: `python -m bench` lists the questions.
 
-    throughput  latency  reads  lag  failover  recovery  scale  limit       measure
-    compare  report                                                         read the results
-
-Theory of operation. `question` has what the questions share: systems (`systems`, and `peers` for
-those of others) are measured in turns, each started afresh for each run. Load (`load`) is made by
-processes of their own (`worker`): one with the leader in it (`leader`), one that holds connections
-(`connections`), one with no Raft at all (`bare`). What came out (`samples`) is put into `results`,
-a JSON file, which `compare` and `report` read.
-
-`failover`, `catchup`, `soak` and `writes` also run by themselves, as `python -m bench.NAME`.
+Theory of operation. `questions` has a file for each. A question measures systems in turns, each
+started afresh for each run: ours, which `harness` has with all else that questions share, and those
+of `peers`. Load is made by processes of their own (`harness.worker`). What comes out is a JSON
+file, which `compare` and `report` read. Imports go one way: questions, peers, harness.
 """

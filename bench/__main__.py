@@ -4,62 +4,103 @@ from __future__ import annotations
 
 import argparse
 import resource
-import runpy
 import sys
 from importlib import import_module
 
-from bench.question import Run, add_shared_options
-from bench.tables import show
+from bench import peers
+from bench.harness.question import Run, add_shared_options
+from bench.harness.tables import show
 
 QUESTIONS = {
-    "throughput": "bench.throughput",
-    "latency": "bench.latency",
-    "reads": "bench.reads",
-    "lag": "bench.lag",
-    "failover": "bench.failovers",
-    "recovery": "bench.recovery",
-    "scale": "bench.scale",
-    "limit": "bench.limit",
+    "throughput": "durable writes a second, by number of callers",
+    "latency": "how long writes take at fixed rates",
+    "reads": "reads a second: linearizable, leased and stale",
+    "lag": "how far behind each replica is: under load, and around a pause",
+    "failover": "how long writes stop when the leader is killed, paused, cut off, or hands over",
+    "recovery": "how long a restart takes: of one node, of all, and through an image",
+    "scale": "what changes with the number of keys, and of nodes",
+    "limit": "what would be possible without Raft and LMDB",
 }
-PROGRAMS = ("compare", "report", "catchup", "soak", "writes")
-"""With command lines of their own."""
+"""Each is a module of `bench.questions`, with a line for the list. Results go to a file."""
+ALONE = {
+    "writes": "durable writes a second of raftha alone, by number of callers",
+    "catchup": "what writes notice while a node catches up through an image",
+    "soak": "elections under full load beside a busy process: there should be none",
+}
+"""The same, but what they find is printed, and not compared."""
+READERS = {
+    "compare": "faster, slower, or no difference: two results files",
+    "report": "a page with plots and tables of results files",
+}
+"""Modules of `bench.harness`."""
 
 
 def main(arguments: list[str]) -> None:
     """Run one of them."""
     name = arguments[0] if arguments else ""
-    if name in PROGRAMS:
-        sys.argv = [f"python -m bench {name}", *arguments[1:]]
-        runpy.run_module(f"bench.{name}", run_name="__main__")
-    elif name in QUESTIONS:
+    if name in QUESTIONS:
         measure(name, arguments[1:])
+    elif name in ALONE:
+        run(f"bench.questions.{name}", name, arguments[1:])
+    elif name in READERS:
+        run(f"bench.harness.{name}", name, arguments[1:])
+    elif name in ("-h", "--help"):
+        print(usage())
     else:
-        names = ",".join((*QUESTIONS, *PROGRAMS))
-        print(f"usage: python -m bench {{{names}}} [--help] ...", file=sys.stderr)
-        sys.exit(0 if name in ("-h", "--help") else 2)
+        print(usage(), file=sys.stderr)
+        sys.exit(2)
+
+
+def usage() -> str:
+    """All that there is, with a line each."""
+    parts = ["usage: python -m bench QUESTION [options]"]
+    for title, commands in (
+        ("Questions; --json FILE keeps the results:", QUESTIONS),
+        ("Questions that print a report of their own:", ALONE),
+        ("Read results:", READERS),
+    ):
+        lines = (f"  {name:10}  {says}" for name, says in commands.items())
+        parts.append("\n".join((title, *lines)))
+    parts.append("`python -m bench QUESTION --help` lists a question's options.")
+    return "\n\n".join(parts)
+
+
+def run(module: str, name: str, arguments: list[str]) -> None:
+    """Run one that prints what it finds."""
+    program = import_module(module)
+    parser = make_parser(name, program.__doc__)
+    program.add_options(parser)
+    program.main(parser.parse_args(arguments))
 
 
 def measure(name: str, arguments: list[str]) -> None:
-    """Put one question."""
-    question = import_module(QUESTIONS[name])
-    parser = argparse.ArgumentParser(
-        prog=f"python -m bench {name}",
-        description=question.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Ask one question."""
+    question = import_module(f"bench.questions.{name}")
+    parser = make_parser(name, question.__doc__)
     add_shared_options(parser)
+    parser.set_defaults(peer=[], only=[])  # Where a question doesn't have these options.
     question.add_options(parser)
+    options = parser.parse_args(arguments)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # Each caller may be a connection.
-    run = Run(name, parser.parse_args(arguments))
+    asked = Run(name, options, peers.find(options.peer))
     try:
-        with run:
-            question.ask(run)
+        with asked:
+            question.ask(asked)
     finally:
-        if run.options.json:
-            run.results.write(run.options.json)
-    show(run.results)
-    sys.exit(bool(run.results.failed))
+        if options.json:
+            asked.results.write(options.json)
+    show(asked.results)
+    sys.exit(bool(asked.results.failed))
+
+
+def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The command line of one of them."""
+    return argparse.ArgumentParser(
+        prog=f"python -m bench {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 if __name__ == "__main__":

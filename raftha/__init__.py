@@ -16,6 +16,7 @@ own, `raftha.testing.LocalCluster` starts and kills real nodes for your tests.
 """
 
 from raftha import aio, events
+from raftha.api.replication import ReplicationManager
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import (
     AcknowledgementTimeout,
@@ -41,12 +42,11 @@ from raftha.errors import (
     TransferFailed,
     Unavailable,
 )
-from raftha.event_bus import AsyncEventStream, EventStream
 from raftha.events import EventKind, HaEvent
 from raftha.manager import HaManager
-from raftha.replication import ReplicationManager
-from raftha.storage.commands import Delete, Equals, Exists, Get, Missing, Put
-from raftha.storage.machine import StateMachine, Transaction, command
+from raftha.runtime.event_bus import AsyncEventStream, EventStream
+from raftha.storage.state.commands import Delete, Equals, Exists, Get, Missing, Put
+from raftha.storage.state.machine import StateMachine, Transaction, command
 from raftha.types import (
     Acknowledgement,
     Digest,

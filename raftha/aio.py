@@ -18,12 +18,11 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, NoReturn
 
-from raftha import forks
-from raftha.callers import Overdue, Tally
+from raftha.api.modes import RELEASED, Mode, acks_of, make_write
+from raftha.api.replication import AsyncReplicationManager
+from raftha.api.unavailable import no_backups, no_recovery
 from raftha.config import HaConfig
 from raftha.errors import Forked, InvalidRequest, RafthaError, Stopped
-from raftha.event_bus import AsyncEventStream, EventBus
-from raftha.leased import Missed
 from raftha.manager import (
     Consistency,
     check_asserts,
@@ -39,9 +38,9 @@ from raftha.manager import (
     scan_reader,
     unstarted_status,
 )
-from raftha.modes import RELEASED, Mode, acks_of, make_write
-from raftha.node import Node
-from raftha.operations import (
+from raftha.node.lease_reads import Missed
+from raftha.node.node import Node
+from raftha.node.operations import (
     AT_ONCE,
     MAJORITY,
     DigestOperation,
@@ -52,16 +51,17 @@ from raftha.operations import (
     TransferOperation,
     WriteOperation,
 )
-from raftha.replication import AsyncReplicationManager
-from raftha.runtime import Runtime
-from raftha.statistics import Statistics
-from raftha.storage import commands
-from raftha.storage.commands import Condition
-from raftha.storage.commands import Operation as TransactionOperation
-from raftha.storage.machine import StateMachine
-from raftha.storage.sessions import Outcome
+from raftha.node.statistics import Statistics
+from raftha.runtime import forks
+from raftha.runtime.callers import Overdue, Tally
+from raftha.runtime.event_bus import AsyncEventStream, EventBus
+from raftha.runtime.runtime import Runtime
+from raftha.storage.state import commands
+from raftha.storage.state.commands import Condition
+from raftha.storage.state.commands import Operation as TransactionOperation
+from raftha.storage.state.machine import StateMachine
+from raftha.storage.state.sessions import Outcome
 from raftha.types import Digest, HaStatus, Receipt
-from raftha.unavailable import no_backups, no_recovery
 
 
 class HaManager:
@@ -235,7 +235,7 @@ class HaManager:
         write_quorum: int | None = None,
         timeout: float | None = None,
     ) -> asyncio.Future[Receipt]:
-        """Submit a command that is packed already (`raftha.storage.commands`), without waiting.
+        """Submit a command packed by `raftha.storage.state.commands`, without waiting.
 
         Commands submitted one after the other by one task are applied in that order. InvalidRequest
         if it isn't a command. With `async_fire_forget`, Overloaded and Stopped are raised at once.
@@ -293,8 +293,8 @@ class HaManager:
         """Submit commands as group `number` (1, 2, 3 ...) of a client's session, without waiting.
 
         Sent again under the same number, also through another node, they are not applied again and
-        have the first outcome (`raftha.storage.sessions.receipts` reads it). `floor`: every number
-        below it is finished, the client will not ask for it again.
+        have the first outcome (`raftha.storage.state.sessions.receipts` reads it). `floor`: every
+        number below it is finished, the client will not ask for it again.
 
         InvalidRequest if they are more than 65,536, over 4 MiB together, or not commands.
         """
@@ -341,7 +341,7 @@ class HaManager:
         return value
 
     def leased(self, key: bytes) -> bytes | Missed | None:
-        """As `get`, at once, if this node leads and holds a lease; else `raftha.leased.MISSED`."""
+        """As `get`, at once, if this node leads and holds a lease; else `lease_reads.MISSED`."""
         commands.check_key(key)
         return read_leased(self._runtime, self.config, key, None)
 

@@ -115,7 +115,7 @@ class LeaderLost(HaEvent):
 class FailoverStarted(HaEvent):
     """An election is held, in which `to_node` asks to lead `term` in place of `from_node`.
 
-    0: this node doesn't know who. `raftha/failover.py` says what counts as one failover.
+    0: this node doesn't know who. `raftha/node/watch/failover.py` says what counts as one failover.
     """
 
     kind: ClassVar[EventKind] = EventKind.FAILOVER_STARTED

@@ -28,8 +28,9 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, NoReturn
 
-from raftha import forks
-from raftha.callers import GRACE_S, Tally, ThreadWaiter, no_answer
+from raftha.api.modes import RELEASED, Mode, acks_of, make_write
+from raftha.api.replication import ReplicationManager
+from raftha.api.unavailable import no_backups, no_recovery
 from raftha.config import DAY_MS, HaConfig
 from raftha.errors import (
     ConfigError,
@@ -38,11 +39,9 @@ from raftha.errors import (
     Overloaded,
     Stopped,
 )
-from raftha.event_bus import EventBus, EventStream
-from raftha.leased import MISSED, Missed
-from raftha.modes import RELEASED, Mode, acks_of, make_write
-from raftha.node import Node
-from raftha.operations import (
+from raftha.node.lease_reads import MISSED, Missed
+from raftha.node.node import Node
+from raftha.node.operations import (
     AT_ONCE,
     DigestOperation,
     MembershipOperation,
@@ -51,15 +50,16 @@ from raftha.operations import (
     TransferOperation,
     WriteOperation,
 )
-from raftha.replication import ReplicationManager
-from raftha.runtime import Runtime
-from raftha.statistics import Statistics
-from raftha.storage import commands
-from raftha.storage.commands import Condition
-from raftha.storage.commands import Operation as TransactionOperation
-from raftha.storage.machine import SCAN_BYTES_MAX, StateMachine
+from raftha.node.statistics import Statistics
+from raftha.runtime import forks
+from raftha.runtime.callers import GRACE_S, Tally, ThreadWaiter, no_answer
+from raftha.runtime.event_bus import EventBus, EventStream
+from raftha.runtime.runtime import Runtime
+from raftha.storage.state import commands
+from raftha.storage.state.commands import Condition
+from raftha.storage.state.commands import Operation as TransactionOperation
+from raftha.storage.state.machine import SCAN_BYTES_MAX, StateMachine
 from raftha.types import Digest, HaStatus, Receipt
-from raftha.unavailable import no_backups, no_recovery
 
 Consistency = Literal["linearizable", "stale"]
 

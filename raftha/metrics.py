@@ -3,7 +3,8 @@
     prometheus_client.REGISTRY.register(raftha.metrics.Collector(ha))
 
 `ha` is either manager, started or not. Everything is read when it is scraped; what a node counts
-between scrapes is in `statistics.py`. docs/METRICS.md lists them all, and a test holds it to that.
+between scrapes is in `statistics.py`. docs/reference/metrics.md lists all
+metrics, and a test compares it with them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector as PrometheusCollector
 
-from raftha.statistics import Histogram, Statistics
+from raftha.node.statistics import Histogram, Statistics
 from raftha.types import HaStatus, Health, ReplicaStatus, ReplicationState
 
 ROLES = ("follower", "pre_candidate", "candidate", "leader", "removed", "stopped", "failed")

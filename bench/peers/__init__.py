@@ -6,26 +6,33 @@ say why. From Debian: etcd-server, libzookeeper-java, redis-server, nats-server.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bench.systems import System
+    from bench.harness.systems import System
 
 NAMES = ("etcd", "zookeeper", "pysyncobj", "nats", "redis")
 
 
-class UnknownPeer(Exception):
-    """There is no file for it."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of questions that are asked of peers too."""
+    parser.add_argument(
+        "--peer",
+        action="append",
+        choices=(*NAMES, "all"),
+        default=[],
+        help="another system; may be repeated",
+    )
+    parser.add_argument("--only", action="append", default=[], help="only systems of this name")
 
 
 def find(names: Sequence[str]) -> list[System]:
-    """The systems of these files; `all` means all."""
+    """The systems of these files, which are some of NAMES; `all` means all."""
     wanted = NAMES if "all" in names else names
     found: list[System] = []
     for name in wanted:
-        if name not in NAMES:
-            raise UnknownPeer(f"{name!r} is none of {', '.join(NAMES)}")
         found += import_module(f"bench.peers.{name}").SYSTEMS
     return found

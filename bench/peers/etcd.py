@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.connections import Connection, Refused
-from bench.load import Load
-from bench.machine import program_version
+from bench.harness.connections import Connection, Refused
+from bench.harness.load import Load
+from bench.harness.machine import program_version
+from bench.harness.samples import Sample
+from bench.harness.systems import Measure, find_program, measure_clients
 from bench.peers.servers import ask, free_ports, running, wait_for
-from bench.samples import Sample
-from bench.systems import Measure, find_program, measure_clients
 
 CONNECTIONS = 8
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.connections import Connection, Refused
-from bench.load import Load
-from bench.machine import program_version
+from bench.harness.connections import Connection, Refused
+from bench.harness.load import Load
+from bench.harness.machine import program_version
+from bench.harness.samples import Sample
+from bench.harness.systems import Measure, Unsupported, find_program, measure_clients
 from bench.peers.servers import free_ports, running, wait_for
-from bench.samples import Sample
-from bench.systems import Measure, Unsupported, find_program, measure_clients
 
 CONNECTIONS = 8
 OLDEST = (2, 10)

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bench.load import Load
+from bench.harness.load import Load
+from bench.harness.samples import Sample
+from bench.harness.systems import Measure, Unsupported
+from bench.harness.worker import Worker
 from bench.peers.servers import free_ports, wait_for
-from bench.samples import Sample
-from bench.systems import Measure, Unsupported
-from bench.worker import Worker
 
 PACKAGE = "pysyncobj"
 

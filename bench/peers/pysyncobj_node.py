@@ -14,9 +14,9 @@ import time
 from array import array
 from typing import Any
 
-from bench.load import VALUE_BYTES, Load, key_of
-from bench.samples import Taken
-from bench.worker import serve
+from bench.harness.load import VALUE_BYTES, Load, key_of
+from bench.harness.samples import Taken
+from bench.harness.worker import serve
 
 library: Any = importlib.import_module("pysyncobj")  # It has no types.
 

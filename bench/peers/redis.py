@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.connections import RespConnection
-from bench.load import Load
-from bench.machine import program_version
+from bench.harness.connections import RespConnection
+from bench.harness.load import Load
+from bench.harness.machine import program_version
+from bench.harness.samples import Sample
+from bench.harness.systems import Measure, Unsupported, find_program, measure_clients
 from bench.peers.servers import free_ports, running, wait_for
-from bench.samples import Sample
-from bench.systems import Measure, Unsupported, find_program, measure_clients
-from raftha.call import call
+from raftha.client.call import call
+from raftha.client.resp import pack_request
 from raftha.errors import RafthaError
-from raftha.resp import pack_request
 
 
 class WaitConnection(RespConnection):

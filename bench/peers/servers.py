@@ -9,16 +9,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from raftha.processes import Spawner
+from bench.harness.systems import NotStarted
+from raftha.testing.processes import Spawner
 
 T = TypeVar("T")
 
 START_TIMEOUT_S = 60.0
 POLL_S = 0.05
-
-
-class NotStarted(Exception):
-    """A peer's servers don't get ready."""
 
 
 def free_ports(count: int) -> list[int]:

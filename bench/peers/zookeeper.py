@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.connections import Connection
-from bench.load import Load, key_of
+from bench.harness.connections import Connection
+from bench.harness.load import Load, key_of
+from bench.harness.samples import Sample
+from bench.harness.systems import Measure, find_program, measure_clients
 from bench.peers.servers import ask, free_ports, running, wait_for
-from bench.samples import Sample
-from bench.systems import Measure, find_program, measure_clients
 
 CONNECTIONS = 8
 JARS = Path("/usr/share/java")

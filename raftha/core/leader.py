@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import assert_never
 
+from raftha.core.durable_indexes import encode_behind
 from raftha.core.lease import FOR_EVER, Leases
 from raftha.core.log import RaftLog, fitting
 from raftha.core.messages import (
@@ -35,7 +36,6 @@ from raftha.core.messages import (
     ReadRequest,
     TimeoutNow,
 )
-from raftha.core.positions import encode_behind
 from raftha.core.progress import Mode, Progress
 from raftha.core.reads import Read, ReadRounds
 from raftha.core.ready import CoreConfig, LogRead, ReadState, Requests, SnapshotRequest

@@ -5,8 +5,8 @@ it gives no vote to anybody but this leader, nor asks for votes itself; not if t
 leader breaks, and not in any later term. Its reply says what it has promised, and echoes when the
 heartbeat was *sent*, by the leader's clock. A leader whom a majority has promised holds a lease
 until the majority's promises may end: counted from the sending, which comes before the promise, and
-shortened by how much faster than its own the others' clocks may run. ARCHITECTURE.md, «Leases», has
-the proof, and what breaks it.
+shortened by how much faster than its own the others' clocks may run. The proof, and what breaks it,
+are in docs/internals/reads-and-leases.md.
 
 L1  A promise is given before the reply that says so leaves, and kept by this node's own clock from
     the moment at which the heartbeat was handled.
@@ -19,8 +19,8 @@ L4  A leader has none before an entry of its own term is committed, none while i
     regard for promises, and may come late.
 L5  A lease that has ended early, for whatever reason, is not valid again: another takes its place.
 
-A lease is read by other threads than the core's (`raftha/leased.py`): it is one number, which only
-the core's thread sets.
+A lease is read by other threads than the core's (`raftha/node/lease_reads.py`): it is one number,
+which only the core's thread sets.
 
 Times are nanoseconds on a clock that goes on while the machine sleeps; it comes from the outside.
 Without leases it is never asked.

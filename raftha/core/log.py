@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raftha.core.durable_indexes import Positions
 from raftha.core.messages import Append
-from raftha.core.positions import Positions
 from raftha.entry import Entry, EntryKind, LogPosition, follows
 from raftha.events import MembershipChanged
 from raftha.membership import Membership

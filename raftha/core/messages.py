@@ -44,7 +44,7 @@ class Append(NamedTuple):
     """Entries that follow (`prev_index`, `prev_term`); none of them: a probe, or news of `commit`.
 
     `compact_index`: every member has everything up to there on disk. `behind`: by how much each
-    member's disk is behind `commit` (`positions.py`).
+    member's disk is behind `commit` (`durable_indexes.py`).
     """
 
     to: int

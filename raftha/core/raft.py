@@ -62,7 +62,8 @@ and may have acknowledged entries beyond it, which an image would throw away. A 
 have it has nothing behind it that could be committed.
 
 Healing: a node that has lost its log takes entries like any follower, but gives no vote, never
-campaigns, and counts for no quorum until it holds all that it may have acknowledged: `epochs.py`.
+campaigns, and counts for no quorum until it holds all that it may have acknowledged:
+`healing_generation.py`.
 
 Sources: Ongaro & Ousterhout, «In Search of an Understandable Consensus Algorithm»; Ongaro's thesis;
 the division of labour is that of etcd's raft library.
@@ -73,8 +74,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
-from raftha.core import patience
-from raftha.core.epochs import Epochs
+from raftha.core import timeouts
+from raftha.core.healing_generation import Epochs
 from raftha.core.leader import Leadership
 from raftha.core.lease import Leases, Promise
 from raftha.core.log import LogMismatch, RaftLog, membership_changed
@@ -367,7 +368,7 @@ class Raft:
             self._is_suspecting = True
             self._elapsed_ticks = 0
             before = sum(voter < self.id for voter in self.membership.voters if voter != peer)
-            self._timeout_ticks = patience.of_loss(
+            self._timeout_ticks = timeouts.of_loss(
                 self.config.election_ticks,
                 before,
                 better_regions=self.membership.better_regions(self.id, self.config.regions, peer),
@@ -499,7 +500,7 @@ class Raft:
         return self.leader is not None and self._elapsed_ticks < self.config.election_ticks
 
     def _set_timeout(self) -> None:
-        self._timeout_ticks = patience.of_silence(
+        self._timeout_ticks = timeouts.of_silence(
             self.config.election_ticks,
             is_alone=self.membership.voters == (self.id,),
             is_suspecting=self._is_suspecting,

@@ -7,7 +7,7 @@
     machine     what is replicated: a state machine as any user could write it
     glob        the patterns of SCAN
 
-Bytes to requests and replies to bytes is `raftha.resp`, which the client shares. Everything
+Bytes to requests and replies to bytes is `raftha.client.resp`, which the client shares. Everything
 replicated goes through `raftha.aio.HaManager`, as in any server built on raftha.
 """
 

@@ -19,12 +19,12 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+from raftha.client.resp import NULL_3, OK, ReplyError, encode
 from raftha.errors import InvalidRequest
-from raftha.resp import NULL_3, OK, ReplyError, encode
 from raftha.server import tasks
 from raftha.server.machine import INT64_MIN, parse_int64
 from raftha.server.tasks import SYNTAX_ERROR, Arguments
-from raftha.storage.commands import check_key, check_value, pack_call, pack_put
+from raftha.storage.state.commands import check_key, check_value, pack_call, pack_put
 from raftha.version import VERSION
 
 Call: TypeAlias = tuple[Any, ...]

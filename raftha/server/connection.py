@@ -36,9 +36,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, cast
 
-from raftha.errors import CommandFailed, InvalidRequest, RafthaError
-from raftha.leased import Missed
-from raftha.resp import (
+from raftha.client.resp import (
     NULL,
     OK,
     REQUEST_BYTES_MAX,
@@ -49,6 +47,8 @@ from raftha.resp import (
     error_line,
     error_reply,
 )
+from raftha.errors import CommandFailed, InvalidRequest, RafthaError
+from raftha.node.lease_reads import Missed
 from raftha.server.commands import (
     SET,
     Call,
@@ -66,8 +66,8 @@ from raftha.server.commands import (
 )
 from raftha.server.places import Place, ReadRun
 from raftha.server.tasks import Arguments, Service
-from raftha.storage.commands import COMMAND_BYTES_MAX, pack_call
-from raftha.storage.sessions import Outcome, receipts
+from raftha.storage.state.commands import COMMAND_BYTES_MAX, pack_call
+from raftha.storage.state.sessions import Outcome, receipts
 from raftha.types import Receipt
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from collections import deque
 from typing import Any
 
 from raftha.aio import HaManager
-from raftha.event_bus import AsyncEventStream
 from raftha.events import HaEvent
+from raftha.runtime.event_bus import AsyncEventStream
 
 EVENTS_KEPT = 1000
 

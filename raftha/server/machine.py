@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from raftha.resp import ReplyError
-from raftha.storage.machine import RESULT_BYTES_MAX, StateMachine, Transaction, command
+from raftha.client.resp import ReplyError
+from raftha.storage.state.machine import RESULT_BYTES_MAX, StateMachine, Transaction, command
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
@@ -34,7 +34,7 @@ def parse_int64(text: bytes) -> int:
 
 
 class RedisMachine(StateMachine):
-    """What the server calls by name; results are replies as `raftha.resp.encode` takes them."""
+    """What the server calls by name; results are replies for `raftha.client.resp.encode`."""
 
     @command
     def get(self, txn: Transaction, key: bytes) -> bytes | None:

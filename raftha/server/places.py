@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raftha.aio import HaManager
+from raftha.client.resp import encode, error_reply
 from raftha.errors import Disconnected, RafthaError
-from raftha.resp import encode, error_reply
 from raftha.server.commands import Read
 
 RUN_BYTES_MAX = 1 << 20

@@ -11,7 +11,6 @@ the limit is closed without a word: to tell it why would take a handshake too.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import gc
 import logging
 import signal
@@ -19,30 +18,39 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import uvloop
 
 from raftha.aio import HaManager
-from raftha.config import (
-    HaConfig,
-    is_loopback,
-    parse_address,
-    read_toml,
+from raftha.client.resp import error_line
+from raftha.config import HaConfig, is_loopback, parse_address, tables
+from raftha.config.checks import (
+    Address,
+    Choice,
+    Hint,
+    Length,
+    Range,
+    Secret,
+    check,
+    check_all_or_none,
 )
 from raftha.errors import ConfigError
 from raftha.metrics import Endpoint
-from raftha.resp import error_line
+from raftha.net.tls import (
+    TOKEN_CHARACTERS_MAX,
+    TOKEN_CHARACTERS_MIN,
+    TlsServer,
+    listener_context,
+    read_token,
+)
 from raftha.server.connection import AUTH_TIMEOUT_S, Connection
 from raftha.server.machine import RedisMachine
 from raftha.server.tasks import Service
-from raftha.settings import check_all_or_none, shown
-from raftha.tls import TlsServer, check_token, listener_context, read_token
 from raftha.types import ReplicationMode
 
 logger = logging.getLogger(__name__)
 
-LOG_FORMATS = ("text", "json")
 STOP_S = 5.0
 """How long a stopping server waits for answers to what is under way."""
 TURN_AWAY_S = 0.2
@@ -51,93 +59,70 @@ TURN_AWAY_S = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """How one server runs: its node, and the listener for clients."""
+    """How `raftha serve` runs: its node, and the listener for clients.
+
+    In a TOML file these settings and those of `HaConfig` stand side by side.
+    """
 
     ha: HaConfig
-    """The node. Its `client_address` is `listen`."""
+    """The node. In a TOML file its settings stand beside these, and `client_address` is left out:
+    it is `listen`."""
 
-    listen: str
-    """"host:port" of the listener. Off loopback only with TLS and a token, or the node's
-    `insecure`."""
+    listen: Annotated[str, Address()]
+    """"host:port" of the listener for clients. On other hosts than loopback it needs TLS and a
+    token, or the node's `insecure`."""
 
-    connections_max: int = 1024
-    """Clients at once, from 1 to 100,000; more are turned away with an error."""
+    connections_max: Annotated[int, Range(1, 100_000, unit="connections")] = 1024
+    """Clients at once. The server answers one more with an error and closes it. The process needs
+    as many file descriptors, and some more (`ulimit -n`)."""
 
-    metrics_listen: str = ""
-    """"host:port" where Prometheus finds this node's metrics at /metrics; "" for nowhere. They tell
-    nothing of keys or values. With `listen_tls_cert` it is https. Off loopback only with that, or
-    the node's `insecure`."""
+    metrics_listen: Annotated[str, Address(or_empty=True)] = ""
+    """"host:port" where Prometheus finds this node's metrics at /metrics. Empty for none. Metrics
+    contain no keys or values. With `listen_tls_cert` it speaks HTTPS. On other hosts than loopback
+    it needs that, or the node's `insecure`."""
 
-    log_format: str = "text"
-    """How log lines are written: text, key=value, or json, one object a line."""
+    log_format: Annotated[str, Choice("text", "json")] = "text"
+    """How log lines are written: `text` for key=value, `json` for one object a line."""
 
-    auth_token: str = field(default="", repr=False)
-    """What clients must send with AUTH before anything else, 16 to 1024 characters."""
+    auth_token: Annotated[
+        str,
+        Length(TOKEN_CHARACTERS_MIN, TOKEN_CHARACTERS_MAX, unit="characters", or_empty=True),
+        Secret(),
+        Hint("`openssl rand -hex 32` makes a good one"),
+    ] = field(default="", repr=False)
+    """The token that a client must send with AUTH before any other command. Empty for none. Prefer
+    `auth_token_file`, which keeps the token out of this file."""
 
     auth_token_file: str | Path = ""
-    """A file with the token, which not every user may read, instead of `auth_token`."""
+    """A file with the token, instead of `auth_token`. Other users must not be able to read it."""
 
     listen_tls_cert: str | Path = ""
-    """With `listen_tls_key`, both or none, clients speak TLS and are shown this certificate, which
-    must name the hosts that they dial; one by `raftha cert node --host` may be the node's too."""
+    """The certificate that clients are shown, a PEM file. With `listen_tls_key`, clients speak TLS.
+    Set both or none. It must name the hosts that clients connect to; the node's own works if it was
+    made with `raftha cert node --host`. A new one is loaded at the next start."""
 
     listen_tls_key: str | Path = ""
-    """The private key of `listen_tls_cert`, unencrypted, in a file that not every user may read."""
+    """The private key of `listen_tls_cert`, unencrypted, a PEM file that other users must not be
+    able to read."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.listen, str):
-            raise ConfigError(f"listen must be text, got {shown(self.listen)}")
-        self._check_access()
-        host, _ = parse_address("listen", self.listen)
-        is_guarded = self.listen_tls_cert and (self.auth_token or self.auth_token_file)
-        if not self.ha.insecure and not is_guarded and not is_loopback(host):
+        check(self)
+        check_all_or_none(self, "listen_tls_cert", "listen_tls_key")
+        if self.auth_token and self.auth_token_file:
             raise ConfigError(
-                f"listen = {self.listen!r} is not on loopback, where clients need TLS and a token",
-                hint="set listen_tls_cert, listen_tls_key and auth_token_file, or insecure = true"
-                " if everyone who can reach it may read and write all data",
+                "auth_token and auth_token_file exclude each other", hint="keep auth_token_file"
             )
-        self._check_metrics()
-        if self.log_format not in LOG_FORMATS:
-            raise ConfigError(
-                f"log_format must be one of {', '.join(LOG_FORMATS)}, got {shown(self.log_format)}"
-            )
+        _check_listen(self)
+        _check_metrics_listen(self)
         if self.ha.replication.mode is ReplicationMode.ASYNC_FIRE_FORGET:
             raise ConfigError(
                 "a server can't use async_fire_forget: its replies say what came of a command",
                 hint="async_with_ack, or sync",
             )
-        if self.listen == self.ha.own_address:
-            raise ConfigError(f"listen = {self.listen!r} is where the node listens for its peers")
-        limit = self.connections_max
-        if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= 100_000:
-            raise ConfigError(f"connections_max must be from 1 to 100000, got {shown(limit)}")
-
-    def _check_metrics(self) -> None:
-        if not isinstance(self.metrics_listen, str):
-            raise ConfigError(f"metrics_listen must be text, got {shown(self.metrics_listen)}")
-        if not self.metrics_listen:
-            return
-        host, _ = parse_address("metrics_listen", self.metrics_listen)
-        if not (is_loopback(host) or self.listen_tls_cert or self.ha.insecure):
-            raise ConfigError(
-                f"metrics_listen = {self.metrics_listen!r} is not on loopback, and not encrypted",
-                hint="set listen_tls_cert and listen_tls_key, or insecure = true",
-            )
-
-    def _check_access(self) -> None:
-        for name in ("auth_token", "auth_token_file", "listen_tls_cert", "listen_tls_key"):
-            kinds = str if name == "auth_token" else (str, Path)
-            if not isinstance(getattr(self, name), kinds):
-                raise ConfigError(f"{name} must be text")  # Its value may be a secret.
-        check_all_or_none(self, "listen_tls_cert", "listen_tls_key")
-        if self.auth_token and self.auth_token_file:
-            raise ConfigError("auth_token and auth_token_file exclude each other")
-        if self.auth_token:
-            check_token("auth_token", self.auth_token)
 
     @property
     def token(self) -> str:
-        """The token, from wherever it comes, "" if clients need none; ConfigError if unreadable."""
+        """The token, from either setting, "" if clients need none; ConfigError if unreadable."""
         if self.auth_token_file:
             return read_token("auth_token_file", Path(self.auth_token_file))
         return self.auth_token
@@ -145,30 +130,45 @@ class ServerConfig:
     @classmethod
     def from_mapping(cls, table: Mapping[str, Any]) -> ServerConfig:
         """Make a config from a parsed TOML table: HaConfig's settings and ours side by side."""
-        own = {field.name for field in dataclasses.fields(cls)} - {"ha"}
-        inner = {field.name for field in dataclasses.fields(HaConfig)}
-        known = own | inner - {"client_address", "on_event"}
-        unknown = sorted(set(table) - known)
-        if unknown:
-            raise ConfigError(
-                f"unknown setting {', '.join(unknown)}",
-                hint=f"known are {', '.join(sorted(known))}",
-            )
+        tables.refuse_unknown(table, cls, HaConfig, hidden=("ha", "client_address"))
         if "listen" not in table:
             raise ConfigError("missing setting listen", hint='as in listen = "127.0.0.1:6379"')
-        node = {name: value for name, value in table.items() if name not in own}
-        if not isinstance(table["listen"], str):
-            raise ConfigError(f"listen must be text, got {shown(table['listen'])}")
-        parse_address("listen", table["listen"])
-        return cls(
-            ha=HaConfig.from_mapping({**node, "client_address": table["listen"]}),
-            **{name: value for name, value in table.items() if name in own},
-        )
+        own, node = tables.divide(table, cls)
+        tables.check_one(cls, "listen", table["listen"])
+        ha = HaConfig.from_mapping({**node, "client_address": table["listen"]})
+        return tables.build(cls, {**own, "ha": ha})
 
     @classmethod
     def from_toml(cls, path: str | Path) -> ServerConfig:
         """Read a TOML file; relative paths in it are relative to the file's folder."""
-        return cls.from_mapping(read_toml(path))
+        return cls.from_mapping(tables.load(path, HaConfig, cls))
+
+
+def _check_listen(config: ServerConfig) -> None:
+    host, _ = parse_address("listen", config.listen)
+    is_guarded = config.listen_tls_cert and (config.auth_token or config.auth_token_file)
+    if not config.ha.insecure and not is_guarded and not is_loopback(host):
+        raise ConfigError(
+            f"listen = {config.listen!r} is not on loopback, where clients need TLS and a token",
+            hint="set listen_tls_cert, listen_tls_key and auth_token_file, or insecure = true"
+            " if everyone who can reach it may read and write all data",
+        )
+    if config.listen == config.ha.own_address:
+        raise ConfigError(
+            f"listen = {config.listen!r} is where the node listens for its peers",
+            hint="give clients another port",
+        )
+
+
+def _check_metrics_listen(config: ServerConfig) -> None:
+    if not config.metrics_listen:
+        return
+    host, _ = parse_address("metrics_listen", config.metrics_listen)
+    if not (is_loopback(host) or config.listen_tls_cert or config.ha.insecure):
+        raise ConfigError(
+            f"metrics_listen = {config.metrics_listen!r} is not on loopback, and not encrypted",
+            hint="set listen_tls_cert and listen_tls_key, or insecure = true",
+        )
 
 
 class Server:

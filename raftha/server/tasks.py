@@ -1,7 +1,7 @@
 """The reference server's commands that take a while: scans, counts, statuses, digests, failover.
 
-Each is a coroutine of the service and the request, and returns the reply as `raftha.resp.encode`
-takes it. `Service` is what all connections of a server share.
+Each is a coroutine of the service and the request, and returns the reply as
+`raftha.client.resp.encode` takes it. `Service` is what all connections of a server share.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from hashlib import sha256
 from typing import Any, TypeAlias
 
 from raftha.aio import HaManager
+from raftha.client.resp import ReplyError
 from raftha.errors import Indeterminate, InvalidRequest, Unavailable
-from raftha.refusals import Refusals
-from raftha.resp import ReplyError
+from raftha.net.refusals import Refusals
 from raftha.server.glob import glob_matches
 from raftha.server.journal import Journal
 from raftha.server.machine import parse_int64

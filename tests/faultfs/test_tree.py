@@ -83,9 +83,7 @@ def test_what_was_not_synced_is_lost_kept_or_torn() -> None:
     }
 
 
-def test_a_file_that_grew_and_was_not_synced_has_any_size_and_zeros_where_sectors_are_lost() -> (
-    None
-):
+def test_a_file_that_grew_unsynced_has_any_size_and_zeros_for_lost_sectors() -> None:
     def make() -> tuple[Tree, File]:
         tree, file = durable_file(b"a" * 100)
         tree.write(file, b"b" * 1000, 100)

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import raftha
-from raftha.config import read_toml
+from tests.support.nodes import read_config
 
 KEY = b"key"
 FLOOR = struct.Struct("<q")
@@ -66,9 +66,7 @@ def lead(ha: raftha.HaManager) -> None:
 
 
 def main() -> None:
-    table = read_toml(Path(sys.argv[1]))
-    del table["listen"]
-    with raftha.HaManager(raftha.HaConfig.from_mapping(table)) as ha:
+    with raftha.HaManager(read_config(Path(sys.argv[1]))) as ha:
         reader = Reader(ha, Path(sys.argv[2]))
         print(json.dumps({}), flush=True)
         for line in sys.stdin:

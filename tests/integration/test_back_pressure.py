@@ -12,8 +12,8 @@ import pytest
 
 import raftha
 from raftha.config import MIB
-from raftha.storage.checkpoint import CheckpointStore
-from tests.integration.test_manager import free_addresses
+from raftha.storage.state.checkpoint import CheckpointStore
+from tests.support.nodes import free_addresses
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +76,7 @@ BUFFERED_MAX = 2 * MIB + 4 * MIB + 16 * MIB
 """Where no more is taken in, a batch, and what may be on its way to a follower by then."""
 
 
-def test_while_a_checkpoint_hangs_writers_are_refused_and_afterwards_all_goes_on(
+def test_writers_are_refused_while_a_checkpoint_hangs_and_go_on_afterwards(
     tmp_path: Path, gate: Gate
 ) -> None:
     async def run() -> None:
@@ -98,7 +98,7 @@ def test_while_a_checkpoint_hangs_writers_are_refused_and_afterwards_all_goes_on
     asyncio.run(run())
 
 
-def test_a_follower_whose_checkpoint_hangs_takes_in_no_more_and_catches_up_afterwards(
+def test_a_follower_whose_checkpoint_hangs_takes_no_more_and_catches_up(
     tmp_path: Path, gate: Gate
 ) -> None:
     async def run() -> None:

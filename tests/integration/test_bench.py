@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench import peers
-from bench.__main__ import PROGRAMS, QUESTIONS
-from bench.results import Results, read
+from bench.__main__ import ALONE, QUESTIONS, READERS
+from bench.harness.results import Results, read
 
 pytestmark = pytest.mark.slow
 
@@ -73,9 +73,13 @@ def test_a_question_is_answered_with_results_that_can_be_read(
 def test_what_can_be_asked_is_listed() -> None:
     done = run()
     assert done.returncode == 2
-    for name in QUESTIONS:
-        assert name in done.stderr
-    assert "compare" in PROGRAMS and "report" in done.stderr
+    for name, says in {**QUESTIONS, **ALONE, **READERS}.items():
+        assert name in done.stderr and says in done.stderr
+    listed = run("--help")
+    assert listed.returncode == 0
+    assert listed.stdout == done.stderr
+    for name in (*ALONE, *READERS):
+        assert run(name, "--help").stdout.startswith(f"usage: python -m bench {name} ")
     done = run("throughput", "--help")
     assert done.returncode == 0
     for name in peers.NAMES:

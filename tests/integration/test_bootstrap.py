@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import raftha
-from tests.integration.test_manager import free_addresses, make_config, wait_until
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
 
 pytestmark = pytest.mark.slow
 

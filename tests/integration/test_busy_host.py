@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import raftha
-from raftha.config import read_toml
 from raftha.server.machine import RedisMachine
 from raftha.testing import LocalCluster
-from tests.integration.test_manager import wait_until
+from tests.support.conditions import wait_until
+from tests.support.nodes import read_config
 
 BUSY_S = 3.0
 SETTINGS = {"election_timeout_ms": 1000}
@@ -31,9 +31,7 @@ def cluster_without_1() -> Iterator[tuple[LocalCluster, raftha.HaConfig]]:
     with LocalCluster(3, settings=SETTINGS) as cluster:
         cluster.wait_ready()
         cluster.terminate(1)
-        table = read_toml(cluster.config_of(1))
-        del table["listen"]
-        yield cluster, raftha.HaConfig.from_mapping(table)
+        yield cluster, read_config(cluster.config_of(1))
 
 
 def terms(cluster: LocalCluster) -> set[tuple[int, int]]:

@@ -9,17 +9,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from raftha.demo import Failover, Report, digest_of, find_differences, render, run_demo
-from raftha.demo_data import load_records, unicode_records
+from raftha.cli.demo import Failover, Report, digest_of, find_differences, render, run_demo
+from raftha.cli.demo_data import load_records, unicode_records
 from raftha.testing import LocalCluster
+from tests.support.conditions import wait_until
+from tests.support.nodes import process_ids_in
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
@@ -39,24 +39,6 @@ def start_demo(folder: Path, *args: str, shell: str = "") -> subprocess.Popen[st
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-
-
-def servers_in(folder: Path) -> int:
-    """Processes whose working directory is inside `folder`; zombies have none."""
-    count = 0
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                count += os.readlink(entry / "cwd").startswith(f"{folder}/")
-            except OSError:
-                continue
-    return count
 
 
 @pytest.fixture
@@ -95,44 +77,48 @@ def test_an_interrupted_demo_leaves_nothing(
     tmp_path: Path, rows: Path, number: signal.Signals
 ) -> None:
     with start_demo(tmp_path, "--input", str(rows)) as demo:
-        wait_until(lambda: servers_in(tmp_path) == 3)
+        wait_until(lambda: len(process_ids_in(tmp_path)) == 3, "three servers", 30)
         demo.send_signal(number)
         _, err = demo.communicate()
     assert demo.returncode == 130
     assert "Traceback" not in err
-    assert servers_in(tmp_path) == 0
+    assert process_ids_in(tmp_path) == []
     assert list(tmp_path.iterdir()) == [rows]
 
 
 def test_a_demo_in_the_background_of_a_script_ends_at_sigterm(tmp_path: Path, rows: Path) -> None:
     """A shell without job control starts its background jobs with SIGINT ignored."""
     with start_demo(tmp_path, "--input", str(rows), shell="trap '' INT") as demo:
-        wait_until(lambda: servers_in(tmp_path) == 3)
+        wait_until(lambda: len(process_ids_in(tmp_path)) == 3, "three servers", 30)
         demo.terminate()
         _, err = demo.communicate()
     assert demo.returncode == 130
     assert "Traceback" not in err
-    assert servers_in(tmp_path) == 0
+    assert process_ids_in(tmp_path) == []
     assert list(tmp_path.iterdir()) == [rows]
 
 
 def test_a_demo_interrupted_while_it_loads_leaves_nothing(tmp_path: Path) -> None:
     with start_demo(tmp_path) as demo:  # The whole Unicode database: long enough.
         logs = tmp_path.glob
-        wait_until(lambda: any("role=leader" in p.read_text() for p in logs("*/node-*/node.log")))
+        wait_until(
+            lambda: any("role=leader" in p.read_text() for p in logs("*/node-*/node.log")),
+            "a leader",
+            30,
+        )
         demo.send_signal(signal.SIGINT)
         _, err = demo.communicate()
     assert demo.returncode == 130
     assert "Traceback" not in err
-    assert servers_in(tmp_path) == 0
+    assert process_ids_in(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_demo_leaves_no_process(tmp_path: Path, rows: Path) -> None:
     with start_demo(tmp_path, "--input", str(rows)) as demo:
-        wait_until(lambda: servers_in(tmp_path) == 3)
+        wait_until(lambda: len(process_ids_in(tmp_path)) == 3, "three servers", 30)
         demo.kill()
-    wait_until(lambda: servers_in(tmp_path) == 0)
+    wait_until(lambda: process_ids_in(tmp_path) == [], "no server", 30)
 
 
 def test_a_lost_and_a_changed_record_are_found() -> None:

@@ -14,8 +14,8 @@ import pytest
 
 import raftha
 from raftha.events import CheckpointCompleted, EventKind, HaEvent
-from tests.conditions import wait_until
-from tests.integration.test_manager import free_addresses, make_config
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +76,7 @@ def test_a_node_that_is_started_anew_goes_on_in_the_same_stream(tmp_path: Path) 
 def test_a_callback_that_hangs_slows_no_write_and_its_losses_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raftha.event_bus.QUEUE_EVENTS_MAX", 2)
+    monkeypatch.setattr("raftha.runtime.event_bus.QUEUE_EVENTS_MAX", 2)
     goes_on = threading.Event()
 
     def hang(event: HaEvent) -> None:

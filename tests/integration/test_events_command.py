@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from raftha.cli import app
+from raftha.cli.app import app
 from raftha.testing import LocalCluster
 
 REPOSITORY = Path(__file__).parents[2]

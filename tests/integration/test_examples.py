@@ -21,8 +21,9 @@ import pytest
 
 import raftha
 from raftha.config import MIB
-from raftha.processes import Spawner, reserve_port
-from tests.integration.test_manager import free_addresses, make_config, wait_until
+from raftha.testing.processes import Spawner, reserve_port
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 README = (EXAMPLES / "README.md").read_text(encoding="utf-8")
@@ -173,7 +174,7 @@ def bring_back(service: Service, node_id: int) -> None:
 
 
 @pytest.mark.slow
-def test_bookings_go_on_without_their_leader_and_nobody_s_seat_is_lost_or_given_twice(
+def test_bookings_survive_their_leader_and_no_seat_is_lost_or_given_twice(
     tmp_path: Path,
 ) -> None:
     """All clients want all seats."""
@@ -206,7 +207,7 @@ def test_bookings_go_on_without_their_leader_and_nobody_s_seat_is_lost_or_given_
 
 
 @pytest.mark.slow
-def test_bookings_are_cancelled_by_who_has_them_and_wrong_requests_are_told_so(
+def test_bookings_are_cancelled_by_their_holders_and_bad_requests_told_so(
     tmp_path: Path,
 ) -> None:
     with running("bookings.py", tmp_path) as service:
@@ -236,7 +237,7 @@ def test_bookings_are_cancelled_by_who_has_them_and_wrong_requests_are_told_so(
 
 
 @pytest.mark.slow
-def test_accounts_go_on_without_their_leader_and_every_movement_happens_once(
+def test_accounts_survive_their_leader_and_every_movement_happens_once(
     tmp_path: Path,
 ) -> None:
     done = [0] * CLIENTS
@@ -346,7 +347,7 @@ def test_a_node_in_a_worker_of_gunicorn_survives_the_worker(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_node_that_gunicorn_s_master_started_is_a_clear_error_in_the_workers(
+def test_a_node_started_by_gunicorn_s_master_is_a_clear_error_in_workers(
     tmp_path: Path,
 ) -> None:
     members = {1: free_addresses(1)[0]}

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import pytest
 
 import raftha
-from raftha.config import read_toml
 from raftha.events import FailoverCompleted, FailoverStarted, HaEvent
 from raftha.testing import LocalCluster
-from tests.conditions import wait_until
+from tests.support.conditions import wait_until
+from tests.support.nodes import read_config
 
 pytestmark = pytest.mark.slow
 
@@ -63,10 +63,8 @@ class Observed(NamedTuple):
 def observed() -> Iterator[Observed]:
     with LocalCluster(3) as cluster:
         cluster.terminate(OWN)
-        table = read_toml(cluster.config_of(OWN))
-        del table["listen"]
         with (
-            raftha.HaManager(raftha.HaConfig.from_mapping(table)) as ha,
+            raftha.HaManager(read_config(cluster.config_of(OWN))) as ha,
             ha.events() as stream,
         ):
             yield Observed(cluster, ha, stream)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from raftha.testing import LocalCluster
-from tests.integration.load import SETTINGS, Record, check, choose_seed, run_load
+from tests.support.load import SETTINGS, Record, check, choose_seed, run_load
 
 FAULTS = 6
 

@@ -1,4 +1,4 @@
-"""Host processes that fork: `raftha.forks`."""
+"""Host processes that fork: `raftha.runtime.forks`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import pytest
 import raftha
 from raftha.config import MIB
 from tests.integration.forking_host import CALLS
-from tests.integration.test_manager import free_addresses, make_config, wait_until
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,7 +80,7 @@ def host(kind: str, config: Path) -> Iterator[Host]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fork", "fork_from_asyncio", "use_multiprocessing"])
-def test_a_forked_process_is_told_so_and_holds_nothing_of_the_node_after_its_parent_s_death(
+def test_a_forked_process_is_told_and_keeps_nothing_when_its_parent_dies(
     tmp_path: Path, kind: str
 ) -> None:
     members = {1: free_addresses(1)[0]}
@@ -130,7 +131,7 @@ def test_a_forked_process_that_exits_leaves_the_node_as_it_was(tmp_path: Path, n
 
 
 @pytest.mark.slow
-def test_a_manager_that_was_stopped_before_the_fork_can_be_started_in_the_child(
+def test_a_manager_stopped_before_the_fork_can_be_started_in_the_child(
     tmp_path: Path,
 ) -> None:
     members = {1: free_addresses(1)[0]}

@@ -19,7 +19,8 @@ import pytest
 
 from raftha.errors import Indeterminate, RafthaError, StorageFull, Unavailable
 from raftha.testing import LocalCluster
-from tests.integration.test_manager import wait_until
+from tests.support.conditions import wait_until
+from tests.support.load import check_alike
 
 MIB = 1 << 20
 DISK_BYTES = 96 * MIB
@@ -130,9 +131,7 @@ def position(cluster: LocalCluster, node_id: int, name: str) -> int:
 
 
 def check_equal(cluster: LocalCluster) -> None:
-    digests = cluster.digests()
-    assert len(digests) == 3
-    assert len({(d["sequence"], d["hex"]) for d in digests.values()}) == 1, digests
+    assert check_alike(cluster) == {1, 2, 3}
 
 
 def write_until_full(cluster: LocalCluster, node_id: int) -> int:
@@ -187,7 +186,7 @@ def test_a_full_node_that_can_make_no_checkpoint_still_helps_a_new_leader(on_dis
     assert cluster.call(spared, "GET", "key/0") == VALUE, "a linearizable read"
 
 
-def test_two_full_nodes_refuse_writers_at_once_answer_readers_and_go_on_when_one_has_space(
+def test_two_full_nodes_refuse_writes_and_serve_reads_until_one_has_space(
     on_disks: Disks,
 ) -> None:
     cluster, disks = on_disks
@@ -215,6 +214,7 @@ def test_two_full_nodes_refuse_writers_at_once_answer_readers_and_go_on_when_one
     assert is_refusing(cluster, full)
     disks[full].free()
     wait_until(lambda: is_taking(cluster, full), "it still refuses")
-    found = cluster.call(spared, "MGET", *(f"key/{number}" for number in range(written)))
-    assert found == [VALUE] * written
+    # One by one: all that fit on the disks may be more than one MGET returns.
+    for number in range(written):
+        assert cluster.call(spared, "GET", f"key/{number}") == VALUE
     check_equal(cluster)

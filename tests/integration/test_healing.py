@@ -17,11 +17,12 @@ import pytest
 
 import raftha
 from raftha.config import MIB
-from raftha.storage.disk import RealDisk
-from raftha.storage.recovery import close_all, live_ids, recover
-from raftha.storage.segment import HEADER_BYTES, scan
+from raftha.storage.log.disk import RealDisk
+from raftha.storage.log.recovery import close_all, live_ids, recover
+from raftha.storage.log.segment import HEADER_BYTES, scan
 from raftha.testing import LocalCluster
-from tests.integration.test_manager import free_addresses, make_config, wait_until
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
 
 pytestmark = pytest.mark.slow
 
@@ -135,7 +136,7 @@ def test_a_leaders_log_heals_as_well() -> None:
 @pytest.mark.parametrize(
     ("start", "pages"), [(0, 2), (0, 1_000_000)], ids=["meta pages", "all pages"]
 )
-def test_a_damaged_state_is_rebuilt_from_a_log_that_goes_back_to_the_beginning(
+def test_a_damaged_state_is_rebuilt_from_a_log_back_to_the_beginning(
     start: int, pages: int
 ) -> None:
     with LocalCluster(3, settings=OFTEN) as cluster:

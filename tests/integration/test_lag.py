@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 import raftha
-from raftha import ReplicaState, ReplicationState, events, health
-from raftha.config import read_toml
+from raftha import ReplicaState, ReplicationState, events
 from raftha.core import Heartbeat
+from raftha.net.transport import Transport
+from raftha.node.messages import PeerMessage
+from raftha.node.watch import health
 from raftha.testing import LocalCluster
-from raftha.transport import Transport
-from raftha.wire import PeerMessage
-from tests.integration.test_manager import free_addresses, make_config, wait_until
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config, read_config
 
 MAX_LAG_MS = 1500
 
@@ -29,11 +30,9 @@ class Watched:
     """Node 1, in this process, and all its events."""
 
     def __init__(self, cluster: LocalCluster) -> None:
-        table = read_toml(cluster.config_of(1))
-        del table["listen"]
         self.cluster = cluster
         self.seen: list[events.HaEvent] = []
-        config = raftha.HaConfig.from_mapping(table)
+        config = read_config(cluster.config_of(1))
         self.ha = raftha.HaManager(replace(config, on_event=self.seen.append))
 
     def of(self, kind: type[Any]) -> list[Any]:

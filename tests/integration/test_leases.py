@@ -23,7 +23,8 @@ import raftha
 from raftha.errors import RafthaError
 from raftha.testing import LocalCluster
 from tests.integration.leasing_host import FLOOR, KEY
-from tests.integration.test_manager import free_addresses, make_config, wait_until
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
 
 ROOT = Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from raftha.client.resp import ReplyError
 from raftha.errors import LocalClusterError, RequestTimeout, Unavailable
-from raftha.processes import reserve_port
-from raftha.resp import ReplyError
 from raftha.testing import LocalCluster
+from raftha.testing.processes import reserve_port
+from tests.support.conditions import wait_until
+from tests.support.nodes import process_ids_in
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
@@ -31,26 +31,6 @@ def cluster() -> Iterator[LocalCluster]:
     """One cluster for all tests that leave it whole: three nodes, running."""
     with LocalCluster(3) as cluster:
         yield cluster
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-
-
-def process_ids_in(folder: Path) -> list[int]:
-    """Processes whose working directory is inside `folder`; zombies have none."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                directory = os.readlink(entry / "cwd")
-            except OSError:
-                continue
-            if directory.startswith(f"{folder}/"):
-                found.append(int(entry.name))
-    return found
 
 
 def test_a_cluster_replicates_and_tells_its_state(cluster: LocalCluster) -> None:
@@ -118,7 +98,11 @@ def test_a_wiped_node_is_refused_by_the_others_and_harms_nothing() -> None:
         assert not cluster.data_of(node_id).exists()
         leader = cluster.wait_leader()
         cluster.start_node(node_id)
-        wait_until(lambda: "has lost its data directory" in cluster.log_path(leader).read_text())
+        wait_until(
+            lambda: "has lost its data directory" in cluster.log_path(leader).read_text(),
+            "it is refused",
+            10,
+        )
         assert cluster.call(leader, "GET", "before") == b"wiping"
         assert cluster.call(leader, "SET", "after", "wiping") == b"OK"
         status = cluster.status(node_id)
@@ -270,7 +254,7 @@ def test_nodes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         assert parent.stdout.readline() == b"ready\n"
         assert len(process_ids_in(tmp_path)) == 2
         parent.kill()
-    wait_until(lambda: process_ids_in(tmp_path) == [])
+    wait_until(lambda: process_ids_in(tmp_path) == [], "they end", 10)
 
 
 def test_reserved_ports_are_never_given_twice() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +13,11 @@ import pytest
 
 import raftha
 from raftha.config import MIB
-from raftha.storage.commands import pack_call, pack_put
-from raftha.storage.sessions import receipts
-from raftha.wire import PROTOCOL_VERSION, Hello, Refusal, encode
+from raftha.net.wire import PROTOCOL_VERSION, Hello, Refusal, encode
+from raftha.storage.state.commands import pack_call, pack_put
+from raftha.storage.state.sessions import receipts
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
 
 
 class Bank(raftha.StateMachine):
@@ -35,34 +36,6 @@ class Bank(raftha.StateMachine):
         if balance < 0:
             raise ValueError(f"{account.decode()} lacks {-balance}")
         return balance
-
-
-def free_addresses(count: int) -> list[str]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
-    return addresses
-
-
-def make_config(folder: Path, node_id: int, members: dict[int, str]) -> raftha.HaConfig:
-    return raftha.HaConfig(
-        node_id=node_id,
-        data_dir=folder / str(node_id),
-        members=members,
-        wal_segment_bytes=16 * MIB,
-        request_timeout_s=20,
-    )
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, what
-        pause.wait(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +285,7 @@ def test_without_a_majority_a_call_ends_by_its_deadline_as_not_done(tmp_path: Pa
         assert alone.get(b"a", consistency="stale") is None
 
 
-def test_a_second_manager_on_the_directory_is_refused_and_the_first_goes_on(
+def test_a_second_manager_on_a_directory_is_refused_and_the_first_goes_on(
     tmp_path: Path,
 ) -> None:
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
@@ -455,7 +428,7 @@ def test_a_group_sent_twice_under_its_number_is_applied_once(tmp_path: Path) -> 
         (1, 1, 1, pack_put(b"a", bytes(4 * MIB)) + bytes(MIB)),
     ],
 )
-def test_what_is_not_a_group_or_command_is_refused_before_it_reaches_the_node(
+def test_what_is_no_group_or_command_is_refused_before_it_reaches_the_node(
     tmp_path: Path, session: int, number: int, floor: int, packed: bytes
 ) -> None:
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
@@ -484,7 +457,7 @@ def test_an_error_in_the_middle_of_a_turn_leaves_no_caller_waiting(
     async def use() -> None:
         async with raftha.aio.HaManager(config) as ha:
             await ha.put(b"a", b"b")
-            monkeypatch.setattr("raftha.submissions.receipts", explode)
+            monkeypatch.setattr("raftha.node.submissions.receipts", explode)
             calls = [ha.put(b"a", b"%d" % i) for i in range(9)]
             async with asyncio.timeout(10):
                 results = await asyncio.gather(*calls, return_exceptions=True)

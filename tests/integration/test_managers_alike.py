@@ -17,7 +17,7 @@ import raftha
 from raftha import Delete, Equals, Exists, Get, Missing, Put
 from raftha.config import MIB
 from tests.integration.forking_host import CALLS
-from tests.integration.test_manager import free_addresses
+from tests.support.nodes import free_addresses
 
 ONLY_AWAITED = {
     "leased",
@@ -323,7 +323,7 @@ def test_the_script_has_every_method() -> None:
 
 
 @pytest.mark.slow
-def test_the_same_script_has_the_same_results_before_start_while_running_and_after_stop(
+def test_a_script_has_the_same_results_before_while_and_after_running(
     tmp_path: Path,
 ) -> None:
     """A script of all that is right and all that is wrong; one node is all of the cluster."""

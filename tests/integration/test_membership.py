@@ -11,7 +11,8 @@ import pytest
 
 import raftha
 from raftha.config import MIB
-from tests.integration.test_manager import free_addresses, make_config, wait_until
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config, wait_leader
 
 pytestmark = pytest.mark.slow
 
@@ -42,8 +43,7 @@ class Cluster:
         return self.nodes[node_id]
 
     def leader(self) -> int:
-        wait_until(lambda: any(n.get_status().is_primary for n in self.nodes.values()), "no leader")
-        return next(i for i, n in self.nodes.items() if n.get_status().is_primary)
+        return wait_leader(self.nodes)
 
     def voters(self, node_id: int) -> list[int]:
         return [r.node_id for r in self.nodes[node_id].get_status().replicas if r.is_voter]
@@ -166,7 +166,7 @@ def test_a_node_can_be_added_when_none_of_the_first_members_is_left(cluster: Clu
 
 
 @pytest.mark.timeout(60)
-def test_a_leader_that_is_stopped_hands_over_to_a_voter_and_not_to_a_learner(
+def test_a_stopped_leader_hands_over_to_a_voter_and_not_to_a_learner(
     cluster: Cluster,
 ) -> None:
     leader = cluster.leader()

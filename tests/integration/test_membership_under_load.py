@@ -13,13 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from raftha.client import Client
 from raftha.errors import RafthaError
 from raftha.testing import LocalCluster
+from tests.support.load import check_alike, check_values, wait_removed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 CLIENTS = 6
@@ -83,26 +83,12 @@ def wait_progress(record: Record, writes: int = 200, timeout_s: float = 30.0) ->
         pause.wait(0.02)
 
 
-def wait_removed(cluster: LocalCluster, node_id: int, timeout_s: float = 20.0) -> dict[str, Any]:
-    """Wait until a node knows that it was removed; its status then."""
-    deadline = time.monotonic() + timeout_s
-    while not (status := cluster.status(node_id)) or status["role"] != "removed":
-        assert time.monotonic() < deadline, f"node {node_id} doesn't know that it was removed"
-    return status
-
-
 def check(cluster: LocalCluster, record: Record, members: set[int]) -> None:
     """All that was acknowledged is there, once, on every member alike, and on no others."""
     assert record.failures == []
-    digests = cluster.digests()
-    assert set(digests) == set(cluster.members()) == members
-    assert len({(d["sequence"], d["hex"]) for d in digests.values()}) == 1, digests
-    keys = list(record.values)
+    assert check_alike(cluster) == set(cluster.members()) == members
     for node_id in members:
-        for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
-            found = cluster.call(node_id, "MGET", *part)
-            assert found == [record.values[key] for key in part]
+        check_values(cluster, node_id, record.values)
         assert int(cluster.call(node_id, "GET", COUNTER)) == record.increments
         assert cluster.call(node_id, "DBSIZE") == len(record.values) + 1
 

@@ -1,4 +1,4 @@
-"""Metrics: what is scraped, that it is true, and that docs/METRICS.md lists it."""
+"""Metrics: what is scraped, that it is true, and that docs/reference/metrics.md lists it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import raftha
 from raftha.config import MIB
 from raftha.errors import ConfigError
 from raftha.metrics import Collector
-from raftha.processes import reserve_port
 from raftha.server import ServerConfig
-from tests.integration.test_manager import free_addresses, make_config, wait_until
-from tests.integration.test_server import Host
+from raftha.testing.processes import reserve_port
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
+from tests.support.servers import Host
 
 Samples = dict[tuple[str, tuple[str, ...]], float]
 
@@ -93,15 +94,8 @@ def test_the_list_in_the_docs_is_complete(nodes: list[raftha.HaManager]) -> None
     shown = set(
         re.findall(r"^# TYPE (raftha_\w+)", generate_latest(registry).decode(), re.MULTILINE)
     )
-    page = Path(__file__).parents[2] / "docs" / "METRICS.md"
+    page = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
     assert set(re.findall(r"^\| `(raftha_\w+)`", page.read_text(), re.MULTILINE)) == shown
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    host = Host()
-    yield host
-    host.close()
 
 
 def server_table(folder: Path) -> dict[str, object]:

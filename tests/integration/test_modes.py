@@ -19,7 +19,8 @@ from raftha import ReplicationConfig, ReplicationMode
 from raftha.client import Client
 from raftha.config import MIB
 from raftha.testing import LocalCluster
-from tests.integration.test_manager import free_addresses, make_config, wait_until
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
 
 REGIONS = ("eu", "us", "ap")
 ACK_TIMEOUT_MS = 300
@@ -182,7 +183,7 @@ def test_aio_has_the_same_modes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sync_with_a_dead_voter_ends_after_the_timeout_and_the_write_is_there(
+def test_sync_with_a_dead_voter_times_out_and_the_write_is_there(
     tmp_path: Path,
 ) -> None:
     with running(tmp_path, 3) as nodes:
@@ -286,7 +287,7 @@ def test_a_write_quorum_of_four_in_five_takes_four_disks(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_fire_and_forget_is_refused_when_the_queue_is_full_and_counts_what_fails(
+def test_fire_and_forget_is_refused_by_a_full_queue_and_counts_failures(
     tmp_path: Path,
 ) -> None:
     """One of three nodes alone: nothing commits, so the queue fills."""

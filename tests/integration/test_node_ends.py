@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 import raftha
-from raftha import runtime
 from raftha.config import MIB
-from raftha.storage.disk import RealDisk
-from tests.integration.test_manager import free_addresses, make_config, wait_until
+from raftha.runtime import runtime
+from raftha.storage.log.disk import RealDisk
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
 
 
 class BreakableDisk(RealDisk):
@@ -272,7 +273,7 @@ def test_acknowledged_data_that_was_damaged_is_refused(tmp_path: Path) -> None:
 def test_a_connection_that_never_speaks_is_dropped_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raftha.transport.HANDSHAKE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("raftha.net.transport.HANDSHAKE_TIMEOUT_S", 0.05)
     members = {1: free_addresses(1)[0]}
     host, port = members[1].split(":")
     with (
@@ -284,7 +285,7 @@ def test_a_connection_that_never_speaks_is_dropped_in_time(
 
 
 @pytest.mark.slow
-def test_a_handshake_that_fails_as_nobody_waits_for_it_does_not_end_the_node(
+def test_a_handshake_that_fails_unawaited_does_not_end_the_node(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As uvloop's `create_connection` leaves it, if it is cancelled just when it is reset."""

@@ -21,7 +21,7 @@ import pytest
 from raftha.testing import LocalCluster
 from tests.faultfs.cluster import cluster_on_disks
 from tests.faultfs.mount import FaultFs, why_not
-from tests.integration.load import SETTINGS, Record, check, choose_seed, run_load
+from tests.support.load import SETTINGS, Record, check, choose_seed, run_load
 
 POWER_LOSSES = int(os.environ.get("RAFTHA_POWER_LOSSES", "10"))
 OUTAGES = 3
@@ -78,7 +78,7 @@ def test_no_acknowledged_write_is_lost_when_nodes_lose_power(tmp_path: Path) -> 
         check(cluster, record)
 
 
-def test_acknowledged_writes_are_lost_when_all_disks_lie_and_all_lose_power(tmp_path: Path) -> None:
+def test_acknowledged_writes_are_lost_when_all_disks_lie_and_power_fails(tmp_path: Path) -> None:
     """The test above can fail: without real syncs, what was acknowledged is gone."""
     with cluster_on_disks(tmp_path, SETTINGS) as (cluster, disks):
         cluster.call(cluster.wait_leader(), "SET", "before", "kept")

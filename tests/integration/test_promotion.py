@@ -13,8 +13,8 @@ import pytest
 
 import raftha
 from raftha.events import EventKind
-from tests.conditions import wait_until
-from tests.integration.test_manager import free_addresses, make_config
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,7 @@ def test_with_quorum_lost_nobody_is_promoted_and_it_is_said(tmp_path: Path) -> N
 def test_leadership_returns_to_the_preferred_region_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raftha.preference.RETURN_AFTER_S", 0.5)
+    monkeypatch.setattr("raftha.node.watch.placement.RETURN_AFTER_S", 0.5)
     regions = {"regions": ("near", "far"), "member_regions": {1: "near", 2: "far", 3: "far"}}
     with running(tmp_path, **regions) as nodes:
         wait_until(lambda: nodes[1].get_status().is_primary, "the preferred one leads")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from raftha.resp import ReplyError
+from raftha.client.resp import ReplyError
 from raftha.testing import LocalCluster
+from tests.support.load import wait_removed
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
@@ -23,12 +23,6 @@ def recover(cluster: LocalCluster, node_id: int, *options: str) -> subprocess.Co
     command = [sys.executable, "-m", "raftha", "recover-quorum", "--node-id", str(node_id)]
     command += ["--config", str(cluster.config_of(node_id)), *options]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-
-
-def wait_removed(cluster: LocalCluster, node_id: int, timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while status(cluster, node_id)["role"] != "removed":
-        assert time.monotonic() < deadline, f"node {node_id} doesn't know that it is gone"
 
 
 def status(cluster: LocalCluster, node_id: int) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import hiredis
 import pytest
 
 from raftha.client import Client
+from raftha.client.resp import pack_request
 from raftha.errors import Unavailable
-from raftha.resp import pack_request
 from raftha.testing import LocalCluster
 
 pytestmark = pytest.mark.slow

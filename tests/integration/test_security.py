@@ -22,23 +22,24 @@ from redis.retry import Retry
 from typer.testing import CliRunner
 
 import raftha
-from raftha import renewal
-from raftha.call import Access, call
-from raftha.certificates import Made, make_node
-from raftha.cli import app
+from raftha.cli.app import app
 from raftha.client import Client
+from raftha.client.call import Access, call
+from raftha.client.resp import ReplyError, pack_request
 from raftha.config import MIB
 from raftha.errors import ConfigError, Disconnected, RafthaError, Unavailable
-from raftha.processes import reserve_port
-from raftha.resp import ReplyError, pack_request
+from raftha.net import certificate_renewal
+from raftha.net.certificates import Made, make_node
+from raftha.net.tls import client_context
+from raftha.net.wire import PROTOCOL_VERSION, Hello, encode
 from raftha.server import Server, ServerConfig, connection
 from raftha.server.connection import UNKNOWN_BYTES_MAX
 from raftha.testing import LocalCluster
-from raftha.tls import client_context
-from raftha.wire import PROTOCOL_VERSION, Hello, encode
-from tests.certificates import CLUSTER, expire, make_cluster, peer_tls
-from tests.integration.test_manager import free_addresses, make_config, wait_until
-from tests.integration.test_server import Host, port_of, talk
+from raftha.testing.processes import reserve_port
+from tests.support.certificates import CLUSTER, expire, make_cluster, peer_tls
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
+from tests.support.servers import Host, port_of, talk
 
 pytestmark = pytest.mark.slow
 
@@ -157,7 +158,7 @@ def shown_by(node: raftha.HaManager, made: Made) -> str:
 def test_a_renewed_certificate_is_taken_up_without_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(renewal, "LOOK_S", 0.02)
+    monkeypatch.setattr(certificate_renewal, "LOOK_S", 0.02)
     made = make_cluster(tmp_path)
     managers = make_managers(tmp_path / "nodes", made)
     for manager in managers:
@@ -244,7 +245,7 @@ def knock(node: raftha.HaManager, made: Made | None, hello: Hello) -> None:
             pass
 
 
-def test_who_does_not_belong_is_refused_each_time_counted_each_time_and_logged_once(
+def test_a_stranger_is_refused_and_counted_each_time_and_logged_once(
     tmp_path: Path, made: dict[int, Made], caplog: pytest.LogCaptureFixture
 ) -> None:
     managers = make_managers(tmp_path, made)
@@ -309,13 +310,6 @@ def test_a_cluster_of_processes_speaks_tls(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- clients
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
-    host = Host()
-    yield host
-    host.close()
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ import pytest
 
 import raftha
 from raftha.config import MIB
-from raftha.storage.snapshot import Chunk, Incoming, Outgoing, install
-from raftha.storage.wal import Wal
+from raftha.storage.directory.snapshot import Chunk, Incoming, Outgoing, install
+from raftha.storage.log.wal import Wal
 from raftha.testing import LocalCluster
-from tests.integration.test_manager import free_addresses, wait_until
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, wait_leader
 
 pytestmark = pytest.mark.slow
 
@@ -53,8 +54,7 @@ class Cluster:
         return self.nodes[node_id]
 
     def leader(self) -> int:
-        wait_until(lambda: any(n.get_status().is_primary for n in self.nodes.values()), "no leader")
-        return next(i for i, n in self.nodes.items() if n.get_status().is_primary)
+        return wait_leader(self.nodes)
 
     def follower(self) -> int:
         leader = self.leader()
@@ -234,7 +234,7 @@ def test_a_node_killed_while_it_receives_goes_on_where_it_was() -> None:
         assert cluster.call(gone, "GET", "fill7") == VALUE
 
 
-def test_a_node_that_cant_be_opened_with_an_image_has_failed_and_can_be_started_again(
+def test_a_node_that_cant_open_an_image_fails_and_can_start_again(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Path] = []
@@ -245,7 +245,7 @@ def test_a_node_that_cant_be_opened_with_an_image_has_failed_and_can_be_started_
             raise raftha.StorageFull("no space")
         return install(data, wal)
 
-    monkeypatch.setattr("raftha.storage.vault.install", failing)
+    monkeypatch.setattr("raftha.storage.directory.node_files.install", failing)
     gone = cluster.follower()
     node = cluster.nodes[gone]
     node.stop()

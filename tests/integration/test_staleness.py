@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 import raftha
-from raftha.config import read_toml
 from raftha.testing import LocalCluster
+from tests.support.nodes import read_config
 
 
 @pytest.fixture(scope="module")
@@ -17,16 +17,14 @@ def cluster() -> Iterator[tuple[LocalCluster, raftha.HaManager]]:
     """A follower in this process, and a leader of its own."""
     with LocalCluster(nodes=3) as nodes:
         nodes.terminate(1)
-        table = read_toml(nodes.config_of(1))
-        del table["listen"]
-        with raftha.HaManager(raftha.HaConfig.from_mapping(table)) as ha:
+        with raftha.HaManager(read_config(nodes.config_of(1))) as ha:
             ha.put(b"key", b"old", timeout=30)
             ha.failover_to(2, timeout=30)
             yield nodes, ha
 
 
 @pytest.mark.slow
-def test_a_read_is_answered_here_while_the_state_is_fresh_enough_and_not_after(
+def test_a_read_is_answered_locally_only_while_the_state_is_fresh_enough(
     cluster: tuple[LocalCluster, raftha.HaManager],
 ) -> None:
     nodes, ha = cluster
@@ -54,7 +52,7 @@ def test_a_read_is_answered_here_while_the_state_is_fresh_enough_and_not_after(
 
 
 @pytest.mark.slow
-def test_a_read_that_is_not_fresh_enough_asks_anew_and_sees_what_is_complete(
+def test_a_read_that_is_not_fresh_enough_asks_again_and_sees_all_complete(
     cluster: tuple[LocalCluster, raftha.HaManager],
 ) -> None:
     nodes, ha = cluster

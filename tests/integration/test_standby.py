@@ -14,11 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 import raftha
-from raftha import ReplicaState, cli
+from raftha import ReplicaState
+from raftha.cli.app import app
+from raftha.client.resp import ReplyError
 from raftha.config import read_toml
-from raftha.resp import ReplyError
 from raftha.testing import LocalCluster
-from tests.integration.test_manager import free_addresses, make_config, wait_until
+from tests.support.conditions import wait_until
+from tests.support.nodes import free_addresses, make_config
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ def test_operators_add_and_promote_standbys_by_command_line_and_resp() -> None:
 
         def raftha_command(*args: str | int) -> str:
             asked = ("--connect", cluster.addresses[1])
-            result = CliRunner().invoke(cli.app, [*map(str, args), *asked])
+            result = CliRunner().invoke(app, [*map(str, args), *asked])
             assert result.exit_code == 0, result.stderr
             return result.stdout
 
@@ -135,7 +137,7 @@ def test_without_a_majority_operators_hear_soon_that_nothing_is_changed() -> Non
         cluster.kill(2)
         for args in (("promote", "2"), ("promote", "--region", "primary"), ("remove", "2")):
             asked = ["member", *args, "--connect", cluster.addresses[1]]
-            result = CliRunner().invoke(cli.app, asked)
+            result = CliRunner().invoke(app, asked)
             assert result.exit_code == 1
             assert "nothing was changed" in result.stderr
 

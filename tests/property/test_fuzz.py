@@ -24,21 +24,21 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from raftha.client.resp import ProtocolError, ReplyError, RequestParser, error_from_reply
 from raftha.config import HaConfig
 from raftha.entry import decode_entry, decode_groups
 from raftha.errors import ConfigError, Corrupt, WireError
-from raftha.resp import ProtocolError, ReplyError, RequestParser, error_from_reply
+from raftha.net.tls import certified_uri
+from raftha.net.wire import FRAME_BYTES_MAX, FrameReader, decode
 from raftha.server import ServerConfig
 from raftha.server.commands import find_command, find_open_command
-from raftha.storage.commands import unpack_commands
-from raftha.storage.datadir import DataDirectory
-from raftha.storage.state import State
-from raftha.tls import certified_uri
-from raftha.wire import FRAME_BYTES_MAX, FrameReader, decode
+from raftha.storage.directory.datadir import DataDirectory
+from raftha.storage.state.commands import unpack_commands
+from raftha.storage.state.state import State
 from tests.sim.disk import SimulatedDisk
-from tests.sim.log import FOLDER, SEGMENT_BYTES, entries_after, opener, read_all
 from tests.sim.store import DictStore
-from tests.state_bench import Bench
+from tests.support.state_bench import Bench
+from tests.support.wal import FOLDER, SEGMENT_BYTES, entries_after, opener, read_all
 
 pytestmark = pytest.mark.slow
 

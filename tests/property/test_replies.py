@@ -11,6 +11,7 @@ import hiredis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raftha.client.resp import pack_request
 from raftha.errors import (
     AcknowledgementTimeout,
     Disconnected,
@@ -23,7 +24,6 @@ from raftha.errors import (
     StorageFull,
     Unavailable,
 )
-from raftha.resp import pack_request
 from tests.support.scene import Scene, play, receipt
 
 ERRORS: tuple[Exception, ...] = (

@@ -23,14 +23,14 @@ from hypothesis.stateful import (
 )
 
 from raftha.entry import Group
-from raftha.storage import commands
-from raftha.storage.checkpoint import CheckpointStore, Hasher
-from raftha.storage.commands import Delete, Equals, Exists, Get, Missing, Put
-from raftha.storage.machine import DONE, FAILED, REFUSED, StateMachine, Transaction, command
-from raftha.storage.sessions import Outcome, Verdict
-from raftha.storage.state import Frozen, State
-from tests.log import Log, group, opening
+from raftha.storage.state import commands
+from raftha.storage.state.checkpoint import CheckpointStore, Hasher
+from raftha.storage.state.commands import Delete, Equals, Exists, Get, Missing, Put
+from raftha.storage.state.machine import DONE, FAILED, REFUSED, StateMachine, Transaction, command
+from raftha.storage.state.sessions import Outcome, Verdict
+from raftha.storage.state.state import Frozen, State
 from tests.sim.store import DictStore
+from tests.support.entries import Log, group, opening
 
 
 def filled(text: bytes) -> bytes:

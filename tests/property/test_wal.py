@@ -19,9 +19,9 @@ from hypothesis.stateful import (
 
 from raftha.entry import HardState
 from raftha.errors import Compacted, Corrupt, StorageError
-from raftha.storage.wal import Wal
+from raftha.storage.log.wal import Wal
 from tests.sim.disk import Crashed, SimulatedDisk
-from tests.sim.log import LogModel, entries_after, salts
+from tests.support.wal import LogModel, entries_after, salts
 
 SEGMENT_BYTES = 16 * 1024
 FOLDER = "wal"

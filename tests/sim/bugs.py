@@ -1,7 +1,7 @@
 """Bugs to plant: each breaks one rule of the real code, and the simulation must notice.
 
 Theory of operation. A bug is a function named after what goes wrong; its docstring says what that
-is and which rule it breaks (`docs/ARCHITECTURE.md` has the list), and it returns the attributes to
+is and which rule it breaks (docs/ARCHITECTURE.md lists them), and it returns the attributes to
 replace. `planted` puts them in place and takes them out again. They live in this process only: a
 simulation that finds nothing is worth as much as the bugs that it would have found.
 """

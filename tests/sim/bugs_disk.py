@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from raftha.administration import Administration
-from raftha.checkpoints import Cut
 from raftha.entry import Entry, HardState
 from raftha.errors import StorageFull
-from raftha.node import Node
-from raftha.storage import wal as wal_module
-from raftha.storage.wal import Wal
+from raftha.node.administration import Administration
+from raftha.node.checkpoints import Cut
+from raftha.node.node import Node
+from raftha.storage.log import wal as wal_module
+from raftha.storage.log.wal import Wal
 from tests.sim.planting import Bug, Patch
 from tests.sim.store import DictStore
 

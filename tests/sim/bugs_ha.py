@@ -7,18 +7,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from raftha import acknowledgements
-from raftha.acknowledgements import Acknowledgements
-from raftha.administration import Administration
 from raftha.core import Raft, ReadState
+from raftha.core.durable_indexes import Positions
 from raftha.core.leader import CatchUp, Leadership
-from raftha.core.positions import Positions
 from raftha.events import FailoverCompleted
-from raftha.failover import FailoverWatch
 from raftha.membership import Membership
-from raftha.operations import TransferOperation
-from raftha.preference import Preference
-from raftha.readings import Readings
+from raftha.node import acknowledgements
+from raftha.node.acknowledgements import Acknowledgements
+from raftha.node.administration import Administration
+from raftha.node.operations import TransferOperation
+from raftha.node.reads import Readings
+from raftha.node.watch.failover import FailoverWatch
+from raftha.node.watch.placement import Preference
 from tests.sim.planting import Bug, Patch
 
 

@@ -6,13 +6,13 @@ from collections.abc import Collection
 from typing import Any
 
 from raftha.core import Healed, Message, Raft
-from raftha.core.epochs import Epochs
+from raftha.core.healing_generation import Epochs
 from raftha.core.leader import Leadership
 from raftha.core.progress import Progress
 from raftha.entry import EntryKind
 from raftha.errors import Corrupt
-from raftha.storage import recovery
-from raftha.storage.healing import LOG
+from raftha.storage.directory.healing import LOG
+from raftha.storage.log import recovery
 from tests.sim.planting import Bug, Patch
 from tests.sim.vault import SimulatedVault
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from raftha.core import Raft
 from raftha.core.leader import Leadership
 from raftha.core.lease import MS, Leases, Promise
-from raftha.leased import LeasedReads
-from raftha.storage.state import State
+from raftha.node.lease_reads import LeasedReads
+from raftha.storage.state.state import State
 from tests.sim.planting import Bug, Patch
 
 

@@ -13,11 +13,11 @@ from raftha.core.reads import Read, ReadRounds
 from raftha.entry import Entry, EntryKind, Group, HardState, LogPosition, make_entry
 from raftha.errors import Unavailable
 from raftha.membership import Membership
-from raftha.readings import Readings
-from raftha.storage import datadir
-from raftha.storage.sessions import Outcome, Sessions
-from raftha.storage.wal import Wal
-from raftha.submissions import InFlight, Submissions
+from raftha.node.reads import Readings
+from raftha.node.submissions import InFlight, Submissions
+from raftha.storage.directory import datadir
+from raftha.storage.log.wal import Wal
+from raftha.storage.state.sessions import Outcome, Sessions
 from tests.sim.planting import Bug, Patch
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from raftha import preference
+from raftha.node.watch import placement
 from tests.sim.member import Member
 from tests.sim.swarm import Swarm
 from tests.sim.world import Violation, World
@@ -46,7 +46,7 @@ class Calm:
         self._best = min(self._place(voter) for voter in voters)
         self.is_over = len(swarm.regions) == 1
         steps = len(swarm.regions) - 1
-        self.limit_s = steps * (preference.RETURN_AFTER_MAX_S + STEP_S) + HOLD_S + LOOK_S
+        self.limit_s = steps * (placement.RETURN_AFTER_MAX_S + STEP_S) + HOLD_S + LOOK_S
         """How long it may take."""
         if not self.is_over:
             world.at(0.0, self._look)

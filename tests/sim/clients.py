@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
+from raftha.api.modes import make_write
 from raftha.errors import (
     AcknowledgementTimeout,
     CommandFailed,
@@ -32,11 +33,10 @@ from raftha.errors import (
     StorageFailed,
     StorageFull,
 )
-from raftha.modes import make_write
-from raftha.node import Node
-from raftha.operations import ALL_VOTERS, MAJORITY, GroupOperation, Operation, ReadOperation
-from raftha.storage.commands import pack_call, pack_compare_and_set, pack_put
-from raftha.storage.sessions import Outcome, Verdict, receipts
+from raftha.node.node import Node
+from raftha.node.operations import ALL_VOTERS, MAJORITY, GroupOperation, Operation, ReadOperation
+from raftha.storage.state.commands import pack_call, pack_compare_and_set, pack_put
+from raftha.storage.state.sessions import Outcome, Verdict, receipts
 from raftha.types import Receipt
 from tests.sim.invariants import Invariants
 from tests.sim.member import Member

@@ -16,16 +16,16 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from raftha import preference
 from raftha.core import Write
 from raftha.entry import LogPosition
 from raftha.events import FailoverCompleted, HaEvent
 from raftha.membership import Membership
-from raftha.operations import DigestOperation, WriteOperation
-from raftha.storage.commands import pack_call
-from raftha.storage.wal import Wal
+from raftha.node.messages import PeerMessage
+from raftha.node.operations import DigestOperation, WriteOperation
+from raftha.node.watch import placement
+from raftha.storage.log.wal import Wal
+from raftha.storage.state.commands import pack_call
 from raftha.types import Digest, Receipt
-from raftha.wire import PeerMessage
 from tests.sim.availability import widen
 from tests.sim.calm import Calm
 from tests.sim.clients import Command, History, SessionClient, Writer
@@ -46,8 +46,8 @@ from tests.sim.world import Violation, World
 
 LIVENESS_S = 12.0
 HASTE: list[Patch] = [
-    (preference, "RETURN_AFTER_S", 0.6),
-    (preference, "RETURN_AFTER_MAX_S", 2.4),
+    (placement, "RETURN_AFTER_S", 0.6),
+    (placement, "RETURN_AFTER_MAX_S", 2.4),
 ]
 """What takes from seconds to minutes takes less here; the rest of the rules is as it is."""
 POLL_S = 0.05

@@ -1,4 +1,4 @@
-"""A disk in memory that forgets, or half-forgets, what wasn't synced: `raftha.storage.disk.Disk`.
+"""A `raftha.storage.log.disk.Disk` in memory that forgets, or half-forgets, unsynced writes.
 
 Theory of operation. A file has two contents: what the page cache shows and what is on the platter.
 `pwrite` changes the first; `fdatasync` copies changed sectors to the second. Names likewise: each

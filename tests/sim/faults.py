@@ -79,7 +79,7 @@ class Faults:
 
     def _start(self, member: Member) -> None:
         if not member.is_up and not self._is_over and self._rng.random() < 0.1:
-            member.arm(self._rng.randint(0, 12))
+            member.faults.arm(self._rng.randint(0, 12))
         member.start()
 
     def _repeat(self, interval: float, fault: Callable[[Member], None]) -> None:
@@ -111,7 +111,7 @@ class Faults:
         if not victim.is_up:
             return
         if self._rng.random() < self._swarm.mid_operation_chance:
-            victim.arm(self._rng.choice((0, 1, 1, 1, 2, 2, 3, 5, 8, 12)))
+            victim.faults.arm(self._rng.choice((0, 1, 1, 1, 2, 2, 3, 5, 8, 12)))
             return
         victim.crash(
             is_power_loss=self._rng.random() < self._swarm.power_loss_chance,

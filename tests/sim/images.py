@@ -1,4 +1,4 @@
-"""Images of the state in the simulation: `raftha.snapshots.SnapshotFiles`, made of events.
+"""Images of the state in the simulation: `raftha.node.snapshots.SnapshotFiles`, made of events.
 
 Theory of operation. An image is the bytes of a `DictStore`. Those that are sent live in memory and
 are gone with the process; the one that is received survives whatever happens, as each of its chunks
@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 from raftha.core import SnapshotOffer
 from raftha.entry import LogPosition
-from raftha.pacing import Pace
-from raftha.storage import snapshot as real
-from raftha.storage.snapshot import Chunk, Image, pack_chunk, unpack_chunk
-from raftha.storage.state import State
-from raftha.storage.wal import Wal
+from raftha.node.snapshot_rate import Pace
+from raftha.storage.directory import snapshot as real
+from raftha.storage.directory.snapshot import Chunk, Image, pack_chunk, unpack_chunk
+from raftha.storage.log.wal import Wal
+from raftha.storage.state.state import State
 from tests.sim.store import DictStore
 
 CHECK_S = (0.0, 0.3, 1.0, 1.0)
@@ -129,7 +129,7 @@ class SimulatedFiles:
     # ---------------------------------------------------------------- at the start
 
     def install_if_ready(self, wal: Wal) -> bool:
-        """What `raftha.storage.snapshot.install` does; whether there is another store now."""
+        """Do what `storage.directory.snapshot.install` does; whether there is another store now."""
         owner, inbox, position = self._owner, self._inbox, self._inbox.ready
         if position is None:
             return False

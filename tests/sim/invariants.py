@@ -38,8 +38,8 @@ from collections.abc import Mapping, Sequence
 from raftha.core import Append, AppendReply, Raft, RaftLog, Role, VoteReply, VoteRequest, Write
 from raftha.entry import LOG_START, Entry, HardState, LogPosition
 from raftha.membership import Membership
-from raftha.storage.wal import Wal
-from raftha.wire import PeerMessage
+from raftha.node.messages import PeerMessage
+from raftha.storage.log.wal import Wal
 from tests.sim.failovers import Failovers
 from tests.sim.member import Member
 from tests.sim.memberships import Memberships, voters

@@ -1,10 +1,10 @@
 """Clients that read by lease, from threads of their own.
 
 Theory of operation. A `LeasedReader` asks a member that takes itself for the leader, if there is
-one; there may be two. What `raftha.leased` does in one go is done here in two events, since the
-thread may be paused in between, with the process or alone: take the lease and read the value, then
-see whether the lease still holds. Only a read that found both counts; it must be linearizable like
-any other.
+one; there may be two. What `raftha.node.lease_reads` does in one go is done here in two events,
+since the thread may be paused in between, with the process or alone: take the lease and read the
+value, then see whether the lease still holds. Only a read that found both counts; it must be
+linearizable like any other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from raftha.core import Lease
-from raftha.leased import Missed
+from raftha.node.lease_reads import Missed
 from tests.sim.clients import Command, History
 from tests.sim.member import Member
 from tests.sim.swarm import Swarm

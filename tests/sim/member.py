@@ -3,8 +3,8 @@
 Theory of operation. What the runtime does with threads is done here with events. A write, a
 checkpoint or a read of the log is handed over, happens a while later on the simulated disk, in one
 go, and is reported to the node a while after that. So a crash may come before it, after it, or,
-by a countdown of disk operations (`arm`), in the middle: then `SimulatedCrash` flies out of the log
-from whatever it was doing, and what it hadn't synced yet is lost or torn.
+by a countdown of disk operations (`DiskFaults.arm`), in the middle: then `SimulatedCrash` flies out
+of the log from whatever it was doing, and what it hadn't synced yet is lost or torn.
 
 A crash throws the node away; only disk and store stay. A *power loss* takes the page cache along,
 a killed process leaves it.
@@ -13,37 +13,38 @@ a killed process leaves it.
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
-from raftha.beginning import HEARTBEAT_TICKS, applied_membership
-from raftha.checkpoints import Cut
 from raftha.config import HaConfig
 from raftha.core import CoreConfig, LogRead, Raft, RaftLog, TimeoutNow, Write
 from raftha.entry import Entry, HardState, LogPosition
 from raftha.errors import Compacted, Corrupt, Disconnected, StorageFailed, StorageFull
 from raftha.events import HaEvent, LeaderLost, Removed, ReplicaBehindLog, RoleChanged
 from raftha.membership import Membership
-from raftha.node import Node
-from raftha.operations import Operation
-from raftha.statistics import Statistics
-from raftha.storage import datadir
-from raftha.storage.healing import open_whole
-from raftha.storage.machine import StateMachine
-from raftha.storage.replay import read_from
-from raftha.storage.state import Frozen
-from raftha.storage.wal import Wal
-from raftha.wire import PeerMessage, TransferRequest
+from raftha.node.bootstrap import HEARTBEAT_TICKS, applied_membership
+from raftha.node.checkpoints import Cut
+from raftha.node.messages import PeerMessage, TransferRequest
+from raftha.node.node import Node
+from raftha.node.operations import Operation
+from raftha.node.statistics import Statistics
+from raftha.storage.directory import datadir
+from raftha.storage.directory.healing import open_whole
+from raftha.storage.directory.replay import read_from
+from raftha.storage.log.wal import Wal
+from raftha.storage.state.machine import StateMachine
+from raftha.storage.state.state import Frozen
 from tests.sim.clock import MemberClock
 from tests.sim.disk import SimulatedDisk
+from tests.sim.disk_faults import DiskFaults, SimulatedCrash
 from tests.sim.images import SimulatedFiles
 from tests.sim.network import Network
 from tests.sim.store import DictStore
 from tests.sim.swarm import Swarm
 from tests.sim.vault import SimulatedVault
+from tests.sim.watch import Waiter, Watch
 from tests.sim.world import Violation, World
 
 HEARTBEAT_MS = 50
@@ -52,32 +53,6 @@ TICK_S = HEARTBEAT_MS / 1000 / HEARTBEAT_TICKS
 FULL_RETRY_S = 0.1
 WAL = "wal"
 _INVITATIONS = (TimeoutNow, TransferRequest)
-
-
-class SimulatedCrash(BaseException):
-    """The machine stops in the middle of a disk operation; nothing may catch this but its host."""
-
-
-class Waiter(Protocol):
-    """Whoever waits for an operation."""
-
-    def done(self, result: Any) -> None: ...
-
-
-class Watch(Protocol):
-    """What wants to know of a member's doings: the invariants, and the faults."""
-
-    def on_start(self, member: Member) -> None: ...
-    def on_send(self, member: Member, message: PeerMessage) -> None: ...
-    def on_writing(self, member: Member, write: Write) -> None: ...
-    def on_durable(self, member: Member, write: Write) -> None: ...
-    def on_role(self, member: Member, role: str) -> None: ...
-    def on_event(self, member: Member, event: HaEvent) -> None: ...
-    def on_turn(self, member: Member) -> None: ...
-    def on_crash(self, member: Member) -> None: ...
-    def on_wipe(self, member: Member) -> None: ...
-    def on_reset(self, member: Member, wal: Wal, position: LogPosition) -> None: ...
-    def on_loss(self, member: Member, position: LogPosition) -> None: ...
 
 
 class Member:
@@ -94,23 +69,19 @@ class Member:
         self.is_wanted = node_id <= swarm.size
         """Whether it is to be up: a newcomer isn't yet, one that was removed is no longer."""
         self.paused_until = 0.0
-        self.stalled_until = 0.0
-        self.slowness = 1.0
-        """How many times as long as usual the disk takes."""
         self.took_at = -1.0
         """When it was handed operations last."""
         self.invited_at = -1.0
-        """When it was asked last, by whoever may, to campaign."""
+        """When it was asked last to campaign."""
         self.heard_leader_at = 0.0
         """When a message of the leader that it knew came last, at the latest."""
-        self.has_disk_error = False
-        self._is_disk_broken = False
         self.is_rotten = False
         """Whether something on its disk is damaged, and it hasn't found out yet."""
         self.node: Node | None = None
         self.network: Network | None = None
         self.clock = MemberClock(world, world.stream(f"clock {node_id}"))
         self.rng: Random = world.stream(f"member {node_id}")
+        self.faults = DiskFaults(world, swarm, self.rng)
         self._make_directory(1)
         self.statistics = Statistics()
         self.wal: Wal | None = None
@@ -136,7 +107,6 @@ class Member:
         self._is_turn_due = False
         self._is_keeping_up = False
         self._last_cut: Cut | None = None
-        self._countdown: int | None = None
         self._delivered: list[tuple[Waiter, Any]] = []
         self._waiting: dict[int, Waiter] = {}
 
@@ -153,6 +123,7 @@ class Member:
         self.incarnation = incarnation
         self.peers: dict[str, int] = {}
         self.disk = SimulatedDisk(self._world.stream(f"disk {self.id} {incarnation}"))
+        self.faults.disk = self.disk
         self.store = DictStore()
         self.snapshots = SimulatedFiles(self, self._swarm.chunk_bytes)
         self.vault = SimulatedVault(self, WAL, self._machine)
@@ -258,11 +229,9 @@ class Member:
     def _lose(self, *, is_power_loss: bool) -> None:
         self.life += 1
         self.paused_until = 0.0
-        self.has_disk_error = False
         self.node = None
         self.wal = None
-        self._countdown = None
-        self.disk.fault = None
+        self.faults.end()
         self._delivered = []
         self.store = self.store.crash()
         self.snapshots.crash()
@@ -272,17 +241,6 @@ class Member:
 
     def _has_power_loss(self) -> bool:
         return self.rng.random() < self._swarm.power_loss_chance
-
-    def arm(self, operations: int) -> None:
-        """Crash when the disk has done this many more operations."""
-        self._countdown = operations
-        self.disk.fault = self._on_disk_operation
-
-    def break_disk(self, *, is_for_good: bool) -> None:
-        """The next sync fails; if `is_for_good`, all writes and syncs until a restart."""
-        self.has_disk_error = True
-        self._is_disk_broken = is_for_good
-        self.disk.fault = self._on_disk_operation
 
     def fill_disk(self, left_bytes: int) -> None:
         """From now on there is no space, but for so much of log."""
@@ -297,30 +255,14 @@ class Member:
     def calm(self) -> None:
         """The disk works, and as fast as it can; the member is awake, and its clock goes right."""
         self._is_calm = True
-        self.paused_until = self.stalled_until = 0.0
-        self.slowness = 1.0
-        self._countdown = None
-        self.has_disk_error = False
-        self.disk.fault = None
+        self.paused_until = 0.0
+        self.faults.hasten()
+        self.faults.end()
         self.free_disk()
         self.clock.run_at(1.0)
 
-    def _on_disk_operation(self, operation: str, path: str) -> None:
-        if self._countdown is not None:
-            self._countdown -= 1
-            if self._countdown < 0:
-                raise SimulatedCrash
-        failing = ("pwrite", "fdatasync") if self._is_disk_broken else ("fdatasync",)
-        if self.has_disk_error and operation in failing:
-            self.has_disk_error = self._is_disk_broken
-            raise OSError(errno.EIO, "input/output error", path)
-
     def _later(self, delay: float, function: Callable[..., None], *args: Any) -> None:
         self._world.at(delay, function, *args, actor=self)
-
-    def _disk_time(self) -> float:
-        stall = max(0.0, self.stalled_until - self._world.now)
-        return stall + self._swarm.disk_s * self.slowness * (0.2 + self.rng.expovariate(1.25))
 
     def _run(self, work: Callable[..., None], *args: Any) -> None:
         """Do something on the disk, which may be this machine's end, or this node's."""
@@ -366,7 +308,7 @@ class Member:
 
     def write(self, write: Write) -> None:
         self._watch.on_writing(self, write)
-        self._later(self._disk_time(), self._run, self._append, write, False)
+        self._later(self.faults.pick_time(), self._run, self._append, write, False)
 
     def _append(self, write: Write, was_full: bool) -> None:
         assert self.wal is not None
@@ -376,7 +318,7 @@ class Member:
         if not self.wal.has_spare:
             self._keep_up()
         self._watch.on_durable(self, write)
-        if self._countdown is not None and not self._countdown:
+        if self.faults.is_due:
             raise SimulatedCrash
         self._later(self.rng.uniform(0, 0.001), self._written, write)
 
@@ -408,7 +350,7 @@ class Member:
         self.node.on_written(write)
 
     def seal_log(self) -> None:
-        self._later(self._disk_time(), self._run, self._seal)
+        self._later(self.faults.pick_time(), self._run, self._seal)
 
     def _seal(self) -> None:
         assert self.wal is not None
@@ -425,7 +367,7 @@ class Member:
         self.network.dismiss(self.id, membership.removed)
 
     def read_log(self, request: LogRead) -> None:
-        self._later(self._disk_time(), self._run, self._read_log, request)
+        self._later(self.faults.pick_time(), self._run, self._read_log, request)
 
     def _read_log(self, request: LogRead) -> None:
         assert self.wal is not None
@@ -455,7 +397,7 @@ class Member:
         is_short = self.id % 2 == 1
         cut = cut._replace(bytes_max=self._swarm.retention_bytes if is_short else 1 << 40)
         job = (self._write_store, frozen, cut, with_digest)
-        self._later(self._disk_time(), self._run, *job, False)
+        self._later(self.faults.pick_time(), self._run, *job, False)
 
     def _write_store(self, frozen: Frozen, cut: Cut, with_digest: bool, was_full: bool) -> None:
         write = partial(self.store.write, frozen.items, frozen.meta)
@@ -463,8 +405,7 @@ class Member:
         if not self._has_space_for("checkpoint", write, was_full, *again):
             return
         self._world.note(self.id, "checkpoint", f"at {frozen.position.index}")
-        job = (self._compact, frozen, cut, with_digest)
-        self._later(self._disk_time(), self._run, *job)
+        self._later(self.faults.pick_time(), self._run, self._compact, frozen, cut, with_digest)
 
     def _compact(self, frozen: Frozen, cut: Cut, with_digest: bool) -> None:
         assert self.wal is not None
@@ -501,7 +442,7 @@ class Member:
         """Make the next segment ahead of need: what `StorageThreads.keep_up` does."""
         if not self._is_keeping_up:
             self._is_keeping_up = True
-            self._later(self._disk_time(), self._run, self._make_ahead, False)
+            self._later(self.faults.pick_time(), self._run, self._make_ahead, False)
 
     def _make_ahead(self, was_full: bool) -> None:
         if self._has_space_for("ahead", self._take_space, was_full, self._make_ahead):
@@ -534,7 +475,7 @@ class Member:
         self._watch.on_loss(self, position)
 
     def end_healing(self, epoch: int) -> None:
-        self._later(self._disk_time(), self._run, self._end_healing, epoch)
+        self._later(self.faults.pick_time(), self._run, self._end_healing, epoch)
 
     def _end_healing(self, epoch: int) -> None:
         self.may_crash()
@@ -554,7 +495,7 @@ class Member:
         def run() -> None:
             self._later(pause, self._on_done, done, work())
 
-        self._later(self._disk_time(), self._run, run)
+        self._later(self.faults.pick_time(), self._run, run)
 
     def _on_done(self, done: Callable[[Any], None], result: Any) -> None:
         done(result)
@@ -574,7 +515,7 @@ class Member:
 
     def may_crash(self) -> None:
         """Between two steps of a start that may be cut off."""
-        if self._countdown is not None and self.rng.random() < 0.5:
+        if self.faults.is_armed and self.rng.random() < 0.5:
             raise SimulatedCrash
 
     def deliver(self, waiter: Any, result: Any) -> None:

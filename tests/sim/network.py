@@ -1,4 +1,4 @@
-"""The network between simulated members: what `raftha.transport` and the wires below it do.
+"""The network between simulated members: what `raftha.net.transport` and the wires below it do.
 
 Theory of operation. Each pair of members has a *link*. A connection over it has a generation, and
 each side comes to know of its beginning and its end at a time of its own; a message that is on its
@@ -6,7 +6,7 @@ way when the connection ends is lost. While both members are up and nothing bloc
 dialled again and again. On top of it, by the seed's swarm: delay, loss, loss of certain kinds of
 messages only, stragglers, duplication, reordering, messages that outlive their connection, blocking
 of one direction or both, which loses messages silently, and clogs, which hold them up and then let
-all through. Some messages travel as the bytes that `raftha.wire` makes of them.
+all through. Some messages travel as the bytes that `raftha.net.wire` makes of them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import itertools
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
-from raftha import wire
 from raftha.membership import Membership
-from raftha.wire import PeerMessage
+from raftha.net import wire
+from raftha.node.messages import PeerMessage
 from tests.sim.swarm import Swarm
 from tests.sim.world import Actor, World
 

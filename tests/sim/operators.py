@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from raftha.errors import InvalidRequest
 from raftha.membership import Membership
-from raftha.operations import MembershipOperation
+from raftha.node.operations import MembershipOperation
 from tests.sim.member import Member
 from tests.sim.memberships import Memberships, voters
 from tests.sim.swarm import Swarm

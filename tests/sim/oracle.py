@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import msgpack
 
 from raftha.entry import Entry, EntryKind, Group, decode_groups
-from raftha.storage.commands import CALL, COMPARE_AND_SET, PUT
-from raftha.storage.machine import StateMachine, Transaction, command
+from raftha.storage.state.commands import CALL, COMPARE_AND_SET, PUT
+from raftha.storage.state.machine import StateMachine, Transaction, command
 
 SESSION_TTL_US = 3600 * 1_000_000
 COUNTER = b"counter "

@@ -16,7 +16,7 @@ from typing import Any
 from raftha.core import Role
 from raftha.errors import RafthaError
 from raftha.membership import Membership
-from raftha.operations import TransferOperation
+from raftha.node.operations import TransferOperation
 from tests.sim.member import Member
 from tests.sim.memberships import voters
 from tests.sim.swarm import Swarm

@@ -18,8 +18,8 @@ from random import Random
 from raftha.core import Raft
 from raftha.entry import Entry
 from raftha.errors import StorageError
-from raftha.operations import ALL_VOTERS, MAJORITY
-from raftha.storage.wal import Wal
+from raftha.node.operations import ALL_VOTERS, MAJORITY
+from raftha.storage.log.wal import Wal
 from raftha.types import Acknowledgement
 from tests.sim.member import WAL, Member
 from tests.sim.memberships import voters

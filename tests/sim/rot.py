@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from random import Random
 
 from raftha.errors import StorageError
-from raftha.storage.recovery import close_all, live_ids, recover
-from raftha.storage.segment import HEADER_BYTES, Segment, scan
+from raftha.storage.log.recovery import close_all, live_ids, recover
+from raftha.storage.log.segment import HEADER_BYTES, Segment, scan
 from tests.sim.disk import SECTOR_BYTES, SimulatedDisk
 from tests.sim.member import WAL, Member
 from tests.sim.world import World

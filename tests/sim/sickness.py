@@ -72,7 +72,7 @@ class Sickness:
         if victim.is_up:
             is_for_good = self._rng.random() < 0.5
             self._world.note(victim.id, "disk breaks", "for good" if is_for_good else "once")
-            victim.break_disk(is_for_good=is_for_good)
+            victim.faults.break_disk(is_for_good=is_for_good)
 
     def _stall(self, victim: Member) -> None:
         # What has begun on a disk that hangs ends when it would have, even after the chaos.
@@ -80,16 +80,16 @@ class Sickness:
 
     def _hang(self, victim: Member, for_s: float) -> None:
         self._world.note(victim.id, "disk hangs", f"{for_s:.3f} s")
-        victim.stalled_until = self._world.now + for_s
+        victim.faults.stalled_until = self._world.now + for_s
 
     def _slow(self, victim: Member) -> None:
-        victim.slowness = self._rng.choice((3.0, 10.0, 30.0))
-        self._world.note(victim.id, "disk is slow", f"{victim.slowness:.0f} times")
+        victim.faults.slowness = self._rng.choice((3.0, 10.0, 30.0))
+        self._world.note(victim.id, "disk is slow", f"{victim.faults.slowness:.0f} times")
         self._later(self._rng.expovariate(1 / self._swarm.sick_s), self._quicken, victim)
 
     def _quicken(self, victim: Member) -> None:
         self._world.note(victim.id, "disk is quick")
-        victim.slowness = 1.0
+        victim.faults.slowness = 1.0
 
     def _fill(self, victim: Member) -> None:
         self._fill_for(victim, self._rng.expovariate(1 / self._swarm.sick_s))

@@ -13,7 +13,7 @@ import msgpack
 from sortedcontainers import SortedDict
 
 from raftha.errors import Corrupt, StorageError, StorageFull
-from raftha.storage.checkpoint import SCAN_CHUNK_BYTES, Hasher, StoreCensus, StoreDigest
+from raftha.storage.state.checkpoint import SCAN_CHUNK_BYTES, Hasher, StoreCensus, StoreDigest
 
 
 class DictStore:

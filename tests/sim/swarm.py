@@ -21,7 +21,7 @@ from raftha.core import (
     VoteReply,
     VoteRequest,
 )
-from raftha.wire import Forward
+from raftha.node.messages import Forward
 
 T = TypeVar("T")
 DIRECTED_CHANCE = 0.25

@@ -12,10 +12,10 @@ from typing import Protocol
 
 from raftha.entry import LogPosition
 from raftha.errors import Corrupt
-from raftha.storage.healing import LOG
-from raftha.storage.machine import StateMachine
-from raftha.storage.state import State
-from raftha.storage.wal import Wal
+from raftha.storage.directory.healing import LOG
+from raftha.storage.log.wal import Wal
+from raftha.storage.state.machine import StateMachine
+from raftha.storage.state.state import State
 from tests.sim.disk import SimulatedDisk
 from tests.sim.images import SimulatedFiles
 from tests.sim.store import DictStore

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 from raftha.aio import HaManager
-from raftha.leased import MISSED, Missed
-from raftha.resp import pack_request
+from raftha.client.resp import pack_request
+from raftha.node.lease_reads import MISSED, Missed
 from raftha.server.connection import Connection
 from raftha.server.tasks import Service
-from raftha.storage.commands import PUT, unpack
+from raftha.storage.state.commands import PUT, unpack
 from raftha.types import Receipt
 
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from raftha.addresses import bind, look_up
+from raftha.net.addresses import bind, look_up
 
 
 def test_an_address_is_its_own_number() -> None:

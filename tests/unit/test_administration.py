@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from raftha.administration import ASK_AGAIN_AFTER_S, Administration
 from raftha.core import CoreConfig, Raft, RaftLog
 from raftha.entry import LOG_START, HardState
 from raftha.membership import Membership
-from raftha.operations import TransferOperation
-from raftha.wire import AdminMessage, TransferRequest
+from raftha.node.administration import ASK_AGAIN_AFTER_S, Administration
+from raftha.node.messages import AdminMessage, TransferRequest
+from raftha.node.operations import TransferOperation
 
 
 def test_without_a_leader_all_voters_get_their_turn_before_long() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import sys
 from argparse import Namespace
 from array import array
 from collections.abc import Iterator
@@ -14,15 +13,16 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from bench import compare, report, tables
-from bench.connections import Refused, RespConnection, open_patiently
-from bench.lag import Seen
-from bench.load import Load, closed_loop, open_loop
-from bench.question import Run
-from bench.results import BadResults, Better, Results, read
-from bench.samples import QUANTILES, Sample, Taken, quantile
-from bench.systems import Measure
-from bench.worker import Worker, WorkerEnded
+import bench.__main__
+from bench.harness import compare, report, tables
+from bench.harness.connections import Refused, RespConnection, open_patiently
+from bench.harness.load import Load, closed_loop, open_loop
+from bench.harness.question import Run
+from bench.harness.results import BadResults, Better, Results, read
+from bench.harness.samples import QUANTILES, Sample, Taken, quantile
+from bench.harness.systems import Measure
+from bench.harness.worker import Worker, WorkerEnded
+from bench.questions.lag import Seen
 
 
 def make(values: list[float], better: Better = "higher", sync_ms: float = 0.1) -> Results:
@@ -96,9 +96,14 @@ def test_a_server_that_hangs_up_at_first_is_asked_again() -> None:
 
 def test_a_worker_that_ends_says_why_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(WorkerEnded) as raised:
-        Worker("bench.connections", "bench.connections:Nobody", "1", log=tmp_path / "log")
+        Worker(
+            "bench.harness.connections",
+            "bench.harness.connections:Nobody",
+            "1",
+            log=tmp_path / "log",
+        )
     (line,) = str(raised.value).splitlines()
-    assert line.startswith("bench.connections: it ended: AttributeError: ")
+    assert line.startswith("bench.harness.connections: it ended: AttributeError: ")
     assert "Traceback" in raised.value.__notes__[0]
 
 
@@ -244,15 +249,14 @@ def test_files_that_are_hard_to_compare_say_so() -> None:
 
 @pytest.mark.slow
 def test_compare_exits_with_1_if_something_is_slower(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     make([100.0] * 3).write(old)
     make([50.0] * 3).write(new)
     for files, code in (((old, new), 1), ((new, old), 0), ((old, old), 0), ((old, tmp_path), 2)):
-        monkeypatch.setattr(sys, "argv", ["compare", *map(str, files)])
         with pytest.raises(SystemExit) as ended:
-            compare.main()
+            bench.__main__.main(["compare", *map(str, files)])
         assert ended.value.code == code
     assert "slower" in capsys.readouterr().out
 
@@ -275,7 +279,7 @@ def test_a_report_holds_its_plots_and_numbers(tmp_path: Path) -> None:
     assert as_text.count("![") == 2 * 3
 
 
-def test_rates_stand_beside_the_limit_and_the_best_peer_under_the_same_load() -> None:
+def test_rates_stand_beside_limit_and_best_peer_under_the_same_load() -> None:
     results = make([])
     results.measurements.clear()
     for system, rate in {

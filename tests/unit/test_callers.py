@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from raftha.callers import ASKED_BYTES_MAX, SubmitQueue
-from raftha.operations import (
+from raftha.node.operations import (
     OPERATION_BYTES,
     DigestOperation,
     GroupOperation,
@@ -13,6 +12,7 @@ from raftha.operations import (
     TransferOperation,
     WriteOperation,
 )
+from raftha.runtime.callers import ASKED_BYTES_MAX, SubmitQueue
 
 BYTES_MAX = 100 * OPERATION_BYTES
 

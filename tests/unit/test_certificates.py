@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from raftha.certificates import make_ca, make_node
 from raftha.errors import ConfigError
-from raftha.tls import node_uri
-from tests.certificates import CLUSTER, make_cluster, peer_tls
+from raftha.net.certificates import make_ca, make_node
+from raftha.net.tls import node_uri
+from tests.support.certificates import CLUSTER, make_cluster, peer_tls
 
 
 def test_a_node_accepts_what_was_made_for_it(tmp_path: Path) -> None:

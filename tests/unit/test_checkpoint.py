@@ -14,7 +14,13 @@ from random import Random
 import pytest
 
 from raftha.errors import Corrupt, StorageFailed
-from raftha.storage.checkpoint import SCAN_CHUNK_BYTES, CheckpointStore, Hasher, Store, StoreDigest
+from raftha.storage.state.checkpoint import (
+    SCAN_CHUNK_BYTES,
+    CheckpointStore,
+    Hasher,
+    Store,
+    StoreDigest,
+)
 from tests.sim.store import DictStore
 
 KIB, MIB = 1024, 1024 * 1024
@@ -211,7 +217,7 @@ def test_writes_in_random_order_of_keys_all_arrive(tmp_path: Path) -> None:
 LIMITED = """
 import resource, signal, sys
 from raftha.errors import StorageError
-from raftha.storage.checkpoint import CheckpointStore
+from raftha.storage.state.checkpoint import CheckpointStore
 store = CheckpointStore(sys.argv[1])
 store.write([(b"a", b"1")], b"first")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -227,7 +233,7 @@ for count in (200, 1):
 FULL = """
 import os, sys
 from raftha.errors import StorageError
-from raftha.storage.checkpoint import CheckpointStore
+from raftha.storage.state.checkpoint import CheckpointStore
 store = CheckpointStore(sys.argv[1] + "/state")
 store.write([(b"a", b"1")], b"first")
 with open(sys.argv[1] + "/ballast", "wb") as ballast:

@@ -23,11 +23,14 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from raftha import cli, cli_events, cli_membership, cli_status
-from raftha.call import NO_ACCESS
-from raftha.console import fail
+from raftha.cli import events, membership
+from raftha.cli import status as cli_status
+from raftha.cli.app import app, cert
+from raftha.cli.console import fail
+from raftha.client import cluster_view
+from raftha.client.call import NO_ACCESS
 from raftha.errors import RafthaError
-from raftha.processes import reserve_port
+from raftha.testing.processes import reserve_port
 from raftha.version import VERSION
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,14 +38,14 @@ GUIDES = "".join(
     page.read_text(encoding="utf-8") for page in sorted(REPOSITORY.glob("docs/guide/*.md"))
 )
 COMMANDS = sorted(
-    [str(c.name or c.callback.__name__) for c in cli.app.registered_commands if c.callback]
-    + [f"cert {command.name}" for command in cli.cert.registered_commands]
+    [str(c.name or c.callback.__name__) for c in app.registered_commands if c.callback]
+    + [f"cert {command.name}" for command in cert.registered_commands]
 )
 
 
 def run(*args: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command, run in this process."""
-    result = CliRunner().invoke(cli.app, args)
+    result = CliRunner().invoke(app, args)
     return result.exit_code, result.stdout, result.stderr
 
 
@@ -279,7 +282,7 @@ def test_watching_goes_on_when_the_node_that_was_named_is_gone() -> None:
             addresses = {1: first.address, 2: second.address}
             second.reply = status_reply(2, addresses)
             first.reply = status_reply(1, addresses)
-            looks = cli_status.looks([first.address], NO_ACCESS, 0.0)
+            looks = cluster_view.looks([first.address], NO_ACCESS, 0.0)
             assert all(node["status"] for node in next(looks))
         for _ in range(2):
             one, two = next(looks)
@@ -292,7 +295,7 @@ def test_events_for_people_have_no_more_digits_than_were_measured(
 ) -> None:
     stamps = {"reporter": 2, "number": 7, "time_us": 1_795_000_000_000_000}
     event = {"kind": "failover_completed", **stamps}
-    cli_events.Printer([], False)({**event, "new_primary": 1, "duration_ms": 118.27690700010862})
+    events.Printer([], False)({**event, "new_primary": 1, "duration_ms": 118.27690700010862})
     line = capsys.readouterr().out
     assert line.endswith("node 2  failover_completed       new_primary=1 duration_ms=118.3\n")
 
@@ -346,7 +349,7 @@ def test_a_deposed_leader_that_does_not_know_it_is_not_the_leader() -> None:
         {"status": {"is_primary": True, "is_running": True, "term": term, "node_id": node_id}}
         for node_id, term in ((1, 3), (2, 5))
     ]
-    assert cli_status.find_leader([*nodes, {"status": None}]) == 2
+    assert cluster_view.find_leader([*nodes, {"status": None}]) == 2
 
 
 @pytest.mark.parametrize(
@@ -504,7 +507,7 @@ def test_failover_says_who_leads() -> None:
 
 def test_help_has_no_line_that_a_window_of_80_columns_breaks() -> None:
     """The lines of a help's first paragraph are joined anew; all others are shown as they are."""
-    for group in (cli.app, cli.cert, cli_membership.member):
+    for group in (app, cert, membership.member):
         for command in group.registered_commands:
             _, *paragraphs = inspect.cleandoc(
                 (command.callback and command.callback.__doc__) or ""

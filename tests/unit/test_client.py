@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from raftha.client import Client
+from raftha.client.resp import ReplyError, RequestParser, encode, error_line
 from raftha.errors import (
     ConfigError,
     Disconnected,
@@ -25,7 +26,6 @@ from raftha.errors import (
     Stopped,
     Unavailable,
 )
-from raftha.resp import ReplyError, RequestParser, encode, error_line
 
 CUT = b"(cut)"
 
@@ -172,7 +172,7 @@ def test_an_error_reply_is_raised_as_its_class() -> None:
     run(main)
 
 
-def test_a_broken_connection_leaves_calls_indeterminate_and_the_next_goes_elsewhere() -> None:
+def test_a_broken_connection_leaves_calls_indeterminate_and_the_next_moves() -> None:
     async def main() -> None:
         async with (
             ScriptedServer(replies(CUT)) as first,
@@ -211,7 +211,7 @@ def test_no_server_at_all_is_unavailable_by_the_deadline() -> None:
     run(main)
 
 
-def test_a_call_without_an_answer_ends_at_its_deadline_and_others_keep_theirs() -> None:
+def test_an_unanswered_call_ends_at_its_deadline_and_others_keep_theirs() -> None:
     async def main() -> None:
         async with (
             ScriptedServer(replies(None)) as first,

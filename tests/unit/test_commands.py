@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftha.errors import InvalidRequest
-from raftha.storage import commands
-from raftha.storage.commands import (
+from raftha.storage.state import commands
+from raftha.storage.state.commands import (
     CALL,
     COMPARE_AND_SET,
     DELETE,

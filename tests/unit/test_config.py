@@ -77,9 +77,9 @@ def test_a_later_change_of_the_callers_members_does_not_reach_the_config() -> No
         ({"members": {1: "127.0.0.1:65536"}}, r"members\[1\]"),
         ({"members": {1: ":7101"}}, r"members\[1\]"),
         ({"members": {1: 7101}}, r"members\[1\]"),
-        ({"members": {0: "127.0.0.1:7101"}}, "members: 0"),
+        ({"members": {0: "127.0.0.1:7101"}}, "key of members .* got 0"),
         ({"members": {1 << 32: "127.0.0.1:7101"}}, "members"),
-        ({"members": {True: "127.0.0.1:7101"}}, "members: True"),
+        ({"members": {True: "127.0.0.1:7101"}}, "key of members .* got True"),
         ({"members": {1: "127.0.0.1:7101", 2: "127.0.0.1:7101"}}, "same address"),
         ({"members": {1: "192.0.2.1:7101"}}, "insecure"),
         ({"members": {1: "example.org:7101"}}, "insecure"),
@@ -87,9 +87,9 @@ def test_a_later_change_of_the_callers_members_does_not_reach_the_config() -> No
         ({"cluster_name": "ü" * 33}, "cluster_name"),
         ({"client_address": "nowhere"}, "client_address"),
         ({"insecure": 1}, "insecure"),
-        ({"tls_ca": "ca.crt"}, "tls_cert, tls_key is missing"),
+        ({"tls_ca": "ca.crt"}, "tls_cert, tls_key are missing"),
         ({"tls_cert": "a", "tls_key": "b"}, "tls_ca is missing"),
-        ({"tls_ca": 1}, "tls_ca must be str or Path"),
+        ({"tls_ca": 1}, "tls_ca must be text or a path, got 1"),
         ({"node_id": 16**5000}, "thousands of digits"),
         ({"heartbeat_interval_ms": 9}, "heartbeat_interval_ms"),
         ({"heartbeat_interval_ms": 50.0}, "heartbeat_interval_ms"),
@@ -292,11 +292,12 @@ def test_a_lease_is_off_or_from_two_heartbeats_to_an_election_timeout(lease_ms: 
 
 @pytest.mark.parametrize("lease_ms", [-1, 1, 99, 501])
 def test_a_lease_of_another_length_is_refused(lease_ms: int) -> None:
-    with pytest.raises(ConfigError, match=r"lease_ms must be 0, or from 2 heartbeats to an elect"):
+    allowed = "a whole number from 20 to 600000 ms" if lease_ms < 20 else "from 2 heartbeats to an"
+    with pytest.raises(ConfigError, match=f"lease_ms must be 0, or {allowed}.*, got {lease_ms} "):
         make(lease_ms=lease_ms)
 
 
 @pytest.mark.parametrize("drift", [-0.1, 0.95, 1])
 def test_clocks_may_not_be_as_wrong_as_one_likes(drift: float) -> None:
-    with pytest.raises(ConfigError, match=r"clock_drift_max must be from 0 to 0\.9"):
+    with pytest.raises(ConfigError, match=r"clock_drift_max must be a number from 0 to 0\.9"):
         make(clock_drift_max=drift)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raftha.errors import ConfigError, Corrupt
-from raftha.storage.datadir import DataDirectory
+from raftha.storage.directory.datadir import DataDirectory
 
 
 def test_the_same_owner_finds_the_same_incarnation(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_a_second_user_of_the_directory_is_told_so(tmp_path: Path) -> None:
 
 def test_the_lock_holds_against_another_process_and_ends_with_it(tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib; from raftha.storage.datadir import DataDirectory;"
+        "import sys, pathlib; from raftha.storage.directory.datadir import DataDirectory;"
         "data = DataDirectory(pathlib.Path(sys.argv[1]), 'cluster', 1);"
         "print('locked', flush=True); sys.stdin.read()"
     )

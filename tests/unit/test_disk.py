@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from raftha.storage.disk import Disk, RealDisk
+from raftha.storage.log.disk import Disk, RealDisk
 from tests.sim.disk import SECTOR_BYTES, SimulatedDisk
 
 

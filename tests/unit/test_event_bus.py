@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 
 from raftha import events
-from raftha.event_bus import AsyncEventStream, EventBus, EventStream
 from raftha.events import EventKind, HaEvent, LeaderElected, ReplicaConnected
-from tests.conditions import wait_until
+from raftha.runtime.event_bus import AsyncEventStream, EventBus, EventStream
+from tests.support.conditions import wait_until
 
 
 def leader_elected(term: int) -> HaEvent:
@@ -49,7 +49,7 @@ def test_an_event_is_stamped_with_a_running_number_and_the_time() -> None:
     assert first.details() == {"leader": 2, "term": 1}
 
 
-def test_every_stream_gets_every_event_from_when_it_was_made_in_order_and_once() -> None:
+def test_every_stream_gets_every_event_since_it_was_made_in_order_and_once() -> None:
     bus = EventBus()
     early = EventStream(bus.subscribe())
     bus.publish(leader_elected(0))
@@ -185,7 +185,7 @@ def test_the_callbacks_thread_ends_with_the_node_and_begins_anew_with_it() -> No
     assert terms(got) == [0, 1, 2]
 
 
-def test_a_callback_that_raises_is_counted_logged_once_a_kind_and_called_again(
+def test_a_callback_that_raises_is_counted_logged_once_and_called_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     got: list[HaEvent] = []
@@ -206,10 +206,10 @@ def test_a_callback_that_raises_is_counted_logged_once_a_kind_and_called_again(
     ]
 
 
-def test_a_callback_that_hangs_loses_the_oldest_and_delays_a_stop_by_a_moment_only(
+def test_a_callback_that_hangs_loses_the_oldest_and_hardly_delays_a_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("raftha.event_bus.CALLBACK_ENDS_S", 0.01)
+    monkeypatch.setattr("raftha.runtime.event_bus.CALLBACK_ENDS_S", 0.01)
     is_called, goes_on = threading.Event(), threading.Event()
     got: list[HaEvent] = []
 

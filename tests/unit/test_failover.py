@@ -16,8 +16,8 @@ from raftha.core import (
     VoteRequest,
 )
 from raftha.events import FailoverCompleted, FailoverStarted
-from raftha.failover import FailoverWatch
-from tests.core import ELECTION_TICKS, acknowledge, chain, core, settle
+from raftha.node.watch.failover import FailoverWatch
+from tests.support.core import ELECTION_TICKS, acknowledge, chain, core, settle
 
 
 class Watched:

@@ -11,12 +11,12 @@ import pytest
 from raftha.config import MIB
 from raftha.entry import LOG_START, HardState
 from raftha.errors import Corrupt
-from raftha.storage.checkpoint import CheckpointStore
-from raftha.storage.datadir import DataDirectory
-from raftha.storage.disk import RealDisk
-from raftha.storage.healing import Whole, open_whole
-from raftha.storage.state import State
-from raftha.storage.vault import DirectoryVault
+from raftha.storage.directory.datadir import DataDirectory
+from raftha.storage.directory.healing import Whole, open_whole
+from raftha.storage.directory.node_files import DirectoryVault
+from raftha.storage.log.disk import RealDisk
+from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.state import State
 from tests.unit.test_snapshot import make_log
 
 LAST = 40
@@ -218,7 +218,7 @@ def test_a_state_that_rots_while_the_log_is_replaced_is_replaced_too(directory: 
     directory.close()
 
 
-def test_what_a_running_node_found_wrong_with_its_state_is_believed_at_the_next_start(
+def test_damage_that_a_running_node_found_is_believed_at_the_next_start(
     directory: Directory,
 ) -> None:
     directory.open()

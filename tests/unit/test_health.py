@@ -11,7 +11,8 @@ from raftha.config import HaConfig
 from raftha.core import Raft
 from raftha.core.progress import Mode
 from raftha.events import HaEvent, HealthCheckFailed, HealthRecovered
-from raftha.health import (
+from raftha.node.messages import HealthMessage, HealthReply, HealthRequest
+from raftha.node.watch.health import (
     CHECKS_UNTIL_RECOVERED,
     CHECKS_UNTIL_UNHEALTHY,
     HANG_UP_S,
@@ -19,8 +20,7 @@ from raftha.health import (
     HealthMonitor,
 )
 from raftha.types import Health
-from raftha.wire import HealthMessage, HealthReply, HealthRequest
-from tests.core import acknowledge, become_leader, core, follow
+from tests.support.core import acknowledge, become_leader, core, follow
 
 CHECK_S = 0.25
 INTERVAL_S = 5.0
@@ -123,7 +123,7 @@ def test_all_are_well_while_they_speak_and_nothing_is_asked(leader: Surroundings
     assert not leader.sent
 
 
-def test_a_silent_member_is_suspect_then_unhealthy_and_recovers_after_two_checks(
+def test_a_silent_member_is_suspect_then_unhealthy_and_well_in_two_checks(
     leader: Surroundings,
 ) -> None:
     leader.silent = {3}
@@ -165,7 +165,7 @@ def test_a_follower_checks_its_leader_by_what_it_hears(follower: Surroundings) -
     assert follower.health() == (Health.HEALTHY, Health.SUSPECT, Health.HEALTHY)
 
 
-def test_a_follower_asks_the_others_once_an_interval_and_then_often_if_they_are_silent(
+def test_a_follower_asks_once_an_interval_and_often_when_others_are_silent(
     follower: Surroundings,
 ) -> None:
     follower.silent = {3}
@@ -237,7 +237,7 @@ def test_a_leader_hands_over_to_nobody_who_is_no_better(leader: Surroundings) ->
     assert not leader.handed_to
 
 
-def test_a_member_whose_disk_was_sick_is_asked_until_it_says_that_it_is_well(
+def test_a_member_whose_disk_was_sick_is_asked_until_it_says_it_is_well(
     leader: Surroundings,
 ) -> None:
     """It speaks all the time, so no silence would have anybody ask; a round may be an hour away."""
@@ -269,7 +269,7 @@ def test_an_idle_disk_that_hangs_is_found(leader: Surroundings) -> None:
     assert leader.handed_to
 
 
-def test_a_leader_that_commits_nothing_by_the_clock_hands_over_and_then_resigns(
+def test_a_leader_that_commits_nothing_in_time_hands_over_and_then_resigns(
     leader: Surroundings,
 ) -> None:
     leader.core.propose(b"", 1, 1)
@@ -284,7 +284,7 @@ def test_a_leader_that_commits_nothing_by_the_clock_hands_over_and_then_resigns(
     assert len(leader.handed_to) == 1
 
 
-def test_a_leader_that_applies_what_it_took_is_of_use_however_much_more_comes(
+def test_a_leader_that_applies_what_it_took_is_healthy_however_much_comes(
     leader: Surroundings,
 ) -> None:
     for _ in range(int(3 * STALL_S / CHECK_S)):
@@ -303,7 +303,7 @@ def test_a_leader_that_nobody_answers_does_not_resign_for_that(leader: Surroundi
     assert leader.core.is_leader
 
 
-def test_a_leader_does_not_resign_while_those_it_needs_lack_what_it_sends_them(
+def test_a_leader_does_not_resign_while_those_it_needs_lack_its_entries(
     leader: Surroundings,
 ) -> None:
     """Each new leader would begin to send an image anew, and none would ever arrive."""
@@ -328,7 +328,7 @@ def test_a_member_that_owes_a_word_for_long_is_hung_up_on(leader: Surroundings) 
     assert leader.hung_up == []
 
 
-def test_a_follower_hangs_up_on_who_does_not_answer_and_not_on_who_was_not_asked(
+def test_a_follower_hangs_up_on_peers_that_were_asked_and_do_not_answer(
     follower: Surroundings,
 ) -> None:
     follower.silent = {3}

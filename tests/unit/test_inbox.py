@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raftha.core import Raft
-from raftha.inbox import (
+from raftha.node.proposals import (
     BATCH_BYTES_MAX,
     GROUP_BYTES,
     INBOX_BYTES_MAX,
@@ -13,7 +13,7 @@ from raftha.inbox import (
     Inbox,
     Waiting,
 )
-from tests.core import become_leader, core, settle
+from tests.support.core import become_leader, core, settle
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_groups_without_commands_fill_an_inbox_too(leader: Raft) -> None:
     assert number * GROUP_BYTES <= INBOX_BYTES_MAX
 
 
-def test_what_an_earlier_leadership_left_unapplied_does_not_hold_up_the_next(leader: Raft) -> None:
+def test_what_one_leadership_left_unapplied_does_not_hold_up_the_next(leader: Raft) -> None:
     """Its entries may be gone, and would then never be applied."""
     inbox = Inbox(leader)
     for number in range(UNCOMMITTED_BYTES_MAX // BATCH_BYTES_MAX + 1):

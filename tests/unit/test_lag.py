@@ -9,9 +9,9 @@ import pytest
 
 from raftha import HaConfig, ReplicaState, ReplicationState, events
 from raftha.core import Raft
-from raftha.lag import STAMPS_MAX, STATES, Lags, Stamps
-from raftha.wire import ReplicaReport, ReplicaRow
-from tests.core import Net, core
+from raftha.node.messages import ReplicaReport, ReplicaRow
+from raftha.node.watch.lag import STAMPS_MAX, STATES, Lags, Stamps
+from tests.support.core import Net, core
 
 CONFIG = HaConfig(
     node_id=1,

@@ -18,7 +18,7 @@ from raftha.core import (
 from raftha.core.lease import FOR_EVER, MS
 from raftha.core.messages import Message
 from raftha.membership import Membership
-from tests.core import (
+from tests.support.core import (
     ELECTION_TICKS,
     acknowledge,
     become_leader,
@@ -279,7 +279,7 @@ def test_who_heals_is_not_counted(clock: Clock) -> None:
     assert not raft.leases.holds()
 
 
-def test_a_lease_ends_when_a_transfer_begins_and_comes_back_if_nobody_was_told(
+def test_a_lease_ends_with_a_transfer_and_comes_back_if_no_one_was_told(
     clock: Clock,
 ) -> None:
     raft = leader(clock)
@@ -298,7 +298,7 @@ def test_a_lease_ends_when_a_transfer_begins_and_comes_back_if_nobody_was_told(
     assert raft.leases.current is not lease
 
 
-def test_there_is_no_lease_in_a_term_in_which_somebody_was_told_to_campaign(clock: Clock) -> None:
+def test_there_is_no_lease_in_a_term_in_which_a_voter_was_told_to_campaign(clock: Clock) -> None:
     """It may hear of it late."""
     raft = leader(clock)
     raft.transfer(2)

@@ -12,13 +12,13 @@ import pytest
 
 from raftha.core import Raft
 from raftha.errors import StorageFailed
-from raftha.leased import MISSED, LeasedReads
-from raftha.storage.checkpoint import CheckpointStore
-from raftha.storage.commands import pack_delete, pack_put
-from raftha.storage.state import State
-from tests.core import acknowledge, become_leader, core
+from raftha.node.lease_reads import MISSED, LeasedReads
+from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.commands import pack_delete, pack_put
+from raftha.storage.state.state import State
 from tests.sim.store import DictStore
-from tests.state_bench import Bench
+from tests.support.core import acknowledge, become_leader, core
+from tests.support.state_bench import Bench
 
 FAR_NS = 1 << 50
 

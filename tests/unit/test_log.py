@@ -85,7 +85,7 @@ def test_an_append_below_commit_agrees_up_to_commit() -> None:
     assert log.merge(append(chain([1, 1]))) == 3
 
 
-def test_only_what_is_behind_commit_is_taken_from_an_append_that_overlaps_it() -> None:
+def test_only_entries_behind_commit_are_taken_from_an_overlapping_append() -> None:
     log = log_of([1, 1], commit=2)
     assert log.merge(append(chain([1, 1, 1]))) == 3
     assert log.last_index == 3

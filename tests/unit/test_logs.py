@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from raftha.events import ReplicaConnected, StorageFailure
-from raftha.logs import JsonFormatter, KeyValueFormatter, log_event
+from raftha.runtime.logs import JsonFormatter, KeyValueFormatter, log_event
 
 EVENT = ReplicaConnected(reporter=1, node_id=2)
 

@@ -11,12 +11,12 @@ from raftha.errors import (
     InvalidRequest,
     StorageFailed,
 )
-from raftha.storage import commands, machine
-from raftha.storage.machine import StateMachine, Transaction, command
-from raftha.storage.state import State
-from tests.log import group
+from raftha.storage.state import commands, machine
+from raftha.storage.state.machine import StateMachine, Transaction, command
+from raftha.storage.state.state import State
 from tests.sim.store import DictStore
-from tests.state_bench import LEAKED, Bench, Kit
+from tests.support.entries import group
+from tests.support.state_bench import LEAKED, Bench, Kit
 
 put, delete, call = commands.pack_put, commands.pack_delete, commands.pack_call
 

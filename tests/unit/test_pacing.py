@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raftha.pacing import INTERVAL_S, RATE_FIRST, RATE_MIN, Pace
+from raftha.node.snapshot_rate import INTERVAL_S, RATE_FIRST, RATE_MIN, Pace
 
 CHUNK = 128 * 1024
 TICK_S = 0.01
@@ -66,7 +66,7 @@ def test_without_writes_the_rate_rises_to_what_the_follower_takes() -> None:
     assert leader.run(5) > 200 * MIB
 
 
-def test_writes_that_suffer_for_another_reason_slow_it_down_only_for_a_while() -> None:
+def test_writes_slow_for_another_reason_slow_it_down_only_for_a_while() -> None:
     """The pauses show that writes take as long without it."""
     leader = Leader()
     leader.harmless = 1e12

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from raftha.acknowledgements import holders
 from raftha.core import Append, Heartbeat, PositionsReply, PositionsRequest
-from raftha.core.positions import Positions, encode_behind
+from raftha.core.durable_indexes import Positions, encode_behind
 from raftha.entry import EntryKind
-from tests.core import Net, acknowledge, become_leader, chain, core, only, settle, step
+from raftha.node.acknowledgements import holders
+from tests.support.core import Net, acknowledge, become_leader, chain, core, only, settle, step
 
 
 def test_positions_only_grow() -> None:
@@ -27,7 +27,7 @@ def test_what_is_not_committed_counts_for_nothing() -> None:
     assert list(positions.holders(6)) == []
 
 
-def test_a_leader_knows_who_has_an_entry_and_followers_learn_it_with_its_commit() -> None:
+def test_followers_learn_with_a_commit_which_replicas_have_the_entry() -> None:
     net = Net(core(1), core(2), core(3))
     leader = net.elect(1)
     net.cut_off = {3}
@@ -62,7 +62,7 @@ def test_what_was_learned_outlives_its_leader() -> None:
     assert set(holders(net.cores[2], index)) >= {1, 2}
 
 
-def test_who_watches_an_entry_is_told_when_another_disk_has_it_until_all_do() -> None:
+def test_the_watcher_of_an_entry_is_told_of_each_disk_until_all_have_it() -> None:
     leader = core(1)
     become_leader(leader)
     index = leader.log.last_index

@@ -7,8 +7,16 @@ from collections.abc import Collection
 from raftha.core import CoreConfig, Raft, RaftLog, Role, TimeoutNow, VoteReply, VoteRequest
 from raftha.entry import LOG_START, HardState
 from raftha.membership import Membership
-from raftha.preference import CALM_FACTOR, RETURN_AFTER_S, Preference
-from tests.core import ELECTION_TICKS, acknowledge, become_leader, chain, follow, only, settle
+from raftha.node.watch.placement import CALM_FACTOR, RETURN_AFTER_S, Preference
+from tests.support.core import (
+    ELECTION_TICKS,
+    acknowledge,
+    become_leader,
+    chain,
+    follow,
+    only,
+    settle,
+)
 
 REGIONS = ("near", "far")
 
@@ -35,7 +43,7 @@ def ticks_until_it_campaigns(raft: Raft) -> int:
     raise AssertionError("it never campaigned")
 
 
-def test_a_voter_of_a_less_preferred_region_is_more_patient_with_a_silent_leader() -> None:
+def test_a_voter_of_a_less_preferred_region_campaigns_later() -> None:
     near = core_in({1: "near", 2: "near", 3: "far"})
     far = core_in({1: "far", 2: "near", 3: "near"})
     only_far = core_in({1: "far", 2: "far", 3: "far"})
@@ -46,7 +54,7 @@ def test_a_voter_of_a_less_preferred_region_is_more_patient_with_a_silent_leader
     assert ticks_until_it_campaigns(only_far) == ELECTION_TICKS, "nobody is better"
 
 
-def test_so_it_is_after_a_lost_connection_unless_only_the_leader_was_in_the_better_one() -> None:
+def test_a_lost_connection_is_alike_unless_only_the_leader_was_better() -> None:
     near = core_in({1: "near", 2: "near", 3: "far"})
     far = core_in({1: "far", 2: "near", 3: "near"})
     last = core_in({1: "far", 2: "near", 3: "far"})
@@ -67,7 +75,7 @@ def test_without_automatic_failover_a_follower_never_campaigns_by_itself() -> No
     assert raft.role is Role.FOLLOWER
 
 
-def test_without_automatic_failover_the_cluster_s_first_leader_is_elected_all_the_same() -> None:
+def test_without_automatic_failover_the_first_leader_is_still_elected() -> None:
     raft = core_in(dict.fromkeys((1, 2, 3), "near"), campaigns=False)
     ticks_until_it_campaigns(raft)
     alone = core_in({1: "near"}, 1, campaigns=False)
@@ -121,7 +129,7 @@ class Watched:
             self.preference.on_tick(self.now, lambda node: node not in self.unwell)
 
 
-def test_leadership_returns_to_the_preferred_region_once_it_was_fit_for_a_while() -> None:
+def test_leadership_returns_to_the_preferred_region_once_it_stays_fit() -> None:
     watched = Watched()
     watched.run(RETURN_AFTER_S)
     assert watched.handed_at == []

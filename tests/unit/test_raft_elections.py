@@ -16,7 +16,7 @@ from raftha.core import (
 )
 from raftha.entry import EntryKind, HardState
 from raftha.events import LeaderLost
-from tests.core import (
+from tests.support.core import (
     ELECTION_TICKS,
     Net,
     become_candidate,
@@ -38,7 +38,7 @@ def test_a_node_starts_as_a_follower_that_knows_no_leader() -> None:
     assert (raft.role, raft.leader) == (Role.FOLLOWER, None)
 
 
-def test_a_follower_that_hears_nothing_asks_for_pre_votes_and_keeps_its_term() -> None:
+def test_a_follower_that_hears_nothing_asks_for_pre_votes_in_its_term() -> None:
     """Thesis 9.6."""
     raft = core()
     for _ in range(2 * ELECTION_TICKS):
@@ -171,7 +171,7 @@ def test_a_pre_vote_binds_nobody() -> None:
     assert (raft.term, raft.vote) == (0, 0)
 
 
-def test_a_node_that_was_cut_off_does_not_depose_the_leader_when_it_returns() -> None:
+def test_a_node_that_was_cut_off_deposes_no_leader_when_it_returns() -> None:
     """Thesis 9.6."""
     net = Net(core(1), core(2), core(3))
     leader = net.elect(1)
@@ -265,7 +265,7 @@ def test_r1_a_vote_given_while_a_write_is_under_way_waits_for_the_next_one() -> 
 # ---------------------------------------------------------------- R2: acknowledge what is durable
 
 
-def test_r2_an_acknowledgement_leaves_only_with_the_write_that_holds_the_entries() -> None:
+def test_r2_an_acknowledgement_leaves_with_the_write_that_holds_entries() -> None:
     raft = core()
     follow(raft)
     raft.step(Append(1, 2, 1, 0, 0, 0, 0, tuple(chain(1, 1))))
@@ -276,7 +276,7 @@ def test_r2_an_acknowledgement_leaves_only_with_the_write_that_holds_the_entries
     assert [m.index for m in only(AppendReply, list(ready.write.messages))] == [2]
 
 
-def test_r2_an_acknowledgement_waits_for_the_write_under_way_and_for_its_own() -> None:
+def test_r2_an_acknowledgement_waits_for_the_current_write_and_its_own() -> None:
     raft = core()
     follow(raft)
     entries = chain(1, 1)
@@ -298,7 +298,7 @@ def test_r2_what_is_durable_already_is_acknowledged_at_once() -> None:
     assert [m.index for m in only(AppendReply, raft.ready().messages)] == [2]
 
 
-def test_r2_acknowledgements_to_an_earlier_leader_are_dropped_with_its_term() -> None:
+def test_r2_acknowledgements_to_an_earlier_leader_go_with_its_term() -> None:
     raft = core()
     follow(raft)
     first = raft.ready().write
@@ -368,7 +368,7 @@ def test_r7_the_lease_ends_after_an_election_timeout_without_a_word() -> None:
     assert only(VoteReply, step(raft, VoteRequest(1, 3, 2, 9, 1, True, False)))[0].granted
 
 
-def test_a_candidate_does_not_go_on_to_the_next_term_before_its_vote_is_durable() -> None:
+def test_a_candidate_keeps_its_term_until_its_vote_is_durable() -> None:
     """On a slow disk it would raise the term for ever, and never count a vote."""
     raft = core(1, voters=1)
     while raft.role is not Role.CANDIDATE:

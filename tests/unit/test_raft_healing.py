@@ -17,7 +17,7 @@ from raftha.core import (
     VoteRequest,
 )
 from raftha.errors import TransferFailed
-from tests.core import ELECTION_TICKS, become_leader, chain, core, only, settle, step
+from tests.support.core import ELECTION_TICKS, become_leader, chain, core, only, settle, step
 
 HEALING = 1
 
@@ -77,7 +77,7 @@ def test_healing_ends_once_that_is_durable_and_not_for_an_earlier_epoch() -> Non
     assert raft.ready().healed is None
 
 
-def test_what_was_acknowledged_before_the_loss_is_forgotten_and_late_replies_are_ignored() -> None:
+def test_acknowledgements_before_a_loss_and_late_replies_count_for_nothing() -> None:
     raft = leader()
     raft.step(AppendReply(1, 3, 1, True, 1, 0, 0))
     assert raft.progress[3].match == 1
@@ -109,7 +109,7 @@ def test_who_heals_counts_for_no_commit_no_read_and_no_quorum_check() -> None:
     assert not raft.is_leader, "the one that answers doesn't count"
 
 
-def test_it_has_healed_when_it_holds_what_a_majority_without_it_has_since_the_loss() -> None:
+def test_it_has_healed_when_it_holds_what_a_majority_without_it_has() -> None:
     raft = leader()
     raft.step(HeartbeatReply(1, 3, 1, 0, epoch=HEALING))
     settle(raft)

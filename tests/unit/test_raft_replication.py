@@ -22,7 +22,7 @@ from raftha.core import (
 from raftha.entry import HardState
 from raftha.errors import NotLeader, TransferFailed
 from raftha.events import ReplicaBehindLog
-from tests.core import (
+from tests.support.core import (
     ELECTION_TICKS,
     Net,
     acknowledge,
@@ -194,7 +194,7 @@ def test_r8_a_read_waits_for_a_round_of_replies_begun_after_it() -> None:
     assert raft.ready().read_states == [(7, raft.log.commit)]
 
 
-def test_r8_a_new_leader_answers_no_read_before_it_has_committed_in_its_term() -> None:
+def test_r8_a_new_leader_answers_no_read_before_a_commit_in_its_term() -> None:
     raft = core(1, 1, hard_state=HardState(1, 0, 1))
     become_leader(raft)
     raft.read_index(7)
@@ -324,7 +324,7 @@ def test_a_reconnected_follower_gets_what_was_in_flight_again() -> None:
     assert (again.to, again.prev_index, len(again.entries)) == (2, 1, 1)
 
 
-def test_a_follower_never_heard_of_is_not_asked_for_entry_1_when_it_reconnects() -> None:
+def test_an_unknown_follower_that_reconnects_is_not_asked_for_entry_1() -> None:
     raft = core(1, 1, 1, 1)
     raft.log.first_index = 3
     become_leader(raft)
@@ -447,7 +447,7 @@ def test_the_log_may_be_cut_where_every_member_has_it() -> None:
 # ---------------------------------------------------------------- handing over
 
 
-def test_a_transfer_makes_the_target_campaign_at_once_when_it_has_the_whole_log() -> None:
+def test_a_transfer_makes_a_target_with_the_whole_log_campaign_at_once() -> None:
     """Thesis 3.10."""
     net = Net(core(1), core(2), core(3))
     leader = net.elect(1)

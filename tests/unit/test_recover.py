@@ -12,12 +12,12 @@ from raftha.config import MIB, HaConfig
 from raftha.entry import LOG_START, Entry, EntryKind, HardState, LogPosition, make_entry
 from raftha.errors import ConfigError, InvalidRequest
 from raftha.membership import Member, Membership
-from raftha.processes import reserve_port
-from raftha.recover import open_survivor
-from raftha.storage.checkpoint import CheckpointStore
-from raftha.storage.datadir import DataDirectory
-from raftha.storage.disk import RealDisk
-from raftha.storage.wal import Wal
+from raftha.runtime.quorum_recovery import open_survivor
+from raftha.storage.directory.datadir import DataDirectory
+from raftha.storage.log.disk import RealDisk
+from raftha.storage.log.wal import Wal
+from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.testing.processes import reserve_port
 
 pytestmark = pytest.mark.slow
 MEMBERS = {node_id: f"127.0.0.1:{node_id}" for node_id in range(1, 6)}

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from raftha import refusals
-from raftha.refusals import LOGGED_MAX, Refusals
+from raftha.net import refusals
+from raftha.net.refusals import LOGGED_MAX, Refusals
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raftha.errors import StorageFailed, StorageFull
-from raftha.storage.reserve import Reserve, require_space
+from raftha.storage.directory.reserve import Reserve, require_space
 
 SIZE = 1 << 20
 

@@ -12,6 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raftha.client.resp import (
+    INLINE_BYTES_MAX,
+    NULL_3,
+    ProtocolError,
+    ReplyError,
+    RequestParser,
+    encode,
+    error_from_reply,
+    error_line,
+    error_reply,
+    pack_request,
+)
 from raftha.errors import (
     AcknowledgementTimeout,
     CommandFailed,
@@ -30,18 +42,6 @@ from raftha.errors import (
     StorageFull,
     TransferFailed,
     Unavailable,
-)
-from raftha.resp import (
-    INLINE_BYTES_MAX,
-    NULL_3,
-    ProtocolError,
-    ReplyError,
-    RequestParser,
-    encode,
-    error_from_reply,
-    error_line,
-    error_reply,
-    pack_request,
 )
 
 # Values full of what looks like headers, some over the limit, are the hard part.

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from raftha.client.resp import ReplyError
 from raftha.errors import InvalidRequest
-from raftha.resp import ReplyError
 from raftha.server.commands import Local, Read, Task, Write, find_command, keys_of, parse_once
 from raftha.server.machine import INT64_MIN
-from raftha.storage.commands import PUT, unpack
+from raftha.storage.state.commands import PUT, unpack
 
 VALUE_BYTES_MAX = 1000
 

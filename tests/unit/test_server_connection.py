@@ -9,8 +9,8 @@ import asyncio
 
 import pytest
 
+from raftha.client.resp import pack_request
 from raftha.errors import Indeterminate, InvalidRequest, Overloaded, Unavailable
-from raftha.resp import pack_request
 from raftha.server import connection
 from raftha.server.connection import (
     LARGE_REPLIES_MAX,
@@ -261,7 +261,7 @@ def test_quit_answers_what_came_before_and_drops_what_came_after() -> None:
     play(script)
 
 
-def test_malformed_requests_end_the_connection_after_the_replies_before_them() -> None:
+def test_malformed_requests_end_the_connection_after_earlier_replies() -> None:
     async def script(scene: Scene) -> None:
         await scene.send("SET a 1")
         scene.connection.data_received(b"*999999999\r\n")
@@ -342,7 +342,7 @@ def test_only_so_many_large_replies_are_to_come() -> None:
     play(script)
 
 
-def test_requests_answered_at_once_do_not_keep_other_connections_from_their_turn() -> None:
+def test_requests_answered_at_once_leave_other_connections_their_turn() -> None:
     async def script(scene: Scene) -> None:
         count = 3 * WAITING_MAX
         scene.connection.data_received(pack_request(["PING"]) * count)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from raftha.resp import ReplyError
+from raftha.client.resp import ReplyError
 from raftha.server.machine import INT64_MAX, INT64_MIN, RedisMachine, parse_int64
-from raftha.storage.buffer import Pair
-from raftha.storage.commands import pack_call, unpack
-from raftha.storage.machine import DONE, FAILED, Transaction, run
+from raftha.storage.state.buffer import Pair
+from raftha.storage.state.commands import pack_call, unpack
+from raftha.storage.state.machine import DONE, FAILED, Transaction, run
 
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
 

@@ -8,10 +8,10 @@ from raftha.errors import (
     Indeterminate,
     SessionExpired,
 )
-from raftha.storage import commands, machine, sessions
-from raftha.storage.sessions import Verdict, receipts
-from tests.log import group, opening
-from tests.state_bench import Bench
+from raftha.storage.state import commands, machine, sessions
+from raftha.storage.state.sessions import Verdict, receipts
+from tests.support.entries import group, opening
+from tests.support.state_bench import Bench
 
 put, call = commands.pack_put, commands.pack_call
 

@@ -14,12 +14,9 @@ import pytest
 import zstandard
 
 from raftha.entry import LOG_START, Entry, EntryKind, Group, HardState, encode_group, make_entry
-from raftha.storage import snapshot as module
-from raftha.storage.checkpoint import CheckpointStore
-from raftha.storage.commands import pack_put
-from raftha.storage.disk import RealDisk
-from raftha.storage.replay import entries_after
-from raftha.storage.snapshot import (
+from raftha.storage.directory import snapshot as module
+from raftha.storage.directory.replay import entries_after
+from raftha.storage.directory.snapshot import (
     CHUNK_BYTES,
     Chunk,
     Image,
@@ -29,8 +26,11 @@ from raftha.storage.snapshot import (
     pack_chunk,
     unpack_chunk,
 )
-from raftha.storage.state import State
-from raftha.storage.wal import Wal
+from raftha.storage.log.disk import RealDisk
+from raftha.storage.log.wal import Wal
+from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.commands import pack_put
+from raftha.storage.state.state import State
 from tests.sim.store import DictStore
 
 
@@ -229,7 +229,7 @@ def test_an_image_takes_the_place_of_log_and_state(
 
 
 @pytest.mark.slow
-def test_an_installation_that_stops_at_any_step_is_finished_at_the_next_start(
+def test_an_installation_stopped_at_any_step_is_finished_at_the_next_start(
     image: tuple[Outgoing, Image], tmp_path: Path
 ) -> None:
     prepared = prepare(tmp_path, image)

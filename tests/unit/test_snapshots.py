@@ -11,8 +11,9 @@ import pytest
 from raftha.core import Raft, SnapshotOffer, SnapshotRequest
 from raftha.core.progress import Mode, Progress
 from raftha.entry import LogPosition
-from raftha.pacing import Pace
-from raftha.snapshots import (
+from raftha.node.messages import SnapshotChunk, SnapshotReply, SnapshotStatus
+from raftha.node.snapshot_rate import Pace
+from raftha.node.snapshots import (
     GIVE_UP_AFTER_S,
     OFFER_AGAIN_AFTER_S,
     PAUSE_S,
@@ -21,8 +22,7 @@ from raftha.snapshots import (
     SnapshotReceiver,
     SnapshotSender,
 )
-from raftha.storage.snapshot import Chunk, Image
-from raftha.wire import SnapshotChunk, SnapshotReply, SnapshotStatus
+from raftha.storage.directory.snapshot import Chunk, Image
 
 SIZE = 1000
 CHUNK = 100
@@ -160,7 +160,7 @@ def test_a_rate_limit_spreads_the_chunks() -> None:
     assert len(sent) <= 4, "one a second, and a second's worth in advance"
 
 
-def test_a_sent_image_is_dropped_and_the_log_behind_it_kept_until_the_follower_is_level(
+def test_a_sent_image_is_dropped_and_its_log_kept_until_caught_up(
     leader: Leader,
 ) -> None:
     leader.begin()

@@ -6,10 +6,10 @@ from collections.abc import Collection
 
 import pytest
 
-from raftha.space import REPORTED_TICKS, Space
-from raftha.submissions import MAJORITY_FULL
-from raftha.wire import SpaceReport
-from tests.core import acknowledge, become_leader, core, follow
+from raftha.node.messages import SpaceReport
+from raftha.node.submissions import MAJORITY_FULL
+from raftha.node.watch.disk_space import REPORTED_TICKS, Space
+from tests.support.core import acknowledge, become_leader, core, follow
 
 VALID_S = 0.5
 
@@ -61,7 +61,7 @@ def test_a_node_with_space_refuses_nobody_and_says_nothing(
         assert (node.sent, node.handed_to) == ([], [])
 
 
-def test_a_full_follower_refuses_its_callers_and_tells_the_leader_until_it_has_space(
+def test_a_full_follower_refuses_callers_and_tells_the_leader_it_is_full(
     follower: Surroundings,
 ) -> None:
     follower.space.on_full("log", "no room")
@@ -86,7 +86,7 @@ def test_a_node_is_full_until_everything_has_space(follower: Surroundings) -> No
     assert follower.space.has_own
 
 
-def test_a_full_leader_hands_over_to_one_with_space_and_refuses_only_its_own_callers(
+def test_a_full_leader_hands_over_and_refuses_only_its_own_callers(
     leader: Surroundings,
 ) -> None:
     leader.hear(3, has_space=False)

@@ -17,16 +17,16 @@ from raftha.errors import (
     Corrupt,
     InvalidRequest,
 )
-from raftha.storage import buffer, commands, state
-from raftha.storage.buffer import SortedItems, WriteBuffer, overlay
-from raftha.storage.checkpoint import CheckpointStore
-from raftha.storage.commands import Delete, Equals, Exists, Get, Missing, Put
-from raftha.storage.sessions import receipts
-from raftha.storage.state import NotYet, State
+from raftha.storage.state import buffer, commands, state
+from raftha.storage.state.buffer import SortedItems, WriteBuffer, overlay
+from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.commands import Delete, Equals, Exists, Get, Missing, Put
+from raftha.storage.state.sessions import receipts
+from raftha.storage.state.state import NotYet, State
 from raftha.types import Receipt
-from tests.log import group
 from tests.sim.store import DictStore
-from tests.state_bench import Bench, Kit
+from tests.support.entries import group
+from tests.support.state_bench import Bench, Kit
 
 T = TypeVar("T")
 put, delete, cas = commands.pack_put, commands.pack_delete, commands.pack_compare_and_set

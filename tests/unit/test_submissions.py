@@ -19,16 +19,16 @@ from raftha.errors import (
     StorageFull,
     Unavailable,
 )
-from raftha.operations import (
+from raftha.node.operations import (
     ALL_VOTERS,
     AcknowledgedWrite,
     GroupOperation,
     Operation,
     WriteOperation,
 )
-from raftha.storage.commands import pack_put
-from raftha.storage.sessions import Applied, Outcome, Verdict
-from raftha.submissions import InFlight, Submissions, is_proper
+from raftha.node.submissions import InFlight, Submissions, is_proper
+from raftha.storage.state.commands import pack_put
+from raftha.storage.state.sessions import Applied, Outcome, Verdict
 from raftha.types import Acknowledgement, Receipt, ReplicationMode
 
 SESSION = 77
@@ -179,7 +179,7 @@ def test_a_write_that_never_left_is_rejected_at_its_deadline(
     assert router.routed[0].count == 1
 
 
-def test_a_write_that_left_is_indeterminate_at_its_deadline_and_never_applied_after_it(
+def test_a_sent_write_is_indeterminate_at_its_deadline_and_not_done_later(
     submissions: Submissions, router: FakeRouter
 ) -> None:
     submissions.add(write("a", deadline=101.0))
@@ -228,7 +228,7 @@ def test_a_leader_without_space_is_no_overloaded_one(
     assert isinstance(router.delivered[0][1], StorageFull)
 
 
-def test_writes_that_wait_for_a_session_are_refused_when_too_many_disks_are_full(
+def test_writes_waiting_for_a_session_are_refused_when_many_disks_are_full(
     router: FakeRouter,
 ) -> None:
     fresh = Submissions(router)
@@ -266,7 +266,7 @@ def test_writes_of_an_expired_session_go_out_in_a_new_one_in_their_order(
     assert all(isinstance(receipt, Receipt) for _, receipt in router.delivered)
 
 
-def test_a_group_that_the_floor_passed_goes_out_in_a_new_session_and_the_others_stay(
+def test_a_group_that_the_floor_passed_goes_out_in_a_new_session(
     submissions: Submissions, router: FakeRouter
 ) -> None:
     for name in "ab":
@@ -292,7 +292,7 @@ def test_a_client_can_t_use_the_node_s_own_session(
     assert isinstance(router.delivered[0][1], InvalidRequest)
 
 
-def test_an_outcome_of_somebody_else_s_group_of_our_number_is_not_taken_for_ours(
+def test_an_outcome_of_another_s_group_of_our_number_is_not_taken_for_ours(
     submissions: Submissions, router: FakeRouter
 ) -> None:
     submissions.add(write("a"))

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import uvloop
 
-from raftha import tls
-from raftha.certificates import Made, make_ca, make_node
 from raftha.errors import ConfigError
-from raftha.tls import TlsServer, certified_uri, client_context, listener_context, read_token
-from tests.certificates import CLUSTER, expire, make_cluster, peer_tls, wait_until
+from raftha.net import tls
+from raftha.net.certificates import Made, make_ca, make_node
+from raftha.net.tls import TlsServer, certified_uri, client_context, listener_context, read_token
+from tests.support.certificates import CLUSTER, expire, make_cluster, peer_tls
+from tests.support.conditions import wait_until_async
 
 Damage = Callable[[dict[int, Made], Path], object]
 
@@ -153,7 +154,7 @@ class Scene:
         return address[0], address[1]
 
     async def wait_refused(self, count: int) -> None:
-        await wait_until(lambda: len(self.refused) >= count)
+        await wait_until_async(lambda: len(self.refused) >= count)
 
     async def stop(self) -> None:
         self.server.close()
@@ -201,7 +202,7 @@ def test_a_stopping_listener_ends_handshakes_under_way(tmp_path: Path) -> None:
         scene = Scene(tmp_path)
         host, port = await scene.start()
         with socket.create_connection((host, port), 5):
-            await wait_until(lambda: scene.accepted > 0)
+            await wait_until_async(lambda: scene.accepted > 0)
             await scene.stop()
 
     uvloop.run(main())
@@ -230,7 +231,7 @@ def test_a_failed_accept_is_not_the_end(
         # A listening socket that is shut down refuses every accept.
         for listener in scene.server._sockets:
             listener.shutdown(socket.SHUT_RDWR)
-        await wait_until(lambda: caplog.text.count("accept failed") > 3)
+        await wait_until_async(lambda: caplog.text.count("accept failed") > 3)
         await scene.stop()
 
     uvloop.run(main())
@@ -252,7 +253,7 @@ def test_who_is_accepted_as_the_server_closes_is_closed_too(tmp_path: Path, turn
     gc.collect()
 
 
-def test_clients_are_shown_a_certificate_of_their_ca_for_the_host_they_dial(
+def test_clients_are_shown_a_certificate_of_their_ca_for_the_dialled_host(
     tmp_path: Path,
 ) -> None:
     made = make_cluster(tmp_path, 1)[1]

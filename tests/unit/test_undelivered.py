@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from raftha.errors import Overloaded
-from raftha.operations import OPERATION_BYTES, DigestOperation, Operation, WriteOperation
-from raftha.undelivered import Undelivered
+from raftha.node.operations import OPERATION_BYTES, DigestOperation, Operation, WriteOperation
+from raftha.node.pending import Undelivered
 
 
 class Scene:

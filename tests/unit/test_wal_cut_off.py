@@ -9,9 +9,9 @@ import pytest
 
 from raftha.entry import HardState
 from raftha.errors import StorageError
-from raftha.storage.wal import Wal
+from raftha.storage.log.wal import Wal
 from tests.sim.disk import Crashed, SimulatedDisk
-from tests.sim.log import LogModel, entries_after, opener
+from tests.support.wal import LogModel, entries_after, opener, reopen_cut_off
 
 
 def workload(wal: Wal, model: LogModel, rng: Random) -> None:
@@ -55,15 +55,7 @@ def run_cut_off(seed: int, cut: int, error: Exception, *, power: bool) -> bool:
         is_reached = False
     if power:
         disk.crash()
-    disk.fail_after(Random(cut).randint(0, 20), Crashed())
-    try:
-        wal = open_wal()
-    except Crashed:
-        if power:
-            disk.crash()
-        disk.fault = None
-        wal = open_wal()
-    disk.fault = None
+    wal = reopen_cut_off(disk, open_wal, Random(cut).randint(0, 20), power=power)
     model.check(wal)
     disk.crash()
     wal = open_wal()

@@ -8,9 +8,9 @@ import pytest
 
 from raftha.entry import HardState, LogPosition
 from raftha.errors import Compacted, StorageError
-from raftha.storage.wal import Wal
+from raftha.storage.log.wal import Wal
 from tests.sim.disk import Crashed, SimulatedDisk
-from tests.sim.log import entries_after, opener, read_all
+from tests.support.wal import entries_after, opener, read_all, reopen_cut_off
 
 AHEAD = LogPosition(1000, 7, 7000, 5000, b"h" * 16)
 
@@ -93,15 +93,7 @@ def test_a_reset_has_happened_or_not_wherever_it_is_cut_off(
             is_reached = False
         if power:
             disk.crash()
-        disk.fail_after(Random(cut).randint(0, 25), Crashed())
-        try:
-            wal = open_wal()
-        except Crashed:
-            if power:
-                disk.crash()
-            disk.fault = None
-            wal = open_wal()
-        disk.fault = None
+        wal = reopen_cut_off(disk, open_wal, Random(cut).randint(0, 25), power=power)
         found = snapshot(wal)
         assert found in (before, after)
         if not is_reached:

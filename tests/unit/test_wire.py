@@ -25,17 +25,21 @@ from raftha.core import (
 )
 from raftha.entry import LOG_START, EntryKind, make_entry
 from raftha.errors import WireError
-from raftha.wire import (
+from raftha.net.wire import (
     FRAME_BYTES_MAX,
     HELLO_BYTES_MAX,
-    Forward,
-    ForwardReply,
     Frame,
     FrameReader,
     Hello,
+    Refusal,
+    decode,
+    encode,
+)
+from raftha.node.messages import (
+    Forward,
+    ForwardReply,
     MembershipReply,
     MembershipRequest,
-    Refusal,
     ReplicaReport,
     ReplicaRow,
     SnapshotChunk,
@@ -43,8 +47,6 @@ from raftha.wire import (
     SpaceReport,
     TransferReply,
     TransferRequest,
-    decode,
-    encode,
 )
 
 FIRST = make_entry(LOG_START, 3, 1_000, EntryKind.NOOP, b"", 0)

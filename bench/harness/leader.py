@@ -1,0 +1,110 @@
+"""A process with the leader inside it, and callers beside that: what embedding raftha is for.
+
+    python -m bench.harness.leader CONFIG
+
+`CONFIG` is a node's TOML file. Requests: a `Load` (its `options`: `mode` of writes, `consistency`
+of reads, and `watch_s`: how often to note how far the replicas are meanwhile); `{"lead": id}` has
+that node lead; `{"fill": [from, to]}` writes keys, 512 at a time. With a load's latencies come
+`lags`, what was noted, and `checkpoints`, when this node's began and ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+import raftha
+from bench.harness.embedded import read_config
+from bench.harness.load import VALUE_BYTES, Call, Load, key_of, put_under
+from bench.harness.worker import serve
+from raftha.events import CheckpointCompleted
+
+FILLERS = 512
+
+
+class Leader:
+    """The node, and what is asked of it."""
+
+    def __init__(self, ha: raftha.aio.HaManager) -> None:
+        self._ha = ha
+        self._lags: list[tuple[float, int, dict[int, int]]] = []
+        self._checkpoints: list[tuple[float, float]] = []
+
+    async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do one of what the module's docstring says."""
+        if "lead" in request:
+            return await self._lead(request["lead"])
+        if "fill" in request:
+            return await self._fill(*request["fill"])
+        load = Load(**request)
+        watch_s = load.options.pop("watch_s", 0.0)
+        self._lags, self._checkpoints = [], []
+        async with asyncio.TaskGroup() as tasks, self._ha.events() as events:
+            watching = [tasks.create_task(self._watch_checkpoints(events))]
+            if watch_s:
+                watching.append(tasks.create_task(self._watch_lags(watch_s)))
+            taken = await put_under(load, self._make_call(load))
+            for task in watching:
+                task.cancel()
+        status = await self._ha.get_status()
+        assert status.leader_id, "the leader changed under way: not comparable"
+        return {**taken.as_dict(), "lags": self._lags, "checkpoints": self._checkpoints}
+
+    def _make_call(self, load: Load) -> Call:
+        ha, keys, options = self._ha, load.keys, load.options
+        if load.operation == "get":
+            return lambda number: ha.get(key_of(number, keys), **options)
+        value = os.urandom(VALUE_BYTES)
+        return lambda number: ha.put(key_of(number, keys), value, **options)
+
+    async def _lead(self, node_id: int) -> dict[str, Any]:
+        await self._ha.put(b"leader", b"wanted", timeout=60)
+        deadline = time.monotonic() + 60
+        while (await self._ha.get_status()).leader_id != node_id:
+            assert time.monotonic() < deadline, f"node {node_id} doesn't lead after 60 s"
+            with contextlib.suppress(raftha.RafthaError):
+                await self._ha.failover_to(node_id, timeout=5)
+        return {"leader": node_id}
+
+    async def _fill(self, begin: int, end: int) -> dict[str, Any]:
+        value = os.urandom(VALUE_BYTES)
+        numbers = iter(range(begin, end))
+
+        async def fill() -> None:
+            for number in numbers:
+                await self._ha.put(key_of(number, end), value, timeout=60)
+
+        started = time.perf_counter()
+        await asyncio.gather(*(fill() for _ in range(FILLERS)))
+        return {"seconds": time.perf_counter() - started}
+
+    async def _watch_lags(self, period_s: float) -> None:
+        """Note, every so often: when, the last index, and what each replica has on disk."""
+        while True:
+            status = await self._ha.get_status()
+            durable = {r.node_id: r.match_index or 0 for r in status.replicas}
+            self._lags.append((time.perf_counter(), status.last_index, durable))
+            await asyncio.sleep(period_s)
+
+    async def _watch_checkpoints(self, events: raftha.AsyncEventStream) -> None:
+        async for event in events:
+            if isinstance(event, CheckpointCompleted):
+                end = time.perf_counter()
+                self._checkpoints.append((end - event.duration_ms / 1000, end))
+
+
+async def main(config: Path) -> None:
+    """Run the node until nobody asks any more."""
+    async with raftha.aio.HaManager(read_config(config)) as ha:
+        await serve(Leader(ha).answer)
+
+
+if __name__ == "__main__":
+    uvloop.run(main(Path(sys.argv[1])))

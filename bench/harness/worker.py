@@ -1,0 +1,131 @@
+"""Processes that make load, and how they are told what to do: a line of JSON each way.
+
+Theory of operation. What measures must not be disturbed by what shows progress, collects results or
+plays the other clients, so each load generator is a process of its own: the one with the leader
+inside it, the ones that hold connections, the bare loop. It prints `{"ready": ...}` when it can
+begin; then it gets requests on stdin, and answers each with one line on stdout. It ends when its
+stdin does, so also when the benchmark is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from bench.harness.load import Call, Load, put_under
+from bench.harness.samples import Taken
+
+Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class WorkerEnded(Exception):
+    """The process ended, or answered that it failed."""
+
+
+class Worker:
+    """A process that runs `python -m module`, seen from the benchmark."""
+
+    def __init__(self, module: str, *arguments: str, log: Path) -> None:
+        """Start it; what it prints on stderr goes to the file `log`."""
+        self._module = module
+        self._log = log
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+            )
+        try:
+            self.ready = self._receive()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Have it do something; wait for the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        self._process.stdin.flush()
+        return self._receive()
+
+    def load(self, load: Load) -> Taken:
+        """Have it make load."""
+        return Taken.from_dict(self.ask(load.as_dict()))
+
+    def kill(self) -> None:
+        """End it without its being told."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"error": "it ended"}
+        if "error" in answer:
+            raise self._ended(answer["error"])
+        assert isinstance(answer, dict)
+        return answer
+
+    def _ended(self, reason: str) -> WorkerEnded:
+        """One line for the results; the log's end for who sees the traceback."""
+        tail = self._log.read_text(errors="replace")[-1500:].rstrip()
+        last = tail.rpartition("\n")[2]
+        error = WorkerEnded(f"{self._module}: {reason}{last and f': {last}'}")
+        error.add_note(tail)
+        return error
+
+
+async def serve(answer: Answer, **ready: Any) -> None:
+    """Within the process: say that it is ready, then answer until nobody asks any more."""
+    print(json.dumps({"ready": True, **ready}), flush=True)
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        try:
+            reply = await answer(json.loads(line))
+        except Exception as error:  # noqa: BLE001 - whoever asked must hear of it
+            reply = {"error": repr(error)}
+        print(json.dumps(reply), flush=True)
+
+
+async def serve_load(make_call: Callable[[Load], Call], **ready: Any) -> None:
+    """Within the process: as `serve`, of load alone; `make_call` says what one call is."""
+
+    async def answer(request: dict[str, Any]) -> dict[str, Any]:
+        load = Load(**request)
+        return (await put_under(load, make_call(load))).as_dict()
+
+    await serve(answer, **ready)

@@ -1,0 +1,1 @@
+"""The two faces' calls: modes of acknowledgement, and `ha.replication`."""

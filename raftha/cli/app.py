@@ -1,0 +1,178 @@
+"""The command `raftha`: run a node, look at a cluster, see a failover.
+
+Theory of operation. Each command does its work through the library, prints for people by default
+and one JSON document with `--json`, always to stdout; logs, progress and errors go to stderr.
+Exit codes are those of `raftha.cli.console`.
+
+What a command needs is imported when it runs, so that `raftha --help` needn't wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raftha.cli.console import errors_as_lines, print_table
+from raftha.cli.events import events
+from raftha.cli.membership import failover, member, recover_quorum
+from raftha.cli.status import status
+from raftha.errors import ConfigError, RafthaError
+from raftha.runtime.logs import LEVELS, log_to_stderr
+from raftha.version import VERSION
+
+if TYPE_CHECKING:
+    from raftha.net.certificates import Made
+
+PROBLEMS_SHOWN = 5
+
+app = typer.Typer(
+    name="raftha",
+    help="Keep a server process highly available: replicated, durable state through a Raft log.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(member, name="member")
+app.command()(failover)
+app.command("recover-quorum")(recover_quorum)
+app.command()(status)
+app.command()(events)
+
+
+def main() -> None:
+    """Run the command line; ends the process with one of the exit codes of `raftha.cli.console`."""
+    app()
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"raftha {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
+    pass
+
+
+# ------------------------------------------------------------------------------- serve
+
+
+@app.command()
+def serve(
+    config: Annotated[Path, typer.Option(help="The node's settings, a TOML file.")],
+    log_level: Annotated[str, typer.Option(help=f"One of {', '.join(LEVELS)}.")] = "info",
+) -> None:
+    """Run one node until SIGTERM or Ctrl-C, serving the Redis protocol."""
+    with errors_as_lines():
+        if sys.flags.optimize:
+            raise ConfigError(
+                "python -O takes away the checks that keep a node from corrupting data",
+                hint="start it without -O and PYTHONOPTIMIZE",
+            )
+        if log_level not in LEVELS:
+            raise ConfigError(f"log level {log_level!r} is not one of {', '.join(LEVELS)}")
+        from raftha.server import ServerConfig, run
+
+        server_config = ServerConfig.from_toml(config)
+        log_to_stderr(log_level, server_config.log_format)
+        run(server_config)
+
+
+# ------------------------------------------------------------------------------- cert
+
+cert = typer.Typer(help="Make what nodes need to trust each other over TLS.", no_args_is_help=True)
+app.add_typer(cert, name="cert")
+
+Out = Annotated[Path, typer.Option(help="The folder to write to; nothing is overwritten.")]
+Days = Annotated[
+    int | None, typer.Option(help="How long it is valid: 10 years for a CA, 825 days for a node.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@cert.command("ca")
+def make_ca(
+    cluster: Annotated[str, typer.Option(help="The cluster's name: the nodes' cluster_name.")],
+    out: Out,
+    days: Days = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the CA of a cluster: ca.crt, which every node needs, and ca.key, which none does."""
+    from raftha.net import certificates
+
+    with errors_as_lines():
+        valid = certificates.CA_DAYS if days is None else days
+        _show_made(certificates.make_ca(cluster, out, valid), as_json)
+
+
+@cert.command("node")
+def make_node(
+    ca: Annotated[Path, typer.Option(help="The folder with ca.crt and ca.key.")],
+    node_id: Annotated[int, typer.Option(help="The node it is for, and for no other.")],
+    out: Out,
+    days: Days = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name or IP address of the node, to use it for clients too; repeat."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a node's certificate: node-ID.crt and node-ID.key, with a copy of ca.crt."""
+    from raftha.net import certificates
+
+    with errors_as_lines():
+        valid = certificates.NODE_DAYS if days is None else days
+        _show_made(certificates.make_node(ca, node_id, out, valid, host or ()), as_json)
+
+
+def _show_made(made: Made, as_json: bool) -> None:
+    paths = {"certificate": str(made.certificate), "key": str(made.key), "ca": str(made.ca)}
+    if as_json:
+        typer.echo(json.dumps({**paths, "expires": made.expires.isoformat()}, indent=2))
+    else:
+        typer.echo(f"wrote {made.certificate} and {made.key}, valid until {made.expires:%Y-%m-%d}")
+
+
+# ------------------------------------------------------------------------------- demo
+
+
+@app.command()
+def demo(
+    source: Annotated[
+        Path | None,
+        typer.Option("--input", help="A .csv, .jsonl or .txt file, whose rows become the records."),
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=3, max=9, help="How many nodes to run.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Load a real data set into real processes, kill the leader half way, and check every record.
+
+    By default the data is the Unicode character database that ships with Python,
+    a record a named character. Exit code 1 if one acknowledged record is lost or
+    wrong, or a copy differs.
+    """
+    from raftha.cli.demo import render, run_demo
+
+    # A service manager's or `timeout`'s SIGTERM must clean up as Ctrl-C does, also where that does
+    # nothing: a shell without job control starts its background jobs with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    with errors_as_lines():
+        report = run_demo(source, nodes=nodes, show_progress=sys.stderr.isatty())
+        if as_json:
+            typer.echo(json.dumps(report.as_dict(), indent=2))
+        else:
+            print_table(render(report))
+        if not report.ok:
+            raise RafthaError("the demo failed", hint="; ".join(report.problems[:PROBLEMS_SHOWN]))

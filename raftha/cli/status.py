@@ -1,0 +1,190 @@
+"""`raftha status`: every node of a cluster at a glance, once or as it changes.
+
+`raftha.client.cluster_view` asks the nodes; this module draws the answers.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console, Group, JustifyMethod
+from rich.live import Live
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from raftha.cli.access import TlsCa, TokenFile, whom_to_ask
+from raftha.cli.console import console, errors_as_lines
+from raftha.client.cluster_view import (
+    Nodes,
+    collect_statuses,
+    find_leader,
+    find_learners,
+    find_removed,
+    looks,
+    rows_by_leader,
+)
+from raftha.errors import RafthaError
+
+if TYPE_CHECKING:
+    from raftha.client.call import Access
+
+LAG_BLOCKS = 8
+LAG_RED_MS = 5_000
+
+NUMBERS = ("term", "leader", "commit", "applied", "sequence")
+COLUMNS = ("node", "role", "state", "region", *NUMBERS, "lag", "address")
+EXPENDABLE = ("sequence", "commit", "leader", "term", "applied", "region")
+"""Columns that go, in this order, where there is no room for all: what is left says who is well."""
+WIDTH_MAX = 10_000
+
+
+def status(
+    addresses: Annotated[
+        list[str] | None, typer.Argument(help="Nodes to ask, host:port of their clients' side.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Ask the node that this file configures.")
+    ] = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C.")] = False,
+    interval: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Seconds between two looks with --watch.")
+    ] = 1.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; with --watch, one document a line.")
+    ] = False,
+) -> None:
+    """Show every node of a cluster; one of them that answers is enough to find the others.
+
+    Exit code 1 if no node leads.
+    """
+    with errors_as_lines():
+        asked, access = whom_to_ask(addresses or [], config, token_file, tls_ca)
+        if watch:
+            _watch(asked, access, interval, as_json)
+            return
+        nodes = collect_statuses(asked, access)
+        leader = find_leader(nodes)
+        if as_json:
+            typer.echo(json.dumps({"leader_id": leader, "nodes": nodes}, indent=2))
+        else:
+            out = console()
+            out.print(status_table(nodes, out))
+            typer.echo(_footnote(nodes), nl=False)
+        if leader is None:
+            raise RafthaError(
+                _no_leader(nodes), hint="a majority of the members must run and reach each other"
+            )
+
+
+def _watch(asked: Sequence[str], access: Access, interval_s: float, as_json: bool) -> None:
+    """Look again and again, also while nobody answers: that is when one watches."""
+    seen = looks(asked, access, interval_s)
+    try:
+        if as_json:
+            for nodes in seen:
+                typer.echo(json.dumps({"leader_id": find_leader(nodes), "nodes": nodes}))
+        else:
+            with Live(console=console(), auto_refresh=False) as live:
+                for nodes in seen:
+                    live.update(_watched(nodes, live.console), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+def _watched(nodes: Nodes, out: Console) -> Group:
+    leader = find_leader(nodes)
+    clock = time.strftime("%H:%M:%S")
+    headline = f"{clock}  " + (f"node {leader} leads" if leader is not None else _no_leader(nodes))
+    style = "bold" if leader is not None else "bold red"
+    return Group(Text(headline, style=style), status_table(nodes, out), Text(_footnote(nodes)))
+
+
+def _footnote(nodes: Nodes) -> str:
+    failures = [
+        f"node {node['node_id']} failed: {node['status']['failure']}\n"
+        for node in nodes
+        if node["status"] is not None and node["status"]["failure"]
+    ]
+    removed = find_removed(nodes)
+    gone = f"removed for good: {', '.join(map(str, removed))}\n" if removed else ""
+    return "".join(failures) + gone
+
+
+def _no_leader(nodes: Nodes) -> str:
+    is_reached = any(node["status"] is not None for node in nodes)
+    return "no node leads" if is_reached else "no node answers"
+
+
+def _lag(lag_ms: int) -> str:
+    """A lag with a bar, a block for each power of ten of milliseconds."""
+    if lag_ms <= 0:
+        return "0"
+    bar = "\N{FULL BLOCK}" * min(len(str(lag_ms)), LAG_BLOCKS)
+    color = "yellow" if lag_ms < LAG_RED_MS else "red"
+    text = f"{lag_ms} ms" if lag_ms < 1000 else f"{lag_ms / 1000:,.1f} s"
+    return f"[{color}]{bar}[/] {text}"
+
+
+def _role(node: Mapping[str, Any], learners: Mapping[int, str], removed: Sequence[int]) -> str:
+    state = node["status"]
+    if state is None:
+        return "[red]not reached[/]"
+    if state["failure"]:
+        return f"[red]{escape(state['role'])}[/]"
+    if node["node_id"] in removed:
+        return "[red]removed[/]"
+    if node["node_id"] in learners:
+        return f"[yellow]{learners[node['node_id']]}[/]"
+    return f"[green]{state['role']}[/]" if state["is_primary"] else escape(state["role"])
+
+
+def status_table(nodes: Nodes, out: Console) -> Table:
+    """A row a node, without the columns that have no place where it is to be printed."""
+    cells = [_cells(node, nodes) for node in nodes]
+    names = [name for name in COLUMNS if any(name in row for row in cells)]
+    for unneeded in ("", *EXPENDABLE):
+        names = [name for name in names if name != unneeded]
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in names:
+            justify: JustifyMethod = "right" if name in NUMBERS else "left"
+            is_whole = name != "address"
+            table.add_column(name, justify=justify, overflow="fold", no_wrap=is_whole)
+        for row in cells:
+            table.add_row(*(row.get(name, "") for name in names))
+        if Measurement.get(out, out.options.update(width=WIDTH_MAX), table).maximum <= out.width:
+            break
+    return table
+
+
+def _cells(node: Mapping[str, Any], nodes: Nodes) -> dict[str, str]:
+    """What is to be shown of a node."""
+    node_id, status, rows = node["node_id"], node["status"], rows_by_leader(nodes)
+    cells = {
+        "node": str(node_id or "?"),
+        "role": _role(node, find_learners(nodes), find_removed(nodes)),
+        "address": escape(node["address"] or node["error"]),
+    }
+    row = rows.get(node_id)
+    if row is not None:
+        cells |= {"state": row["state"], "lag": _lag(row["lag_ms"])}
+        if len({r["region"] for r in rows.values()}) > 1:
+            cells["region"] = escape(row["region"])
+    if status is not None:
+        cells |= {
+            "term": str(status["term"]),
+            "leader": str(status["leader_id"] or "none"),
+            "commit": str(status["commit_index"]),
+            "applied": str(status["applied_index"]),
+            "sequence": str(status["sequence"]),
+        }
+    return cells

@@ -1,0 +1,5 @@
+"""Clients of the reference server: one that stays connected, and one call at a time."""
+
+from raftha.client.client import Client
+
+__all__ = ["Client"]

@@ -1,0 +1,334 @@
+"""RESP, the protocol of Redis, as the reference server and client speak it: requests and replies.
+
+Theory of operation. A server may trust nothing that a client claims: hiredis reserves memory for as
+many items as an array's header says, at any depth, before one of them has come. So hiredis parses a
+read only if it holds whole requests and nothing suspicious, which is nearly always, and keeps
+nothing from one read to the next: what it might reserve is bounded by the size of a read, and is
+free again at once. All else (requests cut by the end of a read, a hundred arguments, inline
+requests as typed into a terminal, faults) goes through a parser of our own, slower, that checks
+each header before it believes it.
+
+Replies are plain values: bytes are a bulk string, str a simple string, int an integer, list an
+array, None null, and `{"error": text}` (a dict because that survives msgpack) an error in an array.
+An error's first word says what happened to the request; `error_reply` and `error_from_reply` undo
+each other, so that a client sees the class of error that the server's manager raised.
+
+    first word      class                    it happened
+    ERR, others     ReplyError               no
+    NOTLEADER id    NotLeader                no
+    UNAVAILABLE     Unavailable              no
+    OVERLOADED      Overloaded               no
+    STOPPED         Stopped                  no
+    TRANSFERFAILED  TransferFailed           no
+    CHANGEPENDING   MembershipChangePending  no
+    REPLICATOOSLOW  ReplicaTooSlow           not yet: the node is a learner
+    SESSIONEXPIRED  SessionExpired           no
+    STORAGEFULL     StorageFull              no
+    ACKTIMEOUT      AcknowledgementTimeout   yes, but not on all the disks wanted
+    INDETERMINATE   Indeterminate            maybe
+    STORAGEFAILED   StorageFailed            maybe
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import hiredis
+
+from raftha.errors import (
+    AcknowledgementTimeout,
+    CommandFailed,
+    Indeterminate,
+    InvalidRequest,
+    MembershipChangePending,
+    NotLeader,
+    Overloaded,
+    RafthaError,
+    Rejected,
+    ReplicaTooSlow,
+    SessionExpired,
+    Stopped,
+    StorageError,
+    StorageFailed,
+    StorageFull,
+    TransferFailed,
+    Unavailable,
+)
+from raftha.storage.state.commands import COMMAND_BYTES_MAX
+
+logger = logging.getLogger(__name__)
+
+Argument: TypeAlias = bytes | str | int | float
+
+REQUEST_BYTES_MAX = COMMAND_BYTES_MAX + 64 * 1024
+"""Bytes of one request; what a command may have and room for its framing."""
+ARGUMENTS_MAX = 99_999
+"""Arguments of one request: those whose count has at most five digits."""
+INLINE_BYTES_MAX = 64 * 1024
+
+OK = b"+OK\r\n"
+NULL = b"$-1\r\n"
+NULL_3 = b"_\r\n"
+"""Null in RESP3, the one thing that tells our replies to both versions apart (and HELLO's map)."""
+
+# Headers that claim a hundred items or more, one pattern for each type for which hiredis reserves
+# memory: three searches for a first byte run at memchr's speed, one for a set of bytes doesn't.
+_SUSPICIOUS = tuple(re.compile(kind + rb"[0-9]{3}") for kind in (rb"\*", rb"~", rb">"))
+_HEADER_BYTES_MAX = 24
+_INCOMPLETE = object()
+_ARRAY, _BULK = b"*$"
+
+
+class ProtocolError(RafthaError):
+    """A client sent what isn't RESP, or breaks a limit; its connection is closed."""
+
+
+class ReplyError(Rejected):
+    """The server refused the request; the message is the error reply, its first word the kind."""
+
+
+class RequestParser:
+    """Turns the bytes of one connection into requests, lists of one or more bytes each."""
+
+    def __init__(self, request_bytes_max: int = REQUEST_BYTES_MAX) -> None:
+        self.request_bytes_max = request_bytes_max
+        """The longest request that is waited for; raise it once the client is known."""
+        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+        self._parts: list[bytes] = []  # Bytes not parsed yet.
+        self._parts_bytes = 0
+        self._needed_bytes = 0  # As many must be there before parsing can go on.
+        self._arguments: list[bytes] = []  # Of a request that is not complete.
+        self._missing = 0  # Arguments to come.
+        self._request_bytes = 0
+
+    def feed(self, data: bytes, requests: deque[Any]) -> None:
+        """Append the requests that `data` completes; ProtocolError after those before the fault."""
+        if not self._parts and not self._missing and data[0] == _ARRAY:
+            whole = self._parse_whole(data)
+            if whole is not None:
+                requests.extend(whole)
+                return
+        self._parts.append(data)
+        self._parts_bytes += len(data)
+        if self._parts_bytes >= self._needed_bytes:
+            data = b"".join(self._parts)
+            rest = data[self._parse(data, requests) :]
+            self._parts = [rest] if rest else []
+            self._parts_bytes = len(rest)
+
+    def _parse_whole(self, data: bytes) -> list[list[bytes]] | None:
+        """Let hiredis parse; None if `data` is anything but whole requests."""
+        for pattern in _SUSPICIOUS:
+            if pattern.search(data):
+                return None
+        reader = self._reader
+        reader.feed(data)
+        requests = []
+        try:
+            while reader.has_data():
+                request = reader.gets()
+                if type(request) is not list or not request:
+                    break
+                for argument in request:
+                    if type(argument) is not bytes:
+                        break
+                else:
+                    requests.append(request)
+                    continue
+                break
+            else:
+                return requests
+        except (hiredis.HiredisError, TypeError, ValueError):
+            # What is no request may also be no value of Python: a map as the key of a map.
+            pass  # Our own parser will say what is wrong, after the requests before it.
+        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+        return None
+
+    def _parse(self, data: bytes, requests: deque[Any]) -> int:
+        """Parse as far as possible and return how far; sets `_needed_bytes` for going on."""
+        position = 0
+        self._needed_bytes = 0
+        while position < len(data):
+            if self._missing:
+                end = self._parse_argument(data, position)
+                if end and not self._missing:
+                    requests.append(self._arguments)
+                    self._arguments = []
+            elif data[position] == _ARRAY:
+                end = self._parse_count(data, position)
+            else:
+                end = _parse_inline(data, position, requests)
+            if not end:
+                break
+            position = end
+        return position
+
+    def _parse_count(self, data: bytes, position: int) -> int:
+        """Read the header of a request; return where it ends, 0 if it is not complete."""
+        end = _find_header_end(data, position)
+        if end:
+            count = _read_length(data, position, end)
+            if count > ARGUMENTS_MAX:
+                raise ProtocolError("invalid multibulk length")
+            self._missing = max(count, 0)
+            self._request_bytes = 0
+        return end
+
+    def _parse_argument(self, data: bytes, position: int) -> int:
+        """Read an argument; return where it ends, 0 if it is not complete."""
+        if data[position] != _BULK:
+            raise ProtocolError(f"expected '$', got {chr(data[position])!r}")
+        start = _find_header_end(data, position)
+        if not start:
+            return 0
+        length = _read_length(data, position, start)
+        if not 0 <= length <= self.request_bytes_max:
+            raise ProtocolError("invalid bulk length")
+        end = start + length + 2
+        if self._request_bytes + end - position > self.request_bytes_max:
+            raise ProtocolError(f"a request may have at most {self.request_bytes_max} bytes")
+        if end > len(data):
+            self._needed_bytes = end - position
+            return 0
+        self._request_bytes += end - position
+        self._arguments.append(data[start : start + length])
+        self._missing -= 1
+        return end
+
+
+def _find_header_end(data: bytes, position: int) -> int:
+    end = data.find(b"\r\n", position, position + _HEADER_BYTES_MAX)
+    if end < 0:
+        if len(data) - position >= _HEADER_BYTES_MAX:
+            raise ProtocolError("a header is too long")
+        return 0
+    return end + 2
+
+
+def _read_length(data: bytes, position: int, end: int) -> int:
+    digits = data[position + 1 : end - 2]
+    if digits.isdigit():
+        return int(digits)
+    if digits[:1] == b"-" and digits[1:].isdigit():
+        return -1
+    raise ProtocolError("invalid length")
+
+
+def _parse_inline(data: bytes, position: int, requests: deque[Any]) -> int:
+    """Read a line of words; return where it ends, 0 if it is not complete."""
+    newline = data.find(b"\n", position)
+    end = newline if newline >= 0 else len(data)
+    if end - position > INLINE_BYTES_MAX:
+        raise ProtocolError("too big inline request")
+    if newline < 0:
+        return 0
+    line = data[position:newline]
+    if b'"' in line or b"'" in line:
+        raise ProtocolError("quotes in an inline request are not supported")
+    words = line.split()
+    if words and words[0].upper() in {b"POST", b"HOST:"}:
+        # A web page can make a browser post to this port; its lines must not be obeyed.
+        raise ProtocolError("this is HTTP")
+    if words:
+        requests.append(words)
+    return newline + 1
+
+
+def pack_request(arguments: Sequence[Argument]) -> bytes:
+    """Encode a request; InvalidRequest if it is empty or an argument is of another type."""
+    if not arguments:
+        raise InvalidRequest("a request needs a command")
+    try:
+        packed: bytes = hiredis.pack_command(tuple(arguments))  # type: ignore[arg-type]  # any number
+    except TypeError as error:
+        raise InvalidRequest(f"arguments must be bytes, str, int or float: {error}") from error
+    return packed
+
+
+def encode(value: Any, null: bytes = NULL) -> bytes:
+    """Encode a reply; see the module's docstring for which value is what."""
+    kind = type(value)
+    if kind is bytes:
+        return b"$%d\r\n%b\r\n" % (len(value), value)
+    if value is None:
+        return null
+    if kind is int or kind is bool:
+        return b":%d\r\n" % value
+    if kind is str:
+        return b"+%b\r\n" % _one_line(value)
+    if kind is list or kind is tuple:
+        return b"*%d\r\n%b" % (len(value), b"".join([encode(item, null) for item in value]))
+    assert kind is dict and "error" in value, f"{kind} is not a reply"
+    return error_line(value["error"])
+
+
+def error_line(text: str) -> bytes:
+    """Encode an error whose first word is already there."""
+    return b"-%b\r\n" % _one_line(text)
+
+
+def _one_line(text: str) -> bytes:
+    return text.replace("\r", " ").replace("\n", " ").encode(errors="replace")
+
+
+# In order: the first class that fits gives the word.
+_WORDS: tuple[tuple[type[RafthaError], str], ...] = (
+    (Unavailable, "UNAVAILABLE"),
+    (Overloaded, "OVERLOADED"),
+    (Stopped, "STOPPED"),
+    (TransferFailed, "TRANSFERFAILED"),
+    (MembershipChangePending, "CHANGEPENDING"),
+    (ReplicaTooSlow, "REPLICATOOSLOW"),
+    (SessionExpired, "SESSIONEXPIRED"),
+    (StorageFull, "STORAGEFULL"),
+    (StorageError, "STORAGEFAILED"),
+    (AcknowledgementTimeout, "ACKTIMEOUT"),
+    (Indeterminate, "INDETERMINATE"),
+)
+_CLASSES: dict[str, type[RafthaError]] = {
+    "UNAVAILABLE": Unavailable,
+    "OVERLOADED": Overloaded,
+    "STOPPED": Stopped,
+    "TRANSFERFAILED": TransferFailed,
+    "CHANGEPENDING": MembershipChangePending,
+    "REPLICATOOSLOW": ReplicaTooSlow,
+    "SESSIONEXPIRED": SessionExpired,
+    "STORAGEFULL": StorageFull,
+    "STORAGEFAILED": StorageFailed,
+    "ACKTIMEOUT": AcknowledgementTimeout,
+    "INDETERMINATE": Indeterminate,
+}
+
+
+def error_reply(error: BaseException) -> bytes:
+    """Encode what a request ended with; an error nobody foresaw is logged and indeterminate."""
+    match error:
+        case ReplyError():
+            return error_line(str(error))
+        case CommandFailed(kind=ReplyError.__name__, detail=detail):
+            return error_line(detail)
+        case ProtocolError():
+            return error_line(f"ERR Protocol error: {error}")
+        case NotLeader(leader=leader):
+            return error_line(f"NOTLEADER {leader or 0} {error}")
+    for kind, word in _WORDS:
+        if isinstance(error, kind):
+            return error_line(f"{word} {error}")
+    if isinstance(error, Rejected):
+        return error_line(f"ERR {error}")
+    logger.error("unexpected error from the node", exc_info=error)
+    return error_line(f"INDETERMINATE internal error: {type(error).__name__}")
+
+
+def error_from_reply(text: str) -> RafthaError:
+    """The error that `error_reply` made this text from, or ReplyError if the word is not known."""
+    word, _, detail = text.partition(" ")
+    if word == "NOTLEADER":
+        leader = detail.partition(" ")[0]
+        return NotLeader(int(leader) if leader.isdigit() and leader != "0" else None)
+    kind = _CLASSES.get(word)
+    return kind(detail) if kind else ReplyError(text)

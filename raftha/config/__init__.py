@@ -1,0 +1,35 @@
+"""Settings: each declared once, checked when a config is made.
+
+`node` and `replication` hold the configs, `limits` the numbers that several packages share,
+`checks` the markers of annotations and the loop that validates them, `tables` what TOML needs.
+"""
+
+from __future__ import annotations
+
+from raftha.config.addresses import is_loopback, parse_address
+from raftha.config.limits import (
+    DAY_MS,
+    KEY_BYTES_MAX,
+    KIB,
+    MEMBERS_MAX,
+    MIB,
+    REGION_BYTES_MAX,
+    REGIONS_MAX,
+)
+from raftha.config.node import HaConfig, read_toml
+from raftha.config.replication import ReplicationConfig
+
+__all__ = [
+    "DAY_MS",
+    "KEY_BYTES_MAX",
+    "KIB",
+    "MEMBERS_MAX",
+    "MIB",
+    "REGIONS_MAX",
+    "REGION_BYTES_MAX",
+    "HaConfig",
+    "ReplicationConfig",
+    "is_loopback",
+    "parse_address",
+    "read_toml",
+]

@@ -1,0 +1,144 @@
+"""Configs from TOML, by the annotations of their fields.
+
+A config in a config is a table in the table, an id in the keys of a table is text, and a path is
+relative to the file. What a value must be is left to the config itself, so that a wrong setting has
+the same error in TOML and in Python.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+from raftha.config.checks import (
+    SHOWN_CHARACTERS_MAX,
+    Setting,
+    closest,
+    is_config,
+    settings_of,
+    shown,
+    split,
+    take,
+)
+from raftha.errors import ConfigError
+
+T = TypeVar("T")
+_DIGITS_MAX = 20
+"""More digits than any id has, and few enough for `int`, which takes text of some thousands."""
+
+
+def build(config: type[T], table: Mapping[str, Any], prefix: str = "") -> T:
+    """Make a config from a parsed TOML table; `prefix` names the table, as in "replication."."""
+    refuse_unknown(table, config, prefix=prefix)
+    settings = settings_of(config)
+    missing = [s.name for s in settings if s.default is MISSING and s.name not in table]
+    if missing:
+        raise ConfigError(
+            f"missing setting {', '.join(prefix + name for name in missing)}",
+            hint=f"{config.__name__} has no default for {'it' if len(missing) == 1 else 'them'}",
+        )
+    return config(
+        **{s.name: _from_toml(s, table[s.name], prefix) for s in settings if s.name in table}
+    )
+
+
+def refuse_unknown(
+    table: Mapping[str, Any], *configs: type[Any], hidden: Collection[str] = (), prefix: str = ""
+) -> None:
+    """ConfigError unless each name is a setting of one of `configs`, and none of `hidden`."""
+    settings = {
+        setting.name: setting
+        for config in configs
+        for setting in settings_of(config)
+        if not setting.is_python_only and setting.name not in hidden
+    }
+    unknown = sorted(str(name) for name in table if name not in settings)
+    if not unknown:
+        return
+    names = {inner: f"{name}.{inner}" for name, s in settings.items() for inner in _inner(s)}
+    names |= {name: name for name in settings}
+    guesses = [
+        prefix + names[guess]
+        for name in unknown
+        if name not in hidden and (guess := closest(name, names))
+    ]
+    known = ", ".join(prefix + name for name in sorted(settings))
+    raise ConfigError(
+        f"unknown setting {', '.join(prefix + name[:SHOWN_CHARACTERS_MAX] for name in unknown)}",
+        hint=f"did you mean {', '.join(guesses)}?" if guesses else f"known are {known}",
+    )
+
+
+def divide(table: Mapping[str, Any], config: type[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of `config` in a table, and the others."""
+    own = {setting.name for setting in settings_of(config)}
+    return (
+        {name: value for name, value in table.items() if name in own},
+        {name: value for name, value in table.items() if name not in own},
+    )
+
+
+def check_one(config: type[Any], name: str, value: Any) -> None:
+    """ConfigError unless one setting of a config may have this value."""
+    (setting,) = (setting for setting in settings_of(config) if setting.name == name)
+    take(name, setting.expected, value, setting.default)
+
+
+def load(path: str | Path, *configs: type[Any]) -> dict[str, Any]:
+    """Parse a TOML file, and make the paths of these configs relative to the file's folder."""
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"can't read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        # Not only TOMLDecodeError: tomllib lets through what Python says of an endless number.
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    for config in configs:
+        _resolve(table, config, path.parent)
+    return table
+
+
+def _resolve(table: dict[str, Any], config: type[Any], folder: Path) -> None:
+    for setting in settings_of(config):
+        value = table.get(setting.name)
+        if is_config(setting.kind) and isinstance(value, dict):
+            _resolve(value, setting.kind, folder)
+        # Empty stays empty where it means "none".
+        elif isinstance(value, str) and _is_path(setting) and (value or setting.default != ""):
+            table[setting.name] = str(folder / value)
+
+
+def _from_toml(setting: Setting, value: Any, prefix: str) -> Any:
+    kind = setting.kind
+    if not isinstance(value, Mapping):
+        return value
+    if is_config(kind):
+        return build(kind, value, f"{prefix}{setting.name}.")
+    if get_origin(kind) is Mapping and split(get_args(kind)[0])[0] is int:
+        return _by_number(setting.name, value)
+    return value
+
+
+def _by_number(name: str, table: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The table with its keys as numbers, but for those that are none: they are left to `check`."""
+    numbered: dict[Any, Any] = {}
+    for key, value in table.items():
+        is_number = isinstance(key, str) and key.isascii() and key.isdigit()
+        number = int(key) if is_number and len(key) <= _DIGITS_MAX else key
+        if number in numbered:
+            raise ConfigError(f"{name} names {shown(number)} twice", hint="each id stands once")
+        numbered[number] = value
+    return numbered
+
+
+def _is_path(setting: Setting) -> bool:
+    return Path in (setting.kind, *get_args(setting.kind))
+
+
+def _inner(setting: Setting) -> list[str]:
+    """The names of the settings in a setting that is a config itself."""
+    return [inner.name for inner in settings_of(setting.kind)] if is_config(setting.kind) else []

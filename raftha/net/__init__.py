@@ -1,0 +1,1 @@
+"""Between members: connections, frames, TLS and certificates."""

@@ -1,0 +1,222 @@
+"""Certificates for a cluster: a CA of its own, and one certificate per node.
+
+    DIR/ca.crt, ca.key           the CA; its key signs nodes' certificates, keep it off the nodes
+    DIR/node-1.crt, node-1.key   a node's; with ca.crt all that the node needs
+
+Theory of operation. The CA's certificate names the cluster by a URI, `raftha://<cluster name>`, and
+a node's names the node, `raftha://<cluster name>/node/<id>` (`raftha.net.tls` says who compares
+them). So a certificate is of use only to the node it was made for. Hosts, if any, are named too:
+then the same certificate serves the listener for clients, who check the host they dialled.
+
+Keys are ECDSA P-256, written unencrypted to files that only their owner may read. Nothing is ever
+overwritten: a CA whose key is lost can't be replaced without giving every node a new certificate.
+Who holds a CA's key can make any node's certificate; who holds a node's key can be that node, until
+the certificate expires or the node is removed. There is no revocation.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from raftha.errors import ConfigError
+from raftha.net.tls import cluster_uri, node_uri, read_file, read_secret
+
+CA_DAYS = 3650
+NODE_DAYS = 825
+"""What some TLS stacks take at most."""
+DAYS_MAX = 36_500
+_SKEW = dt.timedelta(hours=1)
+"""Valid from an hour ago: another node's clock may be behind."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What was written, and until when it is valid."""
+
+    certificate: Path
+    key: Path
+    ca: Path
+    expires: dt.datetime
+
+
+def make_ca(cluster_name: str, folder: Path, days: int = CA_DAYS) -> Made:
+    """Write a new CA into `folder`; ConfigError if there is one, or if it can't be written."""
+    if not cluster_name or len(cluster_name.encode()) > 64:
+        raise ConfigError("a cluster's name must be 1 to 64 bytes of UTF-8")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _name(cluster_name, "raftha CA")
+    builder = _builder(name, name, key.public_key(), key.public_key(), days)
+    builder = (
+        builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(is_ca=True), critical=True)
+        .add_extension(_names(cluster_uri(cluster_name), ()), critical=False)
+    )
+    certificate = builder.sign(key, hashes.SHA256())
+    path = folder / "ca.crt"
+    _write_pair(certificate, path, key, folder / "ca.key")
+    return Made(
+        certificate=path,
+        key=folder / "ca.key",
+        ca=path,
+        expires=certificate.not_valid_after_utc,
+    )
+
+
+def make_node(
+    ca_folder: Path, node_id: int, folder: Path, days: int = NODE_DAYS, hosts: Sequence[str] = ()
+) -> Made:
+    """Write a certificate for a node of `ca_folder`'s cluster, its key, and a copy of ca.crt.
+
+    `hosts` are names and IP addresses by which clients reach the node. ConfigError if one of the
+    files is there already (but for the same ca.crt) or can't be written, or the CA can't be used.
+    """
+    if not 0 < node_id < 1 << 32:
+        raise ConfigError(f"{node_id} is not a node id from 1 to 2**32 - 1")
+    ca, ca_key, cluster_name = _load_ca(ca_folder)
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = _name(cluster_name, f"node {node_id}")
+    builder = _builder(subject, ca.subject, key.public_key(), ca_key.public_key(), days)
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    builder = (
+        builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(is_ca=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .add_extension(_names(node_uri(cluster_name, node_id), hosts), critical=False)
+    )
+    certificate = builder.sign(ca_key, hashes.SHA256())
+    path, key_path = folder / f"node-{node_id}.crt", folder / f"node-{node_id}.key"
+    copy = _copy_ca(ca, folder / "ca.crt")
+    _write_pair(certificate, path, key, key_path)
+    return Made(certificate=path, key=key_path, ca=copy, expires=certificate.not_valid_after_utc)
+
+
+def _load_ca(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey, str]:
+    """A CA's certificate, key, and the name of its cluster."""
+    path, key_path = folder / "ca.crt", folder / "ca.key"
+    text = read_file("the CA's certificate", path)
+    secret = read_secret("the CA's key", key_path)
+    try:
+        ca = x509.load_pem_x509_certificate(text)
+        key = serialization.load_pem_private_key(secret, None)
+        names = ca.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+        cluster_name = unquote(uri.removeprefix("raftha://"), errors="strict")
+        ca.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, x509.ExtensionNotFound, InvalidSignature) as error:
+        raise ConfigError(
+            f"{folder} holds no CA that `raftha cert ca` made: {error}",
+            hint="ca.crt and ca.key are needed",
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != ca.public_key():
+        raise ConfigError(f"{key_path} is not the key of {path}")
+    return ca, key, cluster_name
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    issuer_key: ec.EllipticCurvePublicKey,
+    days: int,
+) -> x509.CertificateBuilder:
+    if not 0 < days <= DAYS_MAX:
+        raise ConfigError(f"a certificate is valid for 1 to {DAYS_MAX} days, not {days}")
+    now = dt.datetime.now(dt.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SKEW)
+        .not_valid_after(now + dt.timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False
+        )
+    )
+
+
+def _name(cluster_name: str, common_name: str) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster_name),
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+        ]
+    )
+
+
+def _names(uri: str, hosts: Sequence[str]) -> x509.SubjectAlternativeName:
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
+    for host in hosts:
+        try:
+            names.append(x509.IPAddress(ipaddress.ip_address(host)))
+        except ValueError:
+            if not host.isascii() or not host:
+                raise ConfigError(f"{host!r} is neither a host's name nor an address") from None
+            names.append(x509.DNSName(host))
+    return x509.SubjectAlternativeName(names)
+
+
+def _key_usage(*, is_ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not is_ca,
+        key_cert_sign=is_ca,
+        crl_sign=is_ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+# ------------------------------------------------------------------ files
+
+
+def _copy_ca(ca: x509.Certificate, path: Path) -> Path:
+    text = ca.public_bytes(serialization.Encoding.PEM)
+    if not path.exists():
+        _write(path, text, 0o644)
+    elif read_file("the CA's certificate", path) != text:
+        raise ConfigError(f"{path} is another CA's", hint="give each cluster a folder of its own")
+    return path
+
+
+def _write_pair(
+    certificate: x509.Certificate, path: Path, key: ec.EllipticCurvePrivateKey, key_path: Path
+) -> None:
+    for each in (path, key_path):
+        if each.exists():
+            raise ConfigError(f"{each} is there already", hint="move it away to make a new one")
+    secret = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    _write(key_path, secret, 0o600)
+    _write(path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    """Make a file that is not there yet, closed to others from its first moment."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise ConfigError(f"can't write {path}: {error.strerror}") from error

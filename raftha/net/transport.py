@@ -1,0 +1,501 @@
+"""Connections between members: one TCP connection a pair, frames in both directions.
+
+Theory of operation. Of two members, the one with the higher id dials, and dials again whenever the
+connection is lost; the other listens. Both send `Hello` first. A connection counts once both have
+accepted the other's: same protocol version, same cluster, the expected ids, and an incarnation that
+isn't another than before. Until then it can say nothing else, and it has `HANDSHAKE_TIMEOUT_S` for
+it, counted from the moment it was accepted; strangers get a `Refusal` and are counted, and only so
+many may be undecided at once, TLS handshakes among them.
+
+With TLS (`raftha.net.tls`) both sides have shown certificates before Hello, and a Hello must come
+from the very node that its connection's certificate is for.
+
+A node that was removed is told so when it calls, or when it is connected as that becomes known. If
+it was away then, and has a low id, it would wait for calls that never come: so a node that hasn't
+been called for `ASK_S` calls upwards, and is told. In the same way a new node is found that knows
+none of the members, since all that the cluster began with are gone.
+
+Loss is told to the node at once (`on_disconnected`), since for a follower it is the best sign that
+its leader died. There is no resending here: Raft does that, and it would only send what is stale.
+
+All of it runs on the node's event loop, so nothing here locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, cast
+
+from raftha.config import parse_address
+from raftha.errors import WireError
+from raftha.net.addresses import bind, look_up
+from raftha.net.refusals import Refusals
+from raftha.net.tls import PeerTls, TlsServer, describe, handshake_failure
+from raftha.net.wire import FRAME_BYTES_MAX, PROTOCOL_VERSION, FrameReader, Hello, Refusal, encode
+from raftha.node.messages import PeerMessage
+
+HANDSHAKE_TIMEOUT_S = 5.0
+UNDECIDED_MAX = 64
+REDIAL_MIN_S, REDIAL_MAX_S = 0.02, 0.5
+ASK_S = 2.0
+OUTGOING_BYTES_MAX = 64 << 20
+SILENCE_S = 10
+CLOSE_S = 1.0
+REMOVED = "the node was removed from the cluster"
+SHUTDOWN = "the node is stopped"
+FAREWELL_S = 0.05
+"""How long a stop waits for its farewells to leave."""
+
+log = logging.getLogger(__name__)
+
+
+class Receiver(Protocol):
+    """Who takes what the transport brings: the node."""
+
+    def on_message(self, message: PeerMessage) -> None: ...
+    def on_connected(self, peer: int, hello: Hello) -> None: ...
+    def on_disconnected(self, peer: int, reason: str) -> None:
+        """`reason`: node_shutdown, removed, timeout or network_error."""
+        ...
+
+    def on_removed(self) -> None:
+        """A member says that this node was removed from the cluster."""
+        ...
+
+    def on_refused(self) -> None:
+        """Somebody did not get in, or was thrown out."""
+        ...
+
+    def check_hello(self, hello: Hello) -> str:
+        """Why this member can't be accepted; "" if it can."""
+        ...
+
+
+class Transport:
+    """This member's connections to the others."""
+
+    def __init__(
+        self,
+        hello: Hello,
+        address: str,
+        receiver: Receiver,
+        random: Callable[[], float],
+        tls: PeerTls | None = None,
+    ) -> None:
+        """Listens at `address`. `hello` is what this member says of itself, but for its `to`."""
+        self.id = hello.sender
+        self._address = address
+        self._members: dict[int, str] = {}
+        self._removed: frozenset[int] = frozenset()
+        self._refusals = Refusals(log, f"peer refused node={hello.sender}")
+        self._hello = hello
+        self._receiver = receiver
+        self._random = random
+        self._tls = tls
+        self._connected: dict[int, Connection] = {}
+        self._undecided: set[Connection] = set()
+        self._open: set[Connection] = set()
+        self._dialers: dict[int, asyncio.Task[None]] = {}
+        self._servers: list[asyncio.Server | TlsServer] = []
+        self._names = ThreadPoolExecutor(2, thread_name_prefix=f"raftha-{self.id}-names")
+        self._is_paused = False
+
+    async def start(self) -> None:
+        """Listen and begin to dial; OSError if the address can't be bound."""
+        host, port = parse_address("address", self._address)
+        if self._tls is None:
+            await self._listen(await bind(host, port))
+            return
+        server = TlsServer(
+            self._tls.server,
+            lambda: Connection(self, None),
+            room=lambda: UNDECIDED_MAX - len(self._undecided),
+            refused=self.refused,
+            handshake_s=HANDSHAKE_TIMEOUT_S,
+        )
+        await server.bind(host, port)
+        self._servers.append(server)
+        await server.start_serving()
+
+    async def _listen(self, listeners: list[socket.socket]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            for listener in listeners:
+                server = await loop.create_server(lambda: Connection(self, None), sock=listener)
+                self._servers.append(server)
+        except OSError:
+            for listener in listeners:
+                listener.close()
+            raise
+
+    def renew(self, tls: PeerTls) -> None:
+        """From now on show, and ask for, these certificates; connections that are there go on."""
+        self._tls = tls
+        for server in self._servers:
+            if isinstance(server, TlsServer):
+                server.renew(tls.server)
+
+    def set_members(self, addresses: Mapping[int, str], removed: frozenset[int]) -> None:
+        """Dial these members, as far as it is this one's turn to, and refuse the removed ones."""
+        self._is_paused = False
+        self._members, self._removed = dict(addresses), removed
+        for peer in [peer for peer in self._dialers if peer not in self._members]:
+            self._dialers.pop(peer).cancel()
+        for peer in [peer for peer in self._connected if peer in removed]:
+            self._connected[peer].dismiss()
+        for peer in self._members:
+            if peer not in self._dialers:
+                call = self._dial(peer) if peer < self.id else self._ask(peer)
+                self._dialers[peer] = asyncio.get_running_loop().create_task(call)
+
+    async def stop(self) -> None:
+        """Close everything; the receiver hears nothing more, and peers that this is on purpose."""
+        farewells = []
+        for connection in self._connected.values():
+            connection.say_farewell()
+            farewells.append(asyncio.ensure_future(connection.wait_closed()))
+        self._connected.clear()
+        if farewells:
+            await asyncio.wait(farewells, timeout=FAREWELL_S)
+        for server in self._servers:
+            server.close()
+        self._names.shutdown(wait=False, cancel_futures=True)
+        await self.pause()
+        for server in self._servers:
+            if isinstance(server, TlsServer):
+                await server.wait_closed()
+
+    async def pause(self) -> None:
+        """Close all connections, unseen by the receiver, and take no new ones until `set_members`.
+
+        The port stays this one's.
+        """
+        self._is_paused = True
+        for dialer in self._dialers.values():
+            dialer.cancel()
+        self._connected.clear()
+        self._undecided.clear()
+        await asyncio.gather(*self._dialers.values(), return_exceptions=True)
+        self._dialers.clear()
+        # Until they are really closed: an event loop that ends before its connections may hang.
+        deadline = asyncio.get_running_loop().time() + CLOSE_S
+        while self._open and asyncio.get_running_loop().time() < deadline:
+            for connection in self._open:
+                connection.abandon()
+            await asyncio.sleep(0.001)
+
+    def is_connected(self, peer: int) -> bool:
+        return peer in self._connected
+
+    def hang_up(self, peer: int) -> None:
+        """End the connection to a member that says nothing; the receiver is told: timeout."""
+        connection = self._connected.get(peer)
+        if connection is not None:
+            connection.hang_up()
+
+    def send(self, message: PeerMessage) -> None:
+        """Send, or drop it if there is no connection: the node was told when it was lost."""
+        connection = self._connected.get(message.to)
+        if connection is not None:
+            connection.send(encode(message))
+
+    async def _dial(self, peer: int) -> None:
+        loop = asyncio.get_running_loop()
+        host, port = parse_address("address", self._members[peer])
+        pause = REDIAL_MIN_S
+        while True:
+            if peer in self._connected:
+                # It called, when this node didn't know it yet.
+                await asyncio.sleep(REDIAL_MAX_S)
+                continue
+            connection = Connection(self, peer)
+            try:
+                async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                    await self._connect(loop, connection, host, port)
+                if await connection.wait_closed():
+                    pause = REDIAL_MIN_S
+            except (OSError, UnicodeError) as error:
+                # It isn't there, or has no such name now; TimeoutError is an OSError.
+                reason = handshake_failure(error) if self._tls is not None else ""
+                if reason:
+                    self.refused(f"{host}:{port}", reason)
+            # Jitter keeps members that were cut off together from coming back together.
+            await asyncio.sleep(pause * (0.5 + self._random()))
+            pause = min(2 * pause, REDIAL_MAX_S)
+
+    async def _ask(self, peer: int) -> None:
+        """Call a node that should call, and doesn't: it says why, if it is there."""
+        loop = asyncio.get_running_loop()
+        host, port = parse_address("address", self._members[peer])
+        while True:
+            await asyncio.sleep(ASK_S * (0.5 + self._random()))
+            if peer in self._connected:
+                continue
+            connection = Connection(self, peer)
+            try:
+                async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                    await self._connect(loop, connection, host, port)
+                await connection.wait_closed()
+            except (OSError, UnicodeError):
+                continue  # It isn't there; TimeoutError is an OSError.
+
+    async def _connect(
+        self, loop: asyncio.AbstractEventLoop, connection: Connection, host: str, port: int
+    ) -> None:
+        tls: dict[str, Any] = {}
+        if self._tls is not None:
+            tls = {
+                "ssl": self._tls.client,
+                "server_hostname": "",  # The certificate names a node, not a host.
+                "ssl_handshake_timeout": HANDSHAKE_TIMEOUT_S,
+            }
+        numbers = await look_up(host, port, self._names)
+        for number in numbers:
+            try:
+                await loop.create_connection(lambda: connection, number, port, **tls)
+                return
+            except OSError as error:
+                if number == numbers[-1] or handshake_failure(error):
+                    raise
+
+    # What a connection tells its transport.
+
+    def opened(self, connection: Connection) -> bool:
+        """Whether a new connection may stay for its handshake."""
+        self._open.add(connection)
+        incoming = sum(each.expected is None for each in self._undecided)
+        is_full = connection.expected is None and incoming >= UNDECIDED_MAX
+        if is_full or self._is_paused:
+            return False
+        self._undecided.add(connection)
+        return True
+
+    def greeting(self, peer: int) -> bytes:
+        return encode(self._hello._replace(to=peer))
+
+    def judge(self, connection: Connection, hello: Hello) -> str:
+        """Why `hello` is refused; "" if the connection now counts."""
+        own = self._hello
+        if hello.protocol_version != PROTOCOL_VERSION:
+            return f"protocol version {hello.protocol_version}, here it is {PROTOCOL_VERSION}"
+        if hello.cluster_id != own.cluster_id:
+            return f"cluster {hello.cluster_id}, here it is {own.cluster_id}"
+        if hello.to != self.id:
+            return f"meant for node {hello.to}, this is node {self.id}"
+        reason = self.check_certificate(connection, hello.sender)
+        if reason:
+            return f"it says it is node {hello.sender}, but {reason}"
+        # A node that isn't known may come from a later membership than this one has heard of; of a
+        # low id too, since this one would never call it.
+        is_expected = hello.sender == connection.expected or (
+            connection.expected is None
+            and (hello.sender > self.id or hello.sender not in self._members)
+        )
+        if hello.sender in self._removed:
+            return REMOVED
+        if not is_expected:
+            return f"node {hello.sender} is not expected to call"
+        return self._receiver.check_hello(hello)
+
+    def check_certificate(self, connection: Connection, node_id: int) -> str:
+        """Why who is at the other end can't be `node_id`; "" if it is, or without TLS."""
+        return self._tls.refusal(connection.certificate, node_id) if self._tls else ""
+
+    def accepted(self, connection: Connection, hello: Hello) -> None:
+        self._undecided.discard(connection)
+        earlier = self._connected.pop(hello.sender, None)
+        if earlier is not None:
+            # The peer dialled anew, so for it the earlier connection is dead already.
+            earlier.abandon()
+            self._receiver.on_disconnected(hello.sender, "network_error")
+        self._connected[hello.sender] = connection
+        self._receiver.on_connected(hello.sender, hello)
+
+    @property
+    def refused_total(self) -> int:
+        """How many did not get in or were thrown out."""
+        return self._refusals.total
+
+    def refused(self, remote: str, reason: str) -> None:
+        """Count, and log, a peer that did not get in or was thrown out."""
+        self._refusals.add(remote, reason)
+        self._receiver.on_refused()
+
+    def closed(self, connection: Connection, peer: int | None) -> None:
+        self._open.discard(connection)
+        self._undecided.discard(connection)
+        if peer is not None and self._connected.get(peer) is connection:
+            del self._connected[peer]
+            self._receiver.on_disconnected(peer, connection.end)
+
+    def on_removed(self) -> None:
+        self._receiver.on_removed()
+
+    def received(self, message: PeerMessage) -> None:
+        self._receiver.on_message(message)
+
+
+class Connection(asyncio.Protocol):
+    """One TCP connection, from its handshake to its end."""
+
+    def __init__(self, owner: Transport, expected: int | None) -> None:
+        """`expected` is the member that was dialled; None for a connection that came in."""
+        self.expected = expected
+        self.remote = "?"
+        self.certificate: Mapping[str, Any] | None = None
+        self._owner = owner
+        self._made_at = asyncio.get_running_loop().time()
+        self._peer: int | None = None
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._closed = asyncio.get_running_loop().create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_abandoned = False
+        self._was_dropped = False
+        self.end = "network_error"
+        """Why it ends, or would end now."""
+
+    async def wait_closed(self) -> bool:
+        """Wait for the end; whether the connection ever counted."""
+        await self._closed
+        return self._peer is not None
+
+    def abandon(self) -> None:
+        """Close without telling the owner."""
+        self._is_abandoned = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def dismiss(self) -> None:
+        """Tell the peer that it was removed, and close."""
+        assert self._transport is not None
+        self.end = "removed"
+        self._transport.write(encode(Refusal(REMOVED, True)))
+        self._transport.close()
+
+    def hang_up(self) -> None:
+        """Close at once, for the peer's silence."""
+        assert self._transport is not None
+        self.end = "timeout"
+        self._transport.abort()
+
+    def say_farewell(self) -> None:
+        """Tell the peer that this node is stopped on purpose, and close."""
+        assert self._transport is not None
+        self._is_abandoned = True
+        self._transport.write(encode(Refusal(SHUTDOWN, False)))
+        self._transport.close()
+
+    def send(self, frame: bytes) -> None:
+        assert self._transport is not None
+        if self._transport.is_closing():
+            return  # As good as lost: the receiver is about to hear of it.
+        self._transport.write(frame)
+        if self._transport.get_write_buffer_size() > OUTGOING_BYTES_MAX:
+            self._drop(f"it has not taken {OUTGOING_BYTES_MAX} bytes")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports have all of `asyncio.Transport` without being one.
+        self._transport = cast(asyncio.Transport, transport)
+        self.remote = str(transport.get_extra_info("peername"))
+        _notice_silence(transport.get_extra_info("socket"))
+        self.certificate = transport.get_extra_info("peercert")
+        if not self._owner.opened(self):
+            self._drop("too many connections at once")
+            return
+        loop = asyncio.get_running_loop()
+        # One that came in was made when it was accepted: a TLS handshake has used up time already.
+        begun_at = self._made_at if self.expected is None else loop.time()
+        deadline = begun_at + HANDSHAKE_TIMEOUT_S
+        self._timer = loop.call_at(deadline, self._drop, "it said no hello in time")
+        if self.expected is not None:
+            self._transport.write(self._owner.greeting(self.expected))
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_abandoned:
+            return
+        try:
+            for frame in self._reader.feed(data):
+                if self._is_abandoned:
+                    return
+                if self._peer is None:
+                    self._on_first(frame)
+                elif isinstance(frame, Refusal):
+                    # The dialling side judges last: for this side the connection counts already.
+                    self._on_refusal(frame)
+                elif isinstance(frame, Hello):
+                    raise WireError("Hello in mid-stream")
+                elif frame.sender != self._peer or frame.to != self._owner.id:
+                    raise WireError(f"node {self._peer} speaks for {frame.sender} to {frame.to}")
+                else:
+                    self._owner.received(frame)
+        except WireError as error:
+            self._drop(str(error))
+
+    def _on_first(self, frame: object) -> None:
+        if isinstance(frame, Refusal):
+            self._on_refusal(frame)
+        if not isinstance(frame, Hello):
+            raise WireError("the first frame must be Hello")
+        assert self._transport is not None
+        reason = self._owner.judge(self, frame)
+        if reason:
+            self._transport.write(encode(Refusal(reason, reason == REMOVED)))
+            self._owner.refused(self.remote, reason)
+            self._is_abandoned = True
+            self._transport.close()
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.expected is None:
+            self._transport.write(self._owner.greeting(frame.sender))
+        self._peer = frame.sender
+        self._reader.bytes_max = FRAME_BYTES_MAX
+        self._owner.accepted(self, frame)
+
+    def _on_refusal(self, refusal: Refusal) -> None:
+        # Only a member may say that, not whoever connects: the one dialled, or that said hello.
+        speaker = self._peer if self._peer is not None else self.expected
+        is_member = speaker is not None and not self._owner.check_certificate(self, speaker)
+        if refusal.is_removed and is_member:
+            self.end = "removed"
+            self._owner.on_removed()
+        elif refusal.reason == SHUTDOWN and self._peer is not None:
+            self.end = "node_shutdown"  # It hangs up itself.
+            return
+        raise WireError(f"it refused us: {refusal.reason}")
+
+    def _drop(self, reason: str) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._owner.refused(self.remote, reason)
+            self._was_dropped = True
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._closed.done():
+            self._closed.set_result(None)
+        if self._is_abandoned:
+            self._owner.closed(self, None)
+        else:
+            if self._peer is None and not self._was_dropped:
+                # In TLS 1.3 a dialler's handshake is over before the other side has judged it.
+                detail = f" ({describe(exc)})" if exc else ""
+                hint = "if it goes on, its log says why"
+                self._owner.refused(self.remote, f"it hung up before its hello{detail}; {hint}")
+            if isinstance(exc, TimeoutError):
+                self.end = "timeout"
+            self._owner.closed(self, self._peer)
+
+
+def _notice_silence(connection: socket.socket) -> None:
+    """Have the kernel end a connection whose other side has vanished without a word."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_S)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_S // 2)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)

@@ -1,0 +1,238 @@
+"""What peers say to each other, as bytes: one length, one msgpack array, nothing executable.
+
+Theory of operation. A frame is a little-endian u32 length and a msgpack array `[code, field, ...]`;
+the codes are those of `_CODES`, the fields those of the message's class, in order. An entry travels
+as the very bytes that the log holds (`Entry.data`). Everything that comes in is checked against the
+class's field types and against hard limits before anything acts on it; whatever doesn't fit is a
+`WireError`, upon which the connection is dropped.
+
+The first frame in each direction is `Hello`, and nothing larger than `HELLO_BYTES_MAX` is read
+before it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast, get_origin, get_type_hints
+
+import msgpack
+
+from raftha.config import MEMBERS_MAX
+from raftha.core import (
+    Append,
+    AppendReply,
+    Healed,
+    Heartbeat,
+    HeartbeatReply,
+    PositionsReply,
+    PositionsRequest,
+    ReadReply,
+    ReadRequest,
+    SnapshotOffer,
+    TimeoutNow,
+    VoteReply,
+    VoteRequest,
+)
+from raftha.core.durable_indexes import BEHIND_MAX
+from raftha.entry import Entry, decode_entry
+from raftha.errors import WireError
+from raftha.node.messages import (
+    Forward,
+    ForwardReply,
+    HealthReply,
+    HealthRequest,
+    MembershipReply,
+    MembershipRequest,
+    PeerMessage,
+    ReplicaReport,
+    ReplicaRow,
+    SnapshotChunk,
+    SnapshotReply,
+    SpaceReport,
+    TransferReply,
+    TransferRequest,
+)
+from raftha.types import ReplicaState
+
+PROTOCOL_VERSION = 5
+FRAME_BYTES_MAX = 32 << 20
+HELLO_BYTES_MAX = 1024
+INT_MAX = 1 << 63
+"""Terms, indexes, ids and numbers are below it; so there is room to count on in 64 bits."""
+_ARRAY_LENGTH_MAX = 1 << 16
+
+_LENGTH = struct.Struct("<I")
+_TLS_HANDSHAKE = b"\x16\x03"
+
+
+class Hello(NamedTuple):
+    """Who speaks, and who is meant; the first frame in each direction."""
+
+    protocol_version: int
+    cluster_id: str
+    sender: int
+    to: int
+    incarnation: int
+    client_address: str
+
+
+class Refusal(NamedTuple):
+    """Why the sender is about to close the connection.
+
+    `is_removed`: because the receiver was removed from the cluster, and is to learn of it.
+    """
+
+    reason: str
+    is_removed: bool
+
+
+Frame = PeerMessage | Hello | Refusal
+
+_CODES: dict[type[Any], int] = {
+    Hello: 1,
+    Refusal: 2,
+    VoteRequest: 3,
+    VoteReply: 4,
+    Append: 5,
+    AppendReply: 6,
+    Heartbeat: 7,
+    HeartbeatReply: 8,
+    ReadRequest: 9,
+    ReadReply: 10,
+    TimeoutNow: 11,
+    Forward: 12,
+    ForwardReply: 13,
+    TransferRequest: 14,
+    TransferReply: 15,
+    MembershipRequest: 16,
+    MembershipReply: 17,
+    SnapshotOffer: 18,
+    SnapshotChunk: 19,
+    SnapshotReply: 20,
+    HealthRequest: 21,
+    HealthReply: 22,
+    SpaceReport: 23,
+    PositionsRequest: 24,
+    PositionsReply: 25,
+    Healed: 26,
+    ReplicaReport: 27,
+}
+_WITH_POSITIONS = frozenset((Append, Heartbeat, PositionsReply))
+_CLASSES: dict[int, tuple[type[Any], tuple[type, ...]]] = {
+    code: (cls, tuple(get_origin(kind) or kind for kind in get_type_hints(cls).values()))
+    for cls, code in _CODES.items()
+}
+
+
+def encode(message: Frame) -> bytes:
+    """The frame that carries `message`."""
+    fields: tuple[Any, ...] = message
+    if isinstance(message, Append):
+        entries = [entry.data for entry in message.entries]
+        fields = message._replace(entries=entries)  # type: ignore[arg-type]  # as bytes
+    body: bytes = msgpack.packb((_CODES[type(message)], *fields))
+    assert len(body) <= FRAME_BYTES_MAX, "whoever fills messages keeps to smaller limits"
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode(body: bytes) -> Frame:
+    """Read a frame's body; WireError unless it is a message with fields of the right types."""
+    try:
+        values = msgpack.unpackb(
+            body,
+            use_list=False,
+            max_array_len=_ARRAY_LENGTH_MAX,
+            max_str_len=HELLO_BYTES_MAX,
+            max_map_len=0,
+            max_ext_len=0,
+        )
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise WireError(f"a frame is not msgpack: {error}") from error
+    if not isinstance(values, tuple) or not values or type(values[0]) is not int:
+        raise WireError("a frame is an array that begins with a code")
+    known = _CLASSES.get(values[0])
+    if known is None:
+        raise WireError(f"unknown message code {values[0]}")
+    cls, kinds = known
+    if len(values) - 1 != len(kinds):
+        raise WireError(f"{cls.__name__} has {len(kinds)} fields, got {len(values) - 1}")
+    for value, kind in zip(values[1:], kinds, strict=True):
+        if type(value) is not kind or (type(value) is int and not 0 <= value < INT_MAX):
+            raise WireError(f"{cls.__name__} has a field of a wrong type: {value!r:.40}")
+    message = cls(*values[1:])
+    if cls in _WITH_POSITIONS:
+        _check_behind(message.behind)
+    if cls is ReplicaReport:
+        return cast(Frame, message._replace(rows=_decode_rows(message.rows)))
+    return _with_entries(message) if cls is Append else cast(Frame, message)
+
+
+def _decode_rows(rows: tuple[Any, ...]) -> tuple[ReplicaRow, ...]:
+    if len(rows) > MEMBERS_MAX:
+        raise WireError(f"there are at most {MEMBERS_MAX} members")
+    for row in rows:
+        if type(row) is not tuple or len(row) != len(ReplicaRow._fields):
+            raise WireError("a replica's row is an array of numbers")
+        if not all(type(number) is int and 0 <= number < INT_MAX for number in row):
+            raise WireError("a replica's row has whole numbers")
+        if row[1] >= len(ReplicaState):
+            raise WireError(f"{row[1]} is no state of a replica")
+    return tuple(ReplicaRow(*row) for row in rows)
+
+
+def _check_behind(behind: tuple[Any, ...]) -> None:
+    if len(behind) > BEHIND_MAX or len(behind) % 2:
+        raise WireError(f"positions are pairs of numbers, at most {BEHIND_MAX // 2}")
+    if not all(type(number) is int and 0 <= number < INT_MAX for number in behind):
+        raise WireError("positions are whole numbers")
+
+
+def _with_entries(message: Append) -> Append:
+    """The append whose entries, bytes so far, are decoded."""
+    entries: list[Entry] = []
+    index, term = message.prev_index, message.prev_term
+    encoded: Sequence[Any] = message.entries
+    for data in encoded:
+        if type(data) is not bytes:
+            raise WireError("an append's entries are byte strings")
+        try:
+            entry = decode_entry(data)
+        except ValueError as error:
+            raise WireError(str(error)) from error
+        if entry.index != index + 1 or entry.term < term:
+            raise WireError(f"entry {entry.index} of term {entry.term} follows {index} of {term}")
+        entries.append(entry)
+        index, term = entry.index, entry.term
+    if term > message.term:
+        raise WireError(f"an append of term {message.term} holds an entry of term {term}")
+    return message._replace(entries=tuple(entries))
+
+
+class FrameReader:
+    """Cuts a stream of bytes into messages; holds at most one unfinished frame."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self.bytes_max = HELLO_BYTES_MAX
+        """The longest frame that is accepted; raise it once the peer has said who it is."""
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Yield the messages that `data` completes; WireError ends the stream for good."""
+        self._buffer += data
+        offset = 0
+        try:
+            while len(self._buffer) - offset >= _LENGTH.size:
+                (size,) = _LENGTH.unpack_from(self._buffer, offset)
+                if size > self.bytes_max:
+                    if self._buffer.startswith(_TLS_HANDSHAKE):
+                        raise WireError("it speaks TLS, which is not configured here")
+                    raise WireError(f"a frame of {size} bytes is over the limit {self.bytes_max}")
+                end = offset + _LENGTH.size + size
+                if len(self._buffer) < end:
+                    break
+                body = bytes(memoryview(self._buffer)[offset + _LENGTH.size : end])
+                offset = end
+                yield decode(body)
+        finally:
+            del self._buffer[:offset]

@@ -1,0 +1,138 @@
+"""Writes that are committed, and whose callers wait for more disks than a majority's.
+
+Theory of operation. When a node has applied a write of its own callers, it knows who has it on
+disk: as leader from its followers' replies, as follower from what the leader tells along with the
+commit index (`core/durable_indexes.py`). A caller who wants more waits here. The leader tells
+followers that wait as soon as another disk has it. Voters are counted by the membership that holds
+at the moment, so a change of it can't make a caller wait for one who is gone.
+
+Whoever waits too long gets `AcknowledgementTimeout` with the receipt: the write itself is beyond
+doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from raftha.core import Raft
+from raftha.errors import AcknowledgementTimeout, InvalidRequest
+from raftha.membership import Membership
+from raftha.node.operations import ALL_VOTERS, GroupOperation, Operation, WriteOperation
+from raftha.storage.state.sessions import Outcome
+from raftha.types import Acknowledgement, Receipt, ReplicationMode
+
+Wanting = WriteOperation | GroupOperation
+
+
+class _Waiting(NamedTuple):
+    """A write whose result, at `index`, has come; its caller waits until `deadline`."""
+
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    operation: Wanting
+    result: Receipt | Outcome
+    deadline: float
+
+
+class Acknowledgements:
+    """Who has what is applied here, and who waits for others to have it."""
+
+    def __init__(
+        self, core: Raft, deliver: Callable[[Operation, Any], None], timeout_s: float
+    ) -> None:
+        """`timeout_s`: how long a committed write waits here at most."""
+        self._core = core
+        self._deliver = deliver
+        self._timeout_s = timeout_s
+        self._waiting: list[_Waiting] = []
+
+    def of(self, index: int, mode: ReplicationMode | None = None) -> Acknowledgement:
+        """Who is known to have entry `index`, which is applied here."""
+        acked_by = holders(self._core, index)
+        members = self._core.membership.members
+        regions = dict.fromkeys(members[i].region for i in acked_by if i in members)
+        return Acknowledgement(mode or ReplicationMode.ASYNC_WITH_ACK, acked_by, tuple(regions))
+
+    def add(self, operation: Wanting, result: Receipt | Outcome, now: float) -> None:
+        """Deliver `result` once as many have it as the caller wants."""
+        deadline = min(operation.deadline, now + self._timeout_s)
+        waiting = _Waiting(result.index, operation, result, deadline)
+        if not self._release(waiting):
+            self._waiting.append(waiting)
+            self._core.watch_positions(result.index)
+
+    def check(self) -> None:
+        """Release those for whom enough have it by now."""
+        if self._waiting:
+            self._waiting = [w for w in self._waiting if not self._release(w)]
+
+    def expire(self, now: float) -> float:
+        """Release those who have waited long enough; return the next deadline there is."""
+        for waiting in self._waiting:
+            if waiting.deadline <= now and waiting.operation.waiter is not None:
+                self._deliver(waiting.operation, self._late(waiting))
+        self._waiting = [w for w in self._waiting if w.operation.waiter is not None]
+        return min((waiting.deadline for waiting in self._waiting), default=float("inf"))
+
+    def abort(self) -> None:
+        """The node ends: nobody can be waited for any more."""
+        self.expire(float("inf"))
+
+    def _release(self, waiting: _Waiting) -> bool:
+        operation = waiting.operation
+        if operation.waiter is None:
+            return True
+        wanted = _wanted(operation.acks, self._core.membership)
+        if len(self._missing(waiting.index)) > len(self._core.membership.voters) - wanted:
+            return False
+        self._deliver(operation, self._result(waiting))
+        return True
+
+    def _missing(self, index: int) -> Sequence[int]:
+        held_by = holders(self._core, index)
+        return [voter for voter in self._core.membership.voters if voter not in held_by]
+
+    def _result(self, waiting: _Waiting) -> Receipt | Outcome:
+        is_sync = waiting.operation.acks == ALL_VOTERS
+        mode = ReplicationMode.SYNC if is_sync else ReplicationMode.ASYNC_WITH_ACK
+        acknowledgement = self.of(waiting.index, mode)
+        return waiting.result._replace(acknowledgement=acknowledgement)
+
+    def _late(self, waiting: _Waiting) -> AcknowledgementTimeout:
+        missing = tuple(self._missing(waiting.index))
+        wanted = _wanted(waiting.operation.acks, self._core.membership)
+        nodes = ", ".join(map(str, missing)) or "too few voters"
+        return AcknowledgementTimeout(
+            f"committed as entry {waiting.index}, but not on {wanted} disks in time: {nodes}",
+            self._result(waiting),
+            missing,
+            hint="it stays; to send it again would be another write",
+        )
+
+
+def holders(core: Raft, index: int) -> tuple[int, ...]:
+    """Who is known to have entry `index`, which is applied here, on disk; also if removed since.
+
+    A node that heals is no witness, this one neither.
+    """
+    own = set() if core.is_healing else {core.id}
+    return tuple(sorted(own.union(core.log.positions.holders(index))))
+
+
+def _wanted(acks: int, membership: Membership) -> int:
+    """How many voters that is."""
+    if acks == ALL_VOTERS:
+        return len(membership.voters)
+    # A membership that has grown since may need more to commit at all.
+    return max(acks, membership.quorum)
+
+
+def check_wanted(acks: int, membership: Membership) -> None:
+    """InvalidRequest if so many voters are fewer than a majority, or more than there are."""
+    voters = len(membership.voters)
+    if acks > 0 and not membership.quorum <= acks <= voters:
+        raise InvalidRequest(
+            f"write_quorum must be 0, or from {membership.quorum} to {voters} with {voters}"
+            f" voters, got {acks}",
+            hint="a write is only safe on a majority",
+        )

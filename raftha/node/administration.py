@@ -1,0 +1,353 @@
+"""What operators ask of a cluster: another leader, another member, one member less.
+
+Theory of operation. Only the leader can do these, so a node that is asked sends a request to the
+leader, and again, marked as repeated, when there is a new leader or no answer for a while: all
+requests say what is to be, not what is to be done, so asking twice does no harm. A refusal comes
+back as a reply; success is seen in this node's own state: the leader it knows, the membership it
+has applied.
+
+Where no leader is known, the node that is to lead is asked to campaign: an election like any other,
+which needs a majority, and a log that lacks nothing. If it isn't elected, others are asked in turn;
+one that is then hands over, once the wanted one has everything.
+
+A leader that is to be removed hands over first, and says nothing: its successor will be asked
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, assert_never
+
+from raftha.core import Raft
+from raftha.errors import (
+    InvalidRequest,
+    MembershipChangePending,
+    NotLeader,
+    RafthaError,
+    Rejected,
+    ReplicaTooSlow,
+    RequestTimeout,
+    TransferFailed,
+    Unavailable,
+)
+from raftha.membership import Membership
+from raftha.node.messages import (
+    AdminMessage,
+    MembershipReply,
+    MembershipRequest,
+    TransferReply,
+    TransferRequest,
+)
+from raftha.node.operations import MembershipOperation, Operation, TransferOperation
+
+ASK_AGAIN_AFTER_S = 0.25
+ASKS_UNTIL_OTHERS = 4
+
+_REFUSALS: dict[str, type[Rejected]] = {
+    kind.__name__: kind
+    for kind in (InvalidRequest, MembershipChangePending, ReplicaTooSlow, TransferFailed)
+}
+
+
+class Administration:
+    """The operators' requests on one node: those of its callers, and those sent to it as leader."""
+
+    def __init__(
+        self,
+        core: Raft,
+        membership: Membership,
+        send: Callable[[AdminMessage], None],
+        deliver: Callable[[Operation, Any], None],
+        now: Callable[[], float],
+    ) -> None:
+        """`membership` is the one that this node's state has applied."""
+        self.applied = membership
+        self._core = core
+        self._send = send
+        self._deliver = deliver
+        self._now = now
+        self._transfers: list[TransferOperation] = []
+        self._changes: list[MembershipOperation] = []
+
+    def pending(self) -> Sequence[Operation]:
+        """All requests of this node's callers that have no result yet."""
+        return [o for o in (*self._transfers, *self._changes) if o.waiter is not None]
+
+    def forget_expired(self) -> None:
+        """Drop requests that were given a result."""
+        self._transfers = [o for o in self._transfers if o.waiter is not None]
+        self._changes = [o for o in self._changes if o.waiter is not None]
+
+    def expire(self, now: float) -> float:
+        """Tell callers whose deadline has passed; the earliest of the others' deadlines."""
+        earliest = float("inf")
+        for operation in self.pending():
+            if operation.deadline > now:
+                earliest = min(earliest, operation.deadline)
+            elif isinstance(operation, TransferOperation):
+                self._deliver(operation, self._transfer_timeout(operation.target))
+            else:
+                assert isinstance(operation, MembershipOperation)
+                self._deliver(operation, self._change_timeout(operation))
+        self.forget_expired()
+        return earliest
+
+    def on_message(self, message: AdminMessage) -> None:
+        """Another node asks this one as the leader, or the leader refuses."""
+        match message:
+            case TransferRequest():
+                error = self._hand_to(message.target)
+                if error is not None:
+                    self._send(
+                        TransferReply(message.sender, self._core.id, message.target, str(error))
+                    )
+            case TransferReply():
+                self._end_transfers(message.target, TransferFailed(message.reason))
+            case MembershipRequest():
+                self._on_membership_request(message)
+            case MembershipReply():
+                kind = _REFUSALS.get(message.kind, Rejected)
+                self._end_changes(message.node_id, kind(message.reason))
+            case _:
+                assert_never(message)
+
+    def on_leader(self) -> None:
+        """A leader is known: it may be the wanted one, and it may not have been asked yet."""
+        if self._core.leader is not None:
+            self._end_transfers(self._core.leader, None)
+        for operation in self._changes:
+            self._ask(operation)
+
+    def on_tick(self) -> None:
+        """Ask again what wasn't answered."""
+        overdue = self._now() - ASK_AGAIN_AFTER_S
+        for operation in self._changes:
+            if operation.asked_at <= overdue:
+                self._ask(operation)
+        for transfer in list(self._transfers):
+            if transfer.asked_at <= overdue:
+                self._ask_transfer(transfer)
+
+    def hand_over(self, candidates: Collection[int]) -> None:
+        """Make one of these the leader, if one answers; asked again if that doesn't work out."""
+        if self._core.can_propose:
+            self._try(lambda: self._core.transfer(self._successor(candidates)))
+
+    def on_membership(self, membership: Membership) -> None:
+        """The state has applied another membership."""
+        self.applied = membership
+        for operation in self._changes:
+            if self._holds(operation):
+                self._deliver(operation, None)
+        self.forget_expired()
+
+    def on_removed(self) -> None:
+        """This node learned that it was removed; that may be what was asked for."""
+        for operation in self._changes:
+            if not operation.adds and operation.node_id == self._core.id:
+                self._deliver(operation, None)
+        self.forget_expired()
+
+    # ---------------------------------------------------------------- transfers
+
+    def begin_transfer(self, operation: TransferOperation) -> None:
+        """Have a node lead, whether another does now or none."""
+        target, membership = operation.target, self._core.membership
+        if target not in membership.members:
+            self._deliver(operation, TransferFailed(f"node {target} is not a member"))
+        elif target not in membership.voters:
+            reason = f"node {target} is a learner, and only voters lead"
+            self._deliver(operation, TransferFailed(reason))
+        elif self._core.leader == target:
+            self._deliver(operation, None)
+        else:
+            self._transfers.append(operation)
+            self._ask_transfer(operation)
+
+    def _ask_transfer(self, operation: TransferOperation) -> None:
+        """Ask the leader to hand over; without one, the node itself to campaign."""
+        target, leader = operation.target, self._core.leader
+        operation.asked_at = self._now()
+        operation.tries += 1
+        if leader is None:
+            target = self._whose_turn(target, operation.tries - ASKS_UNTIL_OTHERS)
+        asked = leader if leader is not None else target
+        if asked != self._core.id:
+            self._send(TransferRequest(asked, self._core.id, target))
+            return
+        error = self._hand_to(target)
+        if error is not None:
+            self._end_transfers(target, TransferFailed(str(error)))
+
+    def _whose_turn(self, target: int, tries: int) -> int:
+        """Who is to campaign: `target`, or, every other time once `tries` isn't below 0, another.
+
+        It may lack what another has, or heal, until another leads, who then hands over. All of them
+        get their turn within a few seconds: an operator who tries again begins anew.
+        """
+        voters = self._core.membership.voters
+        others = [v for v in voters if v > target] + [v for v in voters if v < target]
+        if tries < 0 or tries % 2 or not others:
+            return target
+        return others[tries // 2 % len(others)]
+
+    def _hand_to(self, target: int) -> RafthaError | None:
+        """Do what a transfer needs of this node, if it is the right one; why that can't be."""
+        if self._core.is_leader:
+            return self._try(lambda: self._core.transfer(target))
+        if target == self._core.id:
+            self._core.campaign()
+        return None  # If this node has just lost its leadership, the one that asked asks again.
+
+    def _transfer_timeout(self, target: int) -> RafthaError:
+        if self._core.leader is not None:
+            return RequestTimeout("leadership was not seen to move before the deadline")
+        return TransferFailed(
+            f"no leader is known, and node {target} was not elected before the deadline",
+            hint="a majority of the voters must be up and reach each other",
+        )
+
+    def _change_timeout(self, operation: MembershipOperation) -> RafthaError:
+        if operation.is_repeated:
+            return RequestTimeout("the change of membership was not seen before the deadline")
+        return Unavailable(
+            "no leader was known before the deadline, so nobody was asked for the change",
+            hint="a majority of the voters must be up and reach each other",
+        )
+
+    def _end_transfers(self, target: int, result: TransferFailed | None) -> None:
+        for operation in self._transfers:
+            if operation.target == target and operation.waiter is not None:
+                self._deliver(operation, result)
+        self.forget_expired()
+
+    def _try(self, action: Callable[[], None]) -> RafthaError | None:
+        try:
+            action()
+        except RafthaError as error:
+            return error
+        return None
+
+    # ---------------------------------------------------------------- membership
+
+    def begin_change(self, operation: MembershipOperation) -> None:
+        """Have a node added or removed."""
+        if self._holds(operation):
+            self._deliver(operation, None)
+            return
+        self._changes.append(operation)
+        self._ask(operation)
+
+    def _holds(self, operation: MembershipOperation) -> bool:
+        if not operation.adds:
+            return operation.node_id in self.applied.removed
+        member = self.applied.members.get(operation.node_id)
+        if member is None:
+            return False
+        if operation.address and operation.address != member.address:
+            return False
+        if operation.address and operation.region != member.region:
+            return False
+        return member.is_standby if operation.is_standby else member.is_voter
+
+    def _ask(self, operation: MembershipOperation) -> None:
+        leader = self._core.leader
+        if leader is None or operation.waiter is None:
+            return
+        request = MembershipRequest(
+            leader,
+            self._core.id,
+            operation.node_id,
+            operation.adds,
+            operation.address,
+            operation.region,
+            operation.is_repeated,
+            operation.is_standby,
+        )
+        operation.asked_at, operation.is_repeated = self._now(), True
+        if leader == self._core.id:
+            self._on_membership_request(request)
+        else:
+            self._send(request)
+
+    def _on_membership_request(self, request: MembershipRequest) -> None:
+        try:
+            self._change(request)
+        except (NotLeader, Unavailable):
+            # The one who asked will ask again: the leader there is by then, or this one once it has
+            # committed an entry of its own term.
+            return
+        except MembershipChangePending as error:
+            # A repeated request may be waiting for its own first try to be committed.
+            if not request.is_repeat:
+                self._refuse(request, error)
+        except Rejected as error:
+            self._refuse(request, error)
+
+    def _refuse(self, request: MembershipRequest, error: Rejected) -> None:
+        if request.sender == self._core.id:
+            self._end_changes(request.node_id, error)
+            return
+        kind = type(error).__name__
+        self._send(
+            MembershipReply(request.sender, self._core.id, request.node_id, kind, str(error))
+        )
+
+    def _change(self, request: MembershipRequest) -> None:
+        """Take the next step towards what is asked for, if it isn't so already."""
+        core, node_id = self._core, request.node_id
+        membership = core.membership
+        member = membership.members.get(node_id)
+        if not core.is_leader:
+            raise NotLeader(core.leader)
+        if not request.adds:
+            if node_id in membership.removed:
+                return
+            smaller = membership.without(node_id)
+            if node_id == core.id:
+                core.transfer(self._successor())
+            else:
+                core.change_membership(smaller)
+        elif member is None or request.address not in ("", member.address):
+            core.change_membership(self._with_learner(membership, request))
+        elif request.address and request.region != member.region:
+            raise InvalidRequest(f"node {node_id} is in region {member.region!r}, and stays there")
+        elif request.is_standby is not member.is_standby:
+            core.change_membership(membership.with_standby(node_id, is_standby=request.is_standby))
+        elif not (member.is_voter or member.is_standby):
+            if not request.is_repeat:
+                core.catch_up_again(node_id)
+            elif core.has_given_up(node_id):
+                raise ReplicaTooSlow(
+                    f"node {node_id} does not catch up; it stays a learner",
+                    hint="add it again when there is less to write, or on a faster machine",
+                )
+
+    def _with_learner(self, membership: Membership, request: MembershipRequest) -> Membership:
+        node_id, address = request.node_id, request.address
+        if not address:
+            raise InvalidRequest(f"node {node_id} is not a member")
+        is_standby = request.is_standby
+        return membership.with_learner(node_id, address, request.region, is_standby=is_standby)
+
+    def _successor(self, candidates: Collection[int] | None = None) -> int:
+        """The other voter, if candidates are given one of these, with the most of the log."""
+        voters = [voter for voter in self._core.membership.voters if voter != self._core.id]
+        voters = [v for v in voters if candidates is None or v in candidates]
+        progress = self._core.progress
+        active = [
+            voter
+            for voter in voters
+            if (progress[voter].is_active or progress[voter].was_active)
+            and not progress[voter].is_healing
+        ]
+        if not active:
+            raise TransferFailed("no other voter answers, so none can lead instead")
+        return max(active, key=lambda voter: self._core.progress[voter].match)
+
+    def _end_changes(self, node_id: int, error: RafthaError) -> None:
+        for operation in self._changes:
+            if operation.node_id == node_id and operation.waiter is not None:
+                self._deliver(operation, error)
+        self.forget_expired()

@@ -1,0 +1,57 @@
+"""What a node begins with: its core and its membership, from its settings and from its disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from raftha.config import HaConfig
+from raftha.core import CoreConfig, Raft, RaftLog
+from raftha.entry import Entry, HardState
+from raftha.membership import Membership
+from raftha.storage.state.state import State
+
+HEARTBEAT_TICKS = 5
+"""The core's ticks in a heartbeat interval."""
+
+
+def applied_membership(state: State, config: HaConfig) -> Membership:
+    """The membership that the state has applied, or the one that the cluster begins with."""
+    return decode_membership(state.membership, config)
+
+
+def decode_membership(payload: bytes | None, config: HaConfig) -> Membership:
+    """The membership that an entry carries, or the one that the cluster begins with."""
+    if payload is None:
+        return Membership.first(config.members, config.regions_by_member)
+    return Membership.decode(payload)
+
+
+def make_core(
+    config: HaConfig,
+    hard_state: HardState,
+    first_index: int,
+    state: State,
+    entries: Sequence[Entry],
+    random_below: Callable[[int], int],
+    *,
+    epoch: int,
+    promised_ms: int,
+    clock_ns: Callable[[], int],
+) -> Raft:
+    """The core of a node that finds this on its disk: `entries` follow what `state` has applied.
+
+    `epoch` is its healing epoch, `promised_ms` the longest promise that it may have given.
+    """
+    core_config = CoreConfig(
+        node_id=config.node_id,
+        heartbeat_ticks=HEARTBEAT_TICKS,
+        election_ticks=config.election_timeout_ms * HEARTBEAT_TICKS // config.heartbeat_interval_ms,
+        campaigns=config.auto_failover,
+        regions=config.regions,
+        lease_ms=config.lease_ms,
+        promised_ms=promised_ms,
+        clock_drift_max=config.clock_drift_max,
+    )
+    membership = applied_membership(state, config)
+    log = RaftLog(first_index, state.applied, entries, core_config.window_bytes_max, membership)
+    return Raft(core_config, hard_state, log, random_below, epoch, clock_ns)

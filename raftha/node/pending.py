@@ -1,0 +1,76 @@
+"""Operations that a node has taken in and not answered: which, and how much they hold.
+
+Theory of operation. Whoever has a result for an operation delivers it here, wherever the operation
+waits meanwhile: it gets one result at most, and counts until then. What is left at the node's end
+is told so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from raftha.node.operations import Operation, sizes
+
+
+class Undelivered:
+    """Those of one node; for the node's thread."""
+
+    def __init__(
+        self,
+        deliver: Callable[[Any, Any], None],
+        deliver_each: Callable[[Sequence[Any], Sequence[Any]], None],
+        errors: Counter[str],
+    ) -> None:
+        """The host's `deliver` and `deliver_each`; `errors` are counted by class."""
+        self.write_bytes = 0
+        self.asked_bytes = 0
+        self._operations: set[Operation] = set()
+        self._deliver = deliver
+        self._deliver_each = deliver_each
+        self._errors = errors
+
+    def add(self, operations: Sequence[Operation]) -> None:
+        """Take in operations."""
+        self._operations.update(operations)
+        self._count(operations, 1)
+
+    def all(self) -> list[Operation]:
+        """Those that have no result yet; from any thread, since a copy is a single step."""
+        return list(self._operations)
+
+    def deliver(self, operation: Operation, result: Any) -> None:
+        """Give an operation its result; the caller is released at the end of the turn."""
+        waiter, operation.waiter = operation.waiter, None
+        if operation in self._operations:
+            self._operations.remove(operation)
+            self._count((operation,), -1)
+        if isinstance(result, Exception):
+            self._errors[type(result).__name__] += 1
+        self._deliver(waiter, result)
+
+    def deliver_each(self, operations: Sequence[Operation], results: Sequence[Any]) -> None:
+        """As `deliver`, a result for each that still waits: the hot path.
+
+        A call of `deliver` for each would take three times as long.
+        """
+        waiters = [operation.waiter for operation in operations]
+        if None in waiters:
+            both = zip(operations, results, strict=True)
+            waiting = [(o, r) for o, r in both if o.waiter is not None]
+            operations, results = [o for o, _ in waiting], [r for _, r in waiting]
+            waiters = [operation.waiter for operation in operations]
+        for operation in operations:
+            operation.waiter = None
+        self._operations.difference_update(operations)
+        self._count(operations, -1)
+        failed = [type(result).__name__ for result in results if isinstance(result, Exception)]
+        if failed:
+            self._errors.update(failed)
+        self._deliver_each(waiters, results)
+
+    def _count(self, operations: Sequence[Operation], sign: int) -> None:
+        writes, asked = sizes(operations)
+        self.write_bytes += sign * writes
+        self.asked_bytes += sign * asked

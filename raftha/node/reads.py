@@ -1,0 +1,118 @@
+"""Linearizable reads on a node: they wait for a read index, then for the state to get there.
+
+Theory of operation. All reads that wait are asked for together, under one id; those that come while
+the question is under way are in the next one. The leader's answer is an index: once the state has
+applied it, the reads run. Question or answer may be lost, or the leader may change: then the reads
+go back and are asked for under a new id, which costs nothing, since a read changes nothing.
+
+A confirmed index, once applied, shows how fresh the state is: it has all that was complete when the
+question was asked. A read that is content with that need not ask anew; whether it is, this node's
+own monotonic clock alone says.
+
+A read that the state isn't prepared for is unready: it is run again in each turn, and the turns
+prepare it in pieces, so that it holds up nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from raftha.core import Raft, ReadState
+from raftha.node.operations import ReadOperation
+
+
+class Readings:
+    """The reads of this node's callers."""
+
+    def __init__(
+        self,
+        core: Raft,
+        run: Callable[[Sequence[ReadOperation]], None],
+        first_id: int,
+        patience_s: float,
+    ) -> None:
+        """`run` carries out reads. An unanswered question is asked again after `patience_s`.
+
+        `first_id` is random, so that an answer to this node's earlier life matches nothing.
+        """
+        self._core = core
+        self._run = run
+        self._patience_s = patience_s
+        self._id = first_id
+        self._asked_at = 0.0
+        self._waiting: list[ReadOperation] = []
+        self._asking: list[ReadOperation] = []
+        self._confirmed: deque[tuple[int, list[ReadOperation], float]] = deque()
+        self._fresh_at = float("-inf")
+        self._unready: list[ReadOperation] = []
+
+    def add(self, *operations: ReadOperation) -> None:
+        """Queue reads."""
+        self._waiting += operations
+
+    def is_fresh(self, max_age_s: float, now: float) -> bool:
+        """Whether the state holds all that was complete so long ago."""
+        return now - self._fresh_at <= max_age_s
+
+    def add_unready(self, operation: ReadOperation) -> None:
+        """Queue a read that may run, be it confirmed or stale, to be run in the next turn."""
+        self._unready.append(operation)
+
+    @property
+    def has_unready(self) -> bool:
+        """Whether a read waits for what the state prepares."""
+        return bool(self._unready)
+
+    def ask(self, now: float) -> None:
+        """Ask for a read index, if reads wait and no question is under way."""
+        if self._waiting and not self._asking and self._core.read_index(self._id + 1):
+            self._id += 1
+            self._asked_at = now
+            self._asking, self._waiting = self._waiting, []
+
+    def ask_again(self) -> None:
+        """The question or its answer may be lost: put the reads back, for a new one."""
+        self._waiting = self._asking + self._waiting
+        self._asking = []
+
+    def ask_again_if_overdue(self, now: float) -> None:
+        """Don't wait for ever for an answer."""
+        if self._asking and now - self._asked_at > self._patience_s:
+            self.ask_again()
+
+    def answer(self, answers: Iterable[ReadState]) -> bool:
+        """Take the leader's answers; whether the next question can be asked at once.
+
+        Reads that have no leader to ask wait for the next turn, whatever causes it.
+        """
+        is_answered = False
+        for read_id, index in answers:
+            if read_id == self._id and self._asking:
+                self._confirmed.append((index, self._asking, self._asked_at))
+                self._asking = []
+                is_answered = True
+        return is_answered and bool(self._waiting)
+
+    def run_confirmed(self, applied_index: int) -> None:
+        """Run the reads whose index the state has reached, and those that were not ready."""
+        if self._unready:
+            unready, self._unready = self._unready, []
+            self._run(unready)
+        while self._confirmed and self._confirmed[0][0] <= applied_index:
+            _, batch, asked_at = self._confirmed.popleft()
+            self._fresh_at = max(self._fresh_at, asked_at)
+            self._run(batch)
+
+    def pending(self) -> list[ReadOperation]:
+        """All reads that have no result yet."""
+        confirmed = [operation for _, batch, _ in self._confirmed for operation in batch]
+        queued = (*self._unready, *confirmed, *self._asking, *self._waiting)
+        return [operation for operation in queued if operation.waiter is not None]
+
+    def forget_expired(self) -> None:
+        """Drop reads that were given a result without having run."""
+        self._waiting = [operation for operation in self._waiting if operation.waiter is not None]
+        self._unready = [operation for operation in self._unready if operation.waiter is not None]
+        for _, batch, _ in self._confirmed:
+            batch[:] = [operation for operation in batch if operation.waiter is not None]

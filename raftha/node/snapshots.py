@@ -1,0 +1,430 @@
+"""Images of the state on their way: to followers that the log can't help, and from a leader.
+
+Theory of operation. The core asks for an image to be sent (`SnapshotRequest`), and says what a
+leader offers (`SnapshotOffer`). Here is what lies between: which parts go out when, and what is to
+be done when nothing comes back. Files, threads and checksums are the `SnapshotFiles`' business.
+
+    leader                               follower
+    make an image, once for all
+    SnapshotOffer          ->            of no use: SnapshotReply(HOLDS)
+                           <-            SnapshotReply(RECEIVING, bytes that it has)
+    SnapshotChunk ...      ->            written and synced, one after the other
+                           <-            SnapshotReply(RECEIVING, bytes that it has)
+                                         whole: checked; damaged: SnapshotReply(REFUSED)
+                                         the node is opened anew with it
+    SnapshotOffer          ->            (the connection was lost, or nothing came for a while)
+                           <-            SnapshotReply(HOLDS, index)
+
+Only so much is unacknowledged at a time, so chunks never stand in front of heartbeats for long; how
+fast they follow each other is for `snapshot_rate.py` to say. An offer is repeated whenever the
+follower is back or silent; each goes on from what it has on disk.
+
+No install loop: while an image is made and sent the log behind it is kept, and after that until
+the follower has caught up or stands still (`Keep`). If a transfer fails, the next begins after a
+pause. A leader that is deposed forgets everything; its successor makes an image of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from raftha.core import Raft, SnapshotOffer, SnapshotRequest
+from raftha.core.progress import Mode, Progress
+from raftha.events import HaEvent, SnapshotInstalling, SnapshotSent
+from raftha.node.messages import SnapshotChunk, SnapshotReply, SnapshotStatus
+from raftha.node.snapshot_rate import Pace
+from raftha.storage.directory.snapshot import Chunk, Image
+
+WINDOW_CHUNKS = 4
+OFFER_AGAIN_AFTER_S = 1.0
+GIVE_UP_AFTER_S = 30.0
+PAUSE_S, PAUSE_MAX_S = 1.0, 60.0
+STANDSTILL_S = 10.0
+
+
+class SnapshotFiles(Protocol):
+    """Who makes, reads, writes and checks images. `done` is called on the node's thread."""
+
+    chunk_bytes: int
+    """What every member cuts images into."""
+
+    def make(self, snapshot: int, pace: Pace, done: Callable[[Image | None], None]) -> None:
+        """Make an image of the last checkpoint at this pace, None if that isn't possible now."""
+        ...
+
+    def read(self, image: Image, offset: int, done: Callable[[Chunk | None], None]) -> None: ...
+    def drop(self, snapshot: int) -> None: ...
+    def begin(self, offer: SnapshotOffer, done: Callable[[int | None], None]) -> None:
+        """Prepare to receive; how much is there already, None if that isn't possible now."""
+        ...
+
+    def write(self, chunk: Chunk, done: Callable[[int | None], None]) -> None:
+        """Write a chunk durably; how much is there then, as much as before if it is damaged.
+
+        None if that isn't possible now.
+        """
+        ...
+
+    def check(self, offer: SnapshotOffer, done: Callable[[bool], None]) -> None:
+        """Check an image that is whole, and make it ready to be installed."""
+        ...
+
+    def discard(self) -> None:
+        """Remove what was received."""
+        ...
+
+    def install(self) -> None:
+        """End this node, and open it anew with the image that is ready."""
+        ...
+
+
+@dataclass(slots=True)
+class Transfer:
+    """An image on its way to one follower; times are on the monotonic clock."""
+
+    request: SnapshotRequest
+    advanced_at: float
+    offered_at: float = float("-inf")
+    acknowledged: int = -1
+    """How much the follower has; -1 before it has answered."""
+    most: int = -1
+    """The most it ever had; what counts as progress is more than that."""
+    sent: int = 0
+    is_reading: bool = False
+    resumes_at: float | None = None
+    """When it is given up, for the core to look at that follower anew."""
+
+
+@dataclass(slots=True)
+class Keep:
+    """A follower that an image was sent to: the log after `index` is kept for it."""
+
+    index: int
+    advanced_at: float
+
+
+class SnapshotSender:
+    """The leader's side."""
+
+    def __init__(
+        self,
+        core: Raft,
+        files: SnapshotFiles,
+        send: Callable[[SnapshotOffer | SnapshotChunk], None],
+        emit: Callable[[HaEvent], None],
+        random_below: Callable[[int], int],
+        now: Callable[[], float],
+        pace: Pace,
+    ) -> None:
+        """`pace` says how fast images go out, all followers together."""
+        self._core = core
+        self._files = files
+        self._send = send
+        self._emit = emit
+        self._random_below = random_below
+        self._now = now
+        self._pace = pace
+        self._transfers: dict[int, Transfer] = {}
+        self._keeps: dict[int, Keep] = {}
+        self._failures: dict[int, int] = {}
+        """How often in a row an image didn't get to a follower; each pause is twice the last."""
+        self._image: Image | None = None
+        self._making = 0
+        self._making_keeps = 0
+
+    def kept_index(self) -> int | None:
+        """The log after this index must stay; None if images need none of it."""
+        # A follower that was sent an image still needs what follows it, until it has caught up.
+        indexes = [keep.index for keep in self._keeps.values()]
+        if self._making:
+            indexes.append(self._making_keeps)
+        if self._image is not None:
+            indexes.append(self._image.position.index)
+        return min(indexes, default=None)
+
+    def begin(self, request: SnapshotRequest, checkpoint_index: int) -> None:
+        """The core wants an image sent; the last checkpoint is at `checkpoint_index` or later."""
+        transfer = Transfer(request, self._now())
+        self._transfers[request.peer] = transfer
+        if self._image is not None:
+            self._offer(transfer, self._image)
+        elif not self._making:
+            self._making = 1 + self._random_below((1 << 63) - 1)
+            self._making_keeps = checkpoint_index
+            self._files.make(self._making, self._pace, self._on_made)
+
+    def on_connected(self, peer: int) -> None:
+        """A follower is back: it may have been opened anew with the image."""
+        transfer = self._transfers.get(peer)
+        if transfer is not None and self._image is not None:
+            self._offer(transfer, self._image)
+
+    def on_reply(self, reply: SnapshotReply) -> None:
+        """A follower says how it goes."""
+        transfer, image = self._transfers.get(reply.sender), self._image
+        if transfer is None or image is None or reply.snapshot != image.snapshot:
+            return
+        if reply.status == SnapshotStatus.HOLDS:
+            self._sent(transfer, image, reply.value)
+        elif reply.status == SnapshotStatus.REFUSED:
+            # Whoever gets this image finds it damaged: the next one is made anew.
+            for other in self._transfers.values():
+                self._pause(other)
+            self._drop_image()
+        elif reply.status == SnapshotStatus.RECEIVING and reply.value <= image.size:
+            self._received(transfer, image, reply.value)
+
+    def _received(self, transfer: Transfer, image: Image, has: int) -> None:
+        """The follower has this much of the image: send what comes next."""
+        if transfer.resumes_at is not None:
+            return
+        now = self._now()
+        # Who has all of it is checking it, for as long as that takes.
+        if has > transfer.most or has == image.size:
+            transfer.most, transfer.advanced_at = has, now
+        if transfer.acknowledged < 0 or has < transfer.acknowledged:
+            transfer.sent = has
+        transfer.acknowledged, transfer.offered_at = has, now
+        transfer.sent = max(transfer.sent, has)
+        self._pump(transfer, image)
+
+    def on_tick(self) -> None:
+        """Time has passed: send what the rate allows, ask those who are silent, give up."""
+        now = self._now()
+        self._pace.on_tick(now)
+        for peer, transfer in list(self._transfers.items()):
+            if not self._is_wanted(transfer.request):
+                del self._transfers[peer]
+            elif transfer.resumes_at is not None:
+                if now >= transfer.resumes_at:
+                    del self._transfers[peer]
+                    self._core.snapshot_failed(transfer.request)
+            elif self._image is not None:
+                self._look_after(transfer, self._image, now)
+        if self._image is not None and not any(
+            transfer.resumes_at is None for transfer in self._transfers.values()
+        ):
+            self._drop_image()
+        self._release(now)
+
+    def _look_after(self, transfer: Transfer, image: Image, now: float) -> None:
+        if now - transfer.advanced_at > GIVE_UP_AFTER_S:
+            self._pause(transfer)
+        elif now - transfer.offered_at > OFFER_AGAIN_AFTER_S:
+            self._offer(transfer, image)
+        else:
+            self._pump(transfer, image)
+
+    def _is_wanted(self, request: SnapshotRequest) -> bool:
+        core = self._core
+        return core.is_leader and core.term == request.term and request.peer in core.progress
+
+    def _on_made(self, image: Image | None) -> None:
+        self._making = 0
+        transfers = [t for t in self._transfers.values() if t.resumes_at is None]
+        if image is None:
+            for transfer in transfers:
+                self._pause(transfer)
+            return
+        self._image = image
+        for transfer in transfers:
+            transfer.advanced_at = self._now()
+            self._offer(transfer, image)
+
+    def _offer(self, transfer: Transfer, image: Image) -> None:
+        if not self._is_wanted(transfer.request) or transfer.resumes_at is not None:
+            return
+        # What was on its way may be lost: it says itself from where to go on.
+        transfer.acknowledged, transfer.offered_at = -1, self._now()
+        peer, term = transfer.request
+        position = image.position
+        self._send(
+            SnapshotOffer(
+                peer,
+                self._core.id,
+                term,
+                image.snapshot,
+                position.index,
+                position.term,
+                image.size,
+                image.sha256,
+            )
+        )
+
+    def _pump(self, transfer: Transfer, image: Image) -> None:
+        """Have the next chunk read, if the window and the rate have room for it."""
+        is_open = transfer.acknowledged >= 0 and transfer.resumes_at is None
+        is_full = (
+            transfer.sent - transfer.acknowledged + self._files.chunk_bytes
+            > WINDOW_CHUNKS * self._files.chunk_bytes
+        )
+        if transfer.is_reading or not is_open or is_full or transfer.sent >= image.size:
+            return
+        if not self._pace.may_send(self._now(), self._files.chunk_bytes):
+            return
+        transfer.is_reading = True
+        offset = transfer.sent
+        self._files.read(image, offset, lambda chunk: self._on_read(transfer, image, chunk))
+
+    def _on_read(self, transfer: Transfer, image: Image, chunk: Chunk | None) -> None:
+        transfer.is_reading = False
+        peer = transfer.request.peer
+        if self._transfers.get(peer) is not transfer or self._image is not image:
+            return
+        if chunk is None:
+            self._pause(transfer)
+            return
+        if chunk.offset == transfer.sent and transfer.acknowledged >= 0:
+            transfer.sent = min(transfer.sent + self._files.chunk_bytes, image.size)
+            self._send(SnapshotChunk(peer, self._core.id, image.snapshot, *chunk))
+        self._pump(transfer, image)
+
+    def _sent(self, transfer: Transfer, image: Image, index: int) -> None:
+        peer = transfer.request.peer
+        del self._transfers[peer]
+        self._failures.pop(peer, None)
+        self._keeps[peer] = Keep(min(index, image.position.index), self._now())
+        self._emit(SnapshotSent(reporter=self._core.id, node_id=peer, index=index, size=image.size))
+        self._core.snapshot_sent(transfer.request, index)
+
+    def _pause(self, transfer: Transfer) -> None:
+        if transfer.resumes_at is None:
+            peer = transfer.request.peer
+            failures = self._failures.get(peer, 0)
+            self._failures[peer] = failures + 1
+            transfer.resumes_at = self._now() + min(PAUSE_S * 2 ** min(failures, 10), PAUSE_MAX_S)
+
+    def _drop_image(self) -> None:
+        if self._image is not None:
+            self._files.drop(self._image.snapshot)
+            self._image = None
+
+    def _release(self, now: float) -> None:
+        """Let go of the log that was kept for followers which have caught up, or stand still."""
+        for peer, keep in list(self._keeps.items()):
+            progress = self._core.progress.get(peer)
+            if progress is not None and progress.match > keep.index:
+                keep.index, keep.advanced_at = progress.match, now
+            if (
+                progress is None
+                or self._is_level(progress)
+                or now - keep.advanced_at > STANDSTILL_S
+            ):
+                del self._keeps[peer]
+
+    def _is_level(self, progress: Progress) -> bool:
+        """Whether a follower is sent what is still in memory."""
+        is_replicating = progress.mode is Mode.REPLICATE
+        return is_replicating and self._core.log.term(progress.match) is not None
+
+
+class SnapshotReceiver:
+    """The follower's side."""
+
+    def __init__(
+        self,
+        core: Raft,
+        files: SnapshotFiles,
+        send: Callable[[SnapshotReply], None],
+        emit: Callable[[HaEvent], None],
+    ) -> None:
+        self._core = core
+        self._files = files
+        self._send = send
+        self._emit = emit
+        self._offer: SnapshotOffer | None = None
+        self._waiting: dict[int, Chunk] = {}
+        """What has come and is not written yet, by offset."""
+        self._has = 0
+        self._is_busy = False
+        """Whether the files work on this image; at most one thing at a time."""
+
+    def on_offer(self, offer: SnapshotOffer) -> None:
+        """A leader has an image; the core has taken it for the leader."""
+        if self._core.holds(offer.index, offer.index_term):
+            self._reply(offer, SnapshotStatus.HOLDS, offer.index)
+            return
+        if self._is_busy:
+            if self._offer is not None and self._offer.snapshot == offer.snapshot:
+                self._reply(offer, SnapshotStatus.RECEIVING, self._has)
+            return  # Another one is repeated until there is time for it.
+        if self._offer is None or self._offer.snapshot != offer.snapshot:
+            self._has = 0
+        self._offer = offer
+        self._is_busy = True
+        self._waiting.clear()
+        self._files.begin(offer, self._on_begun)
+
+    def on_chunk(self, chunk: SnapshotChunk) -> None:
+        """A part of the image came."""
+        offer = self._offer
+        if offer is None or (chunk.sender, chunk.snapshot) != (offer.sender, offer.snapshot):
+            return
+        if chunk.offset == self._has and len(self._waiting) >= WINDOW_CHUNKS:
+            self._waiting.clear()  # They were cut at other places, before the connection was lost.
+        if chunk.offset >= self._has and len(self._waiting) < WINDOW_CHUNKS:
+            # Chunks may come twice, or in another order; for a lost one the sender will ask.
+            self._waiting[chunk.offset] = Chunk(chunk.offset, chunk.crc, chunk.data)
+            self._write_next()
+
+    def _on_begun(self, has: int | None) -> None:
+        self._is_busy = False
+        if has is None:
+            assert self._offer is not None
+            self._refuse(self._offer)
+            return
+        self._on_progress(has)
+
+    def _write_next(self) -> None:
+        if self._has in self._waiting and not self._is_busy:
+            self._is_busy = True
+            self._files.write(self._waiting.pop(self._has), self._on_written)
+
+    def _on_written(self, has: int | None) -> None:
+        self._is_busy = False
+        if has is None:
+            assert self._offer is not None
+            self._refuse(self._offer)
+            return
+        if has == self._has:
+            # The chunk was damaged. What follows it is of no use; all is sent again from there.
+            self._waiting.clear()
+        self._waiting = {at: chunk for at, chunk in self._waiting.items() if at >= has}
+        self._on_progress(has)
+
+    def _on_progress(self, has: int) -> None:
+        offer = self._offer
+        assert offer is not None
+        self._has = has
+        self._reply(offer, SnapshotStatus.RECEIVING, has)
+        if has == offer.size:
+            self._is_busy = True
+            self._files.check(offer, self._on_checked)
+        else:
+            self._write_next()
+
+    def _on_checked(self, is_sound: bool) -> None:
+        self._is_busy = False
+        offer = self._offer
+        assert offer is not None
+        if not is_sound:
+            self._refuse(offer)
+        elif self._core.holds(offer.index, offer.index_term):
+            # Another leader's log helped after all; an image now would throw away what came since.
+            self._offer = None
+            self._files.discard()
+            self._reply(offer, SnapshotStatus.HOLDS, offer.index)
+        else:
+            self._emit(SnapshotInstalling(reporter=self._core.id, index=offer.index))
+            self._files.install()
+
+    def _refuse(self, offer: SnapshotOffer) -> None:
+        self._offer = None
+        self._waiting.clear()
+        self._files.discard()
+        self._reply(offer, SnapshotStatus.REFUSED, 0)
+
+    def _reply(self, offer: SnapshotOffer, status: SnapshotStatus, value: int) -> None:
+        self._send(SnapshotReply(offer.sender, self._core.id, offer.snapshot, int(status), value))

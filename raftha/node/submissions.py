@@ -1,0 +1,390 @@
+"""Writes on their way: from a caller's queue into groups, to the leader, and back as outcomes.
+
+Theory of operation. Each node numbers the groups it submits, in a session of its own that the log
+itself opened (its id comes from the entry that opened it). A group stays in `in_flight` until this
+node has applied it, its callers' deadlines have passed, or the leader refused it. Whenever a leader
+is found, or its connection returns, every group in flight is sent again, in order; the state
+machine drops what it has already applied. So a write is applied once, however often it travelled.
+
+`floor`, sent with each group, is the lowest number still in flight: everything below is finished
+for good, its results may be forgotten, and should a copy of it still be under way it will not be
+applied.
+
+A caller who wants more disks than a majority's to have the write waits on (`acknowledgements.py`).
+
+What a caller is told when it can't be told an outcome hangs on whether the group ever left the
+queue: before that, `Rejected`; after it, `Indeterminate`.
+
+On the leader, groups go into its inbox (`proposals.py`). A follower keeps a few groups in flight to
+the leader; what comes meanwhile makes the next one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, Protocol
+
+from raftha.entry import Group, encode_group
+from raftha.errors import (
+    Indeterminate,
+    InvalidRequest,
+    Overloaded,
+    RafthaError,
+    RequestTimeout,
+    StorageFull,
+    Unavailable,
+)
+from raftha.node.operations import GroupOperation, Operation, WriteOperation
+from raftha.storage.state.commands import ARRAY_MAX
+from raftha.storage.state.sessions import Applied, Outcome, Verdict, receipts
+from raftha.types import Acknowledgement, Receipt
+
+GROUP_BYTES_MAX = 1 << 20
+FORWARDED_MAX = 8
+RESEND_AFTER_S = 1.0
+MAJORITY_FULL = "too many members' disks are full for writes to be accepted"
+
+
+class Router(Protocol):
+    """What submissions ask of the node."""
+
+    def route(self, group: InFlight) -> bool:
+        """Send a group towards the leader; False if there is none to send it to."""
+        ...
+
+    def deliver(self, operation: Operation, result: Any) -> None: ...
+    def deliver_each(self, operations: Sequence[Operation], results: Sequence[Any]) -> None:
+        """As `deliver`, a result for each that still waits."""
+        ...
+
+    def acknowledged(self, index: int) -> Acknowledgement:
+        """Who is known to have entry `index`, which is applied here."""
+        ...
+
+    def await_acknowledgements(
+        self, operation: WriteOperation | GroupOperation, result: Receipt | Outcome
+    ) -> None:
+        """Deliver once more than a majority have it."""
+        ...
+
+    def now(self) -> float: ...
+    def random_below(self, limit: int) -> int: ...
+
+
+class InFlight:
+    """A group that left the queue, with the operations that wait for it."""
+
+    __slots__ = (
+        "count",
+        "encoded",
+        "is_own",
+        "number",
+        "operations",
+        "sent_at",
+        "sent_times",
+        "session",
+    )
+
+    def __init__(self, group: Group, operations: list[Any], *, is_own: bool) -> None:
+        """`is_own`: numbered by this node; with session 0, the opening of its own session."""
+        self.is_own = is_own
+        self.session = group.session
+        self.number = group.number
+        self.count = group.count
+        self.encoded = encode_group(group)
+        self.operations = operations
+        self.sent_times = 0
+        self.sent_at = 0.0
+
+
+class Submissions:
+    """All writes of this node's callers."""
+
+    def __init__(self, router: Router) -> None:
+        self.queue: deque[WriteOperation] = deque()
+        self.in_flight_bytes = 0
+        """What the groups in flight take, beside the operations that wait for them."""
+        self.in_flight: dict[tuple[int, int], InFlight] = {}
+        self._router = router
+        self._session = 0
+        self._is_opening = False
+        self._next_number = 1
+        self._own_numbers: deque[int] = deque()
+
+    def unfinished(self) -> tuple[int, int]:
+        """How many commands of this node's callers have no outcome yet, and their bytes."""
+        groups = self.in_flight.values()
+        count = len(self.queue) + sum(group.count for group in groups)
+        queued = sum(len(operation.command) for operation in self.queue)
+        return count, queued + sum(len(group.encoded) for group in groups)
+
+    def add(self, *operations: WriteOperation) -> None:
+        """Queue writes, in order."""
+        self.queue.extend(operations)
+
+    def add_group(self, operation: GroupOperation) -> None:
+        """Send a group that carries its own number, or opens a session."""
+        if operation.session and operation.session == self._session:
+            refusal = InvalidRequest("this session is the node's own; open one for the client")
+            self._router.deliver(operation, refusal)
+            return
+        # A session's opening has no number to tell it by but one made up here.
+        number = operation.number if operation.session else self._router.random_below(1 << 63)
+        group = Group(
+            operation.session, number, operation.floor, operation.count, operation.commands
+        )
+        earlier = self.in_flight.get((group.session, group.number))
+        if earlier is not None:
+            # The same client asks again before its first try has ended: both get the outcome.
+            operation.commands = b""
+            earlier.operations.append(operation)
+            return
+        self._launch(InFlight(group, [operation], is_own=False))
+
+    # ---------------------------------------------------------------- from the queue into groups
+
+    def form_groups(self, bytes_max: int, groups_max: int) -> None:
+        """Turn queued writes into groups and send them."""
+        if not self.queue:
+            return
+        if not self._session:
+            self._open_session()
+            return
+        formed = 0
+        while self.queue and formed < bytes_max and len(self._own_numbers) < groups_max:
+            formed += self._form_group()
+
+    def _form_group(self) -> int:
+        operations = self._take_fitting()
+        commands = [operation.command for operation in operations]
+        size = sum(map(len, commands))
+        if operations:
+            number, self._next_number = self._next_number, self._next_number + 1
+            self._own_numbers.append(number)
+            floor = self._own_numbers[0]
+            group = Group(self._session, number, floor, len(commands), b"".join(commands))
+            self._launch(InFlight(group, operations, is_own=True))
+        return size
+
+    def _take_fitting(self) -> list[WriteOperation]:
+        """Take from the queue what goes into one group, at least one if there is one."""
+        queue = self.queue
+        if len(queue) <= ARRAY_MAX:
+            size = sum([len(operation.command) for operation in queue])
+            if size <= GROUP_BYTES_MAX:
+                # Nearly always: all of it.
+                self.queue = deque()
+                return [operation for operation in queue if operation.waiter is not None]
+        operations: list[WriteOperation] = []
+        size = 0
+        while queue and len(operations) < ARRAY_MAX:
+            size += len(queue[0].command)
+            if operations and size > GROUP_BYTES_MAX:
+                break
+            operation = queue.popleft()
+            if operation.waiter is None:
+                size -= len(operation.command)
+            else:
+                operations.append(operation)
+        return operations
+
+    def _open_session(self) -> None:
+        if not self._is_opening:
+            self._is_opening = True
+            nonce = self._router.random_below(1 << 63)
+            self._launch(InFlight(Group(0, nonce, 0, 0, b""), [], is_own=True))
+
+    def _launch(self, group: InFlight) -> None:
+        self.in_flight[group.session, group.number] = group
+        self.in_flight_bytes += len(group.encoded)
+        self._send(group)
+
+    def _send(self, group: InFlight) -> None:
+        group.sent_at = self._router.now()
+        if self._router.route(group):
+            group.sent_times += 1
+
+    def send_again(self) -> None:
+        """A leader was found, or its connection came back: send everything in flight, in order."""
+        for group in list(self.in_flight.values()):
+            self._send(group)
+
+    def send_overdue(self) -> None:
+        """Send again what has been under way for long; a copy on its way may have been dropped."""
+        overdue = self._router.now() - RESEND_AFTER_S
+        for group in list(self.in_flight.values()):
+            if group.sent_at <= overdue:
+                self._send(group)
+
+    # ---------------------------------------------------------------- outcomes
+
+    def on_applied(self, applied: Applied) -> None:
+        """This node applied a group; if somebody here waits for it, tell them."""
+        group = self._take((applied.session, applied.number))
+        if group is None:
+            return
+        acknowledgement = self._router.acknowledged(applied.outcome.index)
+        outcome = applied.outcome._replace(acknowledgement=acknowledgement)
+        if group.is_own and group.session == 0:
+            self._session, self._is_opening, self._next_number = outcome.session, False, 1
+        elif group.is_own and outcome.verdict is Verdict.SESSION_EXPIRED:
+            self._number_all_anew(group)
+        elif group.is_own and outcome.verdict is Verdict.FORGOTTEN:
+            # The floor went past it, for want of room: it was not applied and won't be. Later
+            # groups of the session may well be, so they stay in flight under their numbers.
+            self._leave_session(group.session)
+            self._number_anew([group])
+        elif group.is_own:
+            self._finish_own(group)
+            self._deliver_each(group, outcome)
+        else:
+            self._deliver_all(group, outcome)
+
+    def on_refused(self, session: int, number: int, *, is_full: bool) -> None:
+        """The leader did not take this group: too many disks are full, or it has too much to do."""
+        group = self._take((session, number))
+        if group is None:
+            return
+        if group.is_own and session == 0:
+            self._is_opening = False
+            if is_full:  # Those who wait for the session have nothing to wait for.
+                self._refuse_queue(StorageFull(MAJORITY_FULL))
+        elif group.is_own:
+            self._finish_own(group)
+        # An earlier copy may be in some leader's log; only a group sent once was surely refused.
+        is_sure = group.sent_times <= 1
+        message = MAJORITY_FULL if is_full else "the leader's queue is full"
+        refusal = StorageFull(message) if is_full else Overloaded(message)
+        self._deliver_all(group, refusal if is_sure else RequestTimeout(message))
+
+    def _refuse_queue(self, error: Exception) -> None:
+        for operation in self.queue:
+            if operation.waiter is not None:
+                self._router.deliver(operation, error)
+        self.queue.clear()
+
+    def _take(self, key: tuple[int, int]) -> InFlight | None:
+        group = self.in_flight.pop(key, None)
+        if group is not None:
+            self.in_flight_bytes -= len(group.encoded)
+        return group
+
+    def _number_all_anew(self, expired: InFlight) -> None:
+        """The log no longer knows this node's session: put its groups back into the queue.
+
+        This node applies the whole log in order, and the session is gone from here on. So a group
+        that is still in flight was not applied before this point and can't be after it.
+        """
+        groups = [expired]
+        groups += [g for g in self.in_flight.values() if g.is_own and g.session == expired.session]
+        self._leave_session(expired.session)
+        self._number_anew(groups)
+
+    def _leave_session(self, session: int) -> None:
+        """Have a new session opened for what comes from now on."""
+        if session == self._session:
+            self._session, self._own_numbers = 0, deque()
+
+    def _number_anew(self, groups: list[InFlight]) -> None:
+        """Put the operations of these groups, which were not applied, back into the queue."""
+        for group in reversed(groups):
+            self._take((group.session, group.number))
+            for operation in reversed(group.operations):
+                if operation.waiter is not None:
+                    self.queue.appendleft(operation)
+
+    def _finish_own(self, group: InFlight) -> None:
+        numbers, number = self._own_numbers, group.number
+        if group.session != self._session:
+            return
+        if numbers and numbers[0] == number:
+            numbers.popleft()
+        elif number in numbers:
+            numbers.remove(number)
+
+    def _deliver_each(self, group: InFlight, outcome: Outcome) -> None:
+        """One result for each operation, in order."""
+        if outcome.count != group.count:
+            taken = "somebody else used this node's session; what became of the write isn't known"
+            self._deliver_all(group, Indeterminate(taken))
+            return
+        try:
+            results = receipts(outcome)
+        except RafthaError as error:
+            self._deliver_all(group, error)
+            return
+        if not any(map(attrgetter("acks"), group.operations)):
+            self._router.deliver_each(group.operations, results)
+            return
+        for operation, result in zip(group.operations, results, strict=True):
+            if operation.waiter is None:
+                continue
+            if operation.acks and type(result) is Receipt:
+                self._router.await_acknowledgements(operation, result)
+            else:
+                self._router.deliver(operation, result)
+
+    def _deliver_all(self, group: InFlight, result: Outcome | Exception) -> None:
+        applied = result if isinstance(result, Outcome) and not result.verdict else None
+        for operation in group.operations:
+            if operation.waiter is None:
+                continue
+            if applied is not None and operation.acks:
+                self._router.await_acknowledgements(operation, applied)
+            else:
+                self._router.deliver(operation, result)
+
+    # ---------------------------------------------------------------- deadlines and the end
+
+    def expire(self, now: float) -> float:
+        """Release callers whose deadline has passed; return the next deadline there is."""
+        earliest = float("inf")
+        unsent, sent = _no_leader(), RequestTimeout("no outcome before the deadline")
+        for operation in self.queue:
+            earliest = min(earliest, self._expire_one(operation, now, unsent))
+        if any(operation.waiter is None for operation in self.queue):
+            self.queue = deque(o for o in self.queue if o.waiter is not None)
+        for key, group in list(self.in_flight.items()):
+            error = sent if group.sent_times else unsent
+            for operation in group.operations:
+                earliest = min(earliest, self._expire_one(operation, now, error))
+            if group.operations and all(o.waiter is None for o in group.operations):
+                self._take(key)
+                if group.is_own:
+                    self._finish_own(group)
+            elif not group.is_own:
+                # A client may ask again and again; of those who waited in vain nothing stays.
+                group.operations = [o for o in group.operations if o.waiter is not None]
+        return earliest
+
+    def _expire_one(self, operation: Operation, now: float, error: Exception) -> float:
+        if operation.waiter is None:
+            return float("inf")
+        if operation.deadline > now:
+            return operation.deadline
+        self._router.deliver(operation, error)
+        return float("inf")
+
+    def abort(self, unsent: Exception, sent: Exception) -> None:
+        """The node ends: tell everybody, by whether their write had left this node."""
+        self._refuse_queue(unsent)
+        for group in self.in_flight.values():
+            self._deliver_all(group, sent if group.sent_times else unsent)
+        self.in_flight.clear()
+        self.in_flight_bytes = 0
+
+
+def is_proper(group: Group) -> bool:
+    """Whether a group keeps to what the state machine relies on."""
+    if group.session == 0:
+        return group.count == 0 and not group.commands
+    return group.count <= ARRAY_MAX
+
+
+def _no_leader() -> Unavailable:
+    return Unavailable(
+        "no leader was reached before the deadline",
+        hint="a majority of the members must be running and connected",
+    )

@@ -1,0 +1,1 @@
+"""What a node watches: health, lag, failovers, space on disks, where the leader is."""

@@ -1,0 +1,324 @@
+"""Who is well: the other members, and this node's own disk.
+
+Theory of operation. A check looks at what the traffic has shown since the last one; nothing extra
+is sent where things go well. A member has failed a check if it is silent though it should speak (to
+a leader, everybody; to a follower, its leader; and whoever was asked how it is), the own disk if a
+write of the log takes too long. Checks come twice an election timeout. Every
+`health_check_interval_sec` all members are asked, and a disk that had nothing to write is tried by
+sealing the log, so that idle members and idle disks are known too; whoever failed a check, or had a
+sick disk when it was asked last, is asked at each one, so that a verdict comes soon either way. The
+log is sealed also once it has nothing to write for `SEAL_AFTER_S`: until then, damage to its last
+write would pass for a torn one.
+
+    healthy    -> suspect    one failed check
+    suspect    -> unhealthy  CHECKS_UNTIL_UNHEALTHY in a row; one good check: healthy again
+    unhealthy  -> healthy    CHECKS_UNTIL_RECOVERED good ones in a row
+
+A member that should speak and has said nothing for `HANG_UP_S` is hung up on, as if it couldn't be
+reached: the kernel of a machine whose process is stopped acknowledges for ever what nobody reads.
+
+Gray failure: a leader that is alive and of no use. If its own disk is unhealthy and another voter
+says that its own is well, the leader hands over to such a one. If what it took hasn't been applied
+for `max_replication_lag_ms`, by the clock, while a majority is well, it hands over, and if nobody
+can take over in order, because entries don't get through, it steps down.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from statistics import median
+from typing import Protocol
+
+from raftha.config import HaConfig
+from raftha.core import Raft
+from raftha.core.progress import Mode
+from raftha.events import HaEvent, HealthCheckFailed, HealthRecovered
+from raftha.node.messages import HealthMessage, HealthReply, HealthRequest
+from raftha.types import Health
+
+CHECKS_UNTIL_UNHEALTHY = 3
+CHECKS_UNTIL_RECOVERED = 2
+CHECKS_PER_TIMEOUT = 2
+DURATIONS_MAX = 1000
+SEAL_AFTER_S = 1.0
+HANG_UP_S = 10.0
+
+
+class Host(Protocol):
+    """What the checks ask of the node's surroundings."""
+
+    def send(self, message: HealthMessage) -> None: ...
+    def emit(self, event: HaEvent) -> None: ...
+    def hang_up(self, peer: int) -> None:
+        """End the connection to a member, if there is one, for its silence."""
+        ...
+
+    def seal_log(self) -> None:
+        """Write to the disk, though there is nothing to, then call `write_ended`."""
+        ...
+
+
+class Record:
+    """What the checks of one member, or of the own disk, have shown."""
+
+    __slots__ = ("failures", "health", "successes")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.successes = 0
+        self.health = Health.HEALTHY
+
+    def passed(self) -> bool:
+        """Note a good check; whether it has recovered with it."""
+        self.failures = 0
+        self.successes += 1
+        if self.health is Health.UNHEALTHY and self.successes < CHECKS_UNTIL_RECOVERED:
+            return False
+        has_recovered = self.health is Health.UNHEALTHY
+        self.health = Health.HEALTHY
+        return has_recovered
+
+    def failed(self) -> None:
+        """Note a failed check."""
+        self.successes = 0
+        self.failures += 1
+        if self.health is not Health.UNHEALTHY:
+            is_sure = self.failures >= CHECKS_UNTIL_UNHEALTHY
+            self.health = Health.UNHEALTHY if is_sure else Health.SUSPECT
+
+
+class OwnDisk:
+    """How long this node's disk takes for what it is given, one thing after the other."""
+
+    def __init__(self, slow_s: float, now: float) -> None:
+        self._slow_s = slow_s
+        self._begun: deque[tuple[float, bool]] = deque()
+        self._durations: list[float] = []
+        self._unsealed_since: float | None = now
+        self.has_worked = False
+
+    def begin(self, now: float, *, is_seal: bool = False) -> None:
+        self._begun.append((now, is_seal))
+
+    def end(self, now: float) -> float:
+        begun_at, is_seal = self._begun.popleft()
+        if len(self._durations) < DURATIONS_MAX:
+            self._durations.append(now - begun_at)
+        self._unsealed_since = None if is_seal else now
+        self.has_worked = True
+        return now - begun_at
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._begun)
+
+    def is_unsealed(self, since: float) -> bool:
+        """Whether nothing has been written since then, nor the last write sealed."""
+        return self._unsealed_since is not None and self._unsealed_since <= since
+
+    def judge(self, now: float) -> str | None:
+        """What is wrong with it since the last call: "" if nothing, None if it did nothing."""
+        durations, self._durations = self._durations, []
+        if self._begun and now - self._begun[0][0] > self._slow_s:
+            return f"a write is under way for {now - self._begun[0][0]:.2f} s"
+        if not durations:
+            return None
+        typical = median(durations)
+        return f"writes take {typical:.2f} s" if typical > self._slow_s else ""
+
+
+class HealthMonitor:
+    """The checks of one node. All calls come from the node's thread."""
+
+    def __init__(
+        self,
+        config: HaConfig,
+        core: Raft,
+        host: Host,
+        hand_over: Callable[[Collection[int]], None],
+        applied: Callable[[], int],
+        now: float,
+    ) -> None:
+        """`hand_over` makes one of these nodes the leader, if it can; `applied` is an index."""
+        self._core = core
+        self._host = host
+        self._hand_over = hand_over
+        self._applied = applied
+        self._timeout_s = config.election_timeout_ms / 1000
+        self._period_s = self._timeout_s / CHECKS_PER_TIMEOUT
+        self._interval_s = config.health_check_interval_sec
+        self._stall_limit_s = config.max_replication_lag_ms / 1000
+        self._disk = OwnDisk(self._period_s, now)
+        self._own = Record()
+        self._peers: dict[int, Record] = {}
+        self._heard: dict[int, float] = {}
+        self._asked: dict[int, float] = {}
+        self._sick_disks: set[int] = set()
+        self._checked_at = now
+        self._round_at = now
+        self._leading_since = now
+        self._moved_at = now
+        self._applied_then = 0
+        self._gave_up_at: float | None = None
+
+    def health(self, node_id: int) -> Health:
+        """What the checks say of a member; of this node, of its disk."""
+        record = self._own if node_id == self._core.id else self._peers.get(node_id)
+        return record.health if record is not None else Health.HEALTHY
+
+    def may_lead(self, node_id: int) -> bool:
+        """Whether nothing is known against a member's becoming the leader."""
+        return self.health(node_id) is Health.HEALTHY and node_id not in self._sick_disks
+
+    @property
+    def heard_times(self) -> Mapping[int, float]:
+        """When each member spoke last, or was first to be looked after."""
+        return self._heard
+
+    # ---------------------------------------------------------------- what is noticed
+
+    def heard(self, peer: int, now: float) -> None:
+        """A member said something."""
+        self._heard[peer] = now
+
+    def on_message(self, message: HealthMessage) -> None:
+        """A member asks, or answers."""
+        if isinstance(message, HealthRequest):
+            is_well = self._own.health is Health.HEALTHY
+            self._host.send(HealthReply(message.sender, self._core.id, is_well))
+        elif message.is_disk_well:
+            self._sick_disks.discard(message.sender)
+        else:
+            self._sick_disks.add(message.sender)
+
+    def on_leader(self, now: float) -> None:
+        """There is a leader: whoever should speak from now on hadn't to before."""
+        self._leading_since = self._moved_at = now
+        self._gave_up_at = None
+
+    def write_begun(self, now: float) -> None:
+        """The log is being written."""
+        self._disk.begin(now)
+
+    def write_ended(self, now: float) -> float:
+        """It is written; how long that took."""
+        return self._disk.end(now)
+
+    # ---------------------------------------------------------------- checks
+
+    def on_tick(self, now: float) -> None:
+        """Time passes; checks when one is due."""
+        elapsed = now - self._checked_at
+        if elapsed < self._period_s:
+            return
+        self._checked_at = now
+        if elapsed > 2 * self._period_s:
+            # It was this node that was away. What the others said meanwhile is yet to be read.
+            self._leading_since = self._moved_at = now
+            self._asked.clear()
+            return
+        is_round = now - self._round_at >= self._interval_s
+        self._round_at = now if is_round else self._round_at
+        self._judge(self._core.id, self._own, self._disk.judge(now), is_round)
+        self._check_peers(now, is_round)
+        self._ask(now, is_round)
+        if self._core.is_leader:
+            self._relieve(now)
+
+    def _check_peers(self, now: float, is_round: bool) -> None:
+        peers = [peer for peer in self._core.membership.members if peer != self._core.id]
+        for gone in self._peers.keys() - set(peers):
+            del self._peers[gone]
+            self._sick_disks.discard(gone)
+        for peer in peers:
+            record = self._peers.setdefault(peer, Record())
+            self._judge(peer, record, self._judge_peer(peer, now), is_round)
+            if self._owing_s(peer, now) > HANG_UP_S:
+                self._host.hang_up(peer)
+
+    def _owing_s(self, peer: int, now: float) -> float:
+        """For how long a member should have spoken, and hasn't."""
+        if self._core.is_leader or peer == self._core.leader:
+            return now - max(self._heard[peer], self._leading_since)
+        asked = self._asked.get(peer)
+        return now - asked if asked is not None and asked > self._heard[peer] else 0.0
+
+    def _judge_peer(self, peer: int, now: float) -> str | None:
+        heard = self._heard.setdefault(peer, now)
+        asked = self._asked.get(peer)
+        silent_s = now - heard
+        if self._core.is_leader or peer == self._core.leader:
+            silent_s = min(silent_s, now - self._leading_since)
+        elif asked is None or heard >= asked:
+            return "" if silent_s <= self._period_s else None
+        elif now - asked <= self._timeout_s:
+            return None
+        return f"nothing was heard for {silent_s:.1f} s" if silent_s > self._timeout_s else ""
+
+    def _judge(self, node_id: int, record: Record, wrong: str | None, is_round: bool) -> None:
+        if wrong is None:
+            return
+        if not wrong:
+            if record.passed():
+                self._host.emit(HealthRecovered(reporter=self._core.id, node_id=node_id))
+            return
+        record.failed()
+        if is_round or record.failures in (1, CHECKS_UNTIL_UNHEALTHY):
+            self._host.emit(
+                HealthCheckFailed(
+                    reporter=self._core.id,
+                    node_id=node_id,
+                    consecutive_failures=record.failures,
+                    health=record.health,
+                    reason=wrong,
+                )
+            )
+
+    def _ask(self, now: float, is_round: bool) -> None:
+        """Have those say how they are of whom the traffic alone doesn't tell."""
+        is_well = self._own.health is Health.HEALTHY
+        for peer, record in self._peers.items():
+            is_doubtful = record.health is not Health.HEALTHY or peer in self._sick_disks
+            if is_round or not is_well or is_doubtful:
+                if self._heard[peer] >= self._asked.get(peer, 0.0):
+                    self._asked[peer] = now
+                self._host.send(HealthRequest(peer, self._core.id))
+        is_wanted = not is_well or (is_round and not self._disk.has_worked)
+        if not self._disk.is_busy and (is_wanted or self._disk.is_unsealed(now - SEAL_AFTER_S)):
+            self._disk.begin(now, is_seal=True)
+            self._host.seal_log()
+        if is_round:
+            self._disk.has_worked = False
+
+    # ---------------------------------------------------------------- gray failure
+
+    def _relieve(self, now: float) -> None:
+        """See that a leader that is of no use makes room for one that is."""
+        voters = [v for v in self._core.membership.voters if v != self._core.id]
+        well = [voter for voter in voters if self.may_lead(voter)]
+        if well and self._own.health is Health.UNHEALTHY:
+            self._hand_over(well)
+        applied = self._applied()
+        if applied != self._applied_then or applied >= self._core.log.last_index:
+            self._applied_then, self._moved_at, self._gave_up_at = applied, now, None
+        elif now - self._moved_at > self._stall_limit_s:
+            level = [voter for voter in well if not self._is_lagging(voter)]
+            if len(level) + 1 < self._core.membership.quorum or not level:
+                return
+            if self._gave_up_at is None:
+                self._gave_up_at = now
+                self._hand_over(level)
+            elif now - self._gave_up_at > 2 * self._timeout_s:
+                self._core.resign()
+
+    def _is_lagging(self, peer: int) -> bool:
+        """Whether a follower is sent what is on the disk only, or an image: that takes its time.
+
+        A successor would have to begin anew.
+        """
+        progress = self._core.progress.get(peer)
+        if progress is None:
+            return False
+        is_out_of_memory = progress.match > 0 and self._core.log.term(progress.match) is None
+        return progress.mode in (Mode.FETCH, Mode.SNAPSHOT) or is_out_of_memory

@@ -1,0 +1,415 @@
+"""How far each replica is: measured by the leader, told to all, judged by each node.
+
+Theory of operation. A replica's lag is the age of the oldest entry in the leader's log that it has
+not applied. The leader knows when it appended what (`Stamps`), and followers say with each reply
+how far their state is. Once a replica is silent, its lag is at least the time since it was heard
+last: it grows while the replica is cut off, even if nothing is written. What was going on before a
+leader was elected it takes over from the reports of the one before it.
+
+The leader sends all rows to all members with each heartbeat (`ReplicaReport`), so that every node's
+status shows the same table. A node without fresh reports lets all rows grow older, its own too: it
+is itself cut off, or nobody leads.
+
+    replica                                        cluster
+    connecting    it was not connected yet         initializing  no leader was known yet
+    syncing       connected; lacks what there      syncing       voters connect or sync
+                  was when it connected            healthy       all voters are active, and enough
+    active        up to `max_lag_ms` behind        degraded      a voter lags or is disconnected,
+    lagging       further behind                                 or there are too few of them
+    disconnected  the connection is lost           failed        no quorum
+
+A learner that connects is syncing however old the log is that it lacks, as long as it is heard: it
+is to get all of it, and nobody need be warned of that. A voter so far behind lags at once.
+
+Quorum is lost when a leader finds it so, or when no leader is known and this node isn't connected
+to a majority, or none is known for several election timeouts. An election among connected nodes is
+no such loss.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from raftha.config import HaConfig
+from raftha.core import Raft
+from raftha.events import (
+    HaEvent,
+    LeaderLost,
+    QuorumLost,
+    QuorumRestored,
+    ReplicaAdded,
+    ReplicaRemoved,
+    ReplicationLagWarning,
+)
+from raftha.membership import Membership
+from raftha.node.messages import ReplicaReport, ReplicaRow
+from raftha.types import Health, ReplicaState, ReplicaStatus, ReplicationState
+
+STATES = tuple(ReplicaState)
+STAMPS_MAX = 4096
+SILENT_HEARTBEATS = 4
+"""So many heartbeats without an answer, or a report, count as silence."""
+LEADERLESS_TIMEOUTS = 4
+"""So many election timeouts without a leader count as loss of the quorum."""
+REARM_S_MAX = 10.0
+"""A warning is given again after the lag was small for `max_lag_ms`, or this long."""
+
+
+class Host(Protocol):
+    """What of a node's host is needed here."""
+
+    def send(self, message: ReplicaReport) -> None: ...
+    def is_connected(self, peer: int) -> bool: ...
+    def emit(self, event: HaEvent) -> None: ...
+
+
+class Stamps:
+    """When entries were appended; of the older ones only about when, and never too late."""
+
+    def __init__(self, index: int, now: float) -> None:
+        """Entries up to `index` were there before."""
+        self.before = self.last_index = index
+        self._firsts = [0]
+        self._times = [now]
+
+    def note(self, last_index: int, now: float) -> None:
+        """The log goes up to here now."""
+        if last_index <= self.last_index:
+            return
+        self._firsts.append(self.last_index + 1)
+        self._times.append(now)
+        self.last_index = last_index
+        if len(self._firsts) > STAMPS_MAX:
+            # An entry whose stamp goes has the one before it: its age is overstated.
+            half = STAMPS_MAX // 2
+            self._firsts[1:half] = self._firsts[1:half:2]
+            self._times[1:half] = self._times[1:half:2]
+
+    def time(self, index: int) -> float:
+        """When entry `index` was appended, at the latest."""
+        return self._times[bisect_right(self._firsts, index) - 1]
+
+
+class _Tracker:
+    """What a node remembers of one replica."""
+
+    def __init__(self, now: float) -> None:
+        self.known_since = now
+        self.was_connected = False
+        self.is_synced = False
+        self.is_joining = False
+        """As leader: it connected as a learner, and was not in sync since."""
+        self.target: int | None = None
+        """As leader: it is in sync once it has applied this entry."""
+        self.behind_since: float | None = None
+        """As leader: when it fell behind, if that was before this leadership."""
+        self.heard_at = now
+        self.is_warned = False
+        self.calm_since: float | None = None
+
+
+class Lags:
+    """The replicas as one node knows them. All calls come from the node's thread."""
+
+    def __init__(
+        self,
+        config: HaConfig,
+        core: Raft,
+        host: Host,
+        heard: Mapping[int, float],
+        position: Callable[[], tuple[int, int]],
+        now: float,
+    ) -> None:
+        """`heard` says when members spoke last; `position` is the last index and sequence applied
+        here."""
+        self._core = core
+        self._host = host
+        self._heard = heard
+        self._position = position
+        self._factor = config.replication_factor
+        self._max_lag_s = config.replication.max_lag_ms / 1000
+        self._timeout_s = config.election_timeout_ms / 1000
+        self._silence_s = SILENT_HEARTBEATS * config.heartbeat_interval_ms / 1000
+        self._stamps: Stamps | None = None
+        self._trackers: dict[int, _Tracker] = {}
+        self._rows: dict[int, ReplicaRow] = {}
+        self._rows_at = self._started_at = self._led_at = now
+        self._has_quorum: bool | None = None
+        self._lost_at = now
+
+    # ---------------------------------------------------------------- what happens
+
+    def on_leader(self, now: float) -> None:
+        """A leader is known; if it is this node, it measures from now on."""
+        if not self._core.is_leader:
+            self._stamps = None
+            return
+        rows = self.rows(now)
+        self._stamps = Stamps(self._core.log.last_index - 1, now)
+        self._trackers = {peer: self._trackers[peer] for peer in rows if peer in self._trackers}
+        for peer, row in rows.items():
+            tracker = self._tracker(peer, now)
+            tracker.is_synced, tracker.target = False, None
+            tracker.heard_at = now - row.silent_ms / 1000 if self._rows else now
+            lag_s = row.lag_ms / 1000 if self._rows else 0.0
+            tracker.behind_since = now - lag_s if lag_s else None
+
+    def on_events(self, events: Sequence[HaEvent], now: float) -> None:
+        """The core tells; what counts here is that this node led, and found no majority."""
+        for event in events:
+            if isinstance(event, LeaderLost) and event.reason == "quorum" and self._has_quorum:
+                self._set_quorum(is_there=False, now=now)
+
+    def note(self, now: float) -> None:
+        """The log may have grown."""
+        if self._stamps is not None:
+            self._stamps.note(self._core.log.last_index, now)
+
+    def on_report(self, report: ReplicaReport, now: float) -> None:
+        """The leader says how far all are."""
+        if report.term == self._core.term and report.sender == self._core.leader:
+            self._rows = {row.node_id: row for row in report.rows}
+            self._rows_at = now
+
+    def on_connection(self, now: float) -> None:
+        """A connection was made or lost."""
+        self._measure_all(now)
+
+    def on_membership(self, before: Membership, after: Membership) -> None:
+        """The state has applied another membership: say who has come and gone."""
+        for i in sorted(after.members.keys() - before.members.keys()):
+            region = after.members[i].region
+            self._host.emit(ReplicaAdded(reporter=self._core.id, node_id=i, region=region))
+        for i in sorted(before.members.keys() - after.members.keys()):
+            region = before.members[i].region
+            self._host.emit(ReplicaRemoved(reporter=self._core.id, node_id=i, region=region))
+
+    def on_tick(self, now: float) -> None:
+        """A heartbeat interval has passed."""
+        core = self._core
+        if self._measure_all(now):
+            rows = tuple(self._rows.values())
+            for peer in core.progress:
+                self._host.send(ReplicaReport(peer, core.id, core.term, rows))
+        self._watch_quorum(now)
+        if self._rows:
+            for row in self.rows(now).values():
+                self._warn(row, now)
+
+    # ---------------------------------------------------------------- what is known
+
+    def rows(self, now: float) -> dict[int, ReplicaRow]:
+        """Every member, as of now."""
+        age_s = now - self._rows_at
+        members = self._core.membership.members
+        if age_s <= self._silence_s and self._rows:
+            known = self._rows
+            return {peer: known.get(peer) or self._unknown(peer, 0) for peer in members}
+        age_ms = int(1000 * age_s)
+        return {peer: self._aged(peer, age_ms) for peer in members}
+
+    def max_lag_ms(self, now: float) -> int:
+        """The largest lag of a voter."""
+        rows, voters = self.rows(now), self._core.membership.voters
+        return max(rows[voter].lag_ms for voter in voters)
+
+    def statuses(
+        self, now: float, client_addresses: Mapping[int, str], health: Callable[[int], Health]
+    ) -> tuple[ReplicaStatus, ...]:
+        """Every member, for users."""
+        rows = self.rows(now).values()
+        return tuple(self._status(row, client_addresses, health(row.node_id)) for row in rows)
+
+    def _status(
+        self, row: ReplicaRow, client_addresses: Mapping[int, str], health: Health
+    ) -> ReplicaStatus:
+        core, peer = self._core, row.node_id
+        progress, member = core.progress.get(peer), core.membership.members[peer]
+        match_index = row.match_index if peer in self._rows else None
+        if peer == core.id:
+            match_index = core.log.persisted
+        elif progress is not None:
+            match_index = progress.match
+        return ReplicaStatus(
+            node_id=peer,
+            address=member.address,
+            is_voter=member.is_voter,
+            is_standby=member.is_standby,
+            client_address=client_addresses.get(peer, ""),
+            connected=peer == core.id or self._host.is_connected(peer),
+            match_index=match_index,
+            health=health,
+            region=member.region,
+            state=STATES[row.state],
+            match_sequence=row.match_sequence,
+            applied_index=row.applied_index,
+            applied_sequence=row.applied_sequence,
+            lag_ms=row.lag_ms,
+            lag_sequences=row.lag_sequences,
+            last_heard_ms=row.silent_ms,
+        )
+
+    def state(self, now: float) -> ReplicationState:
+        """How the cluster is; see the module's docstring."""
+        if self._has_quorum is None:
+            is_early = now - self._started_at <= self._max_lag_s
+            return ReplicationState.INITIALIZING if is_early else ReplicationState.FAILED
+        if not self._has_quorum:
+            return ReplicationState.FAILED
+        voters, rows = self._core.membership.voters, self.rows(now)
+        states = {STATES[rows[voter].state] for voter in voters}
+        if states & {ReplicaState.LAGGING, ReplicaState.DISCONNECTED}:
+            return ReplicationState.DEGRADED
+        if states != {ReplicaState.ACTIVE}:
+            return ReplicationState.SYNCING
+        is_enough = len(voters) >= self._factor
+        return ReplicationState.HEALTHY if is_enough else ReplicationState.DEGRADED
+
+    def _unknown(self, peer: int, lag_ms: int) -> ReplicaRow:
+        connecting = STATES.index(ReplicaState.CONNECTING)
+        return ReplicaRow(peer, connecting, 0, 0, 0, 0, lag_ms, 0, lag_ms)
+
+    def _aged(self, peer: int, age_ms: int) -> ReplicaRow:
+        row = self._rows.get(peer)
+        if row is None:
+            return self._unknown(peer, age_ms)
+        lag_ms, state = row.lag_ms + age_ms, STATES[row.state]
+        is_far = lag_ms > 1000 * self._max_lag_s
+        if is_far and state in (ReplicaState.ACTIVE, ReplicaState.SYNCING):
+            state = ReplicaState.LAGGING
+        silent_ms = row.silent_ms + age_ms
+        return row._replace(state=STATES.index(state), lag_ms=lag_ms, silent_ms=silent_ms)
+
+    # ---------------------------------------------------------------- measuring, as leader
+
+    def _tracker(self, peer: int, now: float) -> _Tracker:
+        if peer not in self._trackers:
+            self._trackers[peer] = _Tracker(now)
+        return self._trackers[peer]
+
+    def _measure_all(self, now: float) -> bool:
+        """Make the rows anew, if this node leads; whether it does."""
+        if self._stamps is None or not self._core.is_leader:
+            return False
+        self._rows = {peer: self._measure(peer, now) for peer in self._core.membership.members}
+        self._rows_at = now
+        return True
+
+    def _measure(self, peer: int, now: float) -> ReplicaRow:
+        core, log, tracker = self._core, self._core.log, self._tracker(peer, now)
+        if peer == core.id:
+            match = log.persisted
+            applied, sequence = self._position()
+            tracker.heard_at = now
+        else:
+            progress = core.progress[peer]
+            match, applied, sequence = progress.match, progress.applied, progress.applied_sequence
+            tracker.heard_at = max(tracker.heard_at, self._heard.get(peer, tracker.heard_at))
+        lag_s = self._behind_s(tracker, applied, now)
+        silent_s = now - tracker.heard_at
+        if silent_s > self._silence_s:
+            lag_s = max(lag_s, silent_s)
+        state = self._judge(peer, tracker, applied, lag_s, silent_s, now)
+        match_sequence = log.sequence(match)
+        return ReplicaRow(
+            peer,
+            STATES.index(state),
+            match,
+            sequence if match_sequence is None else match_sequence,
+            applied,
+            sequence,
+            int(1000 * lag_s),
+            max(log.last.last_sequence - sequence, 0),
+            int(1000 * silent_s),
+        )
+
+    def _behind_s(self, tracker: _Tracker, applied: int, now: float) -> float:
+        """The age of the oldest entry that a replica has not applied."""
+        assert self._stamps is not None
+        if applied >= self._core.log.last_index:
+            tracker.behind_since = None
+            return 0.0
+        since = self._stamps.time(applied + 1)
+        if tracker.behind_since is not None:
+            if applied >= self._stamps.before:
+                tracker.behind_since = None
+            else:
+                since = min(since, tracker.behind_since)
+        return now - since
+
+    def _judge(
+        self,
+        peer: int,
+        tracker: _Tracker,
+        applied: int,
+        lag_s: float,
+        silent_s: float,
+        now: float,
+    ) -> ReplicaState:
+        if peer != self._core.id and not self._host.is_connected(peer):
+            tracker.target, tracker.is_synced = None, False
+            is_new = not tracker.was_connected and now - tracker.known_since <= self._max_lag_s
+            return ReplicaState.CONNECTING if is_new else ReplicaState.DISCONNECTED
+        if tracker.target is None:
+            tracker.target, tracker.was_connected = self._core.log.last_index, True
+        tracker.is_synced = tracker.is_synced or applied >= tracker.target
+        if tracker.is_synced:
+            tracker.is_joining = False
+        elif not self._core.membership.members[peer].is_voter:
+            tracker.is_joining = True
+        if (silent_s if tracker.is_joining else lag_s) > self._max_lag_s:
+            return ReplicaState.LAGGING
+        return ReplicaState.ACTIVE if tracker.is_synced else ReplicaState.SYNCING
+
+    # ---------------------------------------------------------------- quorum and warnings
+
+    def _watch_quorum(self, now: float) -> None:
+        core = self._core
+        if core.leader is not None:
+            self._led_at = now
+            self._set_quorum(is_there=True, now=now)
+        elif self._has_quorum:
+            is_late = now - self._led_at > LEADERLESS_TIMEOUTS * self._timeout_s
+            if is_late or len(self._reachable()) < core.membership.quorum:
+                self._set_quorum(is_there=False, now=now)
+
+    def _reachable(self) -> Sequence[int]:
+        core = self._core
+        voters = core.membership.voters
+        return [v for v in voters if v == core.id or self._host.is_connected(v)]
+
+    def _set_quorum(self, *, is_there: bool, now: float) -> None:
+        before, self._has_quorum = self._has_quorum, is_there
+        core = self._core
+        if before and not is_there:
+            connected = tuple(self._reachable())
+            needed = core.membership.quorum
+            self._host.emit(QuorumLost(reporter=core.id, connected=connected, needed=needed))
+            self._lost_at = now
+        elif before is False and is_there:
+            assert core.leader is not None
+            lasted_ms = 1000 * (now - self._lost_at)
+            event = QuorumRestored(reporter=core.id, leader=core.leader, duration_ms=lasted_ms)
+            self._host.emit(event)
+
+    def _warn(self, row: ReplicaRow, now: float) -> None:
+        """Warn once of a replica that is too far behind, and again only after it was well."""
+        if STATES[row.state] is ReplicaState.SYNCING:
+            return
+        tracker, lag_s = self._tracker(row.node_id, now), row.lag_ms / 1000
+        if lag_s > self._max_lag_s:
+            tracker.calm_since = None
+            if not tracker.is_warned:
+                tracker.is_warned = True
+                event = ReplicationLagWarning(
+                    reporter=self._core.id, node_id=row.node_id, lag_ms=row.lag_ms
+                )
+                self._host.emit(event)
+        elif lag_s > self._max_lag_s / 2:
+            tracker.calm_since = None
+        elif tracker.calm_since is None:
+            tracker.calm_since = now
+        elif now - tracker.calm_since >= min(self._max_lag_s, REARM_S_MAX):
+            tracker.is_warned = False

@@ -1,0 +1,1 @@
+"""The threads around a node: its loop, its storage, its callers, its events."""

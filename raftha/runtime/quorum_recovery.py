@@ -1,0 +1,244 @@
+"""Make one survivor the whole cluster, after a majority was lost for good.
+
+Theory of operation. Without a majority nothing can be committed, a change of membership neither. If
+the lost nodes never come back, somebody who knows that may decide so: this is done offline, on one
+survivor, with its data directory locked. What no protocol can tell is whether the others are really
+gone, so the operator has to, and only the plain counter-evidence is checked: whether they answer.
+
+What is done, in this order, so that a crash in between leaves either life whole:
+
+1. A record of what is about to be done goes into the data directory.
+2. One write goes to the log: a hard state of a new term, and a MEMBERSHIP entry of that term that
+   names this node as the only member and all others as removed. The hard state's commit includes
+   it, and with it all that the log holds: what was acknowledged and is here stays.
+3. The directory gets a new incarnation. A node that heals from the loss of its log stops to: there
+   is nobody left from whom it could get what it lacks.
+
+The node then starts as a cluster of one. It refuses those of the earlier life as removed, they
+refuse it for its incarnation, and each of them that reaches it stops leading. Their ids are used
+up; new nodes come with new ids.
+
+Which survivor? The one whose log ends last: highest term of the last entry first, then highest
+index. Acknowledged writes that are not in its log are lost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from raftha.config import HaConfig, parse_address
+from raftha.core import RaftLog
+from raftha.entry import Entry, EntryKind, HardState, make_entry
+from raftha.errors import ConfigError, InvalidRequest
+from raftha.membership import Member, Membership
+from raftha.node.bootstrap import applied_membership
+from raftha.storage.directory.datadir import DataDirectory
+from raftha.storage.directory.replay import entries_after
+from raftha.storage.directory.snapshot import install
+from raftha.storage.log.disk import RealDisk
+from raftha.storage.log.wal import Wal
+from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.state import State
+from raftha.version import VERSION
+
+ANSWER_TIMEOUT_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostMember:
+    """A member that is to be removed; `answers` if something listens at its address."""
+
+    node_id: int
+    address: str
+    is_voter: bool
+    answers: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a recovery finds, and what it would do.
+
+    `last_index`, `last_term`, `last_sequence` and `last_time` say how far this node's log goes;
+    compare survivors by (last_term, last_index). `commit_index` is what it knew to be committed.
+    `term` is the new one, `index` the entry that will carry the new membership. A node that
+    `is_healing` has lost its log, and may lack what others have: it is the last one to choose.
+    """
+
+    node_id: int
+    cluster_id: str
+    data_dir: str
+    was_voter: bool
+    is_healing: bool
+    last_index: int
+    last_term: int
+    last_sequence: int
+    last_time: str
+    commit_index: int
+    lost: tuple[LostMember, ...]
+    removed_before: tuple[int, ...]
+    term: int
+    index: int
+
+    @property
+    def is_quorum_there(self) -> bool:
+        """Whether so many others answer that they and this node are a majority."""
+        voters = [member for member in self.lost if member.is_voter]
+        answering = sum(member.answers for member in voters)
+        return 2 * (answering + self.was_voter) > len(voters) + self.was_voter
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+class Survivor:
+    """A stopped node's disk, open to be looked at and recovered."""
+
+    def __init__(self, config: HaConfig, data: DataDirectory, wal: Wal, log: RaftLog) -> None:
+        self._config = config
+        self._data = data
+        self._wal = wal
+        self._log = log
+
+    def plan(self) -> Plan:
+        """What `recover` would do; InvalidRequest if there is nothing to recover here."""
+        node_id, membership = self._config.node_id, self._log.membership
+        if node_id not in membership.members:
+            raise InvalidRequest(
+                f"node {node_id} is not a member of the cluster by its own log",
+                hint="recover a node that was a member when the majority was lost",
+            )
+        if membership.voters == (node_id,) and not self._data.is_healing:
+            raise InvalidRequest(
+                f"node {node_id} is the only voter already", hint="start it: it needs no others"
+            )
+        last, hard_state = self._log.last, self._wal.hard_state
+        return Plan(
+            node_id=node_id,
+            cluster_id=self._config.cluster_id,
+            data_dir=str(self._data.path),
+            was_voter=membership.members[node_id].is_voter,
+            is_healing=self._data.is_healing,
+            last_index=last.index,
+            last_term=last.term,
+            last_sequence=last.last_sequence,
+            last_time=_time_text(last.time_us),
+            commit_index=self._log.commit,
+            lost=tuple(
+                LostMember(
+                    node_id=other,
+                    address=member.address,
+                    is_voter=member.is_voter,
+                    answers=_answers(member.address),
+                )
+                for other, member in sorted(membership.members.items())
+                if other != node_id
+            ),
+            removed_before=tuple(sorted(membership.removed)),
+            term=max(hard_state.term, last.term) + 1,
+            index=last.index + 1,
+        )
+
+    def recover(self, plan: Plan) -> Path:
+        """Carry out `plan`, made by this object; return the path of the record of it."""
+        record = self._write_record(plan)
+        entry = self._make_entry(plan)
+        assert entry.index == plan.index
+        self._wal.append(HardState(plan.term, plan.node_id, entry.index), (entry,))
+        self._data.renew_incarnation()
+        logger.warning(
+            "quorum recovered node=%d term=%d index=%d removed=%s record=%s",
+            plan.node_id,
+            plan.term,
+            plan.index,
+            ",".join(str(member.node_id) for member in plan.lost),
+            record,
+        )
+        return record
+
+    def _make_entry(self, plan: Plan) -> Entry:
+        before = self._log.membership
+        own = Member(self._config.own_address, before.members[plan.node_id].region)
+        removed = before.removed | before.members.keys() - {plan.node_id}
+        payload = Membership({plan.node_id: own}, removed).encode()
+        return make_entry(self._log.last, plan.term, 0, EntryKind.MEMBERSHIP, payload, 0)
+
+    def _write_record(self, plan: Plan) -> Path:
+        now = datetime.now(UTC)
+        path = self._data.path / f"recover-quorum-{now:%Y%m%dT%H%M%S.%fZ}.json"
+        document = {"time": now.isoformat(), "raftha_version": VERSION, **plan.as_dict()}
+        with path.open("x", encoding="utf-8") as file:
+            json.dump(document, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        RealDisk().sync_dir(str(self._data.path))
+        return path
+
+
+@contextmanager
+def open_survivor(config: HaConfig) -> Iterator[Survivor]:
+    """Open a stopped node's data directory, changing no more than any start of the node would.
+
+    ConfigError if there is none, it is in use or another node's; StorageError if it is damaged.
+    """
+    path = Path(config.data_dir)
+    if not (path / "identity").exists():
+        raise ConfigError(f"{path} is not the data directory of a node")
+    data = DataDirectory(path, config.cluster_id, config.node_id)
+    try:
+        if data.lost:
+            raise ConfigError(
+                f"a start of node {config.node_id} was cut off while it replaced damaged files",
+                hint="start it once more before anything else",
+            )
+        wal = Wal.open(
+            RealDisk(),
+            str(path / "wal"),
+            segment_bytes=config.wal_segment_bytes,
+            salt=lambda: secrets.randbits(64),
+        )
+        try:
+            # An image that is ready goes first: later it would replace what is written here.
+            install(path, wal)
+            store = CheckpointStore(path / "state")
+            try:
+                yield Survivor(config, data, wal, _read_log(config, State(store, None), wal))
+            finally:
+                store.close()
+        finally:
+            wal.close()
+    finally:
+        data.close()
+
+
+def _read_log(config: HaConfig, state: State, wal: Wal) -> RaftLog:
+    entries = entries_after(wal, state.applied, Path(config.data_dir) / "wal")
+    membership = applied_membership(state, config)
+    log = RaftLog(wal.first_index, state.applied, entries, 0, membership)
+    log.commit = max(log.commit, min(wal.hard_state.commit, log.last_index))
+    return log
+
+
+def _answers(address: str) -> bool:
+    try:
+        socket.create_connection(parse_address("address", address), ANSWER_TIMEOUT_S).close()
+    except (OSError, UnicodeError):
+        return False
+    return True
+
+
+def _time_text(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat() if time_us else ""

@@ -1,0 +1,600 @@
+"""A node with its threads, files and sockets: what `HaManager` starts and stops.
+
+Theory of operation. One thread runs the node on an event loop of its own (uvloop), so a host
+process that blocks its own loop loses no elections. Other threads write and read what is on the
+disk (`storage_threads.py`, `snapshot_thread.py`): work goes to them as jobs, and comes back as a
+call on the node's loop.
+
+Callers hand operations over through a queue, and get results from the node's thread (`callers.py`).
+
+Opening happens in the caller's thread, so whatever is wrong with the configuration or the disk is
+raised by `start`. After that, errors are final for the node and never for the process: an
+unexpected exception on the node's loop, a failed write or a failed checkpoint stops the node
+(`_fail`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import random
+import secrets
+import threading
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import uvloop
+
+from raftha.clock import SystemClock
+from raftha.config import HaConfig
+from raftha.core import LogRead, Write
+from raftha.entry import Entry, LogPosition
+from raftha.errors import (
+    ConfigError,
+    Corrupt,
+    Disconnected,
+    Forked,
+    RafthaError,
+    RequestTimeout,
+    Stopped,
+    StorageError,
+    StorageFailed,
+    Unavailable,
+)
+from raftha.events import HaEvent, RoleChanged, SnapshotFailed, StorageDamaged
+from raftha.membership import Membership
+from raftha.net import certificate_renewal
+from raftha.net.certificate_renewal import Renewal
+from raftha.net.transport import Transport
+from raftha.net.wire import PROTOCOL_VERSION, Hello
+from raftha.node.bootstrap import HEARTBEAT_TICKS, decode_membership, make_core
+from raftha.node.checkpoints import Cut
+from raftha.node.messages import PeerMessage
+from raftha.node.node import Node
+from raftha.node.operations import Operation, ReadOperation
+from raftha.node.statistics import Statistics
+from raftha.runtime import forks
+from raftha.runtime.callers import Results, SubmitQueue, ThreadWaiter
+from raftha.runtime.event_bus import EventBus
+from raftha.runtime.logs import log_event
+from raftha.runtime.snapshot_thread import ThreadedFiles
+from raftha.runtime.storage_threads import StorageThreads
+from raftha.storage.directory.datadir import DataDirectory
+from raftha.storage.directory.healing import LOG, Whole, open_whole
+from raftha.storage.directory.node_files import DirectoryVault
+from raftha.storage.directory.reserve import Reserve
+from raftha.storage.log.disk import RealDisk
+from raftha.storage.state.machine import StateMachine
+from raftha.storage.state.state import Frozen
+from raftha.types import HaStatus
+
+RESIGN_TIMEOUT_S = 1.0
+OBSERVE_TIMEOUT_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class Runtime:
+    """One running node. Started once, stopped once."""
+
+    def __init__(self, config: HaConfig, machine: StateMachine | None, events: EventBus) -> None:
+        """Open what is on the disk; ConfigError or StorageError say why that can't be."""
+        self.config = config
+        self._events = events
+        self._renewal = Renewal(config)
+        self._tls = self._renewal.load()
+        self._machine = machine
+        self._reopening: asyncio.Task[None] | None = None
+        self._submitted = SubmitQueue(config.submit_queue_bytes_max)
+        self._results = Results()
+        self.statistics = Statistics()
+        self._is_turn_due = False
+        self._loop = uvloop.new_event_loop()
+        self._stopping: asyncio.Event | None = None
+        self._resigned: asyncio.Event | None = None
+        self._random = random.Random(secrets.randbits(64))
+        self._clock = SystemClock()
+        self._process = os.getpid()
+        self._open_all()
+        hello = Hello(
+            PROTOCOL_VERSION,
+            config.cluster_id,
+            config.node_id,
+            0,
+            self._data.incarnation,
+            config.client_address,
+        )
+        self._transport = Transport(hello, config.own_address, self, self._random.random, self._tls)
+        self._thread = threading.Thread(
+            target=self._run, name=f"raftha-{config.node_id}", daemon=True
+        )
+
+    def _open_all(self) -> None:
+        """Lock the data directory and open what is in it; or leave nothing open."""
+        config = self.config
+        with contextlib.ExitStack() as opened:
+            opened.callback(self._loop.close)
+            epoll = cast(Any, self._loop)._get_backend_id()  # Not in uvloop's stubs.
+            forks.add_node(self, Path(config.data_dir), epoll)
+            opened.callback(forks.remove_node, self)
+            if forks.is_inherited(Path(config.data_dir)):
+                raise Forked
+            self._data = DataDirectory(Path(config.data_dir), config.cluster_id, config.node_id)
+            opened.callback(self._data.close)
+            self.node = self._open()
+            forks.renew_in_child(self, Runtime._end_lease)
+            opened.pop_all()
+
+    def _open(self) -> Node:
+        """Open log and state, with the image that was received if one is ready."""
+        with contextlib.ExitStack() as opened:
+            vault = DirectoryVault(
+                self._data,
+                RealDisk(),
+                self.config.wal_segment_bytes,
+                self._machine,
+                self._has_others,
+                self._on_damage,
+            )
+            opened.callback(vault.close)
+            whole = open_whole(vault)
+            self._wal, self._store = whole.wal, vault.store
+            self.snapshots = ThreadedFiles(
+                f"raftha-{self.config.node_id}",
+                self._data.path,
+                self._store,
+                self._call_node,
+                self._on_snapshot_error,
+                self._install,
+            )
+            opened.callback(self.snapshots.close)
+            node = self._make_node(whole)
+            self._threads = StorageThreads(
+                self.config.node_id,
+                self._wal,
+                self._store,
+                Reserve(self._data.path / "reserve", self.config.disk_reserve_bytes),
+                self._call_node,
+                partial(self._call, self._fail),
+                on_full=node.on_storage_full,
+                on_space=node.on_storage_space,
+            )
+            opened.pop_all()
+            return node
+
+    def _make_node(self, whole: Whole) -> Node:
+        config = self.config
+        wal, state, entries = whole
+        self._data.note_promise(config.lease_ms)
+        core = make_core(
+            config,
+            wal.hard_state,
+            wal.first_index,
+            state,
+            entries,
+            self._random.randrange,
+            epoch=self._data.epoch,
+            promised_ms=self._data.promised_ms,
+            clock_ns=self._clock.boottime_ns,
+        )
+        return Node(
+            config, config.cluster_id, core, state, self, self._clock, self._random.randrange
+        )
+
+    def _has_others(self, membership: bytes | None) -> bool:
+        """Whether there is another voter to heal from."""
+        voters = decode_membership(membership, self.config).voters
+        return any(voter != self.config.node_id for voter in voters)
+
+    def _on_damage(self, parts: Collection[str], found: Corrupt) -> None:
+        """Damage was found in the opening; these parts are about to be set aside."""
+        event = StorageDamaged(
+            reporter=self.config.node_id,
+            path=str(found.path),
+            offset=found.offset,
+            detail=found.detail,
+            parts=tuple(sorted(parts)),
+            quarantine=str(self._data.path / "quarantine"),
+            heals=LOG in parts,
+        )
+        log.critical("node=%d %s", self.config.node_id, found)
+        self.emit(event)
+
+    def _end_lease(self) -> None:
+        """In a forked process: what is here of the node's state ages from now on."""
+        self.node.core.leases.withdraw()
+
+    # ---------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Start the threads; returns once peers can connect. OSError if the address is taken."""
+        started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._started = started
+        self._threads.start()
+        self._thread.start()
+        error = started.get()
+        if error is not None:
+            self._thread.join()
+            raise error
+
+    def stop(self) -> None:
+        """Hand leadership over if that is quick, tell every caller, close everything."""
+        self._call(self._begin_stop)
+        self._thread.join()
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked from the one that the node runs in."""
+        return os.getpid() != self._process
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the node's thread runs, be it healthy or failed."""
+        return self._thread.is_alive()
+
+    def _begin_stop(self) -> None:
+        if self._stopping is not None:
+            self._stopping.set()
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        """Call on the node's loop, unless that has ended."""
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+
+    def _call_node(self, function: Callable[..., None], *args: Any) -> None:
+        """Call on the node's loop, unless the node has ended by then."""
+        self._call(self._unless_failed, function, *args)
+
+    def _unless_failed(self, function: Callable[..., None], *args: Any) -> None:
+        if not self.node.failure:
+            function(*args)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.set_exception_handler(self._on_loop_exception)
+        try:
+            self._loop.run_until_complete(self._main())
+        finally:
+            self._loop.close()
+
+    async def _main(self) -> None:
+        self._stopping, self._resigned = asyncio.Event(), asyncio.Event()
+        try:
+            await self._transport.start()
+        except (OSError, UnicodeError) as error:
+            await self._close()
+            address = self.config.own_address
+            failure = ConfigError(
+                f"can't listen on {address}: {getattr(error, 'strerror', None) or error}"
+            )
+            self._started.put(failure)
+            return
+        self.set_members(self.node.membership)
+        self._started.put(None)
+        self._tick(self._loop.time())
+        self._threads.keep_up()
+        renewing = self._loop.create_task(self._renew_tls())
+        await self._stopping.wait()
+        renewing.cancel()
+        if self._reopening is not None:
+            await self._reopening
+        await self._resign()
+        await self._close()
+
+    async def _renew_tls(self) -> None:
+        while self._tls is not None:
+            await asyncio.sleep(certificate_renewal.LOOK_S)
+            tls = await self._loop.run_in_executor(None, self._renewal.renewed)
+            if tls is not None:
+                self._transport.renew(tls)
+
+    async def _resign(self) -> None:
+        """A leader that is stopped on purpose hands over first: nobody has to notice its end."""
+        core = self.node.core
+        if self.node.failure or not core.is_leader:
+            return
+        successors = [
+            (progress.match, peer)
+            for peer, progress in core.progress.items()
+            if peer in core.membership.voters
+            and progress.is_active
+            and not progress.is_healing
+            and self._transport.is_connected(peer)
+        ]
+        if not successors:
+            return
+        assert self._resigned is not None
+        self._resigned.clear()
+        core.transfer(max(successors)[1])
+        self.wake()
+        try:
+            await asyncio.wait_for(self._resigned.wait(), RESIGN_TIMEOUT_S)
+        except TimeoutError:
+            log.info("node=%d leadership was not handed over before stopping", core.id)
+
+    async def _close(self) -> None:
+        await self._transport.stop()
+        message = "the node is stopped"
+        with self._submitted.lock:
+            if not self.node.failure:
+                self.node.fail("", Stopped(message), Disconnected(message))
+        self._drain()
+        if await self._close_files():
+            self._data.close()
+            forks.remove_node(self)
+
+    async def _close_files(self) -> bool:
+        """Let all threads finish, then close log and state; results that come late are dropped.
+
+        False if the disk hangs: then everything stays as it is.
+        """
+        if not await self._loop.run_in_executor(None, self._threads.close):
+            return False
+        await self._loop.run_in_executor(None, self.snapshots.close)
+        try:
+            self._wal.close()
+        except (StorageError, OSError) as error:
+            log.warning("node=%d closing the log: %s", self.config.node_id, error)
+        self._store.close()
+        return True
+
+    # ---------------------------------------------------------------- an image takes its place
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether this node is stopped or failed, for good; not while it is opened anew."""
+        return not self.is_alive or (bool(self.node.failure) and not self._is_reopening)
+
+    @property
+    def _is_reopening(self) -> bool:
+        return self._reopening is not None and not self._reopening.done()
+
+    def _install(self) -> None:
+        """End the node, as a kill would, and begin again with the image that is ready.
+
+        From here on only what is on the disk counts of what the node did or heard, and whether the
+        image is still needed is asked of the disk. Callers' operations that come meanwhile wait.
+        """
+        message = "this node takes over an image of the state"
+        with self._submitted.lock:
+            self._reopening = self._loop.create_task(self._reopen())
+            self.node.fail("", Unavailable(message), Disconnected(message))
+
+    async def _reopen(self) -> None:
+        await self._transport.pause()
+        try:
+            if not await self._close_files():
+                raise StorageFailed("the disk hangs")
+            node = await self._loop.run_in_executor(None, self._open)
+        except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
+            self._reopening = None
+            self.node.failure = ""
+            self._fail(error)
+            self._drain()
+            return
+        self._threads.start()
+        self._threads.keep_up()
+        self.node, self._reopening = node, None
+        self.set_members(node.membership)
+        self._drain()
+        self.wake()
+
+    def _on_snapshot_error(self, error: BaseException, is_harmless: bool) -> None:
+        """From any thread: an image could not be made, read, written or checked."""
+        if is_harmless:
+            event = SnapshotFailed(reporter=self.config.node_id, reason=str(error))
+            self._call(self.emit, event)
+        else:
+            self._call(self._fail, error)
+
+    def _tick(self, due: float) -> None:
+        assert self._stopping is not None
+        if self._stopping.is_set():
+            return
+        interval_s = self.config.heartbeat_interval_ms / 1000 / HEARTBEAT_TICKS
+        if not self.node.failure:
+            self.node.on_tick()
+        # A process that was paused doesn't make up for the ticks it missed: others kept time.
+        due = max(due, self._loop.time() - interval_s) + interval_s
+        self._loop.call_at(due, self._tick, due)
+
+    def _fail(self, error: BaseException) -> None:
+        """The node is done for; the process it lives in isn't (design, promise 7)."""
+        if self.node.failure:
+            return
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, Corrupt) and error.path.is_relative_to(self._data.path / "state"):
+            # The next start can't see it without reading all of the state.
+            with contextlib.suppress(OSError):
+                self._data.note_damage(error.detail)
+        log.critical("node=%d failed reason=%s", self.config.node_id, reason, exc_info=error)
+        unsent = Stopped(f"this node has failed: {reason}")
+        self.node.fail(reason, unsent, Disconnected(unsent.args[0]))
+        self._loop.create_task(self._transport.stop())
+
+    def _on_loop_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        is_connection = "transport" in context or "protocol" in context
+        # uvloop forgets the future of a TLS handshake whose dialler is cancelled while it fails.
+        is_forgotten = "future" in context and not isinstance(context["future"], asyncio.Task)
+        if isinstance(error, OSError) and (is_connection or is_forgotten):
+            # A peer's connection is lost, or couldn't be taken up; it will be tried again.
+            log.warning("node=%d %s: %s", self.config.node_id, context.get("message"), error)
+            return
+        self._fail(error if error is not None else RuntimeError(context.get("message")))
+
+    # ---------------------------------------------------------------- callers, from any thread
+
+    def observe(self) -> tuple[HaStatus, Statistics]:
+        """Status and statistics, for metrics; RequestTimeout if the node's thread doesn't answer.
+
+        Works on a failed node too.
+        """
+        if self.is_inherited:
+            raise Forked
+        waiter = ThreadWaiter()
+        deadline = self._clock.monotonic() + OBSERVE_TIMEOUT_S
+        read = ReadOperation(waiter, deadline, Node.status, is_linearizable=False)
+        with contextlib.suppress(Stopped):
+            self.submit((read,))
+            if not waiter.wait(OBSERVE_TIMEOUT_S):
+                raise RequestTimeout("the node's thread does not answer")
+            if isinstance(waiter.result, HaStatus):
+                return waiter.result, self.statistics
+        return self.node.status(), self.statistics
+
+    def submit(self, operations: Sequence[Operation]) -> Sequence[Operation]:
+        """Hand operations over, in order; return those for which the queue has no room.
+
+        Stopped if the node has ended, be it by a failure. Forked if it runs in another process.
+        """
+        if self.is_inherited:
+            raise Forked
+        with self._submitted.lock:
+            if self.has_ended:
+                raise self._ended()
+            node = self.node
+            refused = self._submitted.put(operations, node.write_bytes_held, node.asked_bytes_held)
+            is_draining, self._submitted.is_draining = self._submitted.is_draining, True
+        if not is_draining:
+            self._call(self._drain)
+        return refused
+
+    def unanswered(self) -> list[Operation]:
+        """The operations that have no result, as of some moment just now."""
+        with self._submitted.lock:
+            queued = self._submitted.queued()
+        return queued + self.node.unanswered()
+
+    def _ended(self) -> RafthaError:
+        if self.node.failure and self.node.status().role == "failed":
+            return Stopped(f"this node has failed: {self.node.failure}")
+        return Stopped("the node is stopped")
+
+    def _drain(self) -> None:
+        with self._submitted.lock:
+            if self._is_reopening:
+                # They wait; `is_draining` stays, so that nobody calls this again before its time.
+                self._submitted.is_draining = True
+                return
+            operations = self._submitted.take()
+        if not self.node.failure:
+            try:
+                self.node.submit(operations)
+                with self._submitted.lock:
+                    self._submitted.taken()
+                return
+            except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
+                self._fail(error)
+        with self._submitted.lock:
+            self._submitted.taken()
+        for operation in operations:
+            if operation.waiter is not None:
+                self.node.deliver(operation, self._ended())
+        self.flush()
+
+    # ---------------------------------------------------------------- Host
+
+    def send(self, message: PeerMessage) -> None:
+        self._transport.send(message)
+
+    def is_connected(self, peer: int) -> bool:
+        return self._transport.is_connected(peer)
+
+    def hang_up(self, peer: int) -> None:
+        self._transport.hang_up(peer)
+
+    def write(self, write: Write) -> None:
+        self._threads.write(write, self.node.on_written)
+
+    def seal_log(self) -> None:
+        self._threads.seal(self.node.on_sealed)
+
+    def read_log(self, request: LogRead) -> None:
+        self._threads.read_log(request.index, partial(self._on_log_read, request))
+
+    def _on_log_read(self, request: LogRead, result: tuple[LogPosition, list[Entry]] | int) -> None:
+        if isinstance(result, int):
+            self.node.on_log_compacted(request, result)
+        else:
+            self.node.on_log_read(request, *result)
+
+    def checkpoint(self, frozen: Frozen, cut: Cut, *, with_digest: bool) -> None:
+        self._threads.checkpoint(
+            frozen, cut, with_digest=with_digest, done=lambda done: self.node.on_checkpoint(*done)
+        )
+
+    def set_members(self, membership: Membership) -> None:
+        addresses = {
+            node_id: member.address
+            for node_id, member in membership.members.items()
+            if node_id != self.config.node_id
+        }
+        self._transport.set_members(addresses, membership.removed)
+
+    def on_refused(self) -> None:
+        self.statistics.peers_refused += 1
+
+    def on_removed(self) -> None:
+        if not self.node.failure:
+            self.node.on_removed()
+
+    def end_healing(self, epoch: int) -> None:
+        self._data.end_healing(epoch)
+        self.node.on_healed(epoch)
+
+    def deliver(self, waiter: Any, result: Any) -> None:
+        self._results.deliver(waiter, result)
+
+    def deliver_each(self, waiters: Sequence[Any], results: Sequence[Any]) -> None:
+        self._results.deliver_each(waiters, results)
+
+    def flush(self) -> None:
+        self._results.flush()
+
+    def emit(self, event: HaEvent) -> None:
+        self._events.publish(event)
+        self.statistics.events[type(event).__name__] += 1
+        log_event(log, event)
+        if isinstance(event, RoleChanged) and self._resigned is not None:
+            self._resigned.set()
+
+    def wake(self) -> None:
+        if not self._is_turn_due:
+            self._is_turn_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._is_turn_due = False
+        try:
+            self.node.turn()
+        except (SystemExit, KeyboardInterrupt) as error:
+            # A command's doing. On this thread it would end the loop and leave all else running.
+            self._fail(error)
+
+    # ---------------------------------------------------------------- Receiver
+
+    def on_message(self, message: PeerMessage) -> None:
+        if not self.node.failure:
+            self.node.on_message(message)
+
+    def on_connected(self, peer: int, hello: Hello) -> None:
+        if not self.node.failure:
+            self.node.on_connected(peer, hello.client_address)
+
+    def on_disconnected(self, peer: int, reason: str) -> None:
+        if not self.node.failure:
+            self.node.on_disconnected(peer, reason)
+
+    def check_hello(self, hello: Hello) -> str:
+        if self._data.check_peer(hello.sender, hello.incarnation):
+            return ""
+        return f"node {hello.sender} has lost its data directory and can't return under its old id"

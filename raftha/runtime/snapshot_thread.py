@@ -1,0 +1,107 @@
+"""Images of the state on this node's disk, off its thread: the real `SnapshotFiles`.
+
+Theory of operation. A thread of its own does all the work, in the order in which it was asked for:
+copying, reading, writing, hashing. It may take minutes; checkpoints, log and heartbeats have other
+threads. What goes wrong here costs an image and never the node: it is told as an event, and tried
+again after a pause.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from raftha.core import SnapshotOffer
+from raftha.errors import RafthaError, StorageFailed
+from raftha.node.snapshot_rate import Pace
+from raftha.storage.directory.snapshot import CHUNK_BYTES, Chunk, Image, Incoming, Outgoing
+from raftha.storage.state.checkpoint import CheckpointStore
+
+T = TypeVar("T")
+
+
+class ThreadedFiles:
+    """The images of one life of a node, until `close`."""
+
+    def __init__(
+        self,
+        name: str,
+        data: Path,
+        store: CheckpointStore,
+        call: Callable[[Callable[[Any], None], Any], None],
+        failed: Callable[[BaseException, bool], None],
+        install: Callable[[], None],
+    ) -> None:
+        """`call` calls a function on the node's thread. `failed` is told, from any thread, an error
+        and whether it is one to live with.
+        """
+        self.chunk_bytes = CHUNK_BYTES
+        self._store = store
+        self._call = call
+        self._failed = failed
+        self._install = install
+        self._outgoing = Outgoing(data / "outgoing")
+        self._incoming = Incoming(data / "incoming")
+        self._is_closing = threading.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-snapshots")
+
+    def close(self) -> None:
+        """Wait for what is under way, and forget what isn't; an image in the making is given up."""
+        self._is_closing.set()
+        self._thread.shutdown(cancel_futures=True)
+
+    def make(self, snapshot: int, pace: Pace, done: Callable[[Image | None], None]) -> None:
+        throttle = partial(self._throttle, pace)
+        self._run(lambda: self._outgoing.make(self._store, snapshot, throttle), done, None)
+
+    def _throttle(self, pace: Pace, size: int) -> None:
+        """Wait for as long as the pace wants it behind a piece of `size`."""
+        if self._is_closing.wait(pace.copied(size)):
+            raise StorageFailed("an image was not finished: the node ends")
+
+    def read(self, image: Image, offset: int, done: Callable[[Chunk | None], None]) -> None:
+        self._run(lambda: self._outgoing.read(image.snapshot, offset), done, None)
+
+    def drop(self, snapshot: int) -> None:
+        self._run(lambda: self._outgoing.drop(snapshot), _nothing, None)
+
+    def begin(self, offer: SnapshotOffer, done: Callable[[int | None], None]) -> None:
+        self._run(
+            lambda: self._incoming.begin(offer.snapshot, offer.size, offer.sha256), done, None
+        )
+
+    def write(self, chunk: Chunk, done: Callable[[int | None], None]) -> None:
+        self._run(lambda: self._incoming.write(chunk), done, None)
+
+    def check(self, offer: SnapshotOffer, done: Callable[[bool], None]) -> None:
+        self._run(lambda: self._incoming.check(offer.sha256, offer.index), done, False)
+
+    def discard(self) -> None:
+        self._run(self._incoming.discard, _nothing, None)
+
+    def install(self) -> None:
+        self._install()
+
+    def _run(self, work: Callable[[], T], done: Callable[[T], None], otherwise: T) -> None:
+        """Do `work`, and `done` with its result on the node's thread; `otherwise` if it fails."""
+
+        def run() -> None:
+            try:
+                result = work()
+            except (OSError, RafthaError) as error:
+                self._failed(error, True)
+                result = otherwise
+            except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
+                self._failed(error, False)
+                return
+            self._call(done, result)
+
+        self._thread.submit(run)
+
+
+def _nothing(result: object) -> None:
+    """What is to be done with the result of work that has none."""

@@ -1,0 +1,249 @@
+"""The threads of a node that write, sync and read what is on its disk.
+
+Theory of operation. One thread appends to the log, one write after the other. Three more do what
+takes long: checkpoints and digests, reading old log for followers that lag, and what is to be there
+ahead of need, the next log segment and the reserve. Work comes from the node's thread, and its
+result goes back as a call there (`call`); an exception ends the node (`fail`), but a full disk does
+not: the same work is tried again until there is space, and the node is told when that begins and
+when it is over. A checkpoint may use the reserve.
+
+`close` lets all work end. A disk that hangs can't be called off; then it gives up, and log and
+state must stay open until the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+from raftha.core import Write
+from raftha.entry import Entry, LogPosition
+from raftha.errors import Compacted, Stopped, StorageError, StorageFull
+from raftha.node.checkpoints import Cut
+from raftha.storage.directory.replay import read_from
+from raftha.storage.directory.reserve import Reserve, require_space
+from raftha.storage.log.spares import Pacer
+from raftha.storage.log.wal import Wal
+from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.state import Frozen
+
+FULL_RETRY_S = 0.5
+HUNG_DISK_S = 5.0
+"""How long `close` waits for a write that doesn't end."""
+
+log = logging.getLogger(__name__)
+
+
+class Checkpointed(NamedTuple):
+    """What came of a checkpoint: its position, keys, digest if asked for, and the log's start."""
+
+    position: LogPosition
+    keys: int
+    digest: str
+    first_index: int
+
+
+class StorageThreads:
+    """The storage threads of one life of a node, from `start` until `close`."""
+
+    def __init__(
+        self,
+        node_id: int,
+        wal: Wal,
+        store: CheckpointStore,
+        reserve: Reserve,
+        call: Callable[..., None],
+        fail: Callable[[BaseException], None],
+        *,
+        on_full: Callable[[str, str], None],
+        on_space: Callable[[str], None],
+    ) -> None:
+        """`call` calls a function on the node's thread, unless the node has ended; `fail`, from any
+        thread, ends it. `on_full` (why, where) and `on_space` (where) are for the node's thread.
+        """
+        self._node_id = node_id
+        self._wal = wal
+        self._store = store
+        self._reserve = reserve
+        self._last_cut: Cut | None = None
+        self._is_in_a_hurry = threading.Event()
+        """Somebody waits for the lock, or for all to end."""
+        self._space_lock = threading.Lock()
+        """Held by whoever takes space ahead of need, uses the reserve, or changes what is spare."""
+        self._flag_lock = threading.Lock()
+        self._is_keeping_up = False
+        self._call = call
+        self._fail = fail
+        self._on_full = on_full
+        self._on_space = on_space
+        self._is_ending = threading.Event()
+        name = f"raftha-{node_id}"
+        self._writes: queue.SimpleQueue[tuple[Callable[[], None], Callable[[], None]] | None]
+        self._writes = queue.SimpleQueue()
+        self._workers = ThreadPoolExecutor(3, thread_name_prefix=f"{name}-storage")
+        self._wal_thread = threading.Thread(target=self._run_wal, name=f"{name}-wal", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._wal_thread.start()
+
+    def close(self) -> bool:
+        """Let all work end; results that come late are dropped. False if the disk hangs."""
+        self._is_ending.set()
+        self._is_in_a_hurry.set()
+        self._writes.put(None)
+        self._wal_thread.join(HUNG_DISK_S)
+        if self._wal_thread.is_alive():
+            # What it waits for can't be called off; its files stay open until the process ends.
+            log.critical("node=%d the disk hangs: left as it is", self._node_id)
+            return False
+        self._workers.shutdown()
+        return True
+
+    def write(self, write: Write, done: Callable[[Write], None]) -> None:
+        """Make durable, then call `done` with it on the node's thread."""
+        append = partial(self._wal.append, write.hard_state, write.entries)
+        self._writes.put((append, partial(done, write)))
+
+    def seal(self, done: Callable[[], None]) -> None:
+        """Seal the log, then call `done` on the node's thread."""
+        self._writes.put((self._wal.seal, done))
+
+    def keep_up(self) -> None:
+        """Make what is to be there ahead of need, if it isn't, as soon as there is space."""
+        with self._flag_lock:
+            if self._is_keeping_up or self._is_ending.is_set():
+                return
+            self._is_keeping_up = True
+        with contextlib.suppress(RuntimeError):  # The node is just ending.
+            self._workers.submit(self._keep_up)
+
+    def read_log(
+        self, index: int, done: Callable[[tuple[LogPosition, list[Entry]] | int], None]
+    ) -> None:
+        """Read entries from `index` on; the log's first index if that is gone."""
+        self._job(partial(self._read_log, index), done)
+
+    def checkpoint(
+        self, frozen: Frozen, cut: Cut, *, with_digest: bool, done: Callable[[Checkpointed], None]
+    ) -> None:
+        """Write `frozen` to the store, then cut the log, then hash the store if asked to."""
+        self._job(partial(self._checkpoint, frozen, cut, with_digest), done)
+
+    def _run_wal(self) -> None:
+        while True:
+            job = self._writes.get()
+            if job is None:
+                return
+            work, done = job
+            try:
+                is_done = self._when_there_is_space("log", work)
+            except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
+                self._fail(error)
+                return
+            if is_done:
+                self._call(done)
+                if not self._wal.has_spare:
+                    self.keep_up()
+
+    def _when_there_is_space(self, place: str, work: Callable[[], None]) -> bool:
+        """Do `work`, which a full disk leaves undone, again and again; False if the node ends."""
+        was_full = False
+        while True:
+            try:
+                work()
+            except StorageFull as error:
+                was_full = True
+                self._call(self._on_full, str(error), place)
+            else:
+                if was_full:
+                    self._call(self._on_space, place)
+                return True
+            if self._is_ending.wait(FULL_RETRY_S):
+                return False
+
+    def _read_log(self, index: int) -> tuple[LogPosition, list[Entry]] | int:
+        try:
+            return read_from(self._wal, index)
+        except Compacted as compacted:
+            return compacted.first_index
+
+    def _checkpoint(self, frozen: Frozen, cut: Cut, with_digest: bool) -> Checkpointed:
+        write = partial(self._write_checkpoint, frozen)
+        if not self._when_there_is_space("checkpoint", write):
+            raise Stopped("the node ended while the disk was full")
+        with self._locking_space():
+            cut.apply(self._wal)
+            self._last_cut = cut
+        self.keep_up()
+        keys, digest = len(frozen.items), ""
+        if with_digest:
+            digest, keys = self._store.digest()
+        return Checkpointed(frozen.position, keys, digest, self._wal.first_index)
+
+    def _write_checkpoint(self, frozen: Frozen) -> None:
+        try:
+            self._store.write(frozen.items, frozen.meta)
+        except StorageFull:
+            with self._locking_space():
+                if not self._reserve.give_up():
+                    raise
+                log.warning("node=%d a checkpoint uses the reserve: disk full", self._node_id)
+                self._store.write(frozen.items, frozen.meta)
+
+    @contextlib.contextmanager
+    def _locking_space(self) -> Iterator[None]:
+        """Hold `_space_lock`; whoever takes space ahead of need makes haste."""
+        self._is_in_a_hurry.set()
+        with self._space_lock:
+            self._is_in_a_hurry.clear()
+            if self._is_ending.is_set():
+                self._is_in_a_hurry.set()
+            yield
+
+    def _keep_up(self) -> None:
+        try:
+            self._when_there_is_space("ahead", self._make_ahead)
+        except StorageError as error:
+            # Not needed yet: whoever needs it will try again, and its failure counts.
+            log.warning("node=%d nothing can be made ahead of need: %s", self._node_id, error)
+        finally:
+            with self._flag_lock:
+                self._is_keeping_up = False
+
+    def _make_ahead(self) -> None:
+        with self._space_lock:
+            try:
+                self._take_space()
+            except StorageFull:
+                if self._last_cut is None:
+                    raise
+                # What is kept for members that lag goes first: they can be sent an image.
+                self._last_cut._replace(bytes_max=0).apply(self._wal)
+                self._take_space()
+
+    def _take_space(self) -> None:
+        if not self._wal.has_spare:
+            require_space(self._reserve.folder, self._wal.segment_bytes)
+            pacer = Pacer(lambda: self._wal.used, self._is_in_a_hurry.wait)
+            self._wal.prepare_spare(pacer.on_part)
+        self._reserve.take()
+
+    def _job(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Do `work` on a storage thread, and `done` with its result on the node's."""
+
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
+                self._fail(error)
+            else:
+                self._call(done, result)
+
+        self._workers.submit(run)

@@ -1,0 +1,5 @@
+"""Real node processes for tests: `LocalCluster`."""
+
+from raftha.testing.local_cluster import LocalCluster
+
+__all__ = ["LocalCluster"]

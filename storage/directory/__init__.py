@@ -1,0 +1,1 @@
+"""A node's data directory as a whole: identity, replay, snapshots, healing."""

@@ -1,0 +1,167 @@
+"""Opens a node's log and state, and replaces what of them is damaged.
+
+Theory of operation. Damage that the start of a node finds is no reason to give the node up: the
+other members have what it has lost. What can't be used is set aside, never removed, and this is
+what takes its place:
+
+    damaged                           set aside   in its place                  the node
+    log                               log         an empty log behind the       heals
+                                                  state's position
+    log that ends before the state    log         the same                      heals
+    state, log goes back to entry 1   state       a state built from the log    has lost nothing
+    state, log begins later           both        nothing                       heals
+    state and log of two different    both        nothing                       heals
+    histories
+
+What healing means for the cluster is the core's business (`core/raft.py`). Here it is a number, the
+*epoch*, which is made odd before anything else is done, so that whatever a crash leaves the node
+never votes, or is counted, as if it had its log. A node of a cluster that has no other voter keeps
+its hands off: nobody could give it back what it throws away.
+
+Each step is durable before the next, and a start that finds the note of the first goes on:
+
+    1  note which parts are lost, and the epoch
+    2  if only the state is lost: drop an image that was received; installed, it would cut the log
+    3  set the lost parts aside; whatever is in their place by then was begun by step 4
+    4  begin the log behind the state's position
+    5  remove the note
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple, Protocol
+
+from raftha.entry import LOG_START, Entry, EntryKind, LogPosition
+from raftha.errors import Corrupt
+from raftha.storage.directory.replay import READ_BYTES, entries_after
+from raftha.storage.log.wal import Wal
+from raftha.storage.state.state import State
+
+LOG, STATE = "log", "state"
+ALONE = "no other member has a copy; keep the files, and put back an earlier copy of the directory"
+_ATTEMPTS = 3
+"""Damage in what was just made anew isn't healed by making it anew."""
+
+
+class Vault(Protocol):
+    """Where a node keeps log and state; the simulator has one of its own."""
+
+    @property
+    def lost(self) -> Mapping[str, str]:
+        """The parts that are noted as lost."""
+        ...
+
+    def open_log(self) -> Wal:
+        """Open the log, or begin one; Corrupt."""
+        ...
+
+    def open_state(self, wal: Wal) -> State:
+        """Open the state, with the image that is ready in its place if there is one; Corrupt."""
+        ...
+
+    def peek(self) -> tuple[LogPosition, bytes | None]:
+        """Position and membership of the state as it is, without making one; Corrupt."""
+        ...
+
+    def has_others(self, membership: bytes | None) -> bool:
+        """Whether this membership, or the first one, has a voter beside this node."""
+        ...
+
+    def note_loss(self, parts: Collection[str], found: Corrupt) -> None: ...
+    def set_aside(self, part: str) -> None: ...
+    def drop_image(self) -> None: ...
+    def note_replaced(self) -> None: ...
+    def close(self) -> None:
+        """Close what is open."""
+        ...
+
+
+class Whole(NamedTuple):
+    """An open node: `entries` are those of the log behind the state."""
+
+    wal: Wal
+    state: State
+    entries: list[Entry]
+
+
+class _Damage(NamedTuple):
+    parts: frozenset[str]
+    found: Corrupt
+    membership: bytes | None
+
+
+def open_whole(vault: Vault) -> Whole:
+    """Open log and state, and replace what is damaged; Corrupt if nobody has it."""
+    for attempt in range(_ATTEMPTS):
+        if vault.lost:
+            try:
+                _replace(vault)
+            except Corrupt as found:
+                # The state that was to stay isn't sound either, by now.
+                vault.close()
+                vault.note_loss((LOG, STATE), found)
+                _replace(vault)
+        opened = _open(vault)
+        if isinstance(opened, Whole):
+            return opened
+        vault.close()
+        if LOG in opened.parts and not vault.has_others(opened.membership):
+            path, offset, detail = opened.found.path, opened.found.offset, opened.found.detail
+            raise Corrupt(path, offset, detail, hint=ALONE) from opened.found
+        if attempt == _ATTEMPTS - 1:
+            raise opened.found
+        vault.note_loss(opened.parts, opened.found)
+    raise AssertionError("unreachable")
+
+
+def _open(vault: Vault) -> Whole | _Damage:
+    try:
+        wal = vault.open_log()
+    except Corrupt as found:
+        try:
+            _, membership = vault.peek()
+        except Corrupt:
+            return _Damage(frozenset((LOG, STATE)), found, None)
+        return _Damage(frozenset((LOG,)), found, membership)
+    try:
+        state = vault.open_state(wal)
+    except Corrupt as found:
+        if wal.base == LOG_START:
+            return _Damage(frozenset((STATE,)), found, None)
+        return _Damage(frozenset((LOG, STATE)), found, _last_membership(wal))
+    try:
+        return Whole(wal, state, entries_after(wal, state.applied, wal.directory))
+    except Corrupt as found:
+        is_log_short = state.applied.index > wal.last_index
+        parts = (LOG,) if is_log_short else (LOG, STATE)
+        return _Damage(frozenset(parts), found, state.membership)
+
+
+def _replace(vault: Vault) -> None:
+    """Steps 2 to 5."""
+    parts = vault.lost
+    if LOG not in parts:
+        vault.drop_image()
+    for part in parts:
+        vault.set_aside(part)
+    if LOG in parts:
+        position, _ = vault.peek()
+        wal = vault.open_log()
+        if position != LOG_START:
+            wal.reset(position)
+        vault.close()
+    vault.note_replaced()
+
+
+def _last_membership(wal: Wal) -> bytes | None:
+    """The payload of the last MEMBERSHIP entry in the log, if there is one."""
+    found: bytes | None = None
+    index = wal.first_index
+    while index <= wal.last_index:
+        entries = wal.read(index, READ_BYTES)
+        for entry in entries:
+            if entry.kind == EntryKind.MEMBERSHIP:
+                found = bytes(entry.payload)
+        index += len(entries)
+    return found

@@ -1,0 +1,107 @@
+"""A node's log and state on the real disk, as `healing.py` opens and replaces them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from raftha.entry import LOG_START, LogPosition
+from raftha.errors import Corrupt
+from raftha.storage.directory.datadir import DataDirectory
+from raftha.storage.directory.snapshot import Incoming, install
+from raftha.storage.log.disk import Disk
+from raftha.storage.log.wal import Wal
+from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.machine import StateMachine
+from raftha.storage.state.state import State
+
+
+class DirectoryVault:
+    """The `Vault` in a data directory. For one opening; what is open then belongs to the caller."""
+
+    def __init__(
+        self,
+        data: DataDirectory,
+        disk: Disk,
+        segment_bytes: int,
+        machine: StateMachine | None,
+        has_others: Callable[[bytes | None], bool],
+        report: Callable[[Collection[str], Corrupt], None],
+    ) -> None:
+        """`report` is told what is about to be set aside, and why."""
+        self.has_others = has_others
+        self._data = data
+        self._disk = disk
+        self._segment_bytes = segment_bytes
+        self._machine = machine
+        self._report = report
+        self._wal: Wal | None = None
+        self._store: CheckpointStore | None = None
+
+    @property
+    def store(self) -> CheckpointStore:
+        """What the open state stands on."""
+        assert self._store is not None
+        return self._store
+
+    @property
+    def lost(self) -> Mapping[str, str]:
+        return self._data.lost
+
+    @property
+    def _state_folder(self) -> Path:
+        return self._data.path / "state"
+
+    def open_log(self) -> Wal:
+        self._wal = Wal.open(
+            self._disk,
+            str(self._data.path / "wal"),
+            segment_bytes=self._segment_bytes,
+            salt=lambda: secrets.randbits(64),
+        )
+        self._data.note_log()
+        return self._wal
+
+    def open_state(self, wal: Wal) -> State:
+        self._check_noted()
+        install(self._data.path, wal)
+        self._store = CheckpointStore(self._state_folder)
+        return State(self._store, self._machine)
+
+    def peek(self) -> tuple[LogPosition, bytes | None]:
+        if not self._state_folder.exists():
+            return LOG_START, None
+        self._check_noted()
+        store = CheckpointStore(self._state_folder)
+        try:
+            state = State(store)
+            return state.applied, state.membership
+        finally:
+            store.close()
+
+    def _check_noted(self) -> None:
+        # To look at the whole state would take as long as reading it. What of it is damaged is
+        # found when it is needed, and noted.
+        if self._data.damage:
+            raise Corrupt(self._state_folder, 0, self._data.damage)
+
+    def note_loss(self, parts: Collection[str], found: Corrupt) -> None:
+        self._data.note_loss(parts)
+        self._report(parts, found)
+
+    def set_aside(self, part: str) -> None:
+        self._data.set_aside(part)
+
+    def drop_image(self) -> None:
+        Incoming(self._data.path / "incoming").discard()
+
+    def note_replaced(self) -> None:
+        self._data.note_replaced()
+
+    def close(self) -> None:
+        if self._wal is not None:
+            self._wal.close()
+        if self._store is not None:
+            self._store.close()
+        self._wal = self._store = None

@@ -1,0 +1,49 @@
+"""Where the log and the state meet: what a starting node replays, what a lagging follower is sent.
+
+Theory of operation. The state is durable as of a checkpoint, the log as of its last write, and the
+log is freed only up to a checkpoint: so the log always has the entry that the state stands at, or
+stands there itself. Anything else means that the two are not of one node, or that one was damaged.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raftha.entry import Entry, LogPosition
+from raftha.errors import Compacted, Corrupt
+from raftha.storage.log.wal import Wal
+
+READ_BYTES = 4 << 20
+
+
+def entries_after(wal: Wal, applied: LogPosition, path: str | Path) -> list[Entry]:
+    """The log's entries behind what the state has applied; Corrupt unless the two fit together.
+
+    `path` is the log's folder, for the error.
+    """
+    if not wal.base.index <= applied.index <= wal.last_index:
+        raise Corrupt(
+            path,
+            0,
+            f"the state is at entry {applied.index}, the log has {wal.first_index} "
+            f"to {wal.last_index}",
+        )
+    at_applied = wal.base
+    if applied.index > wal.base.index:
+        at_applied = wal.read(applied.index, 1)[0].position
+    if at_applied != applied:
+        raise Corrupt(path, 0, f"entry {applied.index} is not the one that the state has applied")
+    entries: list[Entry] = []
+    while (next_index := applied.index + len(entries) + 1) <= wal.last_index:
+        entries += wal.read(next_index, READ_BYTES)
+    return entries
+
+
+def read_from(wal: Wal, index: int) -> tuple[LogPosition, list[Entry]]:
+    """Entries from `index` on, and the position that they follow. Any thread; Compacted."""
+    try:
+        previous, *entries = wal.read(index - 1, READ_BYTES)
+    except Compacted:
+        # Entry `index` is the first one held, or not held any more either.
+        return wal.base, wal.read(index, READ_BYTES)
+    return previous.position, entries or wal.read(index, READ_BYTES)

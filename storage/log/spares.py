@@ -1,0 +1,209 @@
+"""Spare segments: files of the right size, already written to, waiting to become part of the log.
+
+Theory of operation. A file is filled with zeros and synced under an unfinished name, and renamed to
+a spare's only then, so a spare that a crash leaves behind is complete. What is in it doesn't
+matter: see W5 in `wal.py`. At most two are kept.
+
+To fill a segment is to write more than the log does in seconds, and the log's syncs wait behind it.
+So it is written in small parts, with pauses between them (`Pacer`), unless it is needed soon: then
+in large ones, of which a busy disk gets more done.
+
+Any thread; the lock is never held over disk
+operations. Errors: StorageFull where there is no space, which harms nothing; OSError for all else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+from raftha.errors import StorageFull
+from raftha.storage.log.disk import Disk
+
+SPARES_MAX = 2
+SUFFIX = ".seg"
+_PREFIX = "spare-"
+_UNFINISHED_SUFFIX = ".tmp"
+_SMALL_BYTES = 512 * 1024
+_LARGE_BYTES = 4 * 1024 * 1024
+_PAUSE_PARTS = 3
+_PAUSE_MAX_S = 0.1
+_MARGIN = 1.25
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+OnPart: TypeAlias = Callable[[float], bool]
+"""Told before each part what share of a spare is made; whether the part is to be a small one."""
+
+
+def at_once(_: float) -> bool:
+    """An `OnPart` for a spare that is needed now."""
+    return False
+
+
+class Pacer:
+    """Pauses between the parts of a spare, which leave the disk to others."""
+
+    def __init__(
+        self,
+        used: Callable[[], float],
+        wait: Callable[[float], bool],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`used` says what share of the current segment is full; `wait` lets so many seconds pass,
+        or fewer, and then says True, if somebody can't wait. The spare is begun now.
+        """
+        self._used = used
+        self._wait = wait
+        self._now = now
+        self._used_before = used()
+        self._began = self._part_began = now()
+        self._busy_s = 0.0
+
+    def on_part(self, made: float) -> bool:
+        """The share `made` is there: wait as long as may be; whether there is time for the rest."""
+        if not made:
+            return True
+        now, used = self._now(), self._used()
+        took_s = now - self._part_began
+        self._busy_s += took_s
+        needed_s = (1 + _PAUSE_PARTS) * self._busy_s * (1 - made) / made
+        filled, elapsed_s = used - self._used_before, now - self._began
+        has_time = 0 <= filled * needed_s * _MARGIN < (1 - used) * elapsed_s
+        if has_time:
+            has_time = not self._wait(min(_PAUSE_PARTS * took_s, _PAUSE_MAX_S))
+        self._part_began = self._now()
+        return has_time
+
+
+class Spares:
+    """The spare segments of the log in `directory`, all of `segment_bytes`."""
+
+    def __init__(self, disk: Disk, directory: str, segment_bytes: int) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._paths: list[str] = []
+        self._last_number = 0
+        self._lock = threading.Lock()
+
+    def adopt(self, names: list[str]) -> None:
+        """Take over the spares among a folder's names; remove the unfinished and misfits."""
+        for name in sorted(names):
+            stem, dot, suffix = name.removeprefix(_PREFIX).partition(".")
+            if not name.startswith(_PREFIX) or not stem.isascii() or not stem.isdigit():
+                continue
+            path = f"{self._directory}/{name}"
+            self._last_number = max(self._last_number, int(stem))
+            is_spare = dot + suffix == SUFFIX and self._has_right_size(path)
+            if is_spare and len(self._paths) < SPARES_MAX:
+                self._paths.append(path)
+            elif dot + suffix in (SUFFIX, _UNFINISHED_SUFFIX):
+                self._disk.unlink(path)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is one."""
+        return bool(self._paths)
+
+    def prepare(self, on_part: OnPart) -> None:
+        """Make a spare if there is none."""
+        with self._lock:
+            if self._paths:
+                return
+        path = self._make(on_part)
+        with self._lock:
+            self._paths.append(path)
+
+    def take(self, data: bytes) -> tuple[str, int]:
+        """Put `data` at the start of a spare, durably, and give it away: its path and handle.
+
+        A full disk may show even here (where files are copied on write). The spare isn't part of
+        the log yet, and the next attempt writes all of it again, so this too harms nothing.
+        """
+        with self._lock:
+            path = self._paths.pop() if self._paths else ""
+        path = path or self._make(at_once)
+        handle = -1
+        try:
+            handle = self._disk.open(path)
+            self._disk.pwrite(handle, data, 0)
+            self._disk.fdatasync(handle)
+        except OSError as error:
+            self._discard(path, handle)
+            self._raise_if_full(error)
+            raise
+        return path, handle
+
+    def put(self, path: str, segment_bytes: int) -> None:
+        """Make a spare of a closed segment that the log no longer needs, or remove it.
+
+        It may be used, and the next segment be freed, only once its old name is gone for good.
+        """
+        with self._lock:
+            is_kept = len(self._paths) < SPARES_MAX and segment_bytes == self._segment_bytes
+        if not is_kept:
+            self._disk.unlink(path)
+            self._disk.sync_dir(self._directory)
+            return
+        spare = self._next_stem() + SUFFIX
+        self._disk.rename(path, spare)
+        self._disk.sync_dir(self._directory)
+        with self._lock:
+            self._paths.append(spare)
+
+    def _make(self, on_part: OnPart) -> str:
+        stem = self._next_stem()
+        unfinished = stem + _UNFINISHED_SUFFIX
+        handle = -1
+        try:
+            handle = self._disk.open(unfinished, create=True)
+            # Really zeros, in place of fallocate: an fdatasync after writing into allocated but
+            # unwritten blocks has metadata to write.
+            made = 0
+            while made < self._segment_bytes:
+                part_bytes = _SMALL_BYTES if on_part(made / self._segment_bytes) else _LARGE_BYTES
+                count = min(part_bytes, self._segment_bytes - made)
+                self._disk.pwrite(handle, bytes(count), made)
+                self._disk.fdatasync(handle)
+                made += count
+            self._disk.close(handle)
+            handle = -1
+            self._disk.rename(unfinished, stem + SUFFIX)
+            self._disk.sync_dir(self._directory)
+        except OSError as error:
+            self._discard(unfinished, handle)
+            self._raise_if_full(error)
+            raise
+        return stem + SUFFIX
+
+    def _next_stem(self) -> str:
+        with self._lock:
+            self._last_number += 1
+            return f"{self._directory}/{_PREFIX}{self._last_number}"
+
+    def _has_right_size(self, path: str) -> bool:
+        handle = self._disk.open(path)
+        try:
+            return self._disk.size(handle) == self._segment_bytes
+        finally:
+            self._disk.close(handle)
+
+    def _discard(self, path: str, handle: int) -> None:
+        """Give back the space of a file that couldn't be written; a second error adds nothing."""
+        if handle >= 0:
+            with contextlib.suppress(OSError):
+                self._disk.close(handle)
+        with contextlib.suppress(OSError):
+            self._disk.unlink(path)
+
+    def _raise_if_full(self, error: OSError) -> None:
+        if error.errno in _DISK_FULL:
+            raise StorageFull(
+                f"no space for {self._segment_bytes} bytes of log in {self._directory}",
+                hint="free some; writes are accepted again as soon as there is enough",
+            ) from error

@@ -1,0 +1,1 @@
+"""The state machine: commands, what they change, checkpoints in LMDB."""

@@ -1,0 +1,386 @@
+"""How commands run: the transaction view, user state machines, and what becomes of an exception.
+
+Theory of operation. Every replica runs the same commands in the same order and must come to the
+same state, so a command may depend on nothing but the state, its arguments, and the view's
+`time_us` and `sequence`. Commands other than plain puts run on a `Transaction`: reads go through
+its own writes to the state below, writes stay in it until the command has returned, and are dropped
+if it raised.
+
+What a command raises is an outcome like any other: recorded, replicated, and raised at the caller
+as `CommandFailed`. Except what depends on the machine rather than on the command: `MemoryError`,
+`RecursionError` (how much stack is left differs between replicas), `OSError` and `StorageError`.
+One replica would see it where another succeeds; recording it would make their states differ without
+anybody noticing. Those leave `run`, and the node stops: an outage with a message can be mended by
+repairing the command or the machine, states that have drifted apart can't.
+
+The result of a command, as kept in an `Outcome`, is None (it succeeded and returned None) or one of
+
+    (DONE, value)            it succeeded
+    (REFUSED, value)         its condition didn't hold; it changed nothing, or did its `otherwise`
+    (FAILED, kind, detail)   it raised, and was rolled back
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, overload
+
+from raftha.config import MIB
+from raftha.errors import ConfigError, InvalidRequest, StorageError
+from raftha.storage.state.buffer import Pair, WriteBuffer, overlay
+from raftha.storage.state.commands import (
+    CALL,
+    COMMAND_BYTES_MAX,
+    COMPARE_AND_SET,
+    DELETE,
+    EQUALS,
+    EXISTS,
+    GET,
+    MISSING,
+    NAME_MAX,
+    PUT,
+    TRANSACTION,
+    TRANSACTION_PARTS_MAX,
+    check_key,
+    check_value,
+    pack_result,
+    unpack_result,
+)
+
+DONE, REFUSED, FAILED = range(3)
+
+Result: TypeAlias = tuple[int, Any] | tuple[int, str, str]
+"""The result of one command other than None; the module's docstring has the forms."""
+
+RESULT_BYTES_MAX = COMMAND_BYTES_MAX
+"""The largest result of a command, packed. It must fit where any command fits."""
+WRITES_BYTES_MAX = 64 * MIB
+"""Keys and values that one command may write."""
+SCAN_LIMIT_MAX = 10_000
+"""The most pairs of one scan."""
+SCAN_BYTES_MAX = 16 * MIB
+"""Keys and values of one scan; beyond it the scan fails: ask for fewer pairs at a time."""
+DETAIL_MAX = 1000
+"""Characters kept of an exception's message."""
+
+_MARK = "_raftha_command"
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class Readable(Protocol):
+    """The state below a transaction."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of `key`, None if it isn't there."""
+        ...
+
+    def iterate(self, start: bytes | None, end: bytes | None, *, reverse: bool) -> Iterator[Pair]:
+        """Yield the pairs in [start, end) in order, possibly with deleted ones as (key, None)."""
+        ...
+
+
+class Transaction:
+    """What a command sees: the state as of the command before it, and its own writes on top.
+
+    `time_us` is the leader's stamp of the log entry, the clock that all replicas agree on;
+    `sequence` is the command's own number, a good source of unique ids. A view ends with its
+    command.
+    """
+
+    __slots__ = ("_fault", "_is_open", "_state", "_written", "sequence", "time_us", "write_bytes")
+
+    def __init__(self, state: Readable, time_us: int, sequence: int) -> None:
+        self.time_us = time_us
+        self.sequence = sequence
+        self.write_bytes = 0
+        self._state = state
+        self._written = WriteBuffer()
+        self._is_open = True
+        self._fault: StorageError | None = None
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of `key`, None if it isn't there."""
+        self._check_open()
+        check_key(key)
+        if key in self._written.values:
+            return self._written.values[key]
+        try:
+            return self._state.get(key)
+        except StorageError as error:
+            self._fault = error
+            raise
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set `key` to `value`."""
+        self._check_open()
+        check_key(key)
+        check_value(value)
+        self._write(key, value)
+
+    def delete(self, key: bytes) -> bool:
+        """Remove `key` and return whether it was there."""
+        existed = self.get(key) is not None
+        if existed:
+            self._write(key, None)
+        return existed
+
+    def scan(
+        self,
+        start: bytes | None = None,
+        end: bytes | None = None,
+        *,
+        limit: int = 1000,
+        reverse: bool = False,
+    ) -> list[tuple[bytes, bytes]]:
+        """Return up to `limit` pairs with keys in [start, end), None meaning unbounded, in order.
+
+        `reverse` starts at the other end. The list is as of the call: later writes don't change it.
+        InvalidRequest if `limit` is over 10,000 or the pairs are over 16 MiB together.
+        """
+        self._check_open()
+        check_scan(start, end, limit)
+        below = self._state.iterate(start, end, reverse=reverse)
+        if self._written.values:
+            above = self._written.iterate(start, end, reverse=reverse)
+            below = overlay(above, below, reverse=reverse)
+        try:
+            return collect(below, limit)
+        except StorageError as error:
+            self._fault = error
+            raise
+
+    def finish(self) -> dict[bytes, bytes | None]:
+        """End the view and return what was written. For the engine, not for commands."""
+        self._is_open = False
+        if self._fault is not None:
+            # The command caught it, but what it did next depends on this machine's disk.
+            raise self._fault
+        return self._written.values
+
+    def _write(self, key: bytes, value: bytes | None) -> None:
+        self.write_bytes += len(key) + len(value or b"")
+        if self.write_bytes > WRITES_BYTES_MAX:
+            raise InvalidRequest(f"one command may write at most {WRITES_BYTES_MAX} bytes")
+        self._written.values[key] = value
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise InvalidRequest("this transaction is over; a command must not keep its view")
+
+
+@overload
+def command(function: _Function) -> _Function: ...
+@overload
+def command(*, name: str) -> Callable[[_Function], _Function]: ...
+def command(
+    function: _Function | None = None, *, name: str | None = None
+) -> _Function | Callable[[_Function], _Function]:
+    """Register a method of a `StateMachine` as a command, under its own name or `name`."""
+
+    def register(function: _Function) -> _Function:
+        if not inspect.isfunction(function):
+            raise ConfigError(f"@command is for plain methods, got {function!r:.100}")
+        registered = function.__name__ if name is None else name
+        if not 1 <= len(registered) <= NAME_MAX:
+            raise ConfigError(f"a command's name must have 1 to {NAME_MAX} characters")
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigError(f"command {registered} is async; commands run in one go")
+        if inspect.isgeneratorfunction(function):
+            raise ConfigError(f"command {registered} is a generator; return a list instead")
+        setattr(function, _MARK, registered)
+        return function
+
+    return register if function is None else register(function)
+
+
+class StateMachine:
+    """Your own replicated commands, beside the built-in ones: subclass it, and mark methods.
+
+        class Bank(raftha.StateMachine):
+            @raftha.command
+            def transfer(self, txn, source: bytes, target: bytes, amount: int) -> int:
+                balance = int(txn.get(source) or 0)
+                if balance < amount:
+                    raise ValueError(f"{balance} is not enough")
+                txn.put(source, b"%d" % (balance - amount))
+                txn.put(target, b"%d" % (int(txn.get(target) or 0) + amount))
+                return balance - amount
+
+        ha = raftha.HaManager(config, state_machine=Bank())
+        receipt = ha.execute("transfer", b"alice", b"bob", 10)
+
+    Every replica runs every command, at another time and on another machine, and again after a
+    restart. All must get the same result, so a command
+
+    - reads and writes through `txn` only: the object's attributes, files, sockets and globals are
+      not replicated, and are not there after a restart (settings that never change are fine);
+    - asks no clock and no random source: `txn.time_us` and `txn.sequence` are the same everywhere;
+    - goes through sets, or anything else whose order is not defined, only after sorting it;
+    - takes and returns what msgpack can carry: None, bool, int of 64 bits, float, str, bytes, lists
+      and dicts of them. Lists arrive as tuples in arguments, tuples as lists in results;
+    - is the same code on all nodes: when it must change, register the new one under a new name.
+
+    A command that raises is rolled back, on all replicas alike, and the caller gets
+    `CommandFailed`. `MemoryError`, `RecursionError` and `OSError` are not outcomes: they stop the
+    node.
+    """
+
+    commands: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Every command's name, and the method that runs it."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        registry: dict[str, str] = {}
+        for base in reversed(cls.__mro__[1:]):
+            registry.update(getattr(base, "commands", {}))
+        for attribute, value in vars(cls).items():
+            wrapped = getattr(value, "__func__", None)
+            if wrapped is not None and hasattr(wrapped, _MARK):
+                raise ConfigError(f"command {cls.__name__}.{attribute} must be a plain method")
+            name = getattr(value, _MARK, None)
+            if name is None:
+                continue
+            if registry.get(name, attribute) != attribute:
+                raise ConfigError(f"{cls.__name__} has two commands named {name!r}")
+            registry[name] = attribute
+        for name, attribute in registry.items():
+            if not callable(getattr(cls, attribute, None)):
+                raise ConfigError(f"command {name!r} of {cls.__name__} can't be called")
+        cls.commands = MappingProxyType(registry)
+
+
+def run(packed: Any, txn: Transaction, machine: StateMachine | None) -> Result | None:
+    """Run one unpacked command on `txn`; what it raises becomes its result, unless it is fatal.
+
+    `packed` comes from a log and may be anything that msgpack can say.
+    """
+    try:
+        return _dispatch(packed, txn, machine)
+    except (MemoryError, RecursionError, OSError, StorageError) as error:
+        error.add_note(f"raised by command {txn.sequence}; this node can't go on without it")
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a command raises is its outcome
+        return (FAILED, type(error).__name__, _detail(error))
+
+
+def check_scan(start: bytes | None, end: bytes | None, limit: int) -> None:
+    """Raise InvalidRequest unless these can be a scan's."""
+    for bound in (start, end):
+        if bound is not None and type(bound) is not bytes:
+            raise InvalidRequest(f"a scan's bounds must be bytes, got {type(bound).__name__}")
+    if type(limit) is not int or not 1 <= limit <= SCAN_LIMIT_MAX:
+        raise InvalidRequest(
+            f"a scan's limit must be from 1 to {SCAN_LIMIT_MAX}, got {limit!r:.100}"
+        )
+
+
+def collect(pairs: Iterator[Pair], limit: int) -> list[tuple[bytes, bytes]]:
+    """Return the first `limit` pairs that are not deleted; InvalidRequest if they are too large."""
+    found = []
+    total = 0
+    for key, value in islice(((k, v) for k, v in pairs if v is not None), limit):
+        total += len(key) + len(value)
+        if total > SCAN_BYTES_MAX:
+            raise InvalidRequest(
+                f"a scan returns at most {SCAN_BYTES_MAX} bytes",
+                hint="use a smaller limit, and go on from the last key",
+            )
+        found.append((key, value))
+    return found
+
+
+def _dispatch(packed: Any, txn: Transaction, machine: StateMachine | None) -> Result | None:
+    if type(packed) is not tuple or not packed or type(packed[0]) is not int:
+        raise InvalidRequest("a command must be an array that starts with its kind")
+    op, *fields = packed
+    if op not in _FIELDS or len(fields) != _FIELDS[op]:
+        raise InvalidRequest(f"there is no command of kind {op} with {len(fields)} fields")
+    if op == PUT:
+        txn.put(*fields)
+        return None
+    if op == DELETE:
+        return (DONE, txn.delete(*fields))
+    if op == COMPARE_AND_SET:
+        return _compare_and_set(txn, *fields)
+    if op == TRANSACTION:
+        return _transaction(txn, *fields)
+    return _call(txn, machine, *fields)
+
+
+_FIELDS = {PUT: 2, DELETE: 1, COMPARE_AND_SET: 3, TRANSACTION: 3, CALL: 2}
+
+
+def _compare_and_set(txn: Transaction, key: Any, expected: Any, value: Any) -> Result:
+    if txn.get(key) != expected:
+        return (REFUSED, None)
+    if value is None:
+        txn.delete(key)
+    else:
+        txn.put(key, value)
+    return (DONE, None)
+
+
+def _transaction(txn: Transaction, conditions: Any, operations: Any, otherwise: Any) -> Result:
+    for part in (conditions, operations, otherwise):
+        if type(part) is not tuple or not all(type(item) is tuple for item in part):
+            raise InvalidRequest("a transaction's parts must be arrays of arrays")
+    if len(conditions) + len(operations) + len(otherwise) > TRANSACTION_PARTS_MAX:
+        raise InvalidRequest(f"a transaction has at most {TRANSACTION_PARTS_MAX} parts")
+    holds = all(_holds(txn, condition) for condition in conditions)
+    results = []
+    total = 0
+    for operation in operations if holds else otherwise:
+        result = _operate(txn, operation)
+        total += len(result) if type(result) is bytes else 1
+        if total > RESULT_BYTES_MAX:
+            raise InvalidRequest(f"a transaction reads at most {RESULT_BYTES_MAX} bytes")
+        results.append(result)
+    return (DONE if holds else REFUSED, results)
+
+
+def _holds(txn: Transaction, condition: tuple[Any, ...]) -> bool:
+    if len(condition) == 3 and condition[0] == EQUALS:
+        check_value(condition[2])
+        return txn.get(condition[1]) == bytes(condition[2])
+    if len(condition) == 2 and condition[0] in (EXISTS, MISSING):
+        expected: bool = condition[0] == EXISTS
+        return (txn.get(condition[1]) is not None) is expected
+    raise InvalidRequest("unknown condition")
+
+
+def _operate(txn: Transaction, operation: tuple[Any, ...]) -> bytes | bool | None:
+    if len(operation) == 3 and operation[0] == PUT:
+        txn.put(operation[1], operation[2])
+        return None
+    if len(operation) == 2 and operation[0] == DELETE:
+        return txn.delete(operation[1])
+    if len(operation) == 2 and operation[0] == GET:
+        return txn.get(operation[1])
+    raise InvalidRequest("unknown operation")
+
+
+def _call(txn: Transaction, machine: StateMachine | None, name: Any, args: Any) -> Result | None:
+    if type(name) is not str or type(args) is not tuple:
+        raise InvalidRequest("a call must have a name and an array of arguments")
+    attribute = None if machine is None else machine.commands.get(name)
+    if attribute is None:
+        raise InvalidRequest(f"unknown command {name!r:.100}")
+    result = getattr(machine, attribute)(txn, *args)
+    if result is None:
+        return None
+    packed = pack_result(result)
+    if len(packed) > RESULT_BYTES_MAX:
+        raise InvalidRequest(f"{name} returned {len(packed)} bytes, over {RESULT_BYTES_MAX}")
+    # The first caller sees exactly what a retry will: what survives packing.
+    return (DONE, unpack_result(packed))
+
+
+def _detail(error: Exception) -> str:
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a broken __str__ must not break the node
+        text = "(its message can't be shown)"
+    return text[:DETAIL_MAX].encode("utf-8", "backslashreplace").decode()
