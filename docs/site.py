@@ -122,8 +122,12 @@ def api_page() -> str:
     """A page that has the docstrings of all that is public."""
     parts = ["# Python API\n\nFrom the docstrings.\n"]
     for title, names in API.items():
-        parts.append(f"\n## {title}\n\n" + "".join(f"::: {name}\n\n" for name in names))
+        parts.append(f"\n## {title}\n\n" + "".join(map(_shown, names)))
     return "".join(parts)
+
+
+def _shown(name: str) -> str:
+    return f"::: {name}\n    options:\n      toc_label: {name}\n\n"
 
 
 def main() -> None:
