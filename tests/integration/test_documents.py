@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from tests.support.documents import REPOSITORY, Block, Reader, check_ports, read
 
 README = REPOSITORY / "README.md"
 GUIDES = sorted((REPOSITORY / "docs" / "guide").glob("*.md"))
-DOCUMENTS = [README, *GUIDES]
+EXAMPLES = REPOSITORY / "examples"
+DOCUMENTS = [README, *GUIDES, EXAMPLES / "README.md"]
 NAMES = [str(document.relative_to(REPOSITORY)) for document in DOCUMENTS]
 README_LINES_MAX = 170
 
@@ -38,6 +40,10 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 def test_every_block_works_as_pasted(document: Path, reader: Reader) -> None:
     check_ports(document.read_text(encoding="utf-8"))
+    if document.parent == EXAMPLES:  # These are read in a clone.
+        shutil.copytree(
+            EXAMPLES, reader.folder / EXAMPLES.name, ignore=shutil.ignore_patterns("data")
+        )
     for block in read_blocks(document):
         reader.follow(block)
 
