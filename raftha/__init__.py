@@ -16,7 +16,7 @@ own, `raftha.testing.LocalCluster` starts and kills real nodes for your tests.
 """
 
 from raftha import aio, events
-from raftha.api.replication import ReplicationManager
+from raftha.manager import ReplicationManager
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import (
     AcknowledgementTimeout,
