@@ -3,9 +3,8 @@
     async with raftha.aio.HaManager(config) as ha:
         receipt = await ha.put(b"key", b"value")
 
-The node runs on a thread of its own, so a busy event loop here delays callers, never the cluster.
-One manager may be used from several event loops. Cancelling a call doesn't take back what was
-submitted.
+The node runs on a thread of its own, so a busy event loop here delays its callers, never the
+cluster. Several event loops may use one manager. A call that is cancelled is submitted all the same.
 """
 
 from __future__ import annotations
@@ -23,13 +22,14 @@ from raftha.api.modes import Mode
 from raftha.api.unavailable import no_backups, no_recovery
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import Forked, InvalidRequest, Stopped
-from raftha.node.lease_reads import Missed
+from raftha.node.lease_reads import MISSED, Missed
 from raftha.node.operations import DigestOperation, GroupOperation, WriteOperation
 from raftha.node.statistics import Statistics
 from raftha.runtime import forks
 from raftha.runtime.callers import LoopBatches, Tally
 from raftha.runtime.event_bus import AsyncEventStream, EventBus
 from raftha.runtime.runtime import Runtime
+from raftha.storage.state import commands
 from raftha.storage.state.commands import Condition
 from raftha.storage.state.commands import Operation as TransactionOperation
 from raftha.storage.state.machine import StateMachine
@@ -57,7 +57,7 @@ class HaManager:
         self._tally = Tally()
 
     async def start(self) -> None:
-        """As `raftha.HaManager.start`; the work of opening is done on another thread."""
+        """As `raftha.HaManager.start`; another thread opens the data directory."""
         check_asserts()
         async with self._starting:
             if self._runtime is not None and self._runtime.has_ended:
@@ -68,7 +68,7 @@ class HaManager:
                     runtime = self._runtime = await asyncio.shield(opening)
                     self._batches = LoopBatches(runtime.submit, runtime.unanswered)
                 except asyncio.CancelledError:
-                    # What has begun can't be called back; it is stopped as soon as it runs.
+                    # The thread can't be cancelled: the node is stopped as soon as it runs.
                     opening.add_done_callback(_stop_orphan)
                     raise
             self._events.start()
@@ -103,13 +103,13 @@ class HaManager:
         return self._events.add_counts(replace(status, fire_forget=self._tally.counts))
 
     def events(self) -> AsyncEventStream:
-        """As `raftha.HaManager.events`; nothing is awaited to make the stream."""
+        """As `raftha.HaManager.events`; only the stream's events are awaited."""
         if self._runtime is not None and self._runtime.is_inherited:
             raise Forked
         return AsyncEventStream(self._events.subscribe())
 
     def observe(self) -> tuple[HaStatus, Statistics]:
-        """As `raftha.HaManager.observe`; waits without giving up the event loop."""
+        """As `raftha.HaManager.observe`; blocks the event loop until the node's thread answers."""
         if self._runtime is None:
             return last_status(None, self.config), Statistics()
         return self._runtime.observe()
@@ -188,12 +188,12 @@ class HaManager:
     ) -> asyncio.Future[Receipt]:
         """Submit a command packed by `raftha.storage.state.commands`, without waiting.
 
-        Commands submitted one after the other by one task are applied in that order. InvalidRequest
-        if it isn't a command. With `async_fire_forget`, Overloaded and Stopped are raised at once.
+        Commands that one task submits one after the other are applied in that order. InvalidRequest
+        if `packed` isn't a command. With `async_fire_forget`, Overloaded and Stopped are raised at once.
         """
         return self._run(self._calls.submit(packed, mode, write_quorum), timeout)
 
-    # ---------------------------------------------------------------- exactly once, for others
+    # ---------------------------------------------------------------- sessions of outside clients
 
     async def open_session(self, *, timeout: float | None = None) -> int:
         """Open a session for a client outside this process; return its id.
@@ -214,9 +214,9 @@ class HaManager:
     ) -> asyncio.Future[Outcome]:
         """Submit commands as group `number` (1, 2, 3 ...) of a client's session, without waiting.
 
-        Sent again under the same number, also through another node, they are not applied again and
-        have the first outcome (`raftha.storage.state.sessions.receipts` reads it). `floor`: every
-        number below it is finished, the client will not ask for it again.
+        A group that is sent again under the same number, through any node, is not applied again: it
+        has its first outcome (`raftha.storage.state.sessions.receipts` reads it). `floor`: every
+        number below it is finished, and the client will not send it again.
 
         InvalidRequest if they are more than 65,536, over 4 MiB together, or not commands.
         """
@@ -233,7 +233,7 @@ class HaManager:
         max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> bytes | None:
-        """As `raftha.HaManager.get`; what a lease lets it answer, without giving up the loop."""
+        """As `raftha.HaManager.get`. A read by lease doesn't yield to the event loop."""
         value = read_leased(self._runtime, key, consistency, max_staleness_ms, timeout)
         if isinstance(value, Missed):
             value = await self._run(self._calls.get(key, consistency, max_staleness_ms), timeout)
@@ -241,7 +241,8 @@ class HaManager:
 
     def leased(self, key: bytes) -> bytes | Missed | None:
         """As `get`, at once, if this node leads and holds a lease; else `lease_reads.MISSED`."""
-        return read_leased(self._runtime, key, "linearizable", None, None)
+        commands.check_key(key)
+        return MISSED if self._runtime is None else self._runtime.node.leased.get(key)
 
     async def get_many(
         self,
@@ -270,9 +271,9 @@ class HaManager:
     ) -> asyncio.Future[list[list[bytes | None] | InvalidRequest]]:
         """Read several groups of keys, without waiting; a result for each of the first groups.
 
-        A group's values are as of one moment. They are InvalidRequest if they are over 16 MiB. The
-        reading ends with the group that brings all values to `bytes_max` bytes, so the list may be
-        shorter than `groups`; it is never empty.
+        A group's values are as of one moment; over 16 MiB of them are an InvalidRequest in the
+        list. The read ends with the group that brings all values to `bytes_max` bytes, so the list
+        may be shorter than `groups`; it is never empty.
         """
         return self._run(self._calls.get_each(groups, bytes_max), timeout)
 

@@ -1,21 +1,19 @@
-"""`HaManager`: the blocking way in, for any thread of a server process.
+"""`HaManager`, blocking: for any thread of a server process.
 
     with raftha.HaManager(config) as ha:
         receipt = ha.put(b"key", b"value")
 
-Every call has a deadline (`timeout`, in seconds; by default the config's) and ends in one of three
-ways: it returns, and what it says has happened; it raises `Rejected`, and the request did not and
-will not happen; it raises `Indeterminate`, and it may have. `raftha.aio.HaManager` has the same
-names, awaited.
+Every call has a deadline (`timeout` in seconds; by default the config's) and ends in one of three
+ways. If it returns, it has happened. If it raises `Rejected`, it did not and will not happen. If it
+raises `Indeterminate`, it may have happened. `raftha.aio.HaManager` has the same names, awaited.
 
 A write returns once a majority has it on disk, unless `HaConfig.replication`, or `mode` and
-`write_quorum` of the call, say otherwise. With more than a majority it may raise
-`AcknowledgementTimeout` after `ack_timeout_ms`: then it is committed all the same.
+`write_quorum` of the call, say otherwise. A write that waits for more than a majority may raise
+`AcknowledgementTimeout` after `ack_timeout_ms`: it is committed all the same.
 
-Any node takes any call: what only the leader can do is sent there. Reads are linearizable unless
-`consistency="stale"` asks for whatever this node has at once, or `max_staleness_ms` for what it has
-if that isn't older. A leader with a lease (`HaConfig.lease_ms`) answers `get` by the calling thread
-itself.
+Any node takes any call and forwards what only the leader can do. Reads are linearizable by default.
+`consistency="stale"` reads what this node has; `max_staleness_ms` does so if that isn't older. On a
+leader with a lease (`HaConfig.lease_ms`) the calling thread answers `get` itself.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ class HaManager:
     """A node of the cluster, inside this process. All methods may be called from any thread."""
 
     def __init__(self, config: HaConfig, *, state_machine: StateMachine | None = None) -> None:
-        """`state_machine` adds commands of your own; all nodes need the same."""
+        """`state_machine` adds commands of your own; all nodes need the same one."""
         self.config = config
         self._calls = Calls(config)
         self._machine = state_machine
@@ -65,13 +63,11 @@ class HaManager:
         self._tally = Tally()
 
     def start(self) -> None:
-        """Open the data directory and join the cluster; does nothing if it runs already.
+        """Open the data directory and join the cluster; does nothing if the node runs.
 
-        A node that has failed is started anew.
-
-        Returns once peers can connect; there may not be a leader yet, and calls wait for one.
-        Raises ConfigError or StorageError if it can't start, and Forked if it runs already in the
-        process that this one was forked from.
+        A node that has failed starts again. Returns once peers can connect; there may not be a
+        leader yet, and calls wait for one. ConfigError or StorageError if the node can't start,
+        Forked if it runs in the process that this one was forked from.
         """
         check_asserts()
         with self._lock:
@@ -88,9 +84,9 @@ class HaManager:
             self._events.start()
 
     def stop(self) -> None:
-        """Leave, handing leadership over first if this node has it; does nothing if stopped.
+        """Stop the node; a leader hands over first. Does nothing if the node doesn't run.
 
-        Nor does it in a process that was forked after `start`: the node isn't there.
+        In a process that was forked after `start` it does nothing: the node doesn't run there.
         """
         check_asserts()
         with self._lock:
@@ -115,16 +111,16 @@ class HaManager:
         return self._events.add_counts(replace(status, fire_forget=self._tally.counts))
 
     def events(self) -> EventStream:
-        """A stream of this node's events from now on, in order; also before `start`.
+        """A stream of this node's events from now on, in order; works before `start` too.
 
-        It goes on when the node is stopped and started again, until it is closed.
+        The stream lasts until it is closed, also while the node is stopped and started again.
         """
         if self._runtime is not None and self._runtime.is_inherited:
             raise Forked
         return EventStream(self._events.subscribe())
 
     def observe(self) -> tuple[HaStatus, Statistics]:
-        """Status and statistics, for `raftha.metrics.Collector`, from any thread.
+        """Status and statistics, for `raftha.metrics.Collector`.
 
         Waits for the node's thread; RequestTimeout if that doesn't answer within 2 s.
         """
@@ -167,7 +163,7 @@ class HaManager:
         write_quorum: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
-        """If `key` is `expected`, set it to `value`; None means «not there» in both places.
+        """Set `key` to `value` if it is `expected`; None means «not there» in both places.
 
         The receipt is true if it was set, false if something else was there.
         """
@@ -184,7 +180,7 @@ class HaManager:
         write_quorum: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
-        """If all `conditions` hold, do all `operations`, else all of `otherwise`; atomically.
+        """Do all `operations` if all `conditions` hold, else all of `otherwise`; atomically.
 
         The receipt is true if the conditions held; `result` has one item for each operation done.
         """
@@ -201,7 +197,7 @@ class HaManager:
     ) -> Receipt:
         """Run a command of the state machine; `result` is what it returned.
 
-        CommandFailed if it raised: then it changed nothing.
+        CommandFailed if the command raised: it then changed nothing.
         """
         return self._run(self._calls.execute(name, args, mode, write_quorum), timeout)
 
@@ -217,9 +213,9 @@ class HaManager:
     ) -> bytes | None:
         """The value of `key`; None if it isn't there.
 
-        With `max_staleness_ms`, as of at most so long ago: answered by this node at once, if it
-        knows that it is as fresh, and as a linearizable read if it doesn't. The age is exact: the
-        time since the node last began to ask a leader how far to apply, and then did.
+        With `max_staleness_ms`, this node answers at once if it knows that its state is no older
+        than that; if not, the read is linearizable. The age of the state is exact: the time since
+        the node began the last round of asking a leader how far to apply that it has applied.
         """
         value = read_leased(self._runtime, key, consistency, max_staleness_ms, timeout)
         if isinstance(value, Missed):
@@ -248,9 +244,9 @@ class HaManager:
         max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> list[tuple[bytes, bytes]]:
-        """Up to `limit` pairs with keys in [start, end), None meaning unbounded, in key order.
+        """Up to `limit` pairs with keys in [start, end), in key order; None means unbounded.
 
-        `reverse`: from the end of the range backwards. For more, go on after the last key.
+        `reverse` reads from the end of the range backwards. For more, scan on from the last key.
         """
         call = self._calls.scan(start, end, limit, reverse, consistency, max_staleness_ms)
         return self._run(call, timeout)
@@ -262,26 +258,27 @@ class HaManager:
         max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> int:
-        """How many keys there are."""
+        """The number of keys."""
         return self._run(self._calls.count(consistency, max_staleness_ms), timeout)
 
     def digest(self, sequence: int | None = None, *, timeout: float | None = None) -> Digest:
-        """A hash over this node's own contents, as they were after a certain command.
+        """A hash over this node's own contents, as they were after one command.
 
-        That is the first end of a log entry at or after `sequence`, the same on every node that is
-        asked before it gets there; the current one if it has passed, or `sequence` is None. Compare
-        digests of equal `sequence` only. Writes go on meanwhile. Unavailable if it takes too long.
+        The command is the last one of the first log entry that ends at or after `sequence`: the
+        same on every node that is asked before it gets there. It is the current one if `sequence`
+        has passed or is None. Compare digests of equal `sequence` only. Writes continue meanwhile.
+        Unavailable if it takes too long.
         """
         return self._run(self._calls.digest(sequence), timeout)
 
     def failover_to(self, node_id: int, *, timeout: float | None = None) -> None:
-        """Make `node_id` the leader, in order: returns once it is.
+        """Transfer leadership to `node_id`; returns once that node leads.
 
-        Where no leader is known, the node is asked to campaign; that needs a majority. This is how
-        an operator promotes without `auto_failover`.
+        If no leader is known, the node is asked to campaign; it needs a majority to win. This is
+        how an operator promotes a node without `auto_failover`.
 
-        TransferFailed if it isn't a voter or can't be reached, or if nobody leads by the deadline.
-        RequestTimeout if it hasn't happened by the deadline; it still may.
+        TransferFailed if the node isn't a voter or can't be reached, or if no node leads by the
+        deadline. RequestTimeout if another still leads then; the transfer may yet happen.
         """
         self._run(self._calls.failover_to(node_id), timeout)
 
@@ -294,27 +291,30 @@ class HaManager:
         voter: bool = True,
         timeout: float | None = None,
     ) -> None:
-        """Add a node, which listens for peers at `address`: returns once it is a voter.
+        """Add a node that listens for peers at `address`; returns once it is a voter.
 
-        The node is started with its own `address` and the `members` that the cluster began with. It
-        gets the log as a learner first. MembershipChangePending: one change at a time.
-        ReplicaTooSlow: it doesn't catch up. RequestTimeout: ask again, it goes on. Unavailable: no
-        leader was known, so nobody was asked. `node_id` must be new. Without a `region` it is in
-        the first of this node's `regions`, for good.
+        Start the node with its own `address` and the `members` that the cluster began with. It
+        receives the log as a learner first. `node_id` must be new. Without a `region` the node is
+        in the first of this node's `regions`; a node never changes its region.
 
-        With `voter=False` it stays a learner, a warm standby, until `promote_replica`: it gets
-        everything, and counts for no quorum. Returns as soon as it is a member.
+        With `voter=False` the node stays a learner, a warm standby, until `promote_replica`: it
+        receives everything and counts for no quorum. The call returns once the node is a member.
+
+        MembershipChangePending if another change is under way. ReplicaTooSlow if the node doesn't
+        catch up. RequestTimeout if it hasn't caught up by the deadline: call again to wait on.
+        Unavailable if no leader was known, so none was asked.
         """
         self._run(self._calls.add_replica(node_id, address, region, voter), timeout)
 
     def promote_replica(self, node_id: int, *, timeout: float | None = None) -> None:
-        """Make a standby a voter, once it has caught up; returns as `add_replica` does."""
+        """Make a standby a voter once it has caught up; returns and raises as `add_replica`."""
         self._run(self._calls.promote_replica(node_id), timeout)
 
     def promote_region(self, region: str, *, timeout: float | None = None) -> tuple[int, ...]:
         """Make all learners of a region voters, one after the other; return their ids.
 
-        `timeout` is for each. If it raises, those before are voters; call it again for the rest.
+        `timeout` is for each of them. If one fails, those before it are voters: call again for the
+        rest.
         """
         learners = learners_of(self.get_status(), region)
         for node_id in learners:
@@ -322,7 +322,7 @@ class HaManager:
         return learners
 
     def remove_replica(self, node_id: int, *, timeout: float | None = None) -> None:
-        """Remove a node for good, the leader after it has handed over: returns once that is so."""
+        """Remove a node for good; returns once it is removed. A leader hands over first."""
         self._run(self._calls.remove_replica(node_id), timeout)
 
     @property
