@@ -4,7 +4,8 @@
         receipt = await ha.put(b"key", b"value")
 
 The node runs on a thread of its own, so a busy event loop here delays its callers, never the
-cluster. Several event loops may use one manager. A call that is cancelled is submitted all the same.
+cluster. Several event loops may use one manager. Cancelling a call doesn't take back what was
+submitted.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ class HaManager:
         """Submit a command packed by `raftha.storage.state.commands`, without waiting.
 
         Commands that one task submits one after the other are applied in that order. InvalidRequest
-        if `packed` isn't a command. With `async_fire_forget`, Overloaded and Stopped are raised at once.
+        if it isn't a command. With `async_fire_forget`, Overloaded and Stopped are raised at once.
         """
         return self._run(self._calls.submit(packed, mode, write_quorum), timeout)
 

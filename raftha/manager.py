@@ -301,7 +301,7 @@ class HaManager:
         receives everything and counts for no quorum. The call returns once the node is a member.
 
         MembershipChangePending if another change is under way. ReplicaTooSlow if the node doesn't
-        catch up. RequestTimeout if it hasn't caught up by the deadline: call again to wait on.
+        catch up. RequestTimeout if the change isn't seen by the deadline: call again to wait.
         Unavailable if no leader was known, so none was asked.
         """
         self._run(self._calls.add_replica(node_id, address, region, voter), timeout)
