@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import assert_never
 
+from raftha.core.catch_up import CatchUps
 from raftha.core.durable_indexes import encode_behind
 from raftha.core.lease import FOR_EVER, Leases
 from raftha.core.log import RaftLog, fitting
@@ -42,23 +42,12 @@ from raftha.core.ready import CoreConfig, LogRead, ReadState, Requests, Snapshot
 from raftha.entry import Entry, EntryKind, LogPosition, make_entry
 from raftha.errors import MembershipChangePending, TransferFailed, Unavailable
 from raftha.events import (
-    CatchUpGivenUp,
     HaEvent,
     ReplicaBehindLog,
     ReplicaHealed,
     ReplicaHealing,
 )
 from raftha.membership import Membership
-
-
-@dataclass(slots=True)
-class CatchUp:
-    """A learner's current round: it is over when the learner has everything up to `end`."""
-
-    end: int
-    began_ticks: int
-    rounds: int = 1
-    is_given_up: bool = False
 
 
 class Leadership:
@@ -90,8 +79,7 @@ class Leadership:
         self._read_states = read_states
         self._requests = requests
         self._reads = ReadRounds()
-        self._ticks = 0
-        self._catch_ups: dict[int, CatchUp] = {}
+        self._catch_ups = CatchUps(config, events)
         self.on_membership()
 
     def step(self, message: AppendReply | HeartbeatReply | ReadRequest | PositionsRequest) -> None:
@@ -214,46 +202,25 @@ class Leadership:
             for peer in self.progress
             if not (members[peer].is_voter or members[peer].is_standby)
         }
-        self._catch_ups = {
-            peer: self._catch_ups.get(peer) or CatchUp(self._log.last_index, self._ticks)
-            for peer in sorted(learners)
-        }
+        self._catch_ups.follow(learners, self._log.last_index)
         self._renew_lease()
 
     def catch_up_again(self, peer: int) -> None:
         """Give a learner that was too slow another set of rounds."""
-        if peer in self._catch_ups and self._catch_ups[peer].is_given_up:
-            self._catch_ups[peer] = CatchUp(self._log.last_index, self._ticks)
+        self._catch_ups.begin_again(peer, self._log.last_index)
 
     def has_given_up(self, peer: int) -> bool:
         """Whether a learner has used up its rounds."""
-        return peer in self._catch_ups and self._catch_ups[peer].is_given_up
+        return self._catch_ups.has_given_up(peer)
 
     def tick(self) -> None:
         """Time passes; it matters for how fast learners are."""
-        self._ticks += 1
-        for peer in self._catch_ups:
-            self._judge(peer)
-
-    def _judge(self, peer: int) -> None:
-        """Make a learner a voter once a round took it less than an election timeout.
-
-        A round sends what is in the log when it begins. The last one then was so short that the
-        cluster waits for the new voter no longer than for an election (thesis 4.2.1).
-        """
-        catch_up, match = self._catch_ups[peer], self.progress[peer].counted
-        if catch_up.is_given_up or match < catch_up.end:
-            return
-        if self._ticks - catch_up.began_ticks <= self._config.election_ticks:
-            with suppress(Unavailable, MembershipChangePending):
-                self.change_membership(self._log.membership.with_voter(peer))
-        elif catch_up.rounds >= self._config.catch_up_rounds_max:
-            catch_up.is_given_up = True
-            event = CatchUpGivenUp(reporter=self.id, node_id=peer, rounds=catch_up.rounds)
-            self._events.append(event)
-        else:
-            catch_up.rounds += 1
-            catch_up.end, catch_up.began_ticks = self._log.last_index, self._ticks
+        self._catch_ups.tick()
+        for peer in self._catch_ups.learners:
+            match = self.progress[peer].counted
+            if self._catch_ups.has_caught_up(peer, match, self._log.last_index):
+                with suppress(Unavailable, MembershipChangePending):
+                    self.change_membership(self._log.membership.with_voter(peer))
 
     # ---------------------------------------------------------------- replication
 
