@@ -157,7 +157,7 @@ class Election:
     # ---------------------------------------------------------------- terms and roles
 
     def hear_leader(self, leader: int) -> None:
-        """A message of this term's leader: there is exactly one, and it is alive."""
+        """A message of this term's leader: there is one, and it is alive."""
         if self.role is Role.FOLLOWER and self.leader == leader:
             self._elapsed_ticks = 0
         else:
@@ -177,7 +177,11 @@ class Election:
 
     def become_leader(self) -> None:
         """Lead the term that was won."""
-        assert self.role is Role.CANDIDATE and self.is_durable
+        membership = self._log.membership
+        votes = sum(self._votes.get(voter, False) for voter in membership.voters)
+        assert self.role is Role.CANDIDATE, "only a candidate wins an election"
+        assert self.is_durable, "a candidate's own vote is durable before it counts (R1)"
+        assert votes >= membership.quorum, "a leader has the votes of a quorum of voters"
         self._reset(self.term)
         self._set_role(Role.LEADER)
         self._set_leader(self.id)
@@ -192,7 +196,7 @@ class Election:
     def _reset(self, term: int, *, has_leader: bool = False) -> None:
         self._terms_without_leader = 0 if has_leader else self._terms_without_leader
         if term != self.term:
-            assert term > self.term
+            assert term > self.term, "a term never goes back"
             self.term, self.vote = term, 0
             self._terms_without_leader += not has_leader
             self._outbox.drop_acknowledgements()
@@ -207,6 +211,9 @@ class Election:
 
     def _set_leader(self, leader: int) -> None:
         # A leader found again, or in a new term, counts too: what was on its way may be lost.
+        is_own = leader == self.id
+        assert is_own is (self.role is Role.LEADER), "a node leads if it won the term"
+        assert self.leader in (None, leader), "there is one leader a term"
         is_news = leader != self.leader or self.term != self._announced_term
         self.leader, self._announced_term = leader, self.term
         self._is_suspecting = False
@@ -237,12 +244,15 @@ class Election:
         return self._count_vote(self.id, True)
 
     def _campaign(self, *, pre: bool, transfer: bool = False) -> None:
+        assert self.role is not Role.LEADER, "a leader doesn't campaign against itself"
+        assert not self.is_removed, "a removed node doesn't campaign"
+        assert not self._epochs.is_healing, "a node that heals doesn't campaign"
         self.lose_leader("transfer")
         self._reset(self.term if pre else self.term + 1)
         if pre:
             self._set_role(Role.PRE_CANDIDATE)
         else:
-            self.vote = self.id
+            self._vote_for(self.id)
             self._set_role(Role.CANDIDATE)
         term = self.term + 1 if pre else self.term
         last_index, last_term = self._log.last_index, self._log.last_term
@@ -283,10 +293,14 @@ class Election:
         # A refusal carries our own term: a candidate that is behind learns of it.
         term = message.term if granted else self.term
         if granted and not message.pre:
-            self.vote = message.sender
+            self._vote_for(message.sender)
             self._elapsed_ticks = 0
             self._set_timeout()
         self._send_vote(message, term, granted=granted)
+
+    def _vote_for(self, candidate: int) -> None:
+        assert self.vote in (0, candidate), "a vote is given once a term (R1)"
+        self.vote = candidate
 
     def refuse(self, message: VoteRequest) -> None:
         """Tell a candidate of an earlier term what the term is."""

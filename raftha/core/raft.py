@@ -104,6 +104,7 @@ from raftha.events import (
     HaEvent,
     HealingEnded,
     Removed,
+    SecondLeader,
 )
 from raftha.membership import Membership
 
@@ -129,7 +130,7 @@ class Raft:
         self.config = config
         self.log = log
         self._epochs = Epochs(epoch)
-        log.commit = max(log.commit, min(hard_state.commit, log.last_index))
+        log.commit_to(max(log.commit, min(hard_state.commit, log.last_index)))
         self.leases = Leases(config.lease_ms, config.clock_drift_max, clock_ns)
         self._events: list[HaEvent] = []
         self._outbox = Outbox(log, hard_state, config.write_bytes_max)
@@ -144,6 +145,8 @@ class Raft:
             clock_ns=clock_ns,
         )
         self._send = self._election.send
+        self._told_of_second_in = 0
+        """The last term of which it was said that it has a second leader."""
         self._membership = log.membership
         self._leadership: Leadership | None = None
         self._elapsed_ticks = 0
@@ -230,7 +233,8 @@ class Raft:
 
     def step(self, message: Message) -> None:
         """A message arrived. Stale, repeated and reordered messages are all fine."""
-        assert message.to == self.id and message.sender != self.id
+        assert message.to == self.id, "the transport delivers what is for this node"
+        assert message.sender != self.id, "the transport lets no other speak for this node"
         # The sender may be nobody that this log knows of: it may come from a later membership.
         if not (self._epochs.is_outdated(message) or self._election.breaks_promise(message)):
             self._step(message)
@@ -249,8 +253,8 @@ class Raft:
             case VoteReply():
                 if self._election.on_vote_reply(message):
                     self._become_leader()
-            case Append() | Heartbeat() | SnapshotOffer() if self.role is Role.LEADER:
-                pass  # A second leader of one term: no correct node sends it.
+            case Append() | Heartbeat() | SnapshotOffer() if self._has_other(message.sender):
+                self._on_second_leader(message.sender)
             case Append():
                 self._on_append(message)
             case Heartbeat():
@@ -399,6 +403,7 @@ class Raft:
 
     def ready(self) -> Ready:
         """Take everything that is to be done now."""
+        self._check()
         ready = Ready(
             self._outbox.take_write(HardState(self.term, self.vote, self.log.commit)),
             self._outbox.take_messages(),
@@ -425,6 +430,18 @@ class Raft:
                 self._become_leader()
         elif self._leadership is not None:
             self._leadership.advance_commit()
+
+    def _check(self) -> None:
+        """Assert what holds between any two inputs."""
+        self.log.check()
+        leadership = self._leadership
+        assert self.term >= self.log.last_term, "an entry of a term implies that term"
+        assert (leadership is not None) is self.is_leader, "a leader has a leadership, no other"
+        if leadership is None:
+            assert self.leases.current is None, "only a leader has a lease"
+        else:
+            assert leadership.term == self.term, "a leadership is for one term"
+            leadership.check()
 
     def _take_committed(self) -> tuple[Entry, ...]:
         last = min(self.log.commit, self.log.persisted)  # R5
@@ -476,6 +493,21 @@ class Raft:
             case _:
                 pass
 
+    def _has_other(self, leader: int) -> bool:
+        """Whether another than `leader` is known to lead this term."""
+        return self.leader not in (None, leader)
+
+    def _on_second_leader(self, other: int) -> None:
+        """A node that isn't this term's leader speaks as such: an invariant is broken elsewhere.
+
+        It comes from the network, so it is no reason for this node to stop. But it is to be known.
+        """
+        if self.leader is not None and self._told_of_second_in != self.term:
+            self._told_of_second_in = self.term
+            self._emit(
+                SecondLeader(reporter=self.id, term=self.term, leader=self.leader, other=other)
+            )
+
     def _become_follower(self, term: int, leader: int | None) -> None:
         self._end_leadership()
         self._election.become_follower(term, leader)
@@ -501,7 +533,7 @@ class Raft:
 
     def _check_quorum(self) -> None:
         """Once an election timeout: give up a transfer, step down without a quorum (R7)."""
-        assert self._leadership is not None
+        assert self._leadership is not None, "only a leader needs a quorum"
         self._leadership.transfer_target = None
         if not self._leadership.has_quorum():
             self._election.lose_leader("quorum")
@@ -511,6 +543,7 @@ class Raft:
 
     def _on_append(self, message: Append) -> None:
         self._election.hear_leader(message.sender)
+        assert self._leadership is None, "a leader only adds to its log"
         self.log.positions.learn(message.commit, message.behind)
         try:
             agreed = self.log.merge(message)
@@ -522,7 +555,7 @@ class Raft:
             hint = self.log.hint(index, message.prev_term)
             self._send(AppendReply(message.sender, *own, index, *hint, epoch=self._epochs.own))
             return
-        self.log.commit = max(self.log.commit, min(message.commit, agreed))
+        self.log.commit_to(max(self.log.commit, min(message.commit, agreed)))
         self.log.compact_index = max(self.log.compact_index, message.compact_index)
         applied = self.log.applied, self.log.applied_sequence
         told = (*applied, self._epochs.own)
@@ -541,7 +574,7 @@ class Raft:
         if message.epoch == self._epochs.own:
             # Otherwise it goes by what this node had before it lost its log, and what is there now
             # may be other entries.
-            self.log.commit = max(self.log.commit, min(message.commit, self.log.last_index))
+            self.log.commit_to(max(self.log.commit, min(message.commit, self.log.last_index)))
         told = self.log.applied, self.log.applied_sequence, self._epochs.own
         promised = message.sent_ns, self._election.promise.give(message.sender, message.lease_ms)
         own = message.sender, self.id, self.term, message.read_round
