@@ -20,6 +20,7 @@ class EventKind(enum.StrEnum):
     ROLE_CHANGED = "role_changed"
     LEADER_ELECTED = "leader_elected"
     LEADER_LOST = "leader_lost"
+    SECOND_LEADER = "second_leader"
     FAILOVER_STARTED = "failover_started"
     FAILOVER_COMPLETED = "failover_completed"
     MEMBERSHIP_CHANGED = "membership_changed"
@@ -109,6 +110,20 @@ class LeaderLost(HaEvent):
     leader: int
     term: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondLeader(HaEvent):
+    """`other` speaks as the leader of `term`, which `leader` leads; what it says is dropped.
+
+    A term has one leader: a voter has forgotten its vote, or `other` is not what it says. Told once
+    a term.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.SECOND_LEADER
+    term: int
+    leader: int
+    other: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,6 +130,12 @@ class Membership:
         members = {i: member for i, member in self.members.items() if i != node_id}
         return Membership(members, self.removed | {node_id})
 
+    def changed(self, other: Membership) -> set[int]:
+        """The nodes of which `other` says something else."""
+        ids = self.members.keys() | other.members.keys()
+        differing = {i for i in ids if self.members.get(i) != other.members.get(i)}
+        return differing | (self.removed ^ other.removed)
+
     def encode(self) -> bytes:
         """The payload of the entry that carries it."""
         members = {i: _encode(member) for i, member in sorted(self.members.items())}

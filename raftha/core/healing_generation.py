@@ -55,5 +55,6 @@ class Epochs:
 
     def end(self, epoch: int) -> None:
         """The epoch in which this node has healed is durable."""
-        assert epoch == self.own + 1 and self.is_healing
+        assert self.is_healing, "only a node that heals has healed"
+        assert epoch == self.own + 1, "healing ends in the next epoch"
         self.own, self._is_healed, self._is_ending = epoch, False, False

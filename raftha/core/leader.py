@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import assert_never
 
+from raftha.core.catch_up import CatchUps
 from raftha.core.durable_indexes import encode_behind
 from raftha.core.lease import FOR_EVER, Leases
 from raftha.core.log import RaftLog, fitting
@@ -42,23 +42,12 @@ from raftha.core.ready import CoreConfig, LogRead, ReadState, Requests, Snapshot
 from raftha.entry import Entry, EntryKind, LogPosition, make_entry
 from raftha.errors import MembershipChangePending, TransferFailed, Unavailable
 from raftha.events import (
-    CatchUpGivenUp,
     HaEvent,
     ReplicaBehindLog,
     ReplicaHealed,
     ReplicaHealing,
 )
 from raftha.membership import Membership
-
-
-@dataclass(slots=True)
-class CatchUp:
-    """A learner's current round: it is over when the learner has everything up to `end`."""
-
-    end: int
-    began_ticks: int
-    rounds: int = 1
-    is_given_up: bool = False
 
 
 class Leadership:
@@ -90,8 +79,12 @@ class Leadership:
         self._read_states = read_states
         self._requests = requests
         self._reads = ReadRounds()
-        self._ticks = 0
-        self._catch_ups: dict[int, CatchUp] = {}
+        self._catch_ups = CatchUps(config, events)
+        assert log.last_term <= term, "an entry of a term implies that term"
+        self._begins_at = log.last_index + 1
+        """The first entry of its own; with that all before it is committed."""
+        self._ends_at = log.last_index
+        """Where its log ends; only this leader adds to it, and nothing is taken away."""
         self.on_membership()
 
     def step(self, message: AppendReply | HeartbeatReply | ReadRequest | PositionsRequest) -> None:
@@ -114,13 +107,34 @@ class Leadership:
 
     def append(self, kind: EntryKind, payload: bytes, count: int, time_us: int) -> int:
         """Add an entry of `count` commands to the log and send it on; return its index."""
+        assert self._log.last_index == self._ends_at, "a leader's log is never cut, nor added to"
+        if kind is EntryKind.MEMBERSHIP:
+            is_pending = self._log.membership_index > self._log.commit
+            assert not is_pending, "one change of membership at a time"
+            assert self._has_committed, "a change of membership waits for an entry of the own term"
         entry = make_entry(self._log.last, self.term, time_us, kind, payload, count)
         self._log.append(entry)
+        self._ends_at = entry.index
         if kind is EntryKind.MEMBERSHIP:
             self.on_membership()
         for peer in self.progress:
             self._send_append(peer)
         return entry.index
+
+    @property
+    def _has_committed(self) -> bool:
+        """Whether an entry of its own is committed, told from where it stands."""
+        return self._log.commit >= self._begins_at
+
+    def check(self) -> None:
+        """Assert what holds between any two inputs."""
+        members = self._log.membership.members
+        assert self._log.last_index == self._ends_at, "a leader's log is never cut, nor added to"
+        assert len(self.progress) == len(members) - (self.id in members), "all others are followed"
+        if self._leases.current is not None:
+            assert self._has_committed, "no lease before an own entry is committed (L4)"
+            assert self.transfer_target is None, "no lease in a transfer (L4)"
+            assert not self._has_told_to_campaign, "no lease once another may campaign (L4)"
 
     def has_quorum(self) -> bool:
         """Whether a quorum was heard from since the last time this was asked (R7)."""
@@ -165,6 +179,7 @@ class Leadership:
     def _hear_epoch(self, peer: int, epoch: int) -> None:
         """Note a follower's healing epoch; it is none that lies behind."""
         progress = self.progress[peer]
+        assert epoch >= progress.epoch, "a healing epoch never goes back"
         if epoch == progress.epoch + 1 and progress.is_healing:
             # It goes on from what it acknowledged while it healed; from now on that counts.
             progress.epoch, progress.heals_at = epoch, None
@@ -195,6 +210,8 @@ class Leadership:
             raise Unavailable("nothing of this leader's term is committed yet")
         if self._log.membership_index > self._log.commit:
             raise MembershipChangePending("another change of membership is under way")
+        changed = self._log.membership.changed(membership)
+        assert len(changed) <= 1, "memberships differ by one node"
         return self.append(EntryKind.MEMBERSHIP, membership.encode(), 0, 0)
 
     def on_membership(self) -> None:
@@ -214,52 +231,32 @@ class Leadership:
             for peer in self.progress
             if not (members[peer].is_voter or members[peer].is_standby)
         }
-        self._catch_ups = {
-            peer: self._catch_ups.get(peer) or CatchUp(self._log.last_index, self._ticks)
-            for peer in sorted(learners)
-        }
+        self._catch_ups.follow(learners, self._log.last_index)
         self._renew_lease()
 
     def catch_up_again(self, peer: int) -> None:
         """Give a learner that was too slow another set of rounds."""
-        if peer in self._catch_ups and self._catch_ups[peer].is_given_up:
-            self._catch_ups[peer] = CatchUp(self._log.last_index, self._ticks)
+        self._catch_ups.begin_again(peer, self._log.last_index)
 
     def has_given_up(self, peer: int) -> bool:
         """Whether a learner has used up its rounds."""
-        return peer in self._catch_ups and self._catch_ups[peer].is_given_up
+        return self._catch_ups.has_given_up(peer)
 
     def tick(self) -> None:
         """Time passes; it matters for how fast learners are."""
-        self._ticks += 1
-        for peer in self._catch_ups:
-            self._judge(peer)
-
-    def _judge(self, peer: int) -> None:
-        """Make a learner a voter once a round took it less than an election timeout.
-
-        A round sends what is in the log when it begins. The last one then was so short that the
-        cluster waits for the new voter no longer than for an election (thesis 4.2.1).
-        """
-        catch_up, match = self._catch_ups[peer], self.progress[peer].counted
-        if catch_up.is_given_up or match < catch_up.end:
-            return
-        if self._ticks - catch_up.began_ticks <= self._config.election_ticks:
-            with suppress(Unavailable, MembershipChangePending):
-                self.change_membership(self._log.membership.with_voter(peer))
-        elif catch_up.rounds >= self._config.catch_up_rounds_max:
-            catch_up.is_given_up = True
-            event = CatchUpGivenUp(reporter=self.id, node_id=peer, rounds=catch_up.rounds)
-            self._events.append(event)
-        else:
-            catch_up.rounds += 1
-            catch_up.end, catch_up.began_ticks = self._log.last_index, self._ticks
+        self._catch_ups.tick()
+        for peer in self._catch_ups.learners:
+            match = self.progress[peer].counted
+            if self._catch_ups.has_caught_up(peer, match, self._log.last_index):
+                with suppress(Unavailable, MembershipChangePending):
+                    self.change_membership(self._log.membership.with_voter(peer))
 
     # ---------------------------------------------------------------- replication
 
     def _send_append(self, peer: int) -> None:
         """Send what the follower lacks, as far as its limits allow; a probe if that's nothing."""
         progress = self.progress[peer]
+        assert progress.next <= self._log.last_index + 1, "what is sent next is in the log"
         while not progress.is_paused:
             previous_index = progress.next - 1
             previous_term = self._log.term(previous_index)
@@ -362,14 +359,26 @@ class Leadership:
 
     def _finish_transfer(self, target: int, progress: Progress) -> None:
         if progress.match == self._log.last_index:
+            assert self._leases.current is None, "no lease once another may campaign (L4)"
             self._has_told_to_campaign = True
             self._send(TimeoutNow(target, self.id, self.term))
 
     def advance_commit(self) -> None:
         """Another disk has more of the log: commit what a quorum has, and note who has it."""
+        before = self._log.commit
         self._commit()
         commit = self._log.commit
+        if commit != before:
+            self._check_commit(before, commit)
         self._log.positions.learn(commit, self.behind(commit))
+
+    def _check_commit(self, before: int, commit: int) -> None:
+        """Assert, of a commit index that has moved, what makes it safe."""
+        matches, membership = dict(self.matches()), self._log.membership
+        holders = sum(matches[voter] >= commit for voter in membership.voters)
+        assert commit > before, "commit never goes back"
+        assert holders >= membership.quorum, "what is committed is on the disks of a quorum (R3)"
+        assert self._has_committed, "only entries of the own term are committed by counting (R4)"
 
     def _commit(self) -> None:
         """Commit what a quorum has on disk, if it is of this term (R3, R4)."""
@@ -384,7 +393,8 @@ class Leadership:
         index = matches[-membership.quorum]
         if index <= self._log.commit or not self._may_commit(index):
             return
-        self._log.commit = index
+        assert matches[-1] <= self._log.last_index, "no disk has more than the leader's log"
+        self._log.commit_to(index)
         if self._leases.current is None:
             self._renew_lease()
         for peer, progress in self.progress.items():
@@ -435,6 +445,7 @@ class Leadership:
         peer, progress = request.peer, self.progress.get(request.peer)
         if request.term != self.term or progress is None or progress.mode is not Mode.FETCH:
             return  # An answer to this node's earlier leadership is of a log that may be gone.
+        assert not entries or entries[0].index == previous.index + 1, "entries follow a position"
         progress.mode = Mode.PROBE
         own = [entry for entry in entries if entry.index <= request.persisted]
         if progress.next != previous.index + 1 or not own:
@@ -462,9 +473,13 @@ class Leadership:
     def snapshot_sent(self, request: SnapshotRequest, index: int) -> None:
         """The follower holds everything up to `index` now, by an image or already; go on there."""
         progress = self._awaiting(request)
-        if progress is not None:
-            progress.probe_after(index)
-            self._send_append(request.peer)
+        if progress is None:
+            return
+        if index > self._log.last_index:
+            self.snapshot_failed(request)  # It claims what isn't there: no correct node does.
+            return
+        progress.probe_after(index)
+        self._send_append(request.peer)
 
     def snapshot_failed(self, request: SnapshotRequest) -> None:
         """The follower got no image. As soon as it is heard from, look anew at what it needs."""
@@ -501,7 +516,8 @@ class Leadership:
         progress.has_fallen_back = False
         progress.has_applied(message.applied, message.applied_sequence)
         self._tell_if_healed(peer, progress)
-        if message.promised_ms:
+        if message.promised_ms and message.sent_ns <= self._leases.clock_ns():
+            # A time that hasn't come yet is no echo of this leader's.
             promised_until_ns = self._leases.end_of(message.sent_ns, message.promised_ms)
             progress.promised_until_ns = max(progress.promised_until_ns, promised_until_ns)
             self._renew_lease()
@@ -523,6 +539,7 @@ class Leadership:
         if is_handing_over or not self.can_read:
             self._leases.withdraw()
             return
+        assert self._has_committed, "no lease before an own entry is committed (L4)"
         membership = self._log.membership
         ends = [
             FOR_EVER if voter == self.id else self._promised_until(voter)
@@ -548,6 +565,7 @@ class Leadership:
         """Start a round for the reads that wait, unless one is under way or it is too early."""
         if not self._reads.has_waiting or self._reads.is_asking or not self.can_read:
             return
+        assert self._has_committed, "a read index is of the leader's own term (R8)"
         self._reads.begin(self._log.commit)
         if self._others_needed() == 0 or self._leases.holds():
             self._answer_reads(*self._reads.finish())

@@ -61,7 +61,9 @@ class Leases:
 
     def renew(self, ends: Iterable[int], quorum: int) -> None:
         """Hold a lease for as long as a quorum's promises do; `ends` are all voters'."""
-        until_ns = sorted(ends)[-quorum]
+        voters = sorted(ends)
+        assert 0 < quorum <= len(voters), "a quorum is some of the voters"
+        until_ns = voters[-quorum]
         if self.current is None:
             self.current = Lease(until_ns)
         else:

@@ -4,11 +4,14 @@ Theory of operation. `window` holds the entries after `anchor`; everything not y
 in it, applied entries stay while they fit `window_bytes_max`. What is older is on disk only, from
 `first_index` on; the core asks for it with a `LogRead` when a follower needs it.
 
-    anchor.index <= applied <= commit <= last        persisted <= last
+    anchor.index <= applied <= commit <= last        applied <= persisted <= written <= last
 
-`applied` never passes `persisted`: what the state holds, the disk holds. `written` runs ahead of
-`persisted`: it is the last entry handed out to be written. Up to `compact_index` every member has
-the log on disk, as far as is known; `positions` says of each how far.
+What the state holds, the disk holds. `written` runs ahead of `persisted`: it is the last entry
+handed out to be written. Up to `compact_index` every member has the log on disk, as far as is
+known; `positions` says of each how far.
+
+What a leader sends is checked before any of it is taken (`merge`): entries that can't follow this
+log are a `LogMismatch`. Asserts are about this log only.
 """
 
 from __future__ import annotations
@@ -21,9 +24,13 @@ from raftha.entry import Entry, EntryKind, LogPosition, follows
 from raftha.events import MembershipChanged
 from raftha.membership import Membership
 
+ENTRY_BYTES_MAX = 8 << 20
+"""The largest entry that is taken from another node. It fits into a segment of any size that can be
+configured, and leaders make smaller ones."""
+
 
 class LogMismatch(Exception):
-    """Entries whose hashes don't continue this log's chain: the sender's log is not this one's."""
+    """Entries that can't continue this log: damaged on the way, or the sender has gone wrong."""
 
 
 class RaftLog:
@@ -41,13 +48,17 @@ class RaftLog:
 
         `membership` is that of `anchor`; entries may change it.
         """
-        assert first_index <= anchor.index + 1
+        assert first_index <= anchor.index + 1, "the disk has all entries behind the state"
         self.first_index = first_index
         self.anchor = anchor
         self.window = list(entries)
         self._window_bytes = sum(len(entry.data) for entry in entries)
         self._window_bytes_max = window_bytes_max
-        assert all(e.index == anchor.index + 1 + i for i, e in enumerate(self.window))
+        previous: Entry | LogPosition = anchor
+        for entry in self.window:
+            assert entry.index == previous.index + 1, "the log on disk has no gap"
+            assert entry.term >= previous.term, "terms never decrease along the log"
+            previous = entry
         self.applied = self.commit = anchor.index
         self.applied_sequence = anchor.last_sequence
         self.compact_index = 0
@@ -66,6 +77,26 @@ class RaftLog:
     def membership_index(self) -> int:
         """The entry that `membership` comes from, or one before it."""
         return self._memberships[-1][0]
+
+    def check(self) -> None:
+        """Assert what holds of the pointers whenever nothing is being changed."""
+        last_index, membership_index = self.last_index, self._memberships[-1][0]
+        assert self.anchor.index <= self.applied, "memory has all that isn't applied"
+        assert self.applied <= self.commit, "what is applied is committed (R5)"
+        assert self.applied <= self.persisted, "what is applied is durable here (R5)"
+        assert self.commit <= last_index, "what is committed is in the log"
+        assert self.persisted <= self.written, "what is durable was handed out to be written"
+        assert self.written <= last_index, "what was handed out to be written is in the log"
+        place = membership_index - self.anchor.index - 1
+        assert place < 0 or self.window[place].kind == EntryKind.MEMBERSHIP, (
+            "the membership that holds is an entry of the log"
+        )
+
+    def commit_to(self, index: int) -> None:
+        """Everything up to `index` is committed, for good."""
+        assert index >= self.commit, "commit never goes back"
+        assert index <= self.last_index, "what is committed is in the log"
+        self.commit = index
 
     def _note_membership(self, entry: Entry) -> None:
         if entry.kind == EntryKind.MEMBERSHIP:
@@ -109,12 +140,17 @@ class RaftLog:
     def between(self, after: int, last: int) -> tuple[Entry, ...]:
         """Entries `(after, last]`, all of which are in the window."""
         offset = self.anchor.index
-        assert after >= offset and last <= self.last_index
+        assert after >= offset, "older entries are on disk"
+        assert last <= self.last_index, "there are no such entries yet"
         return tuple(self.window[after - offset : last - offset])
 
     def append(self, entry: Entry) -> None:
         """Add a leader's own new entry."""
-        assert entry.index == self.last_index + 1
+        previous = self.window[-1] if self.window else self.anchor
+        assert entry.index == previous.index + 1, "a leader appends behind its last entry"
+        assert entry.term >= previous.term, "terms never decrease along the log"
+        assert entry.time_us >= previous.time_us, "log time never goes back"
+        assert entry.last_sequence >= previous.last_sequence, "commands are counted on"
         self.window.append(entry)
         self._window_bytes += len(entry.data)
         self._note_membership(entry)
@@ -127,9 +163,12 @@ class RaftLog:
         """Take in a leader's entries; return the index up to which the logs now agree.
 
         None if the entry at `prev_index` is missing or another one. LogMismatch if the entries
-        don't continue the chain of hashes, which no correct leader sends; nothing is changed then.
+        can't follow it, which no correct leader sends; nothing is changed then.
         """
         prev_index, entries = message.prev_index, message.entries
+        for index, entry in enumerate(entries, prev_index + 1):
+            if entry.index != index or entry.term > message.term:
+                raise LogMismatch(f"entry {entry.index} of term {entry.term} in place of {index}")
         if prev_index < self.commit:
             # What is committed here is the same everywhere; only what lies behind it is news.
             entries = entries[self.commit - prev_index :]
@@ -151,15 +190,15 @@ class RaftLog:
         conflict would drop entries that this node has already acknowledged.
         """
         first = entries[0].index
-        assert self.commit < first <= self.last_index + 1, "committed entries are never replaced"
+        assert first > self.commit, "committed entries are never replaced (R6)"
+        assert first <= self.last_index + 1, "entries are added without a gap"
         keep = first - self.anchor.index - 1
-        chain = self.window[keep - 1].hash if keep else self.anchor.hash
+        is_conflict = keep == len(self.window) or self.window[keep].term != entries[0].term
+        assert is_conflict, "entries are replaced only where a term differs (R6)"
+        previous: Entry | LogPosition = self.window[keep - 1] if keep else self.anchor
         for entry in entries:
-            if not follows(entry, chain):
-                raise LogMismatch(f"entry {entry.index} of term {entry.term}")
-            chain = entry.hash
-            if entry.kind == EntryKind.MEMBERSHIP:
-                self._check_membership(entry)
+            _check_continues(entry, previous)
+            previous = entry
         if keep < len(self.window):
             self._window_bytes -= sum(len(entry.data) for entry in self.window[keep:])
             del self.window[keep:]
@@ -171,12 +210,6 @@ class RaftLog:
         for entry in entries:
             self._window_bytes += len(entry.data)
             self._note_membership(entry)
-
-    def _check_membership(self, entry: Entry) -> None:
-        try:
-            Membership.decode(bytes(entry.payload))
-        except ValueError as error:
-            raise LogMismatch(f"entry {entry.index}: {error}") from error
 
     def hint(self, index: int, term: int) -> tuple[int, int]:
         """The last entry at or before `index` whose term is at most `term`, as (index, term).
@@ -200,11 +233,15 @@ class RaftLog:
         for entry in reversed(written):
             if self.term(entry.index) == entry.term:
                 self.persisted = max(self.persisted, entry.index)
+                # It may have been replaced while it was on its way, and put back by a later leader.
+                self.written = max(self.written, entry.index)
                 return
 
     def mark_applied(self, index: int) -> None:
         """Entries up to `index` went out to be applied; the oldest may leave the window."""
-        assert self.applied <= index <= min(self.commit, self.persisted)
+        assert index >= self.applied, "entries are applied in order"
+        assert index <= self.commit, "what is applied is committed (R5)"
+        assert index <= self.persisted, "what is applied is durable here (R5)"
         if index > self.applied:
             self.applied_sequence = self.window[index - self.anchor.index - 1].last_sequence
         self.applied = index
@@ -224,6 +261,25 @@ class RaftLog:
             self.anchor = self.window[count - 1].position
             del self.window[:count]
             self._window_bytes -= freed
+
+
+def _check_continues(entry: Entry, previous: Entry | LogPosition) -> None:
+    """LogMismatch unless `entry`, which another node has sent, may follow `previous`."""
+    is_in_order = (
+        entry.term >= previous.term
+        and entry.time_us >= previous.time_us
+        and entry.last_sequence >= previous.last_sequence
+        and len(entry.data) <= ENTRY_BYTES_MAX
+    )
+    if not is_in_order or not follows(entry, previous.hash):
+        raise LogMismatch(f"entry {entry.index} of term {entry.term}")
+    if entry.kind != EntryKind.BATCH and entry.last_sequence != previous.last_sequence:
+        raise LogMismatch(f"entry {entry.index} counts commands, and has none")
+    if entry.kind == EntryKind.MEMBERSHIP:
+        try:
+            Membership.decode(bytes(entry.payload))
+        except ValueError as error:
+            raise LogMismatch(f"entry {entry.index}: {error}") from error
 
 
 def membership_changed(reporter: int, log: RaftLog) -> MembershipChanged:

@@ -54,10 +54,15 @@ class Outbox:
         """The next write, if something is to be made durable and none is under way."""
         if self._write is not None:
             return None
-        log = self._log
+        log, taken = self._log, self._taken
+        assert hard_state.term >= taken.term, "a term never goes back"
+        is_own_vote = hard_state.term > taken.term or taken.vote in (0, hard_state.vote)
+        assert is_own_vote, "a vote is given once a term (R1)"
         entries: tuple[Entry, ...] = ()
         if log.written < log.last_index:
             entries = log.slice(log.written + 1, self._write_bytes_max)
+            assert entries[0].index == log.written + 1, "a write goes on where the last one ended"
+            assert entries[-1].term <= hard_state.term, "an entry of a term implies that term"
             log.written = entries[-1].index
         elif self.is_durable(hard_state.term, hard_state.vote):
             return None
@@ -75,11 +80,15 @@ class Outbox:
             # Nothing is left to be made durable that the held ones could wait for.
             messages += self._held
             self._held = []
+        for message in messages:
+            assert _acknowledges(message) <= self._log.persisted, (
+                "what is acknowledged is durable (R2)"
+            )
         return messages
 
     def wrote(self, write: Write) -> None:
         """`write` is durable."""
-        assert write is self._write, "writes complete in the order they were taken"
+        assert write is self._write, "writes complete in the order they were taken (O3)"
         self._write = None
         if write.hard_state is not None:
             self._durable = write.hard_state

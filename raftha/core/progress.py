@@ -91,6 +91,7 @@ class Progress:
 
         `next` stays the best guess; the rejection that comes says where the logs agree.
         """
+        assert epoch > self.epoch, "a healing epoch never goes back"
         following = self.next
         self.probe()
         self.epoch, self.heals_at = epoch, None
@@ -119,14 +120,16 @@ class Progress:
 
     def sent(self, last_index: int, size: int) -> None:
         """An append up to `last_index` went out back to back; `size`: the bytes of its entries."""
-        assert self.mode is Mode.REPLICATE
+        assert self.mode is Mode.REPLICATE, "appends go out back to back only to REPLICATE"
+        assert last_index >= self.next, "an append goes on where the last one ended"
         self.next = last_index + 1
         self._in_flight.append((last_index, size))
         self._in_flight_bytes += size
 
     def probed(self, previous_term: int, last_index: int) -> None:
         """A probe went out: entries up to `last_index`, if any, behind `next - 1`."""
-        assert self.mode is Mode.PROBE
+        assert self.mode is Mode.PROBE, "probes go out in PROBE only"
+        assert last_index >= self.next - 1, "a probe asks about the entry before the next"
         self.waits_for_reply = True
         self.probed_at = self.next - 1, previous_term
         self._probed_to = last_index
@@ -152,6 +155,8 @@ class Progress:
             self.mode = Mode.REPLICATE
             self.next = self.match + 1
             self._answered()
+        assert self.next > self.match, "what is on the follower's disk isn't sent again"
+        assert self._in_flight_bytes >= 0, "no more is acknowledged than was sent"
         return is_news
 
     def reject(self, index: int, next_index: int) -> bool:
@@ -172,4 +177,5 @@ class Progress:
         self.mode = Mode.PROBE
         self.next = max(min(next_index, index), self.match + 1)
         self._answered()
+        assert self.next > self.match, "what is on the follower's disk isn't sent again"
         return True

@@ -38,16 +38,7 @@ R7  A leader that hasn't heard from a quorum for an election timeout steps down 
 R8  Reads need a round of replies from a quorum, begun after the read arrived, or a lease that holds
     then (`lease.py`, L1 to L5), and a commit index from the leader's own term.
 
-Election: a node first asks for pre-votes without touching its term (thesis 9.6), so a node that was
-cut off can't depose a leader when it returns. The first entry of a leader is a no-op.
-
-A lost connection to the leader is a strong hint that its process is gone: the follower drops its
-lease and asks for pre-votes after a short delay, staggered by node id and randomised, instead of
-the election timeout. If only its own link broke, the others' leases refuse it and nothing happens.
-What it has promised, it keeps: the delay begins when the promise ends.
-
-Preferred regions only stretch a voter's patience, so a preferred one usually asks first. Without
-`CoreConfig.campaigns` patience ends in nothing, but for the first election of a new cluster.
+Election: terms, votes and roles are those of `election.py`. The first entry of a leader is a no-op.
 
 Membership is in the log (`membership.py`): all quorums are those of the latest membership in this
 node's own log. A node that isn't a voter there never campaigns, but it votes and takes entries from
@@ -74,10 +65,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
-from raftha.core import timeouts
+from raftha.core.election import Election
 from raftha.core.healing_generation import Epochs
 from raftha.core.leader import Leadership
-from raftha.core.lease import Leases, Promise
+from raftha.core.lease import Leases
 from raftha.core.log import LogMismatch, RaftLog, membership_changed
 from raftha.core.messages import (
     Append,
@@ -112,10 +103,8 @@ from raftha.errors import NotLeader
 from raftha.events import (
     HaEvent,
     HealingEnded,
-    LeaderElected,
-    LeaderLost,
     Removed,
-    RoleChanged,
+    SecondLeader,
 )
 from raftha.membership import Membership
 
@@ -141,36 +130,59 @@ class Raft:
         self.config = config
         self.log = log
         self._epochs = Epochs(epoch)
-        self.term, self.vote = hard_state.term, hard_state.vote
-        log.commit = max(log.commit, min(hard_state.commit, log.last_index))
-        self.role = Role.FOLLOWER
-        self.leader: int | None = None
-        self._random_below = random_below
-        self._votes: dict[int, bool] = {}
-        self._membership = log.membership
-        self.is_removed = False
-        self._leadership: Leadership | None = None
+        log.commit_to(max(log.commit, min(hard_state.commit, log.last_index)))
         self.leases = Leases(config.lease_ms, config.clock_drift_max, clock_ns)
-        self._promise = Promise(config.lease_ms, config.promised_ms, clock_ns)
+        self._events: list[HaEvent] = []
+        self._outbox = Outbox(log, hard_state, config.write_bytes_max)
+        self._election = Election(
+            config,
+            hard_state,
+            log,
+            self._outbox,
+            self._epochs,
+            self._events,
+            random_below=random_below,
+            clock_ns=clock_ns,
+        )
+        self._send = self._election.send
+        self._told_of_second_in = 0
+        """The last term of which it was said that it has a second leader."""
+        self._membership = log.membership
+        self._leadership: Leadership | None = None
         self._elapsed_ticks = 0
         self._heartbeat_elapsed_ticks = 0
-        self._timeout_ticks = 0
-        # It knows of no leader; to ask for pre-votes early does no harm if there is one.
-        self._is_suspecting = True
-        self._announced_term = 0
-        self._terms_without_leader = 0
-        self._outbox = Outbox(log, hard_state, config.write_bytes_max)
         self._read_states: list[ReadState] = []
         self._requests = Requests()
         self._snapshot_offers: list[SnapshotOffer] = []
-        self._events: list[HaEvent] = []
-        self._set_timeout()
 
     # ---------------------------------------------------------------- what the outside may ask
 
     @property
+    def term(self) -> int:
+        return self._election.term
+
+    @property
+    def vote(self) -> int:
+        """The candidate that this node voted for in this term, 0 for none."""
+        return self._election.vote
+
+    @property
+    def role(self) -> Role:
+        return self._election.role
+
+    @property
+    def leader(self) -> int | None:
+        """The leader of this term, as far as it is known."""
+        return self._election.leader
+
+    @property
     def is_leader(self) -> bool:
-        return self.role is Role.LEADER
+        return self._election.role is Role.LEADER
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether this node knows that it is no longer a member."""
+        return self._election.is_removed
 
     @property
     def progress(self) -> Mapping[int, Progress]:
@@ -189,8 +201,7 @@ class Raft:
     @property
     def is_voter(self) -> bool:
         """Whether this node may campaign, as far as it knows."""
-        is_fit = not self.is_removed and not self.is_healing
-        return is_fit and self.id in self.log.membership.voters
+        return self._election.is_voter
 
     @property
     def is_healing(self) -> bool:
@@ -206,18 +217,10 @@ class Raft:
 
     def tick(self) -> None:
         """One tick has passed."""
-        if self.leader is None and self._promise.forbids(self.id):
-            return  # Patience begins when the promise ends; the others' will end then, too.
-        self._elapsed_ticks += 1
         if self._leadership is None:
-            if self._elapsed_ticks >= self._timeout_ticks and self._may_campaign():
-                if self.role is Role.FOLLOWER and self.leader is not None:
-                    self._lose_leader("timeout")
-                if self._campaigns_by_itself():
-                    self._campaign(pre=True)
-                else:
-                    self._set_role(Role.FOLLOWER)  # What an operator asked for came to nothing.
+            self._election.tick()
             return
+        self._elapsed_ticks += 1
         self._leadership.tick()
         self._check_membership()
         self._heartbeat_elapsed_ticks += 1
@@ -230,9 +233,10 @@ class Raft:
 
     def step(self, message: Message) -> None:
         """A message arrived. Stale, repeated and reordered messages are all fine."""
-        assert message.to == self.id and message.sender != self.id
+        assert message.to == self.id, "the transport delivers what is for this node"
+        assert message.sender != self.id, "the transport lets no other speak for this node"
         # The sender may be nobody that this log knows of: it may come from a later membership.
-        if not (self._epochs.is_outdated(message) or self._breaks_promise(message)):
+        if not (self._epochs.is_outdated(message) or self._election.breaks_promise(message)):
             self._step(message)
         self._check_membership()
 
@@ -245,11 +249,12 @@ class Raft:
             return
         match message:
             case VoteRequest():
-                self._on_vote_request(message)
+                self._election.on_vote_request(message)
             case VoteReply():
-                self._on_vote_reply(message)
-            case Append() | Heartbeat() | SnapshotOffer() if self.role is Role.LEADER:
-                pass  # A second leader of one term: no correct node sends it.
+                if self._election.on_vote_reply(message):
+                    self._become_leader()
+            case Append() | Heartbeat() | SnapshotOffer() if self._has_other(message.sender):
+                self._on_second_leader(message.sender)
             case Append():
                 self._on_append(message)
             case Heartbeat():
@@ -260,12 +265,12 @@ class Raft:
             case ReadReply() | PositionsReply():
                 self._on_answer(message)
             case SnapshotOffer():
-                self._hear_leader(message.sender)
+                self._election.hear_leader(message.sender)
                 self._snapshot_offers.append(message)
             case Healed():
                 self._epochs.on_healed(message)
             case TimeoutNow():
-                self._on_timeout_now(message)
+                self._election.on_timeout_now(message)
             case _:
                 assert_never(message)
 
@@ -296,12 +301,12 @@ class Raft:
     def removed(self) -> None:
         """The others say that this node is no longer a member: never campaign again."""
         if not self.is_removed:
-            self.is_removed = True
+            self._election.is_removed = True
             self._emit(Removed(reporter=self.id))
             if self.role is not Role.FOLLOWER:
                 # One of a cluster's earlier life, which others took for lost for good, may come
                 # back and find itself replaced; else a leader hands over before it is removed.
-                self._lose_leader("removed")
+                self._election.lose_leader("removed")
                 self._become_follower(self.term, None)
 
     def notify_commit(self, peer: int, index: int) -> None:
@@ -344,15 +349,14 @@ class Raft:
 
     def campaign(self) -> None:
         """An operator wants this node to lead: it asks for votes, if no leader is known."""
-        if self.role is Role.FOLLOWER and self.leader is None and self._may_campaign():
-            self._campaign(pre=True)
+        self._election.campaign()
 
     def resign(self) -> None:
         """Stop leading without a successor; the others, who may campaign first, find one."""
         if self._leadership is not None:
-            self._lose_leader("resigned")
+            self._election.lose_leader("resigned")
             self._become_follower(self.term, None)
-            self._timeout_ticks += 2 * self.config.election_ticks
+            self._election.stand_back()
 
     def connected(self, peer: int) -> None:
         """The transport reached `peer`; whatever was on its way before is lost."""
@@ -364,16 +368,7 @@ class Raft:
         if self._leadership is not None:
             self._leadership.disconnected(peer)
         elif peer == self.leader:
-            self._lose_leader("disconnected")
-            self._is_suspecting = True
-            self._elapsed_ticks = 0
-            before = sum(voter < self.id for voter in self.membership.voters if voter != peer)
-            self._timeout_ticks = timeouts.of_loss(
-                self.config.election_ticks,
-                before,
-                better_regions=self.membership.better_regions(self.id, self.config.regions, peer),
-                random_below=self._random_below,
-            )
+            self._election.disconnected(peer)
 
     def log_read(self, request: LogRead, previous: LogPosition, entries: Sequence[Entry]) -> None:
         """What a `LogRead` asked for: entries that follow `previous`."""
@@ -408,6 +403,7 @@ class Raft:
 
     def ready(self) -> Ready:
         """Take everything that is to be done now."""
+        self._check()
         ready = Ready(
             self._outbox.take_write(HardState(self.term, self.vote, self.log.commit)),
             self._outbox.take_messages(),
@@ -429,10 +425,23 @@ class Raft:
     def advance(self, write: Write) -> None:
         """`write` is durable and its messages are on their way."""
         self._outbox.wrote(write)
-        if self.role is Role.CANDIDATE and self._is_hard_state_durable():
-            self._count_vote(self.id, True)
+        if self.role is Role.CANDIDATE and self._election.is_durable:
+            if self._election.count_own_vote():
+                self._become_leader()
         elif self._leadership is not None:
             self._leadership.advance_commit()
+
+    def _check(self) -> None:
+        """Assert what holds between any two inputs."""
+        self.log.check()
+        leadership = self._leadership
+        assert self.term >= self.log.last_term, "an entry of a term implies that term"
+        assert (leadership is not None) is self.is_leader, "a leader has a leadership, no other"
+        if leadership is None:
+            assert self.leases.current is None, "only a leader has a lease"
+        else:
+            assert leadership.term == self.term, "a leadership is for one term"
+            leadership.check()
 
     def _take_committed(self) -> tuple[Entry, ...]:
         last = min(self.log.commit, self.log.persisted)  # R5
@@ -441,12 +450,6 @@ class Raft:
         committed = self.log.between(self.log.applied, last)
         self.log.mark_applied(last)
         return committed
-
-    def _send(self, message: Message) -> None:
-        self._outbox.send(message, self.term, self.vote)
-
-    def _is_hard_state_durable(self) -> bool:
-        return self._outbox.is_durable(self.term, self.vote)
 
     def _emit(self, event: HaEvent) -> None:
         self._events.append(event)
@@ -464,7 +467,7 @@ class Raft:
         """Deal with a term above ours; whether the message is to be looked at further."""
         match message:
             case VoteRequest():
-                if not message.transfer and self._has_lease():
+                if not message.transfer and self._election.has_lease:
                     return False
                 if message.pre:
                     return True
@@ -486,89 +489,32 @@ class Raft:
                 own = message.sender, self.id, self.term
                 self._send(AppendReply(*own, False, 0, 0, 0, epoch=self._epochs.own))
             case VoteRequest():
-                self._send_vote(message, self.term, granted=False)
+                self._election.refuse(message)
             case _:
                 pass
 
-    def _breaks_promise(self, message: Message) -> bool:
-        """Whether this asks for a vote that is promised to a leader, unless that asks itself."""
-        is_asked = isinstance(message, VoteRequest) and not message.transfer
-        return is_asked and self._promise.forbids(message.sender)
+    def _has_other(self, leader: int) -> bool:
+        """Whether another than `leader` is known to lead this term."""
+        return self.leader not in (None, leader)
 
-    def _has_lease(self) -> bool:
-        """Whether a leader has been heard of so lately that no other should be elected (R7)."""
-        return self.leader is not None and self._elapsed_ticks < self.config.election_ticks
+    def _on_second_leader(self, other: int) -> None:
+        """A node that isn't this term's leader speaks as such: an invariant is broken elsewhere.
 
-    def _set_timeout(self) -> None:
-        self._timeout_ticks = timeouts.of_silence(
-            self.config.election_ticks,
-            is_alone=self.membership.voters == (self.id,),
-            is_suspecting=self._is_suspecting,
-            terms_without_leader=self._terms_without_leader,
-            better_regions=self.membership.better_regions(self.id, self.config.regions),
-            random_below=self._random_below,
-        )
-
-    def _may_campaign(self) -> bool:
-        """Whether it may ask for votes now; a leader that hands over asks for no leave."""
-        # On a slow disk the last vote may still be on its way there. Asking for the next term
-        # before it counts would never come to an end.
-        is_able = self.is_voter and self._is_hard_state_durable()
-        return is_able and not self._promise.forbids(self.id)
-
-    def _campaigns_by_itself(self) -> bool:
-        """Whether it may; with nothing in its log, only a new cluster's majority could elect it."""
-        is_alone = self.membership.voters == (self.id,)
-        return self.config.campaigns or is_alone or not self.log.last_index
-
-    def _reset(self, term: int, *, has_leader: bool = False) -> None:
-        self._terms_without_leader = 0 if has_leader else self._terms_without_leader
-        if term != self.term:
-            assert term > self.term
-            self.term, self.vote = term, 0
-            self._terms_without_leader += not has_leader
-            self._outbox.drop_acknowledgements()
-        self._elapsed_ticks = self._heartbeat_elapsed_ticks = 0
-        self._set_timeout()
-        self._votes = {}
-        self._leadership = None
-        self.leases.withdraw()
-
-    def _set_role(self, role: Role) -> None:
-        if role is not self.role:
-            self.role = role
-            self._emit(RoleChanged(reporter=self.id, role=role.value, term=self.term))
-
-    def _set_leader(self, leader: int) -> None:
-        # A leader found again, or in a new term, counts too: what was on its way may be lost.
-        is_news = leader != self.leader or self.term != self._announced_term
-        self.leader, self._announced_term = leader, self.term
-        self._is_suspecting = False
-        self._terms_without_leader = 0
-        if is_news:
-            self._emit(LeaderElected(reporter=self.id, leader=leader, term=self.term))
-
-    def _lose_leader(self, reason: str) -> None:
-        if self.leader is not None:
-            lost, self.leader = self.leader, None
-            self._emit(LeaderLost(reporter=self.id, leader=lost, term=self.term, reason=reason))
+        It comes from the network, so it is no reason for this node to stop. But it is to be known.
+        """
+        if self.leader is not None and self._told_of_second_in != self.term:
+            self._told_of_second_in = self.term
+            self._emit(
+                SecondLeader(reporter=self.id, term=self.term, leader=self.leader, other=other)
+            )
 
     def _become_follower(self, term: int, leader: int | None) -> None:
-        if self.leader is not None and self.leader != leader:
-            self._lose_leader("term")
-        if leader is not None:
-            # Before the timeout is set: from a leader that is alive it is to be the full one.
-            self._is_suspecting = False
-        self._reset(term, has_leader=leader is not None)
-        self._set_role(Role.FOLLOWER)
-        if leader is not None:
-            self._set_leader(leader)
+        self._end_leadership()
+        self._election.become_follower(term, leader)
 
     def _become_leader(self) -> None:
-        assert self.role is Role.CANDIDATE and self._is_hard_state_durable()
-        self._reset(self.term)
-        self._set_role(Role.LEADER)
-        self._set_leader(self.id)
+        self._election.become_leader()
+        self._elapsed_ticks = self._heartbeat_elapsed_ticks = 0
         self._leadership = Leadership(
             self.config,
             self.term,
@@ -581,82 +527,23 @@ class Raft:
         )
         self._leadership.append(EntryKind.NOOP, b"", 0, 0)
 
+    def _end_leadership(self) -> None:
+        self._leadership = None
+        self.leases.withdraw()
+
     def _check_quorum(self) -> None:
         """Once an election timeout: give up a transfer, step down without a quorum (R7)."""
-        assert self._leadership is not None
+        assert self._leadership is not None, "only a leader needs a quorum"
         self._leadership.transfer_target = None
         if not self._leadership.has_quorum():
-            self._lose_leader("quorum")
+            self._election.lose_leader("quorum")
             self._become_follower(self.term, None)
-
-    # ---------------------------------------------------------------- elections
-
-    def _campaign(self, *, pre: bool, transfer: bool = False) -> None:
-        self._lose_leader("transfer")
-        self._reset(self.term if pre else self.term + 1)
-        if pre:
-            self._set_role(Role.PRE_CANDIDATE)
-        else:
-            self.vote = self.id
-            self._set_role(Role.CANDIDATE)
-        term = self.term + 1 if pre else self.term
-        last_index, last_term = self.log.last_index, self.log.last_term
-        for peer in self.membership.voters:
-            if peer == self.id:
-                continue
-            self._send(VoteRequest(peer, self.id, term, last_index, last_term, pre, transfer))
-        if pre:
-            # A pre-vote binds nobody; a real one counts once it is durable (R1), in `advance`.
-            self._count_vote(self.id, True)
-
-    def _on_timeout_now(self, message: TimeoutNow) -> None:
-        is_asked = self.role is Role.FOLLOWER and message.sender == self.leader
-        if is_asked and self.is_voter:
-            self._campaign(pre=False, transfer=True)
-
-    def _on_vote_request(self, message: VoteRequest) -> None:
-        is_free = self.vote in (0, message.sender) and self.leader is None
-        may_vote = is_free or (message.pre and message.term > self.term)
-        # One that heals may have voted for another in this term, and may lack what a candidate
-        # needs to have.
-        may_vote = may_vote and not self.is_healing
-        granted = may_vote and self.log.is_up_to_date(message.last_index, message.last_term)
-        # Only one that has lost its disk could need the vote of a removed node. Enough of those
-        # would agree on another log than the members that have taken their places.
-        granted = granted and not self.is_removed
-        # A refusal carries our own term: a candidate that is behind learns of it.
-        term = message.term if granted else self.term
-        if granted and not message.pre:
-            self.vote = message.sender
-            self._elapsed_ticks = 0
-            self._set_timeout()
-        self._send_vote(message, term, granted=granted)
-
-    def _send_vote(self, request: VoteRequest, term: int, *, granted: bool) -> None:
-        own = request.sender, self.id
-        self._send(VoteReply(*own, term, granted, request.pre, self._epochs.own))
-
-    def _on_vote_reply(self, message: VoteReply) -> None:
-        wanted = Role.PRE_CANDIDATE if message.pre else Role.CANDIDATE
-        if self.role is wanted:
-            self._count_vote(message.sender, message.granted)
-
-    def _count_vote(self, voter: int, granted: bool) -> None:
-        self._votes.setdefault(voter, granted)
-        quorum = self.membership.quorum
-        votes = [self._votes[voter] for voter in self.membership.voters if voter in self._votes]
-        if (granted_count := sum(votes)) >= quorum:
-            if self.role is Role.PRE_CANDIDATE:
-                self._campaign(pre=False)
-            elif self._votes.get(self.id):
-                self._become_leader()
-        elif len(votes) - granted_count >= quorum:
-            self._set_role(Role.FOLLOWER)
 
     # ---------------------------------------------------------------- replication, follower's side
 
     def _on_append(self, message: Append) -> None:
-        self._hear_leader(message.sender)
+        self._election.hear_leader(message.sender)
+        assert self._leadership is None, "a leader only adds to its log"
         self.log.positions.learn(message.commit, message.behind)
         try:
             agreed = self.log.merge(message)
@@ -668,7 +555,7 @@ class Raft:
             hint = self.log.hint(index, message.prev_term)
             self._send(AppendReply(message.sender, *own, index, *hint, epoch=self._epochs.own))
             return
-        self.log.commit = max(self.log.commit, min(message.commit, agreed))
+        self.log.commit_to(max(self.log.commit, min(message.commit, agreed)))
         self.log.compact_index = max(self.log.compact_index, message.compact_index)
         applied = self.log.applied, self.log.applied_sequence
         told = (*applied, self._epochs.own)
@@ -681,21 +568,14 @@ class Raft:
         elif message.sender == self.leader:  # An earlier leader's answer is asked for again.
             self._read_states.append(ReadState(message.read_id, message.index))
 
-    def _hear_leader(self, leader: int) -> None:
-        """A message of this term's leader: there is exactly one, and it is alive."""
-        if self.role is Role.FOLLOWER and self.leader == leader:
-            self._elapsed_ticks = 0
-        else:
-            self._become_follower(self.term, leader)
-
     def _on_heartbeat(self, message: Heartbeat) -> None:
-        self._hear_leader(message.sender)
+        self._election.hear_leader(message.sender)
         self.log.positions.learn(message.commit, message.behind)
         if message.epoch == self._epochs.own:
             # Otherwise it goes by what this node had before it lost its log, and what is there now
             # may be other entries.
-            self.log.commit = max(self.log.commit, min(message.commit, self.log.last_index))
+            self.log.commit_to(max(self.log.commit, min(message.commit, self.log.last_index)))
         told = self.log.applied, self.log.applied_sequence, self._epochs.own
-        promised = message.sent_ns, self._promise.give(message.sender, message.lease_ms)
+        promised = message.sent_ns, self._election.promise.give(message.sender, message.lease_ms)
         own = message.sender, self.id, self.term, message.read_round
         self._send(HeartbeatReply(*own, *told, *promised))

@@ -43,7 +43,9 @@ class ReadRounds:
 
     def begin(self, commit: int) -> None:
         """Start a round for all that wait, at this commit index."""
-        assert self._waiting and not self._asking
+        assert self._waiting, "a round is for reads that wait"
+        assert not self._asking, "one round at a time"
+        assert commit >= self._index, "a read index never goes back"
         self.round += 1
         self._index = commit
         self._asking, self._waiting = self._waiting, []
@@ -58,5 +60,6 @@ class ReadRounds:
 
     def finish(self) -> tuple[int, list[Read]]:
         """End the round as confirmed."""
+        assert self._asking, "a round ends after it began"
         reads, self._asking = self._asking, []
         return self._index, reads

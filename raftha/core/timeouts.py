@@ -18,6 +18,7 @@ def of_silence(
 
     `better_regions`: those with voters, in which leadership is to be rather than here.
     """
+    assert election > 0, "an election timeout takes time"
     base = spread = election
     if is_alone:
         base = spread = 1

@@ -113,6 +113,7 @@ class DataDirectory:
 
     def note_loss(self, parts: Collection[str]) -> None:
         """These parts are about to be set aside; without its log the node begins to heal."""
+        assert parts and set(parts) <= set(FOLDERS), "what is lost is a part of a node"
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         lost = {part: f"{FOLDERS[part]}-{stamp}" for part in sorted(parts)}
         epoch = self.epoch
@@ -122,6 +123,7 @@ class DataDirectory:
 
     def set_aside(self, part: str) -> None:
         """Move a lost part into the quarantine, durably; or remove what was begun in its place."""
+        assert part in self.lost, "only what is noted as lost is set aside"
         folder, target = self.path / FOLDERS[part], self.path / "quarantine" / self.lost[part]
         if target.exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -142,6 +144,8 @@ class DataDirectory:
 
     def end_healing(self, epoch: int) -> None:
         """This node holds again all that it may have acknowledged."""
+        assert self.is_healing, "only a node that heals has healed"
+        assert epoch == self.epoch + 1, "healing ends in the next epoch"
         self._save(epoch=epoch)
 
     def _read_or_make(self) -> None:
@@ -203,6 +207,8 @@ class DataDirectory:
             "promised_ms": self.promised_ms,
             **changes,
         }
+        assert record["epoch"] >= self.epoch, "a healing epoch never goes back"
+        assert record["promised_ms"] >= self.promised_ms, "what was promised isn't forgotten (L2)"
         draft = self.path / "identity.tmp"
         with draft.open("w", encoding="utf-8") as file:
             json.dump(record, file, indent=2)

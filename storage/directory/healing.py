@@ -150,8 +150,10 @@ def _replace(vault: Vault) -> None:
         wal = vault.open_log()
         if position != LOG_START:
             wal.reset(position)
+        assert wal.base == wal.last == position, "the log begins behind the state's position"
         vault.close()
     vault.note_replaced()
+    assert not vault.lost, "all that was lost is replaced"
 
 
 def _last_membership(wal: Wal) -> bytes | None:

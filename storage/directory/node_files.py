@@ -42,7 +42,7 @@ class DirectoryVault:
     @property
     def store(self) -> CheckpointStore:
         """What the open state stands on."""
-        assert self._store is not None
+        assert self._store is not None, "the state is open"
         return self._store
 
     @property
@@ -54,6 +54,7 @@ class DirectoryVault:
         return self._data.path / "state"
 
     def open_log(self) -> Wal:
+        assert self._wal is None, "one log is open at a time"
         self._wal = Wal.open(
             self._disk,
             str(self._data.path / "wal"),
@@ -66,6 +67,7 @@ class DirectoryVault:
     def open_state(self, wal: Wal) -> State:
         self._check_noted()
         install(self._data.path, wal)
+        assert self._store is None, "one state is open at a time"
         self._store = CheckpointStore(self._state_folder)
         return State(self._store, self._machine)
 

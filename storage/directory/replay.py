@@ -36,11 +36,13 @@ def entries_after(wal: Wal, applied: LogPosition, path: str | Path) -> list[Entr
     entries: list[Entry] = []
     while (next_index := applied.index + len(entries) + 1) <= wal.last_index:
         entries += wal.read(next_index, READ_BYTES)
+    assert applied.index + len(entries) == wal.last_index, "all that follows the state is read"
     return entries
 
 
 def read_from(wal: Wal, index: int) -> tuple[LogPosition, list[Entry]]:
     """Entries from `index` on, and the position that they follow. Any thread; Compacted."""
+    assert 0 < index <= wal.last_index + 1, "what is asked for follows an entry of the log"
     try:
         previous, *entries = wal.read(index - 1, READ_BYTES)
     except Compacted:

@@ -174,6 +174,7 @@ class Incoming:
         if data is None:
             return chunk.offset
         with self._image.open("r+b") as file:
+            assert chunk.offset <= file.seek(0, os.SEEK_END), "an image grows without gaps"
             file.seek(chunk.offset)
             file.write(data)
             file.flush()
@@ -227,6 +228,7 @@ def install(data: Path, wal: Wal) -> bool:
         if is_installed:
             if wal.base != position:
                 wal.reset(position)
+            assert wal.base == position, "the log begins behind the image"
             if state.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 state.rename(old)

@@ -85,6 +85,8 @@ def recover(disk: Disk, directory: str, ids: list[int]) -> Log:
     except BaseException:
         close_all(disk, log.segments)
         raise
+    held = log.last.index - log.base.index
+    assert len(log.locations) == held, "each entry that the log holds has a place"
     return log
 
 
@@ -95,7 +97,7 @@ def cut_tail(disk: Disk, segment: Segment, last_write: Write) -> None:
     or the sync failed, upon which Linux holds the pages for clean. Writing the same bytes again
     makes them dirty, and a write torn between equal bytes loses nothing.
     """
-    assert last_write.end == segment.end
+    assert last_write.end == segment.end, "the log ends with its last whole write"
     data = disk.pread(segment.handle, last_write.end - last_write.offset, last_write.offset)
     zeros = min(segment.header.segment_bytes - segment.end, WRITE_BYTES_MAX + PAGE_BYTES)
     disk.pwrite(segment.handle, data + bytes(zeros), last_write.offset)
@@ -157,6 +159,8 @@ def _apply(disk: Disk, log: Log, segment: Segment, write: Write) -> None:
             _truncate(disk, log, entry.index - 1, segment, offset)
         if not follows(entry, log.last.hash):
             raise Corrupt(segment.path, offset, f"entry {entry.index} belongs to another log")
+        if entry.term < log.last.term:
+            raise Corrupt(segment.path, offset, f"entry {entry.index} is of term {entry.term}")
         log.locations.append(high | offset)
         log.last = entry.position
 

@@ -142,6 +142,7 @@ def encode_header(header: Header) -> bytes:
     fields = _HEADER.pack(
         _MAGIC, VERSION, header.is_anew, *header[:6], *header.base, *header.hard_state
     )
+    assert header.first_write_end >= HEADER_BYTES, "writes stand behind the header"
     block = fields + bytes(HEADER_BYTES - _CRC.size - len(fields))
     return block + _CRC.pack(extend(0, block))
 
@@ -202,7 +203,11 @@ def encode_write(
 ) -> tuple[bytes, list[int]]:
     """The bytes of a write that will stand at `offset`, and where each entry's record will be."""
     count = len(entries) + (hard_state is not None)
-    body = _WRITE.pack(header.salt, offset, write_bytes(hard_state, entries), count)
+    total = write_bytes(hard_state, entries)
+    assert offset >= HEADER_BYTES, "writes stand behind the header"
+    assert offset % 8 == 0, "records begin at a multiple of 8"
+    assert offset + total <= header.segment_bytes, "a write fits into its segment"
+    body = _WRITE.pack(header.salt, offset, total, count)
     parts = [_encode_record(seed ^ offset, _KIND_WRITE, body)]
     at = offset + WRITE_RECORD_BYTES
     if hard_state is not None:
@@ -217,6 +222,7 @@ def encode_write(
         parts += (crc, checked, data, _PADDING[-size & 7])
         offsets.append(at)
         at += RECORD_HEADER_BYTES + ((size + 7) & ~7)
+    assert at == offset + total, "a write takes the room that it says"
     parts.append(_ZERO_PAGE[: -at % PAGE_BYTES])
     return b"".join(parts), offsets
 

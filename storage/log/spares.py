@@ -127,6 +127,7 @@ class Spares:
         """
         with self._lock:
             path = self._paths.pop() if self._paths else ""
+        assert len(data) <= self._segment_bytes, "a first write fits into its segment"
         path = path or self._make(at_once)
         handle = -1
         try:

@@ -155,7 +155,8 @@ class Wal:
         `salt` returns random numbers below 2**64. Raises Corrupt, having changed nothing, if bytes
         that were durable are damaged; StorageFull or StorageFailed if the disk refuses.
         """
-        assert segment_bytes % PAGE_BYTES == 0 and 4 * PAGE_BYTES <= segment_bytes <= 1 << 30
+        assert segment_bytes % PAGE_BYTES == 0, "a segment is whole pages"
+        assert 4 * PAGE_BYTES <= segment_bytes <= 1 << 30, "offsets in a segment have 30 bits"
         directory = os.fspath(directory)
         try:
             disk.mkdir(directory)
@@ -204,12 +205,18 @@ class Wal:
         self._check()
         if entries:
             first, last = entries[0].index, entries[-1].index
-            assert self.base.index < first <= self.last.index + 1, "no gap, nothing compacted"
+            assert first > self.base.index, "what was compacted isn't replaced"
+            assert first <= self.last.index + 1, "entries are added without a gap"
             assert last == first + len(entries) - 1, "entries follow each other"
+            is_behind = first > self.last.index
+            assert not is_behind or entries[0].term >= self.last.term, "terms never decrease"
         elif hard_state is None:
             return
+        if hard_state is not None:
+            assert hard_state.term >= self.hard_state.term, "the term on disk never goes back"
         for part_hard_state, part in self._parts(hard_state, entries):
             self._write(part_hard_state, part)
+        assert not entries or self.last == entries[-1].position, "the log ends with the last entry"
 
     def seal(self) -> None:
         """Write nothing, durably: after it, damage to what was the last write can be told from a
@@ -247,6 +254,7 @@ class Wal:
         """
         with self._lock:
             self._check()
+            assert index <= self.last.index, "only what the log holds is given up"
             keep = 0  # The last segment that, with those after it, has all after `index`.
             for i, segment in enumerate(self._segments):
                 if segment.header.base.index <= index:
@@ -256,6 +264,7 @@ class Wal:
             freed, self._segments = self._segments[:keep], self._segments[keep:]
             base = self._segments[0].header.base
             assert base.index >= self.base.index, "the base never moves back"
+            assert base.index <= index, "what may still be needed is kept"
             del self._locations[: base.index - self.base.index]
             self.base = base
             while any(segment.readers for segment in freed):
@@ -289,6 +298,8 @@ class Wal:
             term, vote = position.term, 0
         hard_state = HardState(term, vote, max(commit, position.index))
         self._roll(hard_state, (), anew=position)
+        assert self.base == self.last == position, "the log begins at the position"
+        assert not self._locations, "the log begins without an entry"
         with self._lock:
             freed, self._segments = self._segments[:-1], self._segments[-1:]
         self._free(freed)
@@ -409,6 +420,7 @@ class Wal:
         except OSError as error:
             raise self._fail(error) from error
         with self._lock:
+            assert segment.end == offset, "one write at a time (W1)"
             segment.end = end
             self._written(segment, hard_state, entries, offsets)
 
@@ -428,6 +440,8 @@ class Wal:
             del self._locations[entries[0].index - self.base.index - 1 :]
             self._locations.extend([high | offset for offset in offsets])
             self.last = entries[-1].position
+        held = self.last.index - self.base.index
+        assert len(self._locations) == held, "each entry that the log holds has a place"
 
     def _roll(
         self,
@@ -451,7 +465,8 @@ class Wal:
             hard_state=self.hard_state,
             is_anew=anew is not None,
         )
-        assert 0 < header.salt < 1 << 64 and header.salt != header.previous_salt
+        assert 0 < header.salt < 1 << 64, "a salt has 64 bits, not all zero"
+        assert header.salt != header.previous_salt, "each segment has a salt of its own (W5)"
         path = segment_path(self.directory, header.segment_id)
         data, offsets = encode_write(header, header.seed, HEADER_BYTES, hard_state, entries)
         try:

@@ -278,9 +278,11 @@ class CheckpointStore:
 
     def _grow(self) -> None:
         self._is_growing = True
+        map_bytes = self.map_bytes
         try:
             with self._copier, self._gate:
-                self._env.set_mapsize(2 * self.map_bytes)
+                self._env.set_mapsize(2 * map_bytes)
+            assert self.map_bytes > map_bytes, "the map grows"
         finally:
             self._is_growing = False
 

@@ -177,6 +177,7 @@ class Sessions:
         self._sessions[session] = _Session(floor=1, used_us=time_us)
         if len(self._sessions) > SESSIONS_MAX:
             self._drop(next(iter(self._sessions)))
+        assert len(self._sessions) <= SESSIONS_MAX, "there are only so many sessions"
 
     def admit(self, group: Group, entry: Entry, first_sequence: int) -> Outcome | None:
         """Return None if `group` is to be applied; else the outcome that it has without that."""
@@ -198,7 +199,8 @@ class Sessions:
     def record(self, group: Group, outcome: Outcome) -> None:
         """Keep the outcome of a group that was admitted and applied."""
         session = self._sessions[group.session]
-        assert group.number not in session.kept and group.number >= session.floor
+        assert group.number >= session.floor, "what is below the floor isn't applied"
+        assert group.number not in session.kept, "a number of a session is applied once"
         size, packed = _OUTCOME_BYTES, None
         if outcome.results is not None:
             packed = pack_result(outcome.results)
@@ -211,6 +213,8 @@ class Sessions:
             self._raise_floor(session, min(session.kept) + 1)
         if self._size > OUTCOMES_BYTES_MAX:
             self._shrink()
+        assert 0 <= session.size <= SESSION_BYTES_MAX, "a session's outcomes keep to their limit"
+        assert 0 <= self._size <= OUTCOMES_BYTES_MAX, "all outcomes keep to their limit"
 
     def dump(self) -> list[Any]:
         """The whole table in what msgpack can carry."""
@@ -247,6 +251,7 @@ class Sessions:
             if kept is not None:
                 session.size -= kept.size
                 self._size -= kept.size
+        assert floor > session.floor, "a session's floor never goes back"
         session.floor = floor
 
     def _shrink(self) -> None:

@@ -135,6 +135,8 @@ class State:
         meta = store.meta()
         if meta is not None:
             self._load(meta)
+        self._frozen_at = self.applied.index
+        """The last entry in the checkpoint that was begun last, or that it started from."""
 
     @property
     def buffer_bytes(self) -> int:
@@ -163,6 +165,8 @@ class State:
         the node must stop, and starts again from its last checkpoint.
         """
         assert entry.index == self.applied.index + 1, "entries are applied in order, each once"
+        assert entry.term >= self.applied.term, "terms never decrease along the log"
+        assert entry.time_us >= self.applied.time_us, "log time never goes back"
         assert not self._is_applying, "a fault while applying is final"
         self._is_applying = True
         self._sessions.expire(entry.time_us)
@@ -263,6 +267,9 @@ class State:
         """Begin a checkpoint of the state as it is now, without what is applied from here on."""
         assert self._frozen is None, "one checkpoint at a time"
         assert not self._is_applying, "a fault while applying is final"
+        assert self.applied.index >= self._frozen_at, "a checkpoint never goes back"
+        assert self._buffer.missing >= 0, "the ordered view has no key that the buffer lacks"
+        self._frozen_at = self.applied.index
         self._frozen = self._buffer
         self._buffer = WriteBuffer(is_kept_sorted=self._frozen.is_scanned)
         self._buffer_bytes = 0
@@ -278,7 +285,8 @@ class State:
     def _apply_group(self, entry: Entry, group: Group, place: int, first_sequence: int) -> Outcome:
         position = (first_sequence, entry.index, entry.term, entry.time_us, group.count)
         if group.session == 0:
-            assert place < GROUPS_MAX and group.count == 0, "a group that opens a session is empty"
+            assert place < GROUPS_MAX, "a group's place in its entry has 16 bits"
+            assert group.count == 0, "a group that opens a session is empty"
             session = self._sessions.new_id(entry.hash, place)
             self._sessions.open(session, entry.time_us)
             return Outcome(*position, session=session)

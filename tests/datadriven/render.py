@@ -36,6 +36,7 @@ from raftha.events import (
     ReplicaHealed,
     ReplicaHealing,
     RoleChanged,
+    SecondLeader,
 )
 from raftha.membership import Membership
 
@@ -154,6 +155,8 @@ def _member_text(event: HaEvent) -> str:
             return (
                 f"{event.reporter} gives up on learner {event.node_id} after {event.rounds} rounds"
             )
+        case SecondLeader():
+            return f"{event.reporter} hears {event.other} as a second leader of term {event.term}"
         case HealingEnded():
             return f"{event.reporter} has healed"
         case ReplicaHealing():

@@ -9,7 +9,8 @@ from typing import Any
 
 from raftha.core import Raft, ReadState
 from raftha.core.durable_indexes import Positions
-from raftha.core.leader import CatchUp, Leadership
+from raftha.core.election import Election
+from raftha.core.leader import Leadership
 from raftha.events import FailoverCompleted
 from raftha.membership import Membership
 from raftha.node import acknowledgements
@@ -24,7 +25,7 @@ from tests.sim.planting import Bug, Patch
 
 def campaigns_unasked() -> list[Patch]:
     """A node that isn't to campaign by itself does, when its leader is silent."""
-    return [(Raft, "_campaigns_by_itself", lambda self: True)]
+    return [(Election, "_campaigns_by_itself", lambda self: True)]
 
 
 def campaign_forgotten() -> list[Patch]:
@@ -81,9 +82,8 @@ def standbys_become_voters() -> list[Patch]:
     def on_membership(self: Leadership) -> None:
         original(self)
         members = self._log.membership.members
-        for peer in sorted(self.progress):
-            if members[peer].is_standby:
-                self._catch_ups.setdefault(peer, CatchUp(self._log.last_index, self._ticks))
+        learners = (peer for peer in self.progress if not members[peer].is_voter)
+        self._catch_ups.follow(learners, self._log.last_index)
 
     return [(Leadership, "on_membership", on_membership)]
 

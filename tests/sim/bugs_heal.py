@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from raftha.core import Healed, Message, Raft
+from raftha.core import Healed, Message
+from raftha.core.election import Election
 from raftha.core.healing_generation import Epochs
 from raftha.core.leader import Leadership
 from raftha.core.progress import Progress
@@ -19,11 +20,11 @@ from tests.sim.vault import SimulatedVault
 
 def healing_node_votes() -> list[Patch]:
     """A member that has lost its log votes, and campaigns, as if it hadn't."""
-    vote, original = Raft._on_vote_request, Raft.is_voter.fget  # type: ignore[attr-defined]
+    vote, original = Election.on_vote_request, Election.is_voter.fget  # type: ignore[attr-defined]
     assert original is not None
 
     def unhurt(function: Any) -> Any:
-        def call(self: Raft, *args: Any) -> Any:
+        def call(self: Election, *args: Any) -> Any:
             own, self._epochs.own = self._epochs.own, 0
             try:
                 return function(self, *args)
@@ -33,8 +34,8 @@ def healing_node_votes() -> list[Patch]:
         return call
 
     return [
-        (Raft, "_on_vote_request", unhurt(vote)),
-        (Raft, "is_voter", property(unhurt(original))),
+        (Election, "on_vote_request", unhurt(vote)),
+        (Election, "is_voter", property(unhurt(original))),
     ]
 
 

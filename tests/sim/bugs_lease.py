@@ -21,7 +21,7 @@ def promise_ends_with_the_connection() -> list[Patch]:
 
     def disconnected(self: Raft, peer: int) -> None:
         if peer == self.leader:
-            self._promise._until_ns = 0
+            self._election.promise._until_ns = 0
         original(self, peer)
 
     return [(Raft, "disconnected", disconnected)]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from raftha.core import Append, Heartbeat, Raft, RaftLog, ReadState, Role, VoteReply, VoteRequest
 from raftha.core import leader as leader_module
+from raftha.core.election import Election
 from raftha.core.leader import Leadership
 from raftha.core.messages import Message
 from raftha.core.outbox import Outbox
@@ -171,14 +172,14 @@ def vote_for_shorter_log() -> list[Patch]:
 def vote_twice() -> list[Patch]:
     """A second candidate of the same term gets a vote, too."""
 
-    def on_vote_request(self: Raft, message: VoteRequest) -> None:
-        granted = self.log.is_up_to_date(message.last_index, message.last_term)
+    def on_vote_request(self: Election, message: VoteRequest) -> None:
+        granted = self._log.is_up_to_date(message.last_index, message.last_term)
         if granted and not message.pre:
             self.vote = message.sender
         term = message.term if granted else self.term
-        self._send(VoteReply(message.sender, self.id, term, granted, message.pre))
+        self.send(VoteReply(message.sender, self.id, term, granted, message.pre))
 
-    return [(Raft, "_on_vote_request", on_vote_request)]
+    return [(Election, "on_vote_request", on_vote_request)]
 
 
 def heartbeat_commits_unmatched() -> list[Patch]:
@@ -243,25 +244,25 @@ def quorum_of_the_old_members() -> list[Patch]:
 
 def removed_nodes_vote() -> list[Patch]:
     """Candidates ask removed nodes for votes, too, and count them."""
-    campaign = Raft._campaign
+    campaign = Election._campaign
 
-    def ask_more(self: Raft, *, pre: bool, transfer: bool = False) -> None:
+    def ask_more(self: Election, *, pre: bool, transfer: bool = False) -> None:
         campaign(self, pre=pre, transfer=transfer)
         term = self.term + 1 if pre else self.term
-        last = self.log.last_index, self.log.last_term
-        for peer in sorted(self.membership.removed - {self.id}):
-            self._send(VoteRequest(peer, self.id, term, *last, pre, transfer))
+        last = self._log.last_index, self._log.last_term
+        for peer in sorted(self._log.membership.removed - {self.id}):
+            self.send(VoteRequest(peer, self.id, term, *last, pre, transfer))
 
-    def count_vote(self: Raft, voter: int, granted: bool) -> None:
+    def count_vote(self: Election, voter: int, granted: bool) -> bool:
         self._votes.setdefault(voter, granted)
-        if sum(self._votes.values()) < self.membership.quorum:
-            return
-        if self.role is Role.PRE_CANDIDATE:
-            self._campaign(pre=False)
-        elif self._votes.get(self.id):
-            self._become_leader()
+        if sum(self._votes.values()) < self._log.membership.quorum:
+            return False
+        if self.role is Role.CANDIDATE:
+            return self._votes.get(self.id, False)
+        self._campaign(pre=False)
+        return False
 
-    return [(Raft, "_campaign", ask_more), (Raft, "_count_vote", count_vote)]
+    return [(Election, "_campaign", ask_more), (Election, "_count_vote", count_vote)]
 
 
 def membership_outlives_its_entry() -> list[Patch]:
@@ -285,10 +286,10 @@ def wiped_node_returns() -> list[Patch]:
 def removed_node_campaigns() -> list[Patch]:
     """A node goes on asking for votes although it was told that it was removed."""
 
-    def is_voter(self: Raft) -> bool:
-        return self.id in self.log.membership.voters
+    def is_voter(self: Election) -> bool:
+        return self.id in self._log.membership.voters
 
-    return [(Raft, "is_voter", property(is_voter))]
+    return [(Election, "is_voter", property(is_voter))]
 
 
 def log_time_goes_back() -> list[Patch]:

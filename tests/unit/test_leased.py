@@ -39,7 +39,7 @@ class Interrupted(State):
 def leader() -> Raft:
     """It leads, has applied all that is committed, and holds a lease."""
     raft = core(lease_ms=100, clock_ns=lambda: FAR_NS)
-    raft._promise._until_ns = 0
+    raft._election.promise._until_ns = 0
     become_leader(raft)
     acknowledge(raft, 2)
     raft.leases.renew([2 * FAR_NS] * 3, 2)

@@ -1,0 +1,311 @@
+"""The part that a node has in a term, and how it comes by another: term, vote, role, leader.
+
+Theory of operation. `Election` is the candidate's and the voter's side, and what a follower knows
+of its leader; what a leader does is in `leader.py`. It asks for votes, gives them and counts them,
+and says when an election is won: then `Raft` makes a `Leadership` for the term.
+
+A node first asks for pre-votes without touching its term (thesis 9.6), so a node that was cut off
+can't depose a leader when it returns. Term and vote are durable before a message of that term
+leaves, and a candidate counts its own vote only then (R1).
+
+A lost connection to the leader is a strong hint that its process is gone: the follower drops its
+lease and asks for pre-votes after a short delay, staggered by node id and randomised, instead of
+the election timeout. If only its own link broke, the others' leases refuse it and nothing happens.
+What it has promised, it keeps: the delay begins when the promise ends.
+
+Preferred regions only stretch a voter's patience, so a preferred one usually asks first. Without
+`CoreConfig.campaigns` patience ends in nothing, but for the first election of a new cluster.
+
+A node that isn't a voter by its own log, that was removed, or that heals from the loss of its log
+never campaigns; the last two give no votes either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from raftha.core import timeouts
+from raftha.core.healing_generation import Epochs
+from raftha.core.lease import Promise
+from raftha.core.log import RaftLog
+from raftha.core.messages import Message, TimeoutNow, VoteReply, VoteRequest
+from raftha.core.outbox import Outbox
+from raftha.core.ready import CoreConfig
+from raftha.core.role import Role
+from raftha.entry import HardState
+from raftha.events import HaEvent, LeaderElected, LeaderLost, RoleChanged
+
+
+class Election:
+    """Term, vote, role and leader of one node. It shares log, outbox and events with `Raft`."""
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        hard_state: HardState,
+        log: RaftLog,
+        outbox: Outbox,
+        epochs: Epochs,
+        events: list[HaEvent],
+        *,
+        random_below: Callable[[int], int],
+        clock_ns: Callable[[], int],
+    ) -> None:
+        """Begin as a follower that knows no leader, in the term that is on disk."""
+        self.id = config.node_id
+        self.term, self.vote = hard_state.term, hard_state.vote
+        self.role = Role.FOLLOWER
+        self.leader: int | None = None
+        self.is_removed = False
+        self.promise = Promise(config.lease_ms, config.promised_ms, clock_ns)
+        self._config = config
+        self._log = log
+        self._outbox = outbox
+        self._epochs = epochs
+        self._events = events
+        self._random_below = random_below
+        self._votes: dict[int, bool] = {}
+        self._elapsed_ticks = 0
+        self._timeout_ticks = 0
+        # It knows of no leader; to ask for pre-votes early does no harm if there is one.
+        self._is_suspecting = True
+        self._announced_term = 0
+        self._terms_without_leader = 0
+        self._set_timeout()
+
+    @property
+    def is_voter(self) -> bool:
+        """Whether this node may campaign, as far as it knows."""
+        is_fit = not self.is_removed and not self._epochs.is_healing
+        return is_fit and self.id in self._log.membership.voters
+
+    @property
+    def has_lease(self) -> bool:
+        """Whether a leader has been heard of so lately that no other should be elected (R7)."""
+        return self.leader is not None and self._elapsed_ticks < self._config.election_ticks
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether term and vote are on disk."""
+        return self._outbox.is_durable(self.term, self.vote)
+
+    def breaks_promise(self, message: Message) -> bool:
+        """Whether this asks for a vote that is promised to a leader, unless that asks itself."""
+        is_asked = isinstance(message, VoteRequest) and not message.transfer
+        return is_asked and self.promise.forbids(message.sender)
+
+    def send(self, message: Message) -> None:
+        """Send a message of this term."""
+        self._outbox.send(message, self.term, self.vote)
+
+    # ---------------------------------------------------------------- patience
+
+    def tick(self) -> None:
+        """A tick has passed, in which this node didn't lead."""
+        if self.leader is None and self.promise.forbids(self.id):
+            return  # Patience begins when the promise ends; the others' will end then, too.
+        self._elapsed_ticks += 1
+        if self._elapsed_ticks < self._timeout_ticks or not self._may_campaign():
+            return
+        if self.role is Role.FOLLOWER and self.leader is not None:
+            self.lose_leader("timeout")
+        if self._campaigns_by_itself():
+            self._campaign(pre=True)
+        else:
+            self._set_role(Role.FOLLOWER)  # What an operator asked for came to nothing.
+
+    def disconnected(self, peer: int) -> None:
+        """The connection to the leader broke."""
+        self.lose_leader("disconnected")
+        self._is_suspecting = True
+        self._elapsed_ticks = 0
+        membership = self._log.membership
+        before = sum(voter < self.id for voter in membership.voters if voter != peer)
+        self._timeout_ticks = timeouts.of_loss(
+            self._config.election_ticks,
+            before,
+            better_regions=membership.better_regions(self.id, self._config.regions, peer),
+            random_below=self._random_below,
+        )
+
+    def stand_back(self) -> None:
+        """Let the others campaign first."""
+        self._timeout_ticks += 2 * self._config.election_ticks
+
+    def _set_timeout(self) -> None:
+        membership = self._log.membership
+        self._timeout_ticks = timeouts.of_silence(
+            self._config.election_ticks,
+            is_alone=membership.voters == (self.id,),
+            is_suspecting=self._is_suspecting,
+            terms_without_leader=self._terms_without_leader,
+            better_regions=membership.better_regions(self.id, self._config.regions),
+            random_below=self._random_below,
+        )
+
+    def _may_campaign(self) -> bool:
+        """Whether it may ask for votes now; a leader that hands over asks for no leave."""
+        # On a slow disk the last vote may still be on its way there. Asking for the next term
+        # before it counts would never come to an end.
+        return self.is_voter and self.is_durable and not self.promise.forbids(self.id)
+
+    def _campaigns_by_itself(self) -> bool:
+        """Whether it may; with nothing in its log, only a new cluster's majority could elect it."""
+        is_alone = self._log.membership.voters == (self.id,)
+        return self._config.campaigns or is_alone or not self._log.last_index
+
+    # ---------------------------------------------------------------- terms and roles
+
+    def hear_leader(self, leader: int) -> None:
+        """A message of this term's leader: there is one, and it is alive."""
+        if self.role is Role.FOLLOWER and self.leader == leader:
+            self._elapsed_ticks = 0
+        else:
+            self.become_follower(self.term, leader)
+
+    def become_follower(self, term: int, leader: int | None) -> None:
+        """Follow in `term`, this one or a later; None: it isn't known whom."""
+        if self.leader is not None and self.leader != leader:
+            self.lose_leader("term")
+        if leader is not None:
+            # Before the timeout is set: from a leader that is alive it is to be the full one.
+            self._is_suspecting = False
+        self._reset(term, has_leader=leader is not None)
+        self._set_role(Role.FOLLOWER)
+        if leader is not None:
+            self._set_leader(leader)
+
+    def become_leader(self) -> None:
+        """Lead the term that was won."""
+        membership = self._log.membership
+        votes = sum(self._votes.get(voter, False) for voter in membership.voters)
+        assert self.role is Role.CANDIDATE, "only a candidate wins an election"
+        assert self.is_durable, "a candidate's own vote is durable before it counts (R1)"
+        assert votes >= membership.quorum, "a leader has the votes of a quorum of voters"
+        self._reset(self.term)
+        self._set_role(Role.LEADER)
+        self._set_leader(self.id)
+
+    def lose_leader(self, reason: str) -> None:
+        """Know of no leader any more."""
+        if self.leader is not None:
+            lost, self.leader = self.leader, None
+            event = LeaderLost(reporter=self.id, leader=lost, term=self.term, reason=reason)
+            self._events.append(event)
+
+    def _reset(self, term: int, *, has_leader: bool = False) -> None:
+        self._terms_without_leader = 0 if has_leader else self._terms_without_leader
+        if term != self.term:
+            assert term > self.term, "a term never goes back"
+            self.term, self.vote = term, 0
+            self._terms_without_leader += not has_leader
+            self._outbox.drop_acknowledgements()
+        self._elapsed_ticks = 0
+        self._set_timeout()
+        self._votes = {}
+
+    def _set_role(self, role: Role) -> None:
+        if role is not self.role:
+            self.role = role
+            self._events.append(RoleChanged(reporter=self.id, role=role.value, term=self.term))
+
+    def _set_leader(self, leader: int) -> None:
+        # A leader found again, or in a new term, counts too: what was on its way may be lost.
+        is_own = leader == self.id
+        assert is_own is (self.role is Role.LEADER), "a node leads if it won the term"
+        assert self.leader in (None, leader), "there is one leader a term"
+        is_news = leader != self.leader or self.term != self._announced_term
+        self.leader, self._announced_term = leader, self.term
+        self._is_suspecting = False
+        self._terms_without_leader = 0
+        if is_news:
+            self._events.append(LeaderElected(reporter=self.id, leader=leader, term=self.term))
+
+    # ---------------------------------------------------------------- asking for votes
+
+    def campaign(self) -> None:
+        """Ask for votes because an operator wants it, if no leader is known."""
+        if self.role is Role.FOLLOWER and self.leader is None and self._may_campaign():
+            self._campaign(pre=True)
+
+    def on_timeout_now(self, message: TimeoutNow) -> None:
+        """The leader hands over to this node."""
+        is_asked = self.role is Role.FOLLOWER and message.sender == self.leader
+        if is_asked and self.is_voter:
+            self._campaign(pre=False, transfer=True)
+
+    def on_vote_reply(self, message: VoteReply) -> bool:
+        """A voter has answered; whether the election is won."""
+        wanted = Role.PRE_CANDIDATE if message.pre else Role.CANDIDATE
+        return self.role is wanted and self._count_vote(message.sender, message.granted)
+
+    def count_own_vote(self) -> bool:
+        """Term and vote are durable: this node's own vote counts (R1). Whether that wins."""
+        return self._count_vote(self.id, True)
+
+    def _campaign(self, *, pre: bool, transfer: bool = False) -> None:
+        assert self.role is not Role.LEADER, "a leader doesn't campaign against itself"
+        assert not self.is_removed, "a removed node doesn't campaign"
+        assert not self._epochs.is_healing, "a node that heals doesn't campaign"
+        self.lose_leader("transfer")
+        self._reset(self.term if pre else self.term + 1)
+        if pre:
+            self._set_role(Role.PRE_CANDIDATE)
+        else:
+            self._vote_for(self.id)
+            self._set_role(Role.CANDIDATE)
+        term = self.term + 1 if pre else self.term
+        last_index, last_term = self._log.last_index, self._log.last_term
+        for peer in self._log.membership.voters:
+            if peer == self.id:
+                continue
+            self.send(VoteRequest(peer, self.id, term, last_index, last_term, pre, transfer))
+        if pre:
+            # A pre-vote binds nobody; a real one counts once it is durable, in `Raft.advance`.
+            self._count_vote(self.id, True)
+
+    def _count_vote(self, voter: int, granted: bool) -> bool:
+        """Count an answer; whether a candidate has won. Enough pre-votes lead to a campaign."""
+        self._votes.setdefault(voter, granted)
+        membership = self._log.membership
+        votes = [self._votes[voter] for voter in membership.voters if voter in self._votes]
+        if (granted_count := sum(votes)) >= membership.quorum:
+            if self.role is Role.CANDIDATE:
+                return self._votes.get(self.id, False)
+            self._campaign(pre=False)
+        elif len(votes) - granted_count >= membership.quorum:
+            self._set_role(Role.FOLLOWER)
+        return False
+
+    # ---------------------------------------------------------------- giving votes
+
+    def on_vote_request(self, message: VoteRequest) -> None:
+        """A candidate asks for this node's vote, in this term or, with `pre`, for the next."""
+        is_free = self.vote in (0, message.sender) and self.leader is None
+        may_vote = is_free or (message.pre and message.term > self.term)
+        # One that heals may have voted for another in this term, and may lack what a candidate
+        # needs to have.
+        may_vote = may_vote and not self._epochs.is_healing
+        granted = may_vote and self._log.is_up_to_date(message.last_index, message.last_term)
+        # Only one that has lost its disk could need the vote of a removed node. Enough of those
+        # would agree on another log than the members that have taken their places.
+        granted = granted and not self.is_removed
+        # A refusal carries our own term: a candidate that is behind learns of it.
+        term = message.term if granted else self.term
+        if granted and not message.pre:
+            self._vote_for(message.sender)
+            self._elapsed_ticks = 0
+            self._set_timeout()
+        self._send_vote(message, term, granted=granted)
+
+    def _vote_for(self, candidate: int) -> None:
+        assert self.vote in (0, candidate), "a vote is given once a term (R1)"
+        self.vote = candidate
+
+    def refuse(self, message: VoteRequest) -> None:
+        """Tell a candidate of an earlier term what the term is."""
+        self._send_vote(message, self.term, granted=False)
+
+    def _send_vote(self, request: VoteRequest, term: int, *, granted: bool) -> None:
+        own = request.sender, self.id
+        self.send(VoteReply(*own, term, granted, request.pre, self._epochs.own))
