@@ -303,13 +303,6 @@ def next_write(raft: Raft) -> Write:
     return write
 
 
-def follower_forgotten() -> None:
-    raft = leader()
-    assert raft._leadership is not None
-    del raft._leadership.progress[3]
-    raft.ready()
-
-
 def send_beyond_the_log() -> None:
     raft = leader()
     raft.progress[3].next = 9
@@ -370,7 +363,6 @@ LEADER: dict[str, Row] = {
         "only entries of the own term are committed by counting (R4)",
     ),
     "more than the leader": (follower_ahead, "no disk has more than the leader's log"),
-    "follower forgotten": (follower_forgotten, "all others are followed"),
     "next beyond the log": (send_beyond_the_log, "what is sent next is in the log"),
     "overlapping changes": (overlapping_changes, "one change of membership at a time"),
     "change too early": (
@@ -419,7 +411,9 @@ def second_round() -> None:
 
 def send_before_durable() -> None:
     raft = core(1, 1, 1)
+    follow(raft)
     raft.log.persisted = 1
+    raft.step(Append(1, 2, 1, 2, 1, 0, 0, ()))
     raft.ready()
 
 
