@@ -129,9 +129,6 @@ class Leadership:
 
     def check(self) -> None:
         """Assert what holds between any two inputs."""
-        members = self._log.membership.members
-        assert self._log.last_index == self._ends_at, "a leader's log is never cut, nor added to"
-        assert len(self.progress) == len(members) - (self.id in members), "all others are followed"
         if self._leases.current is not None:
             assert self._has_committed, "no lease before an own entry is committed (L4)"
             assert self.transfer_target is None, "no lease in a transfer (L4)"
@@ -228,6 +225,7 @@ class Leadership:
                 )
         for peer in [peer for peer in self.progress if peer not in members]:
             del self.progress[peer]
+        assert self.progress.keys() == members.keys() - {self.id}, "all others are followed"
         learners = {
             peer
             for peer in self.progress
@@ -377,8 +375,11 @@ class Leadership:
 
     def _check_commit(self, before: int, commit: int) -> None:
         """Assert, of a commit index that has moved, what makes it safe."""
-        matches, membership = dict(self.matches()), self._log.membership
-        holders = sum(matches[voter] >= commit for voter in membership.voters)
+        log, progress, membership = self._log, self.progress, self._log.membership
+        holders = 0
+        for voter in membership.voters:
+            match = log.persisted if voter == self.id else progress[voter].counted
+            holders += match >= commit
         assert commit > before, "commit never goes back"
         assert holders >= membership.quorum, "what is committed is on the disks of a quorum (R3)"
         assert self._has_committed, "only entries of the own term are committed by counting (R4)"

@@ -79,15 +79,15 @@ class RaftLog:
         return self._memberships[-1][0]
 
     def check(self) -> None:
-        """Assert what holds of the pointers whenever nothing is being changed."""
-        last_index, membership_index = self.last_index, self._memberships[-1][0]
+        """Assert what holds of the pointers whenever entries go out to be written or applied."""
+        last_index = self.anchor.index + len(self.window)
         assert self.anchor.index <= self.applied, "memory has all that isn't applied"
         assert self.applied <= self.commit, "what is applied is committed (R5)"
         assert self.applied <= self.persisted, "what is applied is durable here (R5)"
         assert self.commit <= last_index, "what is committed is in the log"
         assert self.persisted <= self.written, "what is durable was handed out to be written"
         assert self.written <= last_index, "what was handed out to be written is in the log"
-        place = membership_index - self.anchor.index - 1
+        place = self._memberships[-1][0] - self.anchor.index - 1
         assert place < 0 or self.window[place].kind == EntryKind.MEMBERSHIP, (
             "the membership that holds is an entry of the log"
         )

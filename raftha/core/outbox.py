@@ -55,9 +55,6 @@ class Outbox:
         if self._write is not None:
             return None
         log, taken = self._log, self._taken
-        assert hard_state.term >= taken.term, "a term never goes back"
-        is_own_vote = hard_state.term > taken.term or taken.vote in (0, hard_state.vote)
-        assert is_own_vote, "a vote is given once a term (R1)"
         entries: tuple[Entry, ...] = ()
         if log.written < log.last_index:
             entries = log.slice(log.written + 1, self._write_bytes_max)
@@ -68,7 +65,13 @@ class Outbox:
             return None
         ready = tuple(m for m in self._held if _acknowledges(m) <= log.written)
         self._held = [m for m in self._held if _acknowledges(m) > log.written]
-        is_news = hard_state != self._taken
+        is_news = hard_state != taken
+        if is_news:
+            is_new_term = hard_state.term > taken.term
+            assert hard_state.term >= taken.term, "a term never goes back"
+            assert is_new_term or taken.vote in (0, hard_state.vote), (
+                "a vote is given once a term (R1)"
+            )
         self._taken = hard_state
         self._write = Write(hard_state if is_news else None, entries, ready)
         return self._write
@@ -76,14 +79,13 @@ class Outbox:
     def take_messages(self) -> list[Message]:
         """All that may go out now; after `take_write`."""
         messages, self._now = self._now, []
-        if self._write is None:
-            # Nothing is left to be made durable that the held ones could wait for.
-            messages += self._held
+        if self._held and self._write is None:
+            # Nothing is left to be made durable that the held ones could wait for. What one of them
+            # acknowledges is not there only if a leader has gone back on its own entries.
+            persisted = self._log.persisted
+            assert persisted == self._log.last_index, "all is durable when nothing is written"
+            messages += [m for m in self._held if _acknowledges(m) <= persisted]
             self._held = []
-        for message in messages:
-            assert _acknowledges(message) <= self._log.persisted, (
-                "what is acknowledged is durable (R2)"
-            )
         return messages
 
     def wrote(self, write: Write) -> None:

@@ -241,10 +241,11 @@ class Raft:
         self._check_membership()
 
     def _step(self, message: Message) -> None:
-        if message.term > self.term:
+        term = self._election.term
+        if message.term > term:
             if not self._adopt_term(message):
                 return
-        elif message.term < self.term:
+        elif message.term < term:
             self._answer_stale(message)
             return
         match message:
@@ -403,11 +404,17 @@ class Raft:
 
     def ready(self) -> Ready:
         """Take everything that is to be done now."""
+        election = self._election
         self._check()
+        write = self._outbox.take_write(HardState(election.term, election.vote, self.log.commit))
+        messages = self._outbox.take_messages()
+        committed = self._take_committed()
+        if committed or write is not None:
+            self.log.check()
         ready = Ready(
-            self._outbox.take_write(HardState(self.term, self.vote, self.log.commit)),
-            self._outbox.take_messages(),
-            self._take_committed(),
+            write,
+            messages,
+            committed,
             list(self._read_states),
             list(self._requests.log_reads),
             list(self._requests.snapshots),
@@ -425,22 +432,22 @@ class Raft:
     def advance(self, write: Write) -> None:
         """`write` is durable and its messages are on their way."""
         self._outbox.wrote(write)
-        if self.role is Role.CANDIDATE and self._election.is_durable:
-            if self._election.count_own_vote():
+        election = self._election
+        if election.role is Role.CANDIDATE and election.is_durable:
+            if election.count_own_vote():
                 self._become_leader()
         elif self._leadership is not None:
             self._leadership.advance_commit()
 
     def _check(self) -> None:
         """Assert what holds between any two inputs."""
-        self.log.check()
-        leadership = self._leadership
-        assert self.term >= self.log.last_term, "an entry of a term implies that term"
-        assert (leadership is not None) is self.is_leader, "a leader has a leadership, no other"
+        leadership, term = self._leadership, self._election.term
+        leads = self._election.role is Role.LEADER
+        assert (leadership is not None) is leads, "a leader has a leadership, no other"
         if leadership is None:
             assert self.leases.current is None, "only a leader has a lease"
         else:
-            assert leadership.term == self.term, "a leadership is for one term"
+            assert leadership.term == term, "a leadership is for one term"
             leadership.check()
 
     def _take_committed(self) -> tuple[Entry, ...]:

@@ -204,7 +204,6 @@ def encode_write(
     """The bytes of a write that will stand at `offset`, and where each entry's record will be."""
     count = len(entries) + (hard_state is not None)
     total = write_bytes(hard_state, entries)
-    assert offset >= HEADER_BYTES, "writes stand behind the header"
     assert offset % 8 == 0, "records begin at a multiple of 8"
     assert offset + total <= header.segment_bytes, "a write fits into its segment"
     body = _WRITE.pack(header.salt, offset, total, count)

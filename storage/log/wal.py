@@ -216,7 +216,7 @@ class Wal:
             assert hard_state.term >= self.hard_state.term, "the term on disk never goes back"
         for part_hard_state, part in self._parts(hard_state, entries):
             self._write(part_hard_state, part)
-        assert not entries or self.last == entries[-1].position, "the log ends with the last entry"
+        assert not entries or self.last.index == last, "the log ends with the last entry"
 
     def seal(self) -> None:
         """Write nothing, durably: after it, damage to what was the last write can be told from a

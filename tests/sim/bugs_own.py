@@ -11,7 +11,6 @@ from typing import Any
 
 from raftha.core import Append, Heartbeat, Message, Raft, RaftLog, Role, Write
 from raftha.core import leader as leader_module
-from raftha.core.leader import Leadership
 from raftha.core.outbox import Outbox
 from raftha.entry import Entry, EntryKind, Group, HardState, LogPosition, make_entry
 from raftha.membership import Membership
@@ -54,11 +53,6 @@ def commit_taken_as_told() -> list[Patch]:
         original(self, message)
 
     return [(Raft, "_on_heartbeat", on_heartbeat)]
-
-
-def quorum_not_checked() -> list[Patch]:
-    """A leader that hears from no quorum goes on leading (R7)."""
-    return [(Leadership, "has_quorum", lambda self: True)]
 
 
 def lease_outlives_leadership() -> list[Patch]:
@@ -158,7 +152,6 @@ BUGS: tuple[Bug, ...] = (
     stale_leader_followed,
     own_vote_before_durable,
     commit_taken_as_told,
-    quorum_not_checked,
     lease_outlives_leadership,
     two_changes_in_one,
     writes_overlap,

@@ -303,13 +303,6 @@ def next_write(raft: Raft) -> Write:
     return write
 
 
-def follower_forgotten() -> None:
-    raft = leader()
-    assert raft._leadership is not None
-    del raft._leadership.progress[3]
-    raft.ready()
-
-
 def send_beyond_the_log() -> None:
     raft = leader()
     raft.progress[3].next = 9
@@ -370,7 +363,6 @@ LEADER: dict[str, Row] = {
         "only entries of the own term are committed by counting (R4)",
     ),
     "more than the leader": (follower_ahead, "no disk has more than the leader's log"),
-    "follower forgotten": (follower_forgotten, "all others are followed"),
     "next beyond the log": (send_beyond_the_log, "what is sent next is in the log"),
     "overlapping changes": (overlapping_changes, "one change of membership at a time"),
     "change too early": (
@@ -417,12 +409,11 @@ def second_round() -> None:
     rounds.begin(5)
 
 
-def acknowledge_too_early() -> None:
+def send_before_durable() -> None:
     raft = core(1, 1, 1)
     follow(raft)
-    step(raft, Append(1, 2, 1, 2, 1, 0, 0, ()))
-    raft.step(Append(1, 2, 1, 2, 1, 0, 0, ()))
     raft.log.persisted = 1
+    raft.step(Append(1, 2, 1, 2, 1, 0, 0, ()))
     raft.ready()
 
 
@@ -461,7 +452,7 @@ PARTS: dict[str, Row] = {
     "round in a round": (second_round, "one round at a time"),
     "read index back": (lambda: round_of(4), "a read index never goes back"),
     "no round": (lambda: ReadRounds().finish(), "a round ends after it began"),
-    "acknowledged too early": (acknowledge_too_early, "what is acknowledged is durable (R2)"),
+    "sent too early": (send_before_durable, "all is durable when nothing is written"),
     "written twice": (write_twice, "writes complete in the order they were taken (O3)"),
     "lease of nobody": (
         lambda: core(lease_ms=10).leases.renew([], 1),
