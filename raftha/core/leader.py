@@ -79,6 +79,7 @@ class Leadership:
         self._read_states = read_states
         self._requests = requests
         self._reads = ReadRounds()
+        self._behind: tuple[int, tuple[int, ...]] | None = None
         self._catch_ups = CatchUps(config, events)
         assert log.last_term <= term, "an entry of a term implies that term"
         self._begins_at = log.last_index + 1
