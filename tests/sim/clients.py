@@ -65,6 +65,7 @@ class History:
         self.unknown: set[bytes] = set()
         self.open: dict[int, Call] = {}
         self._invariants = invariants
+        self.memberships = invariants.memberships
         self._complete: dict[bytes, list[tuple[float, int]]] = {}
         """By key: since when which version is complete."""
         self._calls = 0
@@ -358,7 +359,7 @@ class SessionClient:
         if not self._group and not self.is_active:
             return
         rng = self._rng
-        member = self._members[rng.randint(1, self._swarm.nodes)]
+        member = self._members[self._choose_node()]
         if not member.is_up:
             self._later()
             return
@@ -386,6 +387,12 @@ class SessionClient:
         what = f"number {self._number} try {self._tries}" if self._session else "opening"
         self._world.note(member.id, "session client", f"{self._session} {what}")
         member.submit([operation])
+
+    def _choose_node(self) -> int:
+        """Any node; when the chaos is over a member, since nothing else can answer any more."""
+        if self.is_active:
+            return self._rng.randint(1, self._swarm.nodes)
+        return self._rng.choice(sorted(self.history.memberships.latest.members))
 
     def _lose_patience(self, call: Call) -> None:
         if id(call) in self.history.open and not call.is_abandoned:
