@@ -15,24 +15,26 @@ over when one dies; the state lives in LMDB. Run this in three processes, with n
 own, `raftha.testing.LocalCluster` starts and kills real nodes for your tests.
 """
 
-from raftha import aio, events
-from raftha.api.replication import ReplicationManager
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from raftha import config, events
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import (
     AcknowledgementTimeout,
     CommandFailed,
-    Compacted,
     ConfigError,
     Corrupt,
     Disconnected,
     Forked,
     Indeterminate,
     InvalidRequest,
+    MembershipChangePending,
     NotAvailable,
-    NotLeader,
     Overloaded,
     RafthaError,
     Rejected,
+    ReplicaTooSlow,
     RequestTimeout,
     SessionExpired,
     Stopped,
@@ -43,7 +45,7 @@ from raftha.errors import (
     Unavailable,
 )
 from raftha.events import EventKind, HaEvent
-from raftha.manager import HaManager
+from raftha.manager import HaManager, ReplicationManager
 from raftha.runtime.event_bus import AsyncEventStream, EventStream
 from raftha.storage.state.commands import Delete, Equals, Exists, Get, Missing, Put
 from raftha.storage.state.machine import StateMachine, Transaction, command
@@ -52,6 +54,7 @@ from raftha.types import (
     Digest,
     FireForgetCounts,
     HaStatus,
+    Health,
     Receipt,
     ReplicaState,
     ReplicaStatus,
@@ -60,12 +63,17 @@ from raftha.types import (
 )
 from raftha.version import VERSION as __version__
 
+if TYPE_CHECKING:
+    from raftha import aio as aio
+    from raftha import client as client
+    from raftha import metrics as metrics
+    from raftha import testing as testing
+
 __all__ = [
     "Acknowledgement",
     "AcknowledgementTimeout",
     "AsyncEventStream",
     "CommandFailed",
-    "Compacted",
     "ConfigError",
     "Corrupt",
     "Delete",
@@ -82,11 +90,12 @@ __all__ = [
     "HaEvent",
     "HaManager",
     "HaStatus",
+    "Health",
     "Indeterminate",
     "InvalidRequest",
+    "MembershipChangePending",
     "Missing",
     "NotAvailable",
-    "NotLeader",
     "Overloaded",
     "Put",
     "RafthaError",
@@ -94,6 +103,7 @@ __all__ = [
     "Rejected",
     "ReplicaState",
     "ReplicaStatus",
+    "ReplicaTooSlow",
     "ReplicationConfig",
     "ReplicationManager",
     "ReplicationMode",
@@ -111,5 +121,19 @@ __all__ = [
     "__version__",
     "aio",
     "command",
+    "config",
     "events",
 ]
+
+_LAZY = ("aio", "client", "metrics", "testing")
+"""Public modules that are imported when they are first used; some need an extra of the package."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"raftha.{name}")
+    raise AttributeError(f"module 'raftha' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

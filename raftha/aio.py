@@ -3,8 +3,8 @@
     async with raftha.aio.HaManager(config) as ha:
         receipt = await ha.put(b"key", b"value")
 
-The node runs on a thread of its own, so a busy event loop here delays callers, never the cluster.
-One manager may be used from several event loops. Cancelling a call doesn't take back what was
+The node runs on a thread of its own, so a busy event loop here delays its callers, never the
+cluster. Several event loops may use one manager. Cancelling a call doesn't take back what was
 submitted.
 """
 
@@ -12,48 +12,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, overload
 
-from raftha.api.modes import RELEASED, Mode, acks_of, make_write
-from raftha.api.replication import AsyncReplicationManager
+from raftha.api.calls import AdminOperation, Calls, Consistency, Read, read_leased
+from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of
+from raftha.api.modes import Mode
 from raftha.api.unavailable import no_backups, no_recovery
-from raftha.config import HaConfig
-from raftha.errors import Forked, InvalidRequest, RafthaError, Stopped
-from raftha.manager import (
-    Consistency,
-    check_asserts,
-    check_consistency,
-    check_count,
-    check_member,
-    deadline_of,
-    each_reader,
-    learners_of,
-    many_reader,
-    overloaded,
-    read_leased,
-    scan_reader,
-    unstarted_status,
-)
-from raftha.node.lease_reads import Missed
-from raftha.node.node import Node
-from raftha.node.operations import (
-    AT_ONCE,
-    MAJORITY,
-    DigestOperation,
-    GroupOperation,
-    MembershipOperation,
-    Operation,
-    ReadOperation,
-    TransferOperation,
-    WriteOperation,
-)
+from raftha.config import HaConfig, ReplicationConfig
+from raftha.errors import Forked, InvalidRequest, Stopped
+from raftha.node.lease_reads import MISSED, Missed
+from raftha.node.operations import DigestOperation, GroupOperation, WriteOperation
 from raftha.node.statistics import Statistics
 from raftha.runtime import forks
-from raftha.runtime.callers import Overdue, Tally
+from raftha.runtime.callers import LoopBatches, Tally
 from raftha.runtime.event_bus import AsyncEventStream, EventBus
 from raftha.runtime.runtime import Runtime
 from raftha.storage.state import commands
@@ -61,7 +35,9 @@ from raftha.storage.state.commands import Condition
 from raftha.storage.state.commands import Operation as TransactionOperation
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.sessions import Outcome
-from raftha.types import Digest, HaStatus, Receipt
+from raftha.types import RELEASED, Digest, HaStatus, Receipt, ReplicaStatus, ReplicationState
+
+T = TypeVar("T")
 
 
 class HaManager:
@@ -69,12 +45,11 @@ class HaManager:
 
     def __init__(self, config: HaConfig, *, state_machine: StateMachine | None = None) -> None:
         self.config = config
+        self._calls = Calls(config)
         self._machine = state_machine
         self._runtime: Runtime | None = None
         self._events = EventBus(config.on_event)
-        self._acks = acks_of(config.replication)
-        self._batches: dict[asyncio.AbstractEventLoop, list[Operation]] = {}
-        self._overdue: dict[asyncio.AbstractEventLoop, Overdue] = {}
+        self._batches: LoopBatches | None = None
         self._renew_locks()
         forks.renew_in_child(self, HaManager._renew_locks)
 
@@ -83,7 +58,7 @@ class HaManager:
         self._tally = Tally()
 
     async def start(self) -> None:
-        """As `raftha.HaManager.start`; the work of opening is done on another thread."""
+        """As `raftha.HaManager.start`; another thread opens the data directory."""
         check_asserts()
         async with self._starting:
             if self._runtime is not None and self._runtime.has_ended:
@@ -91,9 +66,10 @@ class HaManager:
             if self._runtime is None or not self._runtime.is_alive:
                 opening = asyncio.create_task(asyncio.to_thread(self._start))
                 try:
-                    self._runtime = await asyncio.shield(opening)
+                    runtime = self._runtime = await asyncio.shield(opening)
+                    self._batches = LoopBatches(runtime.submit, runtime.unanswered)
                 except asyncio.CancelledError:
-                    # What has begun can't be called back; it is stopped as soon as it runs.
+                    # The thread can't be cancelled: the node is stopped as soon as it runs.
                     opening.add_done_callback(_stop_orphan)
                     raise
             self._events.start()
@@ -116,46 +92,27 @@ class HaManager:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.stop()
 
     async def get_status(self) -> HaStatus:
         """As `raftha.HaManager.get_status`."""
-        status = replace(await self._status(), fire_forget=self._tally.counts)
-        return self._events.add_counts(status)
-
-    async def _status(self) -> HaStatus:
-        runtime = self._runtime
-        if runtime is None:
-            return unstarted_status(self.config)
-        if runtime.is_inherited:
-            raise Forked
-        if runtime.has_ended:
-            return runtime.node.status()
         try:
-            status: HaStatus = await self._read(Node.status, "stale", None, None)
-        except Stopped:
-            return runtime.node.status()  # It ended while it was asked.
-        return status
+            status = await self._run(self._calls.status(), None)
+        except Stopped:  # It was not started, or has ended, perhaps while it was asked.
+            status = last_status(self._runtime, self.config)
+        return self._events.add_counts(replace(status, fire_forget=self._tally.counts))
 
     def events(self) -> AsyncEventStream:
-        """As `raftha.HaManager.events`; nothing is awaited to make the stream."""
+        """As `raftha.HaManager.events`; only the stream's events are awaited."""
         if self._runtime is not None and self._runtime.is_inherited:
             raise Forked
         return AsyncEventStream(self._events.subscribe())
 
     def observe(self) -> tuple[HaStatus, Statistics]:
-        """Status and statistics, for `raftha.metrics.Collector`, from any thread.
-
-        Waits for the node's thread; RequestTimeout if that doesn't answer within 2 s.
-        """
+        """As `raftha.HaManager.observe`; blocks the event loop until the node's thread answers."""
         if self._runtime is None:
-            return unstarted_status(self.config), Statistics()
+            return last_status(None, self.config), Statistics()
         return self._runtime.observe()
 
     # ---------------------------------------------------------------- writes
@@ -170,8 +127,7 @@ class HaManager:
         timeout: float | None = None,
     ) -> Receipt:
         """As `raftha.HaManager.put`."""
-        packed = commands.pack_put(key, value, self.config.value_bytes_max)
-        return await self._submit(packed, mode, write_quorum, timeout)
+        return await self._run(self._calls.put(key, value, mode, write_quorum), timeout)
 
     async def delete(
         self,
@@ -182,8 +138,7 @@ class HaManager:
         timeout: float | None = None,
     ) -> Receipt:
         """As `raftha.HaManager.delete`."""
-        packed = commands.pack_delete(key)
-        return await self._submit(packed, mode, write_quorum, timeout)
+        return await self._run(self._calls.delete(key, mode, write_quorum), timeout)
 
     async def compare_and_set(
         self,
@@ -196,9 +151,8 @@ class HaManager:
         timeout: float | None = None,
     ) -> Receipt:
         """As `raftha.HaManager.compare_and_set`."""
-        value_bytes_max = self.config.value_bytes_max
-        packed = commands.pack_compare_and_set(key, expected, value, value_bytes_max)
-        return await self._submit(packed, mode, write_quorum, timeout)
+        call = self._calls.compare_and_set(key, expected, value, mode, write_quorum)
+        return await self._run(call, timeout)
 
     async def transaction(
         self,
@@ -211,9 +165,8 @@ class HaManager:
         timeout: float | None = None,
     ) -> Receipt:
         """As `raftha.HaManager.transaction`."""
-        value_bytes_max = self.config.value_bytes_max
-        packed = commands.pack_transaction(conditions, operations, otherwise, value_bytes_max)
-        return await self._submit(packed, mode, write_quorum, timeout)
+        call = self._calls.transaction(conditions, operations, otherwise, mode, write_quorum)
+        return await self._run(call, timeout)
 
     async def execute(
         self,
@@ -224,8 +177,7 @@ class HaManager:
         timeout: float | None = None,
     ) -> Receipt:
         """As `raftha.HaManager.execute`."""
-        packed = commands.pack_call(name, args)
-        return await self._submit(packed, mode, write_quorum, timeout)
+        return await self._run(self._calls.execute(name, args, mode, write_quorum), timeout)
 
     def submit(
         self,
@@ -237,38 +189,12 @@ class HaManager:
     ) -> asyncio.Future[Receipt]:
         """Submit a command packed by `raftha.storage.state.commands`, without waiting.
 
-        Commands submitted one after the other by one task are applied in that order. InvalidRequest
+        Commands that one task submits one after the other are applied in that order. InvalidRequest
         if it isn't a command. With `async_fire_forget`, Overloaded and Stopped are raised at once.
         """
-        commands.check_packed(packed)
-        return self._submit(packed, mode, write_quorum, timeout)
+        return self._run(self._calls.submit(packed, mode, write_quorum), timeout)
 
-    def _submit(
-        self, packed: bytes, mode: Mode, write_quorum: int | None, timeout: float | None
-    ) -> asyncio.Future[Receipt]:
-        acks = self._acks
-        if mode is not None or write_quorum is not None:
-            acks = acks_of(self.config.replication, mode, write_quorum)
-        deadline = deadline_of(self.config, timeout)
-        future: asyncio.Future[Receipt] = _future()
-        if acks == AT_ONCE:
-            self._submit_at_once(packed, deadline)
-            future.set_result(RELEASED)
-        else:
-            self._hand_over(make_write(future, deadline, packed, acks))
-        return future
-
-    def _submit_at_once(self, packed: bytes, deadline: float) -> None:
-        """Hand a write to the node now, behind all that came before it."""
-        if self._runtime is None:
-            raise Stopped("the node was not started")
-        self._flush(asyncio.get_running_loop())
-        operation = WriteOperation(self._tally, deadline, packed)
-        with self._tally.submitting():
-            if self._runtime.submit((operation,)):
-                raise overloaded()
-
-    # ---------------------------------------------------------------- exactly once, for others
+    # ---------------------------------------------------------------- sessions of outside clients
 
     async def open_session(self, *, timeout: float | None = None) -> int:
         """Open a session for a client outside this process; return its id.
@@ -276,10 +202,7 @@ class HaManager:
         It ends after an hour without use. With it, `submit_once` through any node applies each of
         the client's groups once, however often it is sent.
         """
-        future: asyncio.Future[Outcome] = _future()
-        deadline = deadline_of(self.config, timeout)
-        self._hand_over(GroupOperation(future, deadline, 0, 0, 0, []))
-        return (await future).session
+        return (await self._run(self._calls.open_session(), timeout)).session
 
     def submit_once(
         self,
@@ -292,32 +215,14 @@ class HaManager:
     ) -> asyncio.Future[Outcome]:
         """Submit commands as group `number` (1, 2, 3 ...) of a client's session, without waiting.
 
-        Sent again under the same number, also through another node, they are not applied again and
-        have the first outcome (`raftha.storage.state.sessions.receipts` reads it). `floor`: every
-        number below it is finished, the client will not ask for it again.
+        A group that is sent again under the same number, through any node, is not applied again: it
+        has its first outcome (`raftha.storage.state.sessions.receipts` reads it). `floor`: every
+        number below it is finished, and the client will not send it again.
 
         InvalidRequest if they are more than 65,536, over 4 MiB together, or not commands.
         """
-        for name, value in (("session", session), ("number", number), ("floor", floor)):
-            check_count(name, value)
-        if not (session and 0 < floor <= number):
-            raise InvalidRequest("a session and a floor are over 0, a floor at most the number")
-        for command in packed:
-            commands.check_packed(command)
-        size = sum(map(len, packed))
-        if size > commands.COMMAND_BYTES_MAX or len(packed) > commands.ARRAY_MAX:
-            raise InvalidRequest(
-                f"a group has at most {commands.ARRAY_MAX} commands and "
-                f"{commands.COMMAND_BYTES_MAX} bytes, got {len(packed)} and {size}"
-            )
-        future: asyncio.Future[Outcome] = _future()
-        deadline = deadline_of(self.config, timeout)
-        acks = acks_of(self.config.replication)
-        if acks == AT_ONCE:
-            acks = MAJORITY  # Who numbers groups wants their outcomes.
-        group = GroupOperation(future, deadline, session, number, floor, list(packed), acks)
-        self._hand_over(group)
-        return future
+        call = self._calls.submit_once(session, number, floor, packed)
+        return self._run(call, timeout)
 
     # ---------------------------------------------------------------- reads
 
@@ -329,21 +234,16 @@ class HaManager:
         max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> bytes | None:
-        """As `raftha.HaManager.get`; what a lease lets it answer, without giving up the loop."""
-        commands.check_key(key)
-        if consistency == "linearizable" and max_staleness_ms is None:
-            leased = read_leased(self._runtime, self.config, key, timeout)
-            if not isinstance(leased, Missed):
-                return leased
-        value: bytes | None = await self._read(
-            lambda node: node.state.get(key), consistency, max_staleness_ms, timeout, len(key)
-        )
+        """As `raftha.HaManager.get`. A read by lease doesn't yield to the event loop."""
+        value = read_leased(self._runtime, key, consistency, max_staleness_ms, timeout)
+        if isinstance(value, Missed):
+            value = await self._run(self._calls.get(key, consistency, max_staleness_ms), timeout)
         return value
 
     def leased(self, key: bytes) -> bytes | Missed | None:
         """As `get`, at once, if this node leads and holds a lease; else `lease_reads.MISSED`."""
         commands.check_key(key)
-        return read_leased(self._runtime, self.config, key, None)
+        return MISSED if self._runtime is None else self._runtime.node.leased.get(key)
 
     async def get_many(
         self,
@@ -354,9 +254,7 @@ class HaManager:
         timeout: float | None = None,
     ) -> list[bytes | None]:
         """As `raftha.HaManager.get_many`."""
-        return await self.submit_get_many(
-            keys, consistency=consistency, max_staleness_ms=max_staleness_ms, timeout=timeout
-        )
+        return await self._run(self._calls.get_many(keys, consistency, max_staleness_ms), timeout)
 
     def submit_get_many(
         self,
@@ -367,27 +265,18 @@ class HaManager:
         timeout: float | None = None,
     ) -> asyncio.Future[list[bytes | None]]:
         """As `get_many`, without waiting."""
-        return self._read(
-            many_reader(keys),
-            consistency,
-            max_staleness_ms,
-            timeout,
-            64 * len(keys) + sum(map(len, keys)),
-        )
+        return self._run(self._calls.get_many(keys, consistency, max_staleness_ms), timeout)
 
     def submit_get_each(
         self, groups: Sequence[Sequence[bytes]], *, bytes_max: int, timeout: float | None = None
     ) -> asyncio.Future[list[list[bytes | None] | InvalidRequest]]:
         """Read several groups of keys, without waiting; a result for each of the first groups.
 
-        A group's values are as of one moment. They are InvalidRequest if they are over 16 MiB. The
-        reading ends with the group that brings all values to `bytes_max` bytes, so the list may be
-        shorter than `groups`; it is never empty.
+        A group's values are as of one moment; over 16 MiB of them are an InvalidRequest in the
+        list. The read ends with the group that brings all values to `bytes_max` bytes, so the list
+        may be shorter than `groups`; it is never empty.
         """
-        asked_bytes = sum(64 + sum(map(len, keys)) + 64 * len(keys) for keys in groups)
-        return self._read(
-            each_reader(groups, bytes_max), "linearizable", None, timeout, asked_bytes
-        )
+        return self._run(self._calls.get_each(groups, bytes_max), timeout)
 
     async def scan(
         self,
@@ -401,11 +290,8 @@ class HaManager:
         timeout: float | None = None,
     ) -> list[tuple[bytes, bytes]]:
         """As `raftha.HaManager.scan`."""
-        read = scan_reader(start, end, limit, reverse)
-        pairs: list[tuple[bytes, bytes]] = await self._read(
-            read, consistency, max_staleness_ms, timeout
-        )
-        return pairs
+        call = self._calls.scan(start, end, limit, reverse, consistency, max_staleness_ms)
+        return await self._run(call, timeout)
 
     async def count(
         self,
@@ -415,25 +301,15 @@ class HaManager:
         timeout: float | None = None,
     ) -> int:
         """As `raftha.HaManager.count`."""
-        count: int = await self._read(
-            lambda node: node.state.count(), consistency, max_staleness_ms, timeout
-        )
-        return count
+        return await self._run(self._calls.count(consistency, max_staleness_ms), timeout)
 
     async def digest(self, sequence: int | None = None, *, timeout: float | None = None) -> Digest:
         """As `raftha.HaManager.digest`."""
-        check_count("sequence", sequence)
-        future: asyncio.Future[Digest] = _future()
-        deadline = deadline_of(self.config, timeout)
-        self._hand_over(DigestOperation(future, deadline, sequence or 0))
-        return await future
+        return await self._run(self._calls.digest(sequence), timeout)
 
     async def failover_to(self, node_id: int, *, timeout: float | None = None) -> None:
         """As `raftha.HaManager.failover_to`."""
-        check_count("node_id", node_id)
-        future: asyncio.Future[None] = _future()
-        self._hand_over(TransferOperation(future, deadline_of(self.config, timeout), node_id))
-        await future
+        await self._run(self._calls.failover_to(node_id), timeout)
 
     async def add_replica(
         self,
@@ -445,29 +321,11 @@ class HaManager:
         timeout: float | None = None,
     ) -> None:
         """As `raftha.HaManager.add_replica`."""
-        check_member(node_id, address, region)
-        future: asyncio.Future[None] = _future()
-        deadline = deadline_of(self.config, timeout)
-        self._hand_over(
-            MembershipOperation(
-                future,
-                deadline,
-                node_id,
-                adds=True,
-                address=address,
-                region=region or self.config.regions[0],
-                is_standby=not voter,
-            )
-        )
-        await future
+        await self._run(self._calls.add_replica(node_id, address, region, voter), timeout)
 
     async def promote_replica(self, node_id: int, *, timeout: float | None = None) -> None:
         """As `raftha.HaManager.promote_replica`."""
-        check_count("node_id", node_id)
-        future: asyncio.Future[None] = _future()
-        deadline = deadline_of(self.config, timeout)
-        self._hand_over(MembershipOperation(future, deadline, node_id, adds=True))
-        await future
+        await self._run(self._calls.promote_replica(node_id), timeout)
 
     async def promote_region(self, region: str, *, timeout: float | None = None) -> tuple[int, ...]:
         """As `raftha.HaManager.promote_region`."""
@@ -478,109 +336,106 @@ class HaManager:
 
     async def remove_replica(self, node_id: int, *, timeout: float | None = None) -> None:
         """As `raftha.HaManager.remove_replica`."""
-        check_count("node_id", node_id)
-        future: asyncio.Future[None] = _future()
-        deadline = deadline_of(self.config, timeout)
-        self._hand_over(MembershipOperation(future, deadline, node_id, adds=False))
-        await future
+        await self._run(self._calls.remove_replica(node_id), timeout)
 
     @property
     def replication(self) -> AsyncReplicationManager:
-        """How the replicas are, and who is one."""
+        """As `raftha.HaManager.replication`."""
         return AsyncReplicationManager(self)
 
     # ---------------------------------------------------------------- not in this version
 
-    @property
-    def backup(self) -> NoReturn:
-        """Raises NotAvailable: backups come with a later version."""
-        raise no_backups()
-
-    @property
-    def pitr(self) -> NoReturn:
-        """Raises NotAvailable: point-in-time recovery comes with a later version."""
-        raise no_recovery()
+    backup = property(no_backups)
+    pitr = property(no_recovery)
 
     async def trigger_backup(self, mode: str | None = None, *, wait: bool = False) -> NoReturn:
         """Raises NotAvailable."""
-        raise no_backups()
+        no_backups()
 
     async def recover_to_point(self, timestamp: datetime) -> NoReturn:
         """Raises NotAvailable."""
-        raise no_recovery()
+        no_recovery()
 
     async def recover_to_sequence(self, sequence: int) -> NoReturn:
         """Raises NotAvailable."""
-        raise no_recovery()
+        no_recovery()
 
     # ---------------------------------------------------------------- how a call is made
 
-    def _read(
-        self,
-        read: Callable[[Node], Any],
-        consistency: Consistency,
-        max_staleness_ms: float | None,
-        timeout: float | None,
-        asked_bytes: int = 0,
-    ) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = _future()
-        deadline = deadline_of(self.config, timeout)
-        is_linearizable, max_age_s = check_consistency(consistency, max_staleness_ms)
-        self._hand_over(
-            ReadOperation(
-                future,
-                deadline,
-                read,
-                is_linearizable=is_linearizable,
-                max_age_s=max_age_s,
-                asked_bytes=asked_bytes,
-            )
-        )
+    @overload
+    def _run(self, call: WriteOperation, timeout: float | None) -> asyncio.Future[Receipt]: ...
+    @overload
+    def _run(self, call: GroupOperation, timeout: float | None) -> asyncio.Future[Outcome]: ...
+    @overload
+    def _run(self, call: Read[T], timeout: float | None) -> asyncio.Future[T]: ...
+    @overload
+    def _run(self, call: DigestOperation, timeout: float | None) -> asyncio.Future[Digest]: ...
+    @overload
+    def _run(self, call: AdminOperation, timeout: float | None) -> asyncio.Future[None]: ...
+
+    def _run(self, call: Any, timeout: float | None) -> asyncio.Future[Any]:
+        call.deadline = self._calls.deadline(timeout)
+        batches = self._batches
+        if batches is None:
+            raise Stopped(NOT_STARTED)
+        if call.waiter is not RELEASED:
+            return batches.add(call)
+        loop = asyncio.get_running_loop()
+        batches.flush(loop)  # What was submitted before it stays before it.
+        self._tally.submit(call, batches.submit)
+        future = loop.create_future()
+        future.set_result(RELEASED)
         return future
 
-    def _hand_over(self, operation: Operation) -> None:
-        """Hand over together what all tasks of this loop submit before it turns."""
-        if self._runtime is None:
-            raise Stopped("the node was not started")
-        loop = operation.waiter.get_loop()
-        batch = self._batches.get(loop)
-        if batch is None:
-            self._batches[loop] = [operation]
-            loop.call_soon(self._flush, loop)
-        else:
-            batch.append(operation)
 
-    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch = self._batches.pop(loop, None)
-        if batch is None:
-            return  # Somebody couldn't wait for it.
-        assert self._runtime is not None
-        self._watch(loop)
-        error: RafthaError = overloaded()
-        try:
-            refused = self._runtime.submit(batch)
-        except RafthaError as ended:
-            error, refused = ended, batch
-        for operation in refused:
-            if not operation.waiter.done():
-                operation.waiter.set_exception(error)
+class AsyncReplicationManager:
+    """As `raftha.ReplicationManager`, awaited."""
 
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        overdue = self._overdue.get(loop)
-        if overdue is None:
-            for other in [other for other in self._overdue if other.is_closed()]:
-                del self._overdue[other]
-            overdue = self._overdue[loop] = Overdue(self._unanswered)
-        overdue.watch()
+    def __init__(self, ha: HaManager) -> None:
+        self._ha = ha
+        self.promote_to_primary = ha.failover_to
+        self.promote_replica = ha.promote_replica
+        self.promote_region = ha.promote_region
+        self.remove_replica = ha.remove_replica
 
-    def _unanswered(self) -> Sequence[Operation]:
-        return () if self._runtime is None else self._runtime.unanswered()
+    @property
+    def config(self) -> ReplicationConfig:
+        """As `raftha.ReplicationManager.config`."""
+        return self._ha.config.replication
+
+    async def get_state(self) -> ReplicationState:
+        """As `raftha.ReplicationManager.get_state`."""
+        return (await self._ha.get_status()).replication_state
+
+    async def get_replica_count(self) -> int:
+        """As `raftha.ReplicationManager.get_replica_count`."""
+        return (await self._ha.get_status()).replica_count
+
+    async def get_max_lag(self) -> int:
+        """As `raftha.ReplicationManager.get_max_lag`."""
+        return (await self._ha.get_status()).replication_lag_ms
+
+    async def get_quorum_size(self) -> int:
+        """As `raftha.ReplicationManager.get_quorum_size`."""
+        return (await self._ha.get_status()).quorum_size
+
+    async def replicas(self) -> tuple[ReplicaStatus, ...]:
+        """As `raftha.ReplicationManager.replicas`."""
+        return (await self._ha.get_status()).replicas
+
+    async def add_replica(
+        self,
+        node_id: int,
+        region: str,
+        address: str,
+        *,
+        voter: bool = True,
+        timeout: float | None = None,
+    ) -> None:
+        """As `raftha.ReplicationManager.add_replica`."""
+        await self._ha.add_replica(node_id, address, region=region, voter=voter, timeout=timeout)
 
 
 def _stop_orphan(opening: asyncio.Task[Runtime]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         threading.Thread(target=opening.result().stop, daemon=True).start()
-
-
-def _future() -> asyncio.Future[Any]:
-    return asyncio.get_running_loop().create_future()

@@ -13,19 +13,25 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Protocol
 
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    start_http_server,
-)
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector as PrometheusCollector
-
+from raftha.extras import extra
 from raftha.node.statistics import Histogram, Statistics
 from raftha.types import HaStatus, Health, ReplicaStatus, ReplicationState
+
+with extra("metrics"):
+    from prometheus_client import (
+        CollectorRegistry,
+        GCCollector,
+        PlatformCollector,
+        ProcessCollector,
+        start_http_server,
+    )
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+    )
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector as PrometheusCollector
 
 ROLES = ("follower", "pre_candidate", "candidate", "leader", "removed", "stopped", "failed")
 

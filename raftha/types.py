@@ -128,6 +128,17 @@ class Receipt(NamedTuple):
         return datetime.fromtimestamp(self.time_us / 1e6, UTC)
 
 
+RELEASED = Receipt(
+    sequence=0,
+    index=0,
+    term=0,
+    time_us=0,
+    succeeded=False,
+    acknowledgement=Acknowledgement(ReplicationMode.ASYNC_FIRE_FORGET),
+)
+"""The receipt of every `async_fire_forget` write."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FireForgetCounts:
     """What became of the writes that this manager submitted with `async_fire_forget`, all in all.
@@ -246,7 +257,34 @@ class HaStatus:
     backup_state: None = None
     pitr_sequence: None = None
 
+    @classmethod
+    def unstarted(cls, node_id: int, cluster_id: str) -> HaStatus:
+        """The status of a node that was never started in this process."""
+        return cls(
+            is_running=False,
+            is_primary=False,
+            node_id=node_id,
+            cluster_id=cluster_id,
+            role="stopped",
+            term=0,
+            leader_id=None,
+            first_index=0,
+            last_index=0,
+            persisted_index=0,
+            commit_index=0,
+            applied_index=0,
+            checkpoint_index=0,
+            sequence=0,
+            failure="",
+            replicas=(),
+        )
+
     @property
     def replica_count(self) -> int:
         """Members of the cluster, this node among them."""
         return len(self.replicas)
+
+    @property
+    def quorum_size(self) -> int:
+        """How many voters are a majority: as many must have a write before it is committed."""
+        return sum(replica.is_voter for replica in self.replicas) // 2 + 1

@@ -22,7 +22,7 @@ from bench.harness.load import Load
 from bench.harness.question import Run, numbers
 from bench.harness.samples import Sample
 from bench.harness.systems import BareOverResp, InProcess, Measure, OverResp, System
-from raftha.manager import Consistency
+from raftha.api.calls import Consistency
 
 KEYS = 1_000
 

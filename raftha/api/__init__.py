@@ -1,1 +1,1 @@
-"""The two faces' calls: modes of acknowledgement, and `ha.replication`."""
+"""What both managers share: each call, modes of acknowledgement, a node that doesn't run."""

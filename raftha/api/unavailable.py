@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from raftha.errors import NotAvailable
 
 
-def no_backups() -> NotAvailable:
-    """What everything that has to do with backups raises."""
-    return NotAvailable("backups are not available in this version")
+def no_backups(*_: object) -> NoReturn:
+    """Raises NotAvailable: backups come with a later version."""
+    raise NotAvailable("backups are not available in this version")
 
 
-def no_recovery() -> NotAvailable:
-    """What everything that has to do with point-in-time recovery raises."""
-    return NotAvailable("point-in-time recovery is not available in this version")
+def no_recovery(*_: object) -> NoReturn:
+    """Raises NotAvailable: point-in-time recovery comes with a later version."""
+    raise NotAvailable("point-in-time recovery is not available in this version")

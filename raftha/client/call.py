@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import hiredis
-
 from raftha.client.resp import error_from_reply
 from raftha.config import parse_address
 from raftha.errors import Disconnected, RequestTimeout, Unavailable
+from raftha.extras import extra
+
+with extra("client"):
+    import hiredis
 
 
 @dataclass(frozen=True, slots=True)

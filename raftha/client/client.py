@@ -27,8 +27,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, cast
 
-import hiredis
-
 from raftha.client.resp import Argument, error_from_reply, pack_request
 from raftha.config import parse_address
 from raftha.errors import (
@@ -47,7 +45,11 @@ from raftha.errors import (
     StorageFull,
     Unavailable,
 )
+from raftha.extras import extra
 from raftha.net.tls import client_context
+
+with extra("client"):
+    import hiredis
 
 Reply: TypeAlias = Any
 """bytes, int, None, or a list of these; errors inside a list are exceptions, not raised."""

@@ -37,8 +37,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import hiredis
-
 from raftha.errors import (
     AcknowledgementTimeout,
     CommandFailed,
@@ -58,7 +56,11 @@ from raftha.errors import (
     TransferFailed,
     Unavailable,
 )
+from raftha.extras import extra
 from raftha.storage.state.commands import COMMAND_BYTES_MAX
+
+with extra("client"):
+    import hiredis
 
 logger = logging.getLogger(__name__)
 

@@ -79,6 +79,7 @@ class Leadership:
         self._read_states = read_states
         self._requests = requests
         self._reads = ReadRounds()
+        self._behind: tuple[int, tuple[int, ...]] | None = None
         self._catch_ups = CatchUps(config, events)
         assert log.last_term <= term, "an entry of a term implies that term"
         self._begins_at = log.last_index + 1
@@ -91,6 +92,7 @@ class Leadership:
         """A follower's answer or question, of this term."""
         if message.sender not in self.progress:
             return  # It was removed meanwhile.
+        self._behind = None  # Its disk may have more, or have lost what it had.
         if isinstance(message, AppendReply | HeartbeatReply):
             self._hear_epoch(message.sender, message.epoch)
         match message:
@@ -213,6 +215,7 @@ class Leadership:
 
     def on_membership(self) -> None:
         """The log's membership is another one: follow those who came, forget those who went."""
+        self._behind = None
         members = self._log.membership.members
         for peer in members:
             if peer != self.id and peer not in self.progress:
@@ -363,6 +366,7 @@ class Leadership:
 
     def advance_commit(self) -> None:
         """Another disk has more of the log: commit what a quorum has, and note who has it."""
+        self._behind = None
         before = self._log.commit
         self._commit()
         commit = self._log.commit
@@ -416,8 +420,13 @@ class Leadership:
             yield peer, progress.counted
 
     def behind(self, commit: int) -> tuple[int, ...]:
-        """How far each member's disk is behind `commit`, as messages say it."""
-        return encode_behind(commit, self.matches())
+        """How far each member's disk is behind `commit`, as messages say it.
+
+        Kept until a reply or a write changes it: an append says the same to all followers.
+        """
+        if self._behind is None or self._behind[0] != commit:
+            self._behind = commit, encode_behind(commit, self.matches())
+        return self._behind[1]
 
     def _watch(self, peer: int, index: int) -> None:
         progress = self.progress[peer]
@@ -479,6 +488,7 @@ class Leadership:
         if index > self._log.last_index:
             self.snapshot_failed(request)  # It claims what isn't there: no correct node does.
             return
+        self._behind = None
         progress.probe_after(index)
         self._send_append(request.peer)
 

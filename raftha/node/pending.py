@@ -31,10 +31,12 @@ class Undelivered:
         self._deliver_each = deliver_each
         self._errors = errors
 
-    def add(self, operations: Sequence[Operation]) -> None:
-        """Take in operations."""
+    def add(self, operations: Sequence[Operation], held: tuple[int, int] | None = None) -> None:
+        """Take in operations; `held` is their `sizes`, if they were summed up before."""
         self._operations.update(operations)
-        self._count(operations, 1)
+        writes, asked = sizes(operations) if held is None else held
+        self.write_bytes += writes
+        self.asked_bytes += asked
 
     def all(self) -> list[Operation]:
         """Those that have no result yet; from any thread, since a copy is a single step."""
@@ -45,7 +47,7 @@ class Undelivered:
         waiter, operation.waiter = operation.waiter, None
         if operation in self._operations:
             self._operations.remove(operation)
-            self._count((operation,), -1)
+            self._release((operation,))
         if isinstance(result, Exception):
             self._errors[type(result).__name__] += 1
         self._deliver(waiter, result)
@@ -64,13 +66,13 @@ class Undelivered:
         for operation in operations:
             operation.waiter = None
         self._operations.difference_update(operations)
-        self._count(operations, -1)
+        self._release(operations)
         failed = [type(result).__name__ for result in results if isinstance(result, Exception)]
         if failed:
             self._errors.update(failed)
         self._deliver_each(waiters, results)
 
-    def _count(self, operations: Sequence[Operation], sign: int) -> None:
+    def _release(self, operations: Sequence[Operation]) -> None:
         writes, asked = sizes(operations)
-        self.write_bytes += sign * writes
-        self.asked_bytes += sign * asked
+        self.write_bytes -= writes
+        self.asked_bytes -= asked

@@ -106,10 +106,12 @@ class Inbox:
         """The state has applied a group; should it come again, that is for the state to see."""
         self._proposed.pop(key, None)
 
-    def on_applied(self, index: int) -> None:
-        """The state has applied the log up to here."""
+    def on_applied(self, index: int) -> bool:
+        """The state has applied the log up to here; whether that makes room for what waits."""
+        was_full = self._unapplied_bytes > UNCOMMITTED_BYTES_MAX
         while self._unapplied and self._unapplied[0][0] <= index:
             self._unapplied_bytes -= self._unapplied.popleft()[1]
+        return was_full and self._unapplied_bytes <= UNCOMMITTED_BYTES_MAX
 
     def clear(self) -> None:
         """Leadership was won or lost: what was proposed before may never be applied."""

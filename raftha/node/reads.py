@@ -6,20 +6,24 @@ applied it, the reads run. Question or answer may be lost, or the leader may cha
 go back and are asked for under a new id, which costs nothing, since a read changes nothing.
 
 A confirmed index, once applied, shows how fresh the state is: it has all that was complete when the
-question was asked. A read that is content with that need not ask anew; whether it is, this node's
-own monotonic clock alone says.
+question was asked. A read that allows such an age runs at once; this node's own monotonic clock
+alone decides.
 
-A read that the state isn't prepared for is unready: it is run again in each turn, and the turns
+A read that the state isn't prepared for is unready: it runs again in each turn, and the turns
 prepare it in pieces, so that it holds up nothing else.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from raftha.core import Raft, ReadState
+from raftha.errors import StorageError
 from raftha.node.operations import ReadOperation
+from raftha.node.pending import Undelivered
+from raftha.storage.state.state import NotYet
 
 
 class Readings:
@@ -28,17 +32,28 @@ class Readings:
     def __init__(
         self,
         core: Raft,
-        run: Callable[[Sequence[ReadOperation]], None],
+        pending: Undelivered,
+        execute: Callable[[ReadOperation], Any],
+        wake: Callable[[], None],
         first_id: int,
         patience_s: float,
+        counts: Counter[str],
+        *,
+        uncounted: Callable[[Any], Any],
     ) -> None:
-        """`run` carries out reads. An unanswered question is asked again after `patience_s`.
+        """`execute` carries out one read. An unanswered question is repeated after `patience_s`.
 
         `first_id` is random, so that an answer to this node's earlier life matches nothing.
+        `counts` are the reads by consistency, without the stale reads of `uncounted`: what asks
+        for the status is no read of the state.
         """
         self._core = core
-        self._run = run
+        self._pending = pending
+        self._execute = execute
+        self._wake = wake
         self._patience_s = patience_s
+        self._counts = counts
+        self._uncounted = uncounted
         self._id = first_id
         self._asked_at = 0.0
         self._waiting: list[ReadOperation] = []
@@ -47,17 +62,26 @@ class Readings:
         self._fresh_at = float("-inf")
         self._unready: list[ReadOperation] = []
 
-    def add(self, *operations: ReadOperation) -> None:
-        """Queue reads."""
-        self._waiting += operations
+    def submit(self, operations: Iterable[ReadOperation], now: float) -> None:
+        """Run reads that may run at once, and queue the others."""
+        at_once: list[ReadOperation] = []
+        for operation in operations:
+            if not operation.is_linearizable:
+                at_once.append(operation)
+                self._counts["stale"] += operation.read is not self._uncounted
+            elif operation.max_age_s:
+                is_fresh = self.is_fresh(operation.max_age_s, now)
+                (at_once if is_fresh else self._waiting).append(operation)
+                self._counts["bounded"] += 1
+            else:
+                self._waiting.append(operation)
+                self._counts["linearizable"] += 1
+        if at_once:
+            self._run(at_once)
 
     def is_fresh(self, max_age_s: float, now: float) -> bool:
         """Whether the state holds all that was complete so long ago."""
         return now - self._fresh_at <= max_age_s
-
-    def add_unready(self, operation: ReadOperation) -> None:
-        """Queue a read that may run, be it confirmed or stale, to be run in the next turn."""
-        self._unready.append(operation)
 
     @property
     def has_unready(self) -> bool:
@@ -103,6 +127,30 @@ class Readings:
             _, batch, asked_at = self._confirmed.popleft()
             self._fresh_at = max(self._fresh_at, asked_at)
             self._run(batch)
+
+    def _run(self, operations: Sequence[ReadOperation]) -> None:
+        """Run reads and deliver their results; StorageError if the state could not be read."""
+        done: list[ReadOperation] = []
+        results: list[Any] = []
+        try:
+            for operation in operations:
+                if operation.waiter is None:
+                    continue
+                try:
+                    result = self._execute(operation)
+                except NotYet:
+                    self._unready.append(operation)
+                    self._wake()
+                    continue
+                except StorageError as error:
+                    self._pending.deliver(operation, error)
+                    raise
+                except Exception as error:  # noqa: BLE001 - changes nothing; its caller gets it
+                    result = error
+                done.append(operation)
+                results.append(result)
+        finally:
+            self._pending.deliver_each(done, results)
 
     def pending(self) -> list[ReadOperation]:
         """All reads that have no result yet."""

@@ -428,3 +428,53 @@ class SnapshotReceiver:
 
     def _reply(self, offer: SnapshotOffer, status: SnapshotStatus, value: int) -> None:
         self._send(SnapshotReply(offer.sender, self._core.id, offer.snapshot, int(status), value))
+
+
+class Snapshots:
+    """Both sides of one node: the leader's, the follower's, and the rate at which images go out."""
+
+    def __init__(
+        self,
+        core: Raft,
+        files: SnapshotFiles,
+        send: Callable[[SnapshotOffer | SnapshotChunk | SnapshotReply], None],
+        emit: Callable[[HaEvent], None],
+        random_below: Callable[[int], int],
+        now: Callable[[], float],
+        bytes_per_s_max: int,
+    ) -> None:
+        """At most `bytes_per_s_max` for all followers together; 0 for no such limit."""
+        self._pace = Pace(now(), bytes_per_s_max)
+        self._sender = SnapshotSender(core, files, send, emit, random_below, now, self._pace)
+        self._receiver = SnapshotReceiver(core, files, send, emit)
+
+    def kept_index(self) -> int | None:
+        """The log after this index must stay; None if images need none of it."""
+        return self._sender.kept_index()
+
+    def begin(self, request: SnapshotRequest, checkpoint_index: int) -> None:
+        """The core wants an image sent; the last checkpoint is at `checkpoint_index` or later."""
+        self._sender.begin(request, checkpoint_index)
+
+    def on_offer(self, offer: SnapshotOffer) -> None:
+        """A leader has an image; the core has taken it for the leader."""
+        self._receiver.on_offer(offer)
+
+    def on_message(self, message: SnapshotChunk | SnapshotReply) -> None:
+        """A part of an image came, or a follower's answer."""
+        if isinstance(message, SnapshotChunk):
+            self._receiver.on_chunk(message)
+        else:
+            self._sender.on_reply(message)
+
+    def on_connected(self, peer: int) -> None:
+        """A follower is back."""
+        self._sender.on_connected(peer)
+
+    def on_commit_time(self, took_s: float) -> None:
+        """A batch of writes was applied, so long after it was proposed: the rate goes by that."""
+        self._pace.answered(took_s)
+
+    def on_tick(self) -> None:
+        """Time has passed."""
+        self._sender.on_tick()

@@ -22,9 +22,9 @@ the leader; what comes meanwhile makes the next one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any
 
 from raftha.entry import Group, encode_group
 from raftha.errors import (
@@ -36,41 +36,17 @@ from raftha.errors import (
     StorageFull,
     Unavailable,
 )
+from raftha.node.acknowledgements import Acknowledgements
 from raftha.node.operations import GroupOperation, Operation, WriteOperation
+from raftha.node.pending import Undelivered
 from raftha.storage.state.commands import ARRAY_MAX
 from raftha.storage.state.sessions import Applied, Outcome, Verdict, receipts
-from raftha.types import Acknowledgement, Receipt
+from raftha.types import Receipt
 
 GROUP_BYTES_MAX = 1 << 20
 FORWARDED_MAX = 8
 RESEND_AFTER_S = 1.0
 MAJORITY_FULL = "too many members' disks are full for writes to be accepted"
-
-
-class Router(Protocol):
-    """What submissions ask of the node."""
-
-    def route(self, group: InFlight) -> bool:
-        """Send a group towards the leader; False if there is none to send it to."""
-        ...
-
-    def deliver(self, operation: Operation, result: Any) -> None: ...
-    def deliver_each(self, operations: Sequence[Operation], results: Sequence[Any]) -> None:
-        """As `deliver`, a result for each that still waits."""
-        ...
-
-    def acknowledged(self, index: int) -> Acknowledgement:
-        """Who is known to have entry `index`, which is applied here."""
-        ...
-
-    def await_acknowledgements(
-        self, operation: WriteOperation | GroupOperation, result: Receipt | Outcome
-    ) -> None:
-        """Deliver once more than a majority have it."""
-        ...
-
-    def now(self) -> float: ...
-    def random_below(self, limit: int) -> int: ...
 
 
 class InFlight:
@@ -102,12 +78,24 @@ class InFlight:
 class Submissions:
     """All writes of this node's callers."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(
+        self,
+        route: Callable[[InFlight], bool],
+        pending: Undelivered,
+        acknowledgements: Acknowledgements,
+        now: Callable[[], float],
+        random_below: Callable[[int], int],
+    ) -> None:
+        """`route` sends a group towards the leader; False if there is none to send it to."""
         self.queue: deque[WriteOperation] = deque()
         self.in_flight_bytes = 0
         """What the groups in flight take, beside the operations that wait for them."""
         self.in_flight: dict[tuple[int, int], InFlight] = {}
-        self._router = router
+        self._route = route
+        self._pending = pending
+        self._acknowledgements = acknowledgements
+        self._now = now
+        self._random_below = random_below
         self._session = 0
         self._is_opening = False
         self._next_number = 1
@@ -128,10 +116,10 @@ class Submissions:
         """Send a group that carries its own number, or opens a session."""
         if operation.session and operation.session == self._session:
             refusal = InvalidRequest("this session is the node's own; open one for the client")
-            self._router.deliver(operation, refusal)
+            self._pending.deliver(operation, refusal)
             return
         # A session's opening has no number to tell it by but one made up here.
-        number = operation.number if operation.session else self._router.random_below(1 << 63)
+        number = operation.number if operation.session else self._random_below(1 << 63)
         group = Group(
             operation.session, number, operation.floor, operation.count, operation.commands
         )
@@ -193,7 +181,7 @@ class Submissions:
     def _open_session(self) -> None:
         if not self._is_opening:
             self._is_opening = True
-            nonce = self._router.random_below(1 << 63)
+            nonce = self._random_below(1 << 63)
             self._launch(InFlight(Group(0, nonce, 0, 0, b""), [], is_own=True))
 
     def _launch(self, group: InFlight) -> None:
@@ -202,8 +190,8 @@ class Submissions:
         self._send(group)
 
     def _send(self, group: InFlight) -> None:
-        group.sent_at = self._router.now()
-        if self._router.route(group):
+        group.sent_at = self._now()
+        if self._route(group):
             group.sent_times += 1
 
     def send_again(self) -> None:
@@ -213,34 +201,41 @@ class Submissions:
 
     def send_overdue(self) -> None:
         """Send again what has been under way for long; a copy on its way may have been dropped."""
-        overdue = self._router.now() - RESEND_AFTER_S
+        overdue = self._now() - RESEND_AFTER_S
         for group in list(self.in_flight.values()):
             if group.sent_at <= overdue:
                 self._send(group)
 
     # ---------------------------------------------------------------- outcomes
 
-    def on_applied(self, applied: Applied) -> None:
-        """This node applied a group; if somebody here waits for it, tell them."""
+    def on_applied(self, applied: Applied, now: float) -> bool:
+        """This node applied a group: release the callers that wait for it.
+
+        Whether queued writes can go on with that: the next turn forms groups of them.
+        """
         group = self._take((applied.session, applied.number))
         if group is None:
-            return
-        acknowledgement = self._router.acknowledged(applied.outcome.index)
+            return False
+        acknowledgement = self._acknowledgements.of(applied.outcome.index)
         outcome = applied.outcome._replace(acknowledgement=acknowledgement)
-        if group.is_own and group.session == 0:
+        if not group.is_own:
+            self._deliver_outcome(group, outcome, now)
+        elif group.session == 0:
             self._session, self._is_opening, self._next_number = outcome.session, False, 1
-        elif group.is_own and outcome.verdict is Verdict.SESSION_EXPIRED:
+            return bool(self.queue)
+        elif outcome.verdict is Verdict.SESSION_EXPIRED:
             self._number_all_anew(group)
-        elif group.is_own and outcome.verdict is Verdict.FORGOTTEN:
+            return bool(self.queue)
+        elif outcome.verdict is Verdict.FORGOTTEN:
             # The floor went past it, for want of room: it was not applied and won't be. Later
             # groups of the session may well be, so they stay in flight under their numbers.
             self._leave_session(group.session)
             self._number_anew([group])
-        elif group.is_own:
-            self._finish_own(group)
-            self._deliver_each(group, outcome)
+            return bool(self.queue)
         else:
-            self._deliver_all(group, outcome)
+            self._finish_own(group)
+            self._deliver_each(group, outcome, now)
+        return False
 
     def on_refused(self, session: int, number: int, *, is_full: bool) -> None:
         """The leader did not take this group: too many disks are full, or it has too much to do."""
@@ -257,12 +252,12 @@ class Submissions:
         is_sure = group.sent_times <= 1
         message = MAJORITY_FULL if is_full else "the leader's queue is full"
         refusal = StorageFull(message) if is_full else Overloaded(message)
-        self._deliver_all(group, refusal if is_sure else RequestTimeout(message))
+        self._fail_all(group, refusal if is_sure else RequestTimeout(message))
 
     def _refuse_queue(self, error: Exception) -> None:
         for operation in self.queue:
             if operation.waiter is not None:
-                self._router.deliver(operation, error)
+                self._pending.deliver(operation, error)
         self.queue.clear()
 
     def _take(self, key: tuple[int, int]) -> InFlight | None:
@@ -304,37 +299,42 @@ class Submissions:
         elif number in numbers:
             numbers.remove(number)
 
-    def _deliver_each(self, group: InFlight, outcome: Outcome) -> None:
+    def _deliver_each(self, group: InFlight, outcome: Outcome, now: float) -> None:
         """One result for each operation, in order."""
         if outcome.count != group.count:
-            taken = "somebody else used this node's session; what became of the write isn't known"
-            self._deliver_all(group, Indeterminate(taken))
+            taken = "another process used this node's session; the write's outcome is not known"
+            self._fail_all(group, Indeterminate(taken))
             return
         try:
             results = receipts(outcome)
         except RafthaError as error:
-            self._deliver_all(group, error)
+            self._fail_all(group, error)
             return
         if not any(map(attrgetter("acks"), group.operations)):
-            self._router.deliver_each(group.operations, results)
+            self._pending.deliver_each(group.operations, results)
             return
         for operation, result in zip(group.operations, results, strict=True):
             if operation.waiter is None:
                 continue
             if operation.acks and type(result) is Receipt:
-                self._router.await_acknowledgements(operation, result)
+                self._acknowledgements.add(operation, result, now)
             else:
-                self._router.deliver(operation, result)
+                self._pending.deliver(operation, result)
 
-    def _deliver_all(self, group: InFlight, result: Outcome | Exception) -> None:
-        applied = result if isinstance(result, Outcome) and not result.verdict else None
+    def _deliver_outcome(self, group: InFlight, outcome: Outcome, now: float) -> None:
+        """The group's outcome for each operation that sent it."""
         for operation in group.operations:
             if operation.waiter is None:
                 continue
-            if applied is not None and operation.acks:
-                self._router.await_acknowledgements(operation, applied)
+            if operation.acks and not outcome.verdict:
+                self._acknowledgements.add(operation, outcome, now)
             else:
-                self._router.deliver(operation, result)
+                self._pending.deliver(operation, outcome)
+
+    def _fail_all(self, group: InFlight, error: Exception) -> None:
+        for operation in group.operations:
+            if operation.waiter is not None:
+                self._pending.deliver(operation, error)
 
     # ---------------------------------------------------------------- deadlines and the end
 
@@ -364,14 +364,14 @@ class Submissions:
             return float("inf")
         if operation.deadline > now:
             return operation.deadline
-        self._router.deliver(operation, error)
+        self._pending.deliver(operation, error)
         return float("inf")
 
     def abort(self, unsent: Exception, sent: Exception) -> None:
         """The node ends: tell everybody, by whether their write had left this node."""
         self._refuse_queue(unsent)
         for group in self.in_flight.values():
-            self._deliver_all(group, sent if group.sent_times else unsent)
+            self._fail_all(group, sent if group.sent_times else unsent)
         self.in_flight.clear()
         self.in_flight_bytes = 0
 

@@ -1,8 +1,9 @@
 """Callers of a node, on their own threads and loops: operations on the way in, results out.
 
-Theory of operation. Operations are queued in a deque, with one wake-up for as many as come before
-the node's thread looks (`SubmitQueue`). A blocking caller is released by a lock of its own, at
-once; all futures of one event loop by a single call on that loop, at the end of the turn
+Theory of operation. The tasks of one event loop submit together what they submit in one turn of
+that loop (`LoopBatches`). Operations are queued in a deque, with one wake-up for as many as come
+before the node's thread looks (`SubmitQueue`). A blocking caller is released by a lock of its own,
+at once; all futures of one event loop by a single call on that loop, at the end of the turn
 (`Results.flush`).
 
 The node answers every operation by its deadline. Should its thread hang, in a user's command that
@@ -15,14 +16,13 @@ What a node holds for its callers is bounded, from here until they have their re
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
-from raftha.errors import Indeterminate, RequestTimeout
+from raftha.errors import Indeterminate, Overloaded, RafthaError, RequestTimeout
 from raftha.node.operations import Operation, sizes
 from raftha.types import FireForgetCounts
 
@@ -30,6 +30,9 @@ ASKED_BYTES_MAX = 32 << 20
 """Reads, digests, transfers and changes of membership on a node that have no result yet."""
 
 GRACE_S = 1.0
+
+Submit: TypeAlias = Callable[[Sequence[Operation]], Sequence[Operation]]
+"""Takes operations, in order, and returns those for which there is no room."""
 
 
 class ThreadWaiter:
@@ -49,6 +52,14 @@ class ThreadWaiter:
     def wait(self, timeout_s: float) -> bool:
         """Whether it was released in time."""
         return self._lock.acquire(timeout=timeout_s)
+
+    def result_by(self, deadline: float) -> Any:
+        """The result, returned or raised; RequestTimeout if the node hangs."""
+        if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic() + GRACE_S)):
+            raise no_answer()
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
 
 
 class Overdue:
@@ -91,24 +102,76 @@ class Overdue:
             self._look_later()
 
 
+class LoopBatches:
+    """Operations of asyncio's tasks: those of one turn of an event loop are submitted together."""
+
+    def __init__(self, submit: Submit, unanswered: Callable[[], Sequence[Operation]]) -> None:
+        """`unanswered` gives the submitted operations that have no result, of all loops."""
+        self.submit = submit
+        self._unanswered = unanswered
+        self._batches: dict[asyncio.AbstractEventLoop, list[Operation]] = {}
+        self._overdue: dict[asyncio.AbstractEventLoop, Overdue] = {}
+
+    def add(self, operation: Operation) -> asyncio.Future[Any]:
+        """Submit an operation once the running loop turns; return the future of its result."""
+        loop = asyncio.get_running_loop()
+        operation.waiter = future = loop.create_future()
+        batch = self._batches.get(loop)
+        if batch is None:
+            self._batches[loop] = [operation]
+            loop.call_soon(self.flush, loop)
+        else:
+            batch.append(operation)
+        return future
+
+    def flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Submit now what was added on `loop`, the running one."""
+        batch = self._batches.pop(loop, None)
+        if batch is None:
+            return
+        self._watch(loop)
+        error: RafthaError = overloaded()
+        try:
+            refused = self.submit(batch)
+        except RafthaError as ended:
+            error, refused = ended, batch
+        for operation in refused:
+            if not operation.waiter.done():
+                operation.waiter.set_exception(error)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        overdue = self._overdue.get(loop)
+        if overdue is None:
+            for other in [other for other in self._overdue if other.is_closed()]:
+                del self._overdue[other]
+            overdue = self._overdue[loop] = Overdue(self._unanswered)
+        overdue.watch()
+
+
 def no_answer() -> RequestTimeout:
-    """What the callers of a node that hangs get."""
+    """The error for callers of a node that hangs."""
     return RequestTimeout("the node did not answer by the deadline")
 
 
+def overloaded() -> Overloaded:
+    """The error for a caller whose operation found no room."""
+    return Overloaded("too many calls wait on this node", hint="try again a little later")
+
+
 class Tally:
-    """The waiter of all writes that nobody waits for: counts what becomes of them."""
+    """The waiter of all `async_fire_forget` writes: counts what becomes of them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._submitted = self._committed = self._failed = self._unknown = 0
 
-    @contextlib.contextmanager
-    def submitting(self) -> Iterator[None]:
-        """One more is on its way, unless that raises; from any thread."""
+    def submit(self, operation: Operation, submit: Submit) -> None:
+        """Submit a write, from any thread. If this raises, the write isn't counted."""
+        operation.waiter = self
         self._count(1)
         try:
-            yield
+            if submit((operation,)):
+                raise overloaded()
         except BaseException:
             self._count(-1)
             raise
@@ -179,12 +242,15 @@ class SubmitQueue:
         self._asked_bytes += asked
         return refused
 
-    def take(self) -> deque[Operation]:
-        """Take what is queued. It counts until `taken`, so that it never counts for nothing."""
+    def take(self) -> tuple[deque[Operation], tuple[int, int]]:
+        """Take what is queued, and its sizes.
+
+        It counts until `taken`, so that there is no moment at which it isn't counted.
+        """
         operations, self._operations = self._operations, deque()
         self._taken = self._write_bytes, self._asked_bytes
         self.is_draining = False
-        return operations
+        return operations, self._taken
 
     def queued(self) -> list[Operation]:
         """What nobody has taken."""

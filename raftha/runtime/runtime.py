@@ -485,10 +485,10 @@ class Runtime:
                 # They wait; `is_draining` stays, so that nobody calls this again before its time.
                 self._submitted.is_draining = True
                 return
-            operations = self._submitted.take()
+            operations, held = self._submitted.take()
         if not self.node.failure:
             try:
-                self.node.submit(operations)
+                self.node.submit(operations, held)
                 with self._submitted.lock:
                     self._submitted.taken()
                 return

@@ -11,6 +11,9 @@ Bytes to requests and replies to bytes is `raftha.client.resp`, which the client
 replicated goes through `raftha.aio.HaManager`, as in any server built on raftha.
 """
 
-from raftha.server.server import Server, ServerConfig, run, serve
+from raftha.extras import extra
+
+with extra("server"):
+    from raftha.server.server import Server, ServerConfig, run, serve
 
 __all__ = ["Server", "ServerConfig", "run", "serve"]

@@ -18,7 +18,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import uvloop
 
@@ -36,7 +36,6 @@ from raftha.config.checks import (
     check_all_or_none,
 )
 from raftha.errors import ConfigError
-from raftha.metrics import Endpoint
 from raftha.net.tls import (
     TOKEN_CHARACTERS_MAX,
     TOKEN_CHARACTERS_MIN,
@@ -48,6 +47,9 @@ from raftha.server.connection import AUTH_TIMEOUT_S, Connection
 from raftha.server.machine import RedisMachine
 from raftha.server.tasks import Service
 from raftha.types import ReplicationMode
+
+if TYPE_CHECKING:
+    from raftha.metrics import Endpoint
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +187,8 @@ class Server:
             self._tls = listener_context(Path(config.listen_tls_cert), Path(config.listen_tls_key))
         self._listener: asyncio.Server | TlsServer | None = None
         self._metrics: Endpoint | None = None
+        # Loaded here: where that extra is missing, the node must not have joined its cluster.
+        self._endpoint = _load_endpoint() if config.metrics_listen else None
 
     async def start(self) -> None:
         """Start the node, then accept clients; ConfigError if the address can't be had."""
@@ -210,12 +214,12 @@ class Server:
 
     def _show_metrics(self) -> None:
         config = self.config
-        if not config.metrics_listen:
+        if self._endpoint is None:
             return
         host, port = parse_address("metrics_listen", config.metrics_listen)
         cert, key = str(config.listen_tls_cert), str(config.listen_tls_key)
         try:
-            self._metrics = Endpoint(self.ha, host, port, cert, key)
+            self._metrics = self._endpoint(self.ha, host, port, cert, key)
         except OSError as error:
             reason = error.strerror or error
             raise ConfigError(f"can't listen on {config.metrics_listen}: {reason}") from error
@@ -259,6 +263,12 @@ class Server:
         if len(self._service.clients) >= self.config.connections_max:
             return _TurnedAway()
         return Connection(self._service)
+
+
+def _load_endpoint() -> type[Endpoint]:
+    from raftha.metrics import Endpoint  # noqa: PLC0415 - needs what the extra `metrics` brings
+
+    return Endpoint
 
 
 class _TurnedAway(asyncio.Protocol):

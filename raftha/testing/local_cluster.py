@@ -50,7 +50,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from raftha.client.call import call
 from raftha.config import MEMBERS_MAX
 from raftha.errors import (
     Disconnected,
@@ -58,7 +57,7 @@ from raftha.errors import (
     RequestTimeout,
     Unavailable,
 )
-from raftha.net.certificates import make_ca, make_node
+from raftha.extras import extra
 from raftha.testing.processes import Spawner, reserve_port
 
 T = TypeVar("T")
@@ -139,6 +138,9 @@ class LocalCluster:
             raise LocalClusterError(f"a cluster has 1 to {MEMBERS_MAX} nodes, got {nodes}")
         if folder and (Path(folder) / "node-1").exists():
             raise LocalClusterError(f"there is a cluster in {folder} already")
+        with extra("server"):  # to import this module takes no extra, to ask its nodes does
+            from raftha.client.call import call  # noqa: PLC0415
+        self._call = call
         self._command = tuple(
             serve_command or (sys.executable, "-m", "raftha", "serve", "--config", "{config}")
         )
@@ -151,6 +153,8 @@ class LocalCluster:
         self._settings = dict(settings or {})
         self._ca = self.folder / "ca" if tls else None
         if self._ca is not None:
+            from raftha.net.certificates import make_ca  # noqa: PLC0415
+
             make_ca(str(self._settings.get("cluster_name", "raftha")), self._ca)
         first = [self._make_node(node_id) for node_id in range(1, nodes + 1)]
         self._members = {str(node.id): _address(node.peer_socket) for node in first}
@@ -178,6 +182,8 @@ class LocalCluster:
             table["address"] = _address(node.peer_socket)
         node.folder.mkdir(parents=True, exist_ok=True)
         if self._ca is not None:
+            from raftha.net.certificates import make_node  # noqa: PLC0415
+
             made = make_node(self._ca, node.id, node.folder)
             paths = {"tls_ca": made.ca, "tls_cert": made.certificate, "tls_key": made.key}
             table.update({name: path.name for name, path in paths.items()})
@@ -362,7 +368,7 @@ class LocalCluster:
         Unavailable: the node can't be reached. Disconnected, RequestTimeout: it may have happened.
         An error reply is raised as the error that the server's manager raised.
         """
-        return call(_address(self._node(node_id).client_socket), args, timeout_s)
+        return self._call(_address(self._node(node_id).client_socket), args, timeout_s)
 
     def status(self, node_id: int) -> dict[str, Any] | None:
         """The node's `HaStatus` as a dict; None if it is down, paused or not answering."""

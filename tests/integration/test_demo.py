@@ -65,9 +65,9 @@ def test_the_demo_loses_nothing_and_prints_only_json(tmp_path: Path, rows: Path)
     assert list(tmp_path.iterdir()) == [rows]
 
 
-def test_every_field_of_the_json_is_in_the_readme(rows: Path) -> None:
+def test_every_field_of_the_json_is_in_the_guide(rows: Path) -> None:
     report = run_demo(rows)
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "docs" / "guide" / "quick-start.md").read_text(encoding="utf-8")
     assert [name for name in report.as_dict() if f"`{name}`" not in text] == []
     assert "ok" in str(render(report).columns[1]._cells[-1])
 

@@ -214,6 +214,7 @@ def test_two_full_nodes_refuse_writes_and_serve_reads_until_one_has_space(
     assert is_refusing(cluster, full)
     disks[full].free()
     wait_until(lambda: is_taking(cluster, full), "it still refuses")
-    found = cluster.call(spared, "MGET", *(f"key/{number}" for number in range(written)))
-    assert found == [VALUE] * written
+    # One by one: all that fit on the disks may be more than one MGET returns.
+    for number in range(written):
+        assert cluster.call(spared, "GET", f"key/{number}") == VALUE
     check_equal(cluster)

@@ -71,6 +71,18 @@ def test_both_signatures_are_the_same(name: str) -> None:
     assert blocking.return_annotation == awaited.return_annotation.removeprefix("Async")
 
 
+def test_both_replication_managers_have_the_same_names_and_signatures() -> None:
+    config = raftha.HaConfig(node_id=1, data_dir="x", members={1: "127.0.0.1:1"})
+    blocking = raftha.HaManager(config).replication
+    awaited = raftha.aio.HaManager(config).replication
+    assert public_names(blocking) == public_names(awaited)
+    for name in sorted(public_names(blocking) - {"config"}):
+        method = getattr(awaited, name)
+        assert inspect.signature(method) == inspect.signature(getattr(blocking, name)), name
+        assert inspect.iscoroutinefunction(method), name
+        assert inspect.getdoc(method), name
+
+
 @pytest.mark.parametrize("name", sorted(methods(raftha.aio.HaManager)))
 def test_the_asynchronous_manager_s_methods_are_awaited(name: str) -> None:
     method = getattr(raftha.aio.HaManager, name)

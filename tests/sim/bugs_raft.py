@@ -198,8 +198,8 @@ def sent_counts_as_unsent() -> list[Patch]:
     """A write that has left the node is called rejected when its deadline passes."""
 
     def send(self: Submissions, group: InFlight) -> None:
-        group.sent_at = self._router.now()
-        self._router.route(group)
+        group.sent_at = self._now()
+        self._route(group)
 
     return [(Submissions, "_send", send)]
 

@@ -23,7 +23,6 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
-from raftha.api.modes import make_write
 from raftha.errors import (
     AcknowledgementTimeout,
     CommandFailed,
@@ -34,7 +33,15 @@ from raftha.errors import (
     StorageFull,
 )
 from raftha.node.node import Node
-from raftha.node.operations import ALL_VOTERS, MAJORITY, GroupOperation, Operation, ReadOperation
+from raftha.node.operations import (
+    ALL_VOTERS,
+    MAJORITY,
+    AcknowledgedWrite,
+    GroupOperation,
+    Operation,
+    ReadOperation,
+    WriteOperation,
+)
 from raftha.storage.state.commands import pack_call, pack_compare_and_set, pack_put
 from raftha.storage.state.sessions import Outcome, Verdict, receipts
 from raftha.types import Receipt
@@ -250,7 +257,12 @@ class Writer:
             if not self._swarm.is_majority_enough:
                 larger = _larger_quorum(self._swarm)
                 call.acks = self._modes.choice((MAJORITY, MAJORITY, ALL_VOTERS, larger))
-            operation = make_write(call, deadline, command.pack(rng, self._known), call.acks)
+            packed = command.pack(rng, self._known)
+            operation = (
+                AcknowledgedWrite(call, deadline, packed, call.acks)
+                if call.acks
+                else WriteOperation(call, deadline, packed)
+            )
         self._world.note(member.id, f"client {kind}", f"{command.id!r} {key!r}")
         member.submit([operation])
 

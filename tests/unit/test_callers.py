@@ -11,6 +11,7 @@ from raftha.node.operations import (
     ReadOperation,
     TransferOperation,
     WriteOperation,
+    sizes,
 )
 from raftha.runtime.callers import ASKED_BYTES_MAX, SubmitQueue
 
@@ -31,7 +32,9 @@ def test_what_finds_no_room_is_refused_and_smaller_ones_still_fit() -> None:
     queue = SubmitQueue(BYTES_MAX)
     large, small = write(BYTES_MAX), write()
     assert queue.put([large, small], 0, 0) == [large]
-    assert list(queue.take()) == [small]
+    operations, held = queue.take()
+    assert list(operations) == [small]
+    assert held == sizes([small])
 
 
 def test_writes_without_contents_count_too() -> None:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 ARCHITECTURE = DOCS / "ARCHITECTURE.md"
-PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md"])
+PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
 WITH_PATHS = [ARCHITECTURE, DOCS / "VERIFICATION.md", *sorted((DOCS / "internals").glob("*.md"))]
 ARCHITECTURE_LINES_MAX = 350
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +19,7 @@ from raftha.errors import (
     StorageFull,
     Unavailable,
 )
+from raftha.node.acknowledgements import Acknowledgements
 from raftha.node.operations import (
     ALL_VOTERS,
     AcknowledgedWrite,
@@ -26,17 +27,22 @@ from raftha.node.operations import (
     Operation,
     WriteOperation,
 )
+from raftha.node.pending import Undelivered
 from raftha.node.submissions import InFlight, Submissions, is_proper
 from raftha.storage.state.commands import pack_put
 from raftha.storage.state.sessions import Applied, Outcome, Verdict
 from raftha.types import Acknowledgement, Receipt, ReplicationMode
 
 SESSION = 77
+NOW = 100.0
 ACKNOWLEDGED = Acknowledgement(ReplicationMode.ASYNC_WITH_ACK, (1, 3), ("primary",))
 
 
 class FakeRouter:
-    """Notes what is routed and delivered; a leader is there if `has_leader`."""
+    """What submissions ask of the rest of a node; a leader is there if `has_leader`.
+
+    It is their route, their pending operations and their acknowledgements at once.
+    """
 
     def __init__(self) -> None:
         self.has_leader = True
@@ -58,11 +64,11 @@ class FakeRouter:
         for operation, result in zip(operations, results, strict=True):
             self.deliver(operation, result)
 
-    def acknowledged(self, index: int) -> Acknowledgement:
+    def of(self, index: int) -> Acknowledgement:
         return ACKNOWLEDGED
 
-    def await_acknowledgements(
-        self, operation: WriteOperation | GroupOperation, result: Receipt | Outcome
+    def add(
+        self, operation: WriteOperation | GroupOperation, result: Receipt | Outcome, now: float
     ) -> None:
         self.awaited.append((operation.waiter, result))
 
@@ -78,15 +84,20 @@ def router() -> FakeRouter:
     return FakeRouter()
 
 
+def make_submissions(router: FakeRouter) -> Submissions:
+    pending, acknowledgements = cast(Undelivered, router), cast(Acknowledgements, router)
+    return Submissions(router.route, pending, acknowledgements, router.now, router.random_below)
+
+
 @pytest.fixture
 def submissions(router: FakeRouter) -> Submissions:
     """With a session already open."""
-    fresh = Submissions(router)
+    fresh = make_submissions(router)
     fresh.add(write("first"))
     form(fresh)
     (opening,) = router.routed
     assert (opening.session, opening.count) == (0, 0)
-    fresh.on_applied(Applied(0, opening.number, outcome(count=0, session=SESSION)))
+    fresh.on_applied(Applied(0, opening.number, outcome(count=0, session=SESSION)), NOW)
     fresh.queue.clear()
     router.routed.clear()
     return fresh
@@ -110,7 +121,7 @@ def test_all_that_waits_becomes_one_group(submissions: Submissions, router: Fake
     form(submissions)
     (group,) = router.routed
     assert (group.session, group.number, group.floor, group.count) == (SESSION, 1, 1, 3)
-    submissions.on_applied(Applied(SESSION, 1, outcome(count=3)))
+    submissions.on_applied(Applied(SESSION, 1, outcome(count=3)), NOW)
     assert [name for name, _ in router.delivered] == ["a", "b", "c"]
     assert [receipt.sequence for _, receipt in router.delivered] == [10, 11, 12]
 
@@ -121,8 +132,8 @@ def test_the_floor_is_the_lowest_number_in_flight(
     for name in "abc":
         submissions.add(write(name))
         form(submissions)
-    submissions.on_applied(Applied(SESSION, 1, outcome(count=1)))
-    submissions.on_applied(Applied(SESSION, 3, outcome(count=1)))
+    submissions.on_applied(Applied(SESSION, 1, outcome(count=1)), NOW)
+    submissions.on_applied(Applied(SESSION, 3, outcome(count=1)), NOW)
     submissions.add(write("d"))
     form(submissions)
     assert [(group.number, group.floor) for group in router.routed] == [
@@ -139,7 +150,7 @@ def test_a_new_leader_gets_all_groups_in_flight_in_order(
     for name in "abc":
         submissions.add(write(name))
         form(submissions)
-    submissions.on_applied(Applied(SESSION, 2, outcome(count=1)))
+    submissions.on_applied(Applied(SESSION, 2, outcome(count=1)), NOW)
     router.routed.clear()
     submissions.send_again()
     assert [group.number for group in router.routed] == [1, 3]
@@ -162,7 +173,7 @@ def test_an_outcome_for_somebody_else_is_ignored(
 ) -> None:
     submissions.add(write("a"))
     form(submissions)
-    submissions.on_applied(Applied(SESSION + 1, 1, outcome(count=1)))
+    submissions.on_applied(Applied(SESSION + 1, 1, outcome(count=1)), NOW)
     assert router.delivered == []
 
 
@@ -231,7 +242,7 @@ def test_a_leader_without_space_is_no_overloaded_one(
 def test_writes_waiting_for_a_session_are_refused_when_many_disks_are_full(
     router: FakeRouter,
 ) -> None:
-    fresh = Submissions(router)
+    fresh = make_submissions(router)
     fresh.add(write("a"))
     form(fresh)
     (opening,) = router.routed
@@ -253,15 +264,15 @@ def test_writes_of_an_expired_session_go_out_in_a_new_one_in_their_order(
         form(submissions)
     expired = outcome(count=1, verdict=Verdict.SESSION_EXPIRED)
     for number in (1, 2, 3):
-        submissions.on_applied(Applied(SESSION, number, expired))
+        submissions.on_applied(Applied(SESSION, number, expired), NOW)
     router.routed.clear()
     form(submissions)
     (opening,) = router.routed
-    submissions.on_applied(Applied(0, opening.number, outcome(count=0, session=SESSION + 1)))
+    submissions.on_applied(Applied(0, opening.number, outcome(count=0, session=SESSION + 1)), NOW)
     form(submissions)
     group = router.routed[-1]
     assert (group.session, group.number, group.count) == (SESSION + 1, 1, 3)
-    submissions.on_applied(Applied(SESSION + 1, 1, outcome(count=3)))
+    submissions.on_applied(Applied(SESSION + 1, 1, outcome(count=3)), NOW)
     assert [name for name, _ in router.delivered] == ["a", "b", "c"]
     assert all(isinstance(receipt, Receipt) for _, receipt in router.delivered)
 
@@ -272,15 +283,15 @@ def test_a_group_that_the_floor_passed_goes_out_in_a_new_session(
     for name in "ab":
         submissions.add(write(name))
         form(submissions)
-    submissions.on_applied(Applied(SESSION, 1, outcome(count=1, verdict=Verdict.FORGOTTEN)))
-    submissions.on_applied(Applied(SESSION, 2, outcome(count=1)))
+    submissions.on_applied(Applied(SESSION, 1, outcome(count=1, verdict=Verdict.FORGOTTEN)), NOW)
+    submissions.on_applied(Applied(SESSION, 2, outcome(count=1)), NOW)
     assert [name for name, _ in router.delivered] == ["b"]
     router.routed.clear()
     form(submissions)
     (opening,) = router.routed
-    submissions.on_applied(Applied(0, opening.number, outcome(count=0, session=SESSION + 1)))
+    submissions.on_applied(Applied(0, opening.number, outcome(count=0, session=SESSION + 1)), NOW)
     form(submissions)
-    submissions.on_applied(Applied(SESSION + 1, 1, outcome(count=1)))
+    submissions.on_applied(Applied(SESSION + 1, 1, outcome(count=1)), NOW)
     assert [name for name, _ in router.delivered] == ["b", "a"]
 
 
@@ -298,7 +309,7 @@ def test_an_outcome_of_another_s_group_of_our_number_is_not_taken_for_ours(
     submissions.add(write("a"))
     submissions.add(write("b"))
     form(submissions)
-    submissions.on_applied(Applied(SESSION, 1, outcome(count=1)))
+    submissions.on_applied(Applied(SESSION, 1, outcome(count=1)), NOW)
     assert [type(error) for _, error in router.delivered] == [Indeterminate, Indeterminate]
 
 
@@ -310,7 +321,7 @@ def test_a_failed_command_fails_only_its_own_caller(
     form(submissions)
     results = [None, (2, "ValueError", "no")]
     failed = outcome(count=2)._replace(results=results)
-    submissions.on_applied(Applied(SESSION, 1, failed))
+    submissions.on_applied(Applied(SESSION, 1, failed), NOW)
     kinds = [type(result) for _, result in router.delivered]
     assert kinds == [Receipt, CommandFailed]
 
@@ -321,7 +332,7 @@ def test_a_receipt_says_who_has_the_write_and_its_caller_may_wait_for_more(
     submissions.add(write("a"))
     submissions.add(AcknowledgedWrite("b", 200.0, pack_put(b"b", b"value"), ALL_VOTERS))
     form(submissions)
-    submissions.on_applied(Applied(SESSION, 1, outcome(count=2)))
+    submissions.on_applied(Applied(SESSION, 1, outcome(count=2)), NOW)
     ((_, receipt),) = router.delivered
     assert (receipt.acked_by, receipt.regions) == ((1, 3), ("primary",))
     ((waiter, later),) = router.awaited
@@ -334,7 +345,7 @@ def test_what_a_failed_command_ends_with_waits_for_no_disks(
     submissions.add(AcknowledgedWrite("a", 200.0, pack_put(b"a", b"value"), ALL_VOTERS))
     form(submissions)
     failed = outcome(count=1)._replace(results=[(2, "ValueError", "no")])
-    submissions.on_applied(Applied(SESSION, 1, failed))
+    submissions.on_applied(Applied(SESSION, 1, failed), NOW)
     assert [type(result) for _, result in router.delivered] == [CommandFailed]
     assert router.awaited == []
 
@@ -345,7 +356,7 @@ def test_the_same_group_asked_for_twice_answers_both(
     for name in ("one", "two"):
         submissions.add_group(GroupOperation(name, 200.0, 5, 1, 1, [pack_put(b"a", b"")]))
     assert len(router.routed) == 1
-    submissions.on_applied(Applied(5, 1, outcome(count=1)))
+    submissions.on_applied(Applied(5, 1, outcome(count=1)), NOW)
     assert [name for name, _ in router.delivered] == ["one", "two"]
 
 

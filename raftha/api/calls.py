@@ -1,0 +1,316 @@
+"""Each call, written once for both managers: what it checks and packs, and the operation it makes.
+
+A method of `Calls` checks its arguments, raises `InvalidRequest` if one is wrong, and returns an
+operation without waiter and deadline. `_run` of a manager adds both and submits the operation. The
+waiter of an `async_fire_forget` write is `RELEASED` already: its caller doesn't wait.
+
+Nothing here waits or changes, so any thread may call it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, TypeVar
+
+from raftha.api.modes import Mode, Quorum, acks_of
+from raftha.config import DAY_MS, HaConfig
+from raftha.errors import InvalidRequest
+from raftha.node.lease_reads import MISSED, Missed
+from raftha.node.node import Node
+from raftha.node.operations import (
+    AT_ONCE,
+    MAJORITY,
+    AcknowledgedWrite,
+    DigestOperation,
+    GroupOperation,
+    MembershipOperation,
+    ReadOperation,
+    TransferOperation,
+    WriteOperation,
+)
+from raftha.runtime.runtime import Runtime
+from raftha.storage.state import commands
+from raftha.storage.state.commands import Condition
+from raftha.storage.state.commands import Operation as TransactionOperation
+from raftha.storage.state.machine import SCAN_BYTES_MAX
+from raftha.types import RELEASED, HaStatus
+
+AdminOperation = TransferOperation | MembershipOperation
+Consistency = Literal["linearizable", "stale"]
+
+TIMEOUT_S_MAX = 600
+KEY_RECORD_BYTES = 64
+"""About what a key takes beside its bytes while a read of it waits."""
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Read(Protocol[T_co]):
+    """A `ReadOperation` whose result is a `T_co`."""
+
+    @property
+    def read(self) -> Callable[[Any], T_co]:
+        """Read from a node, on its thread."""
+
+
+class Calls:
+    """The calls of one manager; `raftha.HaManager` says what each does."""
+
+    def __init__(self, config: HaConfig) -> None:
+        self._config = config
+        self._timeout_s = config.request_timeout_s
+        self._value_bytes_max = config.value_bytes_max
+        self._acks = acks_of(config.replication)
+
+    def deadline(self, timeout: float | None) -> float:
+        """The moment, on the monotonic clock, by which a call made now ends."""
+        if timeout is None:
+            return time.monotonic() + self._timeout_s
+        check_timeout(timeout)
+        return time.monotonic() + timeout
+
+    # ---------------------------------------------------------------- writes
+
+    def put(self, key: bytes, value: bytes, mode: Mode, quorum: Quorum) -> WriteOperation:
+        return self._write(commands.pack_put(key, value, self._value_bytes_max), mode, quorum)
+
+    def delete(self, key: bytes, mode: Mode, quorum: Quorum) -> WriteOperation:
+        return self._write(commands.pack_delete(key), mode, quorum)
+
+    def compare_and_set(
+        self, key: bytes, expected: bytes | None, value: bytes | None, mode: Mode, quorum: Quorum
+    ) -> WriteOperation:
+        packed = commands.pack_compare_and_set(key, expected, value, self._value_bytes_max)
+        return self._write(packed, mode, quorum)
+
+    def transaction(
+        self,
+        conditions: Sequence[Condition],
+        operations: Sequence[TransactionOperation],
+        otherwise: Sequence[TransactionOperation],
+        mode: Mode,
+        quorum: Quorum,
+    ) -> WriteOperation:
+        parts = conditions, operations, otherwise
+        return self._write(commands.pack_transaction(*parts, self._value_bytes_max), mode, quorum)
+
+    def execute(self, name: str, args: Sequence[Any], mode: Mode, quorum: Quorum) -> WriteOperation:
+        return self._write(commands.pack_call(name, args), mode, quorum)
+
+    def submit(self, packed: bytes, mode: Mode, quorum: Quorum) -> WriteOperation:
+        commands.check_packed(packed)
+        return self._write(packed, mode, quorum)
+
+    def _write(self, packed: bytes, mode: Mode, quorum: Quorum) -> WriteOperation:
+        acks = self._acks
+        if mode is not None or quorum is not None:
+            acks = acks_of(self._config.replication, mode, quorum)
+        if acks == MAJORITY:
+            return WriteOperation(None, 0.0, packed)
+        if acks == AT_ONCE:
+            return WriteOperation(RELEASED, 0.0, packed)
+        return AcknowledgedWrite(None, 0.0, packed, acks)
+
+    # ---------------------------------------------------------------- sessions of outside clients
+
+    def open_session(self) -> GroupOperation:
+        return GroupOperation(None, 0.0, 0, 0, 0, [])
+
+    def submit_once(
+        self, session: int, number: int, floor: int, packed: Sequence[bytes]
+    ) -> GroupOperation:
+        for name, value in (("session", session), ("number", number), ("floor", floor)):
+            check_count(name, value)
+        if not (session and 0 < floor <= number):
+            raise InvalidRequest("a session and a floor are over 0, a floor at most the number")
+        for command in packed:
+            commands.check_packed(command)
+        size = sum(map(len, packed))
+        if size > commands.COMMAND_BYTES_MAX or len(packed) > commands.ARRAY_MAX:
+            raise InvalidRequest(
+                f"a group has at most {commands.ARRAY_MAX} commands and "
+                f"{commands.COMMAND_BYTES_MAX} bytes, got {len(packed)} and {size}"
+            )
+        # A client that numbers its groups wants their outcomes, whatever the config's mode.
+        acks = MAJORITY if self._acks == AT_ONCE else self._acks
+        return GroupOperation(None, 0.0, session, number, floor, list(packed), acks)
+
+    # ---------------------------------------------------------------- reads
+
+    def get(
+        self, key: bytes, consistency: Consistency, max_staleness_ms: float | None
+    ) -> Read[bytes | None]:
+        """`read_leased` comes first, and has checked `key`."""
+        return _read(lambda node: node.state.get(key), consistency, max_staleness_ms, len(key))
+
+    def get_many(
+        self, keys: Sequence[bytes], consistency: Consistency, max_staleness_ms: float | None
+    ) -> Read[list[bytes | None]]:
+        keys, size = _checked(keys)
+        return _read(lambda node: _values(node, keys)[0], consistency, max_staleness_ms, size)
+
+    def get_each(
+        self, groups: Sequence[Sequence[bytes]], bytes_max: int
+    ) -> Read[list[list[bytes | None] | InvalidRequest]]:
+        checked = [_checked(keys) for keys in groups]
+        size = sum(KEY_RECORD_BYTES + size for _, size in checked)
+        groups = [keys for keys, _ in checked]
+        return _read(lambda node: _each(node, groups, bytes_max), "linearizable", None, size)
+
+    def scan(
+        self,
+        start: bytes | None,
+        end: bytes | None,
+        limit: int,
+        reverse: bool,
+        consistency: Consistency,
+        max_staleness_ms: float | None,
+    ) -> Read[list[tuple[bytes, bytes]]]:
+        def read(node: Node) -> list[tuple[bytes, bytes]]:
+            return node.state.scan(start, end, limit=limit, reverse=reverse)  # It checks these.
+
+        return _read(read, consistency, max_staleness_ms)
+
+    def count(self, consistency: Consistency, max_staleness_ms: float | None) -> Read[int]:
+        return _read(lambda node: node.state.count(), consistency, max_staleness_ms)
+
+    def status(self) -> Read[HaStatus]:
+        return _read(Node.status, "stale", None)
+
+    def digest(self, sequence: int | None) -> DigestOperation:
+        check_count("sequence", sequence)
+        return DigestOperation(None, 0.0, sequence or 0)
+
+    # ---------------------------------------------------------------- leader and members
+
+    def failover_to(self, node_id: int) -> TransferOperation:
+        check_count("node_id", node_id)
+        return TransferOperation(None, 0.0, node_id)
+
+    def add_replica(
+        self, node_id: int, address: str, region: str, voter: bool
+    ) -> MembershipOperation:
+        check_count("node_id", node_id)
+        for name, value in (("address", address), ("region", region)):
+            if type(value) is not str or len(value) > 512:
+                raise InvalidRequest(f"{name} must be text of at most 512 characters")
+        region = region or self._config.regions[0]
+        return MembershipOperation(
+            None, 0.0, node_id, adds=True, address=address, region=region, is_standby=not voter
+        )
+
+    def promote_replica(self, node_id: int) -> MembershipOperation:
+        check_count("node_id", node_id)
+        return MembershipOperation(None, 0.0, node_id, adds=True)
+
+    def remove_replica(self, node_id: int) -> MembershipOperation:
+        check_count("node_id", node_id)
+        return MembershipOperation(None, 0.0, node_id, adds=False)
+
+
+def read_leased(
+    runtime: Runtime | None,
+    key: bytes,
+    consistency: Consistency,
+    max_staleness_ms: float | None,
+    timeout: float | None,
+) -> bytes | Missed | None:
+    """The value of `key`, read by this thread; `MISSED` without a lease, or if none is asked for.
+
+    InvalidRequest if `key` is wrong, in any case.
+    """
+    commands.check_key(key)
+    if consistency != "linearizable" or max_staleness_ms is not None or runtime is None:
+        return MISSED
+    if timeout is not None:
+        check_timeout(timeout)
+    return runtime.node.leased.get(key)
+
+
+def check_timeout(timeout: float) -> None:
+    """Raise InvalidRequest unless it is over 0 and at most `TIMEOUT_S_MAX` seconds."""
+    if not isinstance(timeout, int | float) or not 0 < timeout <= TIMEOUT_S_MAX:
+        raise InvalidRequest(
+            f"a timeout must be over 0 and at most {TIMEOUT_S_MAX} seconds, got {timeout!r}"
+        )
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Raise InvalidRequest unless it is a whole number that fits in a message, or None."""
+    if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
+        raise InvalidRequest(f"{name} must be a whole number of at least 0, got {value!r}")
+
+
+def check_consistency(
+    consistency: Consistency, max_staleness_ms: float | None
+) -> tuple[bool, float]:
+    """Whether a read is linearizable, and how old in seconds its answer may be.
+
+    InvalidRequest if `consistency` is unknown, or if a stale read has a bound.
+    """
+    if consistency == "linearizable" and max_staleness_ms is None:
+        return True, 0.0
+    if consistency not in ("linearizable", "stale"):
+        raise InvalidRequest(f'consistency is "linearizable" or "stale", got {consistency!r}')
+    if max_staleness_ms is None:
+        return False, 0.0
+    is_number = isinstance(max_staleness_ms, int | float) and max_staleness_ms is not True
+    if not is_number or not 0 <= max_staleness_ms <= DAY_MS:
+        raise InvalidRequest(f"max_staleness_ms must be from 0 to {DAY_MS}")
+    if consistency == "stale":
+        raise InvalidRequest("a stale read has no bound; leave consistency out")
+    return True, max_staleness_ms / 1000
+
+
+def _read(
+    read: Callable[[Node], Any],
+    consistency: Consistency,
+    max_staleness_ms: float | None,
+    asked_bytes: int = 0,
+) -> ReadOperation:
+    exact, age_s = check_consistency(consistency, max_staleness_ms)
+    return ReadOperation(
+        None, 0.0, read, is_linearizable=exact, max_age_s=age_s, asked_bytes=asked_bytes
+    )
+
+
+def _checked(keys: Sequence[bytes]) -> tuple[list[bytes], int]:
+    """Keys that are proper ones, and how much a read of them holds while it waits."""
+    keys = list(keys)
+    for key in keys:
+        commands.check_key(key)
+    return keys, KEY_RECORD_BYTES * len(keys) + sum(map(len, keys))
+
+
+def _values(node: Node, keys: Sequence[bytes]) -> tuple[list[bytes | None], int]:
+    """The values of `keys` and their size in bytes; InvalidRequest if that is over 16 MiB."""
+    values, size = [], 0
+    for key in keys:
+        value = node.state.get(key)
+        size += len(value or b"")
+        if size > SCAN_BYTES_MAX:
+            raise InvalidRequest(
+                f"the values are over {SCAN_BYTES_MAX} bytes in all", hint="ask for fewer keys"
+            )
+        values.append(value)
+    return values, size
+
+
+def _each(
+    node: Node, groups: Sequence[Sequence[bytes]], bytes_max: int
+) -> list[list[bytes | None] | InvalidRequest]:
+    """The values of each group, or why it has none, until they have `bytes_max` bytes."""
+    results: list[list[bytes | None] | InvalidRequest] = []
+    total = 0
+    for keys in groups:
+        try:
+            values, size = _values(node, keys)
+        except InvalidRequest as error:
+            results.append(error)
+            continue
+        results.append(values)
+        total += size
+        if total >= bytes_max:
+            break
+    return results

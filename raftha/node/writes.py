@@ -1,0 +1,190 @@
+"""The writes of one node: from its callers into the leader's log, and back as outcomes.
+
+Theory of operation. Three parts divide the work. `Submissions` has the groups of this node's own
+callers until their outcomes are known, wherever the leader is. `Inbox` has, on the leader, the
+groups of all nodes until they are applied. `Acknowledgements` has the callers that want their write
+on more disks than a majority's. A group's way is `route`: into the inbox of this node if it leads,
+else to the leader in a `Forward`.
+
+A turn forms one batch at most, before the core says what to write: group commit is one batch a
+write. What happens later in the turn asks for another turn only if that could do something.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+from raftha.clock import Clock
+from raftha.core import Raft
+from raftha.entry import Entry, decode_groups
+from raftha.errors import InvalidRequest
+from raftha.node.acknowledgements import Acknowledgements, check_wanted
+from raftha.node.host import Host
+from raftha.node.messages import Forward, ForwardReply
+from raftha.node.operations import GroupOperation, WriteOperation
+from raftha.node.pending import Undelivered
+from raftha.node.proposals import BATCH_BYTES_MAX, Inbox, Waiting
+from raftha.node.submissions import (
+    FORWARDED_MAX,
+    GROUP_BYTES_MAX,
+    InFlight,
+    Submissions,
+    is_proper,
+)
+from raftha.storage.state.sessions import Applied
+
+
+class Writes:
+    """See the module's docstring. All calls come from the node's thread."""
+
+    def __init__(
+        self,
+        core: Raft,
+        host: Host,
+        pending: Undelivered,
+        clock: Clock,
+        random_below: Callable[[int], int],
+        ack_timeout_s: float,
+    ) -> None:
+        """`ack_timeout_s`: how long a committed write waits for more disks than a majority's."""
+        self._core = core
+        self._host = host
+        self._pending = pending
+        self._clock = clock
+        self._inbox = Inbox(core)
+        self._acknowledgements = Acknowledgements(core, pending.deliver, ack_timeout_s)
+        self._submissions = Submissions(
+            self.route, pending, self._acknowledgements, clock.monotonic, random_below
+        )
+        self._proposed: deque[tuple[int, float]] = deque()
+
+    @property
+    def bytes_held(self) -> int:
+        """Writes that have no outcome yet, and their groups."""
+        return self._pending.write_bytes + self._submissions.in_flight_bytes
+
+    def unfinished(self) -> tuple[int, int]:
+        """How many commands of this node's callers have no outcome yet, and their bytes."""
+        return self._submissions.unfinished()
+
+    # ---------------------------------------------------------------- what comes in
+
+    def add(self, operations: Iterator[WriteOperation]) -> None:
+        """Queue writes that may all be taken, in order."""
+        self._submissions.add(*operations)
+
+    def add_checked(self, operation: WriteOperation | GroupOperation) -> None:
+        """Queue a write, or send a numbered group, if its caller can have the disks it wants."""
+        if operation.acks:
+            try:
+                check_wanted(operation.acks, self._core.membership)
+            except InvalidRequest as error:
+                self._pending.deliver(operation, error)
+                return
+        if isinstance(operation, GroupOperation):
+            self._submissions.add_group(operation)
+        else:
+            self._submissions.add(operation)
+
+    def on_forward(self, message: Forward, *, is_majority_full: bool) -> None:
+        """Another node's group, for the leader."""
+        try:
+            (group,) = decode_groups(memoryview(message.group))
+        except ValueError:
+            group = None
+        if group is None or not is_proper(group):
+            return  # No correct node sends it, and in the log every node would trip over it.
+        if not self._core.is_leader:
+            return  # The sender will learn which node leads, and send it there.
+        key = group.session, group.number
+        is_full = is_majority_full and not self._inbox.knows(key)
+        if is_full or not self._inbox.has_room(key, len(message.group)):
+            self._host.send(
+                ForwardReply(
+                    message.sender, self._core.id, group.session, group.number, is_full=is_full
+                )
+            )
+            return
+        self._inbox.put(key, Waiting(message.sender, group.count, message.group))
+
+    def on_forward_reply(self, message: ForwardReply) -> None:
+        """The leader refused a group of this node's callers."""
+        self._submissions.on_refused(message.session, message.number, is_full=message.is_full)
+
+    def on_leader(self) -> None:
+        """A leader is known: everything that may have been lost on its way goes there again."""
+        self._inbox.clear()
+        self._submissions.send_again()
+
+    # ---------------------------------------------------------------- the turn
+
+    def form_batch(self) -> None:
+        """On the leader, form one batch at most per write; elsewhere, groups for the leader."""
+        if not self._core.is_leader:
+            leader = self._core.leader
+            if leader is not None and self._host.is_connected(leader):
+                self._submissions.form_groups(BATCH_BYTES_MAX, FORWARDED_MAX)
+            return
+        if self._inbox.can_propose:
+            # Some room for this node's own callers, however much the others forward.
+            room = max(BATCH_BYTES_MAX - self._inbox.waiting_bytes, GROUP_BYTES_MAX)
+            self._submissions.form_groups(room, 1 << 30)
+            self._inbox.propose(self._clock.time_us())
+
+    def route(self, group: InFlight) -> bool:
+        """Send a group towards the leader; False if there is none to send it to.
+
+        Every caller of this runs before the turn forms its batch, or asks for a turn itself.
+        """
+        if self._core.is_leader:
+            key = group.session, group.number
+            self._inbox.put(key, Waiting(self._core.id, group.count, group.encoded))
+            return True
+        leader = self._core.leader
+        if leader is None or not self._host.is_connected(leader):
+            return False
+        self._host.send(Forward(leader, self._core.id, group.encoded))
+        return True
+
+    def on_proposed(self, index: int, now: float) -> None:
+        """The leader writes the log up to `index`."""
+        self._proposed.append((index, now))
+
+    def on_applied(self, entry: Entry, groups: Sequence[Applied], now: float) -> None:
+        """The state has applied an entry, and these groups in it."""
+        for group in groups:
+            self._inbox.on_group_applied((group.session, group.number))
+            if self._submissions.on_applied(group, now):
+                self._host.wake()
+        if self._inbox.on_applied(entry.index):
+            self._host.wake()
+
+    def commit_times(self, applied_index: int, now: float) -> Iterator[float]:
+        """For each batch of this leader that has just been applied, how long that took."""
+        while self._proposed and self._proposed[0][0] <= applied_index:
+            _, proposed_at = self._proposed.popleft()
+            if self._core.is_leader:
+                yield now - proposed_at
+
+    def release_acknowledged(self) -> None:
+        """Release the callers whose writes are on as many disks as they want by now."""
+        self._acknowledgements.check()
+
+    # ---------------------------------------------------------------- time and the end
+
+    def on_tick(self, now: float) -> None:
+        """Time passes."""
+        if not self._core.is_leader:
+            # What a leader has routed to itself is in its log, or in its inbox.
+            self._submissions.send_overdue()
+        self._acknowledgements.expire(now)
+
+    def expire(self, now: float) -> float:
+        """Release callers whose deadline has passed; return the next deadline."""
+        return self._submissions.expire(now)
+
+    def abort(self, unsent: Exception, sent: Exception) -> None:
+        """The node ends: tell every caller, by whether its write had left this node."""
+        self._submissions.abort(unsent, sent)
+        self._acknowledgements.abort()
