@@ -1,9 +1,9 @@
 """What a leader does, and what only a leader knows; made when a term is won, gone when it ends.
 
-Theory of operation. `Leadership` sends entries to followers, each at its own pace (`progress.py`),
-counts what is on how many disks and moves the commit index (R3, R4 in `raft.py`), proves to readers
-that it still leads (R8), holds a lease if that is wanted (`lease.py`), and hands over when asked
-to. It shares the log with `Raft`, and sends through it.
+Theory of operation. `Leadership` adds entries to the log and has them sent (`followers.py`), counts
+what is on how many disks and moves the commit index (R3, R4 in `raft.py`), proves to readers that
+it still leads (R8), holds a lease if that is wanted (`lease.py`), and hands over when asked to. It
+shares the log with `Raft`, and sends through it.
 
 Its first entry is a no-op: only with an entry of its own term committed does it know how far the
 log is committed at all (paper, section 8).
@@ -15,22 +15,20 @@ majority without it has on disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import assert_never
 
 from raftha.core.catch_up import CatchUps
-from raftha.core.durable_indexes import encode_behind
+from raftha.core.followers import Followers
 from raftha.core.lease import FOR_EVER, Leases
-from raftha.core.log import RaftLog, fitting
+from raftha.core.log import RaftLog
 from raftha.core.messages import (
-    Append,
     AppendReply,
     Healed,
     Heartbeat,
     HeartbeatReply,
     Message,
-    PositionsReply,
     PositionsRequest,
     ReadReply,
     ReadRequest,
@@ -43,7 +41,6 @@ from raftha.entry import Entry, EntryKind, LogPosition, make_entry
 from raftha.errors import MembershipChangePending, TransferFailed, Unavailable
 from raftha.events import (
     HaEvent,
-    ReplicaBehindLog,
     ReplicaHealed,
     ReplicaHealing,
 )
@@ -71,15 +68,14 @@ class Leadership:
         self.transfer_target: int | None = None
         self._has_told_to_campaign = False
         self._leases = leases
-        self.progress: dict[int, Progress] = {}
+        self._followers = Followers(config, term, log, send, events, requests)
+        self.progress = self._followers.progress
         self._config = config
         self._log = log
         self._send = send
         self._events = events
         self._read_states = read_states
-        self._requests = requests
         self._reads = ReadRounds()
-        self._behind: tuple[int, tuple[int, ...]] | None = None
         self._catch_ups = CatchUps(config, events)
         assert log.last_term <= term, "an entry of a term implies that term"
         self._begins_at = log.last_index + 1
@@ -92,7 +88,7 @@ class Leadership:
         """A follower's answer or question, of this term."""
         if message.sender not in self.progress:
             return  # It was removed meanwhile.
-        self._behind = None  # Its disk may have more, or have lost what it had.
+        self._followers.disks_changed()
         if isinstance(message, AppendReply | HeartbeatReply):
             self._hear_epoch(message.sender, message.epoch)
         match message:
@@ -103,7 +99,7 @@ class Leadership:
             case ReadRequest():
                 self.read(message.sender, message.read_id)
             case PositionsRequest():
-                self._watch(message.sender, message.index)
+                self._followers.watch(message.sender, message.index)
             case _:
                 assert_never(message)
 
@@ -120,7 +116,7 @@ class Leadership:
         if kind is EntryKind.MEMBERSHIP:
             self.on_membership()
         for peer in self.progress:
-            self._send_append(peer)
+            self._followers.send_append(peer)
         return entry.index
 
     @property
@@ -161,17 +157,32 @@ class Leadership:
         self.transfer_target = target
         self._renew_lease()
         self._finish_transfer(target, progress)
-        self._send_append(target)
+        self._followers.send_append(target)
+
+    # ---------------------------------------------------------------- followers
 
     def connected(self, peer: int) -> None:
         """Whatever was on its way to `peer` before is lost; ask where its log is."""
-        if peer in self.progress:
-            self.progress[peer].probe()
-            self._send_append(peer)
+        self._followers.connected(peer)
 
     def disconnected(self, peer: int) -> None:
-        if peer in self.progress:
-            self.progress[peer].probe()
+        self._followers.disconnected(peer)
+
+    def log_read(self, request: LogRead, previous: LogPosition, entries: Sequence[Entry]) -> None:
+        """Entries that follow `previous` came from the disk."""
+        self._followers.log_read(request, previous, entries)
+
+    def log_read_failed(self, request: LogRead, first_index: int) -> None:
+        """The entries asked for are gone; the log on disk begins at `first_index`."""
+        self._followers.log_read_failed(request, first_index)
+
+    def snapshot_sent(self, request: SnapshotRequest, index: int) -> None:
+        """The follower holds everything up to `index` now, by an image or already; go on there."""
+        self._followers.snapshot_sent(request, index)
+
+    def snapshot_failed(self, request: SnapshotRequest) -> None:
+        """The follower got no image. As soon as it is heard from, look anew at what it needs."""
+        self._followers.snapshot_failed(request)
 
     # ---------------------------------------------------------------- members that heal
 
@@ -215,17 +226,8 @@ class Leadership:
 
     def on_membership(self) -> None:
         """The log's membership is another one: follow those who came, forget those who went."""
-        self._behind = None
         members = self._log.membership.members
-        for peer in members:
-            if peer != self.id and peer not in self.progress:
-                self.progress[peer] = Progress(
-                    self._log.last_index + 1,
-                    self._config.in_flight_messages_max,
-                    self._config.in_flight_bytes_max,
-                )
-        for peer in [peer for peer in self.progress if peer not in members]:
-            del self.progress[peer]
+        self._followers.follow(members)
         assert self.progress.keys() == members.keys() - {self.id}, "all others are followed"
         learners = {
             peer
@@ -254,90 +256,6 @@ class Leadership:
 
     # ---------------------------------------------------------------- replication
 
-    def _send_append(self, peer: int) -> None:
-        """Send what the follower lacks, as far as its limits allow; a probe if that's nothing."""
-        progress = self.progress[peer]
-        assert progress.next <= self._log.last_index + 1, "what is sent next is in the log"
-        while not progress.is_paused:
-            previous_index = progress.next - 1
-            previous_term = self._log.term(previous_index)
-            if previous_term is None:
-                progress.mode = Mode.FETCH
-                if progress.next < self._log.first_index:
-                    self._on_behind_log(peer, progress, self._log.first_index)
-                else:
-                    self._requests.log_reads.append(
-                        LogRead(peer, self.term, self._log.persisted, progress.next)
-                    )
-                return
-            entries = self._log.slice(progress.next, self._config.append_bytes_max)
-            if not entries and progress.mode is Mode.REPLICATE:
-                return
-            self._send_entries(peer, progress, previous_index, previous_term, entries)
-
-    def _send_entries(
-        self,
-        peer: int,
-        progress: Progress,
-        previous_index: int,
-        previous_term: int,
-        entries: tuple[Entry, ...],
-    ) -> None:
-        self._send_news(peer, progress, previous_index, previous_term, entries)
-        last_index = previous_index + len(entries)
-        if progress.mode is Mode.REPLICATE:
-            progress.sent(last_index, sum(len(entry.data) for entry in entries))
-        else:
-            progress.probed(previous_term, last_index)
-
-    def _probe_again(self, peer: int, progress: Progress) -> None:
-        """Ask again what has had no answer yet, without the entries.
-
-        They may be on their way, or being written, for longer than a heartbeat takes. If they are
-        lost they are sent again as soon as the answer to this says where the logs agree.
-        """
-        if progress.probed_at is None:
-            progress.waits_for_reply = False
-            self._send_append(peer)
-            return
-        index, term = progress.probed_at
-        self._send_news(peer, progress, index, term, ())
-        progress.probed(term, index)
-
-    def _send_probe(self, peer: int, progress: Progress) -> None:
-        """Send an append without entries: it carries commit, and its reply finds lost appends."""
-        previous_term = self._log.term(progress.next - 1)
-        if previous_term is not None:
-            self._send_news(peer, progress, progress.next - 1, previous_term, ())
-        elif progress.mode is Mode.REPLICATE:
-            # Memory has moved on past what was sent last. Begin again from what is known to be
-            # there, from the disk; to stay silent would wait for ever if what was sent is lost.
-            progress.probe()
-            self._send_append(peer)
-
-    def _send_news(
-        self,
-        peer: int,
-        progress: Progress,
-        previous_index: int,
-        previous_term: int,
-        entries: tuple[Entry, ...],
-    ) -> None:
-        commit, compact = self._log.commit, self._log.compact_index
-        progress.commit_sent = commit
-        message = Append(
-            peer,
-            self.id,
-            self.term,
-            previous_index,
-            previous_term,
-            commit,
-            compact,
-            entries,
-            behind=self.behind(commit),
-        )
-        self._send(message)
-
     def _on_append_reply(self, message: AppendReply) -> None:
         """A follower has the entries on disk, or lacks those before them."""
         peer, progress = message.sender, self.progress[message.sender]
@@ -346,15 +264,15 @@ class Leadership:
         if not message.ok:
             next_index = self._log.hint(message.hint_index, message.hint_term)[0] + 1
             if progress.reject(message.index, next_index):
-                self._send_append(peer)
+                self._followers.send_append(peer)
             return
         if message.index > self._log.last_index:
             return  # It acknowledges what was never sent: no correct node does.
         if progress.acknowledge(message.index):
             self.advance_commit()
-            self._tell_watchers()
+            self._followers.tell_watchers()
         if progress.mode is Mode.REPLICATE:
-            self._send_append(peer)
+            self._followers.send_append(peer)
         if peer == self.transfer_target:
             self._finish_transfer(peer, progress)
 
@@ -366,13 +284,13 @@ class Leadership:
 
     def advance_commit(self) -> None:
         """Another disk has more of the log: commit what a quorum has, and note who has it."""
-        self._behind = None
+        self._followers.disks_changed()
         before = self._log.commit
         self._commit()
         commit = self._log.commit
         if commit != before:
             self._check_commit(before, commit)
-        self._log.positions.learn(commit, self.behind(commit))
+        self._log.positions.learn(commit, self._followers.behind(commit))
 
     def _check_commit(self, before: int, commit: int) -> None:
         """Assert, of a commit index that has moved, what makes it safe."""
@@ -404,106 +322,12 @@ class Leadership:
             self._renew_lease()
         for peer, progress in self.progress.items():
             if progress.commit_sent < progress.notify_index <= index:
-                self._send_probe(peer, progress)
+                self._followers.send_probe(peer, progress)
         self._begin_reads()
 
     def _may_commit(self, index: int) -> bool:
         """Only an entry of this term; figure 8 of the paper shows what goes wrong otherwise."""
         return self._log.term(index) == self.term
-
-    # ---------------------------------------------------------------- who has what
-
-    def matches(self) -> Iterator[tuple[int, int]]:
-        """Each member that counts, and the last entry that is known to be on its disk."""
-        yield self.id, self._log.persisted
-        for peer, progress in self.progress.items():
-            yield peer, progress.counted
-
-    def behind(self, commit: int) -> tuple[int, ...]:
-        """How far each member's disk is behind `commit`, as messages say it.
-
-        Kept until a reply or a write changes it: an append says the same to all followers.
-        """
-        if self._behind is None or self._behind[0] != commit:
-            self._behind = commit, encode_behind(commit, self.matches())
-        return self._behind[1]
-
-    def _watch(self, peer: int, index: int) -> None:
-        progress = self.progress[peer]
-        progress.watched_index = max(progress.watched_index, min(index, self._log.last_index))
-        progress.watched_holders = 0
-        self._tell_watchers()
-
-    def _tell_watchers(self) -> None:
-        """Tell those who wait for another disk to have an entry, if one has it now."""
-        for peer, progress in self.progress.items():
-            if not progress.watched_index:
-                continue
-            matches, voters = dict(self.matches()), self._log.membership.voters
-            holders = sum(matches[voter] >= progress.watched_index for voter in voters)
-            if holders > progress.watched_holders:
-                progress.watched_holders = holders
-                commit = self._log.commit
-                self._send(PositionsReply(peer, self.id, self.term, commit, self.behind(commit)))
-            if holders == len(voters):
-                progress.watched_index = 0
-
-    # ---------------------------------------------------------------- followers that lag
-
-    def log_read(self, request: LogRead, previous: LogPosition, entries: Sequence[Entry]) -> None:
-        """Entries that follow `previous` came from the disk."""
-        peer, progress = request.peer, self.progress.get(request.peer)
-        if request.term != self.term or progress is None or progress.mode is not Mode.FETCH:
-            return  # An answer to this node's earlier leadership is of a log that may be gone.
-        assert not entries or entries[0].index == previous.index + 1, "entries follow a position"
-        progress.mode = Mode.PROBE
-        own = [entry for entry in entries if entry.index <= request.persisted]
-        if progress.next != previous.index + 1 or not own:
-            self._send_append(peer)
-        else:
-            some = fitting(own, 0, self._config.append_bytes_max)
-            self._send_entries(peer, progress, previous.index, previous.term, some)
-
-    def log_read_failed(self, request: LogRead, first_index: int) -> None:
-        """The entries asked for are gone; the log on disk begins at `first_index`."""
-        progress = self.progress.get(request.peer)
-        if request.term == self.term and progress is not None and progress.mode is Mode.FETCH:
-            self._on_behind_log(request.peer, progress, first_index)
-
-    def _on_behind_log(self, peer: int, progress: Progress, first_index: int) -> None:
-        """The log can't help this follower: ask the outside to send it an image of the state."""
-        progress.mode = Mode.SNAPSHOT
-        self._requests.snapshots.append(SnapshotRequest(peer, self.term))
-        self._events.append(
-            ReplicaBehindLog(
-                reporter=self.id, node_id=peer, needs_index=progress.next, first_index=first_index
-            )
-        )
-
-    def snapshot_sent(self, request: SnapshotRequest, index: int) -> None:
-        """The follower holds everything up to `index` now, by an image or already; go on there."""
-        progress = self._awaiting(request)
-        if progress is None:
-            return
-        if index > self._log.last_index:
-            self.snapshot_failed(request)  # It claims what isn't there: no correct node does.
-            return
-        self._behind = None
-        progress.probe_after(index)
-        self._send_append(request.peer)
-
-    def snapshot_failed(self, request: SnapshotRequest) -> None:
-        """The follower got no image. As soon as it is heard from, look anew at what it needs."""
-        progress = self._awaiting(request)
-        if progress is not None:
-            progress.mode = Mode.PROBE
-            progress.waits_for_reply = True
-
-    def _awaiting(self, request: SnapshotRequest) -> Progress | None:
-        progress = self.progress.get(request.peer)
-        if request.term != self.term or progress is None or progress.mode is not Mode.SNAPSHOT:
-            return None
-        return progress
 
     # ---------------------------------------------------------------- heartbeats and reads
 
@@ -515,7 +339,7 @@ class Leadership:
         for peer, progress in self.progress.items():
             # Beyond `match` the follower's log may differ: no commit index may be taken over there.
             commit = min(progress.match, self._log.commit)
-            behind, epoch = self.behind(commit), progress.epoch
+            behind, epoch = self._followers.behind(commit), progress.epoch
             own = peer, self.id, self.term
             read_round = self._reads.round
             self._send(Heartbeat(*own, commit, read_round, behind, epoch, sent_ns, lease_ms))
@@ -533,10 +357,10 @@ class Leadership:
             progress.promised_until_ns = max(progress.promised_until_ns, promised_until_ns)
             self._renew_lease()
         if progress.mode is Mode.PROBE:
-            self._probe_again(peer, progress)
+            self._followers.probe_again(peer, progress)
         elif progress.mode is Mode.REPLICATE and progress.match < self._log.last_index:
             # An append, or its reply, may be lost; the answer to this tells.
-            self._send_probe(peer, progress)
+            self._followers.send_probe(peer, progress)
         if peer in self._log.membership.voters and not progress.is_healing:
             answered = self._reads.hear(peer, message.read_round, self._others_needed())
             if answered is not None:
@@ -597,5 +421,5 @@ class Leadership:
             # It waits until it has applied `index`; don't let it wait for the next heartbeat.
             progress = self.progress.get(read.node)
             if progress is not None and progress.commit_sent < index:
-                self._send_probe(read.node, progress)
+                self._followers.send_probe(read.node, progress)
         self._begin_reads()

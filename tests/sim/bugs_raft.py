@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from raftha.core import Append, Heartbeat, Raft, RaftLog, ReadState, Role, VoteReply, VoteRequest
 from raftha.core import leader as leader_module
 from raftha.core.election import Election
+from raftha.core.followers import Followers
 from raftha.core.leader import Leadership
 from raftha.core.messages import Message
 from raftha.core.outbox import Outbox
@@ -101,12 +102,12 @@ def leader_counts_itself_early() -> list[Patch]:
 def receipts_name_who_was_only_sent_it() -> list[Patch]:
     """A leader says that an entry is on a follower's disk once it is on its way there."""
 
-    def matches(self: Leadership) -> Iterator[tuple[int, int]]:
+    def matches(self: Followers) -> Iterator[tuple[int, int]]:
         yield self.id, self._log.persisted
         for peer, progress in self.progress.items():
             yield peer, progress.next - 1
 
-    return [(Leadership, "matches", matches)]
+    return [(Followers, "matches", matches)]
 
 
 def read_without_quorum() -> list[Patch]:
@@ -188,7 +189,7 @@ def heartbeat_commits_unmatched() -> list[Patch]:
     def send_heartbeats(self: Leadership) -> None:
         for peer, progress in self.progress.items():
             commit, epoch = self._log.commit, progress.epoch
-            told = self._reads.round, self.behind(commit), epoch
+            told = self._reads.round, self._followers.behind(commit), epoch
             self._send(Heartbeat(peer, self.id, self.term, commit, *told))
 
     return [(Leadership, "send_heartbeats", send_heartbeats)]
