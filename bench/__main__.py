@@ -17,14 +17,14 @@ QUESTIONS = {
     "reads": "reads a second: linearizable, leased and stale",
     "lag": "how far behind each replica is: under load, and around a pause",
     "failover": "how long writes stop when the leader is killed, paused, cut off, or hands over",
-    "recovery": "how long a restart takes: of one node, of all, and through an image",
+    "recovery": "how long a restart takes: of one node, of all, and through a snapshot",
     "scale": "what changes with the number of keys, and of nodes",
     "limit": "what would be possible without Raft and LMDB",
 }
 """Each is a module of `bench.questions`, with a line for the list. Results go to a file."""
 ALONE = {
     "writes": "durable writes a second of raftha alone, by number of callers",
-    "catchup": "what writes notice while a node catches up through an image",
+    "catchup": "what writes notice while a node catches up through a snapshot",
     "soak": "elections under full load beside a busy process: there should be none",
 }
 """The same, but what they find is printed, and not compared."""

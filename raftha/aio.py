@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar, overload
 
-from raftha.api.calls import AdminOperation, Calls, Consistency, Read, read_leased
+from raftha.api.calls import AdminOperation, Calls, Consistency, Read, read_by_lease
 from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of
 from raftha.api.modes import Mode
 from raftha.api.unavailable import no_backups, no_recovery
@@ -27,7 +27,7 @@ from raftha.node.lease_reads import MISSED, Missed
 from raftha.node.operations import DigestOperation, GroupOperation, WriteOperation
 from raftha.node.statistics import Statistics
 from raftha.runtime import forks
-from raftha.runtime.callers import LoopBatches, Tally
+from raftha.runtime.callers import FireForgetCounter, LoopBatches
 from raftha.runtime.event_bus import AsyncEventStream, EventBus
 from raftha.runtime.runtime import Runtime
 from raftha.storage.state import commands
@@ -55,7 +55,7 @@ class HaManager:
 
     def _renew_locks(self) -> None:
         self._starting = asyncio.Lock()
-        self._tally = Tally()
+        self._fire_forget = FireForgetCounter()
 
     async def start(self) -> None:
         """As `raftha.HaManager.start`; another thread opens the data directory."""
@@ -101,7 +101,7 @@ class HaManager:
             status = await self._run(self._calls.status(), None)
         except Stopped:  # It was not started, or has ended, perhaps while it was asked.
             status = last_status(self._runtime, self.config)
-        return self._events.add_counts(replace(status, fire_forget=self._tally.counts))
+        return self._events.add_counts(replace(status, fire_forget=self._fire_forget.counts))
 
     def events(self) -> AsyncEventStream:
         """As `raftha.HaManager.events`; only the stream's events are awaited."""
@@ -235,15 +235,15 @@ class HaManager:
         timeout: float | None = None,
     ) -> bytes | None:
         """As `raftha.HaManager.get`. A read by lease doesn't yield to the event loop."""
-        value = read_leased(self._runtime, key, consistency, max_staleness_ms, timeout)
+        value = read_by_lease(self._runtime, key, consistency, max_staleness_ms, timeout)
         if isinstance(value, Missed):
             value = await self._run(self._calls.get(key, consistency, max_staleness_ms), timeout)
         return value
 
-    def leased(self, key: bytes) -> bytes | Missed | None:
+    def get_by_lease(self, key: bytes) -> bytes | Missed | None:
         """As `get`, at once, if this node leads and holds a lease; else `lease_reads.MISSED`."""
         commands.check_key(key)
-        return MISSED if self._runtime is None else self._runtime.node.leased.get(key)
+        return MISSED if self._runtime is None else self._runtime.node.lease_reads.get(key)
 
     async def get_many(
         self,
@@ -382,7 +382,7 @@ class HaManager:
             return batches.add(call)
         loop = asyncio.get_running_loop()
         batches.flush(loop)  # What was submitted before it stays before it.
-        self._tally.submit(call, batches.submit)
+        self._fire_forget.submit(call, batches.submit)
         future = loop.create_future()
         future.set_result(RELEASED)
         return future

@@ -32,7 +32,7 @@ class Clock(Protocol):
 class SystemClock:
     """The operating system's clocks."""
 
-    # Called for each leased read: not through a function of Python's own. Static: from Python 3.14
+    # Called for each lease read: not through a function of Python's own. Static: from Python 3.14
     # on, a partial in a class is a method, and would be called with the clock as another argument.
     boottime_ns = staticmethod(partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME))
 

@@ -268,7 +268,7 @@ class ReplicaBehindLog(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotSent(HaEvent):
-    """A follower that the log couldn't help has what came up to `index`, by an image of `size`."""
+    """A follower that the log couldn't help now has entry `index`, by a snapshot of `size`."""
 
     kind: ClassVar[EventKind] = EventKind.SNAPSHOT_SENT
     node_id: int
@@ -278,7 +278,7 @@ class SnapshotSent(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotFailed(HaEvent):
-    """An image could not be made, or not be received; it is tried again after a pause."""
+    """A snapshot could not be made, or not be received; it is tried again after a pause."""
 
     kind: ClassVar[EventKind] = EventKind.SNAPSHOT_FAILED
     reason: str
@@ -286,7 +286,7 @@ class SnapshotFailed(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotInstalling(HaEvent):
-    """An image as of `index` takes the place of this node's log and state; it is opened anew."""
+    """A snapshot as of `index` takes the place of this node's log and state; it is opened anew."""
 
     kind: ClassVar[EventKind] = EventKind.SNAPSHOT_INSTALLING
     index: int

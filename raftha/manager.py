@@ -24,7 +24,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar, overload
 
-from raftha.api.calls import AdminOperation, Calls, Consistency, Read, read_leased
+from raftha.api.calls import AdminOperation, Calls, Consistency, Read, read_by_lease
 from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of
 from raftha.api.modes import Mode
 from raftha.api.unavailable import no_backups, no_recovery
@@ -34,7 +34,7 @@ from raftha.node.lease_reads import Missed
 from raftha.node.operations import DigestOperation, WriteOperation
 from raftha.node.statistics import Statistics
 from raftha.runtime import forks
-from raftha.runtime.callers import Tally, ThreadWaiter, overloaded
+from raftha.runtime.callers import FireForgetCounter, ThreadWaiter, overloaded
 from raftha.runtime.event_bus import EventBus, EventStream
 from raftha.runtime.runtime import Runtime
 from raftha.storage.state.commands import Condition
@@ -60,7 +60,7 @@ class HaManager:
 
     def _renew_locks(self) -> None:
         self._lock = threading.Lock()
-        self._tally = Tally()
+        self._fire_forget = FireForgetCounter()
 
     def start(self) -> None:
         """Open the data directory and join the cluster; does nothing if the node runs.
@@ -108,7 +108,7 @@ class HaManager:
             status = self._run(self._calls.status(), None)
         except Stopped:  # It was not started, or has ended, perhaps while it was asked.
             status = last_status(self._runtime, self.config)
-        return self._events.add_counts(replace(status, fire_forget=self._tally.counts))
+        return self._events.add_counts(replace(status, fire_forget=self._fire_forget.counts))
 
     def events(self) -> EventStream:
         """A stream of this node's events from now on, in order; works before `start` too.
@@ -217,7 +217,7 @@ class HaManager:
         than that; if not, the read is linearizable. The age of the state is exact: the time since
         the node began the last round of asking a leader how far to apply that it has applied.
         """
-        value = read_leased(self._runtime, key, consistency, max_staleness_ms, timeout)
+        value = read_by_lease(self._runtime, key, consistency, max_staleness_ms, timeout)
         if isinstance(value, Missed):
             value = self._run(self._calls.get(key, consistency, max_staleness_ms), timeout)
         return value
@@ -364,7 +364,7 @@ class HaManager:
         if runtime is None:
             raise Stopped(NOT_STARTED)
         if call.waiter is RELEASED:
-            self._tally.submit(call, runtime.submit)
+            self._fire_forget.submit(call, runtime.submit)
             return RELEASED
         call.waiter = waiter = ThreadWaiter()
         if runtime.submit((call,)):

@@ -167,8 +167,8 @@ def _add_health(family: GaugeMetricFamily, node: list[str], replica: ReplicaStat
 
 def _of_statistics(statistics: Statistics) -> Iterator[Metric]:
     # In one step: other threads go on counting.
-    leased = sum(list(statistics.leased.values()))
-    reads = {**statistics.reads, "leased": leased} if leased else statistics.reads
+    lease_reads = sum(list(statistics.lease_reads.values()))
+    reads = {**statistics.reads, "leased": lease_reads} if lease_reads else statistics.reads
     yield _counter("reads", "Reads asked for.", "consistency", reads)
     yield _counter("errors", "Calls that ended with an error.", "error", statistics.errors)
     yield _counter("events", "Events, by kind.", "kind", statistics.events)

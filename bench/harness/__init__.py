@@ -8,5 +8,6 @@ Theory of operation. `question` runs one and collects what it finds (`results`),
 what they were taken on is `machine`.
 
 `failovers` takes leaders away, in silence too (`namespaces`); `restarts` kills nodes and starts
-them; `catch_up` has a node need an image. `compare` and `report` read results (`tables`, `plots`).
+them; `catch_up` has a node need a snapshot. `compare` and `report` read results (`tables`,
+`plots`).
 """

@@ -1,4 +1,4 @@
-"""A node comes back that the log can't help, and gets an image, while writes go on.
+"""A node comes back that the log can't help, and gets a snapshot, while writes go on.
 
 Theory of operation. Writes come to the leader in an open loop on a thread of its own (`Load`).
 Another looks at the nodes from outside all the while (`Watch`), and what they did is in their own
@@ -52,8 +52,8 @@ class Report:
     after: Window
     failed_writes: int
     caught_up_s: float
-    images: int
-    image_bytes: int
+    snapshots: int
+    snapshot_bytes: int
     elections: int
     rss_anon_mib: Mapping[int, float]
 
@@ -190,16 +190,16 @@ class Watch:
 
     cluster: LocalCluster
     rss_anon: dict[int, int] = field(default_factory=dict)
-    image_bytes: int = 0
+    snapshot_bytes: int = 0
 
     def look(self) -> None:
-        """Note memory, and the image if there is one."""
+        """Note memory, and the snapshot if there is one."""
         for node_id in self.cluster.running:
             used = rss_anon_bytes(self.cluster.pid(node_id))
             self.rss_anon[node_id] = max(self.rss_anon.get(node_id, 0), used)
-            for image in self.cluster.data_of(node_id).glob("outgoing/*/data.mdb"):
+            for snapshot in self.cluster.data_of(node_id).glob("outgoing/*/data.mdb"):
                 try:
-                    self.image_bytes = max(self.image_bytes, image.stat().st_size)
+                    self.snapshot_bytes = max(self.snapshot_bytes, snapshot.stat().st_size)
                 except FileNotFoundError:
                     continue  # It was sent just now.
 
@@ -275,8 +275,8 @@ def run(cluster: LocalCluster, log_bytes: int, rate: float, seconds: float) -> R
         after=load.window(caught_up, ended),
         failed_writes=sum(len(stream.failed) for stream in load.streams),
         caught_up_s=caught_up - started,
-        images=events.count(gone, "event=SnapshotInstalling"),
-        image_bytes=watch.image_bytes,
+        snapshots=events.count(gone, "event=SnapshotInstalling"),
+        snapshot_bytes=watch.snapshot_bytes,
         elections=events.elections(gone),
         rss_anon_mib={i: used / MIB for i, used in sorted(watch.rss_anon.items())},
     )

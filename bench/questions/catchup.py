@@ -1,13 +1,13 @@
-"""What do clients notice while a node that the log can't help catches up through an image?
+"""What do clients notice while a node that the log can't help catches up through a snapshot?
 
     python -m bench catchup [--log-bytes 1073741824] [--rate 5000] [--seconds 40] [--json]
 
 Three nodes on this machine, each a process of its own. A follower is stopped, `--log-bytes` of log
 are written beyond what it has (values of 16 KiB, each under a key of its own, so that the state is
-as large), and the log that is kept is so short that it needs an image of the state. Then writes of
-256 bytes come at a fixed rate, on a few pipelined connections to the leader, whether earlier ones
-have been answered or not (an open loop); each latency counts from the moment at which the write was
-due. After `--seconds` of that the follower is started. `during` ends when it has applied
+as large), and the log that is kept is so short that it needs a snapshot of the state. Then writes
+of 256 bytes come at a fixed rate, on a few pipelined connections to the leader, whether earlier
+ones have been answered or not (an open loop); each latency counts from the moment at which the
+write was due. After `--seconds` of that the follower is started. `during` ends when it has applied
 what the leader had last, within a quarter of a second; `after` is `--seconds` more.
 
 Elections: any change of the term, and any node that began to campaign, in the logs of the nodes
@@ -40,7 +40,7 @@ def show(report: Report) -> None:
         )
     print(
         f"p99 during / before: {report.ratio:.2f}; caught up after {report.caught_up_s:.1f} s; "
-        f"images: {report.images}, of {report.image_bytes / MIB:,.0f} MiB; "
+        f"snapshots: {report.snapshots}, of {report.snapshot_bytes / MIB:,.0f} MiB; "
         f"failed writes: {report.failed_writes}; elections: {report.elections}"
     )
     memory = ", ".join(f"node {i}: {mib:.0f}" for i, mib in report.rss_anon_mib.items())

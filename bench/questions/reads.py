@@ -1,6 +1,6 @@
 """How many reads a second do callers get: linearizable, on leader and follower, leased, and stale?
 
-Leased reads are linearizable, too: by threads of the leader's process, whose values are in its
+Lease reads are linearizable, too: by threads of the leader's process, whose values are in its
 memory or in LMDB alone, and by tasks.
 
 Values of 256 bytes under 1,000 keys, written before. Peers answer as they are asked by default,

@@ -1,9 +1,9 @@
-"""How long until a node that was killed serves again: from its own log, or from an image?
+"""How long until a node that was killed serves again: from its own log, or from a snapshot?
 
 `--log-bytes` of log are written in values of 256 bytes, without a checkpoint, so that all of it is
 there to be replayed. Then a follower is killed and started (until it answers, and until it has
 applied what the leader had), and after that all three at once (until a write is acknowledged;
-elections included). The image is what `catchup` asks about too.
+elections included). The snapshot is what `catchup` asks about too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENTRY_BYTES = VALUE_BYTES + 64
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Beside the shared ones."""
     parser.add_argument("--log-bytes", type=int, default=64 * MIB, help="log to replay")
-    parser.add_argument("--image-bytes", type=int, default=1024 * MIB, help="0 for no image")
+    parser.add_argument("--image-bytes", type=int, default=1024 * MIB, help="0 for no snapshot")
     parser.add_argument("--rate", type=float, default=5000, help="writes a second meanwhile")
 
 
@@ -38,8 +38,8 @@ def ask(run: Run) -> None:
         with run.folder() as folder:
             restart(run, folder, run.options.log_bytes)
         if run.options.image_bytes:
-            with run.folder() as folder, run.step("an image"):
-                image(run, folder)
+            with run.folder() as folder, run.step("a snapshot"):
+                snapshot(run, folder)
 
 
 def restart(run: Run, folder: Path, log_bytes: int) -> None:
@@ -63,8 +63,8 @@ def restart(run: Run, folder: Path, log_bytes: int) -> None:
         add("raftha", "serves", serves_s, unit="s", better="lower", node="all", log_mib=mib)
 
 
-def image(run: Run, folder: Path) -> None:
-    """A follower that needs an image, under load."""
+def snapshot(run: Run, folder: Path) -> None:
+    """A follower that needs a snapshot, under load."""
     settings = {"log_retention_bytes": 64 * MIB}
     options = run.options
     with LocalCluster(3, folder=folder / "cluster", settings=settings) as cluster:

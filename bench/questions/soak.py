@@ -6,7 +6,7 @@ Three nodes with the default configuration but for small logs (`SETTINGS`), so t
 all the time: 2 and 3 in processes of their own, and 1, which leads, in this one, with 64 callers
 that write 4 KiB each as fast as they can. All the while another process computes without a pause,
 and a follower, 2 and 3 in turn, is killed, left behind for longer than the log is kept, and started
-again: it is sent an image.
+again: it is sent a snapshot.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Soak:
     elections: int
     leaders_lost: int
     checkpoints: int
-    images_sent: int
+    snapshots_sent: int
 
 
 def _write(ha: raftha.HaManager, caller: int, until: float, counts: Counter[str]) -> None:
@@ -134,7 +134,7 @@ def main(options: argparse.Namespace) -> None:
     else:
         print(
             f"{soak.seconds:.0f} s, {soak.writes} writes, {soak.failed} failed, "
-            f"{soak.checkpoints} checkpoints, {soak.images_sent} images sent: "
+            f"{soak.checkpoints} checkpoints, {soak.snapshots_sent} snapshots sent: "
             f"{soak.elections} elections, {soak.leaders_lost} leaders lost"
         )
     sys.exit(1 if soak.elections or soak.leaders_lost else 0)

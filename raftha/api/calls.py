@@ -141,7 +141,7 @@ class Calls:
     def get(
         self, key: bytes, consistency: Consistency, max_staleness_ms: float | None
     ) -> Read[bytes | None]:
-        """`read_leased` comes first, and has checked `key`."""
+        """`read_by_lease` comes first, and has checked `key`."""
         return _read(lambda node: node.state.get(key), consistency, max_staleness_ms, len(key))
 
     def get_many(
@@ -209,7 +209,7 @@ class Calls:
         return MembershipOperation(None, 0.0, node_id, adds=False)
 
 
-def read_leased(
+def read_by_lease(
     runtime: Runtime | None,
     key: bytes,
     consistency: Consistency,
@@ -225,7 +225,7 @@ def read_leased(
         return MISSED
     if timeout is not None:
         check_timeout(timeout)
-    return runtime.node.leased.get(key)
+    return runtime.node.lease_reads.get(key)
 
 
 def check_timeout(timeout: float) -> None:
@@ -267,11 +267,11 @@ def _read(
     read: Callable[[Node], Any],
     consistency: Consistency,
     max_staleness_ms: float | None,
-    asked_bytes: int = 0,
+    read_bytes: int = 0,
 ) -> ReadOperation:
     exact, age_s = check_consistency(consistency, max_staleness_ms)
     return ReadOperation(
-        None, 0.0, read, is_linearizable=exact, max_age_s=age_s, asked_bytes=asked_bytes
+        None, 0.0, read, is_linearizable=exact, max_age_s=age_s, read_bytes=read_bytes
     )
 
 

@@ -41,7 +41,7 @@ def find_access(
     return Access(token, client_context(tls_ca) if tls_ca else None)
 
 
-def whom_to_ask(
+def resolve_targets(
     addresses: Sequence[str], config: Path | None, token_file: Path | None, tls_ca: Path | None
 ) -> tuple[list[str], Access]:
     """The nodes that the command line names, by address or by file, and what lets one in."""

@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from raftha.cli.access import TlsCa, TokenFile, whom_to_ask
+from raftha.cli.access import TlsCa, TokenFile, resolve_targets
 from raftha.cli.console import errors_as_lines
 from raftha.client.cluster_view import collect_statuses
 from raftha.errors import RafthaError
@@ -60,7 +60,7 @@ def events(
     A node keeps its last 1,000 events, in memory.
     """
     with errors_as_lines():
-        asked, access = whom_to_ask(addresses or [], config, token_file, tls_ca)
+        asked, access = resolve_targets(addresses or [], config, token_file, tls_ca)
         show = Printer(kind or [], as_json)
         if follow:
             _follow(asked, access, show)

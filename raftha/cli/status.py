@@ -20,7 +20,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from raftha.cli.access import TlsCa, TokenFile, whom_to_ask
+from raftha.cli.access import TlsCa, TokenFile, resolve_targets
 from raftha.cli.console import console, errors_as_lines
 from raftha.client.cluster_view import (
     Nodes,
@@ -28,7 +28,7 @@ from raftha.client.cluster_view import (
     find_leader,
     find_learners,
     find_removed,
-    looks,
+    poll_statuses,
     rows_by_leader,
 )
 from raftha.errors import RafthaError
@@ -68,7 +68,7 @@ def status(
     Exit code 1 if no node leads.
     """
     with errors_as_lines():
-        asked, access = whom_to_ask(addresses or [], config, token_file, tls_ca)
+        asked, access = resolve_targets(addresses or [], config, token_file, tls_ca)
         if watch:
             _watch(asked, access, interval, as_json)
             return
@@ -88,7 +88,7 @@ def status(
 
 def _watch(asked: Sequence[str], access: Access, interval_s: float, as_json: bool) -> None:
     """Look again and again, also while nobody answers: that is when one watches."""
-    seen = looks(asked, access, interval_s)
+    seen = poll_statuses(asked, access, interval_s)
     try:
         if as_json:
             for nodes in seen:

@@ -22,7 +22,7 @@ MEMBERS_ASKED_MAX = 64
 Nodes = Sequence[Mapping[str, Any]]
 
 
-def looks(asked: Sequence[str], access: Access, interval_s: float) -> Iterator[Nodes]:
+def poll_statuses(asked: Sequence[str], access: Access, interval_s: float) -> Iterator[Nodes]:
     """The nodes as they are now, and now, and now."""
     known = list(asked)
     while True:

@@ -251,18 +251,18 @@ _SHARED = {
 def _agree_on_replication(config: HaConfig) -> None:
     """Make the settings that are in both configs the same in both."""
     inner, values = config.replication, {}
-    for own, its in _SHARED.items():
-        default = ReplicationConfig.__dataclass_fields__[its].default
-        here, there = getattr(config, own), getattr(inner, its)
+    for outer_name, inner_name in _SHARED.items():
+        default = ReplicationConfig.__dataclass_fields__[inner_name].default
+        here, there = getattr(config, outer_name), getattr(inner, inner_name)
         if default not in (here, there) and here != there:
             raise ConfigError(
-                f"{own} is {shown(here)}, but replication.{its} is {shown(there)}",
+                f"{outer_name} is {shown(here)}, but replication.{inner_name} is {shown(there)}",
                 hint="set it in one of the two places",
             )
-        values[its] = there if here == default else here
+        values[inner_name] = there if here == default else here
     object.__setattr__(config, "replication", replace(inner, **values))
-    for own, its in _SHARED.items():
-        object.__setattr__(config, own, values[its])
+    for outer_name, inner_name in _SHARED.items():
+        object.__setattr__(config, outer_name, values[inner_name])
 
 
 def _check_members(config: HaConfig) -> None:

@@ -3,7 +3,7 @@
 Theory of operation. A leader counts disks; with the commit index it tells its followers by how many
 entries each member's disk is behind it, so that every node can say who has what it applies. What a
 member holds of the committed log it never lets go of, and it is the same under every leader: so
-what was learned once stays true, and positions only ever grow. Only a member that loses its log
+what was learned once stays true, and these indexes only ever grow. Only a member that loses its log
 has less for a while; it gets it back before it counts again.
 """
 
@@ -17,7 +17,7 @@ BEHIND_MAX = 2 * MEMBERS_MAX
 """Numbers in a message that says who is how far behind."""
 
 
-class Positions:
+class DurableIndexes:
     """For each member the last committed entry that is known to be on its disk."""
 
     def __init__(self) -> None:

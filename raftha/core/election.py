@@ -13,8 +13,8 @@ lease and asks for pre-votes after a short delay, staggered by node id and rando
 the election timeout. If only its own link broke, the others' leases refuse it and nothing happens.
 What it has promised, it keeps: the delay begins when the promise ends.
 
-Preferred regions only stretch a voter's patience, so a preferred one usually asks first. Without
-`CoreConfig.campaigns` patience ends in nothing, but for the first election of a new cluster.
+Preferred regions only stretch a voter's timeout, so a preferred one usually asks first. Without
+`CoreConfig.campaigns` the timeout has no effect, except in the first election of a new cluster.
 
 A node that isn't a voter by its own log, that was removed, or that heals from the loss of its log
 never campaigns; the last two give no votes either.
@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raftha.core import timeouts
-from raftha.core.healing_generation import Epochs
+from raftha.core.healing_generation import HealingGeneration
 from raftha.core.lease import Promise
 from raftha.core.log import RaftLog
 from raftha.core.messages import Message, TimeoutNow, VoteReply, VoteRequest
@@ -45,7 +45,7 @@ class Election:
         hard_state: HardState,
         log: RaftLog,
         outbox: Outbox,
-        epochs: Epochs,
+        healing_generation: HealingGeneration,
         events: list[HaEvent],
         *,
         random_below: Callable[[int], int],
@@ -61,7 +61,7 @@ class Election:
         self._config = config
         self._log = log
         self._outbox = outbox
-        self._epochs = epochs
+        self._healing_generation = healing_generation
         self._events = events
         self._random_below = random_below
         self._votes: dict[int, bool] = {}
@@ -76,7 +76,7 @@ class Election:
     @property
     def is_voter(self) -> bool:
         """Whether this node may campaign, as far as it knows."""
-        is_fit = not self.is_removed and not self._epochs.is_healing
+        is_fit = not self.is_removed and not self._healing_generation.is_healing
         return is_fit and self.id in self._log.membership.voters
 
     @property
@@ -98,12 +98,12 @@ class Election:
         """Send a message of this term."""
         self._outbox.send(message, self.term, self.vote)
 
-    # ---------------------------------------------------------------- patience
+    # ---------------------------------------------------------------- timeouts
 
     def tick(self) -> None:
         """A tick has passed, in which this node didn't lead."""
         if self.leader is None and self.promise.forbids(self.id):
-            return  # Patience begins when the promise ends; the others' will end then, too.
+            return  # The timeout begins when the promise ends; the others' will end then, too.
         self._elapsed_ticks += 1
         if self._elapsed_ticks < self._timeout_ticks or not self._may_campaign():
             return
@@ -121,7 +121,7 @@ class Election:
         self._elapsed_ticks = 0
         membership = self._log.membership
         before = sum(voter < self.id for voter in membership.voters if voter != peer)
-        self._timeout_ticks = timeouts.of_loss(
+        self._timeout_ticks = timeouts.disconnect_timeout_ticks(
             self._config.election_ticks,
             before,
             better_regions=membership.better_regions(self.id, self._config.regions, peer),
@@ -134,7 +134,7 @@ class Election:
 
     def _set_timeout(self) -> None:
         membership = self._log.membership
-        self._timeout_ticks = timeouts.of_silence(
+        self._timeout_ticks = timeouts.election_timeout_ticks(
             self._config.election_ticks,
             is_alone=membership.voters == (self.id,),
             is_suspecting=self._is_suspecting,
@@ -156,7 +156,7 @@ class Election:
 
     # ---------------------------------------------------------------- terms and roles
 
-    def hear_leader(self, leader: int) -> None:
+    def on_leader_contact(self, leader: int) -> None:
         """A message of this term's leader: there is one, and it is alive."""
         if self.role is Role.FOLLOWER and self.leader == leader:
             self._elapsed_ticks = 0
@@ -246,7 +246,7 @@ class Election:
     def _campaign(self, *, pre: bool, transfer: bool = False) -> None:
         assert self.role is not Role.LEADER, "a leader doesn't campaign against itself"
         assert not self.is_removed, "a removed node doesn't campaign"
-        assert not self._epochs.is_healing, "a node that heals doesn't campaign"
+        assert not self._healing_generation.is_healing, "a node that heals doesn't campaign"
         self.lose_leader("transfer")
         self._reset(self.term if pre else self.term + 1)
         if pre:
@@ -259,7 +259,17 @@ class Election:
         for peer in self._log.membership.voters:
             if peer == self.id:
                 continue
-            self.send(VoteRequest(peer, self.id, term, last_index, last_term, pre, transfer))
+            self.send(
+                VoteRequest(
+                    to=peer,
+                    sender=self.id,
+                    term=term,
+                    last_index=last_index,
+                    last_term=last_term,
+                    pre=pre,
+                    transfer=transfer,
+                )
+            )
         if pre:
             # A pre-vote binds nobody; a real one counts once it is durable, in `Raft.advance`.
             self._count_vote(self.id, True)
@@ -285,7 +295,7 @@ class Election:
         may_vote = is_free or (message.pre and message.term > self.term)
         # One that heals may have voted for another in this term, and may lack what a candidate
         # needs to have.
-        may_vote = may_vote and not self._epochs.is_healing
+        may_vote = may_vote and not self._healing_generation.is_healing
         granted = may_vote and self._log.is_up_to_date(message.last_index, message.last_term)
         # Only one that has lost its disk could need the vote of a removed node. Enough of those
         # would agree on another log than the members that have taken their places.
@@ -307,5 +317,13 @@ class Election:
         self._send_vote(message, self.term, granted=False)
 
     def _send_vote(self, request: VoteRequest, term: int, *, granted: bool) -> None:
-        own = request.sender, self.id
-        self.send(VoteReply(*own, term, granted, request.pre, self._epochs.own))
+        self.send(
+            VoteReply(
+                to=request.sender,
+                sender=self.id,
+                term=term,
+                granted=granted,
+                pre=request.pre,
+                healing_generation=self._healing_generation.current,
+            )
+        )

@@ -3,7 +3,7 @@
 Theory of operation. `progress` (`progress.py`) says of each follower what it holds and what may be
 sent to it. Entries go out from memory as far as the follower's limits allow; what memory has no
 longer is asked for from the disk (`LogRead`), and what the disk has no longer is replaced by an
-image of the state (`SnapshotRequest`). `leader.py` counts what arrives, and decides.
+snapshot of the state (`SnapshotRequest`). `leader.py` counts what arrives, and decides.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from raftha.core.durable_indexes import encode_behind
 from raftha.core.log import RaftLog, fitting
-from raftha.core.messages import Append, Message, PositionsReply
+from raftha.core.messages import Append, DurableIndexesReply, Message
 from raftha.core.progress import Mode, Progress
 from raftha.core.ready import CoreConfig, LogRead, Requests, SnapshotRequest
 from raftha.entry import Entry, LogPosition
@@ -84,7 +84,12 @@ class Followers:
                     self._on_behind_log(peer, progress, self._log.first_index)
                 else:
                     self._requests.log_reads.append(
-                        LogRead(peer, self.term, self._log.persisted, progress.next)
+                        LogRead(
+                            peer=peer,
+                            term=self.term,
+                            persisted=self._log.persisted,
+                            index=progress.next,
+                        )
                     )
                 return
             entries = self._log.slice(progress.next, self._config.append_bytes_max)
@@ -143,14 +148,14 @@ class Followers:
         commit, compact = self._log.commit, self._log.compact_index
         progress.commit_sent = commit
         message = Append(
-            peer,
-            self.id,
-            self.term,
-            previous_index,
-            previous_term,
-            commit,
-            compact,
-            entries,
+            to=peer,
+            sender=self.id,
+            term=self.term,
+            prev_index=previous_index,
+            prev_term=previous_term,
+            commit=commit,
+            compact_index=compact,
+            entries=entries,
             behind=self.behind(commit),
         )
         self._send(message)
@@ -178,7 +183,7 @@ class Followers:
             self._on_behind_log(request.peer, progress, first_index)
 
     def _on_behind_log(self, peer: int, progress: Progress, first_index: int) -> None:
-        """The log can't help this follower: ask the outside to send it an image of the state."""
+        """The log can't help this follower: ask the outside to send it a snapshot of the state."""
         progress.mode = Mode.SNAPSHOT
         self._requests.snapshots.append(SnapshotRequest(peer, self.term))
         self._events.append(
@@ -188,7 +193,8 @@ class Followers:
         )
 
     def snapshot_sent(self, request: SnapshotRequest, index: int) -> None:
-        """The follower holds everything up to `index` now, by an image or already; go on there."""
+        """The follower holds everything up to `index` now, by a snapshot or already; go on
+        there."""
         progress = self._awaiting(request)
         if progress is None:
             return
@@ -200,7 +206,7 @@ class Followers:
         self.send_append(request.peer)
 
     def snapshot_failed(self, request: SnapshotRequest) -> None:
-        """The follower got no image. As soon as it is heard from, look anew at what it needs."""
+        """The follower got no snapshot. As soon as it is heard from, look anew at what it needs."""
         progress = self._awaiting(request)
         if progress is not None:
             progress.mode = Mode.PROBE
@@ -245,6 +251,14 @@ class Followers:
             if holders > progress.watched_holders:
                 progress.watched_holders = holders
                 commit = self._log.commit
-                self._send(PositionsReply(peer, self.id, self.term, commit, self.behind(commit)))
+                self._send(
+                    DurableIndexesReply(
+                        to=peer,
+                        sender=self.id,
+                        term=self.term,
+                        commit=commit,
+                        behind=self.behind(commit),
+                    )
+                )
             if holders == len(voters):
                 progress.watched_index = 0

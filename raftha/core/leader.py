@@ -25,11 +25,11 @@ from raftha.core.lease import FOR_EVER, Leases
 from raftha.core.log import RaftLog
 from raftha.core.messages import (
     AppendReply,
+    DurableIndexesRequest,
     Healed,
     Heartbeat,
     HeartbeatReply,
     Message,
-    PositionsRequest,
     ReadReply,
     ReadRequest,
     TimeoutNow,
@@ -66,7 +66,7 @@ class Leadership:
         self.id = config.node_id
         self.term = term
         self.transfer_target: int | None = None
-        self._has_told_to_campaign = False
+        self._has_sent_timeout_now = False
         self._leases = leases
         self._followers = Followers(config, term, log, send, events, requests)
         self.progress = self._followers.progress
@@ -84,13 +84,15 @@ class Leadership:
         """Where its log ends; only this leader adds to it, and nothing is taken away."""
         self.on_membership()
 
-    def step(self, message: AppendReply | HeartbeatReply | ReadRequest | PositionsRequest) -> None:
+    def step(
+        self, message: AppendReply | HeartbeatReply | ReadRequest | DurableIndexesRequest
+    ) -> None:
         """A follower's answer or question, of this term."""
         if message.sender not in self.progress:
             return  # It was removed meanwhile.
         self._followers.disks_changed()
         if isinstance(message, AppendReply | HeartbeatReply):
-            self._hear_epoch(message.sender, message.epoch)
+            self._record_generation(message.sender, message.healing_generation)
         match message:
             case AppendReply():
                 self._on_append_reply(message)
@@ -98,7 +100,7 @@ class Leadership:
                 self._on_heartbeat_reply(message)
             case ReadRequest():
                 self.read(message.sender, message.read_id)
-            case PositionsRequest():
+            case DurableIndexesRequest():
                 self._followers.watch(message.sender, message.index)
             case _:
                 assert_never(message)
@@ -129,7 +131,7 @@ class Leadership:
         if self._leases.current is not None:
             assert self._has_committed, "no lease before an own entry is committed (L4)"
             assert self.transfer_target is None, "no lease in a transfer (L4)"
-            assert not self._has_told_to_campaign, "no lease once another may campaign (L4)"
+            assert not self._has_sent_timeout_now, "no lease once another may campaign (L4)"
 
     def has_quorum(self) -> bool:
         """Whether a quorum was heard from since the last time this was asked (R7)."""
@@ -177,35 +179,42 @@ class Leadership:
         self._followers.log_read_failed(request, first_index)
 
     def snapshot_sent(self, request: SnapshotRequest, index: int) -> None:
-        """The follower holds everything up to `index` now, by an image or already; go on there."""
+        """The follower holds everything up to `index` now; go on there."""
         self._followers.snapshot_sent(request, index)
 
     def snapshot_failed(self, request: SnapshotRequest) -> None:
-        """The follower got no image. As soon as it is heard from, look anew at what it needs."""
+        """The follower got no snapshot. As soon as it is heard from, look anew at what it needs."""
         self._followers.snapshot_failed(request)
 
     # ---------------------------------------------------------------- members that heal
 
-    def _hear_epoch(self, peer: int, epoch: int) -> None:
-        """Note a follower's healing epoch; it is none that lies behind."""
+    def _record_generation(self, peer: int, generation: int) -> None:
+        """Record a follower's healing generation, which is never an older one."""
         progress = self.progress[peer]
-        assert epoch >= progress.epoch, "a healing epoch never goes back"
-        if epoch == progress.epoch + 1 and progress.is_healing:
+        assert generation >= progress.healing_generation, "a healing generation never goes back"
+        if generation == progress.healing_generation + 1 and progress.is_healing:
             # It goes on from what it acknowledged while it healed; from now on that counts.
-            progress.epoch, progress.heals_at = epoch, None
+            progress.healing_generation, progress.heals_at = generation, None
             self._events.append(ReplicaHealed(reporter=self.id, node_id=peer))
             self.advance_commit()
-        elif epoch != progress.epoch:
-            progress.lost(epoch)
+        elif generation != progress.healing_generation:
+            progress.lost(generation)
         if progress.is_healing and progress.heals_at is None:
             self._events.append(ReplicaHealing(reporter=self.id, node_id=peer))
             progress.heals_at = self.append(EntryKind.NOOP, b"", 0, 0)
 
-    def _tell_if_healed(self, peer: int, progress: Progress) -> None:
-        """Say so to a follower that has healed, until its replies say so themselves."""
+    def _confirm_healing(self, peer: int, progress: Progress) -> None:
+        """Tell a follower that it has healed, until its replies say so."""
         heals_at = progress.heals_at
         if heals_at is not None and heals_at <= min(progress.match, self._log.commit):
-            self._send(Healed(peer, self.id, self.term, progress.epoch))
+            self._send(
+                Healed(
+                    to=peer,
+                    sender=self.id,
+                    term=self.term,
+                    healing_generation=progress.healing_generation,
+                )
+            )
 
     # ---------------------------------------------------------------- membership
 
@@ -279,8 +288,8 @@ class Leadership:
     def _finish_transfer(self, target: int, progress: Progress) -> None:
         if progress.match == self._log.last_index:
             assert self._leases.current is None, "no lease once another may campaign (L4)"
-            self._has_told_to_campaign = True
-            self._send(TimeoutNow(target, self.id, self.term))
+            self._has_sent_timeout_now = True
+            self._send(TimeoutNow(to=target, sender=self.id, term=self.term))
 
     def advance_commit(self) -> None:
         """Another disk has more of the log: commit what a quorum has, and note who has it."""
@@ -290,7 +299,7 @@ class Leadership:
         commit = self._log.commit
         if commit != before:
             self._check_commit(before, commit)
-        self._log.positions.learn(commit, self._followers.behind(commit))
+        self._log.durable_indexes.learn(commit, self._followers.behind(commit))
 
     def _check_commit(self, before: int, commit: int) -> None:
         """Assert, of a commit index that has moved, what makes it safe."""
@@ -339,10 +348,10 @@ class Leadership:
         for peer, progress in self.progress.items():
             # Beyond `match` the follower's log may differ: no commit index may be taken over there.
             commit = min(progress.match, self._log.commit)
-            behind, epoch = self._followers.behind(commit), progress.epoch
+            behind, generation = self._followers.behind(commit), progress.healing_generation
             own = peer, self.id, self.term
             read_round = self._reads.round
-            self._send(Heartbeat(*own, commit, read_round, behind, epoch, sent_ns, lease_ms))
+            self._send(Heartbeat(*own, commit, read_round, behind, generation, sent_ns, lease_ms))
 
     def _on_heartbeat_reply(self, message: HeartbeatReply) -> None:
         """A follower agrees that this is the leader."""
@@ -350,7 +359,7 @@ class Leadership:
         progress.is_active = True
         progress.has_fallen_back = False
         progress.has_applied(message.applied, message.applied_sequence)
-        self._tell_if_healed(peer, progress)
+        self._confirm_healing(peer, progress)
         if message.promised_ms and message.sent_ns <= self._leases.clock_ns():
             # A time that hasn't come yet is no echo of this leader's.
             promised_until_ns = self._leases.end_of(message.sent_ns, message.promised_ms)
@@ -362,7 +371,7 @@ class Leadership:
             # An append, or its reply, may be lost; the answer to this tells.
             self._followers.send_probe(peer, progress)
         if peer in self._log.membership.voters and not progress.is_healing:
-            answered = self._reads.hear(peer, message.read_round, self._others_needed())
+            answered = self._reads.record_reply(peer, message.read_round, self._others_needed())
             if answered is not None:
                 self._answer_reads(*answered)
 
@@ -370,7 +379,7 @@ class Leadership:
         """Hold a lease for as long as a quorum of today's voters has promised, if at all (L4)."""
         if not self._leases.lease_ms:
             return
-        is_handing_over = self.transfer_target is not None or self._has_told_to_campaign
+        is_handing_over = self.transfer_target is not None or self._has_sent_timeout_now
         if is_handing_over or not self.can_read:
             self._leases.withdraw()
             return
@@ -417,7 +426,11 @@ class Leadership:
             if read.node == self.id:
                 self._read_states.append(ReadState(read.read_id, index))
                 continue
-            self._send(ReadReply(read.node, self.id, self.term, read.read_id, index))
+            self._send(
+                ReadReply(
+                    to=read.node, sender=self.id, term=self.term, read_id=read.read_id, index=index
+                )
+            )
             # It waits until it has applied `index`; don't let it wait for the next heartbeat.
             progress = self.progress.get(read.node)
             if progress is not None and progress.commit_sent < index:

@@ -8,7 +8,7 @@ in it, applied entries stay while they fit `window_bytes_max`. What is older is 
 
 What the state holds, the disk holds. `written` runs ahead of `persisted`: it is the last entry
 handed out to be written. Up to `compact_index` every member has the log on disk, as far as is
-known; `positions` says of each how far.
+known; `durable_indexes` says of each how far.
 
 What a leader sends is checked before any of it is taken (`merge`): entries that can't follow this
 log are a `LogMismatch`. Asserts are about this log only.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raftha.core.durable_indexes import Positions
+from raftha.core.durable_indexes import DurableIndexes
 from raftha.core.messages import Append
 from raftha.entry import Entry, EntryKind, LogPosition, follows
 from raftha.events import MembershipChanged
@@ -63,10 +63,10 @@ class RaftLog:
         self.applied_sequence = anchor.last_sequence
         self.compact_index = 0
         self.persisted = self.written = self.last_index
-        self.positions = Positions()
+        self.durable_indexes = DurableIndexes()
         self._memberships = [(anchor.index, membership)]
         for entry in self.window:
-            self._note_membership(entry)
+            self._record_membership(entry)
 
     @property
     def membership(self) -> Membership:
@@ -98,7 +98,7 @@ class RaftLog:
         assert index <= self.last_index, "what is committed is in the log"
         self.commit = index
 
-    def _note_membership(self, entry: Entry) -> None:
+    def _record_membership(self, entry: Entry) -> None:
         if entry.kind == EntryKind.MEMBERSHIP:
             self._memberships.append((entry.index, Membership.decode(bytes(entry.payload))))
 
@@ -153,7 +153,7 @@ class RaftLog:
         assert entry.last_sequence >= previous.last_sequence, "commands are counted on"
         self.window.append(entry)
         self._window_bytes += len(entry.data)
-        self._note_membership(entry)
+        self._record_membership(entry)
 
     def is_up_to_date(self, last_index: int, last_term: int) -> bool:
         """Whether a candidate's log may win this node's vote (Raft paper 5.4.1)."""
@@ -209,7 +209,7 @@ class RaftLog:
         self.window.extend(entries)
         for entry in entries:
             self._window_bytes += len(entry.data)
-            self._note_membership(entry)
+            self._record_membership(entry)
 
     def hint(self, index: int, term: int) -> tuple[int, int]:
         """The last entry at or before `index` whose term is at most `term`, as (index, term).
@@ -221,10 +221,10 @@ class RaftLog:
         """
         index = min(index, self.last_index)
         while index > self.anchor.index:
-            own = self.term(index)
-            assert own is not None, "everything above anchor is in the window"
-            if own <= term:
-                return index, own
+            term_here = self.term(index)
+            assert term_here is not None, "everything above anchor is in the window"
+            if term_here <= term:
+                return index, term_here
             index -= 1
         return index, self.term(index) or 0
 

@@ -3,7 +3,7 @@
 Every message names its receiver, its sender and the sender's term: a message without a term can't
 be told from one of an earlier leader's time, and counting such a reply commits without a quorum.
 
-A follower's replies also carry its healing epoch: 0 if it has never lost its log, odd while it
+A follower's replies also carry its healing generation: 0 if it has never lost its log, odd while it
 heals from the loss of one, even once it has healed (`raft.py`).
 """
 
@@ -37,7 +37,7 @@ class VoteReply(NamedTuple):
     term: int
     granted: bool
     pre: bool
-    epoch: int = 0
+    healing_generation: int = 0
 
 
 class Append(NamedTuple):
@@ -76,14 +76,14 @@ class AppendReply(NamedTuple):
     hint_term: int
     applied: int = 0
     applied_sequence: int = 0
-    epoch: int = 0
+    healing_generation: int = 0
 
 
 class Heartbeat(NamedTuple):
     """The leader is there; `commit` is never beyond what the receiver is known to have.
 
     `read_round` numbers the leader's rounds of asking «am I still the leader?» for reads. `behind`
-    is that of `Append`, as of `commit`. `epoch` is the receiver's healing epoch as of which it is
+    is that of `Append`, as of `commit`. `healing_generation` is the receiver's, as of which it is
     known to have that much. `lease_ms`: what the receiver is asked to promise (`lease.py`), 0 for
     nothing; `sent_ns`: when this was sent, by the leader's clock for leases.
     """
@@ -94,7 +94,7 @@ class Heartbeat(NamedTuple):
     commit: int
     read_round: int
     behind: tuple[int, ...] = ()
-    epoch: int = 0
+    healing_generation: int = 0
     sent_ns: int = 0
     lease_ms: int = 0
 
@@ -112,18 +112,18 @@ class HeartbeatReply(NamedTuple):
     read_round: int
     applied: int = 0
     applied_sequence: int = 0
-    epoch: int = 0
+    healing_generation: int = 0
     sent_ns: int = 0
     promised_ms: int = 0
 
 
 class Healed(NamedTuple):
-    """The receiver, which heals in `epoch`, holds all that it may ever have acknowledged."""
+    """The receiver, which heals in this generation, holds all it may ever have acknowledged."""
 
     to: int
     sender: int
     term: int
-    epoch: int
+    healing_generation: int
 
 
 class ReadRequest(NamedTuple):
@@ -145,8 +145,8 @@ class ReadReply(NamedTuple):
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
 
 
-class PositionsRequest(NamedTuple):
-    """A follower wants to hear whenever another disk has entry `index`, until all voters' have."""
+class DurableIndexesRequest(NamedTuple):
+    """Asks for a reply whenever another disk has entry `index`, until all voters' have."""
 
     to: int
     sender: int
@@ -154,7 +154,7 @@ class PositionsRequest(NamedTuple):
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
 
 
-class PositionsReply(NamedTuple):
+class DurableIndexesReply(NamedTuple):
     """How far each member's disk is behind `commit`; as in `Append`."""
 
     to: int
@@ -173,16 +173,16 @@ class TimeoutNow(NamedTuple):
 
 
 class SnapshotOffer(NamedTuple):
-    """The leader has an image of the state, as of a committed entry, for whom its log can't help.
+    """The leader has a snapshot of the state, as of a committed entry, for whom its log can't help.
 
-    `snapshot` is the image's id, `size` its bytes. How it is carried over is not the core's
-    business; that there is a leader, and whether its image is of use, is.
+    `snapshot_id` names the snapshot, `size` is its length in bytes. How it is carried over is not
+    the core's business; that there is a leader, and whether its snapshot is of use, is.
     """
 
     to: int
     sender: int
     term: int
-    snapshot: int
+    snapshot_id: int
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
     index_term: int
     size: int
@@ -198,8 +198,8 @@ Message = (
     | HeartbeatReply
     | ReadRequest
     | ReadReply
-    | PositionsRequest
-    | PositionsReply
+    | DurableIndexesRequest
+    | DurableIndexesReply
     | TimeoutNow
     | SnapshotOffer
     | Healed

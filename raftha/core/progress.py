@@ -4,10 +4,10 @@
     FETCH      the next entries are on disk only and were asked for; nothing is sent until they come
     REPLICATE  they agree up to `match`: appends go out back to back, within the in-flight limits
     SNAPSHOT   it needs what the log no longer has: nothing is sent until the outside says what
-               became of the image that it sends instead
+               became of the snapshot that it sends instead
 
 A lost connection, a rejection or silence leads back to PROBE; the first `ok` to REPLICATE. Only the
-outside ends SNAPSHOT: an image takes longer than a connection may live.
+outside ends SNAPSHOT: a snapshot takes longer than a connection may live.
 """
 
 from __future__ import annotations
@@ -29,19 +29,18 @@ class Progress:
     `match`: on the follower's disk and equal to the leader's log. `next`: the first entry to send.
     `is_active`: heard from since the last quorum check; `was_active`: between the two before.
     `probed_at`: index and term that the last probe asked about, for as long as its reply counts.
-    `watched_index`: it wants to hear who has this entry, 0 for none; when it was told last,
+    `watched_index`: it asked for replies on who has this entry, 0 for none; as of the last reply
     `watched_holders` voters had it. `applied`, `applied_sequence`: how far its state is, as it said
-    itself.
-    `promised_until_ns`: until then, by this leader's clock, it votes for nobody else (`lease.py`).
-    `epoch`: the follower's healing epoch, as last heard. `heals_at`: it has healed when it holds
-    this entry, and a majority without it does; None if it need not heal.
+    itself. `promised_until_ns`: until then, by this leader's clock, it votes for nobody else
+    (`lease.py`). `healing_generation`: the follower's, by its latest reply. `heals_at`: it has
+    healed when it holds this entry, and a majority without it does; None if it need not heal.
     """
 
     def __init__(self, next_index: int, messages_max: int, bytes_max: int) -> None:
         self.mode = Mode.PROBE
         self.match = 0
         self.next = next_index
-        self.epoch = 0
+        self.healing_generation = 0
         self.heals_at: int | None = None
         self.commit_sent = 0
         self.is_active = True
@@ -79,22 +78,22 @@ class Progress:
     @property
     def is_healing(self) -> bool:
         """Whether it has lost its log, and must not be counted."""
-        return self.epoch % 2 == 1
+        return self.healing_generation % 2 == 1
 
     @property
     def counted(self) -> int:
         """Up to where it counts for a quorum: `match`, but for one that heals."""
         return 0 if self.is_healing else self.match
 
-    def lost(self, epoch: int) -> None:
+    def lost(self, generation: int) -> None:
         """It has lost its log since it was last heard: what it acknowledged before isn't there.
 
         `next` stays the best guess; the rejection that comes says where the logs agree.
         """
-        assert epoch > self.epoch, "a healing epoch never goes back"
+        assert generation > self.healing_generation, "a healing generation never goes back"
         following = self.next
         self.probe()
-        self.epoch, self.heals_at = epoch, None
+        self.healing_generation, self.heals_at = generation, None
         self.match, self.next = 0, following
         self.applied = self.applied_sequence = 0
 
@@ -113,7 +112,7 @@ class Progress:
         self._in_flight_bytes = 0
 
     def probe_after(self, index: int) -> None:
-        """An image as of `index` is installed; where the logs agree is to be found out again."""
+        """A snapshot as of `index` is installed; where the logs agree is to be found out again."""
         self.mode = Mode.PROBE
         self.next = max(self.match, index) + 1
         self._answered()

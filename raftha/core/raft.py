@@ -13,7 +13,7 @@ and after any of these takes what is to be done:
 
     ready = raft.ready()
     1. send ready.messages, apply ready.committed, answer ready.read_states, fetch ready.log_reads,
-       make and take the images of ready.snapshot_requests and ready.snapshot_offers
+       make and take the snapshots of ready.snapshot_requests and ready.snapshot_offers
     2. make ready.write durable, as one write and one sync; only then
     3. send ready.write.messages and call raft.advance(ready.write)
 
@@ -45,12 +45,12 @@ node's own log. A node that isn't a voter there never campaigns, but it votes an
 whoever asks: those may know a later one.
 
 Snapshots: for a follower that needs entries which the log no longer has, the leader asks the
-outside to send an image of the state (`SnapshotRequest`), and sends it nothing else until it hears
-what became of that. A follower takes an offer as it takes an append: it may come from a leader that
-it hasn't heard of yet. Whether the image is of use is asked when it is offered, and again before it
-is installed (`holds`): a log that has the image's last entry agrees with the leader's up to there,
-and may have acknowledged entries beyond it, which an image would throw away. A log that doesn't
-have it has nothing behind it that could be committed.
+outside to send a snapshot of the state (`SnapshotRequest`), and sends it nothing else until it
+hears what became of that. A follower takes an offer as it takes an append: it may come from a
+leader that it hasn't heard of yet. Whether the snapshot is of use is asked when it is offered, and
+again before it is installed (`holds`): a log that has the snapshot's last entry agrees with the
+leader's up to there, and may have acknowledged entries beyond it, which a snapshot would throw
+away. A log that doesn't have it has nothing behind it that could be committed.
 
 Healing: a node that has lost its log takes entries like any follower, but gives no vote, never
 campaigns, and counts for no quorum until it holds all that it may have acknowledged:
@@ -66,19 +66,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 from raftha.core.election import Election
-from raftha.core.healing_generation import Epochs
+from raftha.core.healing_generation import HealingGeneration
 from raftha.core.leader import Leadership
 from raftha.core.lease import Leases
 from raftha.core.log import LogMismatch, RaftLog, membership_changed
 from raftha.core.messages import (
     Append,
     AppendReply,
+    DurableIndexesReply,
+    DurableIndexesRequest,
     Healed,
     Heartbeat,
     HeartbeatReply,
     Message,
-    PositionsReply,
-    PositionsRequest,
     ReadReply,
     ReadRequest,
     SnapshotOffer,
@@ -118,18 +118,18 @@ class Raft:
         hard_state: HardState,
         log: RaftLog,
         random_below: Callable[[int], int],
-        epoch: int = 0,
+        healing_generation: int = 0,
         clock_ns: Callable[[], int] = lambda: 0,
     ) -> None:
         """Begin as a follower with what is on disk; `random_below(n)` gives 0 to n-1.
 
-        `epoch` is the healing epoch; `clock_ns` is for leases (`lease.py`).
+        `clock_ns` is for leases (`lease.py`).
         """
         assert hard_state.term >= log.last_term, "an entry of a term implies that term"
         self.id = config.node_id
         self.config = config
         self.log = log
-        self._epochs = Epochs(epoch)
+        self._healing_generation = HealingGeneration(healing_generation)
         log.commit_to(max(log.commit, min(hard_state.commit, log.last_index)))
         self.leases = Leases(config.lease_ms, config.clock_drift_max, clock_ns)
         self._events: list[HaEvent] = []
@@ -139,13 +139,13 @@ class Raft:
             hard_state,
             log,
             self._outbox,
-            self._epochs,
+            self._healing_generation,
             self._events,
             random_below=random_below,
             clock_ns=clock_ns,
         )
         self._send = self._election.send
-        self._told_of_second_in = 0
+        self._second_leader_reported_in = 0
         """The last term of which it was said that it has a second leader."""
         self._membership = log.membership
         self._leadership: Leadership | None = None
@@ -206,7 +206,7 @@ class Raft:
     @property
     def is_healing(self) -> bool:
         """Whether this node has lost its log, and may lack what it has acknowledged."""
-        return self._epochs.is_healing
+        return self._healing_generation.is_healing
 
     @property
     def is_writing(self) -> bool:
@@ -236,7 +236,9 @@ class Raft:
         assert message.to == self.id, "the transport delivers what is for this node"
         assert message.sender != self.id, "the transport lets no other speak for this node"
         # The sender may be nobody that this log knows of: it may come from a later membership.
-        if not (self._epochs.is_outdated(message) or self._election.breaks_promise(message)):
+        if not (
+            self._healing_generation.is_outdated(message) or self._election.breaks_promise(message)
+        ):
             self._step(message)
         self._check_membership()
 
@@ -260,16 +262,16 @@ class Raft:
                 self._on_append(message)
             case Heartbeat():
                 self._on_heartbeat(message)
-            case AppendReply() | HeartbeatReply() | ReadRequest() | PositionsRequest():
+            case AppendReply() | HeartbeatReply() | ReadRequest() | DurableIndexesRequest():
                 if self._leadership is not None:
                     self._leadership.step(message)
-            case ReadReply() | PositionsReply():
+            case ReadReply() | DurableIndexesReply():
                 self._on_answer(message)
             case SnapshotOffer():
-                self._election.hear_leader(message.sender)
+                self._election.on_leader_contact(message.sender)
                 self._snapshot_offers.append(message)
             case Healed():
-                self._epochs.on_healed(message)
+                self._healing_generation.on_healed(message)
             case TimeoutNow():
                 self._election.on_timeout_now(message)
             case _:
@@ -326,13 +328,15 @@ class Raft:
             return True
         if self.leader is None:
             return False
-        self._send(ReadRequest(self.leader, self.id, self.term, read_id))
+        self._send(ReadRequest(to=self.leader, sender=self.id, term=self.term, read_id=read_id))
         return True
 
-    def watch_positions(self, index: int) -> None:
-        """Hear from the leader as soon as another member has entry `index` on its disk."""
+    def watch_durable_indexes(self, index: int) -> None:
+        """Ask the leader for a reply as soon as another member has entry `index` on its disk."""
         if self._leadership is None and self.leader is not None:
-            self._send(PositionsRequest(self.leader, self.id, self.term, index))
+            self._send(
+                DurableIndexesRequest(to=self.leader, sender=self.id, term=self.term, index=index)
+            )
 
     def transfer(self, target: int) -> None:
         """Hand leadership to `target` once its log is complete; no proposals meanwhile.
@@ -391,13 +395,13 @@ class Raft:
             self._leadership.snapshot_sent(request, index)
 
     def snapshot_failed(self, request: SnapshotRequest) -> None:
-        """The follower of `request` got no image; it will be asked for again."""
+        """The follower of `request` got no snapshot; it will be asked for again."""
         if self._leadership is not None:
             self._leadership.snapshot_failed(request)
 
-    def healed(self, epoch: int) -> None:
+    def healed(self, generation: int) -> None:
         """It is durable that this node has healed: from now on it counts and votes."""
-        self._epochs.end(epoch)
+        self._healing_generation.end(generation)
         self._emit(HealingEnded(reporter=self.id))
 
     # ---------------------------------------------------------------- outputs
@@ -420,7 +424,7 @@ class Raft:
             list(self._requests.snapshots),
             list(self._snapshot_offers),
             list(self._events),
-            self._epochs.take_healed(),
+            self._healing_generation.take_healed(),
         )
         self._read_states.clear()
         self._requests.log_reads.clear()
@@ -493,8 +497,7 @@ class Raft:
         match message:
             case Append() | Heartbeat() | SnapshotOffer():
                 # A leader of an earlier term learns from this that it isn't one any more.
-                own = message.sender, self.id, self.term
-                self._send(AppendReply(*own, False, 0, 0, 0, epoch=self._epochs.own))
+                self._reject_append(message.sender, 0)
             case VoteRequest():
                 self._election.refuse(message)
             case _:
@@ -509,8 +512,8 @@ class Raft:
 
         It comes from the network, so it is no reason for this node to stop. But it is to be known.
         """
-        if self.leader is not None and self._told_of_second_in != self.term:
-            self._told_of_second_in = self.term
+        if self.leader is not None and self._second_leader_reported_in != self.term:
+            self._second_leader_reported_in = self.term
             self._emit(
                 SecondLeader(reporter=self.id, term=self.term, leader=self.leader, other=other)
             )
@@ -549,40 +552,76 @@ class Raft:
     # ---------------------------------------------------------------- replication, follower's side
 
     def _on_append(self, message: Append) -> None:
-        self._election.hear_leader(message.sender)
+        self._election.on_leader_contact(message.sender)
         assert self._leadership is None, "a leader only adds to its log"
-        self.log.positions.learn(message.commit, message.behind)
+        self.log.durable_indexes.learn(message.commit, message.behind)
         try:
             agreed = self.log.merge(message)
         except LogMismatch:
             # Bytes that were changed on the way, or a leader gone wrong: nothing of it is kept.
             return
         if agreed is None:
-            index, own = message.prev_index, (self.id, self.term, False)
-            hint = self.log.hint(index, message.prev_term)
-            self._send(AppendReply(message.sender, *own, index, *hint, epoch=self._epochs.own))
+            hint_index, hint_term = self.log.hint(message.prev_index, message.prev_term)
+            self._reject_append(message.sender, message.prev_index, hint_index, hint_term)
             return
         self.log.commit_to(max(self.log.commit, min(message.commit, agreed)))
         self.log.compact_index = max(self.log.compact_index, message.compact_index)
-        applied = self.log.applied, self.log.applied_sequence
-        told = (*applied, self._epochs.own)
-        self._send(AppendReply(message.sender, self.id, self.term, True, agreed, 0, 0, *told))
+        self._send(
+            AppendReply(
+                to=message.sender,
+                sender=self.id,
+                term=self.term,
+                ok=True,
+                index=agreed,
+                hint_index=0,
+                hint_term=0,
+                applied=self.log.applied,
+                applied_sequence=self.log.applied_sequence,
+                healing_generation=self._healing_generation.current,
+            )
+        )
 
-    def _on_answer(self, message: ReadReply | PositionsReply) -> None:
+    def _reject_append(
+        self, leader: int, index: int, hint_index: int = 0, hint_term: int = 0
+    ) -> None:
+        self._send(
+            AppendReply(
+                to=leader,
+                sender=self.id,
+                term=self.term,
+                ok=False,
+                index=index,
+                hint_index=hint_index,
+                hint_term=hint_term,
+                healing_generation=self._healing_generation.current,
+            )
+        )
+
+    def _on_answer(self, message: ReadReply | DurableIndexesReply) -> None:
         """What this node has asked a leader for."""
-        if isinstance(message, PositionsReply):
-            self.log.positions.learn(message.commit, message.behind)
+        if isinstance(message, DurableIndexesReply):
+            self.log.durable_indexes.learn(message.commit, message.behind)
         elif message.sender == self.leader:  # An earlier leader's answer is asked for again.
             self._read_states.append(ReadState(message.read_id, message.index))
 
     def _on_heartbeat(self, message: Heartbeat) -> None:
-        self._election.hear_leader(message.sender)
-        self.log.positions.learn(message.commit, message.behind)
-        if message.epoch == self._epochs.own:
+        self._election.on_leader_contact(message.sender)
+        self.log.durable_indexes.learn(message.commit, message.behind)
+        if message.healing_generation == self._healing_generation.current:
             # Otherwise it goes by what this node had before it lost its log, and what is there now
             # may be other entries.
             self.log.commit_to(max(self.log.commit, min(message.commit, self.log.last_index)))
-        told = self.log.applied, self.log.applied_sequence, self._epochs.own
-        promised = message.sent_ns, self._election.promise.give(message.sender, message.lease_ms)
-        own = message.sender, self.id, self.term, message.read_round
-        self._send(HeartbeatReply(*own, *told, *promised))
+        promised_ms = self._election.promise.give(message.sender, message.lease_ms)
+        self._send(
+            HeartbeatReply(
+                to=message.sender,
+                sender=self.id,
+                term=self.term,
+                read_round=message.read_round,
+                applied=self.log.applied,
+                applied_sequence=self.log.applied_sequence,
+                healing_generation=self._healing_generation.current,
+                sent_ns=message.sent_ns,
+                promised_ms=promised_ms,
+            )
+        )

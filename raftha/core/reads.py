@@ -26,7 +26,7 @@ class ReadRounds:
         self._index = 0
         self._asking: list[Read] = []
         self._waiting: list[Read] = []
-        self._heard: set[int] = set()
+        self._replied: set[int] = set()
 
     @property
     def is_asking(self) -> bool:
@@ -49,14 +49,16 @@ class ReadRounds:
         self.round += 1
         self._index = commit
         self._asking, self._waiting = self._waiting, []
-        self._heard = set()
+        self._replied = set()
 
-    def hear(self, peer: int, read_round: int, needed: int) -> tuple[int, list[Read]] | None:
-        """Note a reply; the index and the reads it answers if `needed` peers have now replied."""
+    def record_reply(
+        self, peer: int, read_round: int, needed: int
+    ) -> tuple[int, list[Read]] | None:
+        """Record a reply; the index and the reads it answers if `needed` peers have now replied."""
         if read_round != self.round or not self._asking:
             return None
-        self._heard.add(peer)
-        return self.finish() if len(self._heard) >= needed else None
+        self._replied.add(peer)
+        return self.finish() if len(self._replied) >= needed else None
 
     def finish(self) -> tuple[int, list[Read]]:
         """End the round as confirmed."""

@@ -72,7 +72,7 @@ class LogRead(NamedTuple):
 class SnapshotRequest(NamedTuple):
     """Follower `peer` needs entries that the log of the leader of `term` no longer has.
 
-    It is to be sent an image of the state: `Raft.snapshot_sent` or `snapshot_failed` ends it.
+    It is to be sent a snapshot of the state: `Raft.snapshot_sent` or `snapshot_failed` ends it.
     """
 
     peer: int
@@ -100,4 +100,4 @@ class Ready:
     snapshot_offers: list[SnapshotOffer]
     events: list[HaEvent]
     healed: int | None = None
-    """This node has healed: make this epoch durable, then call `Raft.healed`."""
+    """This node has healed: make this generation durable, then call `Raft.healed`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
-def of_silence(
+def election_timeout_ticks(
     election: int,
     *,
     is_alone: bool,
@@ -14,7 +14,7 @@ def of_silence(
     better_regions: int,
     random_below: Callable[[int], int],
 ) -> int:
-    """Patience with a leader that is silent, or that there isn't.
+    """How long to wait for a leader that is silent or unknown.
 
     `better_regions`: those with voters, in which leadership is to be rather than here.
     """
@@ -28,16 +28,16 @@ def of_silence(
         base = max(election // 5, 2)
         spread = 2 * base
     delay = better_regions * max(base // 2, 1)
-    # Each term without a leader doubles the patience: disks or networks may be so slow that
-    # the next attempt would otherwise always come before the last one's votes.
+    # Each term without a leader doubles the timeout: disks or networks may be so slow that the next
+    # attempt would otherwise always come before the last one's votes.
     factor = 1 << min(terms_without_leader, 6)
     base = max(base, min(base * factor, 16 * election))
     spread = max(spread, min(spread * factor, 16 * election))
     return base + random_below(spread) + delay
 
 
-def of_loss(
+def disconnect_timeout_ticks(
     election: int, before: int, *, better_regions: int, random_below: Callable[[int], int]
 ) -> int:
-    """Patience after the connection to the leader broke; `before` other voters are to go first."""
+    """How long to wait after the connection to the leader broke, behind `before` other voters."""
     return 1 + 3 * before + random_below(3) + better_regions * max(election // 5, 2)

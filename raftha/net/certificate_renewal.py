@@ -15,7 +15,7 @@ from raftha.config import HaConfig
 from raftha.errors import ConfigError
 from raftha.net.tls import PeerTls
 
-LOOK_S = 60.0
+CHECK_INTERVAL_S = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Renewal:
 
     def __init__(self, config: HaConfig) -> None:
         self._config = config
-        self._stamps = self._look()
+        self._stamps = self._stat_files()
 
     def load(self) -> PeerTls | None:
         """Read the files, None if there are to be none; ConfigError says what is wrong."""
@@ -39,7 +39,7 @@ class Renewal:
 
     def renewed(self) -> PeerTls | None:
         """What the files hold, if they have changed since the last time and are good."""
-        stamps = self._look()
+        stamps = self._stat_files()
         if stamps == self._stamps:
             return None
         self._stamps = stamps
@@ -50,7 +50,7 @@ class Renewal:
             log.warning("tls node=%d the renewed files are not taken up: %s", node_id, error)
             return None
 
-    def _look(self) -> list[tuple[int, int, int]]:
+    def _stat_files(self) -> list[tuple[int, int, int]]:
         stamps = []
         for name in (self._config.tls_ca, self._config.tls_cert, self._config.tls_key):
             try:

@@ -22,11 +22,11 @@ from raftha.config import MEMBERS_MAX
 from raftha.core import (
     Append,
     AppendReply,
+    DurableIndexesReply,
+    DurableIndexesRequest,
     Healed,
     Heartbeat,
     HeartbeatReply,
-    PositionsReply,
-    PositionsRequest,
     ReadReply,
     ReadRequest,
     SnapshotOffer,
@@ -113,12 +113,12 @@ _CODES: dict[type[Any], int] = {
     HealthRequest: 21,
     HealthReply: 22,
     SpaceReport: 23,
-    PositionsRequest: 24,
-    PositionsReply: 25,
+    DurableIndexesRequest: 24,
+    DurableIndexesReply: 25,
     Healed: 26,
     ReplicaReport: 27,
 }
-_WITH_POSITIONS = frozenset((Append, Heartbeat, PositionsReply))
+_WITH_DURABLE_INDEXES = frozenset((Append, Heartbeat, DurableIndexesReply))
 _CLASSES: dict[int, tuple[type[Any], tuple[type, ...]]] = {
     code: (cls, tuple(get_origin(kind) or kind for kind in get_type_hints(cls).values()))
     for cls, code in _CODES.items()
@@ -161,7 +161,7 @@ def decode(body: bytes) -> Frame:
         if type(value) is not kind or (type(value) is int and not 0 <= value < INT_MAX):
             raise WireError(f"{cls.__name__} has a field of a wrong type: {value!r:.40}")
     message = cls(*values[1:])
-    if cls in _WITH_POSITIONS:
+    if cls in _WITH_DURABLE_INDEXES:
         _check_behind(message.behind)
     if cls is ReplicaReport:
         return cast(Frame, message._replace(rows=_decode_rows(message.rows)))
@@ -183,9 +183,9 @@ def _decode_rows(rows: tuple[Any, ...]) -> tuple[ReplicaRow, ...]:
 
 def _check_behind(behind: tuple[Any, ...]) -> None:
     if len(behind) > BEHIND_MAX or len(behind) % 2:
-        raise WireError(f"positions are pairs of numbers, at most {BEHIND_MAX // 2}")
+        raise WireError(f"durable indexes are pairs of numbers, at most {BEHIND_MAX // 2}")
     if not all(type(number) is int and 0 <= number < INT_MAX for number in behind):
-        raise WireError("positions are whole numbers")
+        raise WireError("durable indexes are whole numbers")
 
 
 def _with_entries(message: Append) -> Append:

@@ -59,7 +59,7 @@ class Acknowledgements:
         waiting = _Waiting(result.index, operation, result, deadline)
         if not self._release(waiting):
             self._waiting.append(waiting)
-            self._core.watch_positions(result.index)
+            self._core.watch_durable_indexes(result.index)
 
     def check(self) -> None:
         """Release those for whom enough have it by now."""
@@ -115,8 +115,8 @@ def holders(core: Raft, index: int) -> tuple[int, ...]:
 
     A node that heals is no witness, this one neither.
     """
-    own = set() if core.is_healing else {core.id}
-    return tuple(sorted(own.union(core.log.positions.holders(index))))
+    here = set() if core.is_healing else {core.id}
+    return tuple(sorted(here.union(core.log.durable_indexes.holders(index))))
 
 
 def _wanted(acks: int, membership: Membership) -> int:

@@ -100,7 +100,12 @@ class Administration:
                 error = self._hand_to(message.target)
                 if error is not None:
                     self._send(
-                        TransferReply(message.sender, self._core.id, message.target, str(error))
+                        TransferReply(
+                            to=message.sender,
+                            sender=self._core.id,
+                            target=message.target,
+                            reason=str(error),
+                        )
                     )
             case TransferReply():
                 self._end_transfers(message.target, TransferFailed(message.reason))
@@ -174,7 +179,7 @@ class Administration:
             target = self._whose_turn(target, operation.tries - ASKS_UNTIL_OTHERS)
         asked = leader if leader is not None else target
         if asked != self._core.id:
-            self._send(TransferRequest(asked, self._core.id, target))
+            self._send(TransferRequest(to=asked, sender=self._core.id, target=target))
             return
         error = self._hand_to(target)
         if error is not None:
@@ -256,14 +261,14 @@ class Administration:
         if leader is None or operation.waiter is None:
             return
         request = MembershipRequest(
-            leader,
-            self._core.id,
-            operation.node_id,
-            operation.adds,
-            operation.address,
-            operation.region,
-            operation.is_repeated,
-            operation.is_standby,
+            to=leader,
+            sender=self._core.id,
+            node_id=operation.node_id,
+            adds=operation.adds,
+            address=operation.address,
+            region=operation.region,
+            is_repeat=operation.is_repeated,
+            is_standby=operation.is_standby,
         )
         operation.asked_at, operation.is_repeated = self._now(), True
         if leader == self._core.id:
@@ -291,7 +296,13 @@ class Administration:
             return
         kind = type(error).__name__
         self._send(
-            MembershipReply(request.sender, self._core.id, request.node_id, kind, str(error))
+            MembershipReply(
+                to=request.sender,
+                sender=self._core.id,
+                node_id=request.node_id,
+                kind=kind,
+                reason=str(error),
+            )
         )
 
     def _change(self, request: MembershipRequest) -> None:

@@ -34,13 +34,13 @@ def make_core(
     entries: Sequence[Entry],
     random_below: Callable[[int], int],
     *,
-    epoch: int,
+    healing_generation: int,
     promised_ms: int,
     clock_ns: Callable[[], int],
 ) -> Raft:
     """The core of a node that finds this on its disk: `entries` follow what `state` has applied.
 
-    `epoch` is its healing epoch, `promised_ms` the longest promise that it may have given.
+    `promised_ms` is the longest promise that it may have given.
     """
     core_config = CoreConfig(
         node_id=config.node_id,
@@ -54,4 +54,4 @@ def make_core(
     )
     membership = applied_membership(state, config)
     log = RaftLog(first_index, state.applied, entries, core_config.window_bytes_max, membership)
-    return Raft(core_config, hard_state, log, random_below, epoch, clock_ns)
+    return Raft(core_config, hard_state, log, random_below, healing_generation, clock_ns)

@@ -13,7 +13,7 @@ no more log until the checkpoint is done (`node.py`).
 
 The log may be cut up to what is both in an earlier checkpoint and on the disk of every member; if
 that leaves more than `log_retention_bytes`, also where some members need it still: they are sent an
-image of the state then (`snapshots.py`), and what follows an image is kept until it is there.
+snapshot of the state then (`snapshots.py`), and what follows a snapshot is kept until it is there.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ BEHIND_FACTOR = 2
 class CheckpointWriter(Protocol):
     """Who writes a checkpoint, and says so with `Node.on_checkpoint`."""
 
-    def checkpoint(self, frozen: Frozen, cut: Cut, *, with_digest: bool) -> None:
+    def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
         """Write `frozen` to the store and cut the log."""
         ...
 
 
-class Cut(NamedTuple):
+class LogCut(NamedTuple):
     """How much of the log may go: up to `index` in any case, up to `limit_index` if more than
     `bytes_max` would stay.
     """
@@ -70,7 +70,7 @@ class Checkpoints:
         now: float,
         kept_index: Callable[[], int | None],
     ) -> None:
-        """`kept_index` says behind which index images need the log; None if nowhere."""
+        """`kept_index` says behind which index snapshots need the log; None if nowhere."""
         self.last = state.applied
         """What the store holds by itself."""
         self.began_at = now
@@ -154,6 +154,6 @@ class Checkpoints:
         self._log_bytes = 0
         kept_index = self._kept_index()
         limit = self.last.index if kept_index is None else min(self.last.index, kept_index)
-        cut = Cut(min(limit, self._log.compact_index), limit, self._config.log_retention_bytes)
+        cut = LogCut(min(limit, self._log.compact_index), limit, self._config.log_retention_bytes)
         frozen = self._state.freeze()
         self._writer.checkpoint(frozen, cut, with_digest=bool(self._running))

@@ -22,7 +22,7 @@ class Host(CheckpointWriter, Protocol):
 
     @property
     def snapshots(self) -> SnapshotFiles:
-        """Who makes and takes images of the state."""
+        """Who makes and takes snapshots of the state."""
         ...
 
     @property
@@ -66,6 +66,6 @@ class Host(CheckpointWriter, Protocol):
         """The turn is over: release whoever was delivered to."""
         ...
 
-    def end_healing(self, epoch: int) -> None:
-        """Make this healing epoch durable, then call `Node.on_healed`."""
+    def end_healing(self, generation: int) -> None:
+        """Make this healing generation durable, then call `Node.on_healed`."""
         ...

@@ -1,6 +1,6 @@
 """Reads straight from the calling thread, on a leader that holds a lease.
 
-Theory of operation. `LeasedReads.get` is called from any thread, and touches the node without
+Theory of operation. `LeaseReads.get` is called from any thread, and touches the node without
 asking its thread:
 
     1. take the lease, if there is one
@@ -38,7 +38,7 @@ class Missed:
 MISSED = Missed()
 
 
-class LeasedReads:
+class LeaseReads:
     """Those of one node. `counts`: how many were answered, by the thread that asked."""
 
     def __init__(
@@ -58,7 +58,7 @@ class LeasedReads:
         """The value of `key`, which must be a proper one; or `MISSED`."""
         lease = self._leases.current
         if lease is not None:
-            value = self.look(key)
+            value = self.read_applied(key)
             if value is not MISSED and self.holds(lease):
                 # No other thread counts under this key, so no count is lost.
                 self._counts[get_ident()] += 1
@@ -69,7 +69,7 @@ class LeasedReads:
         """Step 1, for who goes through them one by one."""
         return self._leases.current
 
-    def look(self, key: bytes) -> bytes | Missed | None:
+    def read_applied(self, key: bytes) -> bytes | Missed | None:
         """Steps 2 and 3: the value, if all that is committed is applied."""
         state = self._state
         if state.applied.index < self._log.commit:

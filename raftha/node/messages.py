@@ -51,8 +51,8 @@ class TransferReply(NamedTuple):
 class MembershipRequest(NamedTuple):
     """Asks the leader to make `node_id` a voter or a standby (`adds`), or to remove it.
 
-    Without an `address` it must be a member already. `is_repeat`: the sender has asked before, and
-    may have been heard.
+    Without an `address` it must be a member already. `is_repeat`: the sender has asked before; that
+    request may have arrived.
     """
 
     to: int
@@ -125,35 +125,35 @@ class ReplicaReport(NamedTuple):
 
 
 class SnapshotChunk(NamedTuple):
-    """Part of the image that was offered as `snapshot`, from byte `offset` of the file on.
+    """Part of the snapshot offered as `snapshot_id`, from byte `offset` of the file on.
 
     `data` is compressed with zstd, `crc` the CRC-32C of what it was before.
     """
 
     to: int
     sender: int
-    snapshot: int
+    snapshot_id: int
     offset: int
     crc: int
     data: bytes
 
 
 class SnapshotReply(NamedTuple):
-    """How it goes with the image that was offered as `snapshot`; a `SnapshotStatus`.
+    """The state of the snapshot offered as `snapshot_id`; a `SnapshotStatus`.
 
     `value`: with RECEIVING, how many bytes of it the sender has; with HOLDS, the index of the entry
-    that its log holds or its state has applied, so that no image is needed.
+    that its log holds or its state has applied, so that no snapshot is needed.
     """
 
     to: int
     sender: int
-    snapshot: int
+    snapshot_id: int
     status: int
     value: int
 
 
 class SnapshotStatus(enum.IntEnum):
-    """What has become of an image."""
+    """What has become of a snapshot."""
 
     RECEIVING = 1
     HOLDS = 2

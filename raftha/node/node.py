@@ -9,13 +9,13 @@ threads (`raftha.runtime`) and in the simulator, under a clock and a disk that a
 A node has eight collaborators: the core and the state; writes, reads, checkpoints, snapshots and
 administration, each with the operations or messages that it answers; and the watch over health,
 lag, failovers, space and placement. They don't know the node, and results for callers go through
-`Undelivered`.
+`PendingOperations`.
 
 A turn: groups that wait become one batch if no write is under way -> the core says what to write,
 send, apply and read -> all of it goes out -> futures are completed, all together.
 
 Rules:
-  N1  All calls come from one thread, the node's; but what `leased` reads, it reads from any.
+  N1  All calls come from one thread, the node's; but `lease_reads` is called from any.
   N2  What is applied is committed and on this node's disk (core, R5).
   N3  A checkpoint freezes the write buffer between two entries; the host writes it out, meanwhile
       the next buffer fills. At most one is under way.
@@ -49,7 +49,7 @@ from raftha.node.administration import Administration
 from raftha.node.bootstrap import applied_membership
 from raftha.node.checkpoints import Checkpoints
 from raftha.node.host import Host
-from raftha.node.lease_reads import LeasedReads
+from raftha.node.lease_reads import LeaseReads
 from raftha.node.messages import (
     Forward,
     ForwardReply,
@@ -74,8 +74,8 @@ from raftha.node.operations import (
     TransferOperation,
     WriteOperation,
 )
-from raftha.node.pending import Undelivered
-from raftha.node.reads import Readings
+from raftha.node.pending import PendingOperations
+from raftha.node.reads import ReadQueue
 from raftha.node.snapshots import Snapshots
 from raftha.node.watch.watch import Watch
 from raftha.node.writes import Writes
@@ -105,18 +105,18 @@ class Node:
         self.core = core
         self.state = state
         self.failure = ""
-        self.leased = LeasedReads(core, state, clock.boottime_ns, host.statistics.leased)
+        self.lease_reads = LeaseReads(core, state, clock.boottime_ns, host.statistics.lease_reads)
         self._client_addresses = {config.node_id: config.client_address}
         self._host = host
         self._clock = clock
         self._statistics = host.statistics
         now = clock.monotonic
-        pending = Undelivered(host.deliver, host.deliver_each, host.statistics.errors)
+        pending = PendingOperations(host.deliver, host.deliver_each, host.statistics.errors)
         self._pending = pending
         timeout_s = config.election_timeout_ms / 1000
         ack_timeout_s = config.replication.ack_timeout_ms / 1000
         self._writes = Writes(core, host, pending, clock, random_below, ack_timeout_s)
-        self._reads = Readings(
+        self._reads = ReadQueue(
             core,
             pending,
             self._execute,
@@ -159,9 +159,9 @@ class Node:
         return self._writes.bytes_held
 
     @property
-    def asked_bytes_held(self) -> int:
+    def read_bytes_held(self) -> int:
         """All else that callers wait for."""
-        return self._pending.asked_bytes
+        return self._pending.read_bytes
 
     def unanswered(self) -> list[Operation]:
         """The operations that have no result yet; from any thread."""
@@ -214,7 +214,7 @@ class Node:
     def on_message(self, message: PeerMessage) -> None:
         """A peer sent a message."""
         now = self._clock.monotonic()
-        self._watch.heard(message.sender, now)
+        self._watch.record_contact(message.sender, now)
         match message:
             case Append() if self._is_behind:
                 pass  # As if it were lost: the leader asks again until there is an answer.
@@ -321,9 +321,9 @@ class Node:
         self.core.log_read_failed(request, first_index)
         self._host.wake()
 
-    def on_healed(self, epoch: int) -> None:
+    def on_healed(self, generation: int) -> None:
         """It is durable that this node, which had lost its log, has healed."""
-        self.core.healed(epoch)
+        self.core.healed(generation)
         self._host.wake()
 
     # ---------------------------------------------------------------- the turn

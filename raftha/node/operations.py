@@ -92,9 +92,9 @@ class GroupOperation(Operation):
 class ReadOperation(Operation):
     """A function of the node, run on the node's thread. Delivers what it returns.
 
-    `is_linearizable`: only after a read index; otherwise at once, on whatever state is here. If
-    the state is known to be as fresh as `max_age_s`, at once too.
-    `asked_bytes`: of what `read` carries along, keys above all.
+    `is_linearizable`: only after a read index; otherwise at once, on whatever state is here. If the
+    state is known to be as fresh as `max_age_s`, at once too. `read_bytes`: the size of what `read`
+    carries along, keys above all.
     """
 
     __slots__ = ("is_linearizable", "max_age_s", "read")
@@ -107,11 +107,11 @@ class ReadOperation(Operation):
         *,
         is_linearizable: bool,
         max_age_s: float = 0.0,
-        asked_bytes: int = 0,
+        read_bytes: int = 0,
     ) -> None:
         self.waiter = waiter
         self.deadline = deadline
-        self.size = OPERATION_BYTES + asked_bytes
+        self.size = OPERATION_BYTES + read_bytes
         self.max_age_s = max_age_s
         self.read = read
         self.is_linearizable = is_linearizable

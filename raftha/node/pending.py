@@ -14,7 +14,7 @@ from typing import Any
 from raftha.node.operations import Operation, sizes
 
 
-class Undelivered:
+class PendingOperations:
     """Those of one node; for the node's thread."""
 
     def __init__(
@@ -25,7 +25,7 @@ class Undelivered:
     ) -> None:
         """The host's `deliver` and `deliver_each`; `errors` are counted by class."""
         self.write_bytes = 0
-        self.asked_bytes = 0
+        self.read_bytes = 0
         self._operations: set[Operation] = set()
         self._deliver = deliver
         self._deliver_each = deliver_each
@@ -34,9 +34,9 @@ class Undelivered:
     def add(self, operations: Sequence[Operation], held: tuple[int, int] | None = None) -> None:
         """Take in operations; `held` is their `sizes`, if they were summed up before."""
         self._operations.update(operations)
-        writes, asked = sizes(operations) if held is None else held
+        writes, reads = sizes(operations) if held is None else held
         self.write_bytes += writes
-        self.asked_bytes += asked
+        self.read_bytes += reads
 
     def all(self) -> list[Operation]:
         """Those that have no result yet; from any thread, since a copy is a single step."""
@@ -73,6 +73,6 @@ class Undelivered:
         self._deliver_each(waiters, results)
 
     def _release(self, operations: Sequence[Operation]) -> None:
-        writes, asked = sizes(operations)
+        writes, reads = sizes(operations)
         self.write_bytes -= writes
-        self.asked_bytes -= asked
+        self.read_bytes -= reads

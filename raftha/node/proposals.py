@@ -1,4 +1,4 @@
-"""The leader's inbox: groups of all nodes, from when they arrive until they are in the log.
+"""The leader's proposal queue: groups of all nodes, from their arrival until they are in the log.
 
 Theory of operation. Groups wait here while a write is under way, and then go into the log together,
 as one batch. A group is here once, however often it was sent, and not again while a copy of it is
@@ -6,7 +6,7 @@ in this leader's log and not yet applied; of copies from before this leadership 
 the state machine drops them. All of it ends with the leadership: whoever waits sends again to the
 next.
 
-What is proposed and not yet applied is bounded; beyond the bound the inbox fills, and when that is
+What is proposed and not yet applied is bounded; beyond the bound the queue fills, and when that is
 full, forwarded groups are refused.
 """
 
@@ -19,7 +19,7 @@ from raftha.core import Raft
 
 BATCH_BYTES_MAX = 4 << 20
 BATCH_GROUPS_MAX = 4096
-INBOX_BYTES_MAX = 64 << 20
+PROPOSAL_QUEUE_BYTES_MAX = 64 << 20
 UNCOMMITTED_BYTES_MAX = 32 << 20
 GROUP_BYTES = 256
 """What a group counts for beside its bytes: the records that are kept of it."""
@@ -28,7 +28,7 @@ GroupKey = tuple[int, int]
 """A group's session and number."""
 
 
-class Waiting(NamedTuple):
+class QueuedGroup(NamedTuple):
     """A group that waits: who sent it, how many commands it has, and its bytes."""
 
     sender: int
@@ -36,13 +36,13 @@ class Waiting(NamedTuple):
     encoded: bytes
 
 
-class Inbox:
+class ProposalQueue:
     """What a leader has still to put into its log, and what of it isn't applied yet."""
 
     def __init__(self, core: Raft) -> None:
-        self.waiting_bytes = 0
+        self.queued_bytes = 0
         self._core = core
-        self._waiting: OrderedDict[GroupKey, Waiting] = OrderedDict()
+        self._queued: OrderedDict[GroupKey, QueuedGroup] = OrderedDict()
         self._proposed: dict[GroupKey, int] = {}
         self._unapplied: deque[tuple[int, int]] = deque()
         self._unapplied_bytes = 0
@@ -58,48 +58,48 @@ class Inbox:
 
     def has_room(self, key: GroupKey, size: int) -> bool:
         """Whether a group may come in from another node."""
-        room = INBOX_BYTES_MAX - self.waiting_bytes
-        return GROUP_BYTES + size <= room or key in self._waiting
+        room = PROPOSAL_QUEUE_BYTES_MAX - self.queued_bytes
+        return GROUP_BYTES + size <= room or key in self._queued
 
     def knows(self, key: GroupKey) -> bool:
         """Whether a group waits here, or is in this leader's log."""
-        return key in self._waiting or key in self._proposed
+        return key in self._queued or key in self._proposed
 
-    def put(self, key: GroupKey, waiting: Waiting) -> None:
-        """Let a group wait for the next batch, unless a copy of it does, or is in this log."""
+    def put(self, key: GroupKey, group: QueuedGroup) -> None:
+        """Queue a group for the next batch, unless a copy of it is queued, or is in this log."""
         if key in self._proposed:
-            self._core.notify_commit(waiting.sender, self._proposed[key])
-        elif key not in self._waiting:
-            self._waiting[key] = waiting
-            self.waiting_bytes += GROUP_BYTES + len(waiting.encoded)
+            self._core.notify_commit(group.sender, self._proposed[key])
+        elif key not in self._queued:
+            self._queued[key] = group
+            self.queued_bytes += GROUP_BYTES + len(group.encoded)
 
     def propose(self, time_us: int) -> None:
-        """Put a batch of what waits into the log, if anything does."""
-        if not self._waiting:
+        """Put a batch of queued groups into the log, if there are any."""
+        if not self._queued:
             return
         batch, size = self._take_batch()
-        payload = b"".join([waiting.encoded for waiting in batch.values()])
-        count = sum(waiting.count for waiting in batch.values())
+        payload = b"".join([group.encoded for group in batch.values()])
+        count = sum(group.count for group in batch.values())
         index = self._core.propose(payload, count, time_us)
         assert index is not None, "can_propose was checked"
         self._proposed.update(dict.fromkeys(batch, index))
         self._unapplied.append((index, size))
         self._unapplied_bytes += size
-        for sender in {waiting.sender for waiting in batch.values()}:
+        for sender in {group.sender for group in batch.values()}:
             self._core.notify_commit(sender, index)
 
-    def _take_batch(self) -> tuple[dict[GroupKey, Waiting], int]:
-        batch: dict[GroupKey, Waiting] = {}
+    def _take_batch(self) -> tuple[dict[GroupKey, QueuedGroup], int]:
+        batch: dict[GroupKey, QueuedGroup] = {}
         size = 0
-        while self._waiting and len(batch) < BATCH_GROUPS_MAX:
-            key, waiting = next(iter(self._waiting.items()))
-            added = GROUP_BYTES + len(waiting.encoded)
+        while self._queued and len(batch) < BATCH_GROUPS_MAX:
+            key, group = next(iter(self._queued.items()))
+            added = GROUP_BYTES + len(group.encoded)
             if batch and size + added > BATCH_BYTES_MAX:
                 break
-            del self._waiting[key]
-            batch[key] = waiting
+            del self._queued[key]
+            batch[key] = group
             size += added
-        self.waiting_bytes -= size
+        self.queued_bytes -= size
         return batch, size
 
     def on_group_applied(self, key: GroupKey) -> None:
@@ -115,7 +115,7 @@ class Inbox:
 
     def clear(self) -> None:
         """Leadership was won or lost: what was proposed before may never be applied."""
-        self._waiting.clear()
+        self._queued.clear()
         self._proposed.clear()
         self._unapplied.clear()
-        self.waiting_bytes = self._unapplied_bytes = 0
+        self.queued_bytes = self._unapplied_bytes = 0

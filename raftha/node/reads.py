@@ -22,26 +22,26 @@ from typing import Any
 from raftha.core import Raft, ReadState
 from raftha.errors import StorageError
 from raftha.node.operations import ReadOperation
-from raftha.node.pending import Undelivered
+from raftha.node.pending import PendingOperations
 from raftha.storage.state.state import NotYet
 
 
-class Readings:
+class ReadQueue:
     """The reads of this node's callers."""
 
     def __init__(
         self,
         core: Raft,
-        pending: Undelivered,
+        pending: PendingOperations,
         execute: Callable[[ReadOperation], Any],
         wake: Callable[[], None],
         first_id: int,
-        patience_s: float,
+        timeout_s: float,
         counts: Counter[str],
         *,
         uncounted: Callable[[Any], Any],
     ) -> None:
-        """`execute` carries out one read. An unanswered question is repeated after `patience_s`.
+        """`execute` carries out one read. An unanswered question is repeated after `timeout_s`.
 
         `first_id` is random, so that an answer to this node's earlier life matches nothing.
         `counts` are the reads by consistency, without the stale reads of `uncounted`: what asks
@@ -51,7 +51,7 @@ class Readings:
         self._pending = pending
         self._execute = execute
         self._wake = wake
-        self._patience_s = patience_s
+        self._timeout_s = timeout_s
         self._counts = counts
         self._uncounted = uncounted
         self._id = first_id
@@ -102,7 +102,7 @@ class Readings:
 
     def ask_again_if_overdue(self, now: float) -> None:
         """Don't wait for ever for an answer."""
-        if self._asking and now - self._asked_at > self._patience_s:
+        if self._asking and now - self._asked_at > self._timeout_s:
             self.ask_again()
 
     def answer(self, answers: Iterable[ReadState]) -> bool:

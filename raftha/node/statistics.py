@@ -1,7 +1,7 @@
 """What a node counts and times, for metrics: plain numbers, of one process, since it started.
 
-Written by the node's thread only, but for `leased`. Readers on other threads see each number whole,
-and numbers that belong together perhaps a moment apart.
+Written by the node's thread only, but for `lease_reads`. Readers on other threads see each number
+whole, and numbers that belong together perhaps a moment apart.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Histogram:
 
 
 class Statistics:
-    """`reads`, by consistency; `leased`, those that their callers' threads answered, by thread, so
-    that each number has one writer; `errors`, what callers got instead of a result, by class;
-    `events`, by kind; `peers_refused`, those not let in or thrown out. Seconds: `log_write`, one
-    write and sync of the log; `commit`, from when the leader took a batch until it had applied it;
-    `checkpoint`."""
+    """`reads`, by consistency; `lease_reads`, those that their callers' threads answered, by
+    thread, so that each number has one writer; `errors`, what callers got instead of a result, by
+    class; `events`, by kind; `peers_refused`, those not let in or thrown out. Seconds: `log_write`,
+    one write and sync of the log; `commit`, from when the leader took a batch until it had applied
+    it; `checkpoint`."""
 
     def __init__(self) -> None:
         self.reads: Counter[str] = Counter()
-        self.leased: defaultdict[int, int] = defaultdict(int)
+        self.lease_reads: defaultdict[int, int] = defaultdict(int)
         self.errors: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
         self.peers_refused = 0

@@ -15,8 +15,8 @@ A caller who wants more disks than a majority's to have the write waits on (`ack
 What a caller is told when it can't be told an outcome hangs on whether the group ever left the
 queue: before that, `Rejected`; after it, `Indeterminate`.
 
-On the leader, groups go into its inbox (`proposals.py`). A follower keeps a few groups in flight to
-the leader; what comes meanwhile makes the next one.
+On the leader, groups go into its proposal queue (`proposals.py`). A follower keeps a few groups in
+flight to the leader; what comes meanwhile makes the next one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from raftha.errors import (
 )
 from raftha.node.acknowledgements import Acknowledgements
 from raftha.node.operations import GroupOperation, Operation, WriteOperation
-from raftha.node.pending import Undelivered
+from raftha.node.pending import PendingOperations
 from raftha.storage.state.commands import ARRAY_MAX
 from raftha.storage.state.sessions import Applied, Outcome, Verdict, receipts
 from raftha.types import Receipt
@@ -81,7 +81,7 @@ class Submissions:
     def __init__(
         self,
         route: Callable[[InFlight], bool],
-        pending: Undelivered,
+        pending: PendingOperations,
         acknowledgements: Acknowledgements,
         now: Callable[[], float],
         random_below: Callable[[int], int],

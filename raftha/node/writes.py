@@ -1,10 +1,10 @@
 """The writes of one node: from its callers into the leader's log, and back as outcomes.
 
 Theory of operation. Three parts divide the work. `Submissions` has the groups of this node's own
-callers until their outcomes are known, wherever the leader is. `Inbox` has, on the leader, the
-groups of all nodes until they are applied. `Acknowledgements` has the callers that want their write
-on more disks than a majority's. A group's way is `route`: into the inbox of this node if it leads,
-else to the leader in a `Forward`.
+callers until their outcomes are known, wherever the leader is. `ProposalQueue` has, on the leader,
+the groups of all nodes until they are applied. `Acknowledgements` has the callers that want their
+write on more disks than a majority's. A group's way is `route`: into the proposal queue of this
+node if it leads, else to the leader in a `Forward`.
 
 A turn forms one batch at most, before the core says what to write: group commit is one batch a
 write. What happens later in the turn asks for another turn only if that could do something.
@@ -23,8 +23,8 @@ from raftha.node.acknowledgements import Acknowledgements, check_wanted
 from raftha.node.host import Host
 from raftha.node.messages import Forward, ForwardReply
 from raftha.node.operations import GroupOperation, WriteOperation
-from raftha.node.pending import Undelivered
-from raftha.node.proposals import BATCH_BYTES_MAX, Inbox, Waiting
+from raftha.node.pending import PendingOperations
+from raftha.node.proposals import BATCH_BYTES_MAX, ProposalQueue, QueuedGroup
 from raftha.node.submissions import (
     FORWARDED_MAX,
     GROUP_BYTES_MAX,
@@ -42,7 +42,7 @@ class Writes:
         self,
         core: Raft,
         host: Host,
-        pending: Undelivered,
+        pending: PendingOperations,
         clock: Clock,
         random_below: Callable[[int], int],
         ack_timeout_s: float,
@@ -52,7 +52,7 @@ class Writes:
         self._host = host
         self._pending = pending
         self._clock = clock
-        self._inbox = Inbox(core)
+        self._proposals = ProposalQueue(core)
         self._acknowledgements = Acknowledgements(core, pending.deliver, ack_timeout_s)
         self._submissions = Submissions(
             self.route, pending, self._acknowledgements, clock.monotonic, random_below
@@ -98,15 +98,19 @@ class Writes:
         if not self._core.is_leader:
             return  # The sender will learn which node leads, and send it there.
         key = group.session, group.number
-        is_full = is_majority_full and not self._inbox.knows(key)
-        if is_full or not self._inbox.has_room(key, len(message.group)):
+        is_full = is_majority_full and not self._proposals.knows(key)
+        if is_full or not self._proposals.has_room(key, len(message.group)):
             self._host.send(
                 ForwardReply(
-                    message.sender, self._core.id, group.session, group.number, is_full=is_full
+                    to=message.sender,
+                    sender=self._core.id,
+                    session=group.session,
+                    number=group.number,
+                    is_full=is_full,
                 )
             )
             return
-        self._inbox.put(key, Waiting(message.sender, group.count, message.group))
+        self._proposals.put(key, QueuedGroup(message.sender, group.count, message.group))
 
     def on_forward_reply(self, message: ForwardReply) -> None:
         """The leader refused a group of this node's callers."""
@@ -114,7 +118,7 @@ class Writes:
 
     def on_leader(self) -> None:
         """A leader is known: everything that may have been lost on its way goes there again."""
-        self._inbox.clear()
+        self._proposals.clear()
         self._submissions.send_again()
 
     # ---------------------------------------------------------------- the turn
@@ -126,11 +130,11 @@ class Writes:
             if leader is not None and self._host.is_connected(leader):
                 self._submissions.form_groups(BATCH_BYTES_MAX, FORWARDED_MAX)
             return
-        if self._inbox.can_propose:
+        if self._proposals.can_propose:
             # Some room for this node's own callers, however much the others forward.
-            room = max(BATCH_BYTES_MAX - self._inbox.waiting_bytes, GROUP_BYTES_MAX)
+            room = max(BATCH_BYTES_MAX - self._proposals.queued_bytes, GROUP_BYTES_MAX)
             self._submissions.form_groups(room, 1 << 30)
-            self._inbox.propose(self._clock.time_us())
+            self._proposals.propose(self._clock.time_us())
 
     def route(self, group: InFlight) -> bool:
         """Send a group towards the leader; False if there is none to send it to.
@@ -139,12 +143,12 @@ class Writes:
         """
         if self._core.is_leader:
             key = group.session, group.number
-            self._inbox.put(key, Waiting(self._core.id, group.count, group.encoded))
+            self._proposals.put(key, QueuedGroup(self._core.id, group.count, group.encoded))
             return True
         leader = self._core.leader
         if leader is None or not self._host.is_connected(leader):
             return False
-        self._host.send(Forward(leader, self._core.id, group.encoded))
+        self._host.send(Forward(to=leader, sender=self._core.id, group=group.encoded))
         return True
 
     def on_proposed(self, index: int, now: float) -> None:
@@ -154,10 +158,10 @@ class Writes:
     def on_applied(self, entry: Entry, groups: Sequence[Applied], now: float) -> None:
         """The state has applied an entry, and these groups in it."""
         for group in groups:
-            self._inbox.on_group_applied((group.session, group.number))
+            self._proposals.on_group_applied((group.session, group.number))
             if self._submissions.on_applied(group, now):
                 self._host.wake()
-        if self._inbox.on_applied(entry.index):
+        if self._proposals.on_applied(entry.index):
             self._host.wake()
 
     def commit_times(self, applied_index: int, now: float) -> Iterator[float]:
@@ -176,7 +180,7 @@ class Writes:
     def on_tick(self, now: float) -> None:
         """Time passes."""
         if not self._core.is_leader:
-            # What a leader has routed to itself is in its log, or in its inbox.
+            # What a leader has routed to itself is in its log, or in its proposal queue.
             self._submissions.send_overdue()
         self._acknowledgements.expire(now)
 

@@ -10,7 +10,7 @@ The node answers every operation by its deadline. Should its thread hang, in a u
 doesn't end or on a disk that doesn't answer, its callers wait `GRACE_S` longer and no more.
 
 What a node holds for its callers is bounded, from here until they have their results: writes by
-`submit_queue_bytes_max`, all else by `ASKED_BYTES_MAX`, so that neither keeps out the other.
+`submit_queue_bytes_max`, all else by `READ_BYTES_MAX`, so that neither keeps out the other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from raftha.errors import Indeterminate, Overloaded, RafthaError, RequestTimeout
 from raftha.node.operations import Operation, sizes
 from raftha.types import FireForgetCounts
 
-ASKED_BYTES_MAX = 32 << 20
+READ_BYTES_MAX = 32 << 20
 """Reads, digests, transfers and changes of membership on a node that have no result yet."""
 
 GRACE_S = 1.0
@@ -62,7 +62,7 @@ class ThreadWaiter:
         return self.result
 
 
-class Overdue:
+class DeadlineWatchdog:
     """Ends the futures of one event loop that a node which hangs leaves open.
 
     Once a second, while calls are under way, it asks which have no result; a node that is well ends
@@ -73,21 +73,21 @@ class Overdue:
     def __init__(self, unanswered: Callable[[], Sequence[Operation]]) -> None:
         """`unanswered` gives the operations that have no result, of all loops."""
         self._unanswered = unanswered
-        self._has_news = self._is_looking = False
+        self._has_news = self._is_checking = False
 
     def watch(self) -> None:
         """Operations are handed over now; on their futures' event loop."""
         self._has_news = True
-        if not self._is_looking:
-            self._is_looking = True
-            self._look_later()
+        if not self._is_checking:
+            self._is_checking = True
+            self._check_later()
 
-    def _look_later(self) -> None:
+    def _check_later(self) -> None:
         loop = asyncio.get_running_loop()
         # After a turn, for results that came while the host blocked its loop.
-        loop.call_later(GRACE_S, loop.call_soon, self._look)
+        loop.call_later(GRACE_S, loop.call_soon, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         loop, latest = asyncio.get_running_loop(), time.monotonic() - GRACE_S
         has_open = False
         for operation in self._unanswered():
@@ -97,9 +97,9 @@ class Overdue:
             has_open = True
             if operation.deadline <= latest and not future.done():
                 future.set_exception(no_answer())
-        self._is_looking, self._has_news = has_open or self._has_news, False
-        if self._is_looking:
-            self._look_later()
+        self._is_checking, self._has_news = has_open or self._has_news, False
+        if self._is_checking:
+            self._check_later()
 
 
 class LoopBatches:
@@ -110,7 +110,7 @@ class LoopBatches:
         self.submit = submit
         self._unanswered = unanswered
         self._batches: dict[asyncio.AbstractEventLoop, list[Operation]] = {}
-        self._overdue: dict[asyncio.AbstractEventLoop, Overdue] = {}
+        self._watchdogs: dict[asyncio.AbstractEventLoop, DeadlineWatchdog] = {}
 
     def add(self, operation: Operation) -> asyncio.Future[Any]:
         """Submit an operation once the running loop turns; return the future of its result."""
@@ -140,12 +140,12 @@ class LoopBatches:
                 operation.waiter.set_exception(error)
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        overdue = self._overdue.get(loop)
-        if overdue is None:
-            for other in [other for other in self._overdue if other.is_closed()]:
-                del self._overdue[other]
-            overdue = self._overdue[loop] = Overdue(self._unanswered)
-        overdue.watch()
+        watchdog = self._watchdogs.get(loop)
+        if watchdog is None:
+            for other in [other for other in self._watchdogs if other.is_closed()]:
+                del self._watchdogs[other]
+            watchdog = self._watchdogs[loop] = DeadlineWatchdog(self._unanswered)
+        watchdog.watch()
 
 
 def no_answer() -> RequestTimeout:
@@ -158,7 +158,7 @@ def overloaded() -> Overloaded:
     return Overloaded("too many calls wait on this node", hint="try again a little later")
 
 
-class Tally:
+class FireForgetCounter:
     """The waiter of all `async_fire_forget` writes: counts what becomes of them."""
 
     def __init__(self) -> None:
@@ -209,24 +209,24 @@ class SubmitQueue:
         """Whether the node's thread is about to look."""
         self._bytes_max = bytes_max
         self._operations: deque[Operation] = deque()
-        self._write_bytes = self._asked_bytes = 0
+        self._write_bytes = self._read_bytes = 0
         self._taken = (0, 0)
 
     def put(
-        self, operations: Sequence[Operation], write_bytes_held: int, asked_bytes_held: int
+        self, operations: Sequence[Operation], write_bytes_held: int, read_bytes_held: int
     ) -> Sequence[Operation]:
         """Queue operations, in order; return those for which there is no room.
 
-        `write_bytes_held` and `asked_bytes_held` are what the node holds already.
+        `write_bytes_held` and `read_bytes_held` are what the node holds already.
         """
         write_room = self._bytes_max - self._write_bytes - write_bytes_held
-        asked_room = ASKED_BYTES_MAX - self._asked_bytes - asked_bytes_held
-        writes, asked = sizes(operations)
+        read_room = READ_BYTES_MAX - self._read_bytes - read_bytes_held
+        writes, reads = sizes(operations)
         refused: list[Operation] = []
-        if writes > write_room or asked > asked_room:
+        if writes > write_room or reads > read_room:
             fitting: list[Operation] = []
             for operation in operations:
-                room = write_room if operation.is_write else asked_room
+                room = write_room if operation.is_write else read_room
                 if operation.size > room:
                     refused.append(operation)
                     continue
@@ -234,12 +234,12 @@ class SubmitQueue:
                 if operation.is_write:
                     write_room -= operation.size
                 else:
-                    asked_room -= operation.size
+                    read_room -= operation.size
             operations = fitting
-            writes, asked = sizes(operations)
+            writes, reads = sizes(operations)
         self._operations.extend(operations)
         self._write_bytes += writes
-        self._asked_bytes += asked
+        self._read_bytes += reads
         return refused
 
     def take(self) -> tuple[deque[Operation], tuple[int, int]]:
@@ -248,7 +248,7 @@ class SubmitQueue:
         It counts until `taken`, so that there is no moment at which it isn't counted.
         """
         operations, self._operations = self._operations, deque()
-        self._taken = self._write_bytes, self._asked_bytes
+        self._taken = self._write_bytes, self._read_bytes
         self.is_draining = False
         return operations, self._taken
 
@@ -258,9 +258,9 @@ class SubmitQueue:
 
     def taken(self) -> None:
         """The node itself counts what was taken last from now on."""
-        writes, asked = self._taken
+        writes, reads = self._taken
         self._write_bytes -= writes
-        self._asked_bytes -= asked
+        self._read_bytes -= reads
         self._taken = 0, 0
 
 
@@ -274,7 +274,7 @@ class Results:
         """Release a blocking caller now, a future's at the next `flush`."""
         if type(waiter) is ThreadWaiter:
             waiter.release(result)
-        elif type(waiter) is Tally:
+        elif type(waiter) is FireForgetCounter:
             waiter.add(result)
         else:
             self._futures.setdefault(waiter.get_loop(), []).append((waiter, result))
@@ -284,7 +284,7 @@ class Results:
         loop: asyncio.AbstractEventLoop | None = None
         batch: list[tuple[asyncio.Future[Any], Any]] = []
         for waiter, result in zip(waiters, results, strict=True):
-            if type(waiter) is ThreadWaiter or type(waiter) is Tally:
+            if type(waiter) is ThreadWaiter or type(waiter) is FireForgetCounter:
                 self.deliver(waiter, result)
                 continue
             if waiter.get_loop() is not loop:  # Seldom: most hosts have one.

@@ -211,7 +211,7 @@ def open_survivor(config: HaConfig) -> Iterator[Survivor]:
             salt=lambda: secrets.randbits(64),
         )
         try:
-            # An image that is ready goes first: later it would replace what is written here.
+            # A snapshot that is ready goes first: later it would replace what is written here.
             install(path, wal)
             store = CheckpointStore(path / "state")
             try:

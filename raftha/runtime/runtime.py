@@ -53,7 +53,7 @@ from raftha.net.certificate_renewal import Renewal
 from raftha.net.transport import Transport
 from raftha.net.wire import PROTOCOL_VERSION, Hello
 from raftha.node.bootstrap import HEARTBEAT_TICKS, decode_membership, make_core
-from raftha.node.checkpoints import Cut
+from raftha.node.checkpoints import LogCut
 from raftha.node.messages import PeerMessage
 from raftha.node.node import Node
 from raftha.node.operations import Operation, ReadOperation
@@ -62,11 +62,11 @@ from raftha.runtime import forks
 from raftha.runtime.callers import Results, SubmitQueue, ThreadWaiter
 from raftha.runtime.event_bus import EventBus
 from raftha.runtime.logs import log_event
-from raftha.runtime.snapshot_thread import ThreadedFiles
+from raftha.runtime.snapshot_thread import SnapshotThread
 from raftha.runtime.storage_threads import StorageThreads
 from raftha.storage.directory.datadir import DataDirectory
-from raftha.storage.directory.healing import LOG, Whole, open_whole
-from raftha.storage.directory.node_files import DirectoryVault
+from raftha.storage.directory.healing import LOG, OpenNode, open_or_heal
+from raftha.storage.directory.node_files import DirectoryNodeFiles
 from raftha.storage.directory.reserve import Reserve
 from raftha.storage.log.disk import RealDisk
 from raftha.storage.state.machine import StateMachine
@@ -131,9 +131,9 @@ class Runtime:
             opened.pop_all()
 
     def _open(self) -> Node:
-        """Open log and state, with the image that was received if one is ready."""
+        """Open log and state, with the snapshot that was received if one is ready."""
         with contextlib.ExitStack() as opened:
-            vault = DirectoryVault(
+            node_files = DirectoryNodeFiles(
                 self._data,
                 RealDisk(),
                 self.config.wal_segment_bytes,
@@ -141,10 +141,10 @@ class Runtime:
                 self._has_others,
                 self._on_damage,
             )
-            opened.callback(vault.close)
-            whole = open_whole(vault)
-            self._wal, self._store = whole.wal, vault.store
-            self.snapshots = ThreadedFiles(
+            opened.callback(node_files.close)
+            open_node = open_or_heal(node_files)
+            self._wal, self._store = open_node.wal, node_files.store
+            self.snapshots = SnapshotThread(
                 f"raftha-{self.config.node_id}",
                 self._data.path,
                 self._store,
@@ -153,7 +153,7 @@ class Runtime:
                 self._install,
             )
             opened.callback(self.snapshots.close)
-            node = self._make_node(whole)
+            node = self._make_node(open_node)
             self._threads = StorageThreads(
                 self.config.node_id,
                 self._wal,
@@ -167,10 +167,10 @@ class Runtime:
             opened.pop_all()
             return node
 
-    def _make_node(self, whole: Whole) -> Node:
+    def _make_node(self, open_node: OpenNode) -> Node:
         config = self.config
-        wal, state, entries = whole
-        self._data.note_promise(config.lease_ms)
+        wal, state, entries = open_node
+        self._data.record_promise(config.lease_ms)
         core = make_core(
             config,
             wal.hard_state,
@@ -178,7 +178,7 @@ class Runtime:
             state,
             entries,
             self._random.randrange,
-            epoch=self._data.epoch,
+            healing_generation=self._data.healing_generation,
             promised_ms=self._data.promised_ms,
             clock_ns=self._clock.boottime_ns,
         )
@@ -280,7 +280,7 @@ class Runtime:
         self.set_members(self.node.membership)
         self._started.put(None)
         self._tick(self._loop.time())
-        self._threads.keep_up()
+        self._threads.preallocate()
         renewing = self._loop.create_task(self._renew_tls())
         await self._stopping.wait()
         renewing.cancel()
@@ -291,7 +291,7 @@ class Runtime:
 
     async def _renew_tls(self) -> None:
         while self._tls is not None:
-            await asyncio.sleep(certificate_renewal.LOOK_S)
+            await asyncio.sleep(certificate_renewal.CHECK_INTERVAL_S)
             tls = await self._loop.run_in_executor(None, self._renewal.renewed)
             if tls is not None:
                 self._transport.renew(tls)
@@ -346,7 +346,7 @@ class Runtime:
         self._store.close()
         return True
 
-    # ---------------------------------------------------------------- an image takes its place
+    # ---------------------------------------------------------------- a snapshot takes its place
 
     @property
     def has_ended(self) -> bool:
@@ -358,12 +358,12 @@ class Runtime:
         return self._reopening is not None and not self._reopening.done()
 
     def _install(self) -> None:
-        """End the node, as a kill would, and begin again with the image that is ready.
+        """End the node, as a kill would, and begin again with the snapshot that is ready.
 
         From here on only what is on the disk counts of what the node did or heard, and whether the
-        image is still needed is asked of the disk. Callers' operations that come meanwhile wait.
+        snapshot is still needed is asked of the disk. Callers' operations that come meanwhile wait.
         """
-        message = "this node takes over an image of the state"
+        message = "this node installs a snapshot of the state"
         with self._submitted.lock:
             self._reopening = self._loop.create_task(self._reopen())
             self.node.fail("", Unavailable(message), Disconnected(message))
@@ -381,14 +381,14 @@ class Runtime:
             self._drain()
             return
         self._threads.start()
-        self._threads.keep_up()
+        self._threads.preallocate()
         self.node, self._reopening = node, None
         self.set_members(node.membership)
         self._drain()
         self.wake()
 
     def _on_snapshot_error(self, error: BaseException, is_harmless: bool) -> None:
-        """From any thread: an image could not be made, read, written or checked."""
+        """From any thread: a snapshot could not be made, read, written or checked."""
         if is_harmless:
             event = SnapshotFailed(reporter=self.config.node_id, reason=str(error))
             self._call(self.emit, event)
@@ -414,7 +414,7 @@ class Runtime:
         if isinstance(error, Corrupt) and error.path.is_relative_to(self._data.path / "state"):
             # The next start can't see it without reading all of the state.
             with contextlib.suppress(OSError):
-                self._data.note_damage(error.detail)
+                self._data.record_damage(error.detail)
         log.critical("node=%d failed reason=%s", self.config.node_id, reason, exc_info=error)
         unsent = Stopped(f"this node has failed: {reason}")
         self.node.fail(reason, unsent, Disconnected(unsent.args[0]))
@@ -462,7 +462,7 @@ class Runtime:
             if self.has_ended:
                 raise self._ended()
             node = self.node
-            refused = self._submitted.put(operations, node.write_bytes_held, node.asked_bytes_held)
+            refused = self._submitted.put(operations, node.write_bytes_held, node.read_bytes_held)
             is_draining, self._submitted.is_draining = self._submitted.is_draining, True
         if not is_draining:
             self._call(self._drain)
@@ -527,7 +527,7 @@ class Runtime:
         else:
             self.node.on_log_read(request, *result)
 
-    def checkpoint(self, frozen: Frozen, cut: Cut, *, with_digest: bool) -> None:
+    def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
         self._threads.checkpoint(
             frozen, cut, with_digest=with_digest, done=lambda done: self.node.on_checkpoint(*done)
         )
@@ -547,9 +547,9 @@ class Runtime:
         if not self.node.failure:
             self.node.on_removed()
 
-    def end_healing(self, epoch: int) -> None:
-        self._data.end_healing(epoch)
-        self.node.on_healed(epoch)
+    def end_healing(self, generation: int) -> None:
+        self._data.end_healing(generation)
+        self.node.on_healed(generation)
 
     def deliver(self, waiter: Any, result: Any) -> None:
         self._results.deliver(waiter, result)

@@ -1,8 +1,8 @@
-"""Images of the state on this node's disk, off its thread: the real `SnapshotFiles`.
+"""Snapshots of the state on this node's disk, off its thread: the real `SnapshotFiles`.
 
 Theory of operation. A thread of its own does all the work, in the order in which it was asked for:
 copying, reading, writing, hashing. It may take minutes; checkpoints, log and heartbeats have other
-threads. What goes wrong here costs an image and never the node: it is told as an event, and tried
+threads. What goes wrong here costs a snapshot and never the node: it is told as an event, and tried
 again after a pause.
 """
 
@@ -17,15 +17,15 @@ from typing import Any, TypeVar
 
 from raftha.core import SnapshotOffer
 from raftha.errors import RafthaError, StorageFailed
-from raftha.node.snapshot_rate import Pace
-from raftha.storage.directory.snapshot import CHUNK_BYTES, Chunk, Image, Incoming, Outgoing
+from raftha.node.snapshot_rate import SnapshotRate
+from raftha.storage.directory.snapshot import CHUNK_BYTES, Chunk, Incoming, Outgoing, SnapshotFile
 from raftha.storage.state.checkpoint import CheckpointStore
 
 T = TypeVar("T")
 
 
-class ThreadedFiles:
-    """The images of one life of a node, until `close`."""
+class SnapshotThread:
+    """The snapshots of one life of a node, until `close`."""
 
     def __init__(
         self,
@@ -50,28 +50,32 @@ class ThreadedFiles:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-snapshots")
 
     def close(self) -> None:
-        """Wait for what is under way, and forget what isn't; an image in the making is given up."""
+        """Wait for what is under way, and drop the rest; a snapshot in the making is given up."""
         self._is_closing.set()
         self._thread.shutdown(cancel_futures=True)
 
-    def make(self, snapshot: int, pace: Pace, done: Callable[[Image | None], None]) -> None:
-        throttle = partial(self._throttle, pace)
-        self._run(lambda: self._outgoing.make(self._store, snapshot, throttle), done, None)
+    def make(
+        self, snapshot_id: int, rate: SnapshotRate, done: Callable[[SnapshotFile | None], None]
+    ) -> None:
+        throttle = partial(self._throttle, rate)
+        self._run(lambda: self._outgoing.make(self._store, snapshot_id, throttle), done, None)
 
-    def _throttle(self, pace: Pace, size: int) -> None:
-        """Wait for as long as the pace wants it behind a piece of `size`."""
-        if self._is_closing.wait(pace.copied(size)):
-            raise StorageFailed("an image was not finished: the node ends")
+    def _throttle(self, rate: SnapshotRate, size: int) -> None:
+        """Wait for as long as the rate demands behind a piece of `size`."""
+        if self._is_closing.wait(rate.copied(size)):
+            raise StorageFailed("a snapshot was not finished: the node ends")
 
-    def read(self, image: Image, offset: int, done: Callable[[Chunk | None], None]) -> None:
-        self._run(lambda: self._outgoing.read(image.snapshot, offset), done, None)
+    def read(
+        self, snapshot: SnapshotFile, offset: int, done: Callable[[Chunk | None], None]
+    ) -> None:
+        self._run(lambda: self._outgoing.read(snapshot.snapshot_id, offset), done, None)
 
-    def drop(self, snapshot: int) -> None:
-        self._run(lambda: self._outgoing.drop(snapshot), _nothing, None)
+    def drop(self, snapshot_id: int) -> None:
+        self._run(lambda: self._outgoing.drop(snapshot_id), _nothing, None)
 
     def begin(self, offer: SnapshotOffer, done: Callable[[int | None], None]) -> None:
         self._run(
-            lambda: self._incoming.begin(offer.snapshot, offer.size, offer.sha256), done, None
+            lambda: self._incoming.begin(offer.snapshot_id, offer.size, offer.sha256), done, None
         )
 
     def write(self, chunk: Chunk, done: Callable[[int | None], None]) -> None:

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 from raftha.core import Write
 from raftha.entry import Entry, LogPosition
 from raftha.errors import Compacted, Stopped, StorageError, StorageFull
-from raftha.node.checkpoints import Cut
+from raftha.node.checkpoints import LogCut
 from raftha.storage.directory.replay import read_from
 from raftha.storage.directory.reserve import Reserve, require_space
-from raftha.storage.log.spares import Pacer
+from raftha.storage.log.spares import SparePacer
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.state import Frozen
@@ -71,13 +71,13 @@ class StorageThreads:
         self._wal = wal
         self._store = store
         self._reserve = reserve
-        self._last_cut: Cut | None = None
+        self._last_cut: LogCut | None = None
         self._is_in_a_hurry = threading.Event()
         """Somebody waits for the lock, or for all to end."""
         self._space_lock = threading.Lock()
         """Held by whoever takes space ahead of need, uses the reserve, or changes what is spare."""
         self._flag_lock = threading.Lock()
-        self._is_keeping_up = False
+        self._is_preallocating = False
         self._call = call
         self._fail = fail
         self._on_full = on_full
@@ -115,14 +115,14 @@ class StorageThreads:
         """Seal the log, then call `done` on the node's thread."""
         self._writes.put((self._wal.seal, done))
 
-    def keep_up(self) -> None:
+    def preallocate(self) -> None:
         """Make what is to be there ahead of need, if it isn't, as soon as there is space."""
         with self._flag_lock:
-            if self._is_keeping_up or self._is_ending.is_set():
+            if self._is_preallocating or self._is_ending.is_set():
                 return
-            self._is_keeping_up = True
+            self._is_preallocating = True
         with contextlib.suppress(RuntimeError):  # The node is just ending.
-            self._workers.submit(self._keep_up)
+            self._workers.submit(self._preallocate)
 
     def read_log(
         self, index: int, done: Callable[[tuple[LogPosition, list[Entry]] | int], None]
@@ -131,7 +131,12 @@ class StorageThreads:
         self._job(partial(self._read_log, index), done)
 
     def checkpoint(
-        self, frozen: Frozen, cut: Cut, *, with_digest: bool, done: Callable[[Checkpointed], None]
+        self,
+        frozen: Frozen,
+        cut: LogCut,
+        *,
+        with_digest: bool,
+        done: Callable[[Checkpointed], None],
     ) -> None:
         """Write `frozen` to the store, then cut the log, then hash the store if asked to."""
         self._job(partial(self._checkpoint, frozen, cut, with_digest), done)
@@ -150,7 +155,7 @@ class StorageThreads:
             if is_done:
                 self._call(done)
                 if not self._wal.has_spare:
-                    self.keep_up()
+                    self.preallocate()
 
     def _when_there_is_space(self, place: str, work: Callable[[], None]) -> bool:
         """Do `work`, which a full disk leaves undone, again and again; False if the node ends."""
@@ -174,14 +179,14 @@ class StorageThreads:
         except Compacted as compacted:
             return compacted.first_index
 
-    def _checkpoint(self, frozen: Frozen, cut: Cut, with_digest: bool) -> Checkpointed:
+    def _checkpoint(self, frozen: Frozen, cut: LogCut, with_digest: bool) -> Checkpointed:
         write = partial(self._write_checkpoint, frozen)
         if not self._when_there_is_space("checkpoint", write):
             raise Stopped("the node ended while the disk was full")
         with self._locking_space():
             cut.apply(self._wal)
             self._last_cut = cut
-        self.keep_up()
+        self.preallocate()
         keys, digest = len(frozen.items), ""
         if with_digest:
             digest, keys = self._store.digest()
@@ -207,31 +212,31 @@ class StorageThreads:
                 self._is_in_a_hurry.set()
             yield
 
-    def _keep_up(self) -> None:
+    def _preallocate(self) -> None:
         try:
-            self._when_there_is_space("ahead", self._make_ahead)
+            self._when_there_is_space("ahead", self._preallocate_or_cut)
         except StorageError as error:
             # Not needed yet: whoever needs it will try again, and its failure counts.
             log.warning("node=%d nothing can be made ahead of need: %s", self._node_id, error)
         finally:
             with self._flag_lock:
-                self._is_keeping_up = False
+                self._is_preallocating = False
 
-    def _make_ahead(self) -> None:
+    def _preallocate_or_cut(self) -> None:
         with self._space_lock:
             try:
                 self._take_space()
             except StorageFull:
                 if self._last_cut is None:
                     raise
-                # What is kept for members that lag goes first: they can be sent an image.
+                # What is kept for members that lag goes first: they can be sent a snapshot.
                 self._last_cut._replace(bytes_max=0).apply(self._wal)
                 self._take_space()
 
     def _take_space(self) -> None:
         if not self._wal.has_spare:
             require_space(self._reserve.folder, self._wal.segment_bytes)
-            pacer = Pacer(lambda: self._wal.used, self._is_in_a_hurry.wait)
+            pacer = SparePacer(lambda: self._wal.used, self._is_in_a_hurry.wait)
             self._wal.prepare_spare(pacer.on_part)
         self._reserve.take()
 

@@ -337,7 +337,7 @@ class Connection(asyncio.Protocol):
                 return False
             keys = keys_of(request)
             self._run_keys += len(keys)
-            if len(keys) > 1 or self._run or not self._answer_leased(command, keys[0]):
+            if len(keys) > 1 or self._run or not self._answer_by_lease(command, keys[0]):
                 self._run.append((command, keys))
             return True
         if isinstance(command, Local):
@@ -364,9 +364,9 @@ class Connection(asyncio.Protocol):
             self._start_task(command.run(self._service, request))
         return True
 
-    def _answer_leased(self, command: Read, key: bytes) -> bool:
+    def _answer_by_lease(self, command: Read, key: bytes) -> bool:
         """Answer at once, if the node leads and holds a lease; several keys need one moment."""
-        value = self._service.ha.leased(key)
+        value = self._service.ha.get_by_lease(key)
         if isinstance(value, Missed):
             return False
         self._answer(encode(command.finish([value]), self.null))

@@ -6,8 +6,8 @@
                          see below
     data_dir/wal/        the log (`wal.py`)
     data_dir/state/      LMDB (`checkpoint.py`)
-    data_dir/outgoing/   the image that is being sent to members that lag (`snapshot.py`)
-    data_dir/incoming/   the image that is being received
+    data_dir/outgoing/   the snapshot that is being sent to members that lag (`snapshot.py`)
+    data_dir/incoming/   the snapshot that is being received
     data_dir/quarantine/ damaged logs and states; nobody removes them but the operator
 
 The incarnation is a random number made with the directory. A member that comes back with another
@@ -15,8 +15,8 @@ one has lost its disk, and with it votes and acknowledged entries: its peers, wh
 they saw, don't let it in under its old id.
 
 What is damaged is replaced (`healing.py`) under a note in the identity, so that a crash finds it
-again: `epoch` is the healing epoch (`core/raft.py`); `lost` says which parts, log or state, are to
-be set aside, and under which name; `damage` what a running node found wrong with its state.
+again: `epoch` is the healing generation (`core/raft.py`); `lost` says which parts, log or state,
+are to be set aside, and under which name; `damage` what a running node found wrong with its state.
 
 `promised_ms` is the longest promise that this node may ever have given to a leader
 (`core/lease.py`): one that starts, perhaps with other settings, keeps it.
@@ -55,7 +55,7 @@ class DataDirectory:
         self.cluster_id = cluster_id
         self.node_id = node_id
         self.incarnation = secrets.randbits(63)
-        self.epoch = 0
+        self.healing_generation = 0
         self.lost: dict[str, str] = {}
         self.damage = ""
         self.promised_ms = 0
@@ -90,7 +90,7 @@ class DataDirectory:
             self._save(peers={**self._peers, str(peer): incarnation})
         return is_same(self._peers, peer, incarnation)
 
-    def note_log(self) -> None:
+    def record_log(self) -> None:
         """The log was made: from now on, its absence is a loss."""
         if not self._has_log:
             self._save(has_log=True)
@@ -100,26 +100,28 @@ class DataDirectory:
 
         It has no others to heal from any more.
         """
-        self._save(incarnation=secrets.randbits(63), epoch=self.epoch + self.is_healing)
+        self._save(
+            incarnation=secrets.randbits(63), epoch=self.healing_generation + self.is_healing
+        )
 
     @property
     def is_healing(self) -> bool:
         """Whether this node may lack what it has acknowledged."""
-        return self.epoch % 2 == 1
+        return self.healing_generation % 2 == 1
 
-    def note_damage(self, detail: str) -> None:
+    def record_damage(self, detail: str) -> None:
         """The state was found to be damaged: the next start doesn't use it."""
         self._save(damage=detail)
 
-    def note_loss(self, parts: Collection[str]) -> None:
+    def record_loss(self, parts: Collection[str]) -> None:
         """These parts are about to be set aside; without its log the node begins to heal."""
         assert parts and set(parts) <= set(FOLDERS), "what is lost is a part of a node"
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         lost = {part: f"{FOLDERS[part]}-{stamp}" for part in sorted(parts)}
-        epoch = self.epoch
+        generation = self.healing_generation
         if "log" in parts:
-            epoch += 2 if self.is_healing else 1
-        self._save(epoch=epoch, lost=lost)
+            generation += 2 if self.is_healing else 1
+        self._save(epoch=generation, lost=lost)
 
     def set_aside(self, part: str) -> None:
         """Move a lost part into the quarantine, durably; or remove what was begun in its place."""
@@ -133,20 +135,20 @@ class DataDirectory:
             sync_folder(target.parent)
         sync_folder(self.path)
 
-    def note_replaced(self) -> None:
+    def record_replaced(self) -> None:
         """All lost parts are replaced."""
         self._save(lost={}, damage="")
 
-    def note_promise(self, promised_ms: int) -> None:
+    def record_promise(self, promised_ms: int) -> None:
         """From now on this node may promise so much to a leader."""
         if promised_ms > self.promised_ms:
             self._save(promised_ms=promised_ms)
 
-    def end_healing(self, epoch: int) -> None:
+    def end_healing(self, generation: int) -> None:
         """This node holds again all that it may have acknowledged."""
         assert self.is_healing, "only a node that heals has healed"
-        assert epoch == self.epoch + 1, "healing ends in the next epoch"
-        self._save(epoch=epoch)
+        assert generation == self.healing_generation + 1, "healing ends in the next generation"
+        self._save(epoch=generation)
 
     def _read_or_make(self) -> None:
         path = self.path / "identity"
@@ -164,12 +166,12 @@ class DataDirectory:
             self.incarnation = found["incarnation"]
             self._peers = found["peers"]
             self._has_log = found["has_log"]
-            self.epoch = found["epoch"]
+            self.healing_generation = found["epoch"]
             self.lost = found["lost"]
             self.damage = found["damage"]
             self.promised_ms = found.get("promised_ms", 0)
-            numbers = (self.incarnation, self.epoch, self.promised_ms, *self._peers.values())
-            if not all(type(number) is int for number in numbers):
+            numbers = (self.incarnation, self.healing_generation, self.promised_ms)
+            if not all(type(number) is int for number in (*numbers, *self._peers.values())):
                 raise TypeError("incarnations and epochs are whole numbers")
             if not all(part in FOLDERS and Path(n).name == n for part, n in self.lost.items()):
                 raise ValueError("what is lost is not a part of a node")
@@ -201,13 +203,13 @@ class DataDirectory:
             "incarnation": self.incarnation,
             "peers": self._peers,
             "has_log": self._has_log,
-            "epoch": self.epoch,
+            "epoch": self.healing_generation,
             "lost": self.lost,
             "damage": self.damage,
             "promised_ms": self.promised_ms,
             **changes,
         }
-        assert record["epoch"] >= self.epoch, "a healing epoch never goes back"
+        assert record["epoch"] >= self.healing_generation, "a healing generation never goes back"
         assert record["promised_ms"] >= self.promised_ms, "what was promised isn't forgotten (L2)"
         draft = self.path / "identity.tmp"
         with draft.open("w", encoding="utf-8") as file:
@@ -217,7 +219,7 @@ class DataDirectory:
         draft.rename(self.path / "identity")
         sync_folder(self.path)
         self.incarnation, self._peers = record["incarnation"], record["peers"]
-        self._has_log, self.epoch = record["has_log"], record["epoch"]
+        self._has_log, self.healing_generation = record["has_log"], record["epoch"]
         self.lost, self.damage = record["lost"], record["damage"]
         self.promised_ms = record["promised_ms"]
 

@@ -14,14 +14,14 @@ what takes its place:
     histories
 
 What healing means for the cluster is the core's business (`core/raft.py`). Here it is a number, the
-*epoch*, which is made odd before anything else is done, so that whatever a crash leaves the node
-never votes, or is counted, as if it had its log. A node of a cluster that has no other voter keeps
-its hands off: nobody could give it back what it throws away.
+*healing generation*, which is made odd before anything else is done, so that whatever a crash
+leaves the node never votes, or is counted, as if it had its log. A node of a cluster that has no
+other voter keeps its hands off: nobody could give it back what it throws away.
 
 Each step is durable before the next, and a start that finds the note of the first goes on:
 
-    1  note which parts are lost, and the epoch
-    2  if only the state is lost: drop an image that was received; installed, it would cut the log
+    1  record which parts are lost, and the generation
+    2  if only the state is lost: drop a snapshot that was received; installed, it would cut the log
     3  set the lost parts aside; whatever is in their place by then was begun by step 4
     4  begin the log behind the state's position
     5  remove the note
@@ -44,12 +44,12 @@ _ATTEMPTS = 3
 """Damage in what was just made anew isn't healed by making it anew."""
 
 
-class Vault(Protocol):
+class NodeFiles(Protocol):
     """Where a node keeps log and state; the simulator has one of its own."""
 
     @property
     def lost(self) -> Mapping[str, str]:
-        """The parts that are noted as lost."""
+        """The parts that are recorded as lost."""
         ...
 
     def open_log(self) -> Wal:
@@ -57,7 +57,7 @@ class Vault(Protocol):
         ...
 
     def open_state(self, wal: Wal) -> State:
-        """Open the state, with the image that is ready in its place if there is one; Corrupt."""
+        """Open the state, with the snapshot that is ready in its place if there is one; Corrupt."""
         ...
 
     def peek(self) -> tuple[LogPosition, bytes | None]:
@@ -68,16 +68,16 @@ class Vault(Protocol):
         """Whether this membership, or the first one, has a voter beside this node."""
         ...
 
-    def note_loss(self, parts: Collection[str], found: Corrupt) -> None: ...
+    def record_loss(self, parts: Collection[str], found: Corrupt) -> None: ...
     def set_aside(self, part: str) -> None: ...
-    def drop_image(self) -> None: ...
-    def note_replaced(self) -> None: ...
+    def drop_snapshot(self) -> None: ...
+    def record_replaced(self) -> None: ...
     def close(self) -> None:
         """Close what is open."""
         ...
 
 
-class Whole(NamedTuple):
+class OpenNode(NamedTuple):
     """An open node: `entries` are those of the log behind the state."""
 
     wal: Wal
@@ -91,69 +91,69 @@ class _Damage(NamedTuple):
     membership: bytes | None
 
 
-def open_whole(vault: Vault) -> Whole:
+def open_or_heal(node_files: NodeFiles) -> OpenNode:
     """Open log and state, and replace what is damaged; Corrupt if nobody has it."""
     for attempt in range(_ATTEMPTS):
-        if vault.lost:
+        if node_files.lost:
             try:
-                _replace(vault)
+                _replace(node_files)
             except Corrupt as found:
                 # The state that was to stay isn't sound either, by now.
-                vault.close()
-                vault.note_loss((LOG, STATE), found)
-                _replace(vault)
-        opened = _open(vault)
-        if isinstance(opened, Whole):
+                node_files.close()
+                node_files.record_loss((LOG, STATE), found)
+                _replace(node_files)
+        opened = _open(node_files)
+        if isinstance(opened, OpenNode):
             return opened
-        vault.close()
-        if LOG in opened.parts and not vault.has_others(opened.membership):
+        node_files.close()
+        if LOG in opened.parts and not node_files.has_others(opened.membership):
             path, offset, detail = opened.found.path, opened.found.offset, opened.found.detail
             raise Corrupt(path, offset, detail, hint=ALONE) from opened.found
         if attempt == _ATTEMPTS - 1:
             raise opened.found
-        vault.note_loss(opened.parts, opened.found)
+        node_files.record_loss(opened.parts, opened.found)
     raise AssertionError("unreachable")
 
 
-def _open(vault: Vault) -> Whole | _Damage:
+def _open(node_files: NodeFiles) -> OpenNode | _Damage:
     try:
-        wal = vault.open_log()
+        wal = node_files.open_log()
     except Corrupt as found:
         try:
-            _, membership = vault.peek()
+            _, membership = node_files.peek()
         except Corrupt:
             return _Damage(frozenset((LOG, STATE)), found, None)
         return _Damage(frozenset((LOG,)), found, membership)
     try:
-        state = vault.open_state(wal)
+        state = node_files.open_state(wal)
     except Corrupt as found:
         if wal.base == LOG_START:
             return _Damage(frozenset((STATE,)), found, None)
         return _Damage(frozenset((LOG, STATE)), found, _last_membership(wal))
     try:
-        return Whole(wal, state, entries_after(wal, state.applied, wal.directory))
+        return OpenNode(wal, state, entries_after(wal, state.applied, wal.directory))
     except Corrupt as found:
         is_log_short = state.applied.index > wal.last_index
         parts = (LOG,) if is_log_short else (LOG, STATE)
         return _Damage(frozenset(parts), found, state.membership)
 
 
-def _replace(vault: Vault) -> None:
+def _replace(node_files: NodeFiles) -> None:
     """Steps 2 to 5."""
-    parts = vault.lost
+    parts = node_files.lost
     if LOG not in parts:
-        vault.drop_image()
+        node_files.drop_snapshot()
     for part in parts:
-        vault.set_aside(part)
+        node_files.set_aside(part)
     if LOG in parts:
-        position, _ = vault.peek()
-        wal = vault.open_log()
+        position, _ = node_files.peek()
+        wal = node_files.open_log()
         if position != LOG_START:
             wal.reset(position)
         assert wal.base == wal.last == position, "the log begins behind the state's position"
-        vault.close()
-    vault.note_replaced()
-    assert not vault.lost, "all that was lost is replaced"
+        node_files.close()
+    node_files.record_replaced()
+    assert not node_files.lost, "all that was lost is replaced"
 
 
 def _last_membership(wal: Wal) -> bytes | None:

@@ -17,8 +17,8 @@ from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.state import State
 
 
-class DirectoryVault:
-    """The `Vault` in a data directory. For one opening; what is open then belongs to the caller."""
+class DirectoryNodeFiles:
+    """The `NodeFiles` in a data directory, for one opening; the caller owns what it opens."""
 
     def __init__(
         self,
@@ -61,11 +61,11 @@ class DirectoryVault:
             segment_bytes=self._segment_bytes,
             salt=lambda: secrets.randbits(64),
         )
-        self._data.note_log()
+        self._data.record_log()
         return self._wal
 
     def open_state(self, wal: Wal) -> State:
-        self._check_noted()
+        self._check_recorded_damage()
         install(self._data.path, wal)
         assert self._store is None, "one state is open at a time"
         self._store = CheckpointStore(self._state_folder)
@@ -74,7 +74,7 @@ class DirectoryVault:
     def peek(self) -> tuple[LogPosition, bytes | None]:
         if not self._state_folder.exists():
             return LOG_START, None
-        self._check_noted()
+        self._check_recorded_damage()
         store = CheckpointStore(self._state_folder)
         try:
             state = State(store)
@@ -82,24 +82,24 @@ class DirectoryVault:
         finally:
             store.close()
 
-    def _check_noted(self) -> None:
+    def _check_recorded_damage(self) -> None:
         # To look at the whole state would take as long as reading it. What of it is damaged is
         # found when it is needed, and noted.
         if self._data.damage:
             raise Corrupt(self._state_folder, 0, self._data.damage)
 
-    def note_loss(self, parts: Collection[str], found: Corrupt) -> None:
-        self._data.note_loss(parts)
+    def record_loss(self, parts: Collection[str], found: Corrupt) -> None:
+        self._data.record_loss(parts)
         self._report(parts, found)
 
     def set_aside(self, part: str) -> None:
         self._data.set_aside(part)
 
-    def drop_image(self) -> None:
+    def drop_snapshot(self) -> None:
         Incoming(self._data.path / "incoming").discard()
 
-    def note_replaced(self) -> None:
-        self._data.note_replaced()
+    def record_replaced(self) -> None:
+        self._data.record_replaced()
 
     def close(self) -> None:
         if self._wal is not None:

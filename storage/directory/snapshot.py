@@ -1,28 +1,29 @@
-"""Images of the state, as files: made by a leader, received by a follower that the log can't help.
+"""Snapshots of the state, as files: made by a leader, received by followers the log can't help.
 
-Theory of operation. An image is an LMDB file as of one checkpoint, whose meta says the position.
+Theory of operation. A snapshot is an LMDB file as of one checkpoint, whose meta says the position.
 The leader's is in `outgoing`, which is emptied at each start. The follower's grows in `incoming`,
 where a restart goes on with it:
 
     outgoing/<id>/data.mdb        a copy of the last checkpoint, made while checkpoints go on
-    incoming/OFFER                JSON: which image this is, how long, its SHA-256
+    incoming/OFFER                JSON: which snapshot this is, how long, its SHA-256
     incoming/image/data.mdb       the first so many bytes of it; each chunk is synced
-    incoming/READY                JSON: the position. The image is whole, and was checked
+    incoming/READY                JSON: the position. The snapshot is whole, and was checked
 
 Nothing of it is believed before it is whole; then its SHA-256, its structure as LMDB sees it, and
-its meta are checked. READY commits to nothing: whether the image is of use is decided when the node
-opens (`install`), with nobody else at work on log and state.
+its meta are checked. READY commits to nothing: whether the snapshot is of use is decided when the
+node opens (`install`), with nobody else at work on log and state.
 
 Installing takes the place of log and state, in steps of which each is durable before the next:
 
-    1  the log begins anew at the image's position (`Wal.reset`)
+    1  the log begins anew at the snapshot's position (`Wal.reset`)
     2  state -> state.old
     3  incoming/image -> state
     4  state.old and incoming are removed, READY last
 
-Opening again after a crash goes on where it stopped. Before 1, it is decided anew whether the image
-is needed: the log may have moved on since READY was written. After 1 it always is: the log's base
-is the position, and the state isn't there. After 3 there is no image left but that in its place.
+Opening again after a crash goes on where it stopped. Before 1, it is decided anew whether the
+snapshot is needed: the log may have moved on since READY was written. After 1 it always is: the
+log's base is the position, and the state isn't there. After 3 there is no snapshot left but that in
+its place.
 """
 
 from __future__ import annotations
@@ -49,24 +50,24 @@ from raftha.storage.state.state import State
 CHUNK_BYTES = 128 * 1024
 """Small: a chunk stands in front of heartbeats, and its sync in front of the log's."""
 SYNC_BYTES = 1 << 20
-"""Of an image in the making, between two syncs."""
+"""Of a snapshot in the making, between two syncs."""
 REMOVE_BYTES, REMOVE_PAUSE_S = 16 << 20, 0.01
 """A large file is removed in pieces: at once it would hold up other files' syncs."""
 _FILE = "data.mdb"
 _READ_BYTES = 1 << 20
 
 
-class Image(NamedTuple):
-    """An image of the state as of `position`."""
+class SnapshotFile(NamedTuple):
+    """A snapshot of the state as of `position`."""
 
-    snapshot: int
+    snapshot_id: int
     position: LogPosition
     size: int
     sha256: bytes
 
 
 class Chunk(NamedTuple):
-    """A part of an image, compressed; `crc` is that of the bytes before that."""
+    """A part of a snapshot, compressed; `crc` is that of the bytes before that."""
 
     offset: int
     crc: int
@@ -74,7 +75,7 @@ class Chunk(NamedTuple):
 
 
 def pack_chunk(offset: int, data: bytes) -> Chunk:
-    """Compress a part of an image."""
+    """Compress a part of a snapshot."""
     return Chunk(offset, crc32c(data), zstandard.ZstdCompressor(level=1).compress(data))
 
 
@@ -91,19 +92,21 @@ def unpack_chunk(chunk: Chunk) -> bytes | None:
 
 
 class Outgoing:
-    """The images that this node sends, in `folder`. For storage threads."""
+    """The snapshots that this node sends, in `folder`. For storage threads."""
 
     def __init__(self, folder: Path) -> None:
         """Remove what an earlier run left."""
         self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)
 
-    def make(self, store: CheckpointStore, snapshot: int, throttle: Callable[[int], None]) -> Image:
-        """Make an image of `store`; StorageError if it can't be made.
+    def make(
+        self, store: CheckpointStore, snapshot_id: int, throttle: Callable[[int], None]
+    ) -> SnapshotFile:
+        """Make a snapshot of `store`; StorageError if it can't be made.
 
         `throttle` is called with the size of each piece, and returns when the next may follow.
         """
-        path = self._path(snapshot)
+        path = self._path(snapshot_id)
         folder = path.parent
         hasher = hashlib.sha256()
         try:
@@ -123,47 +126,47 @@ class Outgoing:
                 size = file.tell()
             position = _position(folder)
         except OSError as error:
-            self.drop(snapshot)
+            self.drop(snapshot_id)
             raise StorageFailed(f"{folder}: {error.strerror}") from error
         except RafthaError:
-            self.drop(snapshot)
+            self.drop(snapshot_id)
             raise
-        return Image(snapshot, position, size, hasher.digest())
+        return SnapshotFile(snapshot_id, position, size, hasher.digest())
 
-    def read(self, snapshot: int, offset: int) -> Chunk | None:
-        """The chunk at `offset`; None if the image is gone or can't be read."""
+    def read(self, snapshot_id: int, offset: int) -> Chunk | None:
+        """The chunk at `offset`; None if the snapshot is gone or can't be read."""
         try:
-            with self._path(snapshot).open("rb") as file:
+            with self._path(snapshot_id).open("rb") as file:
                 file.seek(offset)
                 return pack_chunk(offset, file.read(CHUNK_BYTES))
         except OSError:
             return None
 
-    def drop(self, snapshot: int) -> None:
-        """Remove an image; one that can't be removed now is at the next start."""
-        _remove(self._path(snapshot).parent)
+    def drop(self, snapshot_id: int) -> None:
+        """Remove a snapshot; one that can't be removed now is at the next start."""
+        _remove(self._path(snapshot_id).parent)
 
-    def _path(self, snapshot: int) -> Path:
-        return self._folder / f"{snapshot:016x}" / _FILE
+    def _path(self, snapshot_id: int) -> Path:
+        return self._folder / f"{snapshot_id:016x}" / _FILE
 
 
 class Incoming:
-    """The image that this node receives, in `folder`. For storage threads, one call at a time."""
+    """The snapshot that this node receives, in `folder`. For one storage thread at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._image = folder / "image" / _FILE
+        self._file = folder / "image" / _FILE
 
-    def begin(self, snapshot: int, size: int, sha256: bytes) -> int:
-        """How much of this image is there already; any other one is removed."""
-        offer = {"snapshot": snapshot, "size": size, "sha256": sha256.hex()}
-        if _read_json(self._folder / "OFFER") == offer and self._image.exists():
-            return min(self._image.stat().st_size, size)
+    def begin(self, snapshot_id: int, size: int, sha256: bytes) -> int:
+        """How much of this snapshot is there already; any other one is removed."""
+        offer = {"snapshot": snapshot_id, "size": size, "sha256": sha256.hex()}
+        if _read_json(self._folder / "OFFER") == offer and self._file.exists():
+            return min(self._file.stat().st_size, size)
         self.discard()
-        self._image.parent.mkdir(parents=True)
+        self._file.parent.mkdir(parents=True)
         _write_json(self._folder / "OFFER", offer)
-        self._image.touch()
-        _sync_folder(self._image.parent)
+        self._file.touch()
+        _sync_folder(self._file.parent)
         _sync_folder(self._folder)
         _sync_folder(self._folder.parent)
         return 0
@@ -173,8 +176,8 @@ class Incoming:
         data = unpack_chunk(chunk)
         if data is None:
             return chunk.offset
-        with self._image.open("r+b") as file:
-            assert chunk.offset <= file.seek(0, os.SEEK_END), "an image grows without gaps"
+        with self._file.open("r+b") as file:
+            assert chunk.offset <= file.seek(0, os.SEEK_END), "a snapshot grows without gaps"
             file.seek(chunk.offset)
             file.write(data)
             file.flush()
@@ -182,19 +185,19 @@ class Incoming:
         return chunk.offset + len(data)
 
     def check(self, sha256: bytes, index: int) -> bool:
-        """Whether the image is whole, sound, and as of entry `index`; then it is made READY."""
+        """Whether the snapshot is whole, sound, and as of entry `index`; then it is made READY."""
         try:
-            with self._image.open("rb") as file:
+            with self._file.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").digest() != sha256:
                     return False
-            if verify(str(self._image)):  # type: ignore[no-untyped-call]
+            if verify(str(self._file)):  # type: ignore[no-untyped-call]
                 return False
-            position = _position(self._image.parent)
+            position = _position(self._file.parent)
         except RafthaError:
             return False
         if position.index != index:
             return False
-        _sync_folder(self._image.parent)
+        _sync_folder(self._file.parent)
         ready = [*position[:-1], position.hash.hex()]
         _write_json(self._folder / "READY", {"position": ready})
         return True
@@ -208,32 +211,32 @@ class Incoming:
 
 
 def install(data: Path, wal: Wal) -> bool:
-    """Put the image that is READY, if there is one, in the place of log and state.
+    """Put the snapshot that is READY, if there is one, in the place of log and state.
 
-    For a node that opens: the store must be closed. Whether an image is in its place now; if it
+    For a node that opens: the store must be closed. Whether a snapshot is in its place now; if it
     isn't needed any more it is removed. See the module's docstring for the steps.
     """
     incoming, state, old = data / "incoming", data / "state", data / "state.old"
     ready = _read_json(incoming / "READY")
-    image = incoming / "image"
+    received = incoming / "image"
     if ready is None:
-        if not image.exists():
+        if not received.exists():
             Incoming(incoming).discard()  # What a crash left of the last step.
         return False
     is_installed = True
-    if image.exists():
+    if received.exists():
         position = _ready_position(incoming / "READY", ready)
         applied = _position(state) if state.exists() else LOG_START
         is_installed = not state.exists() or is_needed(wal, applied, position)
         if is_installed:
             if wal.base != position:
                 wal.reset(position)
-            assert wal.base == position, "the log begins behind the image"
+            assert wal.base == position, "the log begins behind the snapshot"
             if state.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 state.rename(old)
                 _sync_folder(data)
-            image.rename(state)
+            received.rename(state)
             _sync_folder(incoming)
             _sync_folder(data)
     _remove(old)
@@ -242,10 +245,10 @@ def install(data: Path, wal: Wal) -> bool:
 
 
 def is_needed(wal: Wal, applied: LogPosition, position: LogPosition) -> bool:
-    """Whether an image as of `position` holds what this log and this state don't.
+    """Whether a snapshot as of `position` holds what this log and this state don't.
 
-    A log with the image's last entry must be kept: it may have acknowledged what comes after it. A
-    log without it holds nothing after it that could be committed.
+    A log with the snapshot's last entry must be kept: it may have acknowledged what comes after it.
+    A log without it holds nothing after it that could be committed.
     """
     if applied.index >= position.index:
         return False

@@ -5,8 +5,8 @@ a spare's only then, so a spare that a crash leaves behind is complete. What is 
 matter: see W5 in `wal.py`. At most two are kept.
 
 To fill a segment is to write more than the log does in seconds, and the log's syncs wait behind it.
-So it is written in small parts, with pauses between them (`Pacer`), unless it is needed soon: then
-in large ones, of which a busy disk gets more done.
+So it is written in small parts, with pauses between them (`SparePacer`), unless it is needed soon:
+then in large ones, of which a busy disk gets more done.
 
 Any thread; the lock is never held over disk
 operations. Errors: StorageFull where there is no space, which harms nothing; OSError for all else.
@@ -45,7 +45,7 @@ def at_once(_: float) -> bool:
     return False
 
 
-class Pacer:
+class SparePacer:
     """Pauses between the parts of a spare, which leave the disk to others."""
 
     def __init__(

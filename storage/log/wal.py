@@ -25,7 +25,7 @@ its first entry) is at or after it: the append rolls to a new segment instead. S
 segments from j on hold, on top of entries up to base(j), for any j; and those before j may be freed
 as soon as everything up to base(j) is committed and in a checkpoint: that is `compact`.
 
-A log can also begin anew at a position that it has never reached (`reset`), after an image of the
+A log can also begin anew at a position that it has never reached (`reset`), after a snapshot of the
 state was received. That is a segment like any other, but for a mark in its header: what stands
 before it is no longer part of the log.
 
@@ -289,8 +289,8 @@ class Wal:
     def reset(self, position: LogPosition) -> None:
         """Begin anew behind `position`, without any entry; term and vote stay. Durable on return.
 
-        For when an image of the state as of `position` takes the place of the log up to there, and
-        nothing else uses the log. Interrupted, it has happened or not.
+        For when a snapshot of the state as of `position` takes the place of the log up to there,
+        and nothing else uses the log. Interrupted, it has happened or not.
         """
         self._check()
         term, vote, commit = self.hard_state

@@ -222,7 +222,7 @@ class CheckpointStore:
         return hasher.finish()
 
     def copy(self, take: Callable[[bytes], None]) -> None:
-        """Hand an image of the last checkpoint, an LMDB file, to `take`, piece by piece.
+        """Hand a snapshot of the last checkpoint, an LMDB file, to `take`, piece by piece.
 
         One at a time, on any thread. It goes on as fast as `take` returns. StorageError if it isn't
         possible, or can't be finished since the map has to grow; what `take` raises ends it too.

@@ -65,10 +65,11 @@ The commands; NODE is an id, NODES some ids:
     restart NODE            start from what is on disk
     lose-log NODE INDEX     crash, and start without a log, with the state as of INDEX
     compact NODE INDEX      free the log up to INDEX, which must be applied
-    offer-image NODE PEER   send an offer of an image of what NODE has compacted
-    install NODE FROM       have NODE start with an image of what FROM has compacted
-    image-sent NODE PEER INDEX, image-failed NODE PEER
-                            tell NODE what became of the image that it asked for
+    offer-snapshot NODE PEER
+                            send an offer of a snapshot of what NODE has compacted
+    install NODE FROM       have NODE start with a snapshot of what FROM has compacted
+    snapshot-sent NODE PEER INDEX, snapshot-failed NODE PEER
+                            tell NODE what became of the snapshot that it asked for
     cut NODE [NODE], heal NODE [NODE]
                             lose all messages between the two (or between it and all others),
                             unnoticed; don't any more

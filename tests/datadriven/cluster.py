@@ -82,10 +82,10 @@ class Member:
         self.holds_writes = False
         self.holds_reads = False
         self.pending_reads: list[LogRead] = []
-        self.image_requests: dict[int, SnapshotRequest] = {}
+        self.snapshot_requests: dict[int, SnapshotRequest] = {}
         self.applied: list[Entry] = []
         self.commit = 0
-        self.epoch = 0
+        self.healing_generation = 0
         self._core: Raft | None = None
         self._config = config
         self._random = random
@@ -118,7 +118,11 @@ class Member:
             membership,
         )
         self._core = Raft(
-            self._config, disk.hard_state, log, lambda n: min(self._random, n - 1), self.epoch
+            self._config,
+            disk.hard_state,
+            log,
+            lambda n: min(self._random, n - 1),
+            self.healing_generation,
         )
         self.applied = list(disk.state)
         self.commit = log.commit
@@ -128,7 +132,7 @@ class Member:
         self._core = None
         self.pending = None
         self.pending_reads.clear()
-        self.image_requests.clear()
+        self.snapshot_requests.clear()
 
     def lose_log(self, index: int) -> None:
         """Crash; what is found on the disk is the state as of entry `index`, and no log."""
@@ -137,11 +141,11 @@ class Member:
         self.crash()
         position = kept[-1].position
         self.disk = Disk(HardState(position.term, 0, index), position, [], kept)
-        self.epoch += 2 if self.epoch % 2 else 1
+        self.healing_generation += 2 if self.healing_generation % 2 else 1
         self.start()
 
     def install(self, position: LogPosition, state: Sequence[Entry]) -> None:
-        """Put an image in the place of log and state, and start with it."""
+        """Put a snapshot in the place of log and state, and start with it."""
         term, vote, commit = self.disk.hard_state
         self.crash()
         hard_state = HardState(term, vote, max(commit, position.index))
@@ -178,15 +182,15 @@ class Cluster:
             for request in ready.log_reads:
                 self._read_log(member, request)
             for wanted in ready.snapshot_requests:
-                self.say(f"{member.id} asks for an image for {wanted.peer}")
-                member.image_requests[wanted.peer] = wanted
+                self.say(f"{member.id} asks for a snapshot for {wanted.peer}")
+                member.snapshot_requests[wanted.peer] = wanted
             for offer in ready.snapshot_offers:
                 is_held = member.core.holds(offer.index, offer.index_term)
                 use = "of no use" if is_held else "of use"
-                self.say(f"{member.id} is offered an image as of {offer.index}: {use}")
+                self.say(f"{member.id} is offered a snapshot as of {offer.index}: {use}")
             if ready.healed is not None:
-                self.say(f"{member.id} notes that it has healed, epoch {ready.healed}")
-                member.epoch = ready.healed
+                self.say(f"{member.id} notes that it has healed, generation {ready.healed}")
+                member.healing_generation = ready.healed
                 member.core.healed(ready.healed)
                 continue
             if ready.write is not None:
@@ -263,15 +267,15 @@ class Cluster:
         self.turn(member)
 
     def offer(self, member: Member, peer: int) -> None:
-        """Offer `peer` an image of what this node's disk has compacted."""
+        """Offer `peer` a snapshot of what this node's disk has compacted."""
         base = member.disk.base
         self._send(
             SnapshotOffer(peer, member.id, member.core.term, 1, base.index, base.term, 0, b"")
         )
 
-    def image_ended(self, member: Member, peer: int, index: int | None) -> None:
-        """Say that `peer` holds everything up to `index` now, or that it got no image."""
-        request = member.image_requests.pop(peer)
+    def snapshot_ended(self, member: Member, peer: int, index: int | None) -> None:
+        """Say that `peer` holds everything up to `index` now, or that it got no snapshot."""
+        request = member.snapshot_requests.pop(peer)
         if index is None:
             member.core.snapshot_failed(request)
         else:

@@ -188,23 +188,26 @@ class Interpreter:
     def do_lose_log(self, args: Args) -> None:
         member, index = self._member(args), args.number()
         member.lose_log(index)
-        self._say(f"{member.id} starts in epoch {member.epoch}: {render.log_text(member.core)}")
+        self._say(
+            f"{member.id} starts in generation {member.healing_generation}: "
+            f"{render.log_text(member.core)}"
+        )
         self._cluster.turn(member)
 
-    def do_offer_image(self, args: Args) -> None:
+    def do_offer_snapshot(self, args: Args) -> None:
         self._cluster.offer(self._member(args), args.number())
 
     def do_install(self, args: Args) -> None:
         member, source = self._member(args), self._member(args)
         member.install(source.disk.base, source.disk.state)
-        self._say(f"{member.id} starts with an image: {render.log_text(member.core)}")
+        self._say(f"{member.id} starts with a snapshot: {render.log_text(member.core)}")
         self._cluster.turn(member)
 
-    def do_image_sent(self, args: Args) -> None:
-        self._cluster.image_ended(self._member(args), args.number(), args.number())
+    def do_snapshot_sent(self, args: Args) -> None:
+        self._cluster.snapshot_ended(self._member(args), args.number(), args.number())
 
-    def do_image_failed(self, args: Args) -> None:
-        self._cluster.image_ended(self._member(args), args.number(), None)
+    def do_snapshot_failed(self, args: Args) -> None:
+        self._cluster.snapshot_ended(self._member(args), args.number(), None)
 
     # ---------------------------------------------------------------- time
 

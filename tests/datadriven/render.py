@@ -8,12 +8,12 @@ from typing import assert_never
 from raftha.core import (
     Append,
     AppendReply,
+    DurableIndexesReply,
+    DurableIndexesRequest,
     Healed,
     Heartbeat,
     HeartbeatReply,
     Message,
-    PositionsReply,
-    PositionsRequest,
     Raft,
     ReadReply,
     ReadRequest,
@@ -99,18 +99,18 @@ def _details(message: Message) -> str:
             text = f"id={message.read_id}"
         case ReadReply():
             text = f"id={message.read_id} index={message.index}"
-        case PositionsRequest():
+        case DurableIndexesRequest():
             text = f"index={message.index}"
-        case PositionsReply():
+        case DurableIndexesReply():
             text = f"commit={message.commit} behind={list(message.behind)}"
         case SnapshotOffer():
-            text = f"image={message.index}/{message.index_term}"
+            text = f"snapshot={message.index}/{message.index_term}"
         case TimeoutNow() | Healed():
             pass
         case _:
             assert_never(message)
-    epoch = getattr(message, "epoch", 0)
-    return f"{text} epoch={epoch}".lstrip() if epoch else text
+    generation = getattr(message, "healing_generation", 0)
+    return f"{text} generation={generation}".lstrip() if generation else text
 
 
 def write_text(write: Write) -> str:

@@ -73,7 +73,7 @@ def main() -> None:
             if line == "lead\n":
                 lead(ha)
             _, statistics = ha.observe()
-            leased = sum(list(statistics.leased.values()))
+            leased = sum(list(statistics.lease_reads.values()))
             answer = {"reads": reader.reads, "leased": leased, "stale": reader.stale[:5]}
             print(json.dumps(answer), flush=True)
         reader.stop()

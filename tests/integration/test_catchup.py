@@ -1,4 +1,4 @@
-"""The question `catchup` of `bench`, small: a node needs an image while writes go on.
+"""The question `catchup` of `bench`, small: a node needs a snapshot while writes go on.
 
 Only what doesn't depend on how busy the machine is: nobody campaigns, with an election timeout of
 two seconds, and no write fails. How much slower writes got is printed.
@@ -17,7 +17,7 @@ from tests.support.load import check_alike
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
-def test_a_node_catches_up_through_an_image_and_writers_and_leader_go_on() -> None:
+def test_a_node_catches_up_through_a_snapshot_and_writers_and_leader_go_on() -> None:
     settings = {
         "election_timeout_ms": 2000,
         "wal_segment_bytes": 16 * MIB,
@@ -27,7 +27,7 @@ def test_a_node_catches_up_through_an_image_and_writers_and_leader_go_on() -> No
     with LocalCluster(3, settings=settings) as cluster:
         report = run(cluster, log_bytes=48 * MIB, rate=300, seconds=2)
         show(report)
-        assert report.images == 1
+        assert report.snapshots == 1
         assert report.failed_writes == 0
         assert report.elections == 0
         assert check_alike(cluster) == {1, 2, 3}

@@ -129,7 +129,7 @@ def test_a_leader_that_hands_over_never_answers_with_an_old_value(tmp_path: Path
         try:
             for target in (2, 3, 2):
                 least = host.ask("lead")["leased"]
-                wait_until(lambda least=least: host.ask("count")["leased"] > least, "leased reads")  # type: ignore[misc]
+                wait_until(lambda least=least: host.ask("count")["leased"] > least, "lease reads")  # type: ignore[misc]
                 with contextlib.suppress(RafthaError):
                     cluster.call(target, "RAFTHA", "FAILOVER", target, timeout_s=5)
         finally:
@@ -151,7 +151,7 @@ def test_a_leader_that_is_killed_is_replaced_once_the_promises_have_ended() -> N
         assert cluster.call(other, "GET", KEY) == b"2"
 
 
-def test_leased_reads_are_counted_and_a_fork_has_no_lease(tmp_path: Path) -> None:
+def test_lease_reads_are_counted_and_a_fork_has_no_lease(tmp_path: Path) -> None:
     """Alone, a node needs nobody's promise."""
     members = dict(enumerate(free_addresses(1), start=1))
     config = replace(make_config(tmp_path, 1, members), **SETTINGS)
@@ -160,7 +160,7 @@ def test_leased_reads_are_counted_and_a_fork_has_no_lease(tmp_path: Path) -> Non
         wait_until(lambda: ha.get_status().has_lease, "a lease")
         assert (ha.get(KEY), ha.get(b"none", timeout=1)) == (b"1", None)
         _, statistics = ha.observe()
-        assert sum(statistics.leased.values()) == 2
+        assert sum(statistics.lease_reads.values()) == 2
         with pytest.raises(raftha.InvalidRequest):
             ha.get(KEY, timeout=-1)
         child = os.fork()

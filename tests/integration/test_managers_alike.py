@@ -20,7 +20,7 @@ from tests.integration.forking_host import CALLS
 from tests.support.nodes import free_addresses
 
 ONLY_AWAITED = {
-    "leased",
+    "get_by_lease",
     "open_session",
     "submit",
     "submit_get_each",
@@ -31,7 +31,7 @@ ONLY_AWAITED = {
 
 NOT_AWAITED = {
     "events",
-    "leased",
+    "get_by_lease",
     "observe",
     "submit",
     "submit_get_each",

@@ -21,8 +21,8 @@ from raftha.client.resp import REQUEST_BYTES_MAX, pack_request
 from raftha.config import MIB, parse_address
 from raftha.core import CoreConfig
 from raftha.net.transport import OUTGOING_BYTES_MAX
-from raftha.node.proposals import BATCH_BYTES_MAX, INBOX_BYTES_MAX, UNCOMMITTED_BYTES_MAX
-from raftha.runtime.callers import ASKED_BYTES_MAX
+from raftha.node.proposals import BATCH_BYTES_MAX, PROPOSAL_QUEUE_BYTES_MAX, UNCOMMITTED_BYTES_MAX
+from raftha.runtime.callers import READ_BYTES_MAX
 from raftha.server.connection import WAITING_BYTES_MAX
 from raftha.storage.state.sessions import OUTCOMES_BYTES_MAX
 from raftha.testing import LocalCluster
@@ -106,8 +106,8 @@ def bound_bytes(peers: int) -> int:
     return (
         BASE_BYTES
         + SETTINGS["submit_queue_bytes_max"]
-        + ASKED_BYTES_MAX
-        + INBOX_BYTES_MAX
+        + READ_BYTES_MAX
+        + PROPOSAL_QUEUE_BYTES_MAX
         + UNCOMMITTED_BYTES_MAX
         + BATCH_BYTES_MAX
         + core.window_bytes_max

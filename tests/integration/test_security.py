@@ -158,7 +158,7 @@ def shown_by(node: raftha.HaManager, made: Made) -> str:
 def test_a_renewed_certificate_is_taken_up_without_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(certificate_renewal, "LOOK_S", 0.02)
+    monkeypatch.setattr(certificate_renewal, "CHECK_INTERVAL_S", 0.02)
     made = make_cluster(tmp_path)
     managers = make_managers(tmp_path / "nodes", made)
     for manager in managers:

@@ -1,4 +1,4 @@
-"""Members that the log can't help: images of the state, over real sockets, files and processes."""
+"""Members that the log can't help: snapshots of the state, over sockets, files and processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 VALUE = bytes(range(256)) * 1024
 MEMORY_BYTES = 36 * MIB
-"""More log than a leader keeps in memory: those who lag a little need no image."""
+"""More log than a leader keeps in memory: those who lag a little need no snapshot."""
 SETTINGS: dict[str, Any] = {
     "wal_segment_bytes": 16 * MIB,
     "max_wal_size": 4 * MIB,
@@ -97,7 +97,7 @@ def test_a_node_added_after_the_log_was_cut_catches_up(cluster: Cluster) -> None
     assert cluster.has_equal_digests()
     leftovers = {path.name for path in (cluster.folder / "4").iterdir()}
     assert not leftovers & {"incoming", "state.old"}
-    wait_until(lambda: not list(cluster.folder.glob("*/outgoing/*")), "an image is left over")
+    wait_until(lambda: not list(cluster.folder.glob("*/outgoing/*")), "a snapshot is left over")
 
 
 def test_a_node_that_was_down_for_long_catches_up_and_restarts(cluster: Cluster) -> None:
@@ -114,7 +114,7 @@ def test_a_node_that_was_down_for_long_catches_up_and_restarts(cluster: Cluster)
     assert cluster.has_equal_digests()
 
 
-def test_writes_go_on_and_nobody_is_elected_while_an_image_is_sent(tmp_path: Path) -> None:
+def test_writes_go_on_and_nobody_is_elected_while_a_snapshot_is_sent(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, snapshot_bytes_per_s=4 * MIB)
     try:
         gone = cluster.follower()
@@ -124,7 +124,7 @@ def test_writes_go_on_and_nobody_is_elected_while_an_image_is_sent(tmp_path: Pat
         term = cluster.nodes[leader].get_status().term
         node = cluster.start(gone)
         incoming = tmp_path / str(gone) / "incoming"
-        wait_until(incoming.exists, "no image is sent")
+        wait_until(incoming.exists, "no snapshot is sent")
         during = 0
         while incoming.exists():
             cluster.nodes[leader].put(b"during%d" % (during % 10), VALUE)
@@ -148,8 +148,8 @@ def test_a_damaged_chunk_is_noticed_and_sent_again(
     original = Outgoing.read
     damaged: list[int] = []
 
-    def read(self: Outgoing, snapshot: int, offset: int) -> Chunk | None:
-        chunk = original(self, snapshot, offset)
+    def read(self: Outgoing, snapshot_id: int, offset: int) -> Chunk | None:
+        chunk = original(self, snapshot_id, offset)
         if chunk is None or damaged:
             return chunk
         damaged.append(offset)
@@ -166,7 +166,7 @@ def test_a_damaged_chunk_is_noticed_and_sent_again(
     assert cluster.has_equal_digests()
 
 
-def test_a_damaged_image_is_never_installed_and_another_is_made(
+def test_a_damaged_snapshot_is_never_installed_and_another_is_made(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Incoming.check
@@ -192,14 +192,14 @@ def test_a_damaged_image_is_never_installed_and_another_is_made(
     assert cluster.has_equal_digests()
 
 
-def test_the_next_leader_sends_an_image_when_the_first_ends_in_the_middle(tmp_path: Path) -> None:
+def test_the_next_leader_sends_a_snapshot_when_the_first_ends_midway(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, snapshot_bytes_per_s=2 * MIB)
     try:
         gone, leader = cluster.follower(), cluster.leader()
         cluster.nodes[gone].stop()
         cluster.outgrow_log(gone)
         node = cluster.start(gone)
-        wait_until((tmp_path / str(gone) / "incoming").exists, "no image is sent")
+        wait_until((tmp_path / str(gone) / "incoming").exists, "no snapshot is sent")
         cluster.nodes[leader].stop()
         wait_until(
             lambda: node.get(b"fill0", consistency="stale") is not None, "no catching up", 40
@@ -222,19 +222,21 @@ def test_a_node_killed_while_it_receives_goes_on_where_it_was() -> None:
             cluster.call(leader, "SET", f"fill{i % 50}", VALUE)
         cluster.start_node(gone)
         folder = cluster.folder / f"node-{gone}" / "data" / "incoming"
-        image = folder / "image" / "data.mdb"
-        wait_until(lambda: image.exists() and image.stat().st_size > MIB, "no image is sent")
+        received = folder / "image" / "data.mdb"
+        wait_until(
+            lambda: received.exists() and received.stat().st_size > MIB, "no snapshot is sent"
+        )
         cluster.kill(gone)
-        offer, size = (folder / "OFFER").read_text(), image.stat().st_size
+        offer, size = (folder / "OFFER").read_text(), received.stat().st_size
         cluster.start_node(gone)
-        wait_until(lambda: image.stat().st_size > size, "it doesn't go on")
+        wait_until(lambda: received.stat().st_size > size, "it doesn't go on")
         assert (folder / "OFFER").read_text() == offer, "it began again"
         wait_until(lambda: not folder.exists(), "it isn't installed", 60)
         cluster.wait_ready()
         assert cluster.call(gone, "GET", "fill7") == VALUE
 
 
-def test_a_node_that_cant_open_an_image_fails_and_can_start_again(
+def test_a_node_that_cant_open_a_snapshot_fails_and_can_start_again(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Path] = []

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from raftha.core import (
     Append,
     AppendReply,
+    DurableIndexesReply,
+    DurableIndexesRequest,
     Healed,
     Heartbeat,
     HeartbeatReply,
     Message,
-    PositionsReply,
-    PositionsRequest,
     Raft,
     ReadReply,
     ReadRequest,
@@ -52,7 +52,7 @@ NUMBERS = st.integers(0, 8) | st.sampled_from([100, INT_MAX - 1])
 SENDERS = st.sampled_from(PEERS)
 KINDS: tuple[type[Any], ...] = (
     VoteRequest, VoteReply, AppendReply, Heartbeat, HeartbeatReply, ReadRequest, ReadReply,
-    PositionsRequest, PositionsReply, SnapshotOffer, TimeoutNow, Healed,
+    DurableIndexesRequest, DurableIndexesReply, SnapshotOffer, TimeoutNow, Healed,
 )  # fmt: skip
 BOOLEANS = frozenset({"granted", "pre", "transfer", "ok"})
 
@@ -123,7 +123,7 @@ def leader_with_little_memory() -> Raft:
 
 
 def healing() -> Raft:
-    return core(OWN, *TERMS, epoch=1)
+    return core(OWN, *TERMS, healing_generation=1)
 
 
 ROLES = (follower, candidate, leader, leader_with_a_lease, leader_with_little_memory, healing)

@@ -1,8 +1,8 @@
 """Runs seeds (`python -m tests.sim --seeds 1000`) or replays one (`... --replay 42`).
 
 Prints each failing seed's violation, the story of the first, and the command to see it again, and
-at last how often what happened: faults, elections, images, changes, retries. Exits with 1 if a seed
-failed, or if there were many and something never happened; with a planted bug (`--bug NAME`,
+at last how often what happened: faults, elections, snapshots, changes, retries. Exits with 1 if a
+seed failed, or if there were many and something never happened; with a planted bug (`--bug NAME`,
 `--bugs` for all), if no seed failed.
 """
 

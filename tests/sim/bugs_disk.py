@@ -9,7 +9,7 @@ from typing import Any
 from raftha.entry import Entry, HardState
 from raftha.errors import StorageFull
 from raftha.node.administration import Administration
-from raftha.node.checkpoints import Cut
+from raftha.node.checkpoints import LogCut
 from raftha.node.node import Node
 from raftha.storage.log import wal as wal_module
 from raftha.storage.log.wal import Wal
@@ -124,7 +124,7 @@ def checkpoint_not_atomic() -> list[Patch]:
 
 def log_cut_too_far() -> list[Patch]:
     """The log gives up what no checkpoint has yet (N4)."""
-    return [(Cut, "apply", lambda self, wal: wal.compact(wal.last_index))]
+    return [(LogCut, "apply", lambda self, wal: wal.compact(wal.last_index))]
 
 
 BUGS: tuple[Bug, ...] = (

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from raftha.core import Raft, ReadState
-from raftha.core.durable_indexes import Positions
+from raftha.core.durable_indexes import DurableIndexes
 from raftha.core.election import Election
 from raftha.core.leader import Leadership
 from raftha.events import FailoverCompleted
@@ -17,9 +17,9 @@ from raftha.node import acknowledgements
 from raftha.node.acknowledgements import Acknowledgements
 from raftha.node.administration import Administration
 from raftha.node.operations import TransferOperation
-from raftha.node.reads import Readings
+from raftha.node.reads import ReadQueue
 from raftha.node.watch.failover import FailoverWatch
-from raftha.node.watch.placement import Preference
+from raftha.node.watch.placement import LeaderPlacement
 from tests.sim.planting import Bug, Patch
 
 
@@ -52,27 +52,27 @@ def transfer_done_when_begun() -> list[Patch]:
 
 def leadership_stays_away() -> list[Patch]:
     """Leadership doesn't return to the region in which it is to be."""
-    return [(Preference, "_better_voters", lambda self: [])]
+    return [(LeaderPlacement, "_better_voters", lambda self: [])]
 
 
 def leadership_wanders() -> list[Patch]:
     """A leader hands over to whoever is in as good a region, too."""
 
-    def better_voters(self: Preference) -> list[int]:
-        own = self._place(self._core.id)
+    def better_voters(self: LeaderPlacement) -> list[int]:
+        here = self._place(self._core.id)
         voters = (voter for voter in self._core.membership.voters if voter != self._core.id)
-        return [voter for voter in voters if self._place(voter) <= own]
+        return [voter for voter in voters if self._place(voter) <= here]
 
-    return [(Preference, "_better_voters", better_voters)]
+    return [(LeaderPlacement, "_better_voters", better_voters)]
 
 
 def last_region_preferred() -> list[Patch]:
     """Leadership goes to the region that was named last."""
 
-    def place(self: Preference, node_id: int) -> int:
+    def place(self: LeaderPlacement, node_id: int) -> int:
         return -self._core.membership.place(node_id, self._regions)
 
-    return [(Preference, "_place", place)]
+    return [(LeaderPlacement, "_place", place)]
 
 
 def standbys_become_voters() -> list[Patch]:
@@ -114,14 +114,14 @@ def sync_content_with_a_majority() -> list[Patch]:
     return [(acknowledgements, "_wanted", lambda acks, membership: membership.quorum)]
 
 
-def positions_of_what_was_sent() -> list[Patch]:
+def durable_indexes_of_what_was_sent() -> list[Patch]:
     """A follower takes all whom the leader speaks of for holders of what is committed."""
 
-    def learn(self: Positions, commit: int, behind: tuple[int, ...]) -> None:
+    def learn(self: DurableIndexes, commit: int, behind: tuple[int, ...]) -> None:
         for node_id in behind[::2]:
             self._known[node_id] = max(self._known.get(node_id, 0), commit)
 
-    return [(Positions, "learn", learn)]
+    return [(DurableIndexes, "learn", learn)]
 
 
 def late_is_not_said() -> list[Patch]:
@@ -139,42 +139,42 @@ def late_is_not_said() -> list[Patch]:
 
 def age_from_the_answer() -> list[Patch]:
     """The state is taken for as fresh as the leader's answer, not as the question was."""
-    original = Readings.run_confirmed
+    original = ReadQueue.run_confirmed
 
-    def run_confirmed(self: Readings, applied_index: int) -> None:
+    def run_confirmed(self: ReadQueue, applied_index: int) -> None:
         is_answered = bool(self._confirmed) and self._confirmed[0][0] <= applied_index
         original(self, applied_index)
         if is_answered:
             self._is_anew = True  # type: ignore[attr-defined]
 
-    def is_fresh(self: Readings, max_age_s: float, now: float) -> bool:
+    def is_fresh(self: ReadQueue, max_age_s: float, now: float) -> bool:
         if self.__dict__.pop("_is_anew", False):
             self._fresh_at = now
         return now - self._fresh_at <= max_age_s
 
-    return [(Readings, "run_confirmed", run_confirmed), (Readings, "is_fresh", is_fresh)]
+    return [(ReadQueue, "run_confirmed", run_confirmed), (ReadQueue, "is_fresh", is_fresh)]
 
 
 def age_before_applied() -> list[Patch]:
     """The state is taken for fresh once the leader has answered, before it is applied here."""
-    original = Readings.answer
+    original = ReadQueue.answer
 
-    def answer(self: Readings, answers: Iterable[ReadState]) -> bool:
+    def answer(self: ReadQueue, answers: Iterable[ReadState]) -> bool:
         states = list(answers)
         if self._asking and any(read_id == self._id for read_id, _ in states):
             self._fresh_at = self._asked_at
         return original(self, states)
 
-    return [(Readings, "answer", answer)]
+    return [(ReadQueue, "answer", answer)]
 
 
 def age_ignored() -> list[Patch]:
     """A state that was fresh once is taken for fresh for ever."""
 
-    def is_fresh(self: Readings, max_age_s: float, now: float) -> bool:
+    def is_fresh(self: ReadQueue, max_age_s: float, now: float) -> bool:
         return self._fresh_at > float("-inf")
 
-    return [(Readings, "is_fresh", is_fresh)]
+    return [(ReadQueue, "is_fresh", is_fresh)]
 
 
 def failover_not_reported() -> list[Patch]:
@@ -195,8 +195,8 @@ def failover_reported_twice() -> list[Patch]:
     def take_completed(self: FailoverWatch, now: float) -> FailoverCompleted | None:
         episode = self._episode
         completed = original(self, now)
-        if completed is not None and not hasattr(self, "_was_told"):
-            self._episode, self._was_told = episode, True  # type: ignore[attr-defined]
+        if completed is not None and not hasattr(self, "_was_reported"):
+            self._episode, self._was_reported = episode, True  # type: ignore[attr-defined]
         return completed
 
     return [(FailoverWatch, "take_completed", take_completed)]
@@ -208,7 +208,7 @@ def election_measured_from_the_last_word() -> list[Patch]:
 
     def take_completed(self: FailoverWatch, now: float) -> FailoverCompleted | None:
         if self._episode is not None:
-            self._episode.began_at = self._episode.heard_at
+            self._episode.began_at = self._episode.last_contact_at
         return original(self, now)
 
     return [(FailoverWatch, "take_completed", take_completed)]
@@ -226,7 +226,7 @@ BUGS: tuple[Bug, ...] = (
     standbys_forgotten,
     promotion_ignored,
     sync_content_with_a_majority,
-    positions_of_what_was_sent,
+    durable_indexes_of_what_was_sent,
     late_is_not_said,
     age_from_the_answer,
     age_before_applied,

@@ -7,15 +7,15 @@ from typing import Any
 
 from raftha.core import Healed, Message
 from raftha.core.election import Election
-from raftha.core.healing_generation import Epochs
+from raftha.core.healing_generation import HealingGeneration
 from raftha.core.leader import Leadership
 from raftha.core.progress import Progress
 from raftha.entry import EntryKind
 from raftha.errors import Corrupt
 from raftha.storage.directory.healing import LOG
 from raftha.storage.log import recovery
+from tests.sim.node_files import SimulatedNodeFiles
 from tests.sim.planting import Bug, Patch
-from tests.sim.vault import SimulatedVault
 
 
 def healing_node_votes() -> list[Patch]:
@@ -25,11 +25,11 @@ def healing_node_votes() -> list[Patch]:
 
     def unhurt(function: Any) -> Any:
         def call(self: Election, *args: Any) -> Any:
-            own, self._epochs.own = self._epochs.own, 0
+            current, self._healing_generation.current = self._healing_generation.current, 0
             try:
                 return function(self, *args)
             finally:
-                self._epochs.own = own
+                self._healing_generation.current = current
 
         return call
 
@@ -47,29 +47,32 @@ def healing_node_counts() -> list[Patch]:
     ]
 
 
-def epochs_ignored() -> list[Patch]:
+def generations_ignored() -> list[Patch]:
     """A reply that a member gave before it lost its log is believed after the news of the loss."""
 
-    def hear_epoch(self: Leadership, peer: int, epoch: int) -> None:
+    def record_generation(self: Leadership, peer: int, generation: int) -> None:
         progress = self.progress[peer]
-        progress.epoch = epoch
+        progress.healing_generation = generation
         if progress.is_healing and progress.heals_at is None:
             progress.heals_at = self.append(EntryKind.NOOP, b"", 0, 0)
 
-    def is_outdated(self: Epochs, message: Message) -> bool:
+    def is_outdated(self: HealingGeneration, message: Message) -> bool:
         return False
 
-    return [(Leadership, "_hear_epoch", hear_epoch), (Epochs, "is_outdated", is_outdated)]
+    return [
+        (Leadership, "_record_generation", record_generation),
+        (HealingGeneration, "is_outdated", is_outdated),
+    ]
 
 
 def healed_without_confirmation() -> list[Patch]:
     """A leader calls a member healed that holds what the leader had when it was elected."""
 
-    def tell_if_healed(self: Leadership, peer: int, progress: Progress) -> None:
+    def confirm_healing(self: Leadership, peer: int, progress: Progress) -> None:
         if progress.is_healing and progress.match:
-            self._send(Healed(peer, self.id, self.term, progress.epoch))
+            self._send(Healed(peer, self.id, self.term, progress.healing_generation))
 
-    return [(Leadership, "_tell_if_healed", tell_if_healed)]
+    return [(Leadership, "_confirm_healing", confirm_healing)]
 
 
 def damage_is_cut_off() -> list[Patch]:
@@ -77,35 +80,35 @@ def damage_is_cut_off() -> list[Patch]:
     return [(recovery, "_check_tail", lambda disk, segment: None)]
 
 
-def loss_not_noted() -> list[Patch]:
+def loss_not_recorded() -> list[Patch]:
     """A member that lost its log begins another one, and takes part as if nothing had happened."""
 
-    def note_loss(self: SimulatedVault, parts: Collection[str], found: Corrupt) -> None:
+    def record_loss(self: SimulatedNodeFiles, parts: Collection[str], found: Corrupt) -> None:
         self._losses += 1
         self.lost = {part: f"{part}-{self._losses}" for part in sorted(parts)}
         self._keeper.on_damage(parts, found)
 
-    return [(SimulatedVault, "note_loss", note_loss)]
+    return [(SimulatedNodeFiles, "record_loss", record_loss)]
 
 
 def state_replaced_alone() -> list[Patch]:
     """A state that was lost is begun anew, though the log doesn't go back to its beginning."""
-    original = SimulatedVault.note_loss
+    original = SimulatedNodeFiles.record_loss
 
-    def note_loss(self: SimulatedVault, parts: Collection[str], found: Corrupt) -> None:
+    def record_loss(self: SimulatedNodeFiles, parts: Collection[str], found: Corrupt) -> None:
         original(self, parts, found)
         if len(parts) > 1:
             self.lost.pop(LOG)
 
-    return [(SimulatedVault, "note_loss", note_loss)]
+    return [(SimulatedNodeFiles, "record_loss", record_loss)]
 
 
 BUGS: tuple[Bug, ...] = (
     healing_node_votes,
     healing_node_counts,
-    epochs_ignored,
+    generations_ignored,
     healed_without_confirmation,
     damage_is_cut_off,
-    loss_not_noted,
+    loss_not_recorded,
     state_replaced_alone,
 )

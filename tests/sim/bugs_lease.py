@@ -10,7 +10,7 @@ from collections.abc import Callable
 from raftha.core import Raft
 from raftha.core.leader import Leadership
 from raftha.core.lease import MS, Leases, Promise
-from raftha.node.lease_reads import LeasedReads
+from raftha.node.lease_reads import LeaseReads
 from raftha.storage.state.state import State
 from tests.sim.planting import Bug, Patch
 
@@ -62,10 +62,10 @@ def lease_kept_in_a_transfer() -> list[Patch]:
     original = Leadership._renew_lease
 
     def renew_lease(self: Leadership) -> None:
-        kept = self.transfer_target, self._has_told_to_campaign
-        self.transfer_target, self._has_told_to_campaign = None, False
+        kept = self.transfer_target, self._has_sent_timeout_now
+        self.transfer_target, self._has_sent_timeout_now = None, False
         original(self)
-        self.transfer_target, self._has_told_to_campaign = kept
+        self.transfer_target, self._has_sent_timeout_now = kept
 
     return [(Leadership, "_renew_lease", renew_lease)]
 
@@ -85,14 +85,14 @@ def lease_before_own_commit() -> list[Patch]:
     return [(Leadership, "_renew_lease", renew_lease)]
 
 
-def leased_read_before_applied() -> list[Patch]:
-    """A leased read doesn't wait until all that is committed is applied."""
+def lease_read_before_applied() -> list[Patch]:
+    """A lease read doesn't wait until all that is committed is applied."""
 
-    def look(self: LeasedReads, key: bytes) -> bytes | None:
+    def read_applied(self: LeaseReads, key: bytes) -> bytes | None:
         state: State = self._state
         return state.get(key)
 
-    return [(LeasedReads, "look", look)]
+    return [(LeaseReads, "read_applied", read_applied)]
 
 
 BUGS: tuple[Bug, ...] = (
@@ -102,5 +102,5 @@ BUGS: tuple[Bug, ...] = (
     drift_ignored,
     lease_kept_in_a_transfer,
     lease_before_own_commit,
-    leased_read_before_applied,
+    lease_read_before_applied,
 )

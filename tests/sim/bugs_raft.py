@@ -15,7 +15,7 @@ from raftha.core.reads import Read, ReadRounds
 from raftha.entry import Entry, EntryKind, Group, HardState, LogPosition, make_entry
 from raftha.errors import Unavailable
 from raftha.membership import Membership
-from raftha.node.reads import Readings
+from raftha.node.reads import ReadQueue
 from raftha.node.submissions import InFlight, Submissions
 from raftha.storage.directory import datadir
 from raftha.storage.log.wal import Wal
@@ -138,27 +138,27 @@ def read_before_own_commit() -> list[Patch]:
 
 def old_round_confirms_read() -> list[Patch]:
     """A reply to an earlier round of heartbeats confirms a later read (R8)."""
-    original = ReadRounds.hear
+    original = ReadRounds.record_reply
 
-    def hear(
+    def record_reply(
         self: ReadRounds, peer: int, read_round: int, needed: int
     ) -> tuple[int, list[Read]] | None:
         return original(self, peer, self.round, needed)
 
-    return [(ReadRounds, "hear", hear)]
+    return [(ReadRounds, "record_reply", record_reply)]
 
 
 def read_before_applied() -> list[Patch]:
     """A confirmed read runs before the state has applied the read index."""
 
-    def answer(self: Readings, answers: Sequence[ReadState]) -> bool:
+    def answer(self: ReadQueue, answers: Sequence[ReadState]) -> bool:
         for read_id, _ in answers:
             if read_id == self._id and self._asking:
                 self._confirmed.append((0, self._asking, self._asked_at))
                 self._asking = []
         return False
 
-    return [(Readings, "answer", answer)]
+    return [(ReadQueue, "answer", answer)]
 
 
 def vote_for_shorter_log() -> list[Patch]:
@@ -188,8 +188,8 @@ def heartbeat_commits_unmatched() -> list[Patch]:
 
     def send_heartbeats(self: Leadership) -> None:
         for peer, progress in self.progress.items():
-            commit, epoch = self._log.commit, progress.epoch
-            told = self._reads.round, self._followers.behind(commit), epoch
+            commit, generation = self._log.commit, progress.healing_generation
+            told = self._reads.round, self._followers.behind(commit), generation
             self._send(Heartbeat(peer, self.id, self.term, commit, *told))
 
     return [(Leadership, "send_heartbeats", send_heartbeats)]
@@ -323,18 +323,18 @@ def applied_before_durable() -> list[Patch]:
 
 # Found by this simulation in the real code; put back to see that they would be found again. (Two
 # more have unit tests only: old answers from the disk take thousands of seeds, and a needless
-# question for entry 1 now costs no more than an image of the state.)
+# question for entry 1 now costs no more than a snapshot of the state.)
 
 
 def waiting_reads_spin() -> list[Patch]:
     """A node with reads and no leader takes turn after turn without a pause."""
-    original = Readings.answer
+    original = ReadQueue.answer
 
-    def answer(self: Readings, answers: Sequence[ReadState]) -> bool:
+    def answer(self: ReadQueue, answers: Sequence[ReadState]) -> bool:
         original(self, answers)
         return bool(self._waiting) and not self._asking
 
-    return [(Readings, "answer", answer)]
+    return [(ReadQueue, "answer", answer)]
 
 
 BUGS: tuple[Bug, ...] = (

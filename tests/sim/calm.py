@@ -15,7 +15,7 @@ from tests.sim.member import Member
 from tests.sim.swarm import Swarm
 from tests.sim.world import Violation, World
 
-LOOK_S = 0.05
+CHECK_S = 0.05
 STEP_S = 1.0
 """For a step beyond the wait: for those to be known as well who are, and for the transfer."""
 HOLD_S = 1.0
@@ -46,10 +46,10 @@ class Calm:
         self._best = min(self._place(voter) for voter in voters)
         self.is_over = len(swarm.regions) == 1
         steps = len(swarm.regions) - 1
-        self.limit_s = steps * (placement.RETURN_AFTER_MAX_S + STEP_S) + HOLD_S + LOOK_S
+        self.limit_s = steps * (placement.RETURN_AFTER_MAX_S + STEP_S) + HOLD_S + CHECK_S
         """How long it may take."""
         if not self.is_over:
-            world.at(0.0, self._look)
+            world.at(0.0, self._check)
 
     def lacking(self) -> str:
         """Where leadership is, and where it is to be."""
@@ -59,7 +59,7 @@ class Calm:
     def _place(self, node_id: int) -> int:
         return self._swarm.regions.index(self._swarm.region(node_id))
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         for term in range(self._term + 1, max(self._leaders) + 1):
             self._change(term)
         if self._place(self._leader) > self._best:
@@ -68,7 +68,7 @@ class Calm:
             self._home_since = self._world.now
         elif self._world.now - self._home_since > HOLD_S:
             self._world.is_done = True
-        self._world.at(LOOK_S, self._look)
+        self._world.at(CHECK_S, self._check)
 
     def _change(self, term: int) -> None:
         before, after = self._leader, self._leaders.get(term, 0)

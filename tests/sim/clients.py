@@ -113,8 +113,8 @@ class History:
             raise Violation(f"{command.id!r} got {receipt}, the log says {effect}")
         self._invariants.check_acknowledged(receipt.index, receipt.acked_by)
         if call is not None:
-            told = receipt.acknowledgement
-            self.receipts.check(call.member, call.acks, is_late, entry, told)
+            claimed = receipt.acknowledgement
+            self.receipts.check(call.member, call.acks, is_late, entry, claimed)
         self._see(command, effect.key, receipt.sequence if receipt.succeeded else 0)
 
     def read(self, command: Command, value: bytes | None) -> None:
@@ -298,7 +298,7 @@ class Writer:
     def ended(self, call: Call, result: Any) -> None:
         """A call's answer."""
         command = call.commands[0]
-        self._world.note(call.member.id, "client heard", f"{command.id!r} {_told(result)}")
+        self._world.note(call.member.id, "client heard", f"{command.id!r} {_describe(result)}")
         if command.kind in ("read", "aged read"):
             if not isinstance(result, Exception):
                 self.history.read(command, result)
@@ -376,8 +376,8 @@ class SessionClient:
         self._world.counts["retry"] += bool(self._session) and self._tries > 1
         deadline = member.deadline(self._swarm.timeout_s * rng.uniform(0.2, 1))
         call = Call(self, member, self._group)
-        # Sometimes the client loses patience, and asks elsewhere while the first is under way.
-        self._world.at(self._swarm.timeout_s * rng.uniform(0.1, 2), self._lose_patience, call)
+        # Sometimes the client times out, and asks elsewhere while the first is under way.
+        self._world.at(self._swarm.timeout_s * rng.uniform(0.1, 2), self._time_out, call)
         # At last it is content with what it can get: there may be too few voters for more.
         if self._swarm.do_groups_wait and self._session and self.is_active:
             call.acks = self._modes.choice((MAJORITY, ALL_VOTERS, _larger_quorum(self._swarm)))
@@ -394,14 +394,14 @@ class SessionClient:
             return self._rng.randint(1, self._swarm.nodes)
         return self._rng.choice(sorted(self.history.memberships.latest.members))
 
-    def _lose_patience(self, call: Call) -> None:
+    def _time_out(self, call: Call) -> None:
         if id(call) in self.history.open and not call.is_abandoned:
             call.is_abandoned = True
             self._later()
 
     def ended(self, call: Call, result: Any) -> None:
         """A call's answer; one that isn't waited for any more may still tell the outcome."""
-        self._world.note(call.member.id, "client heard", _told(result))
+        self._world.note(call.member.id, "client heard", _describe(result))
         if isinstance(result, Outcome):
             self._take_outcome(call, result)
         elif isinstance(result, AcknowledgementTimeout):
@@ -437,7 +437,7 @@ def _larger_quorum(swarm: Swarm) -> int:
     return min(swarm.size // 2 + 2, swarm.size)
 
 
-def _told(result: Any) -> str:
+def _describe(result: Any) -> str:
     if isinstance(result, Exception):
         return f"{type(result).__name__}: {result}"
     if isinstance(result, Receipt):

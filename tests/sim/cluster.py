@@ -31,7 +31,7 @@ from tests.sim.calm import Calm
 from tests.sim.clients import Command, History, SessionClient, Writer
 from tests.sim.faults import Faults
 from tests.sim.invariants import Invariants
-from tests.sim.leased import LeasedReader
+from tests.sim.lease_readers import LeasedReader
 from tests.sim.member import Member
 from tests.sim.network import Network
 from tests.sim.operators import Operator
@@ -90,7 +90,7 @@ class Simulation:
         self.clients = [
             *(self._client(Writer, i) for i in range(self.swarm.clients)),
             *(self._client(SessionClient, i) for i in range(self.swarm.session_clients)),
-            *(self._client(LeasedReader, i) for i in range(self.swarm.leased_readers)),
+            *(self._client(LeasedReader, i) for i in range(self.swarm.lease_readers)),
         ]
         self.promotions = Promotions(
             self.world,
@@ -286,7 +286,7 @@ class Simulation:
         last = len(self.invariants.committed)
         for member in current:
             applied = member.node.state.applied.index if member.node is not None else None
-            if member.vault.is_healing:
+            if member.node_files.is_healing:
                 missing.append(f"node {member.id} heals")
             if applied != last:
                 missing.append(f"node {member.id} has applied {applied} of {last}")

@@ -47,8 +47,8 @@ class Failovers:
     def on_term(self, member: Member, term: int) -> None:
         """A member's term has risen."""
         clock = member.clock
-        heard_at = clock.at(member.heard_leader_at)
-        self._seen[member.id].rises[term] = (clock.monotonic(), heard_at)
+        last_contact_at = clock.at(member.last_leader_contact_at)
+        self._seen[member.id].rises[term] = (clock.monotonic(), last_contact_at)
 
     def check_turn(self, member: Member) -> None:
         """A turn is over: what it did was reported."""
@@ -90,18 +90,18 @@ class Failovers:
         seen.elected = {event.term: seen.elected[event.term]}
 
     def _measure(
-        self, now: float, event: FailoverCompleted, seen: _Seen, began: int, told_at: float
+        self, now: float, event: FailoverCompleted, seen: _Seen, began: int, reported_at: float
     ) -> None:
         """The election began when the term rose, or until this was told; and so on."""
         detect, elect, commit = event.detect_ms, event.elect_ms, event.first_commit_ms
-        rose_at, heard_at = seen.rises[began]
+        rose_at, last_contact_at = seen.rises[began]
         won_at = seen.rises[event.term][0]
         for what, value, low, high in (
-            ("detection", detect, 0.0, told_at - heard_at),
+            ("detection", detect, 0.0, reported_at - last_contact_at),
             ("election", elect, 0.0, now - rose_at),
             ("first commit", commit, now - seen.elected[event.term], now - won_at),
-            ("election and commit", elect + commit, now - told_at, now - rose_at),
-            ("all", event.duration_ms, (detect + elect + commit) / 1000, now - heard_at),
+            ("election and commit", elect + commit, now - reported_at, now - rose_at),
+            ("all", event.duration_ms, (detect + elect + commit) / 1000, now - last_contact_at),
         ):
             if not 1000 * low - TOLERANCE_MS <= value <= 1000 * high + TOLERANCE_MS:
                 raise Violation(

@@ -20,14 +20,14 @@ Chained hashes make this cheap: two logs that agree on one hash agree on all bef
     receipts               who is said to have a write has it on its disk; that is a majority while
                            the leader that wrote it is the last one
     durability             a restarted member finds what it had made durable
-    images                 an image takes the place only of a log that doesn't hold what is in it
+    snapshots              a snapshot takes the place only of a log that doesn't hold what is in it
     log time               never goes back along the log, whatever the clocks of leaders do
     failovers              see `failovers.py`
     removed                who knows that it was removed neither leads nor campaigns
     healing                a member that heals votes for nobody, and isn't counted by who knows it;
                            what it did before it lost its log was then on its disk
 
-A member that loses its log begins another *era*: its healing epoch tells them apart.
+A member that loses its log begins another *era*: its healing generation tells them apart.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class DurableLog:
         self._hashes = hashes
 
     def begin_anew(self, hashes: list[bytes], term_reached: int) -> None:
-        """An image took the place of the log, whose entries would have these hashes."""
+        """A snapshot took the place of the log, whose entries would have these hashes."""
         term, vote, commit = self.hard_state
         if term_reached > term:
             term, vote = term_reached, 0
@@ -230,11 +230,11 @@ class Invariants:
 
     def _is_holder(self, leader: Raft, voter: int, entry: Entry) -> bool:
         """Whether `leader` may count this voter for an entry."""
-        now = self._members[voter].vault.epoch
+        now = self._members[voter].node_files.healing_generation
         era = now
         if voter != leader.id and leader.is_leader:
             # It goes by what the voter said before it lost its log, if it doesn't know of that.
-            era = leader.progress[voter].epoch
+            era = leader.progress[voter].healing_generation
         return era % 2 == 0 and self._seen[voter].had_in(era, entry, now)
 
     def _check_applied(self, node_id: int, applied: LogPosition, log: RaftLog, seen: _Seen) -> None:
@@ -254,7 +254,7 @@ class Invariants:
     def on_send(self, member: Member, message: PeerMessage) -> None:
         """A message leaves."""
         match message:
-            case VoteRequest() | VoteReply(granted=True) if member.vault.is_healing:
+            case VoteRequest() | VoteReply(granted=True) if member.node_files.is_healing:
                 raise Violation(f"node {member.id} takes part in an election while it heals")
             case VoteRequest(pre=True) | VoteReply(pre=True):
                 return
@@ -279,7 +279,9 @@ class Invariants:
         node_id = member.id
         # A vote that was lost with the log may be given again: who was to get it can't win.
         self._votes[node_id, term] = candidate
-        earlier = self._eras.setdefault((node_id, member.vault.epoch, term), candidate)
+        earlier = self._eras.setdefault(
+            (node_id, member.node_files.healing_generation, term), candidate
+        )
         if earlier != candidate:
             raise Violation(
                 f"node {node_id} voted for {earlier} and for {candidate} in term {term}"
@@ -360,7 +362,7 @@ class Invariants:
 
     def on_loss(self, member: Member, position: LogPosition) -> None:
         """A member has set its log aside, and begun another one at `position`."""
-        seen, era = self._seen[member.id], member.vault.epoch
+        seen, era = self._seen[member.id], member.node_files.healing_generation
         if era != seen.era:
             seen.eras |= dict.fromkeys(range(seen.era, era), seen.durable)
             seen.durable, seen.era = DurableLog(), era
@@ -376,7 +378,7 @@ class Invariants:
         if self.committed[position.index - 1].hash != position.hash:
             raise Violation(f"node {member.id} installs another entry {position.index}")
         if seen.durable.hash_at(position.index) == position.hash:
-            raise Violation(f"node {member.id} installs an image over entry {position.index}")
+            raise Violation(f"node {member.id} installs a snapshot over entry {position.index}")
 
     def on_wipe(self, member: Member) -> None:
         """A member has lost its disk, and all that it knew."""

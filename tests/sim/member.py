@@ -25,13 +25,13 @@ from raftha.errors import Compacted, Corrupt, Disconnected, StorageFailed, Stora
 from raftha.events import HaEvent, LeaderLost, Removed, ReplicaBehindLog, RoleChanged
 from raftha.membership import Membership
 from raftha.node.bootstrap import HEARTBEAT_TICKS, applied_membership
-from raftha.node.checkpoints import Cut
+from raftha.node.checkpoints import LogCut
 from raftha.node.messages import PeerMessage, TransferRequest
 from raftha.node.node import Node
 from raftha.node.operations import Operation
 from raftha.node.statistics import Statistics
 from raftha.storage.directory import datadir
-from raftha.storage.directory.healing import open_whole
+from raftha.storage.directory.healing import open_or_heal
 from raftha.storage.directory.replay import read_from
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.machine import StateMachine
@@ -39,11 +39,11 @@ from raftha.storage.state.state import Frozen
 from tests.sim.clock import MemberClock
 from tests.sim.disk import SimulatedDisk
 from tests.sim.disk_faults import DiskFaults, SimulatedCrash
-from tests.sim.images import SimulatedFiles
 from tests.sim.network import Network
+from tests.sim.node_files import SimulatedNodeFiles
+from tests.sim.snapshots import SimulatedSnapshots
 from tests.sim.store import DictStore
 from tests.sim.swarm import Swarm
-from tests.sim.vault import SimulatedVault
 from tests.sim.watch import Waiter, Watch
 from tests.sim.world import Violation, World
 
@@ -73,7 +73,7 @@ class Member:
         """When it was handed operations last."""
         self.invited_at = -1.0
         """When it was asked last to campaign."""
-        self.heard_leader_at = 0.0
+        self.last_leader_contact_at = 0.0
         """When a message of the leader that it knew came last, at the latest."""
         self.is_rotten = False
         """Whether something on its disk is damaged, and it hasn't found out yet."""
@@ -105,8 +105,8 @@ class Member:
         self._watch = watch
         self._is_calm = False
         self._is_turn_due = False
-        self._is_keeping_up = False
-        self._last_cut: Cut | None = None
+        self._is_preallocating = False
+        self._last_cut: LogCut | None = None
         self._delivered: list[tuple[Waiter, Any]] = []
         self._waiting: dict[int, Waiter] = {}
 
@@ -125,8 +125,8 @@ class Member:
         self.disk = SimulatedDisk(self._world.stream(f"disk {self.id} {incarnation}"))
         self.faults.disk = self.disk
         self.store = DictStore()
-        self.snapshots = SimulatedFiles(self, self._swarm.chunk_bytes)
-        self.vault = SimulatedVault(self, WAL, self._machine)
+        self.snapshots = SimulatedSnapshots(self, self._swarm.chunk_bytes)
+        self.node_files = SimulatedNodeFiles(self, WAL, self._machine)
 
     # ---------------------------------------------------------------- life
 
@@ -135,7 +135,7 @@ class Member:
         if self.node is not None or not self.is_wanted:
             return
         self.life += 1
-        self._is_turn_due = self._is_keeping_up = False
+        self._is_turn_due = self._is_preallocating = False
         self._last_cut = None
         try:
             self.node = self._open()
@@ -151,7 +151,7 @@ class Member:
         self._world.note(self.id, "start", f"log ends at {self.node.core.log.last_index}")
         self._watch.on_start(self)
         self._later(self.rng.uniform(0, TICK_S), self._tick)
-        self._keep_up()
+        self._preallocate()
         self.wake()
 
     def open_wal(self) -> Wal:
@@ -165,7 +165,7 @@ class Member:
 
     def _open(self) -> Node:
         swarm, rng = self._swarm, self.rng
-        self.wal, state, entries = wal, _, _ = open_whole(self.vault)
+        self.wal, state, entries = wal, _, _ = open_or_heal(self.node_files)
         config = CoreConfig(
             node_id=self.id,
             heartbeat_ticks=HEARTBEAT_TICKS,
@@ -182,8 +182,8 @@ class Member:
         )
         membership = applied_membership(state, self.config)
         log = RaftLog(wal.first_index, state.applied, entries, config.window_bytes_max, membership)
-        clock_ns = self.clock.boottime_ns
-        core = Raft(config, wal.hard_state, log, rng.randrange, self.vault.epoch, clock_ns)
+        generation, clock_ns = self.node_files.healing_generation, self.clock.boottime_ns
+        core = Raft(config, wal.hard_state, log, rng.randrange, generation, clock_ns)
         cluster = self.config.cluster_id
         return Node(self.config, cluster, core, state, self, self.clock, rng.randrange)
 
@@ -316,7 +316,7 @@ class Member:
         if not self._has_space_for("log", append, was_full, self._append, write):
             return
         if not self.wal.has_spare:
-            self._keep_up()
+            self._preallocate()
         self._watch.on_durable(self, write)
         if self.faults.is_due:
             raise SimulatedCrash
@@ -392,14 +392,14 @@ class Member:
             self._world.note(self.id, "log read", detail)
             self.node.on_log_read(request, previous, entries)
 
-    def checkpoint(self, frozen: Frozen, cut: Cut, *, with_digest: bool) -> None:
+    def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
         # Not all are as short of space: who helps a member that lags may change with the leader.
         is_short = self.id % 2 == 1
         cut = cut._replace(bytes_max=self._swarm.retention_bytes if is_short else 1 << 40)
         job = (self._write_store, frozen, cut, with_digest)
         self._later(self.faults.pick_time(), self._run, *job, False)
 
-    def _write_store(self, frozen: Frozen, cut: Cut, with_digest: bool, was_full: bool) -> None:
+    def _write_store(self, frozen: Frozen, cut: LogCut, with_digest: bool, was_full: bool) -> None:
         write = partial(self.store.write, frozen.items, frozen.meta)
         again = (self._write_store, frozen, cut, with_digest)
         if not self._has_space_for("checkpoint", write, was_full, *again):
@@ -407,7 +407,7 @@ class Member:
         self._world.note(self.id, "checkpoint", f"at {frozen.position.index}")
         self._later(self.faults.pick_time(), self._run, self._compact, frozen, cut, with_digest)
 
-    def _compact(self, frozen: Frozen, cut: Cut, with_digest: bool) -> None:
+    def _compact(self, frozen: Frozen, cut: LogCut, with_digest: bool) -> None:
         assert self.wal is not None
         first_index = self.wal.first_index
         cut.apply(self.wal)
@@ -419,7 +419,7 @@ class Member:
         self._last_cut = cut
         if self.wal.first_index != first_index:
             self._world.note(self.id, "compacted", f"to {self.wal.first_index}")
-        self._keep_up()
+        self._preallocate()
         keys, digest = len(frozen.items), ""
         if with_digest:
             digest, keys = self.store.digest()
@@ -438,15 +438,15 @@ class Member:
         assert self.node is not None
         self.node.on_checkpoint(position, keys, digest, first_index)
 
-    def _keep_up(self) -> None:
-        """Make the next segment ahead of need: what `StorageThreads.keep_up` does."""
-        if not self._is_keeping_up:
-            self._is_keeping_up = True
-            self._later(self.faults.pick_time(), self._run, self._make_ahead, False)
+    def _preallocate(self) -> None:
+        """Make the next segment ahead of need: what `StorageThreads.preallocate` does."""
+        if not self._is_preallocating:
+            self._is_preallocating = True
+            self._later(self.faults.pick_time(), self._run, self._preallocate_now, False)
 
-    def _make_ahead(self, was_full: bool) -> None:
-        if self._has_space_for("ahead", self._take_space, was_full, self._make_ahead):
-            self._is_keeping_up = False
+    def _preallocate_now(self, was_full: bool) -> None:
+        if self._has_space_for("ahead", self._take_space, was_full, self._preallocate_now):
+            self._is_preallocating = False
 
     def _take_space(self) -> None:
         assert self.wal is not None
@@ -455,7 +455,7 @@ class Member:
         except StorageFull:
             if self._last_cut is None:
                 raise
-            # What is kept for members that lag goes first: they can be sent an image.
+            # What is kept for members that lag goes first: they can be sent a snapshot.
             self._last_cut._replace(bytes_max=0).apply(self.wal)
             self.wal.prepare_spare()
 
@@ -466,7 +466,7 @@ class Member:
 
         Healing must not hide mistakes: what no fault has damaged has to be whole.
         """
-        if not self.is_rotten and not self.vault.is_healing:
+        if not self.is_rotten and not self.node_files.is_healing:
             raise Violation(f"node {self.id} finds damage where there was no rot: {found}")
         self._world.note(self.id, "damage found", f"lost {' '.join(parts)}: {found}")
         self._world.counts[f"lost {' and '.join(sorted(parts))}"] += 1
@@ -474,20 +474,20 @@ class Member:
     def on_loss(self, position: LogPosition) -> None:
         self._watch.on_loss(self, position)
 
-    def end_healing(self, epoch: int) -> None:
-        self._later(self.faults.pick_time(), self._run, self._end_healing, epoch)
+    def end_healing(self, generation: int) -> None:
+        self._later(self.faults.pick_time(), self._run, self._end_healing, generation)
 
-    def _end_healing(self, epoch: int) -> None:
+    def _end_healing(self, generation: int) -> None:
         self.may_crash()
-        self.vault.end_healing(epoch)
-        self._world.note(self.id, "healed", f"epoch {epoch}")
-        self._later(self.rng.uniform(0, 0.001), self._on_healed, epoch)
+        self.node_files.end_healing(generation)
+        self._world.note(self.id, "healed", f"generation {generation}")
+        self._later(self.rng.uniform(0, 0.001), self._on_healed, generation)
 
-    def _on_healed(self, epoch: int) -> None:
+    def _on_healed(self, generation: int) -> None:
         assert self.node is not None
-        self.node.on_healed(epoch)
+        self.node.on_healed(generation)
 
-    # ---------------------------------------------------------------- images
+    # ---------------------------------------------------------------- snapshots
 
     def on_disk(self, work: Callable[[], Any], done: Callable[[Any], None], pause: float) -> None:
         """Do `work` when the disk gets to it, and `done` with its result `pause` later."""
@@ -504,13 +504,13 @@ class Member:
         """How long something takes that may take long."""
         return pauses[0] if self._is_calm else self.rng.choice(pauses)
 
-    def end_for_image(self) -> None:
-        """Stop; the next start installs the image."""
-        self._world.note(self.id, "image ready")
+    def end_for_snapshot(self) -> None:
+        """Stop; the next start installs the snapshot."""
+        self._world.note(self.id, "snapshot ready")
         self.crash(is_power_loss=False, is_silent=False)
 
     def on_reset(self, wal: Wal, position: LogPosition) -> None:
-        self._world.note(self.id, "image installed", f"at {position.index}")
+        self._world.note(self.id, "snapshot installed", f"at {position.index}")
         self._watch.on_reset(self, wal, position)
 
     def may_crash(self) -> None:
@@ -572,7 +572,7 @@ class Member:
             self.invited_at = self._world.now
         self.node.on_message(message)
         if message.sender == core.leader and core.term == term:
-            self.heard_leader_at = self._world.now
+            self.last_leader_contact_at = self._world.now
 
     def on_connected(self, peer: int) -> None:
         assert self.node is not None

@@ -183,8 +183,8 @@ class Operator:
 
     def _send(self, asked: int, wish: Wish, tries: int) -> None:
         member = self._members[asked]
-        patience = LAST_WISH_S if tries > TRIES_MAX else self._swarm.change_timeout_s
-        deadline = member.deadline(patience * self._rng.uniform(0.5, 1))
+        timeout_s = LAST_WISH_S if tries > TRIES_MAX else self._swarm.change_timeout_s
+        deadline = member.deadline(timeout_s * self._rng.uniform(0.5, 1))
         self._world.note(member.id, "operator asks", f"{wish}, try {tries}")
         if wish.adds and not wish.is_standby:
             self._memberships.wanted.add(wish.node_id)

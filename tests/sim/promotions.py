@@ -22,7 +22,7 @@ from tests.sim.memberships import voters
 from tests.sim.swarm import Swarm
 from tests.sim.world import Violation, World
 
-FAULT_PATIENCE_S = 0.5
+FAULT_TIMEOUT_S = 0.5
 LAST_PATIENCE_S = 8.0
 """What was slow before everything healed may be so for four seconds more."""
 LEADERLESS_MAX_S = 1.5
@@ -93,7 +93,7 @@ class Promotions:
         self,
         member: Member,
         target: int,
-        patience_s: float = FAULT_PATIENCE_S,
+        timeout_s: float = FAULT_TIMEOUT_S,
         *,
         is_last: bool = False,
     ) -> None:
@@ -104,7 +104,7 @@ class Promotions:
             self._world.counts["promotion without a leader"] += 1
         self._open[member.id] += 1
         request = _Request(self, member.id, target, member.node.core.term, is_last=is_last)
-        member.submit([TransferOperation(request, member.deadline(patience_s), target)])
+        member.submit([TransferOperation(request, member.deadline(timeout_s), target)])
 
     def answered(self, request: _Request, result: Any) -> None:
         """A request has its answer, or whoever was asked has died."""

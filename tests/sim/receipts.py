@@ -26,7 +26,7 @@ from tests.sim.memberships import voters
 from tests.sim.swarm import Swarm
 from tests.sim.world import Violation, World
 
-LOOK_CHANCE = 0.005
+CHECK_CHANCE = 0.005
 """How often a disk is looked at: that costs as much as a hundred events."""
 
 
@@ -40,29 +40,29 @@ class Receipts:
         self._rng: Random = world.stream("receipts")
 
     def check(
-        self, asked: Member, acks: int, is_late: bool, entry: Entry, told: Acknowledgement
+        self, asked: Member, acks: int, is_late: bool, entry: Entry, claimed: Acknowledgement
     ) -> None:
         """A caller of `asked`, who wanted `acks`, is told this; `is_late`: or so few in time."""
         counts = self._world.counts
         if asked.node is not None:
             if len(self._swarm.regions) > 1:
-                self._check_regions(asked.node.core, told)
+                self._check_regions(asked.node.core, claimed)
             if acks != MAJORITY and not is_late:
-                self._check_wanted(asked.node.core, acks, told.acked_by)
+                self._check_wanted(asked.node.core, acks, claimed.acked_by)
         counts["receipt too late"] += is_late
         if acks != MAJORITY and not is_late:
             counts["receipt of all voters" if acks == ALL_VOTERS else "receipt of a quorum"] += 1
-        counts["receipt of several regions"] += len(told.regions) > 1
-        if told.acked_by and self._rng.random() < LOOK_CHANCE:
-            self._look_at(self._members[self._rng.choice(told.acked_by)], entry)
+        counts["receipt of several regions"] += len(claimed.regions) > 1
+        if claimed.acked_by and self._rng.random() < CHECK_CHANCE:
+            self._check_holder(self._members[self._rng.choice(claimed.acked_by)], entry)
 
-    def _check_regions(self, core: Raft, told: Acknowledgement) -> None:
+    def _check_regions(self, core: Raft, claimed: Acknowledgement) -> None:
         # One that was removed is named, if it has the entry, but its region may be gone.
         members = core.membership.members
-        regions = {i: self._swarm.region(i) for i in told.acked_by}
+        regions = {i: self._swarm.region(i) for i in claimed.acked_by}
         least = {region for i, region in regions.items() if i in members}
-        if not least <= {*told.regions} <= {*regions.values()}:
-            raise Violation(f"{told} names other regions than {sorted(least)}")
+        if not least <= {*claimed.regions} <= {*regions.values()}:
+            raise Violation(f"{claimed} names other regions than {sorted(least)}")
 
     def _check_wanted(self, core: Raft, acks: int, acked_by: Sequence[int]) -> None:
         electorate = voters(core.membership)
@@ -71,8 +71,8 @@ class Receipts:
         if len(electorate & {*acked_by}) < min(wanted, len(electorate)):
             raise Violation(f"{acked_by} are not {wanted} of the voters {sorted(electorate)}")
 
-    def _look_at(self, holder: Member, entry: Entry) -> None:
-        if holder.is_rotten or holder.vault.epoch or holder.incarnation > 1:
+    def _check_holder(self, holder: Member, entry: Entry) -> None:
+        if holder.is_rotten or holder.node_files.healing_generation or holder.incarnation > 1:
             return
         disk = holder.disk.without_power()
         salts = itertools.count(1)

@@ -33,7 +33,7 @@ class Rot:
 
     def strike(self, victim: Member) -> bool:
         """Damage this member's log or state, if that is allowed now; whether it was."""
-        hurt = {m.id for m in self._members.values() if m.is_rotten or m.vault.is_healing}
+        hurt = {m.id for m in self._members.values() if m.is_rotten or m.node_files.is_healing}
         if len(hurt | {victim.id}) > (len(self._members) - 1) // 2:
             return False
         what = self._rng.choice(("log", "log", "state", "both"))

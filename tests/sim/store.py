@@ -96,17 +96,17 @@ class DictStore:
         """Make this object unusable."""
         self._is_open = False
 
-    def image(self) -> bytes:
+    def snapshot(self) -> bytes:
         """All of it, as bytes."""
         assert self._is_open
-        image: bytes = msgpack.packb([self._meta, list(self._values.items())])
-        return image
+        snapshot: bytes = msgpack.packb([self._meta, list(self._values.items())])
+        return snapshot
 
     @classmethod
-    def from_image(cls, image: bytes) -> DictStore:
-        """The store that `image` was made of."""
+    def from_snapshot(cls, snapshot: bytes) -> DictStore:
+        """The store that `snapshot` was made of."""
         store = cls()
-        store._meta, items = msgpack.unpackb(image)
+        store._meta, items = msgpack.unpackb(snapshot)
         store._values.update((key, value) for key, value in items)
         return store
 

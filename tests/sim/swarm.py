@@ -139,9 +139,9 @@ class Swarm:
     lease_ms: int = 0
     is_lease_changing: bool = False
     """Whether members start with other lease settings now and then."""
-    leased_readers: int = 0
+    lease_readers: int = 0
     thread_pause_s: float = 0.0
-    """How long a reader's thread may be paused in the middle of a leased read, on average."""
+    """How long a reader's thread may be paused in the middle of a lease read, on average."""
 
     def region(self, node_id: int) -> str:
         """Where a node is."""
@@ -349,7 +349,7 @@ def _failing_power(swarm: Swarm, rng: Random) -> Swarm:
 def _short_logs(swarm: Swarm, rng: Random) -> Swarm:
     """Some members cut their logs at every checkpoint, whoever still needs them.
 
-    Images take their place. What the other members keep may help before an image is installed.
+    Snapshots take their place. What the other members keep may help before a snapshot is installed.
     """
     return replace(
         without_faults(swarm) if rng.random() < 0.8 else swarm,

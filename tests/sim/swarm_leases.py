@@ -41,7 +41,7 @@ def with_leases(swarm: Swarm, rng: Random) -> Swarm:
         swarm,
         lease_ms=rng.choice((100, 150, 250)),
         is_lease_changing=rng.random() < 0.3,
-        leased_readers=2,
+        lease_readers=2,
         thread_pause_s=rng.choice((0.0, 0.05, 0.3)),
     )
 
@@ -53,7 +53,7 @@ def _with_readers(swarm: Swarm, rng: Random) -> Swarm:
         chaos_s=rng.uniform(5, 8),
         delay_s=0.001,
         lease_ms=250,
-        leased_readers=4,
+        lease_readers=4,
         clients=8,
         session_clients=0,
         keys=1,

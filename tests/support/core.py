@@ -40,7 +40,7 @@ def core(
     window_bytes_max: int = 1 << 20,
     in_flight_messages_max: int = 256,
     append_bytes_max: int = 4 << 20,
-    epoch: int = 0,
+    healing_generation: int = 0,
     lease_ms: int = 0,
     promised_ms: int = 0,
     clock_drift_max: float = 0.0,
@@ -62,7 +62,7 @@ def core(
     log = RaftLog(1, LOG_START, chain(*terms), window_bytes_max, membership)
     last_term = terms[-1] if terms else 0
     hard_state = hard_state or HardState(last_term, 0, 0)
-    return Raft(config, hard_state, log, lambda below: 0, epoch, clock_ns)
+    return Raft(config, hard_state, log, lambda below: 0, healing_generation, clock_ns)
 
 
 def peers_of(raft: Raft) -> list[int]:
@@ -163,7 +163,7 @@ class Net:
             raft.advance(ready.write)
 
     def elect(self, node_id: int) -> Raft:
-        """Let this one's patience end first."""
+        """Let this one time out first."""
         raft = self.cores[node_id]
         for _ in range(3 * ELECTION_TICKS):
             if raft.is_leader:

@@ -34,7 +34,7 @@ class FakeManager:
         command = unpack(packed)
         return self._ask("put" if command[0] == PUT else command[1], command)
 
-    def leased(self, key: bytes) -> bytes | Missed | None:
+    def get_by_lease(self, key: bytes) -> bytes | Missed | None:
         return MISSED if self.lease is None else self.lease.get(key)
 
     def submit_get_each(self, groups: Sequence[Sequence[bytes]], *, bytes_max: int) -> Any:

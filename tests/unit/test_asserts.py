@@ -165,7 +165,7 @@ def campaign_with(**attributes: object) -> None:
 
 
 def campaign_while_healing() -> None:
-    core(epoch=1)._election._campaign(pre=True)
+    core(healing_generation=1)._election._campaign(pre=True)
 
 
 def lead_without_votes() -> None:
@@ -337,7 +337,7 @@ def change_without_the_leader() -> None:
 
 def healing_back() -> None:
     raft = leader()
-    raft.progress[2].epoch = 2
+    raft.progress[2].healing_generation = 2
     step(raft, HeartbeatReply(1, 2, raft.term, 0))
 
 
@@ -371,7 +371,7 @@ LEADER: dict[str, Row] = {
     ),
     "two nodes at once": (change_of_two, "memberships differ by one node"),
     "leader goes": (change_without_the_leader, "a leader hands over before it goes"),
-    "healing epoch back": (healing_back, "a healing epoch never goes back"),
+    "healing generation back": (healing_back, "a healing generation never goes back"),
 }
 
 
@@ -443,7 +443,7 @@ PARTS: dict[str, Row] = {
     ),
     "lost in the past": (
         lambda: progress(Mode.PROBE).lost(0),
-        "a healing epoch never goes back",
+        "a healing generation never goes back",
     ),
     "round without reads": (
         lambda: ReadRounds().begin(1),
@@ -459,7 +459,10 @@ PARTS: dict[str, Row] = {
         "a quorum is some of the voters",
     ),
     "healed twice": (lambda: core().healed(1), "only a node that heals has healed"),
-    "healed too far": (lambda: core(epoch=1).healed(4), "healing ends in the next epoch"),
+    "healed too far": (
+        lambda: core(healing_generation=1).healed(4),
+        "healing ends in the next generation",
+    ),
 }
 
 

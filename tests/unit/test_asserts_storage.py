@@ -183,12 +183,15 @@ IDENTITY: dict[str, tuple[Callable[[DataDirectory], None], str]] = {
         lambda data: data.end_healing(1),
         "only a node that heals has healed",
     ),
-    "lost nothing": (lambda data: data.note_loss(()), "what is lost is a part of a node"),
+    "lost nothing": (lambda data: data.record_loss(()), "what is lost is a part of a node"),
     "set aside unnoted": (
         lambda data: data.set_aside("log"),
         "only what is noted as lost is set aside",
     ),
-    "epoch back": (lambda data: data._save(epoch=-1), "a healing epoch never goes back"),
+    "generation back": (
+        lambda data: data._save(epoch=-1),
+        "a healing generation never goes back",
+    ),
     "promise forgotten": (
         lambda data: data._save(promised_ms=-1),
         "what was promised isn't forgotten (L2)",
@@ -207,8 +210,8 @@ def test_the_identity(tmp_path: Path, act: Callable[[DataDirectory], None], says
 
 def test_healing_ends_in_the_next_epoch(tmp_path: Path) -> None:
     data = DataDirectory(tmp_path, "c", 1)
-    data.note_loss(("log",))
-    expect(lambda: data.end_healing(3), "healing ends in the next epoch")
+    data.record_loss(("log",))
+    expect(lambda: data.end_healing(3), "healing ends in the next generation")
     data.end_healing(2)
     assert not data.is_healing
     data.close()

@@ -13,7 +13,7 @@ from raftha.node.operations import (
     WriteOperation,
     sizes,
 )
-from raftha.runtime.callers import ASKED_BYTES_MAX, SubmitQueue
+from raftha.runtime.callers import READ_BYTES_MAX, SubmitQueue
 
 BYTES_MAX = 100 * OPERATION_BYTES
 
@@ -22,10 +22,8 @@ def write(size: int = 0) -> WriteOperation:
     return WriteOperation(None, 0.0, bytes(size))
 
 
-def read(asked_bytes: int = 0) -> ReadOperation:
-    return ReadOperation(
-        None, 0.0, lambda node: None, is_linearizable=True, asked_bytes=asked_bytes
-    )
+def read(read_bytes: int = 0) -> ReadOperation:
+    return ReadOperation(None, 0.0, lambda node: None, is_linearizable=True, read_bytes=read_bytes)
 
 
 def test_what_finds_no_room_is_refused_and_smaller_ones_still_fit() -> None:
@@ -53,12 +51,12 @@ def test_reads_count_by_their_keys_and_are_bounded() -> None:
     queue = SubmitQueue(BYTES_MAX)
     reads = [read(1 << 20) for _ in range(40)]
     refused = queue.put(reads, 0, 0)
-    assert len(reads) - len(refused) == ASKED_BYTES_MAX // ((1 << 20) + OPERATION_BYTES)
+    assert len(reads) - len(refused) == READ_BYTES_MAX // ((1 << 20) + OPERATION_BYTES)
 
 
 def test_what_operators_ask_is_bounded() -> None:
     queue = SubmitQueue(BYTES_MAX)
-    fitting = ASKED_BYTES_MAX // OPERATION_BYTES
+    fitting = READ_BYTES_MAX // OPERATION_BYTES
     kinds: list[Operation] = [
         DigestOperation(None, 0.0, 1),
         TransferOperation(None, 0.0, 1),
@@ -80,7 +78,7 @@ def test_writers_do_not_keep_out_readers_and_operators() -> None:
 def test_what_the_node_holds_counts() -> None:
     queue = SubmitQueue(BYTES_MAX)
     assert len(queue.put([write()] * 2, BYTES_MAX - OPERATION_BYTES, 0)) == 1
-    assert queue.put([read()], 0, ASKED_BYTES_MAX)
+    assert queue.put([read()], 0, READ_BYTES_MAX)
 
 
 def test_what_was_taken_counts_until_the_node_counts_it() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raftha.api.calls import KEY_RECORD_BYTES, Calls, Consistency, check_consistency, read_leased
+from raftha.api.calls import KEY_RECORD_BYTES, Calls, Consistency, check_consistency, read_by_lease
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import InvalidRequest
 from raftha.node.lease_reads import MISSED
@@ -121,6 +121,6 @@ def test_a_read_is_linearizable_bounded_or_stale(
 
 
 def test_a_read_by_lease_checks_its_key_in_any_case() -> None:
-    assert read_leased(None, b"key", "linearizable", None, None) is MISSED
+    assert read_by_lease(None, b"key", "linearizable", None, None) is MISSED
     with pytest.raises(InvalidRequest):
-        read_leased(None, b"", "stale", None, None)
+        read_by_lease(None, b"", "stale", None, None)

@@ -282,10 +282,10 @@ def test_watching_goes_on_when_the_node_that_was_named_is_gone() -> None:
             addresses = {1: first.address, 2: second.address}
             second.reply = status_reply(2, addresses)
             first.reply = status_reply(1, addresses)
-            looks = cluster_view.looks([first.address], NO_ACCESS, 0.0)
-            assert all(node["status"] for node in next(looks))
+            poll_statuses = cluster_view.poll_statuses([first.address], NO_ACCESS, 0.0)
+            assert all(node["status"] for node in next(poll_statuses))
         for _ in range(2):
-            one, two = next(looks)
+            one, two = next(poll_statuses)
             assert (one["node_id"], one["status"]) == (1, None)
             assert two["status"]["node_id"] == 2
 

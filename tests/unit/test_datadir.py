@@ -71,7 +71,7 @@ def test_a_log_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
     (tmp_path / "wal").mkdir()
     segment = tmp_path / "wal" / "0000000000000001.seg"
     segment.touch()
-    data.note_log()
+    data.record_log()
     data.close()
     DataDirectory(tmp_path, "cluster", 1).close()
     segment.unlink()
@@ -117,8 +117,8 @@ def test_a_peer_that_comes_back_with_another_incarnation_is_noticed(tmp_path: Pa
 def test_the_longest_promise_is_remembered_whatever_is_promised_later(tmp_path: Path) -> None:
     data = DataDirectory(tmp_path, "cluster", 1)
     assert data.promised_ms == 0
-    data.note_promise(150)
-    data.note_promise(0)
+    data.record_promise(150)
+    data.record_promise(0)
     data.close()
     data = DataDirectory(tmp_path, "cluster", 1)
     assert data.promised_ms == 150

@@ -27,23 +27,23 @@ class Watched:
         self.raft = raft
         self.now = 10.0
         self.watch = FailoverWatch(raft, self.now)
-        self.told: list[FailoverStarted | FailoverCompleted] = []
+        self.reported: list[FailoverStarted | FailoverCompleted] = []
 
     def step(self, message: Message, after: float = 0.0) -> None:
         self.now += after
         self.raft.step(message)
-        self.watch.look(self.now, message)
+        self.watch.observe(self.now, message)
         self.turn()
 
     def turn(self) -> None:
         settle(self.raft)
-        self.watch.look(self.now)
+        self.watch.observe(self.now)
         for event in (self.watch.take_started(), self.watch.take_completed(self.now)):
             if event is not None:
-                self.told.append(event)
+                self.reported.append(event)
 
     def wait_until_candidate(self) -> None:
-        """Let its patience end, and its pre-vote succeed."""
+        """Let it time out, and its pre-vote succeed."""
         for _ in range(2 * ELECTION_TICKS):
             if self.raft.role is not Role.PRE_CANDIDATE:
                 self.raft.tick()
@@ -65,14 +65,14 @@ def started(from_node: int, to_node: int, term: int) -> FailoverStarted:
 
 
 def completed_of(watched: Watched) -> FailoverCompleted:
-    (event,) = [e for e in watched.told if isinstance(e, FailoverCompleted)]
+    (event,) = [e for e in watched.reported if isinstance(e, FailoverCompleted)]
     return event
 
 
 def follower_of_2() -> Watched:
     watched = Watched(core(1))
     watched.follow(leader=2, term=1)
-    assert watched.told == []
+    assert watched.reported == []
     return watched
 
 
@@ -87,7 +87,7 @@ def test_the_first_leader_of_a_cluster_is_no_failover() -> None:
     acknowledge(elected.raft, 2)
     elected.turn()
     assert elected.raft.log.commit == 1
-    assert elected.told == []
+    assert elected.reported == []
 
 
 def test_a_fruitless_pre_vote_is_no_failover() -> None:
@@ -97,7 +97,7 @@ def test_a_fruitless_pre_vote_is_no_failover() -> None:
         watched.turn()
     assert watched.raft.role is Role.PRE_CANDIDATE
     watched.step(Heartbeat(1, 2, 1, 1, 0))
-    assert watched.told == []
+    assert watched.reported == []
 
 
 def test_phases_are_measured_from_the_last_word_of_the_old_leader() -> None:
@@ -105,9 +105,9 @@ def test_phases_are_measured_from_the_last_word_of_the_old_leader() -> None:
     watched.step(Heartbeat(1, 2, 1, 1, 0), after=5.0)
     watched.now += 0.5
     watched.wait_until_candidate()
-    assert watched.told == [started(2, 1, 2)]
+    assert watched.reported == [started(2, 1, 2)]
     watched.step(VoteReply(1, 3, 2, True, False), after=0.02)
-    assert len(watched.told) == 1
+    assert len(watched.reported) == 1
     watched.now += 0.003
     acknowledge(watched.raft, 3)
     watched.turn()
@@ -124,10 +124,10 @@ def test_a_voter_reports_another_s_election_once() -> None:
     for _ in range(2 * ELECTION_TICKS):
         watched.raft.tick()
     watched.step(ask_for_vote(3, 2))
-    assert watched.told == [started(2, 3, 2)]
+    assert watched.reported == [started(2, 3, 2)]
     watched.follow(leader=3, term=2)
     watched.step(Heartbeat(1, 3, 2, 2, 0))
-    assert len(watched.told) == 2
+    assert len(watched.reported) == 2
     assert completed_of(watched).new_primary == 3
 
 
@@ -139,7 +139,7 @@ def test_a_split_vote_is_part_of_one_failover() -> None:
     watched.step(ask_for_vote(3, 3))
     watched.step(ask_for_vote(3, 4))
     watched.follow(leader=3, term=4)
-    assert watched.told == [started(2, 1, 2), completed_of(watched)]
+    assert watched.reported == [started(2, 1, 2), completed_of(watched)]
     assert completed_of(watched).term == 4
 
 
@@ -151,7 +151,7 @@ def test_a_leader_that_goes_before_it_has_committed_ends_no_failover() -> None:
     watched.raft.disconnected(3)
     watched.step(ask_for_vote(2, 3))
     watched.follow(leader=2, term=3)
-    assert watched.told == [started(2, 3, 2), completed_of(watched)]
+    assert watched.reported == [started(2, 3, 2), completed_of(watched)]
     assert completed_of(watched).new_primary == 2
 
 
@@ -161,7 +161,7 @@ def test_a_handed_over_leadership_is_planned_for_all_who_see_it() -> None:
     target.step(VoteReply(1, 3, 2, True, False))
     acknowledge(target.raft, 3)
     target.turn()
-    assert target.told == [started(2, 1, 2), completed_of(target)]
+    assert target.reported == [started(2, 1, 2), completed_of(target)]
     assert completed_of(target).is_planned
     other = follower_of_2()
     other.step(ask_for_vote(3, 2, transfer=True))
@@ -184,9 +184,9 @@ def test_who_was_away_reports_the_change_when_it_hears_of_it() -> None:
     watched.step(VoteReply(1, 3, 2, True, False))
     acknowledge(watched.raft, 3)
     watched.turn()
-    watched.told.clear()
+    watched.reported.clear()
     watched.step(AppendReply(1, 2, 5, False, 0, 0, 0))
-    assert watched.told == [started(1, 0, 5)]
+    assert watched.reported == [started(1, 0, 5)]
     watched.follow(leader=3, term=5)
     assert completed_of(watched).new_primary == 3
 
@@ -194,21 +194,21 @@ def test_who_was_away_reports_the_change_when_it_hears_of_it() -> None:
 def test_who_starts_while_others_have_a_leader_reports_nothing() -> None:
     restarted = Watched(core(1, 1, 1))
     restarted.follow(leader=2, term=4)
-    assert restarted.told == []
+    assert restarted.reported == []
     asking = Watched(core(1, 1, 1))
     for _ in range(2 * ELECTION_TICKS):
         asking.raft.tick()
         asking.turn()
     asking.step(VoteReply(1, 2, 4, False, True))
     asking.follow(leader=2, term=4)
-    assert asking.told == []
+    assert asking.reported == []
 
 
 def test_who_starts_and_takes_part_in_an_election_reports_it_from_nobody() -> None:
     watched = Watched(core(1, 1, 1))
     watched.step(ask_for_vote(3, 2))
     watched.follow(leader=3, term=2)
-    assert watched.told == [started(0, 3, 2), completed_of(watched)]
+    assert watched.reported == [started(0, 3, 2), completed_of(watched)]
 
 
 def test_each_change_is_reported_anew() -> None:
@@ -217,5 +217,5 @@ def test_each_change_is_reported_anew() -> None:
         watched.raft.disconnected(watched.raft.leader or 0)
         watched.step(ask_for_vote(leader, term))
         watched.follow(leader=leader, term=term)
-    kinds = [type(event) for event in watched.told]
+    kinds = [type(event) for event in watched.reported]
     assert kinds == [FailoverStarted, FailoverCompleted] * 3

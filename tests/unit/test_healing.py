@@ -12,8 +12,8 @@ from raftha.config import MIB
 from raftha.entry import LOG_START, HardState
 from raftha.errors import Corrupt
 from raftha.storage.directory.datadir import DataDirectory
-from raftha.storage.directory.healing import Whole, open_whole
-from raftha.storage.directory.node_files import DirectoryVault
+from raftha.storage.directory.healing import OpenNode, open_or_heal
+from raftha.storage.directory.node_files import DirectoryNodeFiles
 from raftha.storage.log.disk import RealDisk
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.state import State
@@ -27,7 +27,7 @@ class CutOff(Exception):
     """The machine stops."""
 
 
-class Breakable(DirectoryVault):
+class Breakable(DirectoryNodeFiles):
     """Stops after so many steps."""
 
     left = 1 << 30
@@ -37,9 +37,9 @@ class Breakable(DirectoryVault):
         if self.left < 0:
             raise CutOff
 
-    def note_loss(self, parts: Collection[str], found: Corrupt) -> None:
+    def record_loss(self, parts: Collection[str], found: Corrupt) -> None:
         self.step()
-        super().note_loss(parts, found)
+        super().record_loss(parts, found)
         self.step()
 
     def set_aside(self, part: str) -> None:
@@ -47,9 +47,9 @@ class Breakable(DirectoryVault):
         super().set_aside(part)
         self.step()
 
-    def note_replaced(self) -> None:
+    def record_replaced(self) -> None:
         self.step()
-        super().note_replaced()
+        super().record_replaced()
         self.step()
 
 
@@ -58,37 +58,37 @@ class Directory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.told: list[tuple[str, ...]] = []
+        self.reported: list[tuple[str, ...]] = []
         self.has_others = True
         self.left = 1 << 30
-        whole = self.open()
+        open_node = self.open()
         log = make_log(LAST)
-        whole.wal.append(HardState(7, 3, APPLIED), log)
+        open_node.wal.append(HardState(7, 3, APPLIED), log)
         for entry in log[:APPLIED]:
-            whole.state.apply(entry)
-        frozen = whole.state.freeze()
-        self.vault.store.write(frozen.items, frozen.meta)
+            open_node.state.apply(entry)
+        frozen = open_node.state.freeze()
+        self.node_files.store.write(frozen.items, frozen.meta)
         self.close()
 
-    def open(self) -> Whole:
+    def open(self) -> OpenNode:
         self.data = DataDirectory(self.path, "cluster", 1)
-        self.vault = Breakable(
+        self.node_files = Breakable(
             self.data,
             RealDisk(),
             16 * MIB,
             None,
             lambda membership: self.has_others,
-            lambda parts, found: self.told.append(tuple(sorted(parts))),
+            lambda parts, found: self.reported.append(tuple(sorted(parts))),
         )
-        self.vault.left = self.left
+        self.node_files.left = self.left
         try:
-            return open_whole(self.vault)
+            return open_or_heal(self.node_files)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        self.vault.close()
+        self.node_files.close()
         self.data.close()
 
     def damage_log(self) -> None:
@@ -114,25 +114,28 @@ def test_a_corrupt_log_begins_anew_behind_the_state_and_the_node_heals(
     directory: Directory,
 ) -> None:
     directory.damage_log()
-    whole = directory.open()
-    assert directory.data.epoch == 1
-    assert (whole.wal.base, whole.wal.last_index) == (make_log(LAST)[APPLIED - 1].position, APPLIED)
-    assert whole.wal.hard_state == HardState(whole.wal.base.term, 0, APPLIED), "no vote"
-    assert (whole.state.applied, whole.entries) == (whole.wal.base, [])
-    assert directory.told == [("log",)]
+    open_node = directory.open()
+    assert directory.data.healing_generation == 1
+    assert (open_node.wal.base, open_node.wal.last_index) == (
+        make_log(LAST)[APPLIED - 1].position,
+        APPLIED,
+    )
+    assert open_node.wal.hard_state == HardState(open_node.wal.base.term, 0, APPLIED), "no vote"
+    assert (open_node.state.applied, open_node.entries) == (open_node.wal.base, [])
+    assert directory.reported == [("log",)]
     assert directory.quarantined() == ["wal"]
     directory.close()
     directory.open()
-    assert directory.data.epoch == 1, "it heals on, but has lost nothing more"
+    assert directory.data.healing_generation == 1, "it heals on, but has lost nothing more"
     directory.close()
 
 
 def test_a_damaged_state_is_built_anew_from_a_whole_log(directory: Directory) -> None:
     directory.damage_state()
-    whole = directory.open()
-    assert directory.data.epoch == 0
-    assert whole.wal.hard_state == HardState(7, 3, APPLIED), "term and vote stay"
-    assert (whole.state.applied, len(whole.entries)) == (LOG_START, LAST)
+    open_node = directory.open()
+    assert directory.data.healing_generation == 0
+    assert open_node.wal.hard_state == HardState(7, 3, APPLIED), "term and vote stay"
+    assert (open_node.state.applied, len(open_node.entries)) == (LOG_START, LAST)
     assert directory.quarantined() == ["state"]
     directory.close()
 
@@ -140,28 +143,32 @@ def test_a_damaged_state_is_built_anew_from_a_whole_log(directory: Directory) ->
 def test_a_damaged_state_whose_log_begins_later_takes_the_log_with_it(
     directory: Directory,
 ) -> None:
-    whole = directory.open()
-    whole.wal.reset(whole.wal.read(30, 1)[0].position)
+    open_node = directory.open()
+    open_node.wal.reset(open_node.wal.read(30, 1)[0].position)
     directory.close()
     directory.damage_state()
-    whole = directory.open()
-    assert (directory.data.epoch, whole.wal.base, whole.state.applied) == (1, LOG_START, LOG_START)
+    open_node = directory.open()
+    assert (directory.data.healing_generation, open_node.wal.base, open_node.state.applied) == (
+        1,
+        LOG_START,
+        LOG_START,
+    )
     assert directory.quarantined() == ["state", "wal"]
     directory.close()
 
 
-def test_each_loss_of_the_log_is_another_epoch(directory: Directory) -> None:
-    for epoch in (1, 3):
+def test_each_loss_of_the_log_is_another_generation(directory: Directory) -> None:
+    for generation in (1, 3):
         directory.damage_log()
         directory.open()
-        assert directory.data.epoch == epoch
+        assert directory.data.healing_generation == generation
         directory.close()
     directory.open()
     directory.data.end_healing(4)
     directory.close()
     directory.damage_log()
     directory.open()
-    assert directory.data.epoch == 5
+    assert directory.data.healing_generation == 5
     directory.close()
 
 
@@ -171,7 +178,7 @@ def test_who_is_alone_changes_nothing(directory: Directory) -> None:
     with pytest.raises(Corrupt, match="no other member has a copy"):
         directory.open()
     assert directory.quarantined() == []
-    assert not directory.told
+    assert not directory.reported
     directory.damage_state()
     with pytest.raises(Corrupt, match="no other member has a copy"):
         directory.open()
@@ -195,12 +202,12 @@ def test_a_start_that_is_cut_off_is_finished_by_the_next(
     except CutOff:
         pass
     directory.left = 1 << 30
-    whole = directory.open()
+    open_node = directory.open()
     assert directory.data.lost == {}
     assert directory.data.is_healing == ("log" in parts)
-    assert whole.wal.base.index == (APPLIED if parts == ("log",) else 0)
-    assert whole.state.applied.index == (APPLIED if parts == ("log",) else 0)
-    assert len(whole.entries) == (LAST if parts == ("state",) else 0)
+    assert open_node.wal.base.index == (APPLIED if parts == ("log",) else 0)
+    assert open_node.state.applied.index == (APPLIED if parts == ("log",) else 0)
+    assert len(open_node.entries) == (LAST if parts == ("state",) else 0)
     assert set(directory.quarantined()) == {"wal" if part == "log" else part for part in parts}
     directory.close()
 
@@ -212,9 +219,9 @@ def test_a_state_that_rots_while_the_log_is_replaced_is_replaced_too(directory: 
         directory.open()
     directory.left = 1 << 30
     directory.damage_state()
-    whole = directory.open()
+    open_node = directory.open()
     assert directory.data.is_healing
-    assert (whole.wal.base, whole.state.applied) == (LOG_START, LOG_START)
+    assert (open_node.wal.base, open_node.state.applied) == (LOG_START, LOG_START)
     directory.close()
 
 
@@ -222,11 +229,11 @@ def test_damage_that_a_running_node_found_is_believed_at_the_next_start(
     directory: Directory,
 ) -> None:
     directory.open()
-    directory.data.note_damage("a page is gone")
+    directory.data.record_damage("a page is gone")
     directory.close()
-    whole = directory.open()
+    open_node = directory.open()
     assert directory.quarantined() == ["state"]
-    assert (directory.data.damage, whole.state.applied) == ("", LOG_START)
+    assert (directory.data.damage, open_node.state.applied) == ("", LOG_START)
     directory.close()
     store = CheckpointStore(directory.path / "state")
     assert State(store).applied == LOG_START

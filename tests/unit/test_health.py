@@ -58,7 +58,7 @@ class Surroundings:
     def send(self, message: HealthMessage) -> None:
         self.sent.append(message)
         if isinstance(message, HealthRequest) and message.to not in self.silent:
-            self.monitor.heard(message.to, self.now)
+            self.monitor.record_contact(message.to, self.now)
             self.monitor.on_message(HealthReply(1, message.to, True))
 
     def emit(self, event: HaEvent) -> None:
@@ -83,7 +83,7 @@ class Surroundings:
                 speaking = {2, 3} if self.core.is_leader else {self.core.leader}
                 for peer in speaking - self.silent:
                     assert peer is not None
-                    self.monitor.heard(peer, self.now)
+                    self.monitor.record_contact(peer, self.now)
             self.monitor.on_tick(self.now)
 
     def health(self) -> tuple[Health, ...]:
@@ -232,7 +232,7 @@ def test_a_leader_hands_over_to_nobody_who_is_no_better(leader: Surroundings) ->
     leader.silent = {2, 3}
     leader.disk_s = 0.6
     leader.check(2)
-    leader.monitor.heard(2, leader.now)
+    leader.monitor.record_contact(2, leader.now)
     leader.check(4)
     assert not leader.handed_to
 
@@ -306,7 +306,7 @@ def test_a_leader_that_nobody_answers_does_not_resign_for_that(leader: Surroundi
 def test_a_leader_does_not_resign_while_those_it_needs_lack_its_entries(
     leader: Surroundings,
 ) -> None:
-    """Each new leader would begin to send an image anew, and none would ever arrive."""
+    """Each new leader would begin to send a snapshot anew, and none would ever arrive."""
     leader.core.propose(b"", 1, 1)
     for peer in (2, 3):
         leader.core.progress[peer].mode = Mode.SNAPSHOT
@@ -322,7 +322,7 @@ def test_a_member_that_owes_a_word_for_long_is_hung_up_on(leader: Surroundings) 
     leader.check(2)
     assert set(leader.hung_up) == {3}
     # It is connected again, which is a word too.
-    leader.monitor.heard(3, leader.now)
+    leader.monitor.record_contact(3, leader.now)
     leader.hung_up.clear()
     leader.check(3)
     assert leader.hung_up == []

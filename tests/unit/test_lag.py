@@ -10,7 +10,7 @@ import pytest
 from raftha import HaConfig, ReplicaState, ReplicationState, events
 from raftha.core import Raft
 from raftha.node.messages import ReplicaReport, ReplicaRow
-from raftha.node.watch.lag import STAMPS_MAX, STATES, Lags, Stamps
+from raftha.node.watch.lag import APPEND_TIMES_MAX, STATES, AppendTimes, LagTracker
 from tests.support.core import Net, core
 
 CONFIG = HaConfig(
@@ -29,13 +29,13 @@ class Leader:
         self.net = Net(core(1), core(2), core(3))
         self.core: Raft = self.net.elect(1)
         self.connected = {2, 3}
-        self.heard: dict[int, float] = {}
+        self.last_contact: dict[int, float] = {}
         self.sent: list[ReplicaReport] = []
         self.events: list[events.HaEvent] = []
-        self.lags = Lags(
-            CONFIG, self.core, self, self.heard, lambda: (self.core.log.applied, 0), self.now
+        self.lag_tracker = LagTracker(
+            CONFIG, self.core, self, self.last_contact, lambda: (self.core.log.applied, 0), self.now
         )
-        self.lags.on_leader(self.now)
+        self.lag_tracker.on_leader(self.now)
         self.pass_time(0.3)
 
     def send(self, message: ReplicaReport) -> None:
@@ -52,16 +52,16 @@ class Leader:
         self.net.cut_off = set(deaf)
         for _ in range(round(seconds / 0.05)):
             self.now += 0.05
-            self.lags.note(self.now)
+            self.lag_tracker.record_appends(self.now)
             self.core.tick()
             self.core.tick()
             self.net.run()
             for peer in {2, 3} - deaf:
-                self.heard[peer] = self.now
-            self.lags.on_tick(self.now)
+                self.last_contact[peer] = self.now
+            self.lag_tracker.on_tick(self.now)
 
     def row(self, peer: int) -> ReplicaRow:
-        return self.lags.rows(self.now)[peer]
+        return self.lag_tracker.rows(self.now)[peer]
 
     def state_of(self, peer: int) -> ReplicaState:
         return STATES[self.row(peer).state]
@@ -74,9 +74,9 @@ def leader() -> Leader:
 
 def test_lag_is_zero_when_all_is_applied_and_heard(leader: Leader) -> None:
     assert [leader.row(i).lag_ms for i in (1, 2, 3)] == [0, 0, 0]
-    assert leader.lags.state(leader.now) is ReplicationState.HEALTHY
+    assert leader.lag_tracker.state(leader.now) is ReplicationState.HEALTHY
     leader.pass_time(5)
-    assert leader.lags.max_lag_ms(leader.now) == 0
+    assert leader.lag_tracker.max_lag_ms(leader.now) == 0
 
 
 def test_lag_is_the_age_of_the_oldest_entry_not_applied(leader: Leader) -> None:
@@ -87,8 +87,8 @@ def test_lag_is_the_age_of_the_oldest_entry_not_applied(leader: Leader) -> None:
     assert 540 <= leader.row(3).lag_ms <= 650
     assert leader.row(3).lag_sequences == 3
     # It is heard of again, and has still applied nothing: silence isn't what counts then.
-    leader.heard[3] = leader.now
-    leader.lags.on_tick(leader.now)
+    leader.last_contact[3] = leader.now
+    leader.lag_tracker.on_tick(leader.now)
     assert 540 <= leader.row(3).lag_ms <= 650
     leader.pass_time(0.5)
     assert (leader.row(3).lag_ms, leader.row(3).lag_sequences) == (0, 0)
@@ -103,7 +103,7 @@ def test_silence_is_lag_though_nothing_is_written(leader: Leader) -> None:
         grown = leader.row(3).lag_ms - before
         assert grown >= 1000 * seconds - 60
     assert leader.state_of(3) is ReplicaState.LAGGING
-    assert leader.lags.state(leader.now) is ReplicationState.DEGRADED
+    assert leader.lag_tracker.state(leader.now) is ReplicationState.DEGRADED
 
 
 def test_a_replica_syncs_until_it_has_what_there_was_when_it_connected(leader: Leader) -> None:
@@ -111,14 +111,14 @@ def test_a_replica_syncs_until_it_has_what_there_was_when_it_connected(leader: L
     leader.core.propose(b"x", 1, 0)
     leader.pass_time(0.1, deaf=frozenset({3}))
     assert leader.state_of(3) is ReplicaState.DISCONNECTED
-    assert leader.lags.state(leader.now) is ReplicationState.DEGRADED
+    assert leader.lag_tracker.state(leader.now) is ReplicationState.DEGRADED
     leader.connected.add(3)
-    leader.lags.on_tick(leader.now)
+    leader.lag_tracker.on_tick(leader.now)
     assert leader.state_of(3) is ReplicaState.SYNCING
-    assert leader.lags.state(leader.now) is ReplicationState.SYNCING
+    assert leader.lag_tracker.state(leader.now) is ReplicationState.SYNCING
     leader.pass_time(0.5)
     assert leader.state_of(3) is ReplicaState.ACTIVE
-    assert leader.lags.state(leader.now) is ReplicationState.HEALTHY
+    assert leader.lag_tracker.state(leader.now) is ReplicationState.HEALTHY
 
 
 def test_a_learner_that_gets_an_old_log_syncs_and_nobody_is_warned(leader: Leader) -> None:
@@ -127,13 +127,13 @@ def test_a_learner_that_gets_an_old_log_syncs_and_nobody_is_warned(leader: Leade
     leader.net.applied[4], leader.net.reads[4] = [], []
     leader.core.change_membership(leader.core.membership.with_learner(4, "127.0.0.1:7104", "far"))
     leader.connected.add(4)
-    leader.lags.note(leader.now)
-    leader.lags.on_tick(leader.now)
+    leader.lag_tracker.record_appends(leader.now)
+    leader.lag_tracker.on_tick(leader.now)
     assert leader.row(4).lag_ms > 3000
     assert leader.state_of(4) is ReplicaState.SYNCING
     assert leader.events == []
     for _ in range(10):
-        leader.heard[4] = leader.now
+        leader.last_contact[4] = leader.now
         leader.pass_time(0.05)
     assert leader.core.membership.members[4].is_voter
     assert leader.state_of(4) is ReplicaState.ACTIVE
@@ -157,10 +157,10 @@ def test_a_learner_that_falls_silent_before_it_is_in_sync_lags(leader: Leader) -
 def test_a_leader_whose_commits_stall_has_lag_itself(leader: Leader) -> None:
     leader.net.cut_off = {2, 3}
     leader.core.propose(b"x", 1, 0)
-    leader.lags.note(leader.now)
+    leader.lag_tracker.record_appends(leader.now)
     leader.net.run()
     leader.now += 0.7
-    leader.lags.on_tick(leader.now)
+    leader.lag_tracker.on_tick(leader.now)
     assert leader.row(1).lag_ms >= 690
 
 
@@ -168,7 +168,7 @@ def test_all_members_are_told_and_an_old_report_ages(leader: Leader) -> None:
     assert {report.to for report in leader.sent[-2:]} == {2, 3}
     report = leader.sent[-1]._replace(to=2)
     follower_core = leader.net.cores[2]
-    follower = Lags(
+    follower = LagTracker(
         replace(CONFIG, node_id=2), follower_core, leader, {}, lambda: (0, 0), leader.now
     )
     follower.on_report(report._replace(term=report.term - 1), leader.now)
@@ -184,7 +184,7 @@ def test_all_members_are_told_and_an_old_report_ages(leader: Leader) -> None:
 def test_a_new_leader_goes_on_from_what_its_predecessor_said(leader: Leader) -> None:
     leader.pass_time(2, deaf=frozenset({3}))
     successor_core = leader.net.cores[2]
-    successor = Lags(
+    successor = LagTracker(
         replace(CONFIG, node_id=2), successor_core, leader, {}, lambda: (0, 0), leader.now
     )
     successor.on_report(leader.sent[-1], leader.now)
@@ -212,9 +212,9 @@ def test_one_warning_until_it_was_calm_for_a_while(leader: Leader) -> None:
 
 
 def test_stamps_are_thinned_out_and_never_make_an_entry_younger() -> None:
-    stamps = Stamps(0, 0.0)
-    for index in range(1, 3 * STAMPS_MAX):
-        stamps.note(index, float(index))
-    assert all(stamps.time(index) <= index for index in range(1, 3 * STAMPS_MAX))
-    assert stamps.time(3 * STAMPS_MAX - 1) == 3 * STAMPS_MAX - 1
-    assert stamps.time(STAMPS_MAX) > 0.9 * STAMPS_MAX
+    times = AppendTimes(0, 0.0)
+    for index in range(1, 3 * APPEND_TIMES_MAX):
+        times.record_appends(index, float(index))
+    assert all(times.time(index) <= index for index in range(1, 3 * APPEND_TIMES_MAX))
+    assert times.time(3 * APPEND_TIMES_MAX - 1) == 3 * APPEND_TIMES_MAX - 1
+    assert times.time(APPEND_TIMES_MAX) > 0.9 * APPEND_TIMES_MAX

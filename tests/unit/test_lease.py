@@ -76,10 +76,12 @@ def beat(raft: Raft) -> dict[int, Heartbeat]:
     return {message.to: message for message in only(Heartbeat, settle(raft))}
 
 
-def promise(raft: Raft, heartbeat: Heartbeat, promised_ms: int = LEASE_MS, epoch: int = 0) -> None:
+def promise(
+    raft: Raft, heartbeat: Heartbeat, promised_ms: int = LEASE_MS, healing_generation: int = 0
+) -> None:
     """The receiver of `heartbeat` answers."""
     own = heartbeat.sender, heartbeat.to, heartbeat.term, heartbeat.read_round
-    step(raft, HeartbeatReply(*own, 0, 0, epoch, heartbeat.sent_ns, promised_ms))
+    step(raft, HeartbeatReply(*own, 0, 0, healing_generation, heartbeat.sent_ns, promised_ms))
 
 
 def asks(raft: Raft, candidate: int, term: int, *, transfer: bool = False) -> bool:
@@ -159,7 +161,7 @@ def test_a_follower_asks_for_votes_a_moment_after_its_promise_ends(clock: Clock)
     assert only(VoteRequest, settle(raft))
 
 
-def test_patience_with_a_silent_leader_may_end_before_the_promise(clock: Clock) -> None:
+def test_the_election_timeout_may_end_before_the_promise(clock: Clock) -> None:
     """Ticks are no clock."""
     raft = follower(clock)
     for _ in range(5 * ELECTION_TICKS):
@@ -275,7 +277,7 @@ def test_a_single_voter_needs_nobody_and_does_so_until_there_is_another(clock: C
 
 def test_who_heals_is_not_counted(clock: Clock) -> None:
     raft = leader(clock)
-    promise(raft, beat(raft)[3], epoch=1)
+    promise(raft, beat(raft)[3], healing_generation=1)
     assert not raft.leases.holds()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from raftha.errors import Overloaded, Stopped
 from raftha.node.operations import Operation, WriteOperation
-from raftha.runtime.callers import LoopBatches, Tally
+from raftha.runtime.callers import FireForgetCounter, LoopBatches
 from raftha.types import FireForgetCounts
 
 
@@ -92,7 +92,7 @@ def test_a_node_that_has_ended_ends_the_whole_batch() -> None:
 
 
 def test_a_write_that_could_not_be_submitted_is_not_counted() -> None:
-    node, tally, refused = Node(), Tally(), write()
+    node, tally, refused = Node(), FireForgetCounter(), write()
     node.refused = [refused]
     with pytest.raises(Overloaded):
         tally.submit(refused, node.submit)

@@ -400,7 +400,7 @@ def test_each_term_without_a_leader_makes_a_candidate_more_patient() -> None:
 
 
 def silent_for(raft: Raft, ticks: int) -> bool:
-    """Let time pass; whether the node has lost patience with its leader."""
+    """Let time pass; whether the node's election timeout has passed."""
     for _ in range(ticks):
         raft.tick()
     return raft.role is not Role.FOLLOWER

@@ -23,7 +23,7 @@ HEALING = 1
 
 
 def healing(*terms: int) -> Raft:
-    return core(3, *terms, epoch=HEALING)
+    return core(3, *terms, healing_generation=HEALING)
 
 
 def leader() -> Raft:
@@ -39,7 +39,7 @@ def leader() -> Raft:
 def test_who_heals_gives_no_vote(is_pre: bool) -> None:
     raft = healing()
     (reply,) = only(VoteReply, step(raft, VoteRequest(3, 1, 5, 9, 4, is_pre, False)))
-    assert (reply.granted, reply.epoch) == (False, HEALING)
+    assert (reply.granted, reply.healing_generation) == (False, HEALING)
 
 
 def test_who_heals_never_campaigns_not_even_if_told_to() -> None:
@@ -58,12 +58,12 @@ def test_a_commit_index_for_the_log_that_was_lost_is_not_believed() -> None:
     raft.step(Append(3, 2, 1, 0, 0, 0, 0, (stale,)))
     raft.step(Heartbeat(3, 1, 2, 1, 0))
     assert raft.log.commit == 0, "what it holds at 1 need not be what the leader has there"
-    raft.step(Heartbeat(3, 1, 2, 1, 0, epoch=HEALING))
+    raft.step(Heartbeat(3, 1, 2, 1, 0, healing_generation=HEALING))
     assert raft.log.commit == 1
 
 
-def test_healing_ends_once_that_is_durable_and_not_for_an_earlier_epoch() -> None:
-    raft = core(3, epoch=3)
+def test_healing_ends_once_durable_and_not_for_an_earlier_generation() -> None:
+    raft = core(3, healing_generation=3)
     raft.step(Healed(3, 1, 1, 1))
     assert raft.ready().healed is None
     raft.step(Healed(3, 1, 1, 3))
@@ -81,7 +81,7 @@ def test_acknowledgements_before_a_loss_and_late_replies_count_for_nothing() -> 
     raft = leader()
     raft.step(AppendReply(1, 3, 1, True, 1, 0, 0))
     assert raft.progress[3].match == 1
-    raft.step(AppendReply(1, 3, 1, False, 1, 0, 0, epoch=HEALING))
+    raft.step(AppendReply(1, 3, 1, False, 1, 0, 0, healing_generation=HEALING))
     assert (raft.progress[3].match, raft.progress[3].is_healing) == (0, True)
     raft.propose(b"", 1, 0)
     raft.step(AppendReply(1, 3, 1, True, raft.log.last_index, 0, 0))
@@ -90,19 +90,19 @@ def test_acknowledgements_before_a_loss_and_late_replies_count_for_nothing() -> 
 
 def test_who_heals_counts_for_no_commit_no_read_and_no_quorum_check() -> None:
     raft = leader()
-    raft.step(HeartbeatReply(1, 3, 1, 0, epoch=HEALING))
+    raft.step(HeartbeatReply(1, 3, 1, 0, healing_generation=HEALING))
     settle(raft)
     last = raft.log.last_index
-    raft.step(AppendReply(1, 3, 1, True, last, 0, 0, epoch=HEALING))
+    raft.step(AppendReply(1, 3, 1, True, last, 0, 0, healing_generation=HEALING))
     assert (raft.progress[3].match, raft.log.commit) == (last, 1)
     raft.read_index(7)
     settle(raft)
-    raft.step(HeartbeatReply(1, 3, 1, 1, epoch=HEALING))
+    raft.step(HeartbeatReply(1, 3, 1, 1, healing_generation=HEALING))
     assert not raft.ready().read_states
     with pytest.raises(TransferFailed, match="heals"):
         raft.transfer(3)
     for _ in range(3 * ELECTION_TICKS):
-        raft.step(HeartbeatReply(1, 3, 1, 0, epoch=HEALING))
+        raft.step(HeartbeatReply(1, 3, 1, 0, healing_generation=HEALING))
         raft.tick()
         if not raft.is_leader:
             break
@@ -111,20 +111,22 @@ def test_who_heals_counts_for_no_commit_no_read_and_no_quorum_check() -> None:
 
 def test_it_has_healed_when_it_holds_what_a_majority_without_it_has() -> None:
     raft = leader()
-    raft.step(HeartbeatReply(1, 3, 1, 0, epoch=HEALING))
+    raft.step(HeartbeatReply(1, 3, 1, 0, healing_generation=HEALING))
     settle(raft)
     confirmed = raft.log.last_index
     assert confirmed == 2, "a no-op was appended upon the news"
 
     def is_told() -> bool:
-        return bool(only(Healed, step(raft, HeartbeatReply(1, 3, 1, 0, epoch=HEALING))))
+        return bool(
+            only(Healed, step(raft, HeartbeatReply(1, 3, 1, 0, healing_generation=HEALING)))
+        )
 
-    raft.step(AppendReply(1, 3, 1, True, confirmed, 0, 0, epoch=HEALING))
+    raft.step(AppendReply(1, 3, 1, True, confirmed, 0, 0, healing_generation=HEALING))
     assert not is_told(), "no majority without it has that entry"
     raft.step(AppendReply(1, 2, 1, True, confirmed, 0, 0))
     assert raft.log.commit == confirmed
     assert is_told()
     assert is_told(), "until it says so itself"
-    raft.step(HeartbeatReply(1, 3, 1, 0, epoch=HEALING + 1))
+    raft.step(HeartbeatReply(1, 3, 1, 0, healing_generation=HEALING + 1))
     assert not raft.progress[3].is_healing
     assert raft.progress[3].match == confirmed, "what it acknowledged while it healed counts now"

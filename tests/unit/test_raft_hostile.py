@@ -125,7 +125,7 @@ def test_a_follower_that_claims_more_than_the_log_has_is_asked_for_its_place_aga
     raft.snapshot_sent(request, 100)
     assert not raft.ready().log_reads, "there is nothing to read for it"
     step(raft, HeartbeatReply(1, 3, raft.term, 0))
-    assert raft.progress[3].mode is Mode.SNAPSHOT, "it needs an image as before"
+    assert raft.progress[3].mode is Mode.SNAPSHOT, "it needs a snapshot as before"
 
 
 def test_a_promise_upon_a_heartbeat_that_was_not_sent_yet_makes_no_lease() -> None:

@@ -1,4 +1,4 @@
-"""Images as files: made, sent in chunks, received, checked, installed, stopped at each step."""
+"""Snapshots as files: made, sent in chunks, received, checked, installed, stopped at each step."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from raftha.storage.directory.replay import entries_after
 from raftha.storage.directory.snapshot import (
     CHUNK_BYTES,
     Chunk,
-    Image,
     Incoming,
     Outgoing,
+    SnapshotFile,
     install,
     pack_chunk,
     unpack_chunk,
@@ -68,8 +68,8 @@ def open_wal(data: Path) -> Wal:
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> tuple[Outgoing, Image]:
-    """An image as of entry 60."""
+def snapshot(tmp_path: Path) -> tuple[Outgoing, SnapshotFile]:
+    """A snapshot as of entry 60."""
     write_state(tmp_path / "leader", make_log(60))
     store = CheckpointStore(tmp_path / "leader")
     outgoing = Outgoing(tmp_path / "outgoing")
@@ -78,18 +78,18 @@ def image(tmp_path: Path) -> tuple[Outgoing, Image]:
     return outgoing, made
 
 
-def receive(incoming: Incoming, outgoing: Outgoing, image: Image) -> None:
-    has = incoming.begin(image.snapshot, image.size, image.sha256)
-    while has < image.size:
-        chunk = outgoing.read(image.snapshot, has)
+def receive(incoming: Incoming, outgoing: Outgoing, snapshot: SnapshotFile) -> None:
+    has = incoming.begin(snapshot.snapshot_id, snapshot.size, snapshot.sha256)
+    while has < snapshot.size:
+        chunk = outgoing.read(snapshot.snapshot_id, has)
         assert chunk is not None
         has = incoming.write(chunk)
 
 
-def test_an_image_is_whole_and_knows_its_position(
-    image: tuple[Outgoing, Image], tmp_path: Path
+def test_a_snapshot_is_whole_and_knows_its_position(
+    snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path
 ) -> None:
-    outgoing, made = image
+    outgoing, made = snapshot
     assert made.position == make_log(60)[-1].position
     assert made.size > 2 * CHUNK_BYTES
     incoming = Incoming(tmp_path / "node" / "incoming")
@@ -97,15 +97,15 @@ def test_an_image_is_whole_and_knows_its_position(
     receive(incoming, outgoing, made)
     assert incoming.check(made.sha256, 60)
     assert not incoming.check(made.sha256, 59), "it isn't as of the entry that was announced"
-    outgoing.drop(made.snapshot)
-    assert outgoing.read(made.snapshot, 0) is None
+    outgoing.drop(made.snapshot_id)
+    assert outgoing.read(made.snapshot_id, 0) is None
     assert not list((tmp_path / "outgoing").iterdir())
 
 
-def test_receiving_goes_on_where_it_was_and_begins_anew_with_another_image(
-    image: tuple[Outgoing, Image], tmp_path: Path
+def test_receiving_resumes_and_begins_anew_with_another_snapshot(
+    snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path
 ) -> None:
-    outgoing, made = image
+    outgoing, made = snapshot
     incoming = Incoming(tmp_path / "incoming")
     assert incoming.begin(7, made.size, made.sha256) == 0
     chunk = outgoing.read(7, 0)
@@ -115,8 +115,10 @@ def test_receiving_goes_on_where_it_was_and_begins_anew_with_another_image(
     assert incoming.begin(8, made.size, made.sha256) == 0
 
 
-def test_a_damaged_chunk_is_not_written(image: tuple[Outgoing, Image], tmp_path: Path) -> None:
-    outgoing, made = image
+def test_a_damaged_chunk_is_not_written(
+    snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path
+) -> None:
+    outgoing, made = snapshot
     incoming = Incoming(tmp_path / "incoming")
     incoming.begin(7, made.size, made.sha256)
     chunk = outgoing.read(7, 0)
@@ -145,8 +147,10 @@ def test_a_chunk_comes_out_as_it_went_in() -> None:
         assert unpack_chunk(pack_chunk(5, data)) == data
 
 
-def test_a_damaged_image_is_refused(image: tuple[Outgoing, Image], tmp_path: Path) -> None:
-    outgoing, made = image
+def test_a_damaged_snapshot_is_refused(
+    snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path
+) -> None:
+    outgoing, made = snapshot
     incoming = Incoming(tmp_path / "incoming")
     receive(incoming, outgoing, made)
     path = tmp_path / "incoming" / "image" / "data.mdb"
@@ -191,23 +195,23 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, count: int) -> Callable[[], int]:
     return lambda: steps
 
 
-def prepare(tmp_path: Path, image: tuple[Outgoing, Image]) -> Path:
-    """A follower with 5 entries, of which 3 are in its state, and a ready image."""
+def prepare(tmp_path: Path, snapshot: tuple[Outgoing, SnapshotFile]) -> Path:
+    """A follower with 5 entries, of which 3 are in its state, and a ready snapshot."""
     data = tmp_path / "follower"
     data.mkdir()
     write_state(data / "state", make_log(3))
     wal = open_wal(data)
     wal.append(HardState(4, 2, 3), make_log(5))
     wal.close()
-    receive(Incoming(data / "incoming"), *image)
-    assert Incoming(data / "incoming").check(image[1].sha256, 60)
+    receive(Incoming(data / "incoming"), *snapshot)
+    assert Incoming(data / "incoming").check(snapshot[1].sha256, 60)
     return data
 
 
-def check_installed(data: Path, image: Image) -> None:
+def check_installed(data: Path, snapshot: SnapshotFile) -> None:
     wal = open_wal(data)
     assert not install(data, wal), "once is enough"
-    assert (wal.base, wal.last_index) == (image.position, 60)
+    assert (wal.base, wal.last_index) == (snapshot.position, 60)
     assert wal.hard_state == HardState(4, 2, 60)
     store = CheckpointStore(data / "state")
     state = State(store)
@@ -218,21 +222,21 @@ def check_installed(data: Path, image: Image) -> None:
     assert {path.name for path in data.iterdir()} == {"wal", "state"}
 
 
-def test_an_image_takes_the_place_of_log_and_state(
-    image: tuple[Outgoing, Image], tmp_path: Path
+def test_a_snapshot_takes_the_place_of_log_and_state(
+    snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path
 ) -> None:
-    data = prepare(tmp_path, image)
+    data = prepare(tmp_path, snapshot)
     wal = open_wal(data)
     assert install(data, wal)
     wal.close()
-    check_installed(data, image[1])
+    check_installed(data, snapshot[1])
 
 
 @pytest.mark.slow
 def test_an_installation_stopped_at_any_step_is_finished_at_the_next_start(
-    image: tuple[Outgoing, Image], tmp_path: Path
+    snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path
 ) -> None:
-    prepared = prepare(tmp_path, image)
+    prepared = prepare(tmp_path, snapshot)
     count = 0
     while True:
         count += 1
@@ -247,18 +251,18 @@ def test_an_installation_stopped_at_any_step_is_finished_at_the_next_start(
         wal = open_wal(data)
         install(data, wal)
         wal.close()
-        check_installed(data, image[1])
+        check_installed(data, snapshot[1])
         shutil.rmtree(data)
         if steps() < count:
             break
     assert count > 12
 
 
-def test_an_image_is_not_installed_over_a_log_that_holds_its_last_entry(
-    image: tuple[Outgoing, Image], tmp_path: Path
+def test_a_snapshot_is_not_installed_over_a_log_that_holds_its_last_entry(
+    snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path
 ) -> None:
     """What came after that entry may have been acknowledged since READY was written."""
-    data = prepare(tmp_path, image)
+    data = prepare(tmp_path, snapshot)
     wal = open_wal(data)
     wal.append(None, make_log(70)[5:])
     assert not install(data, wal)
@@ -267,24 +271,24 @@ def test_an_image_is_not_installed_over_a_log_that_holds_its_last_entry(
     assert {path.name for path in data.iterdir()} == {"wal", "state"}
 
 
-def test_an_image_is_installed_over_a_log_whose_entries_differ(
-    image: tuple[Outgoing, Image], tmp_path: Path
+def test_a_snapshot_is_installed_over_a_log_whose_entries_differ(
+    snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path
 ) -> None:
-    data = prepare(tmp_path, image)
+    data = prepare(tmp_path, snapshot)
     wal = open_wal(data)
     other = make_log(70, term=3)
     wal.append(None, other)
     wal.append(HardState(4, 2, 0), ())
     assert install(data, wal)
     wal.close()
-    check_installed(data, image[1])
+    check_installed(data, snapshot[1])
 
 
-def test_an_image_is_not_installed_if_its_entry_is_committed_or_applied(
-    image: tuple[Outgoing, Image], tmp_path: Path
+def test_a_snapshot_is_not_installed_if_its_entry_is_committed_or_applied(
+    snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path
 ) -> None:
-    _, made = image
-    data = prepare(tmp_path, image)
+    _, made = snapshot
+    data = prepare(tmp_path, snapshot)
     wal = open_wal(data)
     assert module.is_needed(wal, LOG_START, made.position)
     assert not module.is_needed(wal, made.position, made.position)
@@ -294,7 +298,7 @@ def test_an_image_is_not_installed_if_its_entry_is_committed_or_applied(
 
 
 def test_a_copy_does_not_hold_off_checkpoints(tmp_path: Path) -> None:
-    """A checkpoint is written while an image is copied; only a larger map would have to wait."""
+    """A checkpoint is written while a snapshot is copied; only a larger map would have to wait."""
     write_state(tmp_path / "state", make_log(20))
     store = CheckpointStore(tmp_path / "state")
     with store._copier:

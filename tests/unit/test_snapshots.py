@@ -1,4 +1,4 @@
-"""Images on their way: what goes out when, and what is done when nothing good comes back."""
+"""Snapshots on their way: what goes out when, and what is done when nothing good comes back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raftha.core import Raft, SnapshotOffer, SnapshotRequest
 from raftha.core.progress import Mode, Progress
 from raftha.entry import LogPosition
 from raftha.node.messages import SnapshotChunk, SnapshotReply, SnapshotStatus
-from raftha.node.snapshot_rate import Pace
+from raftha.node.snapshot_rate import SnapshotRate
 from raftha.node.snapshots import (
     GIVE_UP_AFTER_S,
     OFFER_AGAIN_AFTER_S,
@@ -22,14 +22,14 @@ from raftha.node.snapshots import (
     SnapshotReceiver,
     SnapshotSender,
 )
-from raftha.storage.directory.snapshot import Chunk, Image
+from raftha.storage.directory.snapshot import Chunk, SnapshotFile
 
 SIZE = 1000
 CHUNK = 100
 
 
 class Files:
-    """Images without files: whatever is asked for is there at once, unless it is held."""
+    """Snapshots without files: whatever is asked for is there at once, unless it is held."""
 
     chunk_bytes = CHUNK
 
@@ -41,15 +41,19 @@ class Files:
         self.is_installed = False
         self.discarded = 0
 
-    def make(self, snapshot: int, pace: Pace, done: Callable[[Image | None], None]) -> None:
+    def make(
+        self, snapshot_id: int, rate: SnapshotRate, done: Callable[[SnapshotFile | None], None]
+    ) -> None:
         self.made += 1
-        done(Image(snapshot, LogPosition(50, 2, 0, 0, b""), SIZE, b"sha"))
+        done(SnapshotFile(snapshot_id, LogPosition(50, 2, 0, 0, b""), SIZE, b"sha"))
 
-    def read(self, image: Image, offset: int, done: Callable[[Chunk | None], None]) -> None:
+    def read(
+        self, snapshot: SnapshotFile, offset: int, done: Callable[[Chunk | None], None]
+    ) -> None:
         done(Chunk(offset, 0, b"x"))
 
-    def drop(self, snapshot: int) -> None:
-        self.dropped.append(snapshot)
+    def drop(self, snapshot_id: int) -> None:
+        self.dropped.append(snapshot_id)
 
     def begin(self, offer: SnapshotOffer, done: Callable[[int | None], None]) -> None:
         done(self.has)
@@ -95,7 +99,7 @@ class Leader:
             lambda event: None,
             lambda limit: 6,
             lambda: self.now,
-            Pace(self.now, bytes_per_s),
+            SnapshotRate(self.now, bytes_per_s),
         )
 
     def begin(self, peer: int = 2) -> SnapshotOffer:
@@ -160,7 +164,7 @@ def test_a_rate_limit_spreads_the_chunks() -> None:
     assert len(sent) <= 4, "one a second, and a second's worth in advance"
 
 
-def test_a_sent_image_is_dropped_and_its_log_kept_until_caught_up(
+def test_a_sent_snapshot_is_dropped_and_its_log_kept_until_caught_up(
     leader: Leader,
 ) -> None:
     leader.begin()
@@ -185,8 +189,8 @@ def test_the_log_is_not_kept_for_a_follower_that_stands_still(leader: Leader) ->
     assert leader.sender.kept_index() is None
 
 
-def test_two_followers_share_an_image(leader: Leader) -> None:
-    assert leader.begin(2).snapshot == leader.begin(3).snapshot
+def test_two_followers_share_a_snapshot(leader: Leader) -> None:
+    assert leader.begin(2).snapshot_id == leader.begin(3).snapshot_id
     leader.reply(SnapshotStatus.HOLDS, 50, peer=2)
     leader.wait(0.1)
     assert (leader.files.made, leader.files.dropped) == (1, [])
@@ -195,7 +199,7 @@ def test_two_followers_share_an_image(leader: Leader) -> None:
     assert leader.files.dropped == [7]
 
 
-def test_a_refused_image_is_made_anew_after_pauses_that_grow(leader: Leader) -> None:
+def test_a_refused_snapshot_is_made_anew_after_pauses_that_grow(leader: Leader) -> None:
     for failures in range(1, 5):
         leader.begin()
         leader.reply(SnapshotStatus.REFUSED, 0)
@@ -265,7 +269,7 @@ class Follower:
         self.receiver.on_chunk(SnapshotChunk(2, 1, 7, offset, 0, data))
 
 
-def test_an_image_is_received_in_any_order_and_installed() -> None:
+def test_a_snapshot_is_received_in_any_order_and_installed() -> None:
     follower = Follower()
     follower.receiver.on_offer(follower.offer)
     for offset in (100, 100, 0, 0, 200):
@@ -274,14 +278,14 @@ def test_an_image_is_received_in_any_order_and_installed() -> None:
     assert follower.files.is_installed
 
 
-def test_an_image_of_what_the_log_holds_is_of_no_use() -> None:
+def test_a_snapshot_of_what_the_log_holds_is_of_no_use() -> None:
     follower = Follower()
     follower.last = 50
     follower.receiver.on_offer(follower.offer)
     assert follower.replies == [(2, 50)]
 
 
-def test_an_image_is_of_no_use_once_another_leaders_log_has_helped() -> None:
+def test_a_snapshot_is_of_no_use_once_another_leaders_log_has_helped() -> None:
     follower = Follower()
     follower.receiver.on_offer(follower.offer)
     follower.chunk(0)
@@ -293,7 +297,7 @@ def test_an_image_is_of_no_use_once_another_leaders_log_has_helped() -> None:
     assert not follower.files.is_installed
 
 
-def test_an_image_that_isnt_sound_is_refused() -> None:
+def test_a_snapshot_that_isnt_sound_is_refused() -> None:
     follower = Follower()
     follower.files.is_sound = False
     follower.receiver.on_offer(follower.offer)
@@ -313,7 +317,7 @@ def test_a_damaged_chunk_makes_no_progress() -> None:
     assert follower.replies[-1] == (1, 100)
 
 
-def test_chunks_of_another_image_or_from_elsewhere_are_ignored() -> None:
+def test_chunks_of_another_snapshot_or_from_elsewhere_are_ignored() -> None:
     follower = Follower()
     follower.chunk(0)
     follower.receiver.on_offer(follower.offer)

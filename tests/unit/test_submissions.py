@@ -27,7 +27,7 @@ from raftha.node.operations import (
     Operation,
     WriteOperation,
 )
-from raftha.node.pending import Undelivered
+from raftha.node.pending import PendingOperations
 from raftha.node.submissions import InFlight, Submissions, is_proper
 from raftha.storage.state.commands import pack_put
 from raftha.storage.state.sessions import Applied, Outcome, Verdict
@@ -85,7 +85,7 @@ def router() -> FakeRouter:
 
 
 def make_submissions(router: FakeRouter) -> Submissions:
-    pending, acknowledgements = cast(Undelivered, router), cast(Acknowledgements, router)
+    pending, acknowledgements = cast(PendingOperations, router), cast(Acknowledgements, router)
     return Submissions(router.route, pending, acknowledgements, router.now, router.random_below)
 
 

@@ -14,7 +14,7 @@ from raftha.config import MIB
 from raftha.entry import LOG_START, HardState
 from raftha.errors import Compacted, StorageError, StorageFailed, StorageFull
 from raftha.storage.log.disk import RealDisk
-from raftha.storage.log.spares import Pacer
+from raftha.storage.log.spares import SparePacer
 from raftha.storage.log.wal import Wal
 from tests.sim.disk import Crashed, SimulatedDisk
 from tests.support.wal import (
@@ -256,7 +256,7 @@ def test_making_a_spare_leaves_the_disk_to_the_log_unless_needed_soon(
         pauses.append(pause_s)
         return False
 
-    pacer = Pacer(lambda: used, wait, lambda: now)
+    pacer = SparePacer(lambda: used, wait, lambda: now)
     assert pacer.on_part(0.0) and not pauses, "there was no part yet"
     seen = []
     for made in (0.25, 0.5, 0.75):
@@ -270,7 +270,7 @@ def test_making_a_spare_leaves_the_disk_to_the_log_unless_needed_soon(
 
 def test_making_a_spare_makes_haste_for_whoever_cannot_wait() -> None:
     now = 0.0
-    pacer = Pacer(lambda: 0.1, lambda _: True, lambda: now)
+    pacer = SparePacer(lambda: 0.1, lambda _: True, lambda: now)
     now = 0.01
     assert not pacer.on_part(0.25)
 

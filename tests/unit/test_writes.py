@@ -12,7 +12,7 @@ from raftha.entry import Entry, decode_groups
 from raftha.node.host import Host
 from raftha.node.messages import Forward, ForwardReply, PeerMessage
 from raftha.node.operations import ALL_VOTERS, AcknowledgedWrite, WriteOperation
-from raftha.node.pending import Undelivered
+from raftha.node.pending import PendingOperations
 from raftha.node.proposals import UNCOMMITTED_BYTES_MAX
 from raftha.node.writes import Writes
 from raftha.storage.state.commands import pack_put
@@ -32,7 +32,7 @@ class Scene:
         self.wakes = 0
         self.sent: list[PeerMessage] = []
         self.delivered: list[tuple[Any, Any]] = []
-        pending = Undelivered(self._deliver, self._deliver_each, Counter())
+        pending = PendingOperations(self._deliver, self._deliver_each, Counter())
         self.writes = Writes(
             self.core, cast(Host, self), pending, cast(Clock, self), lambda limit: 5 % limit, 1.0
         )

@@ -25,7 +25,7 @@ REPORTED_TICKS = 3
 """A new leader has heard by then from all who are full: they report once in the time of each."""
 
 
-class Space:
+class DiskSpace:
     """What one node knows. All calls come from the node's thread."""
 
     def __init__(
@@ -40,60 +40,62 @@ class Space:
         self._send = send
         self._hand_over = hand_over
         self._valid_s = valid_s
-        self._own: dict[str, str] = {}
-        self._others: dict[int, float] = {}
+        self._full_places: dict[str, str] = {}
+        self._full_peers: dict[int, float] = {}
         self._leading_ticks = 0
 
     @property
-    def has_own(self) -> bool:
+    def has_space(self) -> bool:
         """Whether nothing is wrong on this node."""
-        return not self._own
+        return not self._full_places
 
     def on_full(self, place: str, reason: str) -> None:
         """What is written at `place` has found no space."""
-        self._own[place] = reason
+        self._full_places[place] = reason
 
     def on_space(self, place: str) -> None:
         """It has been written."""
-        self._own.pop(place, None)
+        self._full_places.pop(place, None)
         leader = self._core.leader
-        if not self._own and leader is not None and leader != self._core.id:
-            self._send(SpaceReport(leader, self._core.id, True))
+        if not self._full_places and leader is not None and leader != self._core.id:
+            self._send(SpaceReport(to=leader, sender=self._core.id, has_space=True))
 
     def on_message(self, message: SpaceReport, now: float) -> None:
         """A member says how it is."""
         if message.has_space:
-            self._others.pop(message.sender, None)
+            self._full_peers.pop(message.sender, None)
         else:
-            self._others[message.sender] = now
+            self._full_peers[message.sender] = now
 
     def on_tick(self, now: float, may_lead: Callable[[int], bool]) -> None:
         """Tell the leader, or, as the leader, look for one with space."""
-        self._others = {peer: at for peer, at in self._others.items() if now - at <= self._valid_s}
+        self._full_peers = {
+            peer: at for peer, at in self._full_peers.items() if now - at <= self._valid_s
+        }
         leader = self._core.leader
         self._leading_ticks = self._leading_ticks + 1 if self._core.is_leader else 0
-        if not self._own or leader is None:
+        if not self._full_places or leader is None:
             return
         if leader != self._core.id:
-            self._send(SpaceReport(leader, self._core.id, False))
+            self._send(SpaceReport(to=leader, sender=self._core.id, has_space=False))
         elif self._leading_ticks > REPORTED_TICKS:
-            well = [v for v in self._active() if v not in self._others and may_lead(v)]
+            well = [v for v in self._active() if v not in self._full_peers and may_lead(v)]
             if well:
                 self._hand_over(well)
 
     def refusal(self) -> str:
         """Why this node takes no writes of its own callers now; "" if it does."""
-        if self._own:
-            return next(iter(self._own.values()))
+        if self._full_places:
+            return next(iter(self._full_places.values()))
         return MAJORITY_FULL if self.is_majority_full else ""
 
     @property
     def is_majority_full(self) -> bool:
         """Whether this node leads and those with space are too few for writes to be taken."""
-        if not self._core.is_leader or not (self._own or self._others):
+        if not self._core.is_leader or not (self._full_places or self._full_peers):
             return False
-        with_space = sum(voter not in self._others for voter in self._active())
-        return with_space + (not self._own) < self._core.membership.quorum
+        with_space = sum(voter not in self._full_peers for voter in self._active())
+        return with_space + (not self._full_places) < self._core.membership.quorum
 
     def _active(self) -> list[int]:
         """The other voters that answer."""

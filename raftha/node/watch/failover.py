@@ -31,7 +31,7 @@ from raftha.node.messages import PeerMessage
 class _Episode:
     """A failover under way; `leader` and `elected_at` are those of `elected_term`, 0 if none."""
 
-    heard_at: float
+    last_contact_at: float
     began_at: float
     started: FailoverStarted | None
     is_planned: bool = False
@@ -48,11 +48,11 @@ class FailoverWatch:
         self._term = core.term
         self._is_new_cluster = core.log.last_index == 0
         self._leader = 0
-        self._heard_at = now
+        self._last_contact_at = now
         self._episode: _Episode | None = None
 
-    def look(self, now: float, message: PeerMessage | None = None) -> None:
-        """Something happened in the core, by `message` if by one."""
+    def observe(self, now: float, message: PeerMessage | None = None) -> None:
+        """Look at the core after a change, caused by `message` if by one."""
         core = self._core
         if core.term != self._term:
             self._term = core.term
@@ -60,7 +60,7 @@ class FailoverWatch:
         if core.leader is None:
             return
         if core.leader == core.id or (message is not None and message.sender == core.leader):
-            self._heard_at = now
+            self._last_contact_at = now
         self._leader = core.leader
         episode = self._episode
         if episode is not None and episode.elected_term != core.term:
@@ -68,19 +68,19 @@ class FailoverWatch:
 
     def _on_term(self, now: float, message: PeerMessage | None) -> None:
         core = self._core
-        is_own = core.vote == core.id and not isinstance(message, VoteRequest)
+        is_candidate = core.vote == core.id and not isinstance(message, VoteRequest)
         is_asked = isinstance(message, VoteRequest)
         if self._episode is None:
             # Without a leader to compare with, only an election that is held now is a change.
-            if not self._leader and (self._is_new_cluster or not (is_own or is_asked)):
+            if not self._leader and (self._is_new_cluster or not (is_candidate or is_asked)):
                 return
-            candidate = core.id if is_own else core.leader or 0
+            candidate = core.id if is_candidate else core.leader or 0
             if is_asked and message is not None:
                 candidate = message.sender
             started = FailoverStarted(
                 reporter=core.id, from_node=self._leader, to_node=candidate, term=core.term
             )
-            self._episode = _Episode(self._heard_at, now, started)
+            self._episode = _Episode(self._last_contact_at, now, started)
         is_transfer = isinstance(message, VoteRequest) and message.transfer
         self._episode.is_planned = is_transfer or isinstance(message, TimeoutNow)
 
@@ -98,7 +98,7 @@ class FailoverWatch:
         if episode is None or core.leader is None or core.log.term(core.log.commit) != core.term:
             return None
         self._episode = None
-        times = (episode.heard_at, episode.began_at, episode.elected_at, now)
+        times = (episode.last_contact_at, episode.began_at, episode.elected_at, now)
         detect, elect, commit = (1000 * (b - a) for a, b in pairwise(times))
         return FailoverCompleted(
             reporter=core.id,

@@ -45,7 +45,7 @@ SEAL_AFTER_S = 1.0
 HANG_UP_S = 10.0
 
 
-class Host(Protocol):
+class HealthHost(Protocol):
     """What the checks ask of the node's surroundings."""
 
     def send(self, message: HealthMessage) -> None: ...
@@ -117,7 +117,7 @@ class OwnDisk:
         """Whether nothing has been written since then, nor the last write sealed."""
         return self._unsealed_since is not None and self._unsealed_since <= since
 
-    def judge(self, now: float) -> str | None:
+    def diagnose(self, now: float) -> str | None:
         """What is wrong with it since the last call: "" if nothing, None if it did nothing."""
         durations, self._durations = self._durations, []
         if self._begun and now - self._begun[0][0] > self._slow_s:
@@ -135,7 +135,7 @@ class HealthMonitor:
         self,
         config: HaConfig,
         core: Raft,
-        host: Host,
+        host: HealthHost,
         hand_over: Callable[[Collection[int]], None],
         applied: Callable[[], int],
         now: float,
@@ -150,9 +150,9 @@ class HealthMonitor:
         self._interval_s = config.health_check_interval_sec
         self._stall_limit_s = config.max_replication_lag_ms / 1000
         self._disk = OwnDisk(self._period_s, now)
-        self._own = Record()
+        self._own_record = Record()
         self._peers: dict[int, Record] = {}
-        self._heard: dict[int, float] = {}
+        self._last_contact: dict[int, float] = {}
         self._asked: dict[int, float] = {}
         self._sick_disks: set[int] = set()
         self._checked_at = now
@@ -164,7 +164,7 @@ class HealthMonitor:
 
     def health(self, node_id: int) -> Health:
         """What the checks say of a member; of this node, of its disk."""
-        record = self._own if node_id == self._core.id else self._peers.get(node_id)
+        record = self._own_record if node_id == self._core.id else self._peers.get(node_id)
         return record.health if record is not None else Health.HEALTHY
 
     def may_lead(self, node_id: int) -> bool:
@@ -172,21 +172,23 @@ class HealthMonitor:
         return self.health(node_id) is Health.HEALTHY and node_id not in self._sick_disks
 
     @property
-    def heard_times(self) -> Mapping[int, float]:
-        """When each member spoke last, or was first to be looked after."""
-        return self._heard
+    def last_contact(self) -> Mapping[int, float]:
+        """When each member's last message arrived, or when it was first checked."""
+        return self._last_contact
 
     # ---------------------------------------------------------------- what is noticed
 
-    def heard(self, peer: int, now: float) -> None:
-        """A member said something."""
-        self._heard[peer] = now
+    def record_contact(self, peer: int, now: float) -> None:
+        """A message of a member arrived."""
+        self._last_contact[peer] = now
 
     def on_message(self, message: HealthMessage) -> None:
         """A member asks, or answers."""
         if isinstance(message, HealthRequest):
-            is_well = self._own.health is Health.HEALTHY
-            self._host.send(HealthReply(message.sender, self._core.id, is_well))
+            is_well = self._own_record.health is Health.HEALTHY
+            self._host.send(
+                HealthReply(to=message.sender, sender=self._core.id, is_disk_well=is_well)
+            )
         elif message.is_disk_well:
             self._sick_disks.discard(message.sender)
         else:
@@ -220,7 +222,7 @@ class HealthMonitor:
             return
         is_round = now - self._round_at >= self._interval_s
         self._round_at = now if is_round else self._round_at
-        self._judge(self._core.id, self._own, self._disk.judge(now), is_round)
+        self._record_check(self._core.id, self._own_record, self._disk.diagnose(now), is_round)
         self._check_peers(now, is_round)
         self._ask(now, is_round)
         if self._core.is_leader:
@@ -233,30 +235,32 @@ class HealthMonitor:
             self._sick_disks.discard(gone)
         for peer in peers:
             record = self._peers.setdefault(peer, Record())
-            self._judge(peer, record, self._judge_peer(peer, now), is_round)
+            self._record_check(peer, record, self._diagnose_peer(peer, now), is_round)
             if self._owing_s(peer, now) > HANG_UP_S:
                 self._host.hang_up(peer)
 
     def _owing_s(self, peer: int, now: float) -> float:
         """For how long a member should have spoken, and hasn't."""
         if self._core.is_leader or peer == self._core.leader:
-            return now - max(self._heard[peer], self._leading_since)
+            return now - max(self._last_contact[peer], self._leading_since)
         asked = self._asked.get(peer)
-        return now - asked if asked is not None and asked > self._heard[peer] else 0.0
+        return now - asked if asked is not None and asked > self._last_contact[peer] else 0.0
 
-    def _judge_peer(self, peer: int, now: float) -> str | None:
-        heard = self._heard.setdefault(peer, now)
+    def _diagnose_peer(self, peer: int, now: float) -> str | None:
+        contact_at = self._last_contact.setdefault(peer, now)
         asked = self._asked.get(peer)
-        silent_s = now - heard
+        silent_s = now - contact_at
         if self._core.is_leader or peer == self._core.leader:
             silent_s = min(silent_s, now - self._leading_since)
-        elif asked is None or heard >= asked:
+        elif asked is None or contact_at >= asked:
             return "" if silent_s <= self._period_s else None
         elif now - asked <= self._timeout_s:
             return None
         return f"nothing was heard for {silent_s:.1f} s" if silent_s > self._timeout_s else ""
 
-    def _judge(self, node_id: int, record: Record, wrong: str | None, is_round: bool) -> None:
+    def _record_check(
+        self, node_id: int, record: Record, wrong: str | None, is_round: bool
+    ) -> None:
         if wrong is None:
             return
         if not wrong:
@@ -277,13 +281,13 @@ class HealthMonitor:
 
     def _ask(self, now: float, is_round: bool) -> None:
         """Have those say how they are of whom the traffic alone doesn't tell."""
-        is_well = self._own.health is Health.HEALTHY
+        is_well = self._own_record.health is Health.HEALTHY
         for peer, record in self._peers.items():
             is_doubtful = record.health is not Health.HEALTHY or peer in self._sick_disks
             if is_round or not is_well or is_doubtful:
-                if self._heard[peer] >= self._asked.get(peer, 0.0):
+                if self._last_contact[peer] >= self._asked.get(peer, 0.0):
                     self._asked[peer] = now
-                self._host.send(HealthRequest(peer, self._core.id))
+                self._host.send(HealthRequest(to=peer, sender=self._core.id))
         is_wanted = not is_well or (is_round and not self._disk.has_worked)
         if not self._disk.is_busy and (is_wanted or self._disk.is_unsealed(now - SEAL_AFTER_S)):
             self._disk.begin(now, is_seal=True)
@@ -297,7 +301,7 @@ class HealthMonitor:
         """See that a leader that is of no use makes room for one that is."""
         voters = [v for v in self._core.membership.voters if v != self._core.id]
         well = [voter for voter in voters if self.may_lead(voter)]
-        if well and self._own.health is Health.UNHEALTHY:
+        if well and self._own_record.health is Health.UNHEALTHY:
             self._hand_over(well)
         applied = self._applied()
         if applied != self._applied_then or applied >= self._core.log.last_index:
@@ -313,7 +317,7 @@ class HealthMonitor:
                 self._core.resign()
 
     def _is_lagging(self, peer: int) -> bool:
-        """Whether a follower is sent what is on the disk only, or an image: that takes its time.
+        """Whether a follower is sent what is on the disk only, or a snapshot: that takes its time.
 
         A successor would have to begin anew.
         """

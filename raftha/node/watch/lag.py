@@ -1,10 +1,10 @@
 """How far each replica is: measured by the leader, told to all, judged by each node.
 
 Theory of operation. A replica's lag is the age of the oldest entry in the leader's log that it has
-not applied. The leader knows when it appended what (`Stamps`), and followers say with each reply
-how far their state is. Once a replica is silent, its lag is at least the time since it was heard
-last: it grows while the replica is cut off, even if nothing is written. What was going on before a
-leader was elected it takes over from the reports of the one before it.
+not applied. The leader knows when it appended what (`AppendTimes`), and followers say with each
+reply how far their state is. Once a replica is silent, its lag is at least the time since it was
+heard last: it grows while the replica is cut off, even if nothing is written. What was going on
+before a leader was elected it takes over from the reports of the one before it.
 
 The leader sends all rows to all members with each heartbeat (`ReplicaReport`), so that every node's
 status shows the same table. A node without fresh reports lets all rows grow older, its own too: it
@@ -48,7 +48,7 @@ from raftha.node.messages import ReplicaReport, ReplicaRow
 from raftha.types import Health, ReplicaState, ReplicaStatus, ReplicationState
 
 STATES = tuple(ReplicaState)
-STAMPS_MAX = 4096
+APPEND_TIMES_MAX = 4096
 SILENT_HEARTBEATS = 4
 """So many heartbeats without an answer, or a report, count as silence."""
 LEADERLESS_TIMEOUTS = 4
@@ -57,7 +57,7 @@ REARM_S_MAX = 10.0
 """A warning is given again after the lag was small for `max_lag_ms`, or this long."""
 
 
-class Host(Protocol):
+class LagHost(Protocol):
     """What of a node's host is needed here."""
 
     def send(self, message: ReplicaReport) -> None: ...
@@ -65,7 +65,7 @@ class Host(Protocol):
     def emit(self, event: HaEvent) -> None: ...
 
 
-class Stamps:
+class AppendTimes:
     """When entries were appended; of the older ones only about when, and never too late."""
 
     def __init__(self, index: int, now: float) -> None:
@@ -74,16 +74,16 @@ class Stamps:
         self._firsts = [0]
         self._times = [now]
 
-    def note(self, last_index: int, now: float) -> None:
+    def record_appends(self, last_index: int, now: float) -> None:
         """The log goes up to here now."""
         if last_index <= self.last_index:
             return
         self._firsts.append(self.last_index + 1)
         self._times.append(now)
         self.last_index = last_index
-        if len(self._firsts) > STAMPS_MAX:
-            # An entry whose stamp goes has the one before it: its age is overstated.
-            half = STAMPS_MAX // 2
+        if len(self._firsts) > APPEND_TIMES_MAX:
+            # An entry whose time goes has the one before it: its age is overstated.
+            half = APPEND_TIMES_MAX // 2
             self._firsts[1:half] = self._firsts[1:half:2]
             self._times[1:half] = self._times[1:half:2]
 
@@ -92,7 +92,7 @@ class Stamps:
         return self._times[bisect_right(self._firsts, index) - 1]
 
 
-class _Tracker:
+class _ReplicaLag:
     """What a node remembers of one replica."""
 
     def __init__(self, now: float) -> None:
@@ -105,35 +105,35 @@ class _Tracker:
         """As leader: it is in sync once it has applied this entry."""
         self.behind_since: float | None = None
         """As leader: when it fell behind, if that was before this leadership."""
-        self.heard_at = now
+        self.last_contact_at = now
         self.is_warned = False
         self.calm_since: float | None = None
 
 
-class Lags:
+class LagTracker:
     """The replicas as one node knows them. All calls come from the node's thread."""
 
     def __init__(
         self,
         config: HaConfig,
         core: Raft,
-        host: Host,
-        heard: Mapping[int, float],
+        host: LagHost,
+        last_contact: Mapping[int, float],
         position: Callable[[], tuple[int, int]],
         now: float,
     ) -> None:
-        """`heard` says when members spoke last; `position` is the last index and sequence applied
-        here."""
+        """`last_contact` says when each member's last message arrived; `position` is the last index
+        and sequence applied here."""
         self._core = core
         self._host = host
-        self._heard = heard
+        self._last_contact = last_contact
         self._position = position
         self._factor = config.replication_factor
         self._max_lag_s = config.replication.max_lag_ms / 1000
         self._timeout_s = config.election_timeout_ms / 1000
         self._silence_s = SILENT_HEARTBEATS * config.heartbeat_interval_ms / 1000
-        self._stamps: Stamps | None = None
-        self._trackers: dict[int, _Tracker] = {}
+        self._append_times: AppendTimes | None = None
+        self._replicas: dict[int, _ReplicaLag] = {}
         self._rows: dict[int, ReplicaRow] = {}
         self._rows_at = self._started_at = self._led_at = now
         self._has_quorum: bool | None = None
@@ -144,17 +144,17 @@ class Lags:
     def on_leader(self, now: float) -> None:
         """A leader is known; if it is this node, it measures from now on."""
         if not self._core.is_leader:
-            self._stamps = None
+            self._append_times = None
             return
         rows = self.rows(now)
-        self._stamps = Stamps(self._core.log.last_index - 1, now)
-        self._trackers = {peer: self._trackers[peer] for peer in rows if peer in self._trackers}
+        self._append_times = AppendTimes(self._core.log.last_index - 1, now)
+        self._replicas = {peer: self._replicas[peer] for peer in rows if peer in self._replicas}
         for peer, row in rows.items():
-            tracker = self._tracker(peer, now)
-            tracker.is_synced, tracker.target = False, None
-            tracker.heard_at = now - row.silent_ms / 1000 if self._rows else now
+            replica = self._replica(peer, now)
+            replica.is_synced, replica.target = False, None
+            replica.last_contact_at = now - row.silent_ms / 1000 if self._rows else now
             lag_s = row.lag_ms / 1000 if self._rows else 0.0
-            tracker.behind_since = now - lag_s if lag_s else None
+            replica.behind_since = now - lag_s if lag_s else None
 
     def on_events(self, events: Sequence[HaEvent], now: float) -> None:
         """The core tells; what counts here is that this node led, and found no majority."""
@@ -162,10 +162,10 @@ class Lags:
             if isinstance(event, LeaderLost) and event.reason == "quorum" and self._has_quorum:
                 self._set_quorum(is_there=False, now=now)
 
-    def note(self, now: float) -> None:
+    def record_appends(self, now: float) -> None:
         """The log may have grown."""
-        if self._stamps is not None:
-            self._stamps.note(self._core.log.last_index, now)
+        if self._append_times is not None:
+            self._append_times.record_appends(self._core.log.last_index, now)
 
     def on_report(self, report: ReplicaReport, now: float) -> None:
         """The leader says how far all are."""
@@ -192,7 +192,7 @@ class Lags:
         if self._measure_all(now):
             rows = tuple(self._rows.values())
             for peer in core.progress:
-                self._host.send(ReplicaReport(peer, core.id, core.term, rows))
+                self._host.send(ReplicaReport(to=peer, sender=core.id, term=core.term, rows=rows))
         self._watch_quorum(now)
         if self._rows:
             for row in self.rows(now).values():
@@ -269,7 +269,17 @@ class Lags:
 
     def _unknown(self, peer: int, lag_ms: int) -> ReplicaRow:
         connecting = STATES.index(ReplicaState.CONNECTING)
-        return ReplicaRow(peer, connecting, 0, 0, 0, 0, lag_ms, 0, lag_ms)
+        return ReplicaRow(
+            node_id=peer,
+            state=connecting,
+            match_index=0,
+            match_sequence=0,
+            applied_index=0,
+            applied_sequence=0,
+            lag_ms=lag_ms,
+            lag_sequences=0,
+            silent_ms=lag_ms,
+        )
 
     def _aged(self, peer: int, age_ms: int) -> ReplicaRow:
         row = self._rows.get(peer)
@@ -284,84 +294,86 @@ class Lags:
 
     # ---------------------------------------------------------------- measuring, as leader
 
-    def _tracker(self, peer: int, now: float) -> _Tracker:
-        if peer not in self._trackers:
-            self._trackers[peer] = _Tracker(now)
-        return self._trackers[peer]
+    def _replica(self, peer: int, now: float) -> _ReplicaLag:
+        if peer not in self._replicas:
+            self._replicas[peer] = _ReplicaLag(now)
+        return self._replicas[peer]
 
     def _measure_all(self, now: float) -> bool:
         """Make the rows anew, if this node leads; whether it does."""
-        if self._stamps is None or not self._core.is_leader:
+        if self._append_times is None or not self._core.is_leader:
             return False
         self._rows = {peer: self._measure(peer, now) for peer in self._core.membership.members}
         self._rows_at = now
         return True
 
     def _measure(self, peer: int, now: float) -> ReplicaRow:
-        core, log, tracker = self._core, self._core.log, self._tracker(peer, now)
+        core, log, replica = self._core, self._core.log, self._replica(peer, now)
         if peer == core.id:
             match = log.persisted
             applied, sequence = self._position()
-            tracker.heard_at = now
+            replica.last_contact_at = now
         else:
             progress = core.progress[peer]
             match, applied, sequence = progress.match, progress.applied, progress.applied_sequence
-            tracker.heard_at = max(tracker.heard_at, self._heard.get(peer, tracker.heard_at))
-        lag_s = self._behind_s(tracker, applied, now)
-        silent_s = now - tracker.heard_at
+            replica.last_contact_at = max(
+                replica.last_contact_at, self._last_contact.get(peer, replica.last_contact_at)
+            )
+        lag_s = self._behind_s(replica, applied, now)
+        silent_s = now - replica.last_contact_at
         if silent_s > self._silence_s:
             lag_s = max(lag_s, silent_s)
-        state = self._judge(peer, tracker, applied, lag_s, silent_s, now)
+        state = self._decide_state(peer, replica, applied, lag_s, silent_s, now)
         match_sequence = log.sequence(match)
         return ReplicaRow(
-            peer,
-            STATES.index(state),
-            match,
-            sequence if match_sequence is None else match_sequence,
-            applied,
-            sequence,
-            int(1000 * lag_s),
-            max(log.last.last_sequence - sequence, 0),
-            int(1000 * silent_s),
+            node_id=peer,
+            state=STATES.index(state),
+            match_index=match,
+            match_sequence=sequence if match_sequence is None else match_sequence,
+            applied_index=applied,
+            applied_sequence=sequence,
+            lag_ms=int(1000 * lag_s),
+            lag_sequences=max(log.last.last_sequence - sequence, 0),
+            silent_ms=int(1000 * silent_s),
         )
 
-    def _behind_s(self, tracker: _Tracker, applied: int, now: float) -> float:
+    def _behind_s(self, replica: _ReplicaLag, applied: int, now: float) -> float:
         """The age of the oldest entry that a replica has not applied."""
-        assert self._stamps is not None
+        assert self._append_times is not None
         if applied >= self._core.log.last_index:
-            tracker.behind_since = None
+            replica.behind_since = None
             return 0.0
-        since = self._stamps.time(applied + 1)
-        if tracker.behind_since is not None:
-            if applied >= self._stamps.before:
-                tracker.behind_since = None
+        since = self._append_times.time(applied + 1)
+        if replica.behind_since is not None:
+            if applied >= self._append_times.before:
+                replica.behind_since = None
             else:
-                since = min(since, tracker.behind_since)
+                since = min(since, replica.behind_since)
         return now - since
 
-    def _judge(
+    def _decide_state(
         self,
         peer: int,
-        tracker: _Tracker,
+        replica: _ReplicaLag,
         applied: int,
         lag_s: float,
         silent_s: float,
         now: float,
     ) -> ReplicaState:
         if peer != self._core.id and not self._host.is_connected(peer):
-            tracker.target, tracker.is_synced = None, False
-            is_new = not tracker.was_connected and now - tracker.known_since <= self._max_lag_s
+            replica.target, replica.is_synced = None, False
+            is_new = not replica.was_connected and now - replica.known_since <= self._max_lag_s
             return ReplicaState.CONNECTING if is_new else ReplicaState.DISCONNECTED
-        if tracker.target is None:
-            tracker.target, tracker.was_connected = self._core.log.last_index, True
-        tracker.is_synced = tracker.is_synced or applied >= tracker.target
-        if tracker.is_synced:
-            tracker.is_joining = False
+        if replica.target is None:
+            replica.target, replica.was_connected = self._core.log.last_index, True
+        replica.is_synced = replica.is_synced or applied >= replica.target
+        if replica.is_synced:
+            replica.is_joining = False
         elif not self._core.membership.members[peer].is_voter:
-            tracker.is_joining = True
-        if (silent_s if tracker.is_joining else lag_s) > self._max_lag_s:
+            replica.is_joining = True
+        if (silent_s if replica.is_joining else lag_s) > self._max_lag_s:
             return ReplicaState.LAGGING
-        return ReplicaState.ACTIVE if tracker.is_synced else ReplicaState.SYNCING
+        return ReplicaState.ACTIVE if replica.is_synced else ReplicaState.SYNCING
 
     # ---------------------------------------------------------------- quorum and warnings
 
@@ -398,18 +410,18 @@ class Lags:
         """Warn once of a replica that is too far behind, and again only after it was well."""
         if STATES[row.state] is ReplicaState.SYNCING:
             return
-        tracker, lag_s = self._tracker(row.node_id, now), row.lag_ms / 1000
+        replica, lag_s = self._replica(row.node_id, now), row.lag_ms / 1000
         if lag_s > self._max_lag_s:
-            tracker.calm_since = None
-            if not tracker.is_warned:
-                tracker.is_warned = True
+            replica.calm_since = None
+            if not replica.is_warned:
+                replica.is_warned = True
                 event = ReplicationLagWarning(
                     reporter=self._core.id, node_id=row.node_id, lag_ms=row.lag_ms
                 )
                 self._host.emit(event)
         elif lag_s > self._max_lag_s / 2:
-            tracker.calm_since = None
-        elif tracker.calm_since is None:
-            tracker.calm_since = now
-        elif now - tracker.calm_since >= min(self._max_lag_s, REARM_S_MAX):
-            tracker.is_warned = False
+            replica.calm_since = None
+        elif replica.calm_since is None:
+            replica.calm_since = now
+        elif now - replica.calm_since >= min(self._max_lag_s, REARM_S_MAX):
+            replica.is_warned = False

@@ -19,7 +19,7 @@ RETURN_AFTER_MAX_S = 640.0
 CALM_FACTOR = 10
 
 
-class Preference:
+class LeaderPlacement:
     """What one node does about it while it leads. All calls come from the node's thread."""
 
     def __init__(
@@ -32,7 +32,7 @@ class Preference:
         self._core = core
         self._regions = regions
         self._hand_over = hand_over
-        self._patience_s = RETURN_AFTER_S
+        self._return_after_s = RETURN_AFTER_S
         self._tried_at = float("-inf")
         self._commit_then = 0
         self._since: dict[int, float] = {}
@@ -45,13 +45,13 @@ class Preference:
         better = {voter for voter in self._better_voters() if self._is_fit(voter, may_lead)}
         self._commit_then = self._core.log.commit
         self._since = {voter: self._since.get(voter, now) for voter in better}
-        if now - self._tried_at > CALM_FACTOR * self._patience_s:
-            self._patience_s = RETURN_AFTER_S
-        ready = [v for v, since in self._since.items() if now - since >= self._patience_s]
+        if now - self._tried_at > CALM_FACTOR * self._return_after_s:
+            self._return_after_s = RETURN_AFTER_S
+        ready = [v for v, since in self._since.items() if now - since >= self._return_after_s]
         if ready:
             best = min(self._place(voter) for voter in ready)
             self._tried_at, self._since = now, {}
-            self._patience_s = min(2 * self._patience_s, RETURN_AFTER_MAX_S)
+            self._return_after_s = min(2 * self._return_after_s, RETURN_AFTER_MAX_S)
             self._hand_over([voter for voter in ready if self._place(voter) == best])
 
     def _place(self, node_id: int) -> int:
@@ -61,8 +61,8 @@ class Preference:
         voters = self._core.membership.voters
         if self._core.id not in voters:
             return []
-        own = self._place(self._core.id)
-        return [voter for voter in voters if self._place(voter) < own]
+        here = self._place(self._core.id)
+        return [voter for voter in voters if self._place(voter) < here]
 
     def _is_fit(self, voter: int, may_lead: Callable[[int], bool]) -> bool:
         """Well, heard from, and with all on its disk that was committed at the last look."""

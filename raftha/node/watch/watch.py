@@ -4,10 +4,10 @@ Theory of operation. The watchers don't know each other; what one needs of anoth
 on. They act through the node: they send, emit events, and ask for a hand-over of leadership.
 
     health     which members answer, and whether the own disk keeps up (`HealthMonitor`)
-    space      which disks are full (`Space`)
-    lags       how far behind each replica is, and whether there is a quorum (`Lags`)
+    disk space which disks are full (`DiskSpace`)
+    lag        how far behind each replica is, and whether there is a quorum (`LagTracker`)
     failover   when leadership changed, and how long each phase took (`FailoverWatch`)
-    placement  whether leadership should return to a better region (`Preference`)
+    placement  whether leadership should return to a better region (`LeaderPlacement`)
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from raftha.node.messages import (
     ReplicaReport,
     SpaceReport,
 )
-from raftha.node.watch.disk_space import Space
+from raftha.node.watch.disk_space import DiskSpace
 from raftha.node.watch.failover import FailoverWatch
 from raftha.node.watch.health import HealthMonitor
-from raftha.node.watch.lag import Lags
-from raftha.node.watch.placement import Preference
+from raftha.node.watch.lag import LagTracker
+from raftha.node.watch.placement import LeaderPlacement
 from raftha.types import ReplicaStatus, ReplicationState
 
 
@@ -53,16 +53,16 @@ class Watch:
         self._core = core
         self._host = host
         self._health = HealthMonitor(config, core, host, hand_over, lambda: position()[0], now)
-        self._space = Space(core, host.send, hand_over, config.election_timeout_ms / 1000)
+        self._disk_space = DiskSpace(core, host.send, hand_over, config.election_timeout_ms / 1000)
         self._failover = FailoverWatch(core, now)
-        self._placement = Preference(core, config.regions, hand_over)
-        self._lags = Lags(config, core, host, self._health.heard_times, position, now)
+        self._placement = LeaderPlacement(core, config.regions, hand_over)
+        self._lag_tracker = LagTracker(config, core, host, self._health.last_contact, position, now)
 
     # ---------------------------------------------------------------- peers
 
-    def heard(self, peer: int, now: float) -> None:
+    def record_contact(self, peer: int, now: float) -> None:
         """A member sent something."""
-        self._health.heard(peer, now)
+        self._health.record_contact(peer, now)
 
     def on_message(
         self, message: HealthRequest | HealthReply | SpaceReport | ReplicaReport, now: float
@@ -70,33 +70,33 @@ class Watch:
         """A member asks or reports how it is."""
         match message:
             case SpaceReport():
-                self._space.on_message(message, now)
+                self._disk_space.on_message(message, now)
             case ReplicaReport():
-                self._lags.on_report(message, now)
+                self._lag_tracker.on_report(message, now)
             case _:
                 self._health.on_message(message)
 
     def on_stepped(self, message: PeerMessage, now: float) -> None:
         """The node has acted on a member's message, which may have changed the core's term."""
-        self._failover.look(now, message)
+        self._failover.observe(now, message)
 
     def on_connected(self, peer: int, now: float) -> None:
         """A connection to a member was made."""
-        self._health.heard(peer, now)
-        self._lags.on_connection(now)
+        self._health.record_contact(peer, now)
+        self._lag_tracker.on_connection(now)
 
     def on_disconnected(self, now: float) -> None:
         """A connection to a member was lost."""
-        self._lags.on_connection(now)
+        self._lag_tracker.on_connection(now)
 
     def on_leader(self, now: float) -> None:
         """A leader is known."""
         self._health.on_leader(now)
-        self._lags.on_leader(now)
+        self._lag_tracker.on_leader(now)
 
     def on_membership(self, before: Membership, after: Membership) -> None:
         """The state has applied another membership, which was committed while this node ran."""
-        self._lags.on_membership(before, after)
+        self._lag_tracker.on_membership(before, after)
 
     # ---------------------------------------------------------------- this node
 
@@ -110,68 +110,68 @@ class Watch:
 
     def on_full(self, place: str, reason: str) -> bool:
         """What is written at `place` found no space; whether that is news."""
-        is_news = self._space.has_own
-        self._space.on_full(place, reason)
+        is_news = self._disk_space.has_space
+        self._disk_space.on_full(place, reason)
         return is_news
 
     def on_space(self, place: str) -> bool:
         """It has been written after all; whether this node has all the space it needs again."""
-        was_full = not self._space.has_own
-        self._space.on_space(place)
-        return was_full and self._space.has_own
+        was_full = not self._disk_space.has_space
+        self._disk_space.on_space(place)
+        return was_full and self._disk_space.has_space
 
     def on_events(self, events: Sequence[HaEvent], now: float) -> bool:
         """Emit the core's events of a turn, and what follows from them; whether there is a leader.
 
         A failover's beginning comes before them, its end after them.
         """
-        self._failover.look(now)
+        self._failover.observe(now)
         started = self._failover.take_started()
         completed = self._failover.take_completed(now)
         for event in (started, *events, completed):
             if event is not None:
                 self._host.emit(event)
         if events:
-            self._lags.on_events(events, now)
+            self._lag_tracker.on_events(events, now)
         return any(isinstance(event, LeaderElected) for event in events)
 
     def on_log(self, now: float) -> None:
         """The log may have grown."""
-        self._lags.note(now)
+        self._lag_tracker.record_appends(now)
 
     def on_tick(self, now: float) -> None:
         """A heartbeat interval has passed."""
         self._health.on_tick(now)
         self._placement.on_tick(now, self._health.may_lead)
-        self._space.on_tick(now, self._health.may_lead)
-        self._lags.on_tick(now)
+        self._disk_space.on_tick(now, self._health.may_lead)
+        self._lag_tracker.on_tick(now)
 
     # ---------------------------------------------------------------- what is known
 
     @property
     def has_space(self) -> bool:
         """Whether this node's disk has space for what it writes."""
-        return self._space.has_own
+        return self._disk_space.has_space
 
     @property
     def is_majority_full(self) -> bool:
         """Whether this node leads and too few members have space for writes to be taken."""
-        return self._space.is_majority_full
+        return self._disk_space.is_majority_full
 
     def refusal(self) -> str:
         """Why this node takes no writes of its own callers now; "" if it does."""
-        return self._space.refusal()
+        return self._disk_space.refusal()
 
     def statuses(
         self, now: float, client_addresses: Mapping[int, str]
     ) -> tuple[ReplicaStatus, ...]:
         """Every member, for users."""
-        return self._lags.statuses(now, client_addresses, self._health.health)
+        return self._lag_tracker.statuses(now, client_addresses, self._health.health)
 
     def state(self, now: float) -> ReplicationState:
         """The state of the cluster."""
-        return self._lags.state(now)
+        return self._lag_tracker.state(now)
 
     def max_lag_ms(self, now: float) -> int:
         """The largest lag of a voter."""
-        return self._lags.max_lag_ms(now)
+        return self._lag_tracker.max_lag_ms(now)

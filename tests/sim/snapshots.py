@@ -1,11 +1,11 @@
-"""Images of the state in the simulation: `raftha.node.snapshots.SnapshotFiles`, made of events.
+"""Snapshots of the state in the simulation: `raftha.node.snapshots.SnapshotFiles`, made of events.
 
-Theory of operation. An image is the bytes of a `DictStore`. Those that are sent live in memory and
-are gone with the process; the one that is received survives whatever happens, as each of its chunks
-is synced, and a restart finds it. A full disk takes neither. The chunks are packed and checked by
-the code that packs and checks the real ones. A member that has a whole image stops, and installs it
-when it starts again: the log is reset on the simulated disk, which may crash at each step, then the
-store is another one.
+Theory of operation. A snapshot is the bytes of a `DictStore`. Those that are sent live in memory
+and are gone with the process; the one that is received survives whatever happens, as each of its
+chunks is synced, and a restart finds it. A full disk takes neither. The chunks are packed and
+checked by the code that packs and checks the real ones. A member that has a whole snapshot stops,
+and installs it when it starts again: the log is reset on the simulated disk, which may crash at
+each step, then the store is another one.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 from raftha.core import SnapshotOffer
 from raftha.entry import LogPosition
-from raftha.node.snapshot_rate import Pace
+from raftha.node.snapshot_rate import SnapshotRate
 from raftha.storage.directory import snapshot as real
-from raftha.storage.directory.snapshot import Chunk, Image, pack_chunk, unpack_chunk
+from raftha.storage.directory.snapshot import Chunk, SnapshotFile, pack_chunk, unpack_chunk
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.state import State
 from tests.sim.store import DictStore
@@ -28,7 +28,7 @@ CHECK_S = (0.0, 0.3, 1.0, 1.0)
 
 
 class Owner(Protocol):
-    """The member whose images these are."""
+    """The member whose snapshots these are."""
 
     store: DictStore
 
@@ -37,28 +37,28 @@ class Owner(Protocol):
         ...
 
     def pick_pause(self, pauses: tuple[float, ...]) -> float: ...
-    def end_for_image(self) -> None: ...
+    def end_for_snapshot(self) -> None: ...
     def on_reset(self, wal: Wal, position: LogPosition) -> None: ...
     def may_crash(self) -> None: ...
 
 
 @dataclass(slots=True)
-class Inbox:
-    """The image that is being received; `ready` once it is whole."""
+class IncomingSnapshot:
+    """The snapshot that is being received; `ready` once it is whole."""
 
-    snapshot: int = 0
+    snapshot_id: int = 0
     data: bytearray = field(default_factory=bytearray)
     ready: LogPosition | None = None
 
 
-class SimulatedFiles:
-    """The images of one member."""
+class SimulatedSnapshots:
+    """The snapshots of one member."""
 
     def __init__(self, owner: Owner, chunk_bytes: int) -> None:
         self.chunk_bytes = chunk_bytes
         self._owner = owner
         self._outgoing: dict[int, bytes] = {}
-        self._inbox = Inbox()
+        self._incoming = IncomingSnapshot()
 
     def crash(self) -> None:
         """Lose what was in memory only."""
@@ -66,27 +66,31 @@ class SimulatedFiles:
 
     # ---------------------------------------------------------------- SnapshotFiles
 
-    def make(self, snapshot: int, pace: Pace, done: Callable[[Image | None], None]) -> None:
-        self._owner.on_disk(lambda: self._make(snapshot), done, self._owner.pick_pause(CHECK_S))
+    def make(
+        self, snapshot_id: int, rate: SnapshotRate, done: Callable[[SnapshotFile | None], None]
+    ) -> None:
+        self._owner.on_disk(lambda: self._make(snapshot_id), done, self._owner.pick_pause(CHECK_S))
 
-    def _make(self, snapshot: int) -> Image | None:
+    def _make(self, snapshot_id: int) -> SnapshotFile | None:
         if self._owner.store.is_full:
             return None
-        data = self._outgoing[snapshot] = self._owner.store.image()
-        position = State(DictStore.from_image(data)).applied
-        return Image(snapshot, position, len(data), hashlib.sha256(data).digest())
+        data = self._outgoing[snapshot_id] = self._owner.store.snapshot()
+        position = State(DictStore.from_snapshot(data)).applied
+        return SnapshotFile(snapshot_id, position, len(data), hashlib.sha256(data).digest())
 
-    def read(self, image: Image, offset: int, done: Callable[[Chunk | None], None]) -> None:
-        self._owner.on_disk(lambda: self._read(image, offset), done, 0.0)
+    def read(
+        self, snapshot: SnapshotFile, offset: int, done: Callable[[Chunk | None], None]
+    ) -> None:
+        self._owner.on_disk(lambda: self._read(snapshot, offset), done, 0.0)
 
-    def _read(self, image: Image, offset: int) -> Chunk | None:
-        data = self._outgoing.get(image.snapshot)
+    def _read(self, snapshot: SnapshotFile, offset: int) -> Chunk | None:
+        data = self._outgoing.get(snapshot.snapshot_id)
         return (
             None if data is None else pack_chunk(offset, data[offset : offset + self.chunk_bytes])
         )
 
-    def drop(self, snapshot: int) -> None:
-        self._outgoing.pop(snapshot, None)
+    def drop(self, snapshot_id: int) -> None:
+        self._outgoing.pop(snapshot_id, None)
 
     def begin(self, offer: SnapshotOffer, done: Callable[[int | None], None]) -> None:
         self._owner.on_disk(lambda: self._begin(offer), done, 0.0)
@@ -94,9 +98,9 @@ class SimulatedFiles:
     def _begin(self, offer: SnapshotOffer) -> int | None:
         if self._owner.store.is_full:
             return None
-        if self._inbox.snapshot != offer.snapshot:
-            self._inbox = Inbox(offer.snapshot)
-        return len(self._inbox.data)
+        if self._incoming.snapshot_id != offer.snapshot_id:
+            self._incoming = IncomingSnapshot(offer.snapshot_id)
+        return len(self._incoming.data)
 
     def write(self, chunk: Chunk, done: Callable[[int | None], None]) -> None:
         self._owner.on_disk(lambda: self._write(chunk), done, 0.0)
@@ -106,31 +110,31 @@ class SimulatedFiles:
             return None
         data = unpack_chunk(chunk)
         assert data is not None, "this network damages nothing"
-        assert chunk.offset == len(self._inbox.data)
-        self._inbox.data += data
-        return len(self._inbox.data)
+        assert chunk.offset == len(self._incoming.data)
+        self._incoming.data += data
+        return len(self._incoming.data)
 
     def check(self, offer: SnapshotOffer, done: Callable[[bool], None]) -> None:
         self._owner.on_disk(lambda: self._check(offer), done, self._owner.pick_pause(CHECK_S))
 
     def _check(self, offer: SnapshotOffer) -> bool:
-        data = bytes(self._inbox.data)
-        position = State(DictStore.from_image(data)).applied
+        data = bytes(self._incoming.data)
+        position = State(DictStore.from_snapshot(data)).applied
         assert hashlib.sha256(data).digest() == offer.sha256 and position.index == offer.index
-        self._inbox.ready = position
+        self._incoming.ready = position
         return True
 
     def discard(self) -> None:
-        self._inbox = Inbox()
+        self._incoming = IncomingSnapshot()
 
     def install(self) -> None:
-        self._owner.end_for_image()
+        self._owner.end_for_snapshot()
 
     # ---------------------------------------------------------------- at the start
 
     def install_if_ready(self, wal: Wal) -> bool:
         """Do what `storage.directory.snapshot.install` does; whether there is another store now."""
-        owner, inbox, position = self._owner, self._inbox, self._inbox.ready
+        owner, incoming, position = self._owner, self._incoming, self._incoming.ready
         if position is None:
             return False
         is_needed = real.is_needed(wal, State(owner.store).applied, position)
@@ -140,7 +144,7 @@ class SimulatedFiles:
                 wal.reset(position)
             owner.may_crash()
             is_full = owner.store.is_full
-            owner.store = DictStore.from_image(bytes(inbox.data))
+            owner.store = DictStore.from_snapshot(bytes(incoming.data))
             owner.store.is_full = is_full
-        self._inbox = Inbox()
+        self._incoming = IncomingSnapshot()
         return is_needed

@@ -10,7 +10,7 @@ import pytest
 
 from raftha.errors import Overloaded
 from raftha.node.operations import OPERATION_BYTES, DigestOperation, Operation, WriteOperation
-from raftha.node.pending import Undelivered
+from raftha.node.pending import PendingOperations
 
 
 class Scene:
@@ -19,10 +19,10 @@ class Scene:
     def __init__(self) -> None:
         self.delivered: list[tuple[Any, Any]] = []
         self.errors: Counter[str] = Counter()
-        self.undelivered = Undelivered(self._deliver, self._deliver_each, self.errors)
+        self.pending = PendingOperations(self._deliver, self._deliver_each, self.errors)
         self.writes = [WriteOperation(name, 1.0, b"packed") for name in ("a", "b")]
         self.other = DigestOperation("c", 1.0, 0)
-        self.undelivered.add([*self.writes, self.other])
+        self.pending.add([*self.writes, self.other])
 
     def _deliver(self, waiter: Any, result: Any) -> None:
         self.delivered.append((waiter, result))
@@ -32,7 +32,7 @@ class Scene:
 
     @property
     def held(self) -> tuple[int, int]:
-        return self.undelivered.write_bytes, self.undelivered.asked_bytes
+        return self.pending.write_bytes, self.pending.read_bytes
 
 
 WRITE_BYTES = OPERATION_BYTES + len(b"packed")
@@ -45,24 +45,24 @@ def scene() -> Scene:
 
 def test_operations_count_until_they_have_their_results(scene: Scene) -> None:
     assert scene.held == (2 * WRITE_BYTES, OPERATION_BYTES)
-    scene.undelivered.deliver_each(scene.writes, [1, 2])
+    scene.pending.deliver_each(scene.writes, [1, 2])
     assert scene.delivered == [("a", 1), ("b", 2)]
     assert scene.held == (0, OPERATION_BYTES)
-    scene.undelivered.deliver(scene.other, 3)
+    scene.pending.deliver(scene.other, 3)
     assert scene.held == (0, 0)
-    assert scene.undelivered.all() == []
+    assert scene.pending.all() == []
 
 
 def test_who_has_a_result_gets_no_other_and_is_counted_once(scene: Scene) -> None:
-    scene.undelivered.deliver(scene.writes[0], 1)
-    scene.undelivered.deliver_each(scene.writes, [10, 20])
+    scene.pending.deliver(scene.writes[0], 1)
+    scene.pending.deliver_each(scene.writes, [10, 20])
     assert scene.delivered == [("a", 1), ("b", 20)]
     assert scene.held == (0, OPERATION_BYTES)
     left: list[Operation] = [scene.other]
-    assert scene.undelivered.all() == left
+    assert scene.pending.all() == left
 
 
 def test_errors_are_counted_by_their_class(scene: Scene) -> None:
-    scene.undelivered.deliver_each(scene.writes, [Overloaded("full"), 2])
-    scene.undelivered.deliver(scene.other, Overloaded("full"))
+    scene.pending.deliver_each(scene.writes, [Overloaded("full"), 2])
+    scene.pending.deliver(scene.other, Overloaded("full"))
     assert scene.errors == {"Overloaded": 2}

@@ -1,8 +1,8 @@
-"""How fast images are sent: what writes are seen to suffer decides."""
+"""How fast snapshots are sent: what writes are seen to suffer decides."""
 
 from __future__ import annotations
 
-from raftha.node.snapshot_rate import INTERVAL_S, RATE_FIRST, RATE_MIN, Pace
+from raftha.node.snapshot_rate import INTERVAL_S, RATE_FIRST, RATE_MIN, SnapshotRate
 
 CHUNK = 128 * 1024
 TICK_S = 0.01
@@ -15,9 +15,9 @@ class Leader:
 
     def __init__(self, bytes_per_s_max: int = 0) -> None:
         self.now = 0.0
-        self.pace = Pace(0.0, bytes_per_s_max)
+        self.rate = SnapshotRate(0.0, bytes_per_s_max)
         self.base_s: float | None = 0.005
-        """What a write takes if no image is sent; None if there are none."""
+        """What a write takes if no snapshot is sent; None if there are none."""
         self.harmless = 20.0 * MIB
         """The rate from which on writes are slowed down."""
         self.sends = False
@@ -34,15 +34,15 @@ class Leader:
             while (
                 self.sends
                 and sent < FOLLOWER_TAKES * TICK_S
-                and self.pace.may_send(self.now, CHUNK)
+                and self.rate.may_send(self.now, CHUNK)
             ):
                 sent += CHUNK
             self.sent += sent
             if self.base_s is not None:
                 excess = max(sent / TICK_S / self.harmless - 1, 0.0)
                 self.latencies.append(self.base_s * (1 + 2 * excess))
-                self.pace.answered(self.latencies[-1])
-            self.pace.on_tick(self.now)
+                self.rate.record_batch(self.latencies[-1])
+            self.rate.on_tick(self.now)
         return (self.sent - before) / seconds
 
     def mean(self) -> float:
@@ -75,9 +75,9 @@ def test_writes_slow_for_another_reason_slow_it_down_only_for_a_while() -> None:
     leader.run(5)
     leader.base_s = 0.05
     leader.run(3)
-    slow = leader.pace.rate
+    slow = leader.rate.bytes_per_s
     leader.run(30)
-    assert leader.pace.rate > 4 * slow
+    assert leader.rate.bytes_per_s > 4 * slow
 
 
 def test_the_rate_never_falls_to_nothing() -> None:
@@ -97,8 +97,8 @@ def test_a_limit_is_kept() -> None:
 
 
 def test_it_begins_gently_and_in_small_portions() -> None:
-    pace = Pace(100.0, 0)
+    rate = SnapshotRate(100.0, 0)
     sent = 0
-    while pace.may_send(100.0, CHUNK):
+    while rate.may_send(100.0, CHUNK):
         sent += CHUNK
     assert sent < RATE_FIRST * INTERVAL_S

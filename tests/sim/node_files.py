@@ -1,4 +1,4 @@
-"""Where a simulated member keeps log, state and the note of what it lost: a `raftha` `Vault`.
+"""Where a simulated member keeps log, state and the record of what it lost: its `NodeFiles`.
 
 Theory of operation. The real `healing.py` works on it. The note, which a real node has in its
 identity, is replaced as a whole and durable at once; folders are moved and removed likewise. A
@@ -17,16 +17,16 @@ from raftha.storage.log.wal import Wal
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.state import State
 from tests.sim.disk import SimulatedDisk
-from tests.sim.images import SimulatedFiles
+from tests.sim.snapshots import SimulatedSnapshots
 from tests.sim.store import DictStore
 
 
 class Keeper(Protocol):
-    """The member whose vault it is."""
+    """The member whose files these are."""
 
     disk: SimulatedDisk
     store: DictStore
-    snapshots: SimulatedFiles
+    snapshots: SimulatedSnapshots
 
     def open_wal(self) -> Wal: ...
     def may_crash(self) -> None: ...
@@ -34,11 +34,11 @@ class Keeper(Protocol):
     def on_loss(self, position: LogPosition) -> None: ...
 
 
-class SimulatedVault:
-    """The vault of one member, over all its lives."""
+class SimulatedNodeFiles:
+    """The files of one member, over all its lives."""
 
     def __init__(self, keeper: Keeper, folder: str, machine: StateMachine) -> None:
-        self.epoch = 0
+        self.healing_generation = 0
         self.lost: dict[str, str] = {}
         self._keeper = keeper
         self._folder = folder
@@ -48,7 +48,7 @@ class SimulatedVault:
 
     @property
     def is_healing(self) -> bool:
-        return self.epoch % 2 == 1
+        return self.healing_generation % 2 == 1
 
     def open_log(self) -> Wal:
         self._wal = None  # Whatever it was, it belongs to an earlier life.
@@ -66,12 +66,12 @@ class SimulatedVault:
     def has_others(self, membership: bytes | None) -> bool:
         return True  # A cluster of one is never damaged here.
 
-    def note_loss(self, parts: Collection[str], found: Corrupt) -> None:
+    def record_loss(self, parts: Collection[str], found: Corrupt) -> None:
         self._keeper.may_crash()
         self._losses += 1
         self.lost = {part: f"{part}-{self._losses}" for part in sorted(parts)}
         if LOG in parts:
-            self.epoch += 2 if self.is_healing else 1
+            self.healing_generation += 2 if self.is_healing else 1
         self._keeper.on_damage(parts, found)
         self._keeper.may_crash()
 
@@ -84,19 +84,19 @@ class SimulatedVault:
             self._keeper.store = DictStore()
         self._keeper.may_crash()
 
-    def drop_image(self) -> None:
+    def drop_snapshot(self) -> None:
         self._keeper.snapshots.discard()
 
-    def note_replaced(self) -> None:
+    def record_replaced(self) -> None:
         if LOG in self.lost:
             self._keeper.on_loss(self.peek()[0])
         self._keeper.may_crash()
         self.lost = {}
 
-    def end_healing(self, epoch: int) -> None:
+    def end_healing(self, generation: int) -> None:
         """This member holds again all that it may have acknowledged."""
-        assert epoch == self.epoch + 1
-        self.epoch = epoch
+        assert generation == self.healing_generation + 1
+        self.healing_generation = generation
 
     def close(self) -> None:
         if self._wal is not None:

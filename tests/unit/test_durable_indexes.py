@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from raftha.core import Append, Heartbeat, PositionsReply, PositionsRequest
-from raftha.core.durable_indexes import Positions, encode_behind
+from raftha.core import Append, DurableIndexesReply, DurableIndexesRequest, Heartbeat
+from raftha.core.durable_indexes import DurableIndexes, encode_behind
 from raftha.entry import EntryKind
 from raftha.node.acknowledgements import holders
 from tests.support.core import Net, acknowledge, become_leader, chain, core, only, settle, step
 
 
-def test_positions_only_grow() -> None:
-    positions = Positions()
-    positions.learn(10, (1, 0, 2, 3, 3, 10))
-    assert sorted(positions.holders(7)) == [1, 2]
-    assert sorted(positions.holders(8)) == [1]
-    positions.learn(9, (1, 5, 2, 0, 3, 8))
-    assert sorted(positions.holders(9)) == [1, 2]
-    assert sorted(positions.holders(1)) == [1, 2, 3]
+def test_durable_indexes_only_grow() -> None:
+    durable_indexes = DurableIndexes()
+    durable_indexes.learn(10, (1, 0, 2, 3, 3, 10))
+    assert sorted(durable_indexes.holders(7)) == [1, 2]
+    assert sorted(durable_indexes.holders(8)) == [1]
+    durable_indexes.learn(9, (1, 5, 2, 0, 3, 8))
+    assert sorted(durable_indexes.holders(9)) == [1, 2]
+    assert sorted(durable_indexes.holders(1)) == [1, 2, 3]
 
 
 def test_what_is_not_committed_counts_for_nothing() -> None:
     behind = encode_behind(5, [(1, 9), (2, 5), (3, 2)])
     assert behind == (1, 0, 2, 0, 3, 3)
-    positions = Positions()
-    positions.learn(5, behind)
-    assert list(positions.holders(6)) == []
+    durable_indexes = DurableIndexes()
+    durable_indexes.learn(5, behind)
+    assert list(durable_indexes.holders(6)) == []
 
 
 def test_followers_learn_with_a_commit_which_replicas_have_the_entry() -> None:
@@ -68,27 +68,29 @@ def test_the_watcher_of_an_entry_is_told_of_each_disk_until_all_have_it() -> Non
     index = leader.log.last_index
     acknowledge(leader, 2)
     assert leader.log.commit == index
-    (told,) = only(PositionsReply, step(leader, PositionsRequest(1, 2, leader.term, index)))
-    assert (told.to, told.commit, told.behind) == (2, index, (1, 0, 2, 0, 3, index))
+    (reply,) = only(
+        DurableIndexesReply, step(leader, DurableIndexesRequest(1, 2, leader.term, index))
+    )
+    assert (reply.to, reply.commit, reply.behind) == (2, index, (1, 0, 2, 0, 3, index))
     # Other news are none to those who watch this entry.
     leader.propose(b"x", 1, 0)
     settle(leader)
-    assert only(PositionsReply, acknowledge(leader, 2)) == []
-    (told,) = only(PositionsReply, acknowledge(leader, 3, index))
-    assert (told.to, told.behind[-2:]) == (2, (3, leader.log.commit - index))
-    assert only(PositionsReply, acknowledge(leader, 3)) == []
+    assert only(DurableIndexesReply, acknowledge(leader, 2)) == []
+    (reply,) = only(DurableIndexesReply, acknowledge(leader, 3, index))
+    assert (reply.to, reply.behind[-2:]) == (2, (3, leader.log.commit - index))
+    assert only(DurableIndexesReply, acknowledge(leader, 3)) == []
 
 
 def test_a_follower_asks_the_leader_it_knows_and_a_leader_nobody() -> None:
     follower = core(1)
-    follower.watch_positions(1)
+    follower.watch_durable_indexes(1)
     assert settle(follower) == []
     step(follower, Append(1, 2, 1, 0, 0, 0, 0, tuple(chain(1))))
-    follower.watch_positions(1)
-    assert settle(follower) == [PositionsRequest(2, 1, 1, 1)]
+    follower.watch_durable_indexes(1)
+    assert settle(follower) == [DurableIndexesRequest(2, 1, 1, 1)]
     leader = core(1)
     become_leader(leader)
-    leader.watch_positions(1)
+    leader.watch_durable_indexes(1)
     assert settle(leader) == []
 
 

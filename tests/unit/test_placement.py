@@ -1,4 +1,4 @@
-"""Whose turn it is to lead: patience by region, and the way back to the preferred region."""
+"""Whose turn it is to lead: timeouts by region, and the way back to the preferred region."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection
 from raftha.core import CoreConfig, Raft, RaftLog, Role, TimeoutNow, VoteReply, VoteRequest
 from raftha.entry import LOG_START, HardState
 from raftha.membership import Membership
-from raftha.node.watch.placement import CALM_FACTOR, RETURN_AFTER_S, Preference
+from raftha.node.watch.placement import CALM_FACTOR, RETURN_AFTER_S, LeaderPlacement
 from tests.support.core import (
     ELECTION_TICKS,
     acknowledge,
@@ -117,7 +117,7 @@ class Watched:
         self.now = 1000.0
         self.unwell: set[int] = set()
         self.handed_at: list[float] = []
-        self.preference = Preference(self.raft, REGIONS, self._hand_over)
+        self.preference = LeaderPlacement(self.raft, REGIONS, self._hand_over)
 
     def _hand_over(self, candidates: Collection[int]) -> None:
         assert list(candidates) == [2]
@@ -174,7 +174,7 @@ def test_attempts_in_vain_come_ever_more_rarely_until_it_was_calm() -> None:
 def test_a_leader_in_the_preferred_region_keeps_it() -> None:
     raft = core_in({1: "near", 2: "near", 3: "far"})
     become_leader(raft)
-    preference = Preference(raft, REGIONS, _refuse)
+    preference = LeaderPlacement(raft, REGIONS, _refuse)
     for now in range(100):
         preference.on_tick(float(now), lambda node: True)
 

@@ -12,7 +12,7 @@ import pytest
 
 from raftha.core import Raft
 from raftha.errors import StorageFailed
-from raftha.node.lease_reads import MISSED, LeasedReads
+from raftha.node.lease_reads import MISSED, LeaseReads
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.commands import pack_delete, pack_put
 from raftha.storage.state.state import State
@@ -46,20 +46,20 @@ def leader() -> Raft:
     return raft
 
 
-def leased(raft: Raft, meanwhile: Callable[[], None] = lambda: None) -> LeasedReads:
+def lease_reads(raft: Raft, meanwhile: Callable[[], None] = lambda: None) -> LeaseReads:
     state = Interrupted(meanwhile)
     state.applied = state.applied._replace(index=raft.log.commit)
-    return LeasedReads(raft, state, raft.leases.clock_ns, defaultdict(int))
+    return LeaseReads(raft, state, raft.leases.clock_ns, defaultdict(int))
 
 
 def test_a_lease_that_holds_answers() -> None:
-    assert leased(leader()).get(b"key") is None
+    assert lease_reads(leader()).get(b"key") is None
 
 
 def test_what_is_committed_and_not_applied_is_missed() -> None:
     """A follower may have answered its callers already."""
     raft = leader()
-    reads = leased(raft)
+    reads = lease_reads(raft)
     raft.log.commit += 1
     assert reads.get(b"key") is MISSED
 
@@ -67,12 +67,12 @@ def test_what_is_committed_and_not_applied_is_missed() -> None:
 def test_without_a_lease_reads_are_missed() -> None:
     raft = leader()
     raft.leases.withdraw()
-    assert leased(raft).get(b"key") is MISSED
+    assert lease_reads(raft).get(b"key") is MISSED
 
 
 def test_a_lease_that_ran_out_while_the_value_was_read_is_missed() -> None:
     raft = leader()
-    assert leased(raft, lambda: raft.leases.renew([0, 0, 0], 2)).get(b"key") is MISSED
+    assert lease_reads(raft, lambda: raft.leases.renew([0, 0, 0], 2)).get(b"key") is MISSED
 
 
 def test_a_lease_of_another_time_is_none_for_this_read() -> None:
@@ -83,14 +83,14 @@ def test_a_lease_of_another_time_is_none_for_this_read() -> None:
         raft.leases.withdraw()
         raft.leases.renew([2 * FAR_NS] * 3, 2)
 
-    assert leased(raft, lose_and_win).get(b"key") is MISSED
+    assert lease_reads(raft, lose_and_win).get(b"key") is MISSED
 
 
 def test_a_store_that_is_being_closed_is_missed() -> None:
     def fail() -> None:
         raise StorageFailed("closed")
 
-    assert leased(leader(), fail).get(b"key") is MISSED
+    assert lease_reads(leader(), fail).get(b"key") is MISSED
 
 
 def test_a_closed_lmdb_store_says_so(tmp_path: Path) -> None:

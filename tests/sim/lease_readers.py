@@ -46,16 +46,16 @@ class LeasedReader:
             member = self._rng.choice(leaders)
             key = b"key %d" % self._rng.randrange(self._swarm.keys)
             command = Command(self.history, "read", key)
-            self._world.at(0.0, self._look, member, command, actor=member)
+            self._world.at(0.0, self._read, member, command, actor=member)
 
-    def _look(self, member: Member, command: Command) -> None:
+    def _read(self, member: Member, command: Command) -> None:
         assert member.node is not None
-        leased = member.node.leased
-        lease = leased.take()
+        lease_reads = member.node.lease_reads
+        lease = lease_reads.take()
         if lease is None:
             self._world.counts["lease missed"] += 1
             return
-        value = leased.look(command.key)
+        value = lease_reads.read_applied(command.key)
         if isinstance(value, Missed):
             self._world.counts["lease missed"] += 1
             return
@@ -65,8 +65,8 @@ class LeasedReader:
 
     def _confirm(self, member: Member, command: Command, lease: Lease, value: bytes | None) -> None:
         assert member.node is not None
-        if not member.node.leased.holds(lease):
+        if not member.node.lease_reads.holds(lease):
             self._world.counts["lease ran out"] += 1
             return
-        self._world.note(member.id, "leased read", f"{command.id!r} {command.key!r} {value!r}")
+        self._world.note(member.id, "lease read", f"{command.id!r} {command.key!r} {value!r}")
         self.history.read(command, value)
