@@ -348,10 +348,19 @@ class Leadership:
         for peer, progress in self.progress.items():
             # Beyond `match` the follower's log may differ: no commit index may be taken over there.
             commit = min(progress.match, self._log.commit)
-            behind, generation = self._followers.behind(commit), progress.healing_generation
-            own = peer, self.id, self.term
-            read_round = self._reads.round
-            self._send(Heartbeat(*own, commit, read_round, behind, generation, sent_ns, lease_ms))
+            self._send(
+                Heartbeat(
+                    to=peer,
+                    sender=self.id,
+                    term=self.term,
+                    commit=commit,
+                    read_round=self._reads.round,
+                    behind=self._followers.behind(commit),
+                    healing_generation=progress.healing_generation,
+                    sent_ns=sent_ns,
+                    lease_ms=lease_ms,
+                )
+            )
 
     def _on_heartbeat_reply(self, message: HeartbeatReply) -> None:
         """A follower agrees that this is the leader."""

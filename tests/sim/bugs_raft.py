@@ -188,9 +188,18 @@ def heartbeat_commits_unmatched() -> list[Patch]:
 
     def send_heartbeats(self: Leadership) -> None:
         for peer, progress in self.progress.items():
-            commit, generation = self._log.commit, progress.healing_generation
-            told = self._reads.round, self._followers.behind(commit), generation
-            self._send(Heartbeat(peer, self.id, self.term, commit, *told))
+            commit = self._log.commit
+            self._send(
+                Heartbeat(
+                    to=peer,
+                    sender=self.id,
+                    term=self.term,
+                    commit=commit,
+                    read_round=self._reads.round,
+                    behind=self._followers.behind(commit),
+                    healing_generation=progress.healing_generation,
+                )
+            )
 
     return [(Leadership, "send_heartbeats", send_heartbeats)]
 
