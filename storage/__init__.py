@@ -4,8 +4,8 @@
                (`segment` has its bytes, `spares` its empty files, `recovery` reads it back)
     state      `commands` and `machine` say what a committed entry does, `state` applies it, and
                `checkpoint` makes the result durable in LMDB
-    directory  both together: a node's identity, replay, snapshots, and what heals damage
+    directory  both together: a node's identity, replay, snapshots, and the healing of damage
 
-Nothing here knows Raft or the network. Import it as `raftha.storage`, never as `storage`: those
-would be two different packages.
+This package depends on neither Raft nor the network. Import it as `raftha.storage`, never as
+`storage`: Python would load the two names as two different packages.
 """

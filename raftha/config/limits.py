@@ -27,6 +27,9 @@ REGION_BYTES_MAX = 64
 KEY_BYTES_MAX = 511
 """The longest key. The shortest has 1 byte. LMDB sets this limit when it is compiled."""
 
+VALUE_BYTES_MAX = 4 * MIB
+"""The largest value that the format allows. A node's `value_bytes_max` may be less, never more."""
+
 HOST_CHARACTERS_MAX = 255
 """The longest host name in an address."""
 

@@ -22,6 +22,7 @@ from raftha.config.limits import (
     REGIONS_MAX,
     TIB,
     TIMEOUT_S_MAX,
+    VALUE_BYTES_MAX,
 )
 from raftha.config.replication import HeartbeatMs, LagMs, ReplicationConfig, Voters
 from raftha.errors import ConfigError
@@ -155,7 +156,7 @@ class HaConfig:
     """The deadline of a call that gives none. Keep it well above 2 `election_timeout_ms`, which a
     failover may take, so that calls survive one."""
 
-    value_bytes_max: Annotated[int, Range(1, 4 * MIB, unit="bytes")] = MIB
+    value_bytes_max: Annotated[int, Range(1, VALUE_BYTES_MAX, unit="bytes")] = MIB
     """The largest value that this node accepts in a write. Large values delay the writes behind
     them; split what is larger over several keys."""
 

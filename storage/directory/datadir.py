@@ -1,4 +1,4 @@
-"""The data directory: who may use it, and whose it is.
+"""The data directory: its lock, and its identity.
 
     data_dir/LOCK        held with flock for as long as a process uses the directory
     data_dir/identity    JSON: format, cluster_id, node_id, incarnation, peers {id: incarnation},
@@ -8,18 +8,19 @@
     data_dir/state/      LMDB (`checkpoint.py`)
     data_dir/outgoing/   the snapshot that is being sent to members that lag (`snapshot.py`)
     data_dir/incoming/   the snapshot that is being received
-    data_dir/quarantine/ damaged logs and states; nobody removes them but the operator
+    data_dir/quarantine/ damaged logs and states; only the operator removes them
 
-The incarnation is a random number made with the directory. A member that comes back with another
-one has lost its disk, and with it votes and acknowledged entries: its peers, who remember the first
-they saw, don't let it in under its old id.
+The incarnation is a random number made with the directory. A member that returns with another one
+has lost its disk, and with it votes and acknowledged entries. Its peers remember the first
+incarnation that they saw, and refuse another one under the same id.
 
-What is damaged is replaced (`healing.py`) under a note in the identity, so that a crash finds it
-again: `epoch` is the healing generation (`core/raft.py`); `lost` says which parts, log or state,
-are to be set aside, and under which name; `damage` what a running node found wrong with its state.
+Damaged parts are replaced (`healing.py`) under a record in the identity, so that a start after a
+crash continues. `epoch` is the healing generation (`core/raft.py`). `lost` has the parts, log or
+state, that the node sets aside, each with its name in the quarantine. `damage` describes the damage
+that a running node found in its state.
 
 `promised_ms` is the longest promise that this node may ever have given to a leader
-(`core/lease.py`): one that starts, perhaps with other settings, keeps it.
+(`core/lease.py`). The node keeps it after a restart, even with other settings.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from raftha.errors import ConfigError, Corrupt
 
 FORMAT = 1
 FOLDERS = {"log": "wal", "state": "state"}
-"""Where the parts are that may be lost."""
+"""The folder of each part that may be lost."""
 
 
 def is_same(peers: Mapping[str, int], peer: int, incarnation: int) -> bool:
-    """Whether `peer` is the one it was when it was first seen; `peers` is from `identity`."""
+    """Whether `peer` has the incarnation that `peers`, from the identity, has for it."""
     return peers[str(peer)] == incarnation
 
 
@@ -50,7 +51,7 @@ class DataDirectory:
     """A locked data directory that belongs to this node of this cluster."""
 
     def __init__(self, path: Path, cluster_id: str, node_id: int) -> None:
-        """Lock it and check whose it is, or make it; ConfigError if it's in use or another's."""
+        """Lock and check the directory, or make it; ConfigError if it is in use or another's."""
         self.path = path
         self.cluster_id = cluster_id
         self.node_id = node_id
@@ -72,33 +73,34 @@ class DataDirectory:
         except BlockingIOError as error:
             os.close(self._lock)
             raise ConfigError(
-                f"data_dir {path} is in use by another process", hint="one process per directory"
+                f"data_dir {path} is in use by another process",
+                hint="give each process a directory of its own",
             ) from error
         except BaseException:
             os.close(self._lock)
             raise
 
     def close(self) -> None:
-        """Give up the lock; idempotent."""
+        """Release the lock; idempotent."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
     def check_peer(self, peer: int, incarnation: int) -> bool:
-        """Whether `peer` is the one seen before; a peer seen for the first time is remembered."""
+        """Whether `peer` is the one seen before; the first incarnation seen is recorded."""
         if str(peer) not in self._peers:
             self._save(peers={**self._peers, str(peer): incarnation})
         return is_same(self._peers, peer, incarnation)
 
     def record_log(self) -> None:
-        """The log was made: from now on, its absence is a loss."""
+        """Record that the log exists: from now on, a missing log is a loss."""
         if not self._has_log:
             self._save(has_log=True)
 
     def renew_incarnation(self) -> None:
-        """Be another from now on: members that knew the earlier one refuse this node.
+        """Take another incarnation: members that knew the earlier one refuse this node.
 
-        It has no others to heal from any more.
+        This also ends healing, because those members can't restore anything.
         """
         self._save(
             incarnation=secrets.randbits(63), epoch=self.healing_generation + self.is_healing
@@ -106,15 +108,15 @@ class DataDirectory:
 
     @property
     def is_healing(self) -> bool:
-        """Whether this node may lack what it has acknowledged."""
+        """Whether this node may lack entries that it has acknowledged."""
         return self.healing_generation % 2 == 1
 
     def record_damage(self, detail: str) -> None:
-        """The state was found to be damaged: the next start doesn't use it."""
+        """Record that the state is damaged: the next start replaces it."""
         self._save(damage=detail)
 
     def record_loss(self, parts: Collection[str]) -> None:
-        """These parts are about to be set aside; without its log the node begins to heal."""
+        """Record the parts that are about to be set aside; losing the log begins healing."""
         assert parts and set(parts) <= set(FOLDERS), "what is lost is a part of a node"
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         lost = {part: f"{FOLDERS[part]}-{stamp}" for part in sorted(parts)}
@@ -124,8 +126,8 @@ class DataDirectory:
         self._save(epoch=generation, lost=lost)
 
     def set_aside(self, part: str) -> None:
-        """Move a lost part into the quarantine, durably; or remove what was begun in its place."""
-        assert part in self.lost, "only what is noted as lost is set aside"
+        """Move a lost part into the quarantine, durably; or remove its unfinished replacement."""
+        assert part in self.lost, "only what is recorded as lost is set aside"
         folder, target = self.path / FOLDERS[part], self.path / "quarantine" / self.lost[part]
         if target.exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -136,16 +138,16 @@ class DataDirectory:
         sync_folder(self.path)
 
     def record_replaced(self) -> None:
-        """All lost parts are replaced."""
+        """Record that all lost parts are replaced."""
         self._save(lost={}, damage="")
 
     def record_promise(self, promised_ms: int) -> None:
-        """From now on this node may promise so much to a leader."""
+        """Record the longest promise that this node may give to a leader from now on."""
         if promised_ms > self.promised_ms:
             self._save(promised_ms=promised_ms)
 
     def end_healing(self, generation: int) -> None:
-        """This node holds again all that it may have acknowledged."""
+        """Record that this node holds again all that it may have acknowledged."""
         assert self.is_healing, "only a node that heals has healed"
         assert generation == self.healing_generation + 1, "healing ends in the next generation"
         self._save(epoch=generation)
@@ -172,9 +174,9 @@ class DataDirectory:
             self.promised_ms = found.get("promised_ms", 0)
             numbers = (self.incarnation, self.healing_generation, self.promised_ms)
             if not all(type(number) is int for number in (*numbers, *self._peers.values())):
-                raise TypeError("incarnations and epochs are whole numbers")
+                raise TypeError("incarnations, epoch and promised_ms must be whole numbers")
             if not all(part in FOLDERS and Path(n).name == n for part, n in self.lost.items()):
-                raise ValueError("what is lost is not a part of a node")
+                raise ValueError("lost has a name that is not a part of a node")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Corrupt(path, 0, f"not an identity: {error}") from error
         if owner[0] != FORMAT:
@@ -185,7 +187,7 @@ class DataDirectory:
             raise ConfigError(
                 f"data_dir {self.path} belongs to node {owner[2]} of cluster {owner[1]}, "
                 f"not to node {self.node_id} of cluster {self.cluster_id}",
-                hint="cluster_name or members differ from those it was made with",
+                hint="check data_dir, node_id, cluster_name and members: at least one has changed",
             )
         if (
             self._has_log
@@ -195,7 +197,7 @@ class DataDirectory:
             raise Corrupt(self.path / "wal", 0, "the log is gone")
 
     def _save(self, **changes: Any) -> None:
-        """Replace the file by rename, durably; what isn't on disk isn't remembered here either."""
+        """Replace the file by rename, durably; memory changes only after the disk."""
         record: dict[str, Any] = {
             "format": FORMAT,
             "cluster_id": self.cluster_id,

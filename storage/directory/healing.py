@@ -1,8 +1,7 @@
 """Opens a node's log and state, and replaces what of them is damaged.
 
-Theory of operation. Damage that the start of a node finds is no reason to give the node up: the
-other members have what it has lost. What can't be used is set aside, never removed, and this is
-what takes its place:
+Theory of operation. A node that finds damage at its start can recover, because the other members
+have what it has lost. A damaged part is set aside, never removed, and replaced:
 
     damaged                           set aside   in its place                  the node
     log                               log         an empty log behind the       heals
@@ -13,18 +12,18 @@ what takes its place:
     state and log of two different    both        nothing                       heals
     histories
 
-What healing means for the cluster is the core's business (`core/raft.py`). Here it is a number, the
-*healing generation*, which is made odd before anything else is done, so that whatever a crash
-leaves the node never votes, or is counted, as if it had its log. A node of a cluster that has no
-other voter keeps its hands off: nobody could give it back what it throws away.
+The core (`core/raft.py`) defines what healing means for the cluster. This module only keeps a
+number, the *healing generation*. It becomes odd before any other step, so that the node never
+votes, or counts, as if it had its log, whatever a crash leaves. A node without another voter in its
+cluster changes nothing, because no other member could restore what it would discard.
 
-Each step is durable before the next, and a start that finds the note of the first goes on:
+Each step is durable before the next. A start that finds the record of step 1 continues:
 
     1  record which parts are lost, and the generation
-    2  if only the state is lost: drop a snapshot that was received; installed, it would cut the log
-    3  set the lost parts aside; whatever is in their place by then was begun by step 4
+    2  if only the state is lost: drop a received snapshot; installing it would cut the log
+    3  set the lost parts aside; a file already in their place was begun by step 4
     4  begin the log behind the state's position
-    5  remove the note
+    5  remove the record
 """
 
 from __future__ import annotations
@@ -41,15 +40,15 @@ from raftha.storage.state.state import State
 LOG, STATE = "log", "state"
 ALONE = "no other member has a copy; keep the files, and put back an earlier copy of the directory"
 _ATTEMPTS = 3
-"""Damage in what was just made anew isn't healed by making it anew."""
+"""After this many attempts the start fails: a part that was just replaced is damaged again."""
 
 
 class NodeFiles(Protocol):
-    """Where a node keeps log and state; the simulator has one of its own."""
+    """Where a node keeps log and state; the simulator has another implementation."""
 
     @property
     def lost(self) -> Mapping[str, str]:
-        """The parts that are recorded as lost."""
+        """Parts that are recorded as lost."""
         ...
 
     def open_log(self) -> Wal:
@@ -57,15 +56,15 @@ class NodeFiles(Protocol):
         ...
 
     def open_state(self, wal: Wal) -> State:
-        """Open the state, with the snapshot that is ready in its place if there is one; Corrupt."""
+        """Open the state, after installing a snapshot that is ready and needed; Corrupt."""
         ...
 
     def peek(self) -> tuple[LogPosition, bytes | None]:
-        """Position and membership of the state as it is, without making one; Corrupt."""
+        """Return position and membership of the state, without creating one; Corrupt."""
         ...
 
     def has_others(self, membership: bytes | None) -> bool:
-        """Whether this membership, or the first one, has a voter beside this node."""
+        """Whether this membership, or the initial one, has a voter besides this node."""
         ...
 
     def record_loss(self, parts: Collection[str], found: Corrupt) -> None: ...
@@ -78,7 +77,7 @@ class NodeFiles(Protocol):
 
 
 class OpenNode(NamedTuple):
-    """An open node: `entries` are those of the log behind the state."""
+    """An open node: `entries` are those that the state has not applied."""
 
     wal: Wal
     state: State
@@ -92,13 +91,13 @@ class _Damage(NamedTuple):
 
 
 def open_or_heal(node_files: NodeFiles) -> OpenNode:
-    """Open log and state, and replace what is damaged; Corrupt if nobody has it."""
+    """Open log and state, and replace damaged parts; Corrupt if no other member has a copy."""
     for attempt in range(_ATTEMPTS):
         if node_files.lost:
             try:
                 _replace(node_files)
             except Corrupt as found:
-                # The state that was to stay isn't sound either, by now.
+                # The state, which was not recorded as lost, is damaged too.
                 node_files.close()
                 node_files.record_loss((LOG, STATE), found)
                 _replace(node_files)
@@ -157,7 +156,7 @@ def _replace(node_files: NodeFiles) -> None:
 
 
 def _last_membership(wal: Wal) -> bytes | None:
-    """The payload of the last MEMBERSHIP entry in the log, if there is one."""
+    """Return the payload of the last MEMBERSHIP entry in the log, None without one."""
     found: bytes | None = None
     index = wal.first_index
     while index <= wal.last_index:

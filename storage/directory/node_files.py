@@ -1,4 +1,4 @@
-"""A node's log and state on the real disk, as `healing.py` opens and replaces them."""
+"""A node's log and state on the real disk: the `NodeFiles` of a data directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raftha.storage.state.state import State
 
 
 class DirectoryNodeFiles:
-    """The `NodeFiles` in a data directory, for one opening; the caller owns what it opens."""
+    """The `NodeFiles` of a data directory, for one start; the caller owns what this opens."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class DirectoryNodeFiles:
         has_others: Callable[[bytes | None], bool],
         report: Callable[[Collection[str], Corrupt], None],
     ) -> None:
-        """`report` is told what is about to be set aside, and why."""
+        """`report` receives the parts that are about to be set aside, and the damage."""
         self.has_others = has_others
         self._data = data
         self._disk = disk
@@ -41,7 +41,7 @@ class DirectoryNodeFiles:
 
     @property
     def store(self) -> CheckpointStore:
-        """What the open state stands on."""
+        """The store of the open state."""
         assert self._store is not None, "the state is open"
         return self._store
 
@@ -83,8 +83,8 @@ class DirectoryNodeFiles:
             store.close()
 
     def _check_recorded_damage(self) -> None:
-        # To look at the whole state would take as long as reading it. What of it is damaged is
-        # found when it is needed, and noted.
+        # Checking the whole state takes as long as reading it, so a running node finds damage when
+        # it reads a damaged value, and records it for its next start.
         if self._data.damage:
             raise Corrupt(self._state_folder, 0, self._data.damage)
 

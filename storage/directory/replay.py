@@ -1,8 +1,8 @@
-"""Where the log and the state meet: what a starting node replays, what a lagging follower is sent.
+"""Joins log and state: reads what a starting node replays and what a lagging follower receives.
 
 Theory of operation. The state is durable as of a checkpoint, the log as of its last write, and the
-log is freed only up to a checkpoint: so the log always has the entry that the state stands at, or
-stands there itself. Anything else means that the two are not of one node, or that one was damaged.
+log is freed only up to a checkpoint. So the log holds the last entry that the state has applied, or
+begins right behind it. Otherwise log and state are not of the same node, or one of them is damaged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ READ_BYTES = 4 << 20
 
 
 def entries_after(wal: Wal, applied: LogPosition, path: str | Path) -> list[Entry]:
-    """The log's entries behind what the state has applied; Corrupt unless the two fit together.
+    """Return the entries that the state has not applied; Corrupt unless log and state fit together.
 
     `path` is the log's folder, for the error.
     """
@@ -32,7 +32,11 @@ def entries_after(wal: Wal, applied: LogPosition, path: str | Path) -> list[Entr
     if applied.index > wal.base.index:
         at_applied = wal.read(applied.index, 1)[0].position
     if at_applied != applied:
-        raise Corrupt(path, 0, f"entry {applied.index} is not the one that the state has applied")
+        raise Corrupt(
+            path,
+            0,
+            f"entry {applied.index} of the log differs from the one that the state has applied",
+        )
     entries: list[Entry] = []
     while (next_index := applied.index + len(entries) + 1) <= wal.last_index:
         entries += wal.read(next_index, READ_BYTES)
@@ -41,7 +45,7 @@ def entries_after(wal: Wal, applied: LogPosition, path: str | Path) -> list[Entr
 
 
 def read_from(wal: Wal, index: int) -> tuple[LogPosition, list[Entry]]:
-    """Entries from `index` on, and the position that they follow. Any thread; Compacted."""
+    """Return entries from `index` on, and the position before them. Any thread; Compacted."""
     assert 0 < index <= wal.last_index + 1, "what is asked for follows an entry of the log"
     try:
         previous, *entries = wal.read(index - 1, READ_BYTES)

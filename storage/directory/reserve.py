@@ -1,13 +1,13 @@
-"""Space kept back on the disk, so that a full one still takes a checkpoint.
+"""A reserve of disk space, so that a checkpoint still succeeds on a full disk.
 
-Theory of operation. Only a checkpoint lets log be freed, so on a disk that others have filled it
-must not fail. Therefore a file of the reserve's size, with its blocks allocated, lies in the data
-directory. A checkpoint that finds no space removes it and tries again; afterwards the file is made
-anew, and until that has worked the node counts as full. The file holds nothing, and which blocks a
-crash leaves of it doesn't matter: `take` allocates what is missing.
+Theory of operation. The log can be freed only after a checkpoint, so a checkpoint must not fail
+when other files have filled the disk. Therefore the data directory has a file of the reserve's size
+with its blocks allocated. A checkpoint that finds no space removes the file and tries again.
+Afterwards the file is made again, and until that succeeds the node reports a full disk. The file
+has no content, and a crash may leave any part of it: `take` allocates what is missing.
 
-It is a reserve against others' files and the log's own growth, on file systems where allocated
-blocks stay allocated (ext4, XFS, tmpfs). A checkpoint that needs more than it waits for space.
+The reserve protects against other files and the log's own growth, on file systems where allocated
+blocks stay allocated (ext4, XFS, tmpfs). A checkpoint that needs more space than that waits.
 
 One thread at a time.
 """
@@ -25,7 +25,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Reserve:
-    """The file `path`, of `size` bytes; with 0 there is none."""
+    """The file `path` of `size` bytes; a size of 0 turns the reserve off."""
 
     def __init__(self, path: Path, size: int) -> None:
         self._path = path
@@ -34,11 +34,11 @@ class Reserve:
 
     @property
     def folder(self) -> Path:
-        """Where the file is."""
+        """The folder of the file."""
         return self._path.parent
 
     def take(self) -> None:
-        """Have the space, unless it is there already. StorageFull: as much as there was before."""
+        """Allocate the reserve unless it is allocated. StorageFull leaves no reserve."""
         if self._is_taken:
             return
         if not self._size:
@@ -61,7 +61,7 @@ class Reserve:
         self._is_taken = True
 
     def give_up(self) -> bool:
-        """Give the space back, for what can't do without; whether there was any."""
+        """Free the reserve for work that can't wait; return True if there was one."""
         self._is_taken = False
         with contextlib.suppress(OSError):
             self._path.unlink()
@@ -70,7 +70,7 @@ class Reserve:
 
 
 def require_space(folder: Path, count: int) -> None:
-    """StorageFull if the disk says that it has no `count` bytes; no, that is, without trying."""
+    """Raise StorageFull if the file system reports fewer than `count` free bytes."""
     disk = os.statvfs(folder)
     if count > disk.f_bavail * disk.f_frsize:
         raise _full(folder, count)
@@ -78,6 +78,6 @@ def require_space(folder: Path, count: int) -> None:
 
 def _full(folder: Path, count: int) -> StorageFull:
     return StorageFull(
-        f"no space for {count} bytes ahead of need in {folder}",
-        hint="free some; writes are accepted again as soon as there is enough",
+        f"no space to preallocate {count} bytes in {folder}",
+        hint="free some space; the node accepts writes again as soon as there is enough",
     )

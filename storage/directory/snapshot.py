@@ -1,29 +1,28 @@
-"""Snapshots of the state, as files: made by a leader, received by followers the log can't help.
+"""Snapshot files: a leader makes them, a follower behind the leader's log receives them.
 
-Theory of operation. A snapshot is an LMDB file as of one checkpoint, whose meta says the position.
-The leader's is in `outgoing`, which is emptied at each start. The follower's grows in `incoming`,
-where a restart goes on with it:
+Theory of operation. A snapshot is an LMDB file as of one checkpoint; its meta has the position. The
+leader keeps it in `outgoing`, which is emptied at each start. The follower's copy grows in
+`incoming`, and a restart continues it:
 
     outgoing/<id>/data.mdb        a copy of the last checkpoint, made while checkpoints go on
-    incoming/OFFER                JSON: which snapshot this is, how long, its SHA-256
-    incoming/image/data.mdb       the first so many bytes of it; each chunk is synced
-    incoming/READY                JSON: the position. The snapshot is whole, and was checked
+    incoming/OFFER                JSON: the snapshot's id, size and SHA-256
+    incoming/image/data.mdb       the bytes received so far; each chunk is synced
+    incoming/READY                JSON: the position. The snapshot is complete and was checked
 
-Nothing of it is believed before it is whole; then its SHA-256, its structure as LMDB sees it, and
-its meta are checked. READY commits to nothing: whether the snapshot is of use is decided when the
-node opens (`install`), with nobody else at work on log and state.
+The follower checks a complete snapshot: SHA-256, structure, meta. READY commits to nothing: the
+next opening of the node (`install`) decides if the snapshot is still needed, while no other thread
+uses log and state.
 
-Installing takes the place of log and state, in steps of which each is durable before the next:
+`install` replaces log and state. Each step is durable before the next:
 
-    1  the log begins anew at the snapshot's position (`Wal.reset`)
+    1  begin the log at the snapshot's position (`Wal.reset`)
     2  state -> state.old
     3  incoming/image -> state
-    4  state.old and incoming are removed, READY last
+    4  remove state.old and incoming, READY last
 
-Opening again after a crash goes on where it stopped. Before 1, it is decided anew whether the
-snapshot is needed: the log may have moved on since READY was written. After 1 it always is: the
-log's base is the position, and the state isn't there. After 3 there is no snapshot left but that in
-its place.
+After a crash the next opening continues. Before step 1 it decides again if the snapshot is needed:
+the log may have moved on since READY was written. After step 1 the snapshot is always needed: the
+log's base is its position, or the state is missing. After step 3 the snapshot is in its place.
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.state import State
 
 CHUNK_BYTES = 128 * 1024
-"""Small: a chunk stands in front of heartbeats, and its sync in front of the log's."""
+"""Small, because a chunk delays heartbeats, and its sync delays the log's."""
 SYNC_BYTES = 1 << 20
-"""Of a snapshot in the making, between two syncs."""
+"""Bytes written between two syncs while a snapshot is made."""
 REMOVE_BYTES, REMOVE_PAUSE_S = 16 << 20, 0.01
-"""A large file is removed in pieces: at once it would hold up other files' syncs."""
+"""A large file is removed in pieces; removing it at once would delay other files' syncs."""
 _FILE = "data.mdb"
 _READ_BYTES = 1 << 20
 
@@ -67,7 +66,7 @@ class SnapshotFile(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A part of a snapshot, compressed; `crc` is that of the bytes before that."""
+    """A compressed part of a snapshot; `crc` is that of the uncompressed bytes."""
 
     offset: int
     crc: int
@@ -75,14 +74,14 @@ class Chunk(NamedTuple):
 
 
 def pack_chunk(offset: int, data: bytes) -> Chunk:
-    """Compress a part of a snapshot."""
+    """Compress a part of a snapshot into a chunk."""
     return Chunk(offset, crc32c(data), zstandard.ZstdCompressor(level=1).compress(data))
 
 
 def unpack_chunk(chunk: Chunk) -> bytes | None:
-    """The bytes that `pack_chunk` was given; None if they were damaged on the way."""
+    """Return the bytes of a chunk; None if it is damaged."""
     try:
-        # What the frame says of its size is what would be allocated.
+        # The decompressor allocates the size that the frame states.
         if not 0 < zstandard.frame_content_size(chunk.data) <= CHUNK_BYTES:
             return None
         data = zstandard.ZstdDecompressor().decompress(chunk.data)
@@ -92,10 +91,10 @@ def unpack_chunk(chunk: Chunk) -> bytes | None:
 
 
 class Outgoing:
-    """The snapshots that this node sends, in `folder`. For storage threads."""
+    """The snapshots that this node sends, in `folder`. Used by storage threads."""
 
     def __init__(self, folder: Path) -> None:
-        """Remove what an earlier run left."""
+        """Remove the snapshots of an earlier run."""
         self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -117,8 +116,8 @@ class Outgoing:
                     file.write(piece)
                     hasher.update(piece)
                     if file.tell() % SYNC_BYTES < len(piece):
-                        # Nobody needs it after a crash. But what is left to the kernel goes out all
-                        # at once some time later, and the log's syncs stand behind it.
+                        # Not for durability: a crash discards the file. But the kernel would
+                        # write all of it at once later, and the log's syncs would wait.
                         os.fdatasync(file.fileno())
                     throttle(len(piece))
 
@@ -134,7 +133,7 @@ class Outgoing:
         return SnapshotFile(snapshot_id, position, size, hasher.digest())
 
     def read(self, snapshot_id: int, offset: int) -> Chunk | None:
-        """The chunk at `offset`; None if the snapshot is gone or can't be read."""
+        """Return the chunk at `offset`; None if the snapshot is gone or can't be read."""
         try:
             with self._path(snapshot_id).open("rb") as file:
                 file.seek(offset)
@@ -143,7 +142,7 @@ class Outgoing:
             return None
 
     def drop(self, snapshot_id: int) -> None:
-        """Remove a snapshot; one that can't be removed now is at the next start."""
+        """Remove a snapshot; if that fails, the next start removes it."""
         _remove(self._path(snapshot_id).parent)
 
     def _path(self, snapshot_id: int) -> Path:
@@ -151,14 +150,14 @@ class Outgoing:
 
 
 class Incoming:
-    """The snapshot that this node receives, in `folder`. For one storage thread at a time."""
+    """The snapshot that this node receives, in `folder`. One thread at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file = folder / "image" / _FILE
 
     def begin(self, snapshot_id: int, size: int, sha256: bytes) -> int:
-        """How much of this snapshot is there already; any other one is removed."""
+        """Return how many bytes of this snapshot are there already; remove any other one."""
         offer = {"snapshot": snapshot_id, "size": size, "sha256": sha256.hex()}
         if _read_json(self._folder / "OFFER") == offer and self._file.exists():
             return min(self._file.stat().st_size, size)
@@ -172,7 +171,7 @@ class Incoming:
         return 0
 
     def write(self, chunk: Chunk) -> int:
-        """Add a chunk, durably; how much is there then: as much as before if it is damaged."""
+        """Add a chunk, durably; return the new size, which a damaged chunk leaves unchanged."""
         data = unpack_chunk(chunk)
         if data is None:
             return chunk.offset
@@ -185,7 +184,7 @@ class Incoming:
         return chunk.offset + len(data)
 
     def check(self, sha256: bytes, index: int) -> bool:
-        """Whether the snapshot is whole, sound, and as of entry `index`; then it is made READY."""
+        """Mark the snapshot READY if it is complete, sound and as of entry `index`."""
         try:
             with self._file.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").digest() != sha256:
@@ -203,7 +202,7 @@ class Incoming:
         return True
 
     def discard(self) -> None:
-        """Remove whatever is there; READY first, since it speaks for the rest."""
+        """Remove all files; READY first, because it vouches for the others."""
         (self._folder / "READY").unlink(missing_ok=True)
         if self._folder.exists():
             _sync_folder(self._folder)
@@ -211,17 +210,17 @@ class Incoming:
 
 
 def install(data: Path, wal: Wal) -> bool:
-    """Put the snapshot that is READY, if there is one, in the place of log and state.
+    """Replace log and state by the snapshot that is READY, if there is one and it is needed.
 
-    For a node that opens: the store must be closed. Whether a snapshot is in its place now; if it
-    isn't needed any more it is removed. See the module's docstring for the steps.
+    The store must be closed. Return True if a snapshot was installed; one that isn't needed is
+    removed. The module's docstring has the steps.
     """
     incoming, state, old = data / "incoming", data / "state", data / "state.old"
     ready = _read_json(incoming / "READY")
     received = incoming / "image"
     if ready is None:
         if not received.exists():
-            Incoming(incoming).discard()  # What a crash left of the last step.
+            Incoming(incoming).discard()  # A crash interrupted the last step.
         return False
     is_installed = True
     if received.exists():
@@ -245,15 +244,15 @@ def install(data: Path, wal: Wal) -> bool:
 
 
 def is_needed(wal: Wal, applied: LogPosition, position: LogPosition) -> bool:
-    """Whether a snapshot as of `position` holds what this log and this state don't.
+    """Whether a snapshot as of `position` has entries that this log and this state lack.
 
-    A log with the snapshot's last entry must be kept: it may have acknowledged what comes after it.
-    A log without it holds nothing after it that could be committed.
+    A log that has the snapshot's last entry must stay: later entries may be acknowledged. If the
+    log lacks that entry, none of its later entries can be committed.
     """
     if applied.index >= position.index:
         return False
     if wal.base == position:
-        return True  # An interrupted install.
+        return True  # A crash interrupted an install.
     if wal.hard_state.commit >= position.index:
         return False
     is_within = wal.base.index < position.index <= wal.last_index
@@ -261,7 +260,7 @@ def is_needed(wal: Wal, applied: LogPosition, position: LogPosition) -> bool:
 
 
 def _position(folder: Path) -> LogPosition:
-    """The position of the state in `folder`."""
+    """Return the position of the state in `folder`."""
     store = CheckpointStore(folder)
     try:
         return State(store).applied
@@ -278,7 +277,7 @@ def _ready_position(path: Path, ready: Any) -> LogPosition:
 
 
 def _read_json(path: Path) -> Any:
-    """What the file says; None if there is none, or none that was ever completed."""
+    """Return the file's content; None if it is missing or incomplete."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -297,14 +296,14 @@ def _write_json(path: Path, record: dict[str, Any]) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder whose files nobody needs, a little at a time; as far as that is possible."""
+    """Remove a folder with unused files in small steps, as far as possible."""
     try:
         for path in folder.iterdir():
             for size in reversed(range(0, path.stat().st_size, REMOVE_BYTES)):
                 os.truncate(path, size)
-                time.sleep(REMOVE_PAUSE_S)  # The disk is for others meanwhile.
+                time.sleep(REMOVE_PAUSE_S)  # Other files' syncs come first.
     except OSError:
-        pass  # Then all at once, if at all.
+        pass  # `rmtree` removes what it can.
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,17 +1,17 @@
-"""The file operations that the log is made of, as a seam: the real disk; tests have another.
+"""The file operations that the log uses, as a seam: tests replace the real disk by another.
 
 Theory of operation. Whether acknowledged data survives a power cut depends on which operations were
-followed by which syncs. So the log does everything through these few operations, and the tests swap
-in a disk that forgets, or half-forgets, whatever was not synced. The contract, for both:
+followed by which syncs. So the log uses only these operations, and the tests substitute a disk that
+loses all or part of what was not synced. Both disks keep this contract:
 
-- `pwrite` reaches the disk for certain only with a later `fdatasync` of the same file that returns.
-  Until then any part of it may survive a crash, in any order, in units of a sector.
-- A name (created, renamed, unlinked) is certain only after `sync_dir` of its folder.
-- Any operation may raise OSError. After a failed `fdatasync` nobody knows what is on the disk, and
-  a second one that succeeds proves nothing: Linux holds the pages it couldn't write for clean (the
-  «fsyncgate» of PostgreSQL, 2018). Callers must not go on.
+- What `pwrite` wrote is durable once a later `fdatasync` of the same file has returned. Until then
+  any part of it may survive a crash, in any order, in units of a sector.
+- A name (created, renamed, unlinked) is durable once `sync_dir` of its folder has returned.
+- Any operation may raise OSError. After a failed `fdatasync` the content of the disk is unknown,
+  and a second one that succeeds proves nothing: Linux marks the pages it couldn't write as clean
+  (the «fsyncgate» of PostgreSQL, 2018). Callers must stop using the file.
 
-Paths are text, handles are whole numbers, and every method may be called from any thread.
+Paths are text, handles are whole numbers, and any thread may call every method.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Protocol
 
 
 class Disk(Protocol):
-    """What the log asks of a file system."""
+    """The file system as the log needs it."""
 
     def open(self, path: str, *, create: bool = False) -> int:
         """Open for reading and writing; FileNotFoundError if it is missing and not `create`."""
         ...
 
     def close(self, handle: int) -> None:
-        """Give the handle back; syncs nothing."""
+        """Close the handle; nothing is synced."""
         ...
 
     def size(self, handle: int) -> int:
-        """The file's size in bytes."""
+        """Return the file's size in bytes."""
         ...
 
     def pread(self, handle: int, count: int, offset: int) -> bytes:
@@ -40,31 +40,31 @@ class Disk(Protocol):
         ...
 
     def pwrite(self, handle: int, data: bytes, offset: int) -> None:
-        """Write all of `data`, growing the file if need be; or raise, with any part written."""
+        """Write all of `data`, growing the file if needed; on an error any part may be written."""
         ...
 
     def fdatasync(self, handle: int) -> None:
-        """On return, everything written to this file, and its size, is on the disk."""
+        """Make the file's content and size durable."""
         ...
 
     def rename(self, old: str, new: str) -> None:
-        """Give the file a new name in the same folder, atomically replacing what had it."""
+        """Rename the file within its folder, atomically replacing a file of the new name."""
         ...
 
     def unlink(self, path: str) -> None:
-        """Remove the name; FileNotFoundError if there is none."""
+        """Remove the file; FileNotFoundError if it is missing."""
         ...
 
     def listdir(self, path: str) -> list[str]:
-        """The names in a folder, in no particular order."""
+        """Return the names in a folder, in no particular order."""
         ...
 
     def mkdir(self, path: str) -> None:
-        """Make the folder and those above it; nothing happens if it is there."""
+        """Make the folder and its parents; does nothing if it exists."""
         ...
 
     def sync_dir(self, path: str) -> None:
-        """On return, all that happened to names in this folder is on the disk."""
+        """Make all changes of names in this folder durable."""
         ...
 
 
@@ -96,7 +96,7 @@ class RealDisk:
 
     def pwrite(self, handle: int, data: bytes, offset: int) -> None:
         done = os.pwrite(handle, data, offset)
-        while done < len(data):  # A short write is no error: the next call says what stopped it.
+        while done < len(data):  # A short write is no error: the next call reports the cause.
             done += os.pwrite(handle, memoryview(data)[done:], offset + done)
 
     def fdatasync(self, handle: int) -> None:

@@ -1,11 +1,11 @@
-"""Reading the log back: which files are it, what is in them, where it ends, or that it is damaged.
+"""Reads the log back: finds its files, its entries and its end, or that it is damaged.
 
 Theory of operation. `recover` only reads. It opens every live segment, checks that they follow each
 other without a gap, then walks all writes and rebuilds what `Wal` keeps in memory: where each entry
-is, the position after the last one, the hard state. It raises Corrupt where acknowledged bytes are
-not what was written, and finds the cut where the last write never became whole. `wal.py` says why
-the two can be told apart. Entries' hashes are followed from the base to the end, so an entry that
-belongs to another log is noticed even if its checksum is right.
+is, the position after the last one, the hard state. It raises Corrupt where acknowledged bytes
+differ from what was written, and finds the cut where the last write never became whole. `wal.py`
+explains why the two can be told apart. Recovery follows the entries' hashes from the base to the
+end, so it detects an entry of another log even if the checksum is right.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOCATION_SHIFT = 32  # A location is segment id << 32 | offset, so later records
 
 @dataclass(slots=True)
 class Log:
-    """What the segments say; `locations[i]` is where entry `base.index + 1 + i` is."""
+    """The log as read back; `locations[i]` is the place of entry `base.index + 1 + i`."""
 
     segments: list[Segment] = field(default_factory=list)
     base: LogPosition = LOG_START
@@ -48,12 +48,12 @@ class Log:
 
 
 def segment_path(directory: str, segment_id: int) -> str:
-    """The file of a live segment."""
+    """Return the path of a live segment."""
     return f"{directory}/{segment_id:016x}{SUFFIX}"
 
 
 def live_ids(directory: str, names: list[str]) -> list[int]:
-    """The ids of the live segments among a folder's names, in order; Corrupt if one is missing."""
+    """Return the ids of the live segments among `names`, in order; Corrupt if one is missing."""
     ids = []
     for name in names:
         stem = name.removesuffix(SUFFIX)
@@ -67,7 +67,7 @@ def live_ids(directory: str, names: list[str]) -> list[int]:
 
 
 def recover(disk: Disk, directory: str, ids: list[int]) -> Log:
-    """Read the live segments `ids`; on an error no file is left open. Changes nothing on disk."""
+    """Read the live segments `ids`, without changes on disk; on an error no file stays open."""
     log = Log()
     try:
         for segment_id in ids:
@@ -91,11 +91,11 @@ def recover(disk: Disk, directory: str, ids: list[int]) -> Log:
 
 
 def cut_tail(disk: Disk, segment: Segment, last_write: Write) -> None:
-    """Make the last write durable and turn what may be left of a torn one into zeros, durably.
+    """Make the last write durable, and durably overwrite the rest of a torn one with zeros.
 
     The last whole write may be in the page cache only: the process may have died before its sync,
-    or the sync failed, upon which Linux holds the pages for clean. Writing the same bytes again
-    makes them dirty, and a write torn between equal bytes loses nothing.
+    or the sync failed, after which Linux marks the pages as clean. Writing the same bytes again
+    makes the pages dirty, and a write torn between equal bytes loses nothing.
     """
     assert last_write.end == segment.end, "the log ends with its last whole write"
     data = disk.pread(segment.handle, last_write.end - last_write.offset, last_write.offset)
@@ -105,7 +105,7 @@ def cut_tail(disk: Disk, segment: Segment, last_write: Write) -> None:
 
 
 def close_all(disk: Disk, segments: list[Segment]) -> None:
-    """Close the segments' files; what they hold is synced already, so an error loses nothing."""
+    """Close the segments' files; their content is synced already, so an error loses nothing."""
     for segment in segments:
         with contextlib.suppress(OSError):
             disk.close(segment.handle)
@@ -127,13 +127,13 @@ def _open_segment(disk: Disk, directory: str, segment_id: int) -> Segment:
 
 
 def _enter(disk: Disk, log: Log, segment: Segment) -> None:
-    """Bring the log to where it was when `segment` began."""
+    """Set the log to its position when `segment` began."""
     header = segment.header
     is_first = segment is log.segments[0]
-    if is_first or header.is_anew or header.base.index < log.base.index:
-        # The second case: the log was begun anew here. The third: this segment's first entry
-        # superseded ones before the first segment that is left. So the log goes on from here, and a
-        # reset or a compaction was interrupted on its way here.
+    if is_first or header.is_reset or header.base.index < log.base.index:
+        # Second case: a reset began the log here. Third case: this segment's first entry supersedes
+        # entries before the first segment that is left. In both, a crash interrupted the reset or
+        # the compaction, and the log begins with this segment.
         log.base = log.last = header.base
         log.locations = array("Q")
         if is_first:
@@ -141,9 +141,9 @@ def _enter(disk: Disk, log: Log, segment: Segment) -> None:
     else:
         _truncate(disk, log, header.base.index, segment, 64)
     if log.last != header.base:
-        raise Corrupt(segment.path, 64, f"the log before it ends with {log.last}")
+        raise Corrupt(segment.path, 64, f"the log before this segment ends with {log.last}")
     if log.hard_state != header.hard_state:
-        raise Corrupt(segment.path, 112, f"the hard state before it is {log.hard_state}")
+        raise Corrupt(segment.path, 112, f"the hard state before this segment is {log.hard_state}")
 
 
 def _apply(disk: Disk, log: Log, segment: Segment, write: Write) -> None:
@@ -155,7 +155,9 @@ def _apply(disk: Disk, log: Log, segment: Segment, write: Write) -> None:
     for entry, offset in zip(write.entries, write.offsets, strict=True):
         if entry.index != log.last.index + 1:
             if entry.index <= segment.header.base.index:
-                raise Corrupt(segment.path, offset, f"entry {entry.index} is before the segment")
+                raise Corrupt(
+                    segment.path, offset, f"entry {entry.index} precedes the segment's base"
+                )
             _truncate(disk, log, entry.index - 1, segment, offset)
         if not follows(entry, log.last.hash):
             raise Corrupt(segment.path, offset, f"entry {entry.index} belongs to another log")
@@ -166,9 +168,9 @@ def _apply(disk: Disk, log: Log, segment: Segment, write: Write) -> None:
 
 
 def _truncate(disk: Disk, log: Log, last_index: int, segment: Segment, offset: int) -> None:
-    """Drop what `segment` supersedes at `offset`, everything after `last_index`."""
+    """Drop the entries after `last_index`, which `segment` supersedes at `offset`."""
     if last_index > log.last.index:
-        raise Corrupt(segment.path, offset, f"entry {log.last.index + 1} is missing before it")
+        raise Corrupt(segment.path, offset, f"entry {log.last.index + 1} is missing")
     if last_index == log.last.index:
         return
     is_base = last_index == log.base.index
@@ -183,25 +185,27 @@ def _entry_at(disk: Disk, log: Log, index: int) -> Entry:
     window = disk.pread(segment.handle, min(WRITE_BYTES_MAX, segment.end - offset), offset)
     entry = read_entry(segment, window, offset, offset)
     if entry is None or entry.index != index:
-        raise Corrupt(segment.path, offset, f"entry {index} is not where it was")
+        raise Corrupt(segment.path, offset, f"entry {index} is not at its place")
     return entry
 
 
 def _check_junction(segment: Segment, following: Segment) -> None:
-    """All of a segment was durable before the one after it came to life."""
+    """Raise Corrupt unless `segment` ends where `following` says: all of it was durable (W3)."""
     expected = following.header
     if segment.header.salt != expected.previous_salt:
-        raise Corrupt(following.path, 48, f"it doesn't follow on {segment.path}")
+        raise Corrupt(following.path, 48, f"the segment doesn't follow {segment.path}")
     if segment.end != expected.previous_end:
-        raise Corrupt(segment.path, segment.end, f"the log goes on to {expected.previous_end}")
+        raise Corrupt(
+            segment.path, segment.end, f"the log goes on to {expected.previous_end}"
+        )
 
 
 def _check_tail(disk: Disk, segment: Segment) -> None:
-    """Tell a torn tail, which is nothing, from damage, which is Corrupt."""
+    """Raise Corrupt if the end of the log is damage rather than a torn write."""
     durable = segment.header.first_write_end
     if segment.end < durable:
         raise Corrupt(segment.path, segment.end, f"the log was durable up to {durable}")
     later = find_later_write(disk, segment, segment.end)
     if later is not None:
-        detail = f"the write at {later} says that the log was durable beyond"
+        detail = f"the write at {later} proves that the log was durable beyond this byte"
         raise Corrupt(segment.path, segment.end, detail)

@@ -1,21 +1,21 @@
 """The bytes of one log segment: its header, its records, and the writes that records form.
 
 Theory of operation. A segment is a file of fixed size: a header block, then *writes*, one after the
-other, then whatever was there before. `wal.py` explains why this is safe; here is only the layout.
-All numbers are little endian.
+other, then the remains of the file's earlier use. `wal.py` explains why this is safe; this module
+has the layout only. All numbers are little endian.
 
 Header block, 4096 bytes:
 
     offset  size  field
          0     8  magic           "raftha" 00 "L"
          8     4  version         1
-        12     4  kind            0 goes on where the segment before it ends, 1 begins the log anew
+        12     4  kind            0 continues the previous segment, 1 begins the log again
         16     8  segment id      1, 2, 3 ... over the life of the log, never reused
         24     8  salt            random, new each time the file is used for a new segment
         32     8  segment bytes   the file's size
-        40     8  first write end where the write ends that was made together with this header
+        40     8  first write end end of the write that was made together with this header
         48     8  previous salt   of segment id - 1; 0 in segment 1
-        56     8  previous end    where the log ends in segment id - 1; 0 in segment 1
+        56     8  previous end    end of the log in segment id - 1; 0 in segment 1
         64    48  base            log position before this segment's first entry: index, term,
                                   time_us, last_sequence (8 each), hash (16)
        112    24  hard state      before the first write: term, vote, commit (8 each)
@@ -39,8 +39,8 @@ Bodies:
     hard state  8 term, 8 vote, 8 commit
     entry       `Entry.data`, unchanged
 
-A write is a write record and the records it counts. What `append` hands to the disk is one write,
-filled up with zeros to a whole page, so that the kernel never has to read a page to change half.
+A write is a write record and the records it counts. `append` passes one write to the disk, padded
+with zeros to a whole page, so that the kernel never reads a page in order to change a part of it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ _ZERO_PAGE = bytes(PAGE_BYTES)
 
 
 class RecordKind(enum.IntEnum):
-    """What a record's body is."""
+    """The kind of a record's body."""
 
     WRITE = 1
     HARD_STATE = 2
@@ -93,7 +93,7 @@ _KIND_WRITE, _KIND_HARD_STATE, _KIND_ENTRY = (int(kind) for kind in RecordKind)
 
 
 class Header(NamedTuple):
-    """What a segment says about itself; the module's docstring has the fields."""
+    """The header of a segment; the module's docstring describes the fields."""
 
     segment_id: int
     salt: int
@@ -103,21 +103,21 @@ class Header(NamedTuple):
     previous_end: int
     base: LogPosition
     hard_state: HardState
-    is_anew: bool = False
-    """Whether nothing before it is part of the log any more."""
+    is_reset: bool = False
+    """True if the log begins with this segment, and earlier segments are no part of it."""
 
     @property
     def seed(self) -> int:
-        """Where the CRCs of this segment start; a record's own seed is this XOR its offset.
+        """The seed of this segment's CRCs; a record's seed is this XOR its offset.
 
-        So neither a record of the file's earlier life nor one at another place is ever valid.
+        So a record of the file's earlier use, or one at another place, is never valid.
         """
         return int(extend(0, _SEED.pack(self.segment_id, self.salt)))
 
 
 @dataclass(slots=True)
 class Segment:
-    """An open segment: `end` is where its log ends, `readers` counts threads inside `read`."""
+    """An open segment: its log ends at `end`, and `readers` threads are reading it."""
 
     path: str
     handle: int
@@ -128,7 +128,7 @@ class Segment:
 
 
 class Write(NamedTuple):
-    """One write as read back; `offsets` are where the records of `entries` start."""
+    """One write as read back; `offsets` has the start of each record of `entries`."""
 
     offset: int
     end: int
@@ -138,9 +138,9 @@ class Write(NamedTuple):
 
 
 def encode_header(header: Header) -> bytes:
-    """The header block."""
+    """Return the header block."""
     fields = _HEADER.pack(
-        _MAGIC, VERSION, header.is_anew, *header[:6], *header.base, *header.hard_state
+        _MAGIC, VERSION, header.is_reset, *header[:6], *header.base, *header.hard_state
     )
     assert header.first_write_end >= HEADER_BYTES, "writes stand behind the header"
     block = fields + bytes(HEADER_BYTES - _CRC.size - len(fields))
@@ -170,26 +170,26 @@ def read_header(disk: Disk, handle: int, path: str) -> Header:
         previous_end=previous_end,
         base=LogPosition(*fields[6:11]),
         hard_state=HardState(*fields[11:]),
-        is_anew=bool(kind),
+        is_reset=bool(kind),
     )
     size = disk.size(handle)
     if size != header.segment_bytes:
-        raise Corrupt(path, size, f"the file should have {header.segment_bytes} bytes")
+        raise Corrupt(path, size, f"the file must have {header.segment_bytes} bytes")
     return header
 
 
 def record_bytes(body_bytes: int) -> int:
-    """How much room a record takes."""
+    """Return the size of a record with a body of `body_bytes`."""
     return RECORD_HEADER_BYTES + ((body_bytes + 7) & ~7)
 
 
 def body_bytes(window: bytes) -> int:
-    """The size that the record at the start of `window` says its body has."""
+    """Return the body size that the record at the start of `window` states."""
     return int.from_bytes(window[4:8], "little")
 
 
 def write_bytes(hard_state: HardState | None, entries: Sequence[Entry]) -> int:
-    """How much room a write takes, without the zeros that fill its last page."""
+    """Return the size of a write without the zeros that fill its last page."""
     total = WRITE_RECORD_BYTES
     if hard_state is not None:
         total += HARD_STATE_RECORD_BYTES
@@ -201,7 +201,7 @@ def write_bytes(hard_state: HardState | None, entries: Sequence[Entry]) -> int:
 def encode_write(
     header: Header, seed: int, offset: int, hard_state: HardState | None, entries: Sequence[Entry]
 ) -> tuple[bytes, list[int]]:
-    """The bytes of a write that will stand at `offset`, and where each entry's record will be."""
+    """Return the bytes of a write for `offset`, and the offset of each entry's record."""
     count = len(entries) + (hard_state is not None)
     total = write_bytes(hard_state, entries)
     assert offset % 8 == 0, "records begin at a multiple of 8"
@@ -221,7 +221,7 @@ def encode_write(
         parts += (crc, checked, data, _PADDING[-size & 7])
         offsets.append(at)
         at += RECORD_HEADER_BYTES + ((size + 7) & ~7)
-    assert at == offset + total, "a write takes the room that it says"
+    assert at == offset + total, "a write has the size that it states"
     parts.append(_ZERO_PAGE[: -at % PAGE_BYTES])
     return b"".join(parts), offsets
 
@@ -232,16 +232,16 @@ def _encode_record(seed: int, kind: int, body: bytes) -> bytes:
 
 
 def read_entry(segment: Segment, window: bytes, start: int, at: int) -> Entry | None:
-    """The entry whose record is at offset `at`; `window` is the file from offset `start` on.
+    """Return the entry whose record is at offset `at`; `window` is the file from `start` on.
 
-    None if the window ends too early; Corrupt if the record isn't what was written.
+    None if the window ends before the record does; Corrupt if the record is damaged.
     """
     i = at - start
     if i + RECORD_HEADER_BYTES > len(window):
         return None
     crc, size, kind, _zero = _RECORD.unpack_from(window, i)
     if at + record_bytes(size) > segment.end or kind != _KIND_ENTRY:
-        raise Corrupt(segment.path, at, "there is no entry where there was one")
+        raise Corrupt(segment.path, at, "the record is no entry")
     end = i + RECORD_HEADER_BYTES + size
     if end > len(window):
         return None
@@ -272,7 +272,7 @@ def scan(disk: Disk, segment: Segment, limit: int) -> Iterator[Write]:
 
 
 def _parse_write(segment: Segment, window: bytes, start: int, at: int) -> Write | None:
-    """The write at offset `at`, None if any of its records is not as it was written."""
+    """Return the write at offset `at`; None if one of its records is not valid."""
     first = _check_record(segment.seed, window, start, at)
     if first is None or first[0] != _KIND_WRITE or len(first[1]) != _WRITE.size:
         return None
@@ -296,12 +296,12 @@ def _parse_write(segment: Segment, window: bytes, start: int, at: int) -> Write 
             raise Corrupt(segment.path, at, f"unknown record kind {kind} in a valid write")
         at += record_bytes(len(body))
     if at != end:
-        raise Corrupt(segment.path, at, f"a write that should end at {end} ends here")
+        raise Corrupt(segment.path, at, f"a write that must end at {end} ends here")
     return write
 
 
 def _check_record(seed: int, window: bytes, start: int, at: int) -> tuple[int, bytes] | None:
-    """Kind and body of the record at offset `at`, None if there is no valid one."""
+    """Return kind and body of the record at offset `at`; None if it is not valid."""
     i = at - start
     if i + RECORD_HEADER_BYTES > len(window):
         return None
@@ -313,7 +313,7 @@ def _check_record(seed: int, window: bytes, start: int, at: int) -> tuple[int, b
 
 
 def find_later_write(disk: Disk, segment: Segment, end: int) -> int | None:
-    """The offset of a write record past `end` that says the log was durable past `end`, or None."""
+    """Return the offset of a write record that proves the log durable past `end`, or None."""
     marker = segment.header.salt.to_bytes(8, "little")
     overlap = WRITE_RECORD_BYTES
     size = segment.header.segment_bytes

@@ -1,15 +1,15 @@
-"""Spare segments: files of the right size, already written to, waiting to become part of the log.
+"""Spare segments: files of the right size, already written once, ready for use by the log.
 
 Theory of operation. A file is filled with zeros and synced under an unfinished name, and renamed to
-a spare's only then, so a spare that a crash leaves behind is complete. What is in it doesn't
-matter: see W5 in `wal.py`. At most two are kept.
+a spare's only then, so a spare that a crash leaves behind is complete. Its content doesn't matter
+(W5 in `wal.py`). At most two are kept.
 
-To fill a segment is to write more than the log does in seconds, and the log's syncs wait behind it.
-So it is written in small parts, with pauses between them (`SparePacer`), unless it is needed soon:
-then in large ones, of which a busy disk gets more done.
+Filling a segment writes more than the log writes in seconds, and the log's syncs wait behind it.
+So a spare is written in small parts with pauses between them (`SparePacer`). If the log needs it
+soon, it is written in large parts, which are faster on a busy disk.
 
-Any thread; the lock is never held over disk
-operations. Errors: StorageFull where there is no space, which harms nothing; OSError for all else.
+Any thread may call. The lock is never held during disk operations. A full disk is StorageFull, and
+changes nothing; any other failure is OSError.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 OnPart: TypeAlias = Callable[[float], bool]
-"""Told before each part what share of a spare is made; whether the part is to be a small one."""
+"""Called before each part with the share that is written; returns True for a small part."""
 
 
 def at_once(_: float) -> bool:
-    """An `OnPart` for a spare that is needed now."""
+    """The `OnPart` for a spare that is needed now."""
     return False
 
 
 class SparePacer:
-    """Pauses between the parts of a spare, which leave the disk to others."""
+    """Pauses between the parts of a spare, during which the disk is free for other work."""
 
     def __init__(
         self,
@@ -54,8 +54,10 @@ class SparePacer:
         wait: Callable[[float], bool],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`used` says what share of the current segment is full; `wait` lets so many seconds pass,
-        or fewer, and then says True, if somebody can't wait. The spare is begun now.
+        """Start to measure: the spare begins now.
+
+        `used` returns the share of the current segment that is full. `wait` sleeps for the given
+        seconds; it returns early, with True, if another task needs the disk or the space now.
         """
         self._used = used
         self._wait = wait
@@ -65,7 +67,7 @@ class SparePacer:
         self._busy_s = 0.0
 
     def on_part(self, made: float) -> bool:
-        """The share `made` is there: wait as long as may be; whether there is time for the rest."""
+        """Pause after the share `made`; return True if there is time to write the rest slowly."""
         if not made:
             return True
         now, used = self._now(), self._used()
@@ -92,7 +94,7 @@ class Spares:
         self._lock = threading.Lock()
 
     def adopt(self, names: list[str]) -> None:
-        """Take over the spares among a folder's names; remove the unfinished and misfits."""
+        """Take over the spares among `names`; remove unfinished ones and those of a wrong size."""
         for name in sorted(names):
             stem, dot, suffix = name.removeprefix(_PREFIX).partition(".")
             if not name.startswith(_PREFIX) or not stem.isascii() or not stem.isdigit():
@@ -107,7 +109,7 @@ class Spares:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is one."""
+        """Whether a spare is ready."""
         return bool(self._paths)
 
     def prepare(self, on_part: OnPart) -> None:
@@ -120,10 +122,10 @@ class Spares:
             self._paths.append(path)
 
     def take(self, data: bytes) -> tuple[str, int]:
-        """Put `data` at the start of a spare, durably, and give it away: its path and handle.
+        """Write `data` durably to the start of a spare; return the spare's path and handle.
 
-        A full disk may show even here (where files are copied on write). The spare isn't part of
-        the log yet, and the next attempt writes all of it again, so this too harms nothing.
+        On file systems that copy on write the disk may be full even here. The spare isn't part of
+        the log yet, and the next attempt writes all of it again, so nothing is lost.
         """
         with self._lock:
             path = self._paths.pop() if self._paths else ""
@@ -143,7 +145,8 @@ class Spares:
     def put(self, path: str, segment_bytes: int) -> None:
         """Make a spare of a closed segment that the log no longer needs, or remove it.
 
-        It may be used, and the next segment be freed, only once its old name is gone for good.
+        On return the removal of the old name is durable. Only then may the spare be used, or the
+        next segment be freed (W4).
         """
         with self._lock:
             is_kept = len(self._paths) < SPARES_MAX and segment_bytes == self._segment_bytes
@@ -163,8 +166,8 @@ class Spares:
         handle = -1
         try:
             handle = self._disk.open(unfinished, create=True)
-            # Really zeros, in place of fallocate: an fdatasync after writing into allocated but
-            # unwritten blocks has metadata to write.
+            # Zeros rather than fallocate: an fdatasync after a write into allocated but unwritten
+            # blocks has to write metadata too.
             made = 0
             while made < self._segment_bytes:
                 part_bytes = _SMALL_BYTES if on_part(made / self._segment_bytes) else _LARGE_BYTES
@@ -195,7 +198,7 @@ class Spares:
             self._disk.close(handle)
 
     def _discard(self, path: str, handle: int) -> None:
-        """Give back the space of a file that couldn't be written; a second error adds nothing."""
+        """Remove a file that couldn't be written; further errors are ignored."""
         if handle >= 0:
             with contextlib.suppress(OSError):
                 self._disk.close(handle)
@@ -206,5 +209,5 @@ class Spares:
         if error.errno in _DISK_FULL:
             raise StorageFull(
                 f"no space for {self._segment_bytes} bytes of log in {self._directory}",
-                hint="free some; writes are accepted again as soon as there is enough",
+                hint="free some space; the node accepts writes again as soon as there is enough",
             ) from error

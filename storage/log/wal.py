@@ -1,51 +1,52 @@
-"""The Raft log on disk: what was appended is there after any crash, or the log says that it isn't.
+"""The Raft log on disk: it survives any crash, or reports that it is damaged.
 
-Theory of operation. One thread appends; every append is one *write*: a run of records that is put
+Theory of operation. One thread appends. Each append is one *write*: a run of records, written
 behind the last one with one `pwrite` and made durable with one `fdatasync`. When `append` returns,
-its entries and the hard state in it (term, vote) are on the disk; only then may anything that
-depends on them leave the process. Other threads read, free old segments and prepare new ones.
+its entries and its hard state (term, vote) are on the disk. Only then may anything that depends on
+them leave the process. Other threads read, free old segments and prepare new ones.
 
 The log is a chain of files of fixed size, *segments*, in one folder:
 
-    0000000000000001.seg   live, oldest      spare-4.seg   ready to be used, content meaningless
+    0000000000000001.seg   live, oldest      spare-4.seg   ready for use, content meaningless
     0000000000000002.seg   live              spare-5.tmp   a spare in the making
-    0000000000000003.seg   live, current: the only one that is written to
+    0000000000000003.seg   live, current: the only one that the log writes to
 
-A segment is written with zeros once, synced, and from then on only overwritten and recycled, so
-that an fdatasync never waits for the file system to allocate blocks (0.3 ms against 1.8 ms on
-ext4). `segment.py` has the tables of bytes; in short:
+A segment is filled with zeros once, synced, and from then on only overwritten and recycled. So an
+fdatasync never waits for the file system to allocate blocks (0.3 ms against 1.8 ms on ext4).
+`segment.py` has the layout byte by byte; in short:
 
-    header (4096)  | write | write | write | what was there before
+    header (4096)  | write | write | write | remains of an earlier use
     id, salt, ...  | write record, [hard state record], entry records | ...
 
-Supersession. An entry at index i supersedes all entries at or after i (a new leader's log wins over
-a follower's tail): nothing is erased, the later record counts. To keep each segment readable
-without those before it, an entry never goes into a segment whose `base` (the log position before
-its first entry) is at or after it: the append rolls to a new segment instead. So the log is what
-segments from j on hold, on top of entries up to base(j), for any j; and those before j may be freed
-as soon as everything up to base(j) is committed and in a checkpoint: that is `compact`.
+Supersession. An entry at index i supersedes all entries at or after i, as a new leader's log
+replaces a follower's tail. Nothing is erased; the later record counts. To keep each segment
+readable without those before it, an entry never goes into a segment whose `base` (the log position
+before its first entry) is at or after it: the append rolls to a new segment instead. So for any
+segment j, the log is the entries up to base(j) followed by what segments from j on hold. `compact`
+frees the segments before j once everything up to base(j) is committed and in a checkpoint.
 
-A log can also begin anew at a position that it has never reached (`reset`), after a snapshot of the
-state was received. That is a segment like any other, but for a mark in its header: what stands
-before it is no longer part of the log.
+A log can begin again at a position that it has never reached (`reset`), after a snapshot of the
+state was received. A mark in the new segment's header says that earlier segments are no longer part
+of the log.
 
-Rules that everything rests on, W1 to W6:
+The rules, W1 to W6:
 
-  W1  A write is made only after the one before it is durable. So at most one write, the last, is
-      ever in doubt, and a valid write record at offset x proves that all before x was durable.
+  W1  A write is made only after the one before it is durable. So at most one write, the
+      last, is ever in doubt, and a valid write record at offset x proves that all before x was
+      durable.
   W2  A segment becomes live in the order: pwrite of header and first write into a spare, fdatasync,
       rename to its id, sync of the folder. So a live segment's header and first write are whole.
   W3  A segment states where the log ended in the one before it (end and salt), and all of that was
       durable before. So only the last segment can have a torn tail.
-  W4  A segment that is freed is renamed to a spare and the folder synced before the next step: the
-      next segment's rename, or the spare's use. Oldest first, so a gap between ids is damage.
+  W4  A freed segment is renamed to a spare, and the folder synced, before the next step: the next
+      segment's rename, or the spare's use. Oldest first, so a gap between ids is damage.
   W5  Checksums are seeded with the segment's salt and id and with the record's offset. Records of
-      the file's earlier life, or from another place, are never valid.
-  W6  A failed write or sync is final: the log refuses everything from then on. What is on the disk
-      is unknown, and a second fdatasync that succeeds proves nothing.
+      the file's earlier use, or from another place, are never valid.
+  W6  A failed write or sync is final: the log refuses all further work. The content of the disk is
+      unknown, and a second fdatasync that succeeds proves nothing.
 
-Recovery walks all writes (`recovery.py`). A write that isn't whole counts as nothing: it was never
-acknowledged, since its fdatasync never returned. Then, before anything else is done:
+Recovery walks all writes (`recovery.py`). A write that isn't whole is ignored: it was never
+acknowledged, since its fdatasync never returned. Recovery then decides:
 
     what is found                                       verdict
     invalid record before the end that W3 states        Corrupt: was durable
@@ -53,29 +54,29 @@ acknowledged, since its fdatasync never returned. Then, before anything else is 
     invalid record, a valid write record after it       Corrupt: was durable (W1)
     invalid record, no write record after it            torn tail, or end of log: cut here
 
-To cut is to write zeros from the end of the last whole write as far as a torn one can reach, and
-to sync. Otherwise parts of the torn write could join with parts of the next one, if that is torn
-too, to a write that nobody made. The last whole write is written once more along with it (see
-`cut_tail`). Damage to the very last write looks like a torn tail. Nothing on this disk can tell the
-two apart, so `close` adds an empty write: everything before that is known to have been durable.
+Cutting writes zeros from the end of the last whole write as far as a torn one can reach, and syncs.
+Otherwise parts of the torn write and parts of the next one, if that is torn too, could form a write
+that was never made. The last whole write is written once more in the same step (see `cut_tail`).
+Damage to the very last write looks like a torn tail, and nothing on this disk can tell the two
+apart. So `close` adds an empty write: everything before it is known to have been durable.
 
 Crash cases, and why each is safe:
 
-- In an append: W1; the write is cut, or it is whole and made durable by recovery.
+- In an append: W1. Recovery cuts the write, or finds it whole and makes it durable.
 - While a segment becomes live: before the rename survives, it is a spare, and the previous segment
   is the last one. After, it is whole (W2), and nothing in it was acknowledged unless the rename is
   durable; recovery syncs the folder before it relies on it.
 - While spares are made: unfinished ones have another name and are removed.
 - In a compaction: each step leaves a chain without gaps. A segment whose renaming was lost is live
   again and holds what it held, as it isn't reused before the renaming is durable (W4).
-- In a reset: before the new segment's rename survives, nothing has happened. After, the log begins
-  with it, whatever stands before it; `open` frees that, as `reset` would have.
+- In a reset: until the new segment's rename is durable, nothing has happened. From then on the log
+  begins with it, and `open` frees the segments before it, as `reset` would have.
 - While the tail is cut: zeros over an invalid write leave it invalid; recovery does it again.
-- In recovery anywhere else: it changed nothing.
+- In recovery anywhere else: recovery changes nothing.
 
-Threads: `append` and `close` belong to one thread; `read` is for any; `compact` and `prepare_spare`
-are for one background thread. The lock guards lists and positions, and is never held over a read, a
-write or a sync.
+Threads: one thread calls `append` and `close`, any thread `read`, and one background thread
+`compact` and `prepare_spare`. The lock guards lists and positions, and is never held during a read,
+a write or a sync.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ _OFFSET_MASK = (1 << LOCATION_SHIFT) - 1
 
 
 class Wal:
-    """The log. `open` makes one; attributes say what is durable, and change only in `append`.
+    """The log. `open` makes one; the attributes show what is durable, and change only in `append`.
 
     `hard_state`: the last one appended. `base`: the position before the first entry held. `last`:
     the position of the last entry, or `base`. `directory`: its folder.
@@ -161,7 +162,7 @@ class Wal:
         try:
             disk.mkdir(directory)
             disk.sync_dir(os.path.dirname(directory) or ".")
-            disk.sync_dir(directory)  # Names that a crashed process left may be in memory only.
+            disk.sync_dir(directory)  # A crashed process may have left names in memory only.
             names = disk.listdir(directory)
             log = recover(disk, directory, live_ids(directory, names))
             wal = cls(disk, directory, segment_bytes, salt, log)
@@ -199,8 +200,8 @@ class Wal:
         """Make a hard state and entries durable; on return they are.
 
         The first entry may supersede: every entry at or after it is dropped. The hard state is
-        never less durable than any of the entries. StorageFull leaves the log usable: `last` tells
-        which of the entries are in it (the first ones, if any); all may be appended again later.
+        never less durable than any of the entries. StorageFull leaves the log usable: `last` shows
+        which of the entries are in it (the first ones, if any); the caller may append all again.
         """
         self._check()
         if entries:
@@ -219,16 +220,18 @@ class Wal:
         assert not entries or self.last.index == last, "the log ends with the last entry"
 
     def seal(self) -> None:
-        """Write nothing, durably: after it, damage to what was the last write can be told from a
-        torn one. StorageFull loses nothing."""
+        """Append an empty write, durably, so that damage to the write before it can be detected.
+
+        StorageFull loses nothing.
+        """
         self._check()
         self._write(None, ())
 
     def read(self, lo: int, bytes_max: int) -> list[Entry]:
-        """Return entries from index `lo` on, about `bytes_max` of them; at least one if there is.
+        """Return entries from index `lo` on, about `bytes_max` bytes; at least one if there is one.
 
-        Fewer come where a segment ends. Any thread. Compacted if `lo` is before the first entry;
-        Corrupt if what is on the disk isn't what was written.
+        A read ends at the end of a segment. Any thread. Compacted if `lo` is before the first
+        entry; Corrupt if a record on the disk is damaged.
         """
         with self._lock:
             self._check()
@@ -250,7 +253,8 @@ class Wal:
     def compact(self, index: int) -> None:
         """Free the segments that hold nothing after `index`; `base` moves on.
 
-        Everything up to `index` must be committed, so never superseded, and durable elsewhere.
+        Everything up to `index` must be committed, so that it is never superseded, and durable in
+        a checkpoint.
         """
         with self._lock:
             self._check()
@@ -272,9 +276,9 @@ class Wal:
         self._free(freed)
 
     def index_within(self, bytes_max: int) -> int:
-        """The index to compact to so that at most `bytes_max` of log stay, beside the last segment.
+        """Return the index to compact to if at most `bytes_max` may stay beside the last segment.
 
-        It may be more than may be given up; that is for the caller to limit.
+        The caller must limit it to what the log may give up.
         """
         with self._lock:
             segments = list(self._segments)
@@ -287,17 +291,17 @@ class Wal:
         return index
 
     def reset(self, position: LogPosition) -> None:
-        """Begin anew behind `position`, without any entry; term and vote stay. Durable on return.
+        """Begin the log again behind `position`, without entries; term and vote stay. Durable.
 
-        For when a snapshot of the state as of `position` takes the place of the log up to there,
-        and nothing else uses the log. Interrupted, it has happened or not.
+        Used when a snapshot of the state as of `position` replaces the log up to there, and no
+        other thread uses the log. After a crash, the reset has happened completely or not at all.
         """
         self._check()
         term, vote, commit = self.hard_state
         if position.term > term:
             term, vote = position.term, 0
         hard_state = HardState(term, vote, max(commit, position.index))
-        self._roll(hard_state, (), anew=position)
+        self._roll(hard_state, (), reset_to=position)
         assert self.base == self.last == position, "the log begins at the position"
         assert not self._locations, "the log begins without an entry"
         with self._lock:
@@ -305,7 +309,7 @@ class Wal:
         self._free(freed)
 
     def _free(self, freed: list[Segment]) -> None:
-        """Make spares of segments that are no longer part of the log, oldest first (W4)."""
+        """Turn segments that are no longer part of the log into spares, oldest first (W4)."""
         try:
             for segment in freed:
                 self._disk.close(segment.handle)
@@ -315,25 +319,25 @@ class Wal:
 
     @property
     def has_spare(self) -> bool:
-        """Whether the next segment is there already."""
+        """Whether the next segment is ready."""
         return self._spares.is_ready
 
     @property
     def segment_bytes(self) -> int:
-        """How much space a new segment takes."""
+        """The size of a new segment."""
         return self._segment_bytes
 
     @property
     def used(self) -> float:
-        """The share of the current segment that is full; any thread."""
+        """The share of the current segment that is full. Any thread."""
         segment = self._segments[-1]
         return segment.end / segment.header.segment_bytes
 
     def prepare_spare(self, on_part: OnPart = at_once) -> None:
-        """Make a spare segment if there is none, so that the next `append` that needs one has it.
+        """Make a spare segment if there is none, ahead of the `append` that will need it.
 
-        Takes as long as writing a segment of zeros, and as long as `on_part` waits between parts of
-        it. StorageFull if there is no space.
+        Writes a segment of zeros, and waits between its parts as `on_part` decides. StorageFull if
+        there is no space.
         """
         self._check()
         try:
@@ -342,10 +346,10 @@ class Wal:
             raise self._fail(error) from error
 
     def close(self) -> None:
-        """Seal the log, so that damage to its last write will be noticed, and close its files.
+        """Seal the log, so that recovery can detect damage to its last write; close its files.
 
-        After a failure nothing is written. Later calls but `close` raise StorageFailed. A seal that
-        finds the disk full is left out: nothing is lost by it.
+        After a failure nothing is written. Later calls raise StorageFailed, except `close`. On a
+        full disk the seal is left out, which loses nothing.
         """
         if not self._segments:
             return
@@ -362,7 +366,7 @@ class Wal:
             close_all(self._disk, segments)
 
     def _start(self, names: list[str], last_write: Write | None) -> None:
-        """Clean up what a crash left, then begin a new log or make the end of this one durable."""
+        """Clean up after a crash, then begin a new log or make the end of this one durable."""
         self._spares.adopt(names)
         if last_write is not None:
             cut_tail(self._disk, self._segments[-1], last_write)
@@ -371,10 +375,10 @@ class Wal:
             self._roll(None, ())
 
     def _finish_reset(self) -> None:
-        """Free what stands before the segment with which the log begins anew, if one does."""
-        anew = [i for i, segment in enumerate(self._segments) if segment.header.is_anew]
-        if anew and anew[-1]:
-            freed, self._segments = self._segments[: anew[-1]], self._segments[anew[-1] :]
+        """Free the segments before the one with which a reset began the log, if there is one."""
+        resets = [i for i, segment in enumerate(self._segments) if segment.header.is_reset]
+        if resets and resets[-1]:
+            freed, self._segments = self._segments[: resets[-1]], self._segments[resets[-1] :]
             self._free(freed)
 
     def _check(self) -> None:
@@ -382,7 +386,7 @@ class Wal:
             raise StorageFailed(self._failure)
 
     def _fail(self, error: OSError) -> StorageFailed:
-        """Stop for good (W6)."""
+        """Refuse all further work (W6), and return the error."""
         self._failure = self._failure or f"the log's disk failed: {error}"
         return StorageFailed(self._failure)
 
@@ -391,7 +395,7 @@ class Wal:
     def _parts(
         self, hard_state: HardState | None, entries: Sequence[Entry]
     ) -> Iterator[tuple[HardState | None, Sequence[Entry]]]:
-        """Split an append into writes that are not too large; nearly always it is one."""
+        """Split an append into writes within the limit; nearly always it is one."""
         if write_bytes(hard_state, entries) <= self._write_bytes_max:
             yield hard_state, entries
             return
@@ -431,7 +435,7 @@ class Wal:
         entries: Sequence[Entry],
         offsets: list[int],
     ) -> None:
-        """Take note of a write that is durable. The lock is held."""
+        """Record a durable write. The lock is held."""
         self._is_sealed = not entries and hard_state is None
         if hard_state is not None:
             self.hard_state = hard_state
@@ -447,11 +451,11 @@ class Wal:
         self,
         hard_state: HardState | None,
         entries: Sequence[Entry],
-        anew: LogPosition | None = None,
+        reset_to: LogPosition | None = None,
     ) -> None:
         """Write into a spare and make it the current segment, in the order of W2.
 
-        With `anew`, the log begins with it, at this position.
+        With `reset_to`, the log begins with the new segment, at this position.
         """
         previous = self._segments[-1] if self._segments else None
         header = Header(
@@ -461,9 +465,9 @@ class Wal:
             first_write_end=HEADER_BYTES + write_bytes(hard_state, entries),
             previous_salt=previous.header.salt if previous else 0,
             previous_end=previous.end if previous else 0,
-            base=anew or (self._position(entries[0].index - 1) if entries else self.last),
+            base=reset_to or (self._position(entries[0].index - 1) if entries else self.last),
             hard_state=self.hard_state,
-            is_anew=anew is not None,
+            is_reset=reset_to is not None,
         )
         assert 0 < header.salt < 1 << 64, "a salt has 64 bits, not all zero"
         assert header.salt != header.previous_salt, "each segment has a salt of its own (W5)"
@@ -482,13 +486,13 @@ class Wal:
             raise self._fail(error) from error
         with self._lock:
             self._segments.append(segment)
-            if anew is not None:
-                self.base = self.last = anew
+            if reset_to is not None:
+                self.base = self.last = reset_to
                 self._locations = array("Q")
             self._written(segment, hard_state, entries, offsets)
 
     def _position(self, index: int) -> LogPosition:
-        """The position after entry `index`, which is held or the last before those held."""
+        """Return the position after entry `index`, which the log holds or which is its base."""
         if index == self.last.index:
             return self.last
         if index == self.base.index:
@@ -498,7 +502,7 @@ class Wal:
     # Reading.
 
     def _span(self, lo: int, bytes_max: int) -> tuple[Segment, array[int], int]:
-        """Where to read: a segment, offsets of entries from `lo` on, and where to stop."""
+        """Find what to read: a segment, offsets of entries from `lo` on, and the end."""
         locations = self._locations
         i = lo - self.base.index - 1
         location = locations[i]
@@ -515,7 +519,7 @@ class Wal:
         entries: list[Entry] = []
         for index, location in enumerate(locations, lo):
             entry = read_entry(segment, window, start, location & _OFFSET_MASK)
-            if entry is None and not entries:  # The first one is larger than what was asked for.
+            if entry is None and not entries:  # The first one is larger than `bytes_max`.
                 count = record_bytes(body_bytes(window))
                 window = self._disk.pread(segment.handle, count, start)
                 entry = read_entry(segment, window, start, start)
@@ -524,6 +528,10 @@ class Wal:
             if entry is None:
                 break
             if entry.index != index:
-                raise Corrupt(segment.path, location & _OFFSET_MASK, f"it isn't entry {index}")
+                raise Corrupt(
+                    segment.path,
+                    location & _OFFSET_MASK,
+                    f"the record is entry {entry.index}, not {index}",
+                )
             entries.append(entry)
         return entries

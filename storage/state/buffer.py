@@ -1,12 +1,11 @@
 """The write buffer: what was applied since the last checkpoint, in front of LMDB.
 
-Theory of operation. A buffer maps a key to its newest value, or to None where the key was deleted.
-It only grows: a key that is in stays in until the whole buffer is dropped after its checkpoint. A
-dict keeps the order of insertion, so the keys that came since the last scan are exactly the dict's
-tail: a put costs one dict store, and only scans pay for an ordered view, brought up to date when
-asked; in pieces, if whoever asks can wait (`sort_piece`). The node's thread owns a buffer. Once
-frozen, its dict no longer changes, and the storage thread may read it (`SortedItems`) while the
-node's thread goes on reading and scanning it.
+Theory of operation. A buffer maps a key to its newest value, or to None if the key was deleted. It
+only grows: a key stays in it until the whole buffer is dropped after its checkpoint. A dict keeps
+the order of insertion, so the keys added since the last scan are the dict's tail. Therefore a put
+costs one dict store, and only scans pay for an ordered view, which is updated on demand; in pieces
+(`sort_piece`) if the reader can wait. The node's thread owns a buffer. A frozen buffer no longer
+changes, so the storage thread may read it (`SortedItems`) while the node's thread reads it too.
 
 Reads lay newer layers over older ones (`overlay`): a transaction's writes over the buffer, over the
 frozen buffer of a checkpoint under way, over LMDB.
@@ -29,19 +28,19 @@ SORT_PIECE = 4096
 
 
 class WriteBuffer:
-    """Newest values by key, None for deleted ones; `values` is written to directly when hot."""
+    """Newest values by key, None for deleted keys; hot paths write to `values` directly."""
 
     __slots__ = ("_order", "_unsorted", "is_kept_sorted", "is_scanned", "values")
 
     def __init__(self, *, is_kept_sorted: bool = False) -> None:
         self.values: dict[bytes, bytes | None] = {}
         self._order: SortedList[bytes] = SortedList()
-        self._unsorted: list[bytes] = []  # Keys on their way into the order.
+        self._unsorted: list[bytes] = []  # Keys not yet in the order.
         self.is_scanned = False
         self.is_kept_sorted = is_kept_sorted
 
     def iterate(self, start: bytes | None, end: bytes | None, *, reverse: bool) -> Iterator[Pair]:
-        """Yield what is in [start, end), None meaning unbounded, deleted keys as (key, None)."""
+        """Yield the pairs in [start, end), None meaning unbounded, deleted keys as (key, None)."""
         self.sort()
         self.is_scanned = self.is_kept_sorted = True
         values = self.values
@@ -50,7 +49,7 @@ class WriteBuffer:
 
     @property
     def missing(self) -> int:
-        """How many keys the ordered view lacks."""
+        """The number of keys that the ordered view lacks."""
         return len(self.values) - len(self._order)
 
     def sort(self) -> None:
@@ -61,7 +60,7 @@ class WriteBuffer:
             self._unsorted = []
 
     def sort_piece(self) -> None:
-        """Bring the ordered view nearer to being up to date, however many keys came meanwhile."""
+        """Add a piece to the ordered view: more keys than came since the last piece."""
         was_begun = bool(self._unsorted)
         new = self._take_new()
         size = SORT_PIECE + (new if was_begun else 0)
@@ -69,7 +68,7 @@ class WriteBuffer:
         del self._unsorted[-size:]
 
     def keep_sorted(self) -> None:
-        """Sort early if this buffer or the last one was scanned: so no scan sorts for long."""
+        """Sort early if this buffer or the last one was scanned, so that no scan sorts for long."""
         if self.is_kept_sorted and self.missing > SORT_PIECE:
             self.sort()
 

@@ -1,11 +1,10 @@
-"""What a command is: how it is packed by the caller, checked, and unpacked where it is applied.
+"""The format of commands: callers pack and check them, replicas unpack them.
 
-Theory of operation. A command is a msgpack array `(op, ...)`, packed once by whoever submits it;
-the same bytes go to the log, over the network and into the archive. Limits are checked here, when
-the command is packed, with an `InvalidRequest` for the caller, and once more when it is applied:
-there a command that breaks a limit or can't be parsed fails, on every replica alike, and never
-stops a node. The limits that apply-time checks use are constants of the format, never settings,
-because replicas with different settings would otherwise disagree.
+Theory of operation. A command is a msgpack array `(op, ...)`, packed once by its submitter; the
+same bytes go to the log, over the network and into the archive. Packing checks the limits and
+raises `InvalidRequest` at the caller. Applying checks them again: a command that breaks a limit or
+can't be parsed fails on every replica alike, and never stops a node. Checks at apply time use
+constants of the format, never settings, because replicas with different settings would disagree.
 
     op                 fields
     1  PUT             key, value
@@ -17,7 +16,7 @@ because replicas with different settings would otherwise disagree.
     conditions: (1, key, value) equals   (2, key) exists   (3, key) is missing
     operations: (PUT, key, value)  (DELETE, key)  (GET, key)
 
-Keys and values are bytes; text is only ever a command's name or an argument.
+Keys and values are bytes. Text occurs only as a command's name or argument.
 """
 
 from __future__ import annotations
@@ -27,16 +26,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgpack
 
-from raftha.config import KEY_BYTES_MAX, MIB
+from raftha.config import KEY_BYTES_MAX
+from raftha.config.limits import VALUE_BYTES_MAX
 from raftha.errors import InvalidRequest
 
 PUT, DELETE, COMPARE_AND_SET, TRANSACTION, CALL, GET = range(1, 7)
 EQUALS, EXISTS, MISSING = range(1, 4)
 
-VALUE_BYTES_MAX = 4 * MIB
-"""The largest value the format allows; a node's `value_bytes_max` may be less, never more."""
-COMMAND_BYTES_MAX = 4 * MIB + 4096
-"""The largest packed command: one value of the largest size, its key, and room for the rest."""
+COMMAND_BYTES_MAX = VALUE_BYTES_MAX + 4096
+"""The largest packed command: a value of the largest size, its key, and 4 KiB for the rest."""
 TRANSACTION_PARTS_MAX = 10_000
 """Conditions and operations of one transaction, taken together."""
 ARRAY_MAX = 65_536
@@ -48,20 +46,20 @@ _ARRAY_32 = b"\xdd"
 
 
 class Equals(NamedTuple):
-    """A condition: `key` is there and its value is `value`."""
+    """A condition: `key` exists and its value is `value`."""
 
     key: bytes
     value: bytes
 
 
 class Exists(NamedTuple):
-    """A condition: `key` is there."""
+    """A condition: `key` exists."""
 
     key: bytes
 
 
 class Missing(NamedTuple):
-    """A condition: `key` is not there."""
+    """A condition: `key` does not exist."""
 
     key: bytes
 
@@ -74,13 +72,13 @@ class Put(NamedTuple):
 
 
 class Delete(NamedTuple):
-    """An operation: remove `key`. Its result is whether the key was there."""
+    """An operation: remove `key`. Its result is True if the key existed."""
 
     key: bytes
 
 
 class Get(NamedTuple):
-    """An operation: read `key`. Its result is the value, or None if the key isn't there."""
+    """An operation: read `key`. Its result is the value, or None if the key doesn't exist."""
 
     key: bytes
 
@@ -113,7 +111,7 @@ def pack_put(key: bytes, value: bytes, value_bytes_max: int = VALUE_BYTES_MAX) -
 
 
 def pack_delete(key: bytes) -> bytes:
-    """Pack "remove `key`"; the result will be whether it was there."""
+    """Pack "remove `key`"; the result is True if the key existed."""
     check_key(key)
     return _pack((DELETE, key))
 
@@ -121,7 +119,7 @@ def pack_delete(key: bytes) -> bytes:
 def pack_compare_and_set(
     key: bytes, expected: bytes | None, value: bytes | None, value_bytes_max: int = VALUE_BYTES_MAX
 ) -> bytes:
-    """Pack "if `key` is `expected`, set it to `value`"; None stands for "not there" in both."""
+    """Pack "if `key` is `expected`, set it to `value`"; None means "no such key" in both."""
     check_key(key)
     if expected is not None:
         check_value(expected)
@@ -152,7 +150,7 @@ def pack_transaction(
 
 
 def pack_call(name: str, args: Sequence[Any]) -> bytes:
-    """Pack a call of the user's command `name`; it will see lists as tuples."""
+    """Pack a call of the user's command `name`; lists arrive there as tuples."""
     if type(name) is not str or not 1 <= len(name) <= NAME_MAX:
         raise InvalidRequest(f"a command's name must be text of 1 to {NAME_MAX} characters")
     try:
@@ -164,26 +162,26 @@ def pack_call(name: str, args: Sequence[Any]) -> bytes:
 
 
 def pack_result(result: Any) -> bytes:
-    """Pack a command's result; TypeError, ValueError or OverflowError if that can't be done."""
+    """Pack a command's result; TypeError, ValueError or OverflowError if msgpack can't."""
     return _pack(result)
 
 
 def unpack_result(packed: bytes) -> Any:
-    """Read back what `pack_result` made, arrays as lists."""
+    """Unpack a result, arrays as lists."""
     return msgpack.unpackb(packed, raw=False, use_list=True, strict_map_key=False)
 
 
 def unpack(packed: bytes) -> Any:
-    """Read packed commands, arrays as tuples; ValueError or UnpackException if they can't be."""
+    """Unpack commands, arrays as tuples; ValueError or UnpackException if they are malformed."""
     return msgpack.unpackb(
         packed, use_list=False, raw=False, max_array_len=ARRAY_MAX, max_map_len=ARRAY_MAX
     )
 
 
 def check_packed(packed: bytes) -> None:
-    """Raise InvalidRequest unless `packed` is one command, of whatever kind, within its limits.
+    """Raise InvalidRequest unless `packed` is one command of any kind, within its limits.
 
-    One that isn't would spoil the group it goes in, and so the commands of others.
+    A malformed command would make its whole group fail, with the commands of other callers.
     """
     if type(packed) is not bytes:
         raise _not_bytes("a packed command", packed)
@@ -194,15 +192,15 @@ def check_packed(packed: bytes) -> None:
         raise InvalidRequest(f"not a packed command: {error}") from error
     if type(command) is not tuple:
         raise InvalidRequest(
-            "not a packed command", hint="raftha.storage.state.commands packs them"
+            "not a packed command", hint="pack it with raftha.storage.state.commands"
         )
 
 
 def unpack_commands(commands: bytes, count: int) -> tuple[Any, ...] | None:
-    """Split a group's bytes into its `count` commands; None if they are not exactly that.
+    """Split a group's bytes into its `count` commands; None if they don't match.
 
-    One call into msgpack for the whole group: the commands, one after the other, become the items
-    of an array by putting an array's header in front.
+    One call of msgpack unpacks the whole group: an array header in front of the commands makes
+    them the items of an array.
     """
     try:
         unpacked = unpack(_ARRAY_32 + count.to_bytes(4, "big") + commands)

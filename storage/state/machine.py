@@ -1,22 +1,21 @@
-"""How commands run: the transaction view, user state machines, and what becomes of an exception.
+"""Runs commands: the transaction view, user state machines, and the outcome of exceptions.
 
-Theory of operation. Every replica runs the same commands in the same order and must come to the
-same state, so a command may depend on nothing but the state, its arguments, and the view's
-`time_us` and `sequence`. Commands other than plain puts run on a `Transaction`: reads go through
-its own writes to the state below, writes stay in it until the command has returned, and are dropped
-if it raised.
+Theory of operation. Every replica runs the same commands in the same order and must reach the same
+state, so a command may depend only on the state, its arguments, and the view's `time_us` and
+`sequence`. Commands other than plain puts run on a `Transaction`. Its reads see its own writes and
+the state below. Its writes take effect when the command returns, and are dropped if it raises.
 
-What a command raises is an outcome like any other: recorded, replicated, and raised at the caller
-as `CommandFailed`. Except what depends on the machine rather than on the command: `MemoryError`,
-`RecursionError` (how much stack is left differs between replicas), `OSError` and `StorageError`.
-One replica would see it where another succeeds; recording it would make their states differ without
-anybody noticing. Those leave `run`, and the node stops: an outage with a message can be mended by
-repairing the command or the machine, states that have drifted apart can't.
+An exception of a command is an outcome: recorded, replicated, and raised at the caller as
+`CommandFailed`. The exceptions are errors that depend on the machine and not on the command:
+`MemoryError`, `RecursionError` (the stack that is left differs between replicas), `OSError` and
+`StorageError`. One replica may raise them where another succeeds, and recording them would make the
+states differ silently. They leave `run`, and the node stops with a message: the operator can repair
+the command or the machine, but not states that have diverged.
 
 The result of a command, as kept in an `Outcome`, is None (it succeeded and returned None) or one of
 
     (DONE, value)            it succeeded
-    (REFUSED, value)         its condition didn't hold; it changed nothing, or did its `otherwise`
+    (REFUSED, value)         its condition didn't hold; only its `otherwise` ran, if it has one
     (FAILED, kind, detail)   it raised, and was rolled back
 """
 
@@ -56,15 +55,15 @@ Result: TypeAlias = tuple[int, Any] | tuple[int, str, str]
 """The result of one command other than None; the module's docstring has the forms."""
 
 RESULT_BYTES_MAX = COMMAND_BYTES_MAX
-"""The largest result of a command, packed. It must fit where any command fits."""
+"""The largest packed result of a command."""
 WRITES_BYTES_MAX = 64 * MIB
-"""Keys and values that one command may write."""
+"""Bytes of keys and values that one command may write."""
 SCAN_LIMIT_MAX = 10_000
-"""The most pairs of one scan."""
+"""Pairs that one scan may return."""
 SCAN_BYTES_MAX = 16 * MIB
-"""Keys and values of one scan; beyond it the scan fails: ask for fewer pairs at a time."""
+"""Bytes of keys and values that one scan may return; a larger scan fails."""
 DETAIL_MAX = 1000
-"""Characters kept of an exception's message."""
+"""Characters of an exception's message that an outcome keeps."""
 
 _MARK = "_raftha_command"
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -83,11 +82,10 @@ class Readable(Protocol):
 
 
 class Transaction:
-    """What a command sees: the state as of the command before it, and its own writes on top.
+    """A command's view: the state after the previous command, and the command's own writes.
 
-    `time_us` is the leader's stamp of the log entry, the clock that all replicas agree on;
-    `sequence` is the command's own number, a good source of unique ids. A view ends with its
-    command.
+    `time_us` is the leader's time of the log entry, the same on all replicas. `sequence` is the
+    command's own number, useful for unique ids. The view can't be used after its command.
     """
 
     __slots__ = ("_fault", "_is_open", "_state", "_written", "sequence", "time_us", "write_bytes")
@@ -102,7 +100,7 @@ class Transaction:
         self._fault: StorageError | None = None
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the value of `key`, None if it isn't there."""
+        """Return the value of `key`, None if it doesn't exist."""
         self._check_open()
         check_key(key)
         if key in self._written.values:
@@ -121,7 +119,7 @@ class Transaction:
         self._write(key, value)
 
     def delete(self, key: bytes) -> bool:
-        """Remove `key` and return whether it was there."""
+        """Remove `key`; return True if it existed."""
         existed = self.get(key) is not None
         if existed:
             self._write(key, None)
@@ -137,8 +135,8 @@ class Transaction:
     ) -> list[tuple[bytes, bytes]]:
         """Return up to `limit` pairs with keys in [start, end), None meaning unbounded, in order.
 
-        `reverse` starts at the other end. The list is as of the call: later writes don't change it.
-        InvalidRequest if `limit` is over 10,000 or the pairs are over 16 MiB together.
+        `reverse` starts at the other end. Later writes don't change the list. InvalidRequest if
+        `limit` is over 10,000 or the pairs exceed 16 MiB together.
         """
         self._check_open()
         check_scan(start, end, limit)
@@ -153,10 +151,10 @@ class Transaction:
             raise
 
     def finish(self) -> dict[bytes, bytes | None]:
-        """End the view and return what was written. For the engine, not for commands."""
+        """End the view and return its writes. The engine calls this, commands don't."""
         self._is_open = False
         if self._fault is not None:
-            # The command caught it, but what it did next depends on this machine's disk.
+            # Even if the command caught it: its further work depends on this machine's disk.
             raise self._fault
         return self._written.values
 
@@ -168,7 +166,9 @@ class Transaction:
 
     def _check_open(self) -> None:
         if not self._is_open:
-            raise InvalidRequest("this transaction is over; a command must not keep its view")
+            raise InvalidRequest(
+                "this transaction has ended; a command must not use its view after it returns"
+            )
 
 
 @overload
@@ -182,14 +182,14 @@ def command(
 
     def register(function: _Function) -> _Function:
         if not inspect.isfunction(function):
-            raise ConfigError(f"@command is for plain methods, got {function!r:.100}")
+            raise ConfigError(f"@command can mark only a plain method, got {function!r:.100}")
         registered = function.__name__ if name is None else name
         if not 1 <= len(registered) <= NAME_MAX:
             raise ConfigError(f"a command's name must have 1 to {NAME_MAX} characters")
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            raise ConfigError(f"command {registered} is async; commands run in one go")
+            raise ConfigError(f"command {registered} is async; a command must be a plain method")
         if inspect.isgeneratorfunction(function):
-            raise ConfigError(f"command {registered} is a generator; return a list instead")
+            raise ConfigError(f"command {registered} is a generator; it must return a list instead")
         setattr(function, _MARK, registered)
         return function
 
@@ -197,7 +197,7 @@ def command(
 
 
 class StateMachine:
-    """Your own replicated commands, beside the built-in ones: subclass it, and mark methods.
+    """The base of your own replicated commands: subclass it, and mark methods.
 
         class Bank(raftha.StateMachine):
             @raftha.command
@@ -215,13 +215,13 @@ class StateMachine:
     Every replica runs every command, at another time and on another machine, and again after a
     restart. All must get the same result, so a command
 
-    - reads and writes through `txn` only: the object's attributes, files, sockets and globals are
-      not replicated, and are not there after a restart (settings that never change are fine);
-    - asks no clock and no random source: `txn.time_us` and `txn.sequence` are the same everywhere;
-    - goes through sets, or anything else whose order is not defined, only after sorting it;
-    - takes and returns what msgpack can carry: None, bool, int of 64 bits, float, str, bytes, lists
-      and dicts of them. Lists arrive as tuples in arguments, tuples as lists in results;
-    - is the same code on all nodes: when it must change, register the new one under a new name.
+    - reads and writes through `txn` only: attributes of the object, files, sockets and globals are
+      not replicated and don't survive a restart (settings that never change are fine);
+    - uses no clock and no random source: `txn.time_us` and `txn.sequence` are the same everywhere;
+    - sorts sets, and anything else without a defined order, before it iterates over them;
+    - takes and returns types that msgpack supports: None, bool, int of 64 bits, float, str, bytes,
+      lists and dicts of them. Lists arrive as tuples in arguments, tuples as lists in results;
+    - is the same code on all nodes: to change a command, register the new one under a new name.
 
     A command that raises is rolled back, on all replicas alike, and the caller gets
     `CommandFailed`. `MemoryError`, `RecursionError` and `OSError` are not outcomes: they stop the
@@ -229,7 +229,7 @@ class StateMachine:
     """
 
     commands: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Every command's name, and the method that runs it."""
+    """The name of the method that runs each command, by the command's name."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -253,21 +253,23 @@ class StateMachine:
 
 
 def run(packed: Any, txn: Transaction, machine: StateMachine | None) -> Result | None:
-    """Run one unpacked command on `txn`; what it raises becomes its result, unless it is fatal.
+    """Run one unpacked command on `txn`; an exception becomes its result, unless it is fatal.
 
-    `packed` comes from a log and may be anything that msgpack can say.
+    `packed` comes from the log and may be any object that msgpack can express.
     """
     try:
         return _dispatch(packed, txn, machine)
     except (MemoryError, RecursionError, OSError, StorageError) as error:
-        error.add_note(f"raised by command {txn.sequence}; this node can't go on without it")
+        error.add_note(
+            f"raised by command {txn.sequence}; the node stops, because this is no outcome"
+        )
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a command raises is its outcome
+    except Exception as error:  # noqa: BLE001 - an exception of a command is its outcome
         return (FAILED, type(error).__name__, _detail(error))
 
 
 def check_scan(start: bytes | None, end: bytes | None, limit: int) -> None:
-    """Raise InvalidRequest unless these can be a scan's."""
+    """Raise InvalidRequest unless the arguments of a scan are valid."""
     for bound in (start, end):
         if bound is not None and type(bound) is not bytes:
             raise InvalidRequest(f"a scan's bounds must be bytes, got {type(bound).__name__}")
@@ -278,7 +280,7 @@ def check_scan(start: bytes | None, end: bytes | None, limit: int) -> None:
 
 
 def collect(pairs: Iterator[Pair], limit: int) -> list[tuple[bytes, bytes]]:
-    """Return the first `limit` pairs that are not deleted; InvalidRequest if they are too large."""
+    """Return the first `limit` pairs that exist; InvalidRequest if they exceed the limit."""
     found = []
     total = 0
     for key, value in islice(((k, v) for k, v in pairs if v is not None), limit):
@@ -286,7 +288,7 @@ def collect(pairs: Iterator[Pair], limit: int) -> list[tuple[bytes, bytes]]:
         if total > SCAN_BYTES_MAX:
             raise InvalidRequest(
                 f"a scan returns at most {SCAN_BYTES_MAX} bytes",
-                hint="use a smaller limit, and go on from the last key",
+                hint="use a smaller limit, and continue from the last key",
             )
         found.append((key, value))
     return found
@@ -374,7 +376,7 @@ def _call(txn: Transaction, machine: StateMachine | None, name: Any, args: Any) 
     packed = pack_result(result)
     if len(packed) > RESULT_BYTES_MAX:
         raise InvalidRequest(f"{name} returned {len(packed)} bytes, over {RESULT_BYTES_MAX}")
-    # The first caller sees exactly what a retry will: what survives packing.
+    # The first caller gets the same object as a retry: the one that survives packing.
     return (DONE, unpack_result(packed))
 
 

@@ -1,21 +1,21 @@
-"""Exactly once: which groups were applied already, and what came of them.
+"""Exactly once: remembers the outcomes of groups, so that a repetition isn't applied again.
 
-Theory of operation. Whoever submits groups opens a *session* and numbers its groups 1, 2, 3 ... A
-group in doubt is sent again under the same number, through any node. The table kept here, part of
-the replicated state, tells a repetition from a new group, and gives it the first one's outcome.
+Theory of operation. A client opens a *session* and numbers its groups 1, 2, 3 ... It sends a group
+in doubt again under the same number, through any node. This table, a part of the replicated state,
+recognizes the repetition and answers it with the first outcome.
 
-A group's *floor* says that every number below it is finished: nobody will ask again, so those
-outcomes are dropped. What the table may hold is bounded, by rules that look only at the log,
-because all replicas must drop the same things at the same entry:
+A group's *floor* states that every number below it is finished, so the table drops those outcomes.
+The rules that bound the table depend on the log only, because all replicas must drop the same
+outcomes at the same entry:
 
-- a session that was idle for an hour of log time is gone; beyond 10,000 sessions the one that was
-  idle longest goes;
-- outcomes take at most 8 MiB in a session and 64 MiB in all: beyond it, floors rise, the lowest
+- a session expires after an hour of log time without a group; beyond 10,000 sessions, the session
+  that was idle longest is dropped;
+- outcomes take at most 8 MiB in a session and 64 MiB in all. Beyond that, floors rise, the lowest
   number first, in the session that was idle longest. A repetition below the floor is not applied
-  and finds no outcome: `Verdict.FORGOTTEN`.
+  and has no outcome: `Verdict.FORGOTTEN`.
 
-Sizes count an exception's message as a constant: a message may show an object's address, which
-isn't the same on all replicas, and sizes must be.
+Sizes count an exception's message as a constant. A message may contain an object's address, which
+differs between replicas, but sizes must not.
 """
 
 from __future__ import annotations
@@ -38,34 +38,34 @@ SESSIONS_MAX = 10_000
 SESSION_BYTES_MAX = 8 * MIB
 OUTCOMES_BYTES_MAX = 64 * MIB
 
-_OUTCOME_BYTES = 256  # What an outcome without results takes in memory, about.
+_OUTCOME_BYTES = 256  # Approximate memory of an outcome without results.
 _FAILURE_BYTES = 1024
 
 
 class Verdict(enum.IntEnum):
-    """What became of a group."""
+    """The verdict on a group."""
 
     APPLIED = 0
-    """It was applied, now or when it came first: each command has its own result."""
+    """The group was applied, now or before: each command has its own result."""
     SESSION_EXPIRED = 1
-    """Its session is not known (any more): not applied now, perhaps earlier if sent before."""
+    """The session is unknown: not applied now, but perhaps earlier if the group is a repetition."""
     FORGOTTEN = 2
-    """Its number is below the session's floor: not applied now, the first outcome is dropped."""
+    """The number is below the session's floor: not applied now, the first outcome is dropped."""
 
 
 class Outcome(NamedTuple):
-    """What came of a group of `count` commands, numbered from `first_sequence`.
+    """The outcome of a group of `count` commands, numbered from `first_sequence`.
 
-    `results` has one item a command (see `raftha.storage.state.machine`); None stands for all None.
-    `session` is the id of the session that the group opened, if that is what it did, else 0.
-    `acknowledgement` is filled in by the node whose caller waits.
+    `results` has one item a command (see `raftha.storage.state.machine`); None means all None.
+    `session` is the id of the session that the group opened, 0 if it opened none. The node whose
+    caller waits fills in `acknowledgement`.
     """
 
     first_sequence: int
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
     term: int
     time_us: int
-    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody calls
+    count: int  # type: ignore[assignment]  # shadows tuple.count, which is never called
     results: Sequence[Result | None] | None = None
     session: int = 0
     verdict: Verdict = Verdict.APPLIED
@@ -73,7 +73,7 @@ class Outcome(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """A group of an applied entry, in order: who waits for it, and its outcome."""
+    """An applied group: its session and number, and its outcome."""
 
     session: int
     number: int
@@ -81,16 +81,16 @@ class Applied(NamedTuple):
 
 
 def receipts(outcome: Outcome) -> list[Receipt | CommandFailed]:
-    """Return what the callers of a group's commands get, one item a command.
+    """Return a receipt or an error for each command of a group.
 
-    Raises SessionExpired or Indeterminate if the group as a whole was turned away. SessionExpired
-    is true only for a group that was never sent before; for a repetition the truth is
+    Raises SessionExpired or Indeterminate if the whole group was refused. SessionExpired is right
+    only for a group that was never sent before; for a repetition the caller must treat it as
     Indeterminate.
     """
     if outcome.verdict is Verdict.SESSION_EXPIRED:
-        raise SessionExpired("the session is not known; it expired, or was never opened")
+        raise SessionExpired("the session is unknown: it has expired, or was never opened")
     if outcome.verdict is Verdict.FORGOTTEN:
-        raise Indeterminate("this number of the session is finished and its outcome is forgotten")
+        raise Indeterminate("this number of the session is finished, and its outcome was dropped")
     first, index, term, time_us, count, results, _, _, acknowledgement = outcome
     if results is None:
         # The hot path: plain puts. By position, since keywords take half as long again.
@@ -119,13 +119,13 @@ def _receipt(outcome: Outcome, sequence: int, result: Result | None) -> Receipt 
 
 
 class _Kept(NamedTuple):
-    """An outcome as the table keeps it; `results` packed, `size` the same on all replicas."""
+    """An outcome in the table: `results` is packed, `size` is the same on all replicas."""
 
     first_sequence: int
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
     term: int
     time_us: int
-    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody calls
+    count: int  # type: ignore[assignment]  # shadows tuple.count, which is never called
     results: bytes | None
     size: int
 
@@ -141,7 +141,7 @@ class _Session:
 
 
 class Sessions:
-    """The table of sessions, the one that was idle longest first. Owned by the node's thread."""
+    """The table of sessions, longest idle first. The node's thread owns it."""
 
     def __init__(self) -> None:
         self._sessions: OrderedDict[int, _Session] = OrderedDict()
@@ -151,7 +151,7 @@ class Sessions:
         return len(self._sessions)
 
     def expire(self, time_us: int) -> None:
-        """Drop the sessions that are idle too long as of `time_us`, the stamp of the next entry."""
+        """Drop the sessions that have expired as of `time_us`, the time of the next entry."""
         while self._sessions:
             oldest = next(iter(self._sessions))
             if self._sessions[oldest].used_us + SESSION_TTL_US >= time_us:
@@ -159,11 +159,11 @@ class Sessions:
             self._drop(oldest)
 
     def new_id(self, entry_hash: bytes, place: int) -> int:
-        """An id for the session that a group, at this place of its entry, opens; below 2**63.
+        """Return the id, below 2**63, of the session that the group at this place opens.
 
-        The same on all replicas, and nothing that anybody could guess, since the entry holds a
-        random number of the one who asked: whoever knew another's id could take its numbers, and
-        its writes would be taken for repetitions.
+        It is the same on all replicas. It can't be guessed, since the entry holds a random number
+        of the client: a client that used another's id could use up its numbers, and the other's
+        writes would be taken for repetitions.
         """
         digest = sha256(entry_hash + place.to_bytes(4, "little")).digest()
         session = int.from_bytes(digest[:8], "little") >> 1 or 1
@@ -180,7 +180,7 @@ class Sessions:
         assert len(self._sessions) <= SESSIONS_MAX, "there are only so many sessions"
 
     def admit(self, group: Group, entry: Entry, first_sequence: int) -> Outcome | None:
-        """Return None if `group` is to be applied; else the outcome that it has without that."""
+        """Return None if `group` must be applied, else its outcome."""
         session = self._sessions.get(group.session)
         refusal = Outcome(first_sequence, entry.index, entry.term, entry.time_us, group.count)
         if session is None:
@@ -197,7 +197,7 @@ class Sessions:
         return Outcome(*kept[:5], results)
 
     def record(self, group: Group, outcome: Outcome) -> None:
-        """Keep the outcome of a group that was admitted and applied."""
+        """Record the outcome of a group that was admitted and applied."""
         session = self._sessions[group.session]
         assert group.number >= session.floor, "what is below the floor isn't applied"
         assert group.number not in session.kept, "a number of a session is applied once"
@@ -217,7 +217,7 @@ class Sessions:
         assert 0 <= self._size <= OUTCOMES_BYTES_MAX, "all outcomes keep to their limit"
 
     def dump(self) -> list[Any]:
-        """The whole table in what msgpack can carry."""
+        """Return the whole table as objects that msgpack supports."""
         return [
             [
                 number,
@@ -230,7 +230,7 @@ class Sessions:
 
     @classmethod
     def load(cls, dumped: Sequence[Any]) -> Sessions:
-        """Make the table that was dumped; ValueError or TypeError if it can't be one."""
+        """Load a dumped table; ValueError or TypeError if it is malformed."""
         table = cls()
         for number, floor, used_us, outcomes in dumped:
             session = table._sessions[number] = _Session(floor, used_us)

@@ -1,24 +1,24 @@
 """The replicated state: applies committed entries, answers reads, and feeds checkpoints.
 
-Theory of operation. The state as of the last checkpoint is in a `Store` (LMDB); what was applied
-since is in a write buffer in front of it. Applying an entry of plain puts is a dict store for each,
-and touches no disk. A checkpoint goes like this:
+Theory of operation. The state as of the last checkpoint is in a `Store` (LMDB); later changes are
+in a write buffer in front of it. Applying a plain put is one dict store, without disk access. A
+checkpoint has three steps:
 
     node's thread      freeze()             the buffer becomes the frozen one, a new one takes over
     storage thread     store.write(...)     one durable transaction: the frozen buffer and the meta
     node's thread      checkpoint_done()    the frozen buffer is dropped
 
-Reads look in the buffer, then in the frozen one, then in the store. While the frozen one exists it
-doesn't matter whether the store has it already: it covers the same keys with the same values.
+Reads look in the buffer, then in the frozen one, then in the store. While the frozen buffer exists,
+it covers the same keys with the same values, so the store may or may not have them already.
 
-What would keep the node's thread for long is done in pieces: `count` and `scan` raise `NotYet` if
-too many keys were buffered since they were last called, and each `prepare` brings them nearer. Only
-a command that scans, which can't wait, sorts all at once.
+Long work on the node's thread is split into pieces: `count` and `scan` raise `NotYet` if too many
+keys were buffered since their last call, and each `prepare` does a piece of the work. Only a
+command that scans can't wait, and sorts all at once.
 
-All methods but `get` are for the node's thread; only `Frozen` goes to another. After a crash the
-store holds the last checkpoint, whole; `applied` says from where the log has to be replayed.
-Sessions are part of the state and of every checkpoint's meta, so a replayed group is as new, or as
-old, as it was.
+The node's thread calls all methods, and any thread may call `get`; only `Frozen` goes to another
+thread. After a crash the store holds the last complete checkpoint, and replay of the log starts
+behind `applied`. Sessions are part of the state and of each checkpoint's meta, so replay recognizes
+repeated groups as before.
 
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
@@ -38,11 +38,12 @@ from typing import Any, NamedTuple
 import msgpack
 
 from raftha.config import KEY_BYTES_MAX
+from raftha.config.limits import VALUE_BYTES_MAX
 from raftha.entry import LOG_START, Entry, EntryKind, Group, LogPosition, decode_groups
 from raftha.errors import ConfigError
 from raftha.storage.state.buffer import SORT_PIECE, Pair, SortedItems, WriteBuffer, overlay
 from raftha.storage.state.checkpoint import Store
-from raftha.storage.state.commands import ARRAY_MAX, PUT, VALUE_BYTES_MAX, unpack_commands
+from raftha.storage.state.commands import ARRAY_MAX, PUT, unpack_commands
 from raftha.storage.state.machine import (
     FAILED,
     Result,
@@ -61,15 +62,15 @@ GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
 
 LOOKUP_PIECE = 1024
-"""Keys looked up in the store at a time, a few milliseconds; for `count`."""
+"""Keys that `count` looks up in the store at a time; takes a few milliseconds."""
 
 _KEY_BYTES = 200
-"""About what a key in the buffer takes beside its own bytes and its value's."""
+"""Approximate memory of a key in the buffer, without the bytes of key and value."""
 _CHUNKS = (32, 128, 512, 1024)  # Pairs read from the store at a time: few at first, then more.
 
 
 class Frozen(NamedTuple):
-    """What a checkpoint writes: `store.write(frozen.items, frozen.meta)`, on the storage thread."""
+    """The content of a checkpoint; the storage thread calls `store.write(items, meta)`."""
 
     items: SortedItems
     meta: bytes
@@ -77,13 +78,13 @@ class Frozen(NamedTuple):
 
 
 class NotYet(Exception):
-    """A read would take long: call `State.prepare`, and try it again later."""
+    """The read would take long: call `State.prepare`, and try again later."""
 
 
 class _Census:
-    """How many of the buffered keys are in the store too, as far as looked up.
+    """Counts the buffered keys that the store has too, piece by piece.
 
-    Lookups of one version of the store add up; None until the first.
+    Lookups in one version of the store add up; `version` is None until the first lookup.
     """
 
     __slots__ = ("frozen", "pending", "present", "seen", "version")
@@ -96,13 +97,13 @@ class _Census:
         self.seen = 0
 
     def __len__(self) -> int:
-        """How many keys are still to be looked up, at most."""
+        """The largest number of keys that still need a lookup."""
         return len(self.frozen) + len(self.pending)
 
     def take_piece(
         self, frozen: dict[bytes, bytes | None], buffer: dict[bytes, bytes | None]
     ) -> list[bytes]:
-        """The next keys to be looked up: more than what was buffered since the last piece."""
+        """Return the next keys to look up: more than were buffered since the last piece."""
         new, was_begun = len(buffer) - self.seen, self.version is not None and len(self) > 0
         self.pending += islice(reversed(buffer), new)
         self.seen = len(buffer)
@@ -136,16 +137,16 @@ class State:
         if meta is not None:
             self._load(meta)
         self._frozen_at = self.applied.index
-        """The last entry in the checkpoint that was begun last, or that it started from."""
+        """The last entry in the latest checkpoint, begun or loaded."""
 
     @property
     def buffer_bytes(self) -> int:
-        """What was applied since the last freeze takes in memory; rather more than less."""
+        """Memory of the changes since the last freeze, rounded up."""
         return self._buffer_bytes + _KEY_BYTES * len(self._buffer.values)
 
     @property
     def buffer_keys(self) -> int:
-        """How many keys were written since the last freeze."""
+        """The number of keys written since the last freeze."""
         return len(self._buffer.values)
 
     @property
@@ -155,14 +156,14 @@ class State:
 
     @property
     def session_count(self) -> int:
-        """Sessions that are known now."""
+        """The number of sessions."""
         return len(self._sessions)
 
     def apply(self, entry: Entry) -> list[Applied]:
         """Apply the next committed entry; return its groups' outcomes, in order.
 
-        MemoryError, RecursionError, OSError and StorageError leave this state half done, for good:
-        the node must stop, and starts again from its last checkpoint.
+        MemoryError, RecursionError, OSError and StorageError leave this state incomplete for good:
+        the node must stop, and start again from its last checkpoint.
         """
         assert entry.index == self.applied.index + 1, "entries are applied in order, each once"
         assert entry.term >= self.applied.term, "terms never decrease along the log"
@@ -179,20 +180,21 @@ class State:
                 sequence += group.count
         elif entry.kind == EntryKind.MEMBERSHIP:
             self.membership = bytes(entry.payload)
-        assert sequence == entry.last_sequence, "an entry's groups have as many commands as it says"
+        assert sequence == entry.last_sequence, (
+            "an entry's groups have as many commands as it states"
+        )
         self._buffer.keep_sorted()
         self.applied = entry.position
         self._is_applying = False
         return applied
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the value of `key`, None if it isn't there.
+        """Return the value of `key`, None if it doesn't exist.
 
-        For other threads too: they get a value that was current at some moment of the call, if the
-        key's newest one was applied before.
+        Any thread may call: it gets a value that was current at some moment of the call.
         """
-        # Newer layers first, each looked up once. What leaves one meanwhile goes to an older one
-        # that is looked at later.
+        # Newer layers first, each once. A value that leaves a layer meanwhile moves to an older
+        # one, which this method reads later.
         values = self._buffer.values
         if key in values:
             return values[key]
@@ -211,8 +213,8 @@ class State:
     ) -> list[tuple[bytes, bytes]]:
         """Return up to `limit` pairs with keys in [start, end), None meaning unbounded, in order.
 
-        InvalidRequest if `limit` is over 10,000 or the pairs are over 16 MiB together. NotYet if
-        many keys have to be sorted first.
+        InvalidRequest if `limit` is over 10,000 or the pairs exceed 16 MiB together. NotYet if many
+        keys must be sorted first.
         """
         check_scan(start, end, limit)
         if any(layer.missing > SORT_PIECE for layer in self._layers()):
@@ -223,7 +225,7 @@ class State:
     def iterate(self, start: bytes | None, end: bytes | None, *, reverse: bool) -> Iterator[Pair]:
         """Yield the pairs in [start, end) in order, deleted ones as (key, None).
 
-        To be used up before the next entry is applied.
+        The iterator must be exhausted before the next entry is applied.
         """
         pairs = self._iterate_store(start, end, reverse=reverse)
         for layer in (self._frozen, self._buffer):
@@ -235,8 +237,8 @@ class State:
     def count(self) -> int:
         """Return how many keys there are, exactly.
 
-        Looks up in the store which of the keys buffered since the last call it has, about a
-        microsecond each. NotYet if there are many.
+        Looks up the keys buffered since the last call in the store, about a microsecond each.
+        NotYet if there are many.
         """
         frozen = {} if self._frozen is None else self._frozen.values
         buffer = self._buffer.values
@@ -254,7 +256,7 @@ class State:
         return stored + visible
 
     def prepare(self) -> None:
-        """Do a piece of what reads that got `NotYet` wait for; a few milliseconds of work."""
+        """Do a piece of the work that reads with `NotYet` wait for; takes a few milliseconds."""
         if self._is_sorting:
             unsorted = [layer for layer in self._layers() if layer.missing > SORT_PIECE]
             self._is_sorting = bool(unsorted)
@@ -264,7 +266,7 @@ class State:
             self._is_counting = self._look_up() is None
 
     def freeze(self) -> Frozen:
-        """Begin a checkpoint of the state as it is now, without what is applied from here on."""
+        """Begin a checkpoint of the current state, without later changes."""
         assert self._frozen is None, "one checkpoint at a time"
         assert not self._is_applying, "a fault while applying is final"
         assert self.applied.index >= self._frozen_at, "a checkpoint never goes back"
@@ -277,7 +279,7 @@ class State:
         return Frozen(SortedItems(self._frozen), self._dump(), self.applied)
 
     def checkpoint_done(self) -> None:
-        """Finish a checkpoint, once the store has written what `freeze` returned."""
+        """Finish a checkpoint after the store has written the result of `freeze`."""
         assert self._frozen is not None, "a checkpoint ends after it began"
         self._frozen = None
         self._census = None
@@ -311,8 +313,8 @@ class State:
     ) -> list[Result | None] | None:
         """Run a group's commands in order; None if all results are None.
 
-        The hot path: plain puts go straight into the buffer, with the checks that keep what LMDB
-        would refuse out of it. (A `match` statement here takes ten times as long.)
+        The hot path: plain puts go straight into the buffer, after the checks that keep out what
+        LMDB would refuse. (A `match` statement here takes ten times as long.)
         """
         values = self._buffer.values
         results: list[Result | None] | None = None
@@ -359,15 +361,15 @@ class State:
         return [self._buffer] if self._frozen is None else [self._frozen, self._buffer]
 
     def _uncounted(self) -> int:
-        """How many buffered keys `count` has to look up, at most."""
+        """The largest number of buffered keys that `count` has to look up."""
         if self._census is not None:
             return len(self._census) + len(self._buffer.values) - self._census.seen
         return sum(len(layer.values) for layer in self._layers())
 
     def _look_up(self) -> int | None:
-        """Look up a piece more than what is new; how many keys only the store has, once known.
+        """Look up the next piece; return the number of keys that only the store has, once known.
 
-        A new version of the store, made by the storage thread at any moment, starts over.
+        A new version of the store, which the storage thread may make at any moment, starts over.
         """
         frozen = {} if self._frozen is None else self._frozen.values
         if self._census is None:

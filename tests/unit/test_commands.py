@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raftha.config.limits import VALUE_BYTES_MAX
 from raftha.errors import InvalidRequest
 from raftha.storage.state import commands
 from raftha.storage.state.commands import (
@@ -80,7 +81,7 @@ def test_a_value_over_the_limit_of_the_node_is_refused() -> None:
 
 
 def test_a_command_over_the_limit_is_refused() -> None:
-    half = bytes(commands.VALUE_BYTES_MAX // 2 + 4096)
+    half = bytes(VALUE_BYTES_MAX // 2 + 4096)
     with pytest.raises(InvalidRequest, match="a command must be at most"):
         commands.pack_transaction([], [Put(b"a", half), Put(b"b", half)])
     with pytest.raises(InvalidRequest, match="a command must be at most"):
