@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from raftha.core import SnapshotOffer
-from raftha.errors import RafthaError, StorageFailed
+from raftha.errors import Corrupt, RafthaError, StorageFailed
 from raftha.node.snapshot_rate import SnapshotRate
 from raftha.storage.directory.snapshot import CHUNK_BYTES, Chunk, Incoming, Outgoing, SnapshotFile
 from raftha.storage.state.checkpoint import CheckpointStore
@@ -96,6 +96,10 @@ class SnapshotThread:
         def run() -> None:
             try:
                 result = work()
+            except Corrupt as error:
+                # The state that a snapshot was to be made of is damaged: the next start heals it.
+                self._failed(error, False)
+                return
             except (OSError, RafthaError) as error:
                 self._failed(error, True)
                 result = otherwise

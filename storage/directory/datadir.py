@@ -127,7 +127,7 @@ class DataDirectory:
 
     def set_aside(self, part: str) -> None:
         """Move a lost part into the quarantine, durably; or remove its unfinished replacement."""
-        assert part in self.lost, "only what is recorded as lost is set aside"
+        assert part in self.lost, "only what is noted as lost is set aside"
         folder, target = self.path / FOLDERS[part], self.path / "quarantine" / self.lost[part]
         if target.exists():
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,8 @@
 """Snapshot files: a leader makes them, a follower behind the leader's log receives them.
 
 Theory of operation. A snapshot is an LMDB file as of one checkpoint; its meta has the position. The
-leader keeps it in `outgoing`, which is emptied at each start. The follower's copy grows in
+leader keeps it in `outgoing`, which is emptied at each start, and checks all its values before it
+offers it: damage in the leader's state must not spread. The follower's copy grows in
 `incoming`, and a restart continues it:
 
     outgoing/<id>/data.mdb        a copy of the last checkpoint, made while checkpoints go on
@@ -52,6 +53,8 @@ SYNC_BYTES = 1 << 20
 """Bytes written between two syncs while a snapshot is made."""
 REMOVE_BYTES, REMOVE_PAUSE_S = 16 << 20, 0.01
 """A large file is removed in pieces; removing it at once would delay other files' syncs."""
+CHECK_PAIRS, CHECK_PAUSE_S = 256, 0.0002
+"""Values are checked in pieces, between which other threads get the GIL."""
 _FILE = "data.mdb"
 _READ_BYTES = 1 << 20
 
@@ -101,7 +104,7 @@ class Outgoing:
     def make(
         self, store: CheckpointStore, snapshot_id: int, throttle: Callable[[int], None]
     ) -> SnapshotFile:
-        """Make a snapshot of `store`; StorageError if it can't be made.
+        """Make a snapshot of `store`; StorageError if that fails, Corrupt if `store` is damaged.
 
         `throttle` is called with the size of each piece, and returns when the next may follow.
         """
@@ -123,7 +126,7 @@ class Outgoing:
 
                 store.copy(take)
                 size = file.tell()
-            position = _position(folder)
+            position = _check_copy(folder, store)
         except OSError as error:
             self.drop(snapshot_id)
             raise StorageFailed(f"{folder}: {error.strerror}") from error
@@ -191,7 +194,7 @@ class Incoming:
                     return False
             if verify(str(self._file)):  # type: ignore[no-untyped-call]
                 return False
-            position = _position(self._file.parent)
+            position = _position(self._file.parent, is_verified=True)
         except RafthaError:
             return False
         if position.index != index:
@@ -259,9 +262,31 @@ def is_needed(wal: Wal, applied: LogPosition, position: LogPosition) -> bool:
     return not (is_within and wal.read(position.index, 1)[0].position == position)
 
 
-def _position(folder: Path) -> LogPosition:
+def _check_copy(folder: Path, original: CheckpointStore) -> LogPosition:
+    """Return the position of a new snapshot, after checking all its values."""
+    try:
+        copy = CheckpointStore(folder, is_verified=True)
+        try:
+            _check_values(copy)
+            return State(copy).applied
+        finally:
+            copy.close()
+    except Corrupt as damage:
+        _check_values(original)  # Corrupt, if the damage is there.
+        raise StorageFailed(f"{folder}: the copy is damaged: {damage.detail}") from damage
+
+
+def _check_values(store: CheckpointStore) -> None:
+    """Read all values; Corrupt if one is damaged."""
+    start: bytes | None = None
+    while pairs := store.scan(start, None, limit=CHECK_PAIRS, reverse=False):
+        start = pairs[-1][0] + b"\0"
+        time.sleep(CHECK_PAUSE_S)
+
+
+def _position(folder: Path, *, is_verified: bool = False) -> LogPosition:
     """Return the position of the state in `folder`."""
-    store = CheckpointStore(folder)
+    store = CheckpointStore(folder, is_verified=is_verified)
     try:
         return State(store).applied
     finally:

@@ -195,9 +195,7 @@ def _check_junction(segment: Segment, following: Segment) -> None:
     if segment.header.salt != expected.previous_salt:
         raise Corrupt(following.path, 48, f"the segment doesn't follow {segment.path}")
     if segment.end != expected.previous_end:
-        raise Corrupt(
-            segment.path, segment.end, f"the log goes on to {expected.previous_end}"
-        )
+        raise Corrupt(segment.path, segment.end, f"the log goes on to {expected.previous_end}")
 
 
 def _check_tail(disk: Disk, segment: Segment) -> None:

@@ -1,24 +1,34 @@
-"""The durable state: LMDB, written whole checkpoints at a time.
+"""The durable state: LMDB, written in whole checkpoints.
 
 Theory of operation. LMDB holds the state exactly as of one log position: a checkpoint's changes and
-its meta are one transaction, synced before `write` returns, so a crash finds the old checkpoint or
-the new one, never a mixture. Two named databases: `data`, and `meta` with the one key `checkpoint`.
+its meta are one transaction, synced before `write` returns, so a crash leaves the old checkpoint or
+the new one, never a mixture. There are two named databases: `data`, where each value has a record
+with a checksum (`records.py`), and `meta` with the one key `checkpoint`.
 
-Threads. The storage thread calls `write` and `digest`, which keep each other out; the node's thread
-reads at any time, in short transactions, and any other may `get`. LMDB forbids changing the map's
-size while a transaction of this process is open, so short reads hold the *gate* and growth takes
-it: a read waits for a remapping at most, which takes microseconds. A `copy` is one long read;
-checkpoints are written beside it, and only growth has to wait for its end. `MapFullError` stays in
-here: the transaction is taken back, the map doubled, and the transaction made again.
+Threads. The storage thread calls `write` and `digest`, which exclude each other. The node's thread
+reads at any time, in short transactions, and any thread may `get`. LMDB forbids a change of the
+map's size while a transaction of this process is open, so short reads hold the *gate*, and growth
+takes it: a read waits at most for a remapping, which takes microseconds. A `copy` is one long read;
+checkpoints go on beside it, and only growth waits for its end. `MapFullError` never leaves this
+module: the transaction is rolled back, the map doubled, and the transaction repeated.
 
-Errors. A full disk is `StorageFull`: nothing was changed, try again when there is space. Any other
-failure to write is `StorageFailed` and final. Damage is `Corrupt`. A damaged file can make reads
-through the map kill the process, so a file that is too short is found out before LMDB sees it. The
-files are made in a scratch folder and renamed, so that a crash can't leave half-made ones.
+Errors. A full disk is `StorageFull`: nothing has changed, and the write can be tried again. Damage
+is `Corrupt`, also where LMDB finds it in a write. Any other failed write is `StorageFailed` and
+final.
+
+Damage. LMDB trusts its file: a damaged page can end the process, by an assert or a read outside of
+the map. So a file that may be damaged is verified before LMDB maps it. `close` leaves a mark with
+the file's size and time in the folder (`CLEAN`), and opening removes it. Without a mark that fits
+the file, after a crash or a change by another program, `lmdb.verify` reads the whole file first: 2
+seconds for a million keys. Damage to a cleanly closed file that keeps size and time is found by the
+checksums, or by LMDB.
+
+The files are made in a scratch folder and renamed, so a crash can't leave incomplete ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -34,29 +44,47 @@ from lmdb.verify import VerifyError, verify
 
 from raftha.config import KEY_BYTES_MAX, MIB
 from raftha.errors import Corrupt, StorageError, StorageFailed, StorageFull
+from raftha.storage.state.records import pack_record, unpack_record
 
 MAP_BYTES_MIN = 256 * MIB
+"""The map's initial size for a small file."""
 SCAN_CHUNK_BYTES = MIB
+"""A chunk of a scan ends once it has this many bytes, so that the gate is never held for long."""
 COPY_BYTES = 128 * 1024
-"""A chunk of a scan ends once it holds this much; so the gate is never held for long."""
-
+"""A copy is handed over in pieces of this size."""
 FULL_BYTES = MIB
 """A disk with less free space than this is full."""
+
+CLEAN = "CLEAN"
+"""The mark of a clean end: a file with size and time of the data file."""
 
 _META_KEY = b"checkpoint"
 _LENGTH = struct.Struct("<I")
 _DIGEST_PART_BYTES = 64 * 1024
+_DAMAGE = (
+    lmdb.BadValsizeError,
+    lmdb.CorruptedError,
+    lmdb.CursorFullError,
+    lmdb.IncompatibleError,
+    lmdb.InvalidError,
+    lmdb.KeyExistsError,
+    lmdb.NotFoundError,
+    lmdb.PageFullError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+)
+"""What LMDB raises in a read or write of a damaged file; valid calls on a sound one never do."""
 
 
 class StoreDigest(NamedTuple):
-    """BLAKE2b-256 over all pairs in key order, and how many there are."""
+    """BLAKE2b-256 over all pairs in key order, and the number of pairs."""
 
     hex: str
     keys: int
 
 
 class StoreCensus(NamedTuple):
-    """Version of the store, its number of keys, and how many of the keys asked for it has."""
+    """Version of the store, its number of keys, and how many of the given keys it has."""
 
     version: int
     entries: int
@@ -64,10 +92,10 @@ class StoreCensus(NamedTuple):
 
 
 class Store(Protocol):
-    """What the state asks of what is durable; the simulator has one in memory."""
+    """The durable part of the state; the simulator has an implementation in memory."""
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the value of `key`, None if it isn't there."""
+        """Return the value of `key`, None if it doesn't exist. Corrupt, like all reads."""
         ...
 
     def scan(
@@ -88,10 +116,9 @@ class Store(Protocol):
         ...
 
     def write(self, items: Iterable[tuple[bytes, bytes | None]], meta: bytes) -> None:
-        """Write a checkpoint: `items` in key order, None for deleted keys, and `meta`; all or
-        nothing.
+        """Write a checkpoint atomically: `items` in key order, None for deleted keys, and `meta`.
 
-        `items` may be gone through more than once. Durable on return. For the storage thread.
+        Durable on return. `items` may be iterated more than once. For the storage thread.
         """
         ...
 
@@ -100,16 +127,16 @@ class Store(Protocol):
         ...
 
     def corrupt(self, detail: str) -> Corrupt:
-        """Make the error that says what is wrong with this store's files."""
+        """Return the error for damage in this store's files."""
         ...
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         ...
 
 
 class Hasher:
-    """The digest of ordered pairs: keys and values, each behind its length as 4 bytes."""
+    """The digest of ordered pairs: keys and values, each after its length in 4 bytes."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=32)
@@ -118,7 +145,7 @@ class Hasher:
         self._keys = 0
 
     def add(self, key: bytes, value: bytes) -> None:
-        """Take in the next pair."""
+        """Add the next pair."""
         self._parts += (_LENGTH.pack(len(key)), key, _LENGTH.pack(len(value)), value)
         self._size += len(key) + len(value)
         self._keys += 1
@@ -131,7 +158,7 @@ class Hasher:
         return StoreDigest(self._hash.hexdigest(), self._keys)
 
     def _flush(self) -> None:
-        # Large pieces, because hashing one gives other threads the GIL.
+        # Large pieces, because hashing one releases the GIL.
         self._hash.update(b"".join(self._parts))
         self._parts.clear()
         self._size = 0
@@ -140,7 +167,17 @@ class Hasher:
 class CheckpointStore:
     """The LMDB store in `folder`, made if missing; its map has at least `map_bytes_min`."""
 
-    def __init__(self, folder: str | Path, *, map_bytes_min: int = MAP_BYTES_MIN) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        map_bytes_min: int = MAP_BYTES_MIN,
+        is_verified: bool = False,
+    ) -> None:
+        """Open the store, after verifying its file unless it was closed cleanly or `is_verified`.
+
+        Corrupt if the file is damaged.
+        """
         self._folder = Path(folder)
         self._path = self._folder / "data.mdb"
         self._gate = threading.Lock()
@@ -148,9 +185,12 @@ class CheckpointStore:
         self._copier = threading.Lock()
         self._is_growing = False
         self._failure = ""
+        self._is_damaged = self._is_closed = False
         try:
             if not self._path.exists():
                 self._create()
+            elif not self._take_mark() and not is_verified:
+                self._verify()
             size = self._path.stat().st_size
             self._env = self._open(self._folder, max(map_bytes_min, 2 * size))
         except OSError as error:
@@ -170,12 +210,22 @@ class CheckpointStore:
         return self._env.info()["map_size"]
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the value of `key`, None if it isn't there; from any thread."""
+        """Return the value of `key`, None if it doesn't exist. Any thread."""
         try:
-            with self._gate, self._env.begin(self._data) as txn:
-                return txn.get(key)
+            with self._gate:
+                txn = self._env.begin(self._data)
+                try:
+                    record = txn.get(key)
+                finally:
+                    txn.abort()
         except lmdb.Error as error:
             raise self._unreadable(error) from error
+        if record is None:
+            return None
+        value = unpack_record(key, record)
+        if value is None:
+            raise self._bad_value(key)
+        return value
 
     def scan(
         self, start: bytes | None, end: bytes | None, *, limit: int, reverse: bool
@@ -186,7 +236,7 @@ class CheckpointStore:
             if not (_seek_last(cursor, end) if reverse else _seek_first(cursor, start)):
                 return []
             steps = cursor.iterprev() if reverse else cursor.iternext()
-            return _take(steps, start, end, limit)
+            return self._take(steps, start, end, limit)
 
     def census(self, keys: Sequence[bytes]) -> StoreCensus:
         """Count all keys, and how many of `keys` are there: see `Store`."""
@@ -214,19 +264,22 @@ class CheckpointStore:
 
     def digest(self) -> StoreDigest:
         """Hash the whole contents as of the last checkpoint: see `Store`."""
-        # A transaction this long can't hold the gate. It holds off writes instead, and so growth.
+        # Too long to hold the gate. It excludes writes instead, and so growth.
         hasher = Hasher()
         with self._writer, self._reading(), self._env.begin(self._data) as txn:
-            for key, value in txn.cursor():
+            for key, record in txn.cursor():
+                value = unpack_record(key, record)
+                if value is None:
+                    raise self._bad_value(key)
                 hasher.add(key, value)
         return hasher.finish()
 
     def copy(self, take: Callable[[bytes], None]) -> None:
-        """Hand a snapshot of the last checkpoint, an LMDB file, to `take`, piece by piece.
+        """Pass a snapshot of the last checkpoint, an LMDB file, to `take`, piece by piece.
 
-        One at a time, on any thread. It goes on as fast as `take` returns. StorageError if it isn't
-        possible, or can't be finished since the map has to grow; what `take` raises ends it too.
-        The store itself is none the worse for it.
+        One at a time, on any thread, as fast as `take` returns. The values are not checked.
+        StorageFailed if the copy fails, or can't be finished because the map must grow; Corrupt if
+        the file is damaged. An exception of `take` ends the copy too.
         """
         with self._copier:
             reading, writing = os.pipe()
@@ -237,7 +290,7 @@ class CheckpointStore:
                 with os.fdopen(reading, "rb", buffering=0) as pipe:
                     while piece := pipe.read(COPY_BYTES):
                         if self._is_growing:
-                            raise StorageFailed("the map has to grow: the copy ends unfinished")
+                            raise StorageFailed("the copy is unfinished: the map must grow")
                         take(piece)
             finally:
                 # If the pipe was closed before its end, the next write to it ends the copy.
@@ -249,19 +302,29 @@ class CheckpointStore:
         try:
             with self._reading():
                 self._env.copyfd(writing, compact=True)
+        except Corrupt as error:
+            failures.append(error)
         except (OSError, StorageError) as error:
             failures.append(StorageFailed(f"{self._path}: can't be copied: {error}"))
         finally:
             os.close(writing)
 
     def corrupt(self, detail: str) -> Corrupt:
-        """Make the error that says what is wrong with this store's files."""
+        """Return the error for damage in this store's file; the next opening will verify it."""
+        self._is_damaged = True
         return Corrupt(self._path, 0, detail)
 
     def close(self) -> None:
-        """Let go of the files, once no write, no digest and no copy is under way."""
+        """Close the files, after any write, digest and copy; mark a sound file as clean."""
         with self._writer, self._copier, self._gate:
+            if self._is_closed:
+                return
+            self._is_closed = True
             self._env.close()
+            if not self._failure and not self._is_damaged:
+                # Without the mark the next opening takes longer; nothing else is lost.
+                with contextlib.suppress(OSError):
+                    self._leave_mark()
 
     def _try_write(self, items: Iterable[tuple[bytes, bytes | None]], meta: bytes) -> bool:
         try:
@@ -270,7 +333,7 @@ class CheckpointStore:
                     if value is None:
                         txn.delete(key)
                     else:
-                        txn.put(key, value)
+                        txn.put(key, pack_record(key, value))
                 txn.put(_META_KEY, meta, db=self._meta)
         except lmdb.MapFullError:
             return False
@@ -285,6 +348,28 @@ class CheckpointStore:
             assert self.map_bytes > map_bytes, "the map grows"
         finally:
             self._is_growing = False
+
+    def _take_mark(self) -> bool:
+        """Remove the mark of a clean end, durably; True if there was one and it fits the file."""
+        path = self._folder / CLEAN
+        if not path.exists():
+            return False
+        mark = path.read_bytes()
+        path.unlink()
+        _sync_folder(self._folder)
+        return mark == _mark(self._path)
+
+    def _leave_mark(self) -> None:
+        with (self._folder / CLEAN).open("wb") as file:
+            file.write(_mark(self._path))
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(self._folder)
+
+    def _verify(self) -> None:
+        damage = _find_damage(self._path)
+        if damage:
+            raise self.corrupt(damage)
 
     def _create(self) -> None:
         if self._folder.exists() and any(self._folder.iterdir()):
@@ -314,20 +399,14 @@ class CheckpointStore:
                 metasync=True,
                 writemap=False,
             )
-        except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
-            raise self.corrupt(str(error)) from error
         except lmdb.Error as error:
-            # A damaged file may look like a wrong setting. The verifier tells the two apart.
-            damage = _find_damage(self._path)
-            if damage:
-                raise self.corrupt(f"{error}: {damage}") from error
-            raise StorageFailed(f"{self._path}: {error}") from error
+            raise self._fault(error, "can't open") from error
 
     def _check_length(self, size: int) -> None:
-        """Raise Corrupt if the file is cut short: touching a page behind its end kills the process.
+        """Raise Corrupt if the file is cut short: touching a page behind its end ends the process.
 
-        Pages at the end that are free may never have been written, so a short file is only suspect,
-        and the verifier, which reads the file without the map, has the last word.
+        Free pages at the end may never have been written, so a short file is only suspect. The
+        verifier, which reads the file without the map, decides.
         """
         page_bytes = self._env.stat()["psize"]
         if size >= (self._env.info()["last_pgno"] + 1) * page_bytes:
@@ -344,30 +423,71 @@ class CheckpointStore:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: lmdb.Error) -> StorageError:
-        if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.NotFoundError):
+        return self._fault(error, "can't read")
+
+    def _bad_value(self, key: bytes) -> Corrupt:
+        return self.corrupt(f"the value of key {key[:64].hex()} is damaged")
+
+    def _fault(self, error: lmdb.Error | OSError, what: str) -> StorageError:
+        """Return Corrupt if the file is damaged, else StorageFailed."""
+        if isinstance(error, _DAMAGE):
             return self.corrupt(str(error))
-        return StorageFailed(f"{self._path}: can't read: {error}")
+        if isinstance(error, lmdb.Error) and (_code(error) < 0 or _code(error) == errno.EINVAL):
+            # Damage may look like a wrong argument or a limit. The verifier tells the two apart.
+            damage = _find_damage(self._path)
+            if damage:
+                return self.corrupt(f"{error}: {damage}")
+        return StorageFailed(f"{self._path}: {what}: {error}")
+
+    def _take(
+        self,
+        steps: Iterator[tuple[bytes, bytes]],
+        start: bytes | None,
+        end: bytes | None,
+        limit: int,
+    ) -> list[tuple[bytes, bytes]]:
+        pairs: list[tuple[bytes, bytes]] = []
+        size = 0
+        for key, record in steps:
+            if (end is not None and key >= end) or (start is not None and key < start):
+                break
+            value = unpack_record(key, record)
+            if value is None:
+                raise self._bad_value(key)
+            pairs.append((key, value))
+            size += len(key) + len(value)
+            if len(pairs) == limit or size >= SCAN_CHUNK_BYTES:
+                break
+        return pairs
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except (lmdb.Error, OSError) as error:
-            code = error.code if isinstance(error, lmdb.Error) else error.errno
+            code = _code(error)
             if code in (errno.ENOSPC, errno.EDQUOT) or (code == errno.EIO and self._is_full()):
                 raise StorageFull(f"{self._path}: no space for a checkpoint") from error
-            self._failure = f"{self._path}: can't write: {error}"
-            raise StorageFailed(self._failure) from error
+            fault = self._fault(error, "can't write")
+            self._failure = str(fault)
+            raise fault from error
 
     def _is_full(self) -> bool:
-        # LMDB says EIO of a write that came out short, and mostly that means a full disk. To try
-        # again is safe in either case: the next transaction writes all its pages anew.
+        # LMDB reports a short write as EIO, and its usual cause is a full disk. A repetition is
+        # safe in either case: the next transaction writes all its pages again.
         disk = os.statvfs(self._folder)
         return disk.f_bavail * disk.f_frsize < FULL_BYTES
 
 
+def _code(error: lmdb.Error | OSError) -> int:
+    """The error number: negative if it is LMDB's own, 0 if there is none."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    return getattr(error, "code", 0)
+
+
 def _find_damage(path: Path) -> str:
-    """What the verifier finds first, without the map; "" if nothing. Takes as long as reading."""
+    """Return the first damage that the verifier finds, "" if none. Reads the whole file."""
     try:
         found: list[str] = verify(str(path))  # type: ignore[no-untyped-call]
     except VerifyError as error:
@@ -378,8 +498,8 @@ def _find_damage(path: Path) -> str:
 def _seek_first(cursor: lmdb.Cursor[bytes], start: bytes | None) -> bool:
     if not start:
         return cursor.first()
-    # LMDB refuses keys over its limit. The only key at or after a cut bound that isn't at or after
-    # the whole bound is the cut bound itself.
+    # LMDB refuses keys over its limit. The only key at or after the cut bound but before the whole
+    # bound is the cut bound itself.
     if not cursor.set_range(start[:KEY_BYTES_MAX]):
         return False
     return cursor.key() >= start or cursor.next()
@@ -395,19 +515,10 @@ def _seek_last(cursor: lmdb.Cursor[bytes], end: bytes | None) -> bool:
     return cursor.key() < end or cursor.prev()
 
 
-def _take(
-    steps: Iterator[tuple[bytes, bytes]], start: bytes | None, end: bytes | None, limit: int
-) -> list[tuple[bytes, bytes]]:
-    pairs: list[tuple[bytes, bytes]] = []
-    size = 0
-    for key, value in steps:
-        if (end is not None and key >= end) or (start is not None and key < start):
-            break
-        pairs.append((key, value))
-        size += len(key) + len(value)
-        if len(pairs) == limit or size >= SCAN_CHUNK_BYTES:
-            break
-    return pairs
+def _mark(path: Path) -> bytes:
+    """Return the content of the mark of a clean end, for a file as it is now."""
+    found = path.stat()
+    return b"%d %d\n" % (found.st_size, found.st_mtime_ns)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -22,7 +22,7 @@ repeated groups as before.
 
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
-    format version   1
+    format version   2 (with it, values have checksums)
     applied          [index, term, time_us, last_sequence, hash]
     membership       payload of the last MEMBERSHIP entry applied, nil if there was none
     sessions         see `raftha.storage.state.sessions`
@@ -57,7 +57,7 @@ from raftha.storage.state.sessions import Applied, Outcome, Sessions
 
 __all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 
-META_VERSION = 1
+META_VERSION = 2
 GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
 
@@ -180,9 +180,7 @@ class State:
                 sequence += group.count
         elif entry.kind == EntryKind.MEMBERSHIP:
             self.membership = bytes(entry.payload)
-        assert sequence == entry.last_sequence, (
-            "an entry's groups have as many commands as it states"
-        )
+        assert sequence == entry.last_sequence, "an entry's groups have as many commands as it says"
         self._buffer.keep_sorted()
         self.applied = entry.position
         self._is_applying = False
@@ -396,8 +394,8 @@ class State:
             version, *fields = msgpack.unpackb(meta[4:], raw=False)
             if version != META_VERSION:
                 raise ConfigError(
-                    f"the state is in format {version}, this raftha knows {META_VERSION}",
-                    hint="use the version of raftha that wrote it, or a later one",
+                    f"the state is in format {version}; this raftha reads {META_VERSION}",
+                    hint="use the version of raftha that wrote it",
                 )
             applied, self.membership, sessions = fields
             self.applied, self._sessions = LogPosition(*applied), Sessions.load(sessions)

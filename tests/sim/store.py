@@ -18,7 +18,9 @@ from raftha.storage.state.checkpoint import SCAN_CHUNK_BYTES, Hasher, StoreCensu
 
 class DictStore:
     """A `Store`. The next write raises `fail_next` if that is set, and changes nothing; all raise
-    StorageFull, and change nothing, while it `is_full`. One that `is_damaged` can't be opened."""
+    StorageFull, and change nothing, while it `is_full`. One that `is_damaged` can't be opened.
+
+    Reads of a value that `rot` has damaged raise Corrupt, until a write replaces it."""
 
     def __init__(self) -> None:
         self.is_damaged = False
@@ -26,12 +28,14 @@ class DictStore:
         self.is_full = False
         self._values: SortedDict[bytes, bytes] = SortedDict()
         self._meta: bytes | None = None
+        self._rotten: set[bytes] = set()
         self._version = 0
         self._is_open = True
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`, None if it isn't there."""
         assert self._is_open
+        self._check(key)
         return self._values.get(key)
 
     def scan(
@@ -43,6 +47,7 @@ class DictStore:
         size = 0
         keys = self._values.irange(start, end, inclusive=(True, False), reverse=reverse)
         for key in islice(keys, limit):
+            self._check(key)
             pairs.append((key, self._values[key]))
             size += len(key) + len(self._values[key])
             if size >= SCAN_CHUNK_BYTES:
@@ -73,6 +78,7 @@ class DictStore:
         if self.is_full:
             raise StorageFull("no space for a checkpoint")
         for key, value in staged:
+            self._rotten.discard(key)
             if value is None:
                 self._values.pop(key, None)
             else:
@@ -85,6 +91,7 @@ class DictStore:
         assert self._is_open
         hasher = Hasher()
         for key, value in self._values.items():
+            self._check(key)
             hasher.add(key, value)
         return hasher.finish()
 
@@ -96,9 +103,20 @@ class DictStore:
         """Make this object unusable."""
         self._is_open = False
 
+    def rot(self, key: bytes) -> None:
+        """Damage the value of `key`, which is there."""
+        assert key in self._values
+        self._rotten.add(key)
+
+    def _check(self, key: bytes) -> None:
+        if key in self._rotten:
+            raise self.corrupt(f"the value of key {key.hex()} is damaged")
+
     def snapshot(self) -> bytes:
-        """All of it, as bytes."""
+        """All of it, as bytes; Corrupt if a value is damaged."""
         assert self._is_open
+        for key in self._rotten:
+            self._check(key)
         snapshot: bytes = msgpack.packb([self._meta, list(self._values.items())])
         return snapshot
 
@@ -116,5 +134,6 @@ class DictStore:
         found = DictStore()
         found.is_damaged = self.is_damaged
         found._values, found._meta, found._version = self._values, self._meta, self._version
+        found._rotten = self._rotten
         found.is_full = self.is_full
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -11,17 +12,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import lmdb
 import pytest
+from google_crc32c import extend
+from google_crc32c import value as crc32c
 
 from raftha.errors import Corrupt, StorageFailed
+from raftha.storage.state import checkpoint
 from raftha.storage.state.checkpoint import (
+    CLEAN,
     SCAN_CHUNK_BYTES,
     CheckpointStore,
     Hasher,
     Store,
     StoreDigest,
 )
+from raftha.storage.state.records import pack_record, unpack_record
 from tests.sim.store import DictStore
+from tests.support.rot import rot
 
 KIB, MIB = 1024, 1024 * 1024
 
@@ -146,7 +154,210 @@ def test_a_digest_does_not_depend_on_history(store: Store) -> None:
     assert store.digest().keys == 2
 
 
+@pytest.mark.parametrize("key", [b"a", b"b", b"c"])
+def test_a_damaged_value_is_reported_and_never_returned(key: bytes, store: Store) -> None:
+    store.write([(b"a", b"1"), (b"b", b"2"), (b"c", b"3")], b"x")
+    rot(store, key)
+    with pytest.raises(Corrupt, match=f"the value of key {key.hex()} is damaged"):
+        store.get(key)
+    for reverse in (False, True):
+        with pytest.raises(Corrupt):
+            store.scan(None, None, limit=3, reverse=reverse)
+    with pytest.raises(Corrupt):
+        store.digest()
+    sound = next(other for other in (b"a", b"b") if other != key)
+    assert store.get(sound) is not None
+    assert len(store.scan(sound, sound + b"\0", limit=3, reverse=False)) == 1
+
+
+def test_a_write_replaces_a_damaged_value(store: Store) -> None:
+    store.write([(b"a", b"1"), (b"b", b"2")], b"x")
+    rot(store, b"a")
+    rot(store, b"b")
+    store.write([(b"a", b"3"), (b"b", None)], b"y")
+    assert store.scan(None, None, limit=3, reverse=False) == [(b"a", b"3")]
+
+
 # --- LMDB -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expires_us", [None, 0, 1 << 60])
+@pytest.mark.parametrize("value", [b"", b"v", bytes(300)])
+def test_every_flipped_bit_of_a_record_is_found(value: bytes, expires_us: int | None) -> None:
+    record = pack_record(b"key", value, expires_us)
+    assert unpack_record(b"key", record) == value
+    assert unpack_record(b"kez", record) is None
+    for bit in range(8 * len(record)):
+        damaged = bytearray(record)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert unpack_record(b"key", bytes(damaged)) is None
+    for size in range(len(record)):
+        assert unpack_record(b"key", record[:size]) is None
+
+
+def test_a_record_with_unknown_flags_is_not_believed() -> None:
+    body = b"\x02value"
+    record = extend(crc32c(b"key"), body).to_bytes(4, "little") + body
+    assert unpack_record(b"key", record) is None
+    body = b"\x01short"
+    record = extend(crc32c(b"key"), body).to_bytes(4, "little") + body
+    assert unpack_record(b"key", record) is None
+
+
+def test_a_digest_covers_keys_and_values_only(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state")
+    store.write([(b"a", b"1")], b"x")
+    before = store.digest()
+    with store._env.begin(store._data, write=True) as txn:
+        txn.put(b"a", pack_record(b"a", b"1", 1_800_000_000_000_000))
+    assert store.digest() == before
+    assert store.get(b"a") == b"1"
+    store.close()
+
+
+def test_a_flipped_bit_in_the_file_is_never_read_as_data(tmp_path: Path) -> None:
+    """The file is marked as clean, and size and time are kept: so it is not verified."""
+    model = {b"key%05d" % n: b"value-of-%05d-" % n + bytes(300) for n in range(300)}
+    store = CheckpointStore(tmp_path / "state")
+    store.write(sorted(model.items()), b"x")
+    store.close()
+    path = tmp_path / "state" / "data.mdb"
+    stat, random = path.stat(), Random(3)
+    content = path.read_bytes()
+    for key in random.sample(sorted(model), 40):
+        text = b"value-of-%s-" % key[3:]
+        flipped = bytearray(text)
+        flipped[random.randrange(15)] ^= 1 << random.randrange(8)
+        path.write_bytes(content.replace(text, flipped))  # LMDB leaves copies in free space.
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        (tmp_path / "state" / CLEAN).write_bytes(b"%d %d\n" % (stat.st_size, stat.st_mtime_ns))
+        store = CheckpointStore(tmp_path / "state")
+        for other, value in model.items():
+            if other != key:
+                assert store.get(other) == value
+        with pytest.raises(Corrupt):
+            store.get(key)
+        with pytest.raises(Corrupt):
+            store.digest()
+        store.close()
+        assert not (tmp_path / "state" / CLEAN).exists(), "a damaged file is never marked as clean"
+
+
+def swap_pages(path: Path) -> None:
+    """Put a leaf page's content in the place of another: a write that went to the wrong sector."""
+    content = path.read_bytes()
+    first, second = content.index(b"value-of-00000"), content.index(b"value-of-00200")
+    source, target = first // 4096 * 4096, second // 4096 * 4096
+    assert source != target
+    with path.open("r+b") as file:
+        file.seek(target)
+        file.write(content[source : source + 4096])
+
+
+def make_store(folder: Path) -> None:
+    store = CheckpointStore(folder)
+    store.write([(b"key%05d" % n, b"value-of-%05d-" % n + bytes(300)) for n in range(300)], b"x")
+    store.close()
+
+
+def test_a_clean_end_leaves_a_mark_and_a_start_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(tmp_path / "state")
+    assert (tmp_path / "state" / CLEAN).exists()
+    monkeypatch.setattr(checkpoint, "verify", lambda path: ["it was verified"])
+    store = CheckpointStore(tmp_path / "state")
+    assert not (tmp_path / "state" / CLEAN).exists()
+    store.close()
+    CheckpointStore(tmp_path / "state").close()
+    (tmp_path / "state" / CLEAN).unlink()  # What a crash leaves.
+    with pytest.raises(Corrupt, match="it was verified"):
+        CheckpointStore(tmp_path / "state")
+    CheckpointStore(tmp_path / "state", is_verified=True).close()
+
+
+def test_a_file_changed_by_another_program_is_verified(tmp_path: Path) -> None:
+    make_store(tmp_path / "state")
+    swap_pages(tmp_path / "state" / "data.mdb")
+    with pytest.raises(Corrupt):
+        CheckpointStore(tmp_path / "state")
+    with pytest.raises(Corrupt):
+        CheckpointStore(tmp_path / "state")
+
+
+def test_a_file_that_a_crash_left_is_verified_before_it_is_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(tmp_path / "state")
+    (tmp_path / "state" / CLEAN).unlink()
+    CheckpointStore(tmp_path / "state").close()
+    (tmp_path / "state" / CLEAN).unlink()
+    swap_pages(tmp_path / "state" / "data.mdb")
+
+    def mapped(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the file was mapped")
+
+    monkeypatch.setattr(lmdb, "open", mapped)
+    with pytest.raises(Corrupt):
+        CheckpointStore(tmp_path / "state")
+
+
+def test_damage_that_a_write_or_a_copy_meets_is_corrupt(tmp_path: Path) -> None:
+    """No failed disk: a node whose state is damaged heals, one whose disk failed doesn't."""
+    make_store(tmp_path / "state")
+    store = CheckpointStore(tmp_path / "state")
+    path = tmp_path / "state" / "data.mdb"
+    with path.open("r+b") as file:
+        content = path.read_bytes()
+        for page in range(2 * 4096, len(content), 4096):
+            file.seek(page + 10)
+            file.write(b"\0\0")  # The flags: it is a page of no kind.
+    for expected in (Corrupt, StorageFailed):
+        with pytest.raises(expected):
+            store.write([(b"key00100", b"new")], b"y")
+    with pytest.raises(Corrupt):
+        store.copy(lambda piece: None)
+    with pytest.raises(Corrupt):
+        store.get(b"key00100")
+    store.close()
+    assert not (tmp_path / "state" / CLEAN).exists()
+
+
+@pytest.mark.parametrize("error", [lmdb.BadValsizeError, lmdb.CorruptedError, lmdb.PageFullError])
+def test_what_lmdb_raises_of_a_damaged_file_is_no_failed_disk(
+    error: type[lmdb.Error], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path / "state")
+
+    def fail(*args: object) -> None:
+        raise error("mdb_put")
+
+    monkeypatch.setattr(checkpoint, "pack_record", fail)
+    with pytest.raises(Corrupt):
+        store.write([(b"a", b"1")], b"x")
+    store.close()
+
+
+def test_an_unclear_error_is_damage_only_if_the_verifier_finds_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(tmp_path / "state")
+    store = CheckpointStore(tmp_path / "state")
+
+    def fail(*args: object) -> None:
+        error = lmdb.InvalidParameterError("mdb_put")
+        setattr(error, "code", errno.EINVAL)  # noqa: B010 - only LMDB sets it, says its stub
+        raise error
+
+    monkeypatch.setattr(checkpoint, "pack_record", fail)
+    with pytest.raises(StorageFailed):
+        store.write([(b"a", b"1")], b"x")
+    store.close()
+    store = CheckpointStore(tmp_path / "state")
+    monkeypatch.setattr(checkpoint, "verify", lambda path: ["a page is gone"])
+    with pytest.raises(Corrupt, match="a page is gone"):
+        store.write([(b"a", b"1")], b"x")
+    store.close()
 
 
 def test_the_map_grows_while_a_reader_is_at_work(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import zstandard
 
 from raftha.entry import LOG_START, Entry, EntryKind, Group, HardState, encode_group, make_entry
+from raftha.errors import Corrupt, StorageFailed
 from raftha.storage.directory import snapshot as module
 from raftha.storage.directory.replay import entries_after
 from raftha.storage.directory.snapshot import (
@@ -28,10 +29,12 @@ from raftha.storage.directory.snapshot import (
 )
 from raftha.storage.log.disk import RealDisk
 from raftha.storage.log.wal import Wal
+from raftha.storage.state import checkpoint
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.commands import pack_put
 from raftha.storage.state.state import State
 from tests.sim.store import DictStore
+from tests.support.rot import rot
 
 
 def make_log(count: int, term: int = 1) -> list[Entry]:
@@ -305,3 +308,50 @@ def test_a_copy_does_not_hold_off_checkpoints(tmp_path: Path) -> None:
         store.write([(b"a", b"b")], store.meta() or b"")
     assert store.get(b"a") == b"b"
     store.close()
+
+
+def test_a_snapshot_of_a_state_with_a_damaged_value_is_not_made(tmp_path: Path) -> None:
+    write_state(tmp_path / "state", make_log(20))
+    store = CheckpointStore(tmp_path / "state")
+    rot(store, b"k7")
+    outgoing = Outgoing(tmp_path / "outgoing")
+    with pytest.raises(Corrupt, match=b"k7".hex()) as caught:
+        outgoing.make(store, 7, lambda size: None)
+    assert caught.value.path.is_relative_to(tmp_path / "state"), "the state is damaged, so it heals"
+    assert not list((tmp_path / "outgoing").iterdir())
+    store.close()
+
+
+def test_a_copy_that_is_damaged_by_itself_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_state(tmp_path / "state", make_log(20))
+    store = CheckpointStore(tmp_path / "state")
+    outgoing = Outgoing(tmp_path / "outgoing")
+    content = Random(7).randbytes(20_000)  # The value of k7, which a page's end may split.
+    copy = CheckpointStore.copy
+
+    def damage(self: CheckpointStore, take: Callable[[bytes], None]) -> None:
+        pieces: list[bytes] = []
+        copy(self, pieces.append)
+        whole = bytearray(b"".join(pieces))
+        whole[whole.index(content[:100])] ^= 1
+        take(bytes(whole))
+
+    monkeypatch.setattr(CheckpointStore, "copy", damage)
+    with pytest.raises(StorageFailed, match="the copy is damaged"):
+        outgoing.make(store, 7, lambda size: None)
+    monkeypatch.undo()
+    assert outgoing.make(store, 8, lambda size: None).position.index == 20
+    store.close()
+
+
+def test_an_installed_snapshot_was_verified_once(
+    snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = prepare(tmp_path, snapshot)
+    wal = open_wal(data)
+    monkeypatch.setattr(checkpoint, "verify", lambda path: ["it was verified again"])
+    assert install(data, wal)
+    CheckpointStore(data / "state").close()
+    wal.close()

@@ -399,11 +399,11 @@ def test_damaged_meta_is_corrupt(bench: Bench) -> None:
         State(bench.store)
 
 
-def test_a_state_of_a_later_format_is_refused(
+def test_a_state_of_another_format_is_refused(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "META_VERSION", 2)
+    monkeypatch.setattr(state, "META_VERSION", 1)
     bench.checkpoint()
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="is in format 2, this raftha knows 1"):
+    with pytest.raises(ConfigError, match="is in format 1; this raftha reads 2"):
         State(bench.store)
