@@ -6,6 +6,7 @@ acknowledged, in the log and in the state, and be as good a voter as any.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -150,6 +151,55 @@ def test_a_damaged_state_is_rebuilt_from_a_log_back_to_the_beginning(
         check_whole(cluster, hurt, 40)
         assert quarantined(cluster.data_of(hurt)) == ["state"]
         assert "event=HealingEnded" not in cluster.log_path(hurt).read_text(), "nothing was lost"
+
+
+def test_a_damaged_value_is_never_served_and_heals() -> None:
+    """One bit of one value, in all copies that LMDB's file has of it."""
+    with LocalCluster(3, settings=OFTEN) as cluster:
+        write(cluster, 1, 0, 40)
+        assert cluster.call(1, "SET", "precious", "value-of-precious") == b"OK"
+        cluster.wait_caught_up()
+        hurt = follower(cluster)
+        wait_until(
+            lambda: (
+                b"value-of-precious" in (cluster.data_of(hurt) / "state" / "data.mdb").read_bytes()
+            ),
+            "no checkpoint has it",
+        )
+        cluster.terminate(hurt)
+        path = cluster.data_of(hurt) / "state" / "data.mdb"
+        path.write_bytes(path.read_bytes().replace(b"value-of-precious", b"value-of-trecious"))
+        cluster.start_node(hurt)
+        cluster.wait_caught_up()
+        cluster.call(hurt, "RAFTHA", "FAILOVER", hurt)
+        wait_until(lambda: cluster.leader() == hurt, "it can't lead")
+        with contextlib.suppress(Exception):  # It leads, and fails when it reads the value.
+            assert cluster.call(hurt, "GET", "precious") == b"value-of-precious"
+        wait_until(lambda: cluster.leader() not in (None, hurt), "a damaged node leads on")
+        assert cluster.call(cluster.wait_leader(), "GET", "precious") == b"value-of-precious"
+        cluster.kill(hurt)
+        cluster.start_node(hurt)
+        check_whole(cluster, hurt, 40)
+        assert cluster.call(hurt, "GET", "precious") == b"value-of-precious"
+        assert "state" in quarantined(cluster.data_of(hurt))
+
+
+def test_a_damaged_page_does_not_end_the_process() -> None:
+    """Each page has the number of another, of which LMDB would make asserts at each start."""
+    with LocalCluster(3, settings=OFTEN) as cluster:
+        write(cluster, 1, 0, 40)
+        hurt = follower(cluster)
+        wait_for_checkpoint(cluster, hurt)
+        cluster.kill(hurt)
+        path = cluster.data_of(hurt) / "state" / "data.mdb"
+        content = path.read_bytes()
+        with path.open("r+b") as file:
+            for page in range(2, len(content) // 4096):
+                file.seek(page * 4096)
+                file.write((page ^ 1).to_bytes(8, "little"))
+        cluster.start_node(hurt)
+        check_whole(cluster, hurt, 40)
+        assert quarantined(cluster.data_of(hurt)) == ["state"]
 
 
 def wait_for_checkpoint(cluster: LocalCluster, node_id: int) -> None:

@@ -15,8 +15,9 @@ from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import OpenNode, open_or_heal
 from raftha.storage.directory.node_files import DirectoryNodeFiles
 from raftha.storage.log.disk import RealDisk
-from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.checkpoint import CLEAN, CheckpointStore
 from raftha.storage.state.state import State
+from tests.support.rot import rot
 from tests.unit.test_snapshot import make_log
 
 LAST = 40
@@ -222,6 +223,40 @@ def test_a_state_that_rots_while_the_log_is_replaced_is_replaced_too(directory: 
     open_node = directory.open()
     assert directory.data.is_healing
     assert (open_node.wal.base, open_node.state.applied) == (LOG_START, LOG_START)
+    directory.close()
+
+
+def test_a_state_that_a_crash_left_damaged_is_found_before_it_is_used(
+    directory: Directory,
+) -> None:
+    """Pages have another's number, as after writes to wrong sectors: LMDB may end the process."""
+    folder = directory.path / "state"
+    (folder / CLEAN).unlink()
+    content = (folder / "data.mdb").read_bytes()
+    with (folder / "data.mdb").open("r+b") as file:
+        for page in range(2, len(content) // 4096):
+            if content[page * 4096 :].startswith(page.to_bytes(8, "little")):
+                file.seek(page * 4096)
+                file.write((page ^ 1).to_bytes(8, "little"))
+    open_node = directory.open()
+    assert directory.quarantined() == ["state"]
+    assert (open_node.state.applied, len(open_node.entries)) == (LOG_START, LAST)
+    directory.close()
+
+
+def test_a_damaged_value_ends_the_node_and_the_next_start_heals_it(directory: Directory) -> None:
+    open_node = directory.open()
+    rot(directory.node_files.store, b"k7")
+    with pytest.raises(Corrupt) as caught:
+        open_node.state.get(b"k7")
+    assert caught.value.path.is_relative_to(directory.path / "state")
+    directory.data.record_damage(caught.value.detail)
+    directory.close()
+    open_node = directory.open()
+    assert directory.quarantined() == ["state"]
+    for entry in open_node.entries:
+        open_node.state.apply(entry)
+    assert open_node.state.get(b"k7") is not None
     directory.close()
 
 
