@@ -5,12 +5,18 @@ state, so a command may depend only on the state, its arguments, and the view's 
 `sequence`. Commands other than plain puts run on a `Transaction`. Its reads see its own writes and
 the state below. Its writes take effect when the command returns, and are dropped if it raises.
 
-An exception of a command is an outcome: recorded, replicated, and raised at the caller as
-`CommandFailed`. The exceptions are errors that depend on the machine and not on the command:
-`MemoryError`, `RecursionError` (the stack that is left differs between replicas), `OSError` and
-`StorageError`. One replica may raise them where another succeeds, and recording them would make the
-states differ silently. They leave `run`, and the node stops with a message: the operator can repair
-the command or the machine, but not states that have diverged.
+Whatever a user's command raises is an outcome: recorded, replicated, and raised at the caller as
+`CommandFailed`. That includes `OSError`, `SystemExit` and a `StorageError` of the command's own
+making, since every replica raises the same. Three kinds of errors depend on the machine and are no
+outcomes, because recording them would make the states of replicas differ silently:
+
+- a failed read of the transaction: the view notes it where it arises, whatever the command makes of
+  it afterwards;
+- `MemoryError`;
+- `RecursionError`: the depth of the stack differs between replicas, and the limit is the host's.
+
+They leave `run`, and the node stops with a message: the operator can repair the command or the
+machine, but not states that have diverged.
 
 The result of a command, as kept in an `Outcome`, is None (it succeeded and returned None) or one of
 
@@ -28,7 +34,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, overload
 
 from raftha.config import MIB
-from raftha.errors import ConfigError, InvalidRequest, StorageError
+from raftha.errors import ConfigError, InvalidRequest
 from raftha.storage.state.buffer import Pair, WriteBuffer, overlay
 from raftha.storage.state.commands import (
     CALL,
@@ -86,9 +92,11 @@ class Transaction:
 
     `time_us` is the leader's time of the log entry, the same on all replicas. `sequence` is the
     command's own number, useful for unique ids. The view can't be used after its command.
+    `fault` is the error of a read that failed: no outcome even if the command caught it, because
+    its further work depends on this machine's disk.
     """
 
-    __slots__ = ("_fault", "_is_open", "_state", "_written", "sequence", "time_us", "write_bytes")
+    __slots__ = ("_is_open", "_state", "_written", "fault", "sequence", "time_us", "write_bytes")
 
     def __init__(self, state: Readable, time_us: int, sequence: int) -> None:
         self.time_us = time_us
@@ -97,7 +105,7 @@ class Transaction:
         self._state = state
         self._written = WriteBuffer()
         self._is_open = True
-        self._fault: StorageError | None = None
+        self.fault: BaseException | None = None
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`, None if it doesn't exist."""
@@ -107,8 +115,8 @@ class Transaction:
             return self._written.values[key]
         try:
             return self._state.get(key)
-        except StorageError as error:
-            self._fault = error
+        except BaseException as error:
+            self.fault = error
             raise
 
     def put(self, key: bytes, value: bytes) -> None:
@@ -140,22 +148,23 @@ class Transaction:
         """
         self._check_open()
         check_scan(start, end, limit)
-        below = self._state.iterate(start, end, reverse=reverse)
-        if self._written.values:
-            above = self._written.iterate(start, end, reverse=reverse)
-            below = overlay(above, below, reverse=reverse)
         try:
+            below = self._state.iterate(start, end, reverse=reverse)
+            if self._written.values:
+                above = self._written.iterate(start, end, reverse=reverse)
+                below = overlay(above, below, reverse=reverse)
             return collect(below, limit)
-        except StorageError as error:
-            self._fault = error
+        except InvalidRequest:
+            raise  # The pairs are too large, on all replicas alike.
+        except BaseException as error:
+            self.fault = error
             raise
 
     def finish(self) -> dict[bytes, bytes | None]:
         """End the view and return its writes. The engine calls this, commands don't."""
         self._is_open = False
-        if self._fault is not None:
-            # Even if the command caught it: its further work depends on this machine's disk.
-            raise self._fault
+        if self.fault is not None:
+            raise self.fault
         return self._written.values
 
     def _write(self, key: bytes, value: bytes | None) -> None:
@@ -223,9 +232,9 @@ class StateMachine:
       lists and dicts of them. Lists arrive as tuples in arguments, tuples as lists in results;
     - is the same code on all nodes: to change a command, register the new one under a new name.
 
-    A command that raises is rolled back, on all replicas alike, and the caller gets
-    `CommandFailed`. `MemoryError`, `RecursionError` and `OSError` are not outcomes: they stop the
-    node.
+    A command that raises any exception is rolled back, on all replicas alike, and the caller gets
+    `CommandFailed`. Only `MemoryError` and `RecursionError`, which depend on the machine, are no
+    outcomes: they stop the node.
     """
 
     commands: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -257,15 +266,21 @@ def run(packed: Any, txn: Transaction, machine: StateMachine | None) -> Result |
 
     `packed` comes from the log and may be any object that msgpack can express.
     """
+    result: Result | None = None
+    fatal: BaseException | None = None
     try:
-        return _dispatch(packed, txn, machine)
-    except (MemoryError, RecursionError, OSError, StorageError) as error:
-        error.add_note(
+        result = _dispatch(packed, txn, machine)
+    except (MemoryError, RecursionError) as error:
+        fatal = error
+    except Exception as error:  # noqa: BLE001 - an exception of a command is its outcome
+        result = _failure(error)
+    fatal = txn.fault or fatal
+    if fatal is not None:
+        fatal.add_note(
             f"raised by command {txn.sequence}; the node stops, because this is no outcome"
         )
-        raise
-    except Exception as error:  # noqa: BLE001 - an exception of a command is its outcome
-        return (FAILED, type(error).__name__, _detail(error))
+        raise fatal
+    return result
 
 
 def check_scan(start: bytes | None, end: bytes | None, limit: int) -> None:
@@ -370,7 +385,12 @@ def _call(txn: Transaction, machine: StateMachine | None, name: Any, args: Any) 
     attribute = None if machine is None else machine.commands.get(name)
     if attribute is None:
         raise InvalidRequest(f"unknown command {name!r:.100}")
-    result = getattr(machine, attribute)(txn, *args)
+    try:
+        result = getattr(machine, attribute)(txn, *args)
+    except (MemoryError, RecursionError):
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever a user's command raises is its outcome
+        return _failure(error)
     if result is None:
         return None
     packed = pack_result(result)
@@ -380,9 +400,13 @@ def _call(txn: Transaction, machine: StateMachine | None, name: Any, args: Any) 
     return (DONE, unpack_result(packed))
 
 
-def _detail(error: Exception) -> str:
+def _failure(error: BaseException) -> Result:
     try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - a broken __str__ must not break the node
-        text = "(its message can't be shown)"
+        detail = str(error)
+    except BaseException:  # noqa: BLE001 - a broken __str__ must not end the node
+        detail = "(its message can't be shown)"
+    return (FAILED, _printable(type(error).__name__), _printable(detail))
+
+
+def _printable(text: str) -> str:
     return text[:DETAIL_MAX].encode("utf-8", "backslashreplace").decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from raftha.entry import Group
@@ -38,6 +39,14 @@ class Kit(StateMachine):
             "RecursionError": RecursionError(),
             "OSError": OSError(5, "disk"),
             "Unprintable": Unprintable(),
+            "TimeoutError": TimeoutError("the reservation has expired"),
+            "StorageFailed": StorageFailed("of the command's own making"),
+            "SystemExit": SystemExit(3),
+            "KeyboardInterrupt": KeyboardInterrupt(),
+            "GeneratorExit": GeneratorExit(),
+            "StopIteration": StopIteration(),
+            "CancelledError": asyncio.CancelledError(),
+            "Unspeakable": Unspeakable(),
         }
         raise errors[kind]
 
@@ -79,6 +88,13 @@ class Kit(StateMachine):
 
 
 LEAKED: list[Transaction] = []
+
+
+class Unspeakable(Exception):
+    """What its message raises is no plain exception."""
+
+    def __str__(self) -> str:
+        raise SystemExit
 
 
 class Unprintable(Exception):

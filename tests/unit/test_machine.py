@@ -74,7 +74,30 @@ def test_a_command_used_wrongly_fails_and_changes_nothing(
     assert bench.everything() == {}
 
 
-@pytest.mark.parametrize("kind", [MemoryError, RecursionError, OSError])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "OSError",
+        "TimeoutError",
+        "StorageFailed",
+        "SystemExit",
+        "KeyboardInterrupt",
+        "GeneratorExit",
+        "StopIteration",
+        "CancelledError",
+        "Unspeakable",
+    ],
+)
+def test_whatever_a_command_raises_is_its_outcome(kind: str, bench: Bench) -> None:
+    bench.do(put(b"kept", b"v"))
+    failure = bench.failure(call("put_then_raise", [b"k", kind]))
+    assert failure.kind == kind
+    assert bench.everything() == {b"kept": b"v"}
+    bench.checkpoint()
+    assert bench.one(call("add", [b"n", 5])) == 5, "the node goes on"
+
+
+@pytest.mark.parametrize("kind", [MemoryError, RecursionError])
 def test_what_depends_on_the_machine_is_no_outcome(kind: type[Exception], bench: Bench) -> None:
     entry = bench.log.batch(
         group(bench.session, 1, [call("put_then_raise", [b"k", kind.__name__])])
