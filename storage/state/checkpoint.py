@@ -36,15 +36,17 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import lmdb
+from google_crc32c import value as crc32c
 from lmdb.verify import VerifyError, verify
 
 from raftha.config import KEY_BYTES_MAX, MIB
 from raftha.errors import Corrupt, StorageError, StorageFailed, StorageFull
-from raftha.storage.state.records import pack_record, unpack_record
+from raftha.storage.state.records import SOUND, pack_record, unpack_record
 
 MAP_BYTES_MIN = 256 * MIB
 """The map's initial size for a small file."""
@@ -54,6 +56,9 @@ COPY_BYTES = 128 * 1024
 """A copy is handed over in pieces of this size."""
 FULL_BYTES = MIB
 """A disk with less free space than this is full."""
+
+SMALL_BYTES = 4096
+"""Records up to this size are checked faster in one piece with their key."""
 
 CLEAN = "CLEAN"
 """The mark of a clean end: a file with size and time of the data file."""
@@ -222,10 +227,9 @@ class CheckpointStore:
             raise self._unreadable(error) from error
         if record is None:
             return None
-        value = unpack_record(key, record)
-        if value is None:
-            raise self._bad_value(key)
-        return value
+        if len(record) < SMALL_BYTES and crc32c(key + record) == SOUND and not record[0]:
+            return record[1:-4]  # As in `_take`.
+        return self._unpack(key, record)
 
     def scan(
         self, start: bytes | None, end: bytes | None, *, limit: int, reverse: bool
@@ -268,10 +272,7 @@ class CheckpointStore:
         hasher = Hasher()
         with self._writer, self._reading(), self._env.begin(self._data) as txn:
             for key, record in txn.cursor():
-                value = unpack_record(key, record)
-                if value is None:
-                    raise self._bad_value(key)
-                hasher.add(key, value)
+                hasher.add(key, self._unpack(key, record))
         return hasher.finish()
 
     def copy(self, take: Callable[[bytes], None]) -> None:
@@ -425,8 +426,11 @@ class CheckpointStore:
     def _unreadable(self, error: lmdb.Error) -> StorageError:
         return self._fault(error, "can't read")
 
-    def _bad_value(self, key: bytes) -> Corrupt:
-        return self.corrupt(f"the value of key {key[:64].hex()} is damaged")
+    def _unpack(self, key: bytes, record: bytes) -> bytes:
+        value = unpack_record(key, record)
+        if value is None:
+            raise self.corrupt(f"the value of key {key[:64].hex()} is damaged")
+        return value
 
     def _fault(self, error: lmdb.Error | OSError, what: str) -> StorageError:
         """Return Corrupt if the file is damaged, else StorageFailed."""
@@ -448,15 +452,17 @@ class CheckpointStore:
     ) -> list[tuple[bytes, bytes]]:
         pairs: list[tuple[bytes, bytes]] = []
         size = 0
-        for key, record in steps:
+        for key, record in islice(steps, limit):
             if (end is not None and key >= end) or (start is not None and key < start):
                 break
-            value = unpack_record(key, record)
-            if value is None:
-                raise self._bad_value(key)
+            # `unpack_record` without its calls. To join small bytes is faster than to extend a CRC.
+            if crc32c(key + record) == SOUND and not record[0]:
+                value = record[1:-4]
+            else:
+                value = self._unpack(key, record)
             pairs.append((key, value))
             size += len(key) + len(value)
-            if len(pairs) == limit or size >= SCAN_CHUNK_BYTES:
+            if size >= SCAN_CHUNK_BYTES:
                 break
         return pairs
 
@@ -492,6 +498,8 @@ def _find_damage(path: Path) -> str:
         found: list[str] = verify(str(path))  # type: ignore[no-untyped-call]
     except VerifyError as error:
         return str(error)
+    except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
+        return f"the verifier can't read it: {error!r}"
     return found[0] if found else ""
 
 

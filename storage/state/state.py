@@ -227,9 +227,11 @@ class State:
         """
         pairs = self._iterate_store(start, end, reverse=reverse)
         for layer in (self._frozen, self._buffer):
-            if layer is not None:
+            if layer is not None and layer.values:
                 above = layer.iterate(start, end, reverse=reverse)
                 pairs = overlay(above, pairs, reverse=reverse)
+            elif layer is not None:
+                layer.is_scanned = layer.is_kept_sorted = True
         return pairs
 
     def count(self) -> int:
