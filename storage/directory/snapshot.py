@@ -272,16 +272,21 @@ def _check_copy(folder: Path, original: CheckpointStore) -> LogPosition:
         finally:
             copy.close()
     except Corrupt as damage:
-        _check_values(original)  # Corrupt, if the damage is there.
+        original.digest()  # Corrupt, if the damage is there.
         raise StorageFailed(f"{folder}: the copy is damaged: {damage.detail}") from damage
 
 
 def _check_values(store: CheckpointStore) -> None:
-    """Read all values; Corrupt if one is damaged."""
+    """Read all values of a store that doesn't change; Corrupt if one is damaged or missing."""
     start: bytes | None = None
+    found = 0
     while pairs := store.scan(start, None, limit=CHECK_PAIRS, reverse=False):
         start = pairs[-1][0] + b"\0"
+        found += len(pairs)
         time.sleep(CHECK_PAUSE_S)
+    expected = store.census([]).entries
+    if found != expected:
+        raise store.corrupt(f"it should have {expected} keys, and {found} are found")
 
 
 def _position(folder: Path, *, is_verified: bool = False) -> LogPosition:

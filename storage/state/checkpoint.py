@@ -270,10 +270,18 @@ class CheckpointStore:
         """Hash the whole contents as of the last checkpoint: see `Store`."""
         # Too long to hold the gate. It excludes writes instead, and so growth.
         hasher = Hasher()
+        previous = b""
         with self._writer, self._reading(), self._env.begin(self._data) as txn:
             for key, record in txn.cursor():
+                if key <= previous:
+                    raise self.corrupt(f"key {key[:64].hex()} is not at its place")
+                previous = key
                 hasher.add(key, self._unpack(key, record))
-        return hasher.finish()
+            entries = txn.stat(self._data)["entries"]
+        digest = hasher.finish()
+        if digest.keys != entries:
+            raise self.corrupt(f"it should have {entries} keys and has {digest.keys}")
+        return digest
 
     def copy(self, take: Callable[[bytes], None]) -> None:
         """Pass a snapshot of the last checkpoint, an LMDB file, to `take`, piece by piece.

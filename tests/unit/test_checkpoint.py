@@ -273,6 +273,16 @@ def test_a_clean_end_leaves_a_mark_and_a_start_removes_it(
     CheckpointStore(tmp_path / "state", is_verified=True).close()
 
 
+def test_a_digest_finds_a_page_in_the_place_of_another(tmp_path: Path) -> None:
+    """Each value on it is sound; but keys are in the wrong place, and others are missing."""
+    make_store(tmp_path / "state")
+    swap_pages(tmp_path / "state" / "data.mdb")
+    store = CheckpointStore(tmp_path / "state", is_verified=True)
+    with pytest.raises(Corrupt):
+        store.digest()
+    store.close()
+
+
 def test_a_file_changed_by_another_program_is_verified(tmp_path: Path) -> None:
     make_store(tmp_path / "state")
     swap_pages(tmp_path / "state" / "data.mdb")

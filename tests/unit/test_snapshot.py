@@ -322,6 +322,19 @@ def test_a_snapshot_of_a_state_with_a_damaged_value_is_not_made(tmp_path: Path) 
     store.close()
 
 
+def test_a_snapshot_that_lacks_keys_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_state(tmp_path / "state", make_log(20))
+    store = CheckpointStore(tmp_path / "state")
+    census = CheckpointStore.census
+    more = lambda self, keys: census(self, keys)._replace(entries=99)  # noqa: E731
+    monkeypatch.setattr(CheckpointStore, "census", more)
+    with pytest.raises(StorageFailed, match="should have 99 keys, and 19 are found"):
+        Outgoing(tmp_path / "outgoing").make(store, 7, lambda size: None)
+    store.close()
+
+
 def test_a_copy_that_is_damaged_by_itself_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
