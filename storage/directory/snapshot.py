@@ -39,12 +39,11 @@ from typing import Any, NamedTuple
 
 import zstandard
 from google_crc32c import value as crc32c
-from lmdb.verify import verify
 
 from raftha.entry import LOG_START, LogPosition
 from raftha.errors import Corrupt, RafthaError, StorageFailed
 from raftha.storage.log.wal import Wal
-from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.checkpoint import CheckpointStore, find_damage
 from raftha.storage.state.state import State
 
 CHUNK_BYTES = 128 * 1024
@@ -192,7 +191,7 @@ class Incoming:
             with self._file.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").digest() != sha256:
                     return False
-            if verify(str(self._file)):  # type: ignore[no-untyped-call]
+            if find_damage(self._file):
                 return False
             position = _position(self._file.parent, is_verified=True)
         except RafthaError:

@@ -60,6 +60,8 @@ FULL_BYTES = MIB
 SMALL_BYTES = 4096
 """Records up to this size are checked faster in one piece with their key."""
 
+DAMAGED_HINT = "restart the node: it sets the state aside, and gets it from the log or the others"
+
 CLEAN = "CLEAN"
 """The mark of a clean end: a file with size and time of the data file."""
 
@@ -321,7 +323,7 @@ class CheckpointStore:
     def corrupt(self, detail: str) -> Corrupt:
         """Return the error for damage in this store's file; the next opening will verify it."""
         self._is_damaged = True
-        return Corrupt(self._path, 0, detail)
+        return Corrupt(self._path, 0, detail, hint=DAMAGED_HINT)
 
     def close(self) -> None:
         """Close the files, after any write, digest and copy; mark a sound file as clean."""
@@ -376,7 +378,7 @@ class CheckpointStore:
         _sync_folder(self._folder)
 
     def _verify(self) -> None:
-        damage = _find_damage(self._path)
+        damage = find_damage(self._path)
         if damage:
             raise self.corrupt(damage)
 
@@ -420,7 +422,7 @@ class CheckpointStore:
         page_bytes = self._env.stat()["psize"]
         if size >= (self._env.info()["last_pgno"] + 1) * page_bytes:
             return
-        damage = _find_damage(self._path)
+        damage = find_damage(self._path)
         if damage:
             raise self.corrupt(f"the file is cut short: {damage}")
 
@@ -446,7 +448,7 @@ class CheckpointStore:
             return self.corrupt(str(error))
         if isinstance(error, lmdb.Error) and (_code(error) < 0 or _code(error) == errno.EINVAL):
             # Damage may look like a wrong argument or a limit. The verifier tells the two apart.
-            damage = _find_damage(self._path)
+            damage = find_damage(self._path)
             if damage:
                 return self.corrupt(f"{error}: {damage}")
         return StorageFailed(f"{self._path}: {what}: {error}")
@@ -500,7 +502,7 @@ def _code(error: lmdb.Error | OSError) -> int:
     return getattr(error, "code", 0)
 
 
-def _find_damage(path: Path) -> str:
+def find_damage(path: Path) -> str:
     """Return the first damage that the verifier finds, "" if none. Reads the whole file."""
     try:
         found: list[str] = verify(str(path))  # type: ignore[no-untyped-call]
