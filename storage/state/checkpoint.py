@@ -81,6 +81,14 @@ _DAMAGE = (
     lmdb.VersionMismatchError,
 )
 """What LMDB raises in a read or write of a damaged file; valid calls on a sound one never do."""
+_UNCLEAR = (
+    lmdb.BadDbiError,
+    lmdb.BadTxnError,
+    lmdb.InvalidParameterError,
+    lmdb.PanicError,
+    lmdb.TxnFullError,
+)
+"""What LMDB may raise of a damaged file, but also for other reasons."""
 
 
 class StoreDigest(NamedTuple):
@@ -411,7 +419,11 @@ class CheckpointStore:
                 writemap=False,
             )
         except lmdb.Error as error:
-            raise self._fault(error, "can't open") from error
+            # A damaged file may look like a wrong setting. The verifier tells the two apart.
+            damage = find_damage(self._path)
+            if damage:
+                raise self.corrupt(f"{error}: {damage}") from error
+            raise StorageFailed(f"{self._path}: can't open: {error}") from error
 
     def _check_length(self, size: int) -> None:
         """Raise Corrupt if the file is cut short: touching a page behind its end ends the process.
@@ -446,11 +458,12 @@ class CheckpointStore:
         """Return Corrupt if the file is damaged, else StorageFailed."""
         if isinstance(error, _DAMAGE):
             return self.corrupt(str(error))
-        if isinstance(error, lmdb.Error) and (_code(error) < 0 or _code(error) == errno.EINVAL):
+        if isinstance(error, _UNCLEAR):
             # Damage may look like a wrong argument or a limit. The verifier tells the two apart.
-            damage = find_damage(self._path)
-            if damage:
-                return self.corrupt(f"{error}: {damage}")
+            with contextlib.suppress(OSError):
+                damage = find_damage(self._path)
+                if damage:
+                    return self.corrupt(f"{error}: {damage}")
         return StorageFailed(f"{self._path}: {what}: {error}")
 
     def _take(
