@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, overload
 
@@ -296,9 +295,11 @@ def check_scan(start: bytes | None, end: bytes | None, limit: int) -> None:
 
 def collect(pairs: Iterator[Pair], limit: int) -> list[tuple[bytes, bytes]]:
     """Return the first `limit` pairs that exist; InvalidRequest if they exceed the limit."""
-    found = []
+    found: list[tuple[bytes, bytes]] = []
     total = 0
-    for key, value in islice(((k, v) for k, v in pairs if v is not None), limit):
+    for key, value in pairs:
+        if value is None:
+            continue
         total += len(key) + len(value)
         if total > SCAN_BYTES_MAX:
             raise InvalidRequest(
@@ -306,6 +307,8 @@ def collect(pairs: Iterator[Pair], limit: int) -> list[tuple[bytes, bytes]]:
                 hint="use a smaller limit, and continue from the last key",
             )
         found.append((key, value))
+        if len(found) == limit:
+            break
     return found
 
 
