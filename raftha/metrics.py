@@ -2,9 +2,9 @@
 
     prometheus_client.REGISTRY.register(raftha.metrics.Collector(ha))
 
-`ha` is either manager, started or not. Everything is read when it is scraped; what a node counts
-between scrapes is in `statistics.py`. docs/reference/metrics.md lists all
-metrics, and a test compares it with them.
+`ha` is either manager, started or not. All values are read at scrape time; the node's counters are
+in `raftha.node.statistics`. docs/reference/metrics.md lists all metrics, and a test keeps it
+complete.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ class Observed(Protocol):
 
 
 class Collector(PrometheusCollector):
-    """What a registry asks when it is scraped."""
+    """Collects a manager's metrics when the registry is scraped."""
 
     def __init__(self, manager: Observed) -> None:
         self._manager = manager
 
     def describe(self) -> list[Metric]:
-        """Nothing: names come with the values."""
+        """Return nothing: the names come with the values."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics as they are now."""
+        """Yield all metrics with their current values."""
         status, statistics = self._manager.observe()
         yield from _of_node(status)
         yield from _of_replicas(status)
@@ -166,7 +166,7 @@ def _add_health(family: GaugeMetricFamily, node: list[str], replica: ReplicaStat
 
 
 def _of_statistics(statistics: Statistics) -> Iterator[Metric]:
-    # In one step: other threads go on counting.
+    # Copied in one step, since other threads go on counting.
     lease_reads = sum(list(statistics.lease_reads.values()))
     reads = {**statistics.reads, "leased": lease_reads} if lease_reads else statistics.reads
     yield _counter("reads", "Reads asked for.", "consistency", reads)

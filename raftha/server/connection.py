@@ -1,30 +1,32 @@
-"""One client's connection: requests in, replies out, in order, and never too much of either.
+"""One client's connection: requests in, replies out, in order, with a limit on both.
 
-Theory of operation. Requests wait in `_waiting` until `_advance` starts them; each then has a place
-in `_places`, a queue of encoded replies and of futures that will make one, and `_flush` writes out
-what is finished at its head. So replies keep the order of requests, whichever is done first.
+Theory of operation. Requests wait in `_waiting` until `_advance` starts them. Each request then has
+a place in `_places`, a queue of encoded replies and of futures that become one. `_flush` writes the
+finished replies at the head of the queue. So replies keep the order of requests, whichever finishes
+first.
 
-A client sees its own requests as if they were carried out one by one, with this freedom inside:
-writes follow each other without waiting (they are applied in the order of their submission), and
-neighbouring reads become one fetch. A read starts when all writes before it are answered, a write
-when all reads before it are.
+A client sees its own requests as if they ran one by one, with this freedom inside: writes follow
+each other without waiting (they are applied in the order of their submission), and neighbouring
+reads become one fetch. A read starts when all writes before it are answered, a write when all reads
+before it are.
 
-Every request gets exactly one reply, whatever fails (`raftha.server.places`). If that can't be kept
-the connection is closed: a client matches replies by their order.
+Every request gets exactly one reply, whatever fails (`raftha.server.places`). A client matches
+replies by their order, so a connection that can't keep this rule is closed.
 
 Where the node leads and holds a lease, a read of one key is answered at once.
 
-Flow control, each way. No more is read from the socket while more than WAITING_MAX requests or
-WAITING_BYTES_MAX bytes wait or are under way. Nothing new is started while the socket doesn't take
-replies, and a client that takes none for STALLED_S is cut off. One turn reads about RUN_KEYS_MAX
-keys at most, unless one request names more, and starts at most WAITING_MAX requests. An EXEC or a
-SET with options, whose reply may be large, waits while LARGE_REPLIES_MAX are to come.
+Flow control, each way. The socket is not read while more than WAITING_MAX requests or
+WAITING_BYTES_MAX bytes wait or are under way. No request starts while the socket takes no replies,
+and a client that takes none for STALLED_S is cut off. One turn reads about RUN_KEYS_MAX keys at
+most, unless one request names more, and starts at most WAITING_MAX requests. An EXEC or a SET with
+options may have a large reply: it waits while LARGE_REPLIES_MAX replies are outstanding.
 
-Where a token is needed, a client that hasn't shown it may send only a few commands, and little: it
-has AUTH_TIMEOUT_S, counted from when it was accepted, and UNKNOWN_BYTES_MAX for a request.
+If the server requires a token, a client that has not authenticated may send only a few commands
+with short requests of at most UNKNOWN_BYTES_MAX, and is closed AUTH_TIMEOUT_S after it was
+accepted.
 
-There is no task per request: a connection wakes up once, for the future at the head of its queue;
-by then its neighbours, released in the same batch, are done too.
+There is no task per request: a connection wakes up once, for the future at the head of its queue.
+By then its neighbours, released in the same batch, are done too.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ _QUEUED = b"+QUEUED\r\n"
 
 
 class Connection(asyncio.Protocol):
-    """A client, from its connection to its end; fulfils `server_commands.Client`."""
+    """One client connection; implements `raftha.server.commands.Client`."""
 
     def __init__(self, service: Service) -> None:
         self.id = service.next_client_id()
@@ -104,12 +106,12 @@ class Connection(asyncio.Protocol):
             REQUEST_BYTES_MAX if self.is_authenticated else UNKNOWN_BYTES_MAX
         )
         self._made_at = self._loop.time()
-        self._unknown: asyncio.TimerHandle | None = None  # Ends who doesn't authenticate.
+        self._unknown: asyncio.TimerHandle | None = None  # Cuts off a client without a token.
         self._waiting: deque[Arguments | ProtocolError | None] = deque()  # None: the end.
         self._waiting_bytes = 0
         self._places: deque[bytes | Place | ReadRun] = deque()
         self._unfinished = 0  # Places that are not bytes.
-        self._is_writing = False  # What the unfinished ones are: writes, or something else.
+        self._is_writing = False  # True if the unfinished places are writes.
         self._awaited: asyncio.Future[Any] | None = None
         self._run: list[tuple[Read, list[bytes]]] = []  # Neighbouring reads, for one fetch.
         self._run_keys = 0
@@ -120,7 +122,7 @@ class Connection(asyncio.Protocol):
         self._is_writing_paused = False
         self._is_scheduled = False
         self._stalled: asyncio.TimerHandle | None = None
-        self._is_faulty = False  # What the client sends makes no sense any more.
+        self._is_faulty = False  # The client has broken the protocol.
         self._lingering: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------------ asyncio's calls
@@ -129,7 +131,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are not registered.
         self._service.clients.add(self)
         if not self.is_authenticated:
-            # Made when it was accepted: a TLS handshake has used up time already.
+            # The time of the TLS handshake counts too: this object is made at accept.
             self._unknown = self._loop.call_at(self._made_at + AUTH_TIMEOUT_S, self.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -144,12 +146,12 @@ class Connection(asyncio.Protocol):
         self._advance()
 
     def eof_received(self) -> bool:
-        # Nothing more comes, but what came is answered: the client may have shut only its side.
+        # The client may have shut only its own side: the requests received are still answered.
         if self._lingering is not None:
             return False
         self._waiting.append(None)
         self._advance()
-        # TLS ends both directions at once: what isn't answered by now can't be.
+        # TLS ends both directions at once: requests not answered by now can't be.
         return self._transport is not None and self._transport.can_write_eof()
 
     def pause_writing(self) -> None:
@@ -176,12 +178,12 @@ class Connection(asyncio.Protocol):
                 timer.cancel()
         for place in self._places:
             if not isinstance(place, bytes) and place.future is not None:
-                # The client is gone; asking for the outcome keeps asyncio from reporting it.
+                # The client is gone; retrieving the outcome keeps asyncio from reporting it.
                 place.future.add_done_callback(_take_outcome)
         self._places.clear()
 
     def end(self) -> None:
-        """Close once everything that is under way or waiting has been answered."""
+        """Close once every request that is waiting or under way is answered."""
         self._waiting.append(None)
         self._advance()
 
@@ -191,7 +193,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def authenticate(self, user: bytes, token: bytes) -> None:
-        """Carry out AUTH."""
+        """Execute AUTH."""
         if not self._service.needs_token:
             raise ReplyError("ERR AUTH <password> called without any password configured.")
         if not self._service.is_token(token) or user != b"default":
@@ -205,21 +207,21 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ MULTI
 
     def begin(self) -> bytes:
-        """Carry out MULTI."""
+        """Execute MULTI."""
         if self._queue is not None:
             return error_line("ERR MULTI calls can not be nested")
         self._queue, self._queued_bytes, self._is_queue_broken = [], 0, False
         return OK
 
     def discard(self) -> bytes:
-        """Carry out DISCARD."""
+        """Execute DISCARD."""
         if self._queue is None:
             raise ReplyError("ERR DISCARD without MULTI")
         self._queue = None
         return OK
 
     def _enqueue(self, command: Command, request: Arguments) -> None:
-        """Keep a command for EXEC, or carry out one of the few that are not kept."""
+        """Queue a command for EXEC, or execute one of the few that are not queued."""
         assert self._queue is not None
         if isinstance(command, Local) and command.in_transaction:
             self._answer(command.run(self, request))
@@ -249,7 +251,7 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ from requests to places
 
     def _advance(self) -> None:
-        """Start what may start, write what is finished, and control the flow of both."""
+        """Start the requests that may start, write finished replies, and control the flow."""
         try:
             self._take_turn()
         except Exception:
@@ -271,7 +273,8 @@ class Connection(asyncio.Protocol):
             if not self._waiting:
                 self._waiting_bytes = 0
         if self._waiting and not self._unfinished and not self._is_writing_paused:
-            # No future will wake us up, so the next turn must: after other connections' turns.
+            # No future will wake this connection up, so it schedules its next turn, which comes
+            # after the turns of other connections.
             self._schedule()
         count = len(self._waiting) + len(self._places)
         if self._is_reading_paused:
@@ -286,8 +289,8 @@ class Connection(asyncio.Protocol):
         if not self._is_faulty:
             transport.close()
         elif self._lingering is None:
-            # A socket closed with input unread is reset, and the error reply may be lost with it:
-            # so what still comes is read, and dropped, until the client closes or time is up.
+            # Closing a socket with unread input resets it, and the error reply may be lost. So
+            # input is read and dropped until the client closes or time is up.
             if transport.can_write_eof():  # TLS can't end one direction only.
                 transport.write_eof()
             self._lingering = self._loop.call_later(LINGER_S, transport.abort)
@@ -328,7 +331,7 @@ class Connection(asyncio.Protocol):
             self._start_run()
 
     def _start(self, command: Command, request: Arguments) -> bool:
-        """Give the request its place; False if it has to wait for others first."""
+        """Give the request its place; False if it has to wait for earlier requests."""
         if self._queue is not None and not isinstance(command, Exec):
             self._enqueue(command, request)
             return True
@@ -341,7 +344,7 @@ class Connection(asyncio.Protocol):
                 self._run.append((command, keys))
             return True
         if isinstance(command, Local):
-            if self._run:  # First, since HELLO changes how later replies are encoded.
+            if self._run:  # HELLO changes the encoding of later replies.
                 self._start_run()
             self._answer(command.run(self, request))
             return True
@@ -365,7 +368,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def _answer_by_lease(self, command: Read, key: bytes) -> bool:
-        """Answer at once, if the node leads and holds a lease; several keys need one moment."""
+        """Answer a read of one key at once, if the node leads and holds a lease."""
         value = self._service.ha.get_by_lease(key)
         if isinstance(value, Missed):
             return False
@@ -413,7 +416,7 @@ class Connection(asyncio.Protocol):
                 places.popleft()
                 continue
             if place.future is None:
-                # The rest of a run: large, so only once the client has taken what there is.
+                # The rest of a run is large: fetch it once the client has taken the first part.
                 self._write(replies)
                 if self._is_writing_paused:
                     break

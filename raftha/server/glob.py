@@ -1,7 +1,8 @@
 """Redis's glob patterns, for SCAN's MATCH: `*`, `?`, `[a-z]`, `[^a]`, and a backslash to quote one.
 
-Not `fnmatch`: that has no quoting, spells `[!a]`, and compiles what a client sends to a regular
-expression, which can take very long. This takes at most len(pattern) * len(text) steps.
+`fnmatch` doesn't fit: it has no quoting, spells `[!a]`, and compiles the client's pattern to a
+regular expression that may backtrack for very long. This takes at most len(pattern) * len(text)
+steps.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ _STAR, _ANY, _OPEN, _CLOSE, _ESCAPE = b"*?[]\\"
 
 
 def glob_matches(pattern: bytes, text: bytes) -> bool:
-    """Whether all of `text` fits `pattern`."""
+    """True if `pattern` matches all of `text`."""
     position = at = 0
     star, star_at = -1, 0  # Where the last star was, and what it was last tried up to.
     while at < len(text):

@@ -1,11 +1,12 @@
 """The server's process: one node of a cluster, and a listener for clients.
 
-Theory of operation. `serve` runs until SIGTERM or SIGINT: it takes the listening socket first, so
-that a port in use is found before the node joins its cluster, then starts the node, then accepts.
-It stops in the opposite order: no new connections, answers to what is under way, then the node.
+Theory of operation. `serve` runs until SIGTERM or SIGINT. It binds the listening socket first, so
+that a port in use is found before the node joins its cluster. Then it starts the node, then it
+accepts clients. It stops in the opposite order: it accepts no more, answers the requests that are
+under way, and stops the node.
 
-With TLS, connections in their handshake count towards `connections_max` like clients, and one over
-the limit is closed without a word: to tell it why would take a handshake too.
+With TLS, connections in their handshake count towards `connections_max`. One over the limit is
+closed without an error reply, which would need a handshake too.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STOP_S = 5.0
-"""How long a stopping server waits for answers to what is under way."""
+"""How long a stopping server waits for the replies to requests that are under way."""
 TURN_AWAY_S = 0.2
-"""How long a client over the limit has to read why."""
+"""How long a client over the limit has to read the error reply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +154,7 @@ def _check_listen(config: ServerConfig) -> None:
         raise ConfigError(
             f"listen = {config.listen!r} is not on loopback, where clients need TLS and a token",
             hint="set listen_tls_cert, listen_tls_key and auth_token_file, or insecure = true"
-            " if everyone who can reach it may read and write all data",
+            " if every host that can reach it may read and write all data",
         )
     if config.listen == config.ha.own_address:
         raise ConfigError(
@@ -191,7 +192,7 @@ class Server:
         self._endpoint = _load_endpoint() if config.metrics_listen else None
 
     async def start(self) -> None:
-        """Start the node, then accept clients; ConfigError if the address can't be had."""
+        """Start the node, then accept clients; ConfigError if an address can't be bound."""
         try:
             listener = await self._bind()
         except OSError as error:
@@ -241,7 +242,7 @@ class Server:
         return server
 
     async def stop(self) -> None:
-        """Answer what is under way, close all connections, stop the node."""
+        """Answer the requests under way, close all connections, stop the node."""
         if self._listener is not None:
             self._listener.close()
         self._service.journal.close()
@@ -272,12 +273,13 @@ def _load_endpoint() -> type[Endpoint]:
 
 
 class _TurnedAway(asyncio.Protocol):
-    """A connection over the limit: told so, and closed."""
+    """A connection over the limit: it gets an error reply and is closed."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         writer = cast(asyncio.Transport, transport)  # uvloop's are not registered.
         writer.write(error_line("OVERLOADED max number of clients reached"))
-        # Closed at once, with the client's first request unread, it would be reset, error and all.
+        # A close with the client's first request unread would reset the connection and lose the
+        # error reply.
         writer.write_eof()
         asyncio.get_running_loop().call_later(TURN_AWAY_S, writer.abort)
 
@@ -290,8 +292,8 @@ async def serve(config: ServerConfig) -> None:
         loop.add_signal_handler(number, stopping.set)
     server = Server(config)
     await server.start()
-    # What there is now stays until the end. To look through it took the garbage collector 12 to
-    # 31 ms every few seconds under load, and nobody got an answer meanwhile.
+    # All objects of this moment live until the end. Scanning them took the garbage collector 12 to
+    # 31 ms every few seconds under load, and no client got a reply meanwhile.
     gc.freeze()
     try:
         await stopping.wait()
@@ -300,5 +302,5 @@ async def serve(config: ServerConfig) -> None:
 
 
 def run(config: ServerConfig) -> None:
-    """Run a server on uvloop, as the process's main thread, until SIGTERM or SIGINT."""
+    """Run a server on uvloop, on the main thread, until SIGTERM or SIGINT."""
     uvloop.run(serve(config))
