@@ -13,9 +13,8 @@ Then two checks prove different things:
 1.  Every acknowledged record is read through every node. These linearizable reads prove that the
     cluster has kept the record and that each node answers. They don't show which copy was read.
 2.  Every node hashes its own copy: the contents of LMDB after a checkpoint. Each hash must equal
-the
-    hash that this process computes from the acknowledged records: so each copy has every record,
-    unchanged, and nothing else.
+    the hash that this process computes from the acknowledged records: so each copy has every
+    record, unchanged, and nothing else.
 """
 
 from __future__ import annotations

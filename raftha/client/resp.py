@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -96,12 +97,16 @@ class ReplyError(Rejected):
 class RequestParser:
     """Parses the bytes of one connection into requests, each a list of one or more bytes."""
 
-    def __init__(self, request_bytes_max: int = REQUEST_BYTES_MAX) -> None:
+    def __init__(
+        self, request_bytes_max: int = REQUEST_BYTES_MAX, arguments_max: int = ARGUMENTS_MAX
+    ) -> None:
+        """The limits may be raised later: once the client has authenticated, say."""
         self.request_bytes_max = request_bytes_max
-        """The longest request that is accepted; raise it once the client has authenticated."""
+        self.arguments_max = arguments_max
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         self._parts: list[bytes] = []  # Bytes not parsed yet.
         self._parts_bytes = 0
+        self._position = 0  # In the first part: what is before it is parsed.
         self._needed_bytes = 0  # Bytes that must arrive before parsing can go on.
         self._arguments: list[bytes] = []  # Of a request that is not complete.
         self._missing = 0  # Arguments to come.
@@ -114,13 +119,43 @@ class RequestParser:
             if whole is not None:
                 requests.extend(whole)
                 return
-        self._parts.append(data)
-        self._parts_bytes += len(data)
+        self.add(data)
         if self._parts_bytes >= self._needed_bytes:
             data = b"".join(self._parts)
             rest = data[self._parse(data, requests) :]
             self._parts = [rest] if rest else []
             self._parts_bytes = len(rest)
+
+    def add(self, data: bytes) -> None:
+        """Keep bytes for `parse_one` or the next `feed`."""
+        if self._position:
+            self._parts[0] = self._parts[0][self._position :]
+            self._position = 0
+        self._parts.append(data)
+        self._parts_bytes += len(data)
+
+    def parse_one(self, requests: deque[Any]) -> bool:
+        """Append the next request of the bytes that were added; False if none is complete.
+
+        Slower than `feed`, and bounded by the limits from the first byte on: hiredis, which knows
+        none, takes no part.
+        """
+        if not self._parts or self._parts_bytes < self._needed_bytes:
+            return False
+        data = b"".join(self._parts)
+        count = len(requests)
+        start = self._position
+        self._position = self._parse(data, requests, start, count + 1)
+        self._parts = [data]
+        self._parts_bytes -= self._position - start
+        return len(requests) > count
+
+    def take_rest(self) -> bytes:
+        """Take back the bytes after the last whole request."""
+        assert not self._missing
+        rest = b"".join(self._parts)[self._position :]
+        self._parts, self._parts_bytes, self._position, self._needed_bytes = [], 0, 0, 0
+        return rest
 
     def _parse_whole(self, data: bytes) -> list[list[bytes]] | None:
         """Parse with hiredis; None if `data` is anything but whole requests."""
@@ -150,11 +185,12 @@ class RequestParser:
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         return None
 
-    def _parse(self, data: bytes, requests: deque[Any]) -> int:
+    def _parse(
+        self, data: bytes, requests: deque[Any], position: int = 0, requests_max: int = sys.maxsize
+    ) -> int:
         """Parse as far as possible and return the position; set `_needed_bytes` for the rest."""
-        position = 0
         self._needed_bytes = 0
-        while position < len(data):
+        while position < len(data) and len(requests) < requests_max:
             if self._missing:
                 end = self._parse_argument(data, position)
                 if end and not self._missing:
@@ -163,7 +199,8 @@ class RequestParser:
             elif data[position] == _ARRAY:
                 end = self._parse_count(data, position)
             else:
-                end = _parse_inline(data, position, requests)
+                inline_max = min(INLINE_BYTES_MAX, self.request_bytes_max)
+                end = _parse_inline(data, position, requests, inline_max)
             if not end:
                 break
             position = end
@@ -174,7 +211,7 @@ class RequestParser:
         end = _find_header_end(data, position)
         if end:
             count = _read_length(data, position, end)
-            if count > ARGUMENTS_MAX:
+            if count > self.arguments_max:
                 raise ProtocolError("invalid multibulk length")
             self._missing = max(count, 0)
             self._request_bytes = 0
@@ -220,11 +257,11 @@ def _read_length(data: bytes, position: int, end: int) -> int:
     raise ProtocolError("invalid length")
 
 
-def _parse_inline(data: bytes, position: int, requests: deque[Any]) -> int:
+def _parse_inline(data: bytes, position: int, requests: deque[Any], bytes_max: int) -> int:
     """Read a line of words; return where it ends, 0 if it is not complete."""
     newline = data.find(b"\n", position)
     end = newline if newline >= 0 else len(data)
-    if end - position > INLINE_BYTES_MAX:
+    if end - position > bytes_max:
         raise ProtocolError("too big inline request")
     if newline < 0:
         return 0

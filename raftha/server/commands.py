@@ -36,6 +36,8 @@ WRITE_KEYS_MAX = 10_000
 READ_KEYS_MAX = 1_000
 """The most keys that one read may name. It bounds the data that a single request can collect."""
 
+HELLO_ARGUMENTS_MAX = len(("HELLO", "version", "AUTH", "user", "token", "SETNAME", "name"))
+
 HELP = """RAFTHA STATUS -- this node's state, as JSON
 RAFTHA EVENTS journal number wait_ms -- events after that one, waited for up to 60 s, as JSON
 RAFTHA DIGEST [sequence] -- hash over the whole contents at a sequence, as JSON
@@ -287,14 +289,17 @@ def _hello(client: Client, request: Arguments) -> bytes:
         if not version:
             raise ReplyError("NOPROTO unsupported protocol version")
     name, options = client.name, request[2:]
+    seen: set[bytes] = set()
     while options:
-        match [options[0].upper(), *options[1:]]:
+        option = options[0].upper()
+        match [b"" if option in seen else option, *options[1:]]:
             case [b"SETNAME", given, *options]:
                 name = _checked_name(given)
             case [b"AUTH", user, token, *options]:
                 client.authenticate(user, token)
             case _:
                 raise ReplyError("ERR HELLO takes a version, AUTH user token, and SETNAME name")
+        seen.add(option)
     if not client.is_authenticated:
         raise ReplyError("NOAUTH HELLO must be called with AUTH default <token>, or after AUTH")
     client.name = name
@@ -361,7 +366,7 @@ _COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
     "ECHO": (Local(lambda _, request: encode(request[1])), 2, 2),
     "SELECT": (Local(_select), 2, 2),
     "QUIT": (Local(_quit, in_transaction=True), 1, _MANY),
-    "HELLO": (Local(_hello), 1, _MANY),
+    "HELLO": (Local(_hello), 1, HELLO_ARGUMENTS_MAX),
     "COMMAND": (Local(lambda _client, _request: b"*0\r\n"), 1, _MANY),
     "CONFIG": {b"GET": (Local(_config_get), 3, _MANY)},
     "CLIENT": {

@@ -21,9 +21,10 @@ and a client that takes none for STALLED_S is cut off. One turn reads about RUN_
 most, unless one request names more, and starts at most WAITING_MAX requests. An EXEC or a SET with
 options may have a large reply: it waits while LARGE_REPLIES_MAX replies are outstanding.
 
-If the server requires a token, a client that has not authenticated may send only a few commands
-with short requests of at most UNKNOWN_BYTES_MAX, and is closed AUTH_TIMEOUT_S after it was
-accepted.
+If the server requires a token, a client that has not authenticated may send only a few commands, in
+requests of at most UNKNOWN_BYTES_MAX and UNKNOWN_ARGUMENTS_MAX, which are parsed one by one. It is
+closed AUTH_TIMEOUT_S after it was accepted, or after UNKNOWN_REQUESTS_MAX requests. After a wrong
+token a connection is not read for a while, and after AUTH_FAILURES_MAX it is closed.
 
 There is no task per request: a connection wakes up once, for the future at the head of its queue.
 By then its neighbours, released in the same batch, are done too.
@@ -39,6 +40,7 @@ from functools import partial
 from typing import Any, cast
 
 from raftha.client.resp import (
+    ARGUMENTS_MAX,
     NULL,
     OK,
     REQUEST_BYTES_MAX,
@@ -81,7 +83,16 @@ LARGE_REPLIES_MAX = 16
 STALLED_S = 30.0
 LINGER_S = 2.0
 AUTH_TIMEOUT_S = 10.0
-UNKNOWN_BYTES_MAX = 64 * 1024
+UNKNOWN_BYTES_MAX = 8 * 1024
+"""Bytes of one request before AUTH."""
+UNKNOWN_ARGUMENTS_MAX = 16
+"""Arguments of one request before AUTH."""
+UNKNOWN_REQUESTS_MAX = 64
+"""Requests before AUTH."""
+AUTH_FAILURES_MAX = 5
+"""Wrong tokens on one connection; the last of them ends it."""
+AUTH_PAUSE_S = 0.25
+"""How long a connection is not read after its first wrong token; doubled each time."""
 QUEUED_MAX = 10_000
 """Commands between MULTI and EXEC."""
 
@@ -102,9 +113,12 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.is_authenticated = not service.needs_token
         self._find_command = find_command if self.is_authenticated else find_open_command
-        self._parser = RequestParser(
-            REQUEST_BYTES_MAX if self.is_authenticated else UNKNOWN_BYTES_MAX
-        )
+        self._parser = RequestParser()
+        if not self.is_authenticated:
+            self._parser = RequestParser(UNKNOWN_BYTES_MAX, UNKNOWN_ARGUMENTS_MAX)
+        self._unknown_requests = 0  # Requests before AUTH.
+        self._auth_failures = 0
+        self._auth_pause: asyncio.TimerHandle | None = None  # Not read until then.
         self._made_at = self._loop.time()
         self._unknown: asyncio.TimerHandle | None = None  # Cuts off a client without a token.
         self._waiting: deque[Arguments | ProtocolError | None] = deque()  # None: the end.
@@ -139,11 +153,34 @@ class Connection(asyncio.Protocol):
             return
         self._waiting_bytes += len(data)
         try:
-            self._parser.feed(data, self._waiting)
+            if self.is_authenticated:
+                self._parser.feed(data, self._waiting)
+            else:
+                self._parser.add(data)
+                self._take_unknown()
         except ProtocolError as error:
             self._is_faulty = True
             self._waiting.append(error)  # After the replies to what came before it.
         self._advance()
+
+    def _take_unknown(self) -> None:
+        """Take requests one by one until the client has authenticated, and the rest from there.
+
+        One by one, since the limits before AUTH don't hold for the requests behind it.
+        """
+        while not self.is_authenticated:
+            if self._auth_pause is not None or self.is_ending:
+                return
+            if not self._parser.parse_one(self._waiting):
+                return
+            self._unknown_requests += 1
+            if self._unknown_requests > UNKNOWN_REQUESTS_MAX:
+                self._waiting.pop()
+                raise ProtocolError("too many requests before AUTH")
+            self._advance()
+        rest = self._parser.take_rest()
+        if rest:
+            self._parser.feed(rest, self._waiting)
 
     def eof_received(self) -> bool:
         # The client may have shut only its own side: the requests received are still answered.
@@ -173,7 +210,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._waiting.clear()
         self._run.clear()
-        for timer in (self._stalled, self._lingering, self._unknown):
+        for timer in (self._stalled, self._lingering, self._unknown, self._auth_pause):
             if timer is not None:
                 timer.cancel()
         for place in self._places:
@@ -197,12 +234,31 @@ class Connection(asyncio.Protocol):
         if not self._service.needs_token:
             raise ReplyError("ERR AUTH <password> called without any password configured.")
         if not self._service.is_token(token) or user != b"default":
+            self._punish_wrong_token()
             raise ReplyError("WRONGPASS invalid username-password pair or user is disabled.")
         self.is_authenticated = True
         self._find_command = find_command
         self._parser.request_bytes_max = REQUEST_BYTES_MAX
+        self._parser.arguments_max = ARGUMENTS_MAX
         if self._unknown is not None:
             self._unknown.cancel()
+
+    def _punish_wrong_token(self) -> None:
+        """Read nothing for a while, longer each time; in the end, close the connection."""
+        self._auth_failures += 1
+        if self._auth_failures >= AUTH_FAILURES_MAX:
+            self.is_ending = self._is_faulty = True
+        elif not self.is_authenticated and self._transport is not None:
+            pause_s = AUTH_PAUSE_S * 2 ** (self._auth_failures - 1)
+            self._auth_pause = self._loop.call_later(pause_s, self._end_auth_pause)
+            if not self._is_reading_paused:
+                self._transport.pause_reading()
+
+    def _end_auth_pause(self) -> None:
+        self._auth_pause = None
+        if self._transport is not None and not self._is_reading_paused:
+            self._transport.resume_reading()
+        self.data_received(b"")
 
     # ------------------------------------------------------------------ MULTI
 
