@@ -102,13 +102,17 @@ _QUEUED = b"+QUEUED\r\n"
 class Connection(asyncio.Protocol):
     """One client connection; implements `raftha.server.commands.Client`."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(
+        self, service: Service, on_decided: Callable[[Connection], None] | None = None
+    ) -> None:
+        """`on_decided` is called once the client is known, or needn't be."""
         self.id = service.next_client_id()
         self.name = b""
         self.null = NULL
         self.closed = asyncio.get_running_loop().create_future()
         self.is_ending = False  # No more requests are started; close once all are answered.
         self._service = service
+        self._on_decided = on_decided
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self.is_authenticated = not service.needs_token
@@ -144,7 +148,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are not registered.
         self._service.clients.add(self)
-        if not self.is_authenticated:
+        if self.is_authenticated:
+            self._report_decided()
+        else:
             # The time of the TLS handshake counts too: this object is made at accept.
             self._unknown = self._loop.call_at(self._made_at + AUTH_TIMEOUT_S, self.abort)
 
@@ -240,8 +246,14 @@ class Connection(asyncio.Protocol):
         self._find_command = find_command
         self._parser.request_bytes_max = REQUEST_BYTES_MAX
         self._parser.arguments_max = ARGUMENTS_MAX
+        self._report_decided()
         if self._unknown is not None:
             self._unknown.cancel()
+
+    def _report_decided(self) -> None:
+        if self._on_decided is not None:
+            self._on_decided(self)
+            self._on_decided = None
 
     def _punish_wrong_token(self) -> None:
         """Read nothing for a while, longer each time; in the end, close the connection."""

@@ -5,8 +5,8 @@ that a port in use is found before the node joins its cluster. Then it starts th
 accepts clients. It stops in the opposite order: it accepts no more, answers the requests that are
 under way, and stops the node.
 
-With TLS, connections in their handshake count towards `connections_max`. One over the limit is
-closed without an error reply, which would need a handshake too.
+Connections beyond `connections_max` are refused, or push out one that hasn't authenticated
+(`raftha.server.listener`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import uvloop
 
@@ -40,11 +40,11 @@ from raftha.errors import ConfigError
 from raftha.net.tls import (
     TOKEN_CHARACTERS_MAX,
     TOKEN_CHARACTERS_MIN,
-    TlsServer,
     listener_context,
     read_token,
 )
 from raftha.server.connection import AUTH_TIMEOUT_S, Connection
+from raftha.server.listener import Listener
 from raftha.server.machine import RedisMachine
 from raftha.server.tasks import Service
 from raftha.types import ReplicationMode
@@ -56,8 +56,6 @@ logger = logging.getLogger(__name__)
 
 STOP_S = 5.0
 """How long a stopping server waits for the replies to requests that are under way."""
-TURN_AWAY_S = 0.2
-"""How long a client over the limit has to read the error reply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +184,7 @@ class Server:
         self._tls: ssl.SSLContext | None = None
         if config.listen_tls_cert:
             self._tls = listener_context(Path(config.listen_tls_cert), Path(config.listen_tls_key))
-        self._listener: asyncio.Server | TlsServer | None = None
+        self._listener: Listener | None = None
         self._metrics: Endpoint | None = None
         # Loaded here: where that extra is missing, the node must not have joined its cluster.
         self._endpoint = _load_endpoint() if config.metrics_listen else None
@@ -210,7 +208,7 @@ class Server:
         except BaseException:
             await self.stop()
             raise
-        await listener.start_serving()
+        listener.start_serving()
         logger.info("serving node=%d listen=%s", self.config.ha.node_id, self.config.listen)
 
     def _show_metrics(self) -> None:
@@ -225,21 +223,19 @@ class Server:
             reason = error.strerror or error
             raise ConfigError(f"can't listen on {config.metrics_listen}: {reason}") from error
 
-    async def _bind(self) -> asyncio.Server | TlsServer:
+    async def _bind(self) -> Listener:
         host, port = parse_address("listen", self.config.listen)
-        if self._tls is None:
-            return await asyncio.get_running_loop().create_server(
-                self._make_connection, host, port, start_serving=False, backlog=1024
-            )
-        server = TlsServer(
-            self._tls,
-            lambda: Connection(self._service),
-            room=lambda: self.config.connections_max - len(self._service.clients),
+        listener = Listener(
+            lambda listener: Connection(self._service, listener.decide),
+            connections_max=self.config.connections_max,
+            decides=self._tls is not None or self._service.needs_token,
             refused=self._service.refusals.add,
+            refusal=error_line("OVERLOADED max number of clients reached"),
+            tls=self._tls,
             handshake_s=AUTH_TIMEOUT_S,
         )
-        await server.bind(host, port)
-        return server
+        await listener.bind(host, port)
+        return listener
 
     async def stop(self) -> None:
         """Answer the requests under way, close all connections, stop the node."""
@@ -253,35 +249,18 @@ class Server:
             await asyncio.wait([client.closed for client in clients], timeout=STOP_S)
         for client in list(clients):
             client.abort()
-        if isinstance(self._listener, TlsServer):
+        if self._listener is not None:
             await self._listener.wait_closed()
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
         await self.ha.stop()
         logger.info("stopped node=%d", self.config.ha.node_id)
 
-    def _make_connection(self) -> asyncio.Protocol:
-        if len(self._service.clients) >= self.config.connections_max:
-            return _TurnedAway()
-        return Connection(self._service)
-
 
 def _load_endpoint() -> type[Endpoint]:
     from raftha.metrics import Endpoint  # noqa: PLC0415 - needs what the extra `metrics` brings
 
     return Endpoint
-
-
-class _TurnedAway(asyncio.Protocol):
-    """A connection over the limit: it gets an error reply and is closed."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        writer = cast(asyncio.Transport, transport)  # uvloop's are not registered.
-        writer.write(error_line("OVERLOADED max number of clients reached"))
-        # A close with the client's first request unread would reset the connection and lose the
-        # error reply.
-        writer.write_eof()
-        asyncio.get_running_loop().call_later(TURN_AWAY_S, writer.abort)
 
 
 async def serve(config: ServerConfig) -> None:

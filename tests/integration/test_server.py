@@ -144,7 +144,7 @@ def test_scan_finds_every_key_once_and_filters(kv: redis.Redis) -> None:
     cursor, first = kv.scan(count=5)
     assert kv.scan(cursor, count=5)[1] == kv.scan(cursor, count=5)[1]
     assert first == sorted(names)[:5]
-    with pytest.raises(redis.ResponseError, match="does not know the cursor"):
+    with pytest.raises(redis.ResponseError, match="does not have the cursor"):
         kv.scan(1)
 
 

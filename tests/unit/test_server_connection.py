@@ -474,8 +474,8 @@ def test_who_shows_the_token_is_in_and_stays_in(request_: tuple[bytes, ...]) -> 
 )
 def test_a_wrong_token_or_user_is_wrongpass(request_: tuple[bytes, ...]) -> None:
     async def script(scene: Scene) -> None:
-        await scene.send(request_, "GET a")
-        assert scene.take() == WRONGPASS + NOAUTH
+        await scene.send("GET a", request_)
+        assert scene.take() == NOAUTH + WRONGPASS
 
     play_with_token(script)
 
