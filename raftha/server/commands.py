@@ -185,6 +185,14 @@ def keys_of(request: Arguments, keys_max: int = READ_KEYS_MAX) -> list[bytes]:
     return keys
 
 
+def count_keys(call: Call) -> int:
+    """The number of keys that a call of `RedisMachine` names."""
+    name, *arguments = call
+    if name in {"set", "incrby"}:
+        return 1
+    return len(arguments) // 2 if name == "mset" else len(arguments)
+
+
 def _shown(name: bytes) -> str:
     return "".join(c if c.isprintable() else "?" for c in name[:128].decode("latin-1"))
 

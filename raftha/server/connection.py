@@ -63,6 +63,7 @@ from raftha.server.commands import (
     Read,
     Task,
     Write,
+    count_keys,
     find_command,
     find_open_command,
     keys_of,
@@ -95,6 +96,8 @@ AUTH_PAUSE_S = 0.25
 """How long a connection is not read after its first wrong token; doubled each time."""
 QUEUED_MAX = 10_000
 """Commands between MULTI and EXEC."""
+QUEUED_KEYS_MAX = 10_000
+"""Keys that all commands between MULTI and EXEC name: all nodes apply them in one step."""
 
 _QUEUED = b"+QUEUED\r\n"
 
@@ -135,6 +138,7 @@ class Connection(asyncio.Protocol):
         self._run_keys = 0
         self._queue: list[Call] | None = None  # Since MULTI.
         self._queued_bytes = 0
+        self._queued_keys = 0
         self._is_queue_broken = False
         self._is_reading_paused = False
         self._is_writing_paused = False
@@ -278,7 +282,8 @@ class Connection(asyncio.Protocol):
         """Execute MULTI."""
         if self._queue is not None:
             return error_line("ERR MULTI calls can not be nested")
-        self._queue, self._queued_bytes, self._is_queue_broken = [], 0, False
+        self._queue, self._is_queue_broken = [], False
+        self._queued_bytes = self._queued_keys = 0
         return OK
 
     def discard(self) -> bytes:
@@ -298,9 +303,14 @@ class Connection(asyncio.Protocol):
             raise ReplyError("ERR Command not allowed inside a transaction")
         call = command.parse(request, self._service.value_bytes_max)
         self._queued_bytes += sum(map(len, request))
+        self._queued_keys += count_keys(call)
         if len(self._queue) >= QUEUED_MAX or self._queued_bytes > COMMAND_BYTES_MAX:
             raise InvalidRequest(
                 f"a transaction has at most {QUEUED_MAX} commands and {COMMAND_BYTES_MAX} bytes"
+            )
+        if self._queued_keys > QUEUED_KEYS_MAX:
+            raise InvalidRequest(
+                f"the commands of a transaction name at most {QUEUED_KEYS_MAX} keys"
             )
         self._queue.append(call)
         self._answer(_QUEUED)

@@ -13,7 +13,7 @@ are those of the built-in commands. Numbers are stored as decimal text, as in Re
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from raftha.client.resp import ReplyError
 from raftha.storage.state.machine import RESULT_BYTES_MAX, StateMachine, Transaction, command
@@ -21,6 +21,8 @@ from raftha.storage.state.machine import RESULT_BYTES_MAX, StateMachine, Transac
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
 TOO_LONG = f"ERR what a transaction reads is over {RESULT_BYTES_MAX} bytes"
+EXEC_READ_BYTES_MAX = 64 << 20
+"""The size of all values that one EXEC reads, whether or not they are part of its reply."""
 
 
 def parse_int64(text: bytes) -> int:
@@ -31,6 +33,29 @@ def parse_int64(text: bytes) -> int:
     if not is_canonical or len(digits) > 19 or not INT64_MIN <= int(text) <= INT64_MAX:
         raise ReplyError(NOT_AN_INTEGER)
     return int(text)
+
+
+class _ReadsTooMuch(ReplyError):
+    """The whole transaction fails, not only the command that reads."""
+
+
+class _Metered:
+    """A transaction for the commands of one EXEC, with a limit on what they read."""
+
+    def __init__(self, txn: Transaction) -> None:
+        self.put = txn.put
+        self._txn = txn
+        self._read_bytes = 0
+
+    def get(self, key: bytes) -> bytes | None:
+        value = self._txn.get(key)
+        self._read_bytes += len(value or b"")
+        if self._read_bytes > EXEC_READ_BYTES_MAX:
+            raise _ReadsTooMuch(f"ERR EXEC reads values of over {EXEC_READ_BYTES_MAX} bytes")
+        return value
+
+    def delete(self, key: bytes) -> bool:
+        return self.get(key) is not None and self._txn.delete(key)
 
 
 class RedisMachine(StateMachine):
@@ -108,9 +133,12 @@ class RedisMachine(StateMachine):
         }
         replies: list[Any] = []
         reply_bytes = 0
+        txn = cast(Transaction, _Metered(txn))
         for name, *args in calls:
             try:
                 reply = methods[name](txn, *args)
+            except _ReadsTooMuch as error:
+                raise ReplyError(str(error)) from None
             except ReplyError as error:
                 replies.append({"error": str(error)})
                 continue

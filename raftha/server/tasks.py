@@ -6,6 +6,7 @@ Each is a coroutine that takes the service and the request, and returns a reply 
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hmac
 import json
@@ -21,7 +22,7 @@ from raftha.aio import HaManager
 from raftha.client.resp import ReplyError
 from raftha.errors import Indeterminate, InvalidRequest, Unavailable
 from raftha.net.refusals import Refusals
-from raftha.server.glob import glob_matches
+from raftha.server.glob import Glob
 from raftha.server.journal import Journal
 from raftha.server.machine import parse_int64
 from raftha.types import HaStatus
@@ -35,6 +36,8 @@ Arguments: TypeAlias = list[bytes]
 SYNTAX_ERROR = "ERR syntax error"
 SCAN_COUNT_MAX = 1_000
 """The most keys that one SCAN reads, whatever COUNT the client sends."""
+MATCHED_AT_ONCE = 32
+"""Keys that SCAN compares with a pattern before other clients get their turn."""
 CHANGE_S = 300.0
 """How long a membership change may take: a new node has to receive all the data first."""
 EVENTS_WAIT_MS_MAX = 60_000
@@ -104,13 +107,13 @@ def _hash(token: bytes) -> bytes:
 
 async def scan(service: Service, request: Arguments) -> list[Any]:
     cursor = _parse_cursor(request[1])
-    pattern, limit = b"*", 10
+    pattern, limit = None, 10
     options = [argument.upper() for argument in request[2::2]]
     if len(request) % 2:
         raise ReplyError(SYNTAX_ERROR)
     for option, argument in zip(options, request[3::2], strict=True):
         if option == b"MATCH":
-            pattern = argument
+            pattern = Glob(argument) if argument != b"*" else None
         elif option == b"COUNT":
             limit = min(parse_int64(argument), SCAN_COUNT_MAX)
         else:
@@ -121,8 +124,8 @@ async def scan(service: Service, request: Arguments) -> list[Any]:
     start = service.recall(cursor) + b"\0" if cursor else None
     keys, is_last = await _scan_keys(service, start, limit)
     next_cursor = 0 if is_last else service.remember(keys[-1])
-    if pattern != b"*":
-        keys = [key for key in keys if glob_matches(pattern, key)]
+    if pattern is not None:
+        keys = await _filter_keys(pattern, keys)
     return [b"%d" % next_cursor, keys]
 
 
@@ -137,6 +140,15 @@ async def _scan_keys(service: Service, start: bytes | None, limit: int) -> tuple
             limit = (limit + 3) // 4
         else:
             return [key for key, _ in pairs], len(pairs) < limit
+
+
+async def _filter_keys(pattern: Glob, keys: list[bytes]) -> list[bytes]:
+    """Return the keys that `pattern` matches; other clients get their turns meanwhile."""
+    found: list[bytes] = []
+    for start in range(0, len(keys), MATCHED_AT_ONCE):
+        found += [key for key in keys[start : start + MATCHED_AT_ONCE] if pattern.matches(key)]
+        await asyncio.sleep(0)
+    return found
 
 
 def _parse_cursor(text: bytes) -> int:

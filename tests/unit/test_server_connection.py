@@ -14,6 +14,7 @@ from raftha.errors import Indeterminate, InvalidRequest, Overloaded, Unavailable
 from raftha.server import connection
 from raftha.server.connection import (
     LARGE_REPLIES_MAX,
+    QUEUED_KEYS_MAX,
     RUN_KEYS_MAX,
     WAITING_BYTES_MAX,
     WAITING_MAX,
@@ -510,3 +511,17 @@ def test_who_does_not_show_it_in_time_is_cut_off(monkeypatch: pytest.MonkeyPatch
                 await asyncio.sleep(0.005)
 
     play_with_token(script)
+
+
+def test_a_transaction_whose_commands_name_too_many_keys_is_refused() -> None:
+    async def script(scene: Scene) -> None:
+        reads = ["EXISTS " + "a " * 1000] * (QUEUED_KEYS_MAX // 1000)
+        await scene.send("MULTI", *reads)
+        assert scene.take() == b"+OK\r\n" + b"+QUEUED\r\n" * len(reads)
+        await scene.send("GET a", "EXEC")
+        refused, aborted, _ = scene.take().split(b"\r\n")
+        assert refused == b"-ERR the commands of a transaction name at most 10000 keys"
+        assert aborted.startswith(b"-EXECABORT")
+        assert scene.ha.kinds() == []
+
+    play(script)
