@@ -23,13 +23,13 @@ with extra("metrics"):
         GCCollector,
         PlatformCollector,
         ProcessCollector,
-        start_http_server,
     )
     from prometheus_client.core import (
         CounterMetricFamily,
         GaugeMetricFamily,
         HistogramMetricFamily,
     )
+    from prometheus_client.exposition import choose_encoder
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import Collector as PrometheusCollector
 
@@ -70,26 +70,19 @@ class Collector(PrometheusCollector):
         yield from _of_statistics(statistics)
 
 
-class Endpoint:
-    """An HTTP server that shows a manager's metrics, and its process's, on threads of its own."""
+class Exposition:
+    """A manager's metrics, and its process's, as the text that Prometheus scrapes."""
 
-    def __init__(
-        self, manager: Observed, host: str, port: int, cert: str = "", key: str = ""
-    ) -> None:
-        """Listen; with `cert` and `key`, PEM files, it speaks HTTPS. OSError if it can't."""
-        registry = CollectorRegistry()
-        registry.register(Collector(manager))
+    def __init__(self, manager: Observed) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(Collector(manager))
         for kind in (ProcessCollector, PlatformCollector, GCCollector):
-            kind(registry=registry)
-        self._server, self._thread = start_http_server(
-            port, host, registry, certfile=cert or None, keyfile=key or None
-        )
+            kind(registry=self._registry)
 
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def render(self, accept: str) -> tuple[str, bytes]:
+        """Return content type and text in the best format that `accept`, a header, names."""
+        encode, kind = choose_encoder(accept)
+        return kind, encode(self._registry)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -185,12 +185,12 @@ def keys_of(request: Arguments, keys_max: int = READ_KEYS_MAX) -> list[bytes]:
     return keys
 
 
-def count_keys(call: Call) -> int:
-    """The number of keys that a call of `RedisMachine` names."""
-    name, *arguments = call
-    if name in {"set", "incrby"}:
-        return 1
-    return len(arguments) // 2 if name == "mset" else len(arguments)
+def count_keys(request: Arguments) -> int:
+    """The number of keys that a read or write names."""
+    name = request[0].upper()
+    if name == b"MSET":
+        return len(request) // 2
+    return len(request) - 1 if name in {b"DEL", b"EXISTS", b"MGET"} else 1
 
 
 def _shown(name: bytes) -> str:

@@ -301,9 +301,9 @@ class Connection(asyncio.Protocol):
             return
         if not isinstance(command, Write | Read):
             raise ReplyError("ERR Command not allowed inside a transaction")
-        call = command.parse(request, self._service.value_bytes_max)
+        # The limits come first: to check each argument of a large request takes long.
         self._queued_bytes += sum(map(len, request))
-        self._queued_keys += count_keys(call)
+        self._queued_keys += count_keys(request)
         if len(self._queue) >= QUEUED_MAX or self._queued_bytes > COMMAND_BYTES_MAX:
             raise InvalidRequest(
                 f"a transaction has at most {QUEUED_MAX} commands and {COMMAND_BYTES_MAX} bytes"
@@ -312,7 +312,7 @@ class Connection(asyncio.Protocol):
             raise InvalidRequest(
                 f"the commands of a transaction name at most {QUEUED_KEYS_MAX} keys"
             )
-        self._queue.append(call)
+        self._queue.append(command.parse(request, self._service.value_bytes_max))
         self._answer(_QUEUED)
 
     def _execute(self) -> None:

@@ -44,13 +44,14 @@ from raftha.net.tls import (
     read_token,
 )
 from raftha.server.connection import AUTH_TIMEOUT_S, Connection
+from raftha.server.http import HttpServer
 from raftha.server.listener import Listener
 from raftha.server.machine import RedisMachine
 from raftha.server.tasks import Service
 from raftha.types import ReplicationMode
 
 if TYPE_CHECKING:
-    from raftha.metrics import Endpoint
+    from raftha.metrics import Exposition
 
 logger = logging.getLogger(__name__)
 
@@ -185,9 +186,10 @@ class Server:
         if config.listen_tls_cert:
             self._tls = listener_context(Path(config.listen_tls_cert), Path(config.listen_tls_key))
         self._listener: Listener | None = None
-        self._metrics: Endpoint | None = None
-        # Loaded here: where that extra is missing, the node must not have joined its cluster.
-        self._endpoint = _load_endpoint() if config.metrics_listen else None
+        self._http: HttpServer | None = None
+        if config.metrics_listen:
+            # Imported here: without that extra, the node must not join its cluster.
+            self._http = HttpServer({"/metrics": _exposition(self.ha).render}, self._tls)
 
     async def start(self) -> None:
         """Start the node, then accept clients; ConfigError if an address can't be bound."""
@@ -204,24 +206,22 @@ class Server:
             raise
         self._listener = listener
         try:
-            self._show_metrics()
+            await self._show_metrics()
         except BaseException:
             await self.stop()
             raise
         listener.start_serving()
         logger.info("serving node=%d listen=%s", self.config.ha.node_id, self.config.listen)
 
-    def _show_metrics(self) -> None:
-        config = self.config
-        if self._endpoint is None:
+    async def _show_metrics(self) -> None:
+        if self._http is None:
             return
-        host, port = parse_address("metrics_listen", config.metrics_listen)
-        cert, key = str(config.listen_tls_cert), str(config.listen_tls_key)
+        address = self.config.metrics_listen
         try:
-            self._metrics = self._endpoint(self.ha, host, port, cert, key)
+            await self._http.start(*parse_address("metrics_listen", address))
         except OSError as error:
             reason = error.strerror or error
-            raise ConfigError(f"can't listen on {config.metrics_listen}: {reason}") from error
+            raise ConfigError(f"can't listen on {address}: {reason}") from error
 
     async def _bind(self) -> Listener:
         host, port = parse_address("listen", self.config.listen)
@@ -251,16 +251,16 @@ class Server:
             client.abort()
         if self._listener is not None:
             await self._listener.wait_closed()
-        if self._metrics is not None:
-            await asyncio.to_thread(self._metrics.close)
+        if self._http is not None:
+            await self._http.stop()
         await self.ha.stop()
         logger.info("stopped node=%d", self.config.ha.node_id)
 
 
-def _load_endpoint() -> type[Endpoint]:
-    from raftha.metrics import Endpoint  # noqa: PLC0415 - needs what the extra `metrics` brings
+def _exposition(ha: HaManager) -> Exposition:
+    from raftha.metrics import Exposition  # noqa: PLC0415 - needs what the extra `metrics` brings
 
-    return Endpoint
+    return Exposition(ha)
 
 
 async def serve(config: ServerConfig) -> None:
