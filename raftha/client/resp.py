@@ -22,7 +22,7 @@ The first word of an error says what happened to the request. `error_from_reply`
     TRANSFERFAILED  TransferFailed           no
     CHANGEPENDING   MembershipChangePending  no
     REPLICATOOSLOW  ReplicaTooSlow           not yet: the node is a learner
-    SESSIONEXPIRED  SessionExpired           no
+    SESSIONEXPIRED  SessionExpired           not by this try; maybe by an earlier one
     STORAGEFULL     StorageFull              no
     ACKTIMEOUT      AcknowledgementTimeout   yes, but not on all the disks wanted
     INDETERMINATE   Indeterminate            maybe
