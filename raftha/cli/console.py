@@ -39,10 +39,17 @@ def errors_as_lines() -> Iterator[None]:
 
 def fail(error: Exception, code: int) -> NoReturn:
     """Print the error on stderr, and exit."""
-    typer.echo(f"error: {error}", err=True)
-    for note in getattr(error, "__notes__", ()):
-        typer.echo(f"  {note}", err=True)
+    for line in (f"error: {error}", *(f"  {note}" for note in getattr(error, "__notes__", ()))):
+        typer.echo("\n".join(map(printable, line.split("\n"))), err=True)
     raise typer.Exit(code)
+
+
+def printable(text: object) -> str:
+    """Text that came from a node, with control characters escaped: a terminal would obey them."""
+    characters = str(text)
+    if characters.isprintable():
+        return characters
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in characters)
 
 
 def console() -> Console:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from raftha.cli.access import TlsCa, TokenFile, resolve_targets
-from raftha.cli.console import errors_as_lines
+from raftha.cli.console import errors_as_lines, printable
 from raftha.client.cluster_view import collect_statuses
 from raftha.errors import RafthaError
 
@@ -93,9 +93,11 @@ class Printer:
             return
         clock = datetime.fromtimestamp(event["time_us"] / 1e6, UTC).isoformat(" ", "milliseconds")
         details = " ".join(f"{k}={_brief(v)}" for k, v in event.items() if k not in _STAMPS)
+        name, reporter = printable(event["kind"]), printable(event["reporter"])
         color = "red" if event["kind"] in _RED else "green" if event["kind"] in _GREEN else "bold"
-        kind = f"[{color}]{event['kind']:<24}[/]"
-        self._console.print(f"{clock[:23]}  node {event['reporter']}  {kind} {escape(details)}")
+        kind = f"[{color}]{escape(name):<24}[/]"
+        details = escape(printable(details))
+        self._console.print(f"{clock[:23]}  node {escape(reporter)}  {kind} {details}")
 
 
 def _brief(value: Any) -> Any:

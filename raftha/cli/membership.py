@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from raftha.cli.access import TlsCa, TokenFile, find_access
-from raftha.cli.console import errors_as_lines, print_table
+from raftha.cli.console import errors_as_lines, print_table, printable
 from raftha.client.cluster_view import kind_of
 from raftha.errors import ConfigError, InvalidRequest, RafthaError
 
@@ -214,7 +215,7 @@ def _tell(asked: Asked, text: str, *, as_json: bool) -> None:
         members = _members(asked)
     except RafthaError:
         # The change is done; the queried node itself may have been removed and stopped.
-        typer.echo("{}" if as_json else text)
+        typer.echo("{}" if as_json else printable(text))
         return
     _show_members(members, f"{text}; the members are", as_json=as_json)
 
@@ -228,8 +229,9 @@ def _show_members(members: Mapping[int, Mapping[str, Any]], text: str, *, as_jso
     for name in ("node", "kind", "region", "address"):
         table.add_column(name, overflow="fold")
     for node_id, replica in sorted(members.items()):
-        table.add_row(str(node_id), kind_of(replica), replica["region"], replica["address"])
-    typer.echo(f"{text}:")
+        texts = (node_id, kind_of(replica), replica["region"], replica["address"])
+        table.add_row(*(escape(printable(text)) for text in texts))
+    typer.echo(f"{printable(text)}:")
     print_table(table)
     typer.echo(f"{voters // 2 + 1} of {voters} voters are a majority")
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raftha.cli.access import TlsCa, TokenFile, resolve_targets
-from raftha.cli.console import console, errors_as_lines
+from raftha.cli.console import console, errors_as_lines, printable
 from raftha.client.cluster_view import (
     Nodes,
     collect_statuses,
@@ -111,7 +111,7 @@ def _watched(nodes: Nodes, out: Console) -> Group:
 
 def _footnote(nodes: Nodes) -> str:
     failures = [
-        f"node {node['node_id']} failed: {node['status']['failure']}\n"
+        f"node {printable(node['node_id'])} failed: {printable(node['status']['failure'])}\n"
         for node in nodes
         if node["status"] is not None and node["status"]["failure"]
     ]
@@ -140,12 +140,13 @@ def _role(node: Mapping[str, Any], learners: Mapping[int, str], removed: Sequenc
     if state is None:
         return "[red]not reached[/]"
     if state["failure"]:
-        return f"[red]{escape(state['role'])}[/]"
+        return f"[red]{escape(printable(state['role']))}[/]"
     if node["node_id"] in removed:
         return "[red]removed[/]"
     if node["node_id"] in learners:
         return f"[yellow]{learners[node['node_id']]}[/]"
-    return f"[green]{state['role']}[/]" if state["is_primary"] else escape(state["role"])
+    role = escape(printable(state["role"]))
+    return f"[green]{role}[/]" if state["is_primary"] else role
 
 
 def status_table(nodes: Nodes, out: Console) -> Table:
@@ -170,21 +171,26 @@ def _cells(node: Mapping[str, Any], nodes: Nodes) -> dict[str, str]:
     """The cells of a node's row, by column."""
     node_id, status, rows = node["node_id"], node["status"], rows_by_leader(nodes)
     cells = {
-        "node": str(node_id or "?"),
+        "node": _shown(node_id or "?"),
         "role": _role(node, find_learners(nodes), find_removed(nodes)),
-        "address": escape(node["address"] or node["error"]),
+        "address": _shown(node["address"] or node["error"]),
     }
     row = rows.get(node_id)
     if row is not None:
-        cells |= {"state": row["state"], "lag": _lag(row["lag_ms"])}
+        cells |= {"state": _shown(row["state"]), "lag": _lag(row["lag_ms"])}
         if len({r["region"] for r in rows.values()}) > 1:
-            cells["region"] = escape(row["region"])
+            cells["region"] = _shown(row["region"])
     if status is not None:
         cells |= {
-            "term": str(status["term"]),
-            "leader": str(status["leader_id"] or "none"),
-            "commit": str(status["commit_index"]),
-            "applied": str(status["applied_index"]),
-            "sequence": str(status["sequence"]),
+            "term": _shown(status["term"]),
+            "leader": _shown((status["is_running"] and status["leader_id"]) or "none"),
+            "commit": _shown(status["commit_index"]),
+            "applied": _shown(status["applied_index"]),
+            "sequence": _shown(status["sequence"]),
         }
     return cells
+
+
+def _shown(value: object) -> str:
+    """What a node reported, as a cell: neither markup nor control characters have an effect."""
+    return escape(printable(value))
