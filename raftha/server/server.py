@@ -12,12 +12,13 @@ Connections beyond `connections_max` are refused, or push out one that hasn't au
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,7 @@ from raftha.config.checks import (
     check,
     check_all_or_none,
 )
-from raftha.errors import ConfigError
+from raftha.errors import ConfigError, RafthaError, Stopped
 from raftha.net.tls import (
     TOKEN_CHARACTERS_MAX,
     TOKEN_CHARACTERS_MIN,
@@ -44,6 +45,7 @@ from raftha.net.tls import (
     read_token,
 )
 from raftha.server.connection import AUTH_TIMEOUT_S, Connection
+from raftha.server.descriptors import fit_connections
 from raftha.server.http import HttpServer
 from raftha.server.listener import Listener
 from raftha.server.machine import RedisMachine
@@ -55,6 +57,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FAILED_S = 10.0
+"""How long a server whose node has failed answers what the node's status is, before it ends."""
+FAILED_POLL_S = 1.0
 STOP_S = 5.0
 """How long a stopping server waits for the replies to requests that are under way."""
 
@@ -264,7 +269,11 @@ def _exposition(ha: HaManager) -> Exposition:
 
 
 async def serve(config: ServerConfig) -> None:
-    """Run a server until SIGTERM or SIGINT."""
+    """Run a server until SIGTERM or SIGINT; Stopped some time after its node has failed.
+
+    A node that has failed stays that way, so the process ends for its supervisor to start another.
+    """
+    config = replace(config, connections_max=fit_connections(config.connections_max))
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -274,10 +283,36 @@ async def serve(config: ServerConfig) -> None:
     # All objects of this moment live until the end. Scanning them took the garbage collector 12 to
     # 31 ms every few seconds under load, and no client got a reply meanwhile.
     gc.freeze()
+    failure = asyncio.create_task(_wait_failure(server.ha))
+    stop = asyncio.create_task(stopping.wait())
     try:
-        await stopping.wait()
+        await asyncio.wait((failure, stop), return_when=asyncio.FIRST_COMPLETED)
+        if failure.done():
+            reason = failure.result()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAILED_S):
+                    await stopping.wait()
+            raise Stopped(f"the node has failed: {reason}", hint="see its log")
     finally:
+        failure.cancel()
+        stop.cancel()
         await server.stop()
+
+
+async def _wait_failure(ha: HaManager) -> str:
+    """Wait until the node has failed for good; return why."""
+    while True:
+        await asyncio.sleep(FAILED_POLL_S)
+        with contextlib.suppress(RafthaError):
+            status = await ha.get_status()
+            if status.role == "failed":
+                logger.error(
+                    "node=%d has failed, the server ends in %g s reason=%s",
+                    status.node_id,
+                    FAILED_S,
+                    status.failure,
+                )
+                return status.failure
 
 
 def run(config: ServerConfig) -> None:
