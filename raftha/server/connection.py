@@ -26,6 +26,9 @@ requests of at most UNKNOWN_BYTES_MAX and UNKNOWN_ARGUMENTS_MAX, which are parse
 closed AUTH_TIMEOUT_S after it was accepted, or after UNKNOWN_REQUESTS_MAX requests. After a wrong
 token a connection is not read for a while, and after AUTH_FAILURES_MAX it is closed.
 
+All connections share a budget of bytes for replies (`raftha.server.replies`): a read, and a write
+whose reply may be large, waits while it is used up.
+
 There is no task per request: a connection wakes up once, for the future at the head of its queue.
 By then its neighbours, released in the same batch, are done too.
 """
@@ -51,11 +54,10 @@ from raftha.client.resp import (
     error_line,
     error_reply,
 )
-from raftha.errors import CommandFailed, InvalidRequest, RafthaError
+from raftha.errors import CommandFailed, RafthaError
 from raftha.node.lease_reads import Missed
 from raftha.server.commands import (
     SET,
-    Call,
     Command,
     Exec,
     Local,
@@ -63,15 +65,15 @@ from raftha.server.commands import (
     Read,
     Task,
     Write,
-    count_keys,
     find_command,
     find_open_command,
     keys_of,
     parse_once,
 )
-from raftha.server.places import Place, ReadRun
+from raftha.server.places import RUN_BYTES_MAX, Place, ReadRun
 from raftha.server.tasks import Arguments, Service
-from raftha.storage.state.commands import COMMAND_BYTES_MAX, pack_call
+from raftha.server.transaction import QueuedCalls
+from raftha.storage.state.commands import pack_call
 from raftha.storage.state.sessions import Outcome, receipts
 from raftha.types import Receipt
 
@@ -80,6 +82,10 @@ logger = logging.getLogger(__name__)
 WAITING_MAX = 1024
 WAITING_BYTES_MAX = 1 << 20
 RUN_KEYS_MAX = 64
+KEY_REPLY_BYTES = RUN_BYTES_MAX // RUN_KEYS_MAX
+"""A read by lease with a larger reply counts as several keys."""
+READ_RESERVED_MAX = 32 << 20
+"""The most bytes that a read reserves of the budget of replies."""
 LARGE_REPLIES_MAX = 16
 STALLED_S = 30.0
 LINGER_S = 2.0
@@ -94,11 +100,6 @@ AUTH_FAILURES_MAX = 5
 """Wrong tokens on one connection; the last of them ends it."""
 AUTH_PAUSE_S = 0.25
 """How long a connection is not read after its first wrong token; doubled each time."""
-QUEUED_MAX = 10_000
-"""Commands between MULTI and EXEC."""
-QUEUED_KEYS_MAX = 10_000
-"""Keys that all commands between MULTI and EXEC name: all nodes apply them in one step."""
-
 _QUEUED = b"+QUEUED\r\n"
 
 
@@ -115,6 +116,7 @@ class Connection(asyncio.Protocol):
         self.closed = asyncio.get_running_loop().create_future()
         self.is_ending = False  # No more requests are started; close once all are answered.
         self._service = service
+        self._replies = service.replies
         self._on_decided = on_decided
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -136,10 +138,9 @@ class Connection(asyncio.Protocol):
         self._awaited: asyncio.Future[Any] | None = None
         self._run: list[tuple[Read, list[bytes]]] = []  # Neighbouring reads, for one fetch.
         self._run_keys = 0
-        self._queue: list[Call] | None = None  # Since MULTI.
-        self._queued_bytes = 0
-        self._queued_keys = 0
-        self._is_queue_broken = False
+        self._run_reserved = 0  # Of the budget of replies.
+        self._is_awaiting_room = False
+        self._queue: QueuedCalls | None = None  # Since MULTI.
         self._is_reading_paused = False
         self._is_writing_paused = False
         self._is_scheduled = False
@@ -204,10 +205,12 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._is_writing_paused = True
         assert self._transport is not None
+        self._replies.note_unsent(self, self._transport.get_write_buffer_size())
         self._stalled = self._loop.call_later(STALLED_S, self._transport.abort)
 
     def resume_writing(self) -> None:
         self._is_writing_paused = False
+        self._replies.note_unsent(self, 0)
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
@@ -220,6 +223,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._waiting.clear()
         self._run.clear()
+        self._give_back()
         for timer in (self._stalled, self._lingering, self._unknown, self._auth_pause):
             if timer is not None:
                 timer.cancel()
@@ -228,6 +232,18 @@ class Connection(asyncio.Protocol):
                 # The client is gone; retrieving the outcome keeps asyncio from reporting it.
                 place.future.add_done_callback(_take_outcome)
         self._places.clear()
+
+    def _give_back(self) -> None:
+        """Give everything back to the budget of replies, at the end."""
+        reserved = [place.reserved for place in self._places if not isinstance(place, bytes)]
+        self._replies.release(self._run_reserved + sum(reserved))
+        self._run_reserved = 0
+        self._replies.forget(self)
+
+    def on_room(self) -> None:
+        """Try again, now that the budget of replies may have room."""
+        self._is_awaiting_room = False
+        self._schedule()
 
     def end(self) -> None:
         """Close once every request that is waiting or under way is answered."""
@@ -282,8 +298,7 @@ class Connection(asyncio.Protocol):
         """Execute MULTI."""
         if self._queue is not None:
             return error_line("ERR MULTI calls can not be nested")
-        self._queue, self._is_queue_broken = [], False
-        self._queued_bytes = self._queued_keys = 0
+        self._queue = QueuedCalls()
         return OK
 
     def discard(self) -> bytes:
@@ -301,28 +316,17 @@ class Connection(asyncio.Protocol):
             return
         if not isinstance(command, Write | Read):
             raise ReplyError("ERR Command not allowed inside a transaction")
-        # The limits come first: to check each argument of a large request takes long.
-        self._queued_bytes += sum(map(len, request))
-        self._queued_keys += count_keys(request)
-        if len(self._queue) >= QUEUED_MAX or self._queued_bytes > COMMAND_BYTES_MAX:
-            raise InvalidRequest(
-                f"a transaction has at most {QUEUED_MAX} commands and {COMMAND_BYTES_MAX} bytes"
-            )
-        if self._queued_keys > QUEUED_KEYS_MAX:
-            raise InvalidRequest(
-                f"the commands of a transaction name at most {QUEUED_KEYS_MAX} keys"
-            )
-        self._queue.append(command.parse(request, self._service.value_bytes_max))
+        self._queue.add(command, request, self._service.value_bytes_max)
         self._answer(_QUEUED)
 
     def _execute(self) -> None:
         if self._queue is None:
             raise ReplyError("ERR EXEC without MULTI")
-        calls, self._queue = self._queue, None
-        if self._is_queue_broken:
+        queue, self._queue = self._queue, None
+        if queue.is_broken:
             raise ReplyError("EXECABORT Transaction discarded because of previous errors.")
-        if calls:
-            self._submit(pack_call("exec", calls), partial(_finish_call, self.null))
+        if queue.calls:
+            self._submit(pack_call("exec", queue.calls), partial(_finish_call, self.null))
         else:
             self._answer(b"*0\r\n")
 
@@ -350,7 +354,8 @@ class Connection(asyncio.Protocol):
                 return
             if not self._waiting:
                 self._waiting_bytes = 0
-        if self._waiting and not self._unfinished and not self._is_writing_paused:
+        is_held_up = self._unfinished or self._is_writing_paused or self._is_awaiting_room
+        if self._waiting and not is_held_up:
             # No future will wake this connection up, so it schedules its next turn, which comes
             # after the turns of other connections.
             self._schedule()
@@ -399,7 +404,7 @@ class Connection(asyncio.Protocol):
                         break
                 except RafthaError as error:
                     if self._queue is not None:
-                        self._is_queue_broken = True
+                        self._queue.is_broken = True
                     self._answer(error_reply(error))
             if self.is_ending:
                 waiting.clear()
@@ -414,13 +419,7 @@ class Connection(asyncio.Protocol):
             self._enqueue(command, request)
             return True
         if isinstance(command, Read):
-            if self._unfinished or self._run_keys >= RUN_KEYS_MAX:
-                return False
-            keys = keys_of(request)
-            self._run_keys += len(keys)
-            if len(keys) > 1 or self._run or not self._answer_by_lease(command, keys[0]):
-                self._run.append((command, keys))
-            return True
+            return self._start_read(command, request)
         if isinstance(command, Local):
             if self._run:  # HELLO changes the encoding of later replies.
                 self._start_run()
@@ -429,9 +428,62 @@ class Connection(asyncio.Protocol):
         is_after_writes = self._is_writing and not isinstance(command, Task)
         if self._run or (self._unfinished and not is_after_writes):
             return False
-        may_be_large = isinstance(command, Exec) or command is SET
-        if may_be_large and self._unfinished >= LARGE_REPLIES_MAX:
+        if isinstance(command, Exec | Once) or command is SET:
+            return self._start_large(command, request)
+        if isinstance(command, Task) and self._replies.is_full:
+            return self._await_room()
+        self._carry_out(command, request)
+        return True
+
+    def _start_read(self, command: Read, request: Arguments) -> bool:
+        if self._unfinished or self._run_keys >= RUN_KEYS_MAX:
             return False
+        if self._replies.is_full:
+            return self._await_room()
+        keys = keys_of(request)
+        self._run_keys += len(keys)
+        if len(keys) > 1 or self._run or not self._answer_by_lease(command, keys[0]):
+            values = min(len(keys) * self._service.value_bytes_max, READ_RESERVED_MAX)
+            missing = RUN_BYTES_MAX + values - self._run_reserved
+            if missing > 0:
+                if not self._replies.reserve(missing):
+                    return self._await_room()
+                self._run_reserved += missing
+            self._run.append((command, keys))
+        return True
+
+    def _await_room(self) -> bool:
+        self._is_awaiting_room = True
+        self._replies.wait(self)
+        return False
+
+    def _start_large(self, command: Command, request: Arguments) -> bool:
+        """As `_start`, for a write whose reply may be large: its bytes are reserved until then."""
+        size = self._largest_reply(command, request)
+        if (size or not isinstance(command, Once)) and self._unfinished >= LARGE_REPLIES_MAX:
+            return False
+        if size and not self._replies.reserve(size):
+            return self._await_room()
+        count = len(self._places)
+        try:
+            self._carry_out(command, request)
+        finally:
+            place = self._places[-1] if len(self._places) > count else None
+            if isinstance(place, Place):
+                place.reserved = size
+            else:  # It was refused.
+                self._replies.release(size)
+        return True
+
+    def _largest_reply(self, command: Command, request: Arguments) -> int:
+        """The most bytes of values that the reply to a write has."""
+        value_bytes_max = self._service.value_bytes_max
+        if isinstance(command, Exec):
+            return self._queue.largest_reply(value_bytes_max) if self._queue is not None else 0
+        options = request[8:] if isinstance(command, Once) else request[3:]
+        return value_bytes_max if b"GET" in map(bytes.upper, options) else 0
+
+    def _carry_out(self, command: Command, request: Arguments) -> None:
         if isinstance(command, Write):
             packed = command.pack(request, self._service.value_bytes_max)
             self._submit(
@@ -441,16 +493,18 @@ class Connection(asyncio.Protocol):
             self._execute()
         elif isinstance(command, Once):
             self._submit_once(request)
-        else:
+        elif isinstance(command, Task):
             self._start_task(command.run(self._service, request))
-        return True
 
     def _answer_by_lease(self, command: Read, key: bytes) -> bool:
         """Answer a read of one key at once, if the node leads and holds a lease."""
         value = self._service.ha.get_by_lease(key)
         if isinstance(value, Missed):
             return False
-        self._answer(encode(command.finish([value]), self.null))
+        reply = encode(command.finish([value]), self.null)
+        # A turn is over sooner where values are large.
+        self._run_keys += len(reply) // KEY_REPLY_BYTES
+        self._answer(reply)
         return True
 
     def _answer(self, reply: bytes) -> None:
@@ -471,7 +525,8 @@ class Connection(asyncio.Protocol):
 
     def _start_run(self) -> None:
         run, self._run = self._run, []
-        self._add_place(ReadRun(self._service.ha, run, self.null), is_writing=False)
+        reserved, self._run_reserved = self._run_reserved, 0
+        self._add_place(ReadRun(self._service.ha, run, self.null, reserved), is_writing=False)
 
     def _start_task(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = self._loop.create_task(coroutine)
@@ -511,12 +566,16 @@ class Connection(asyncio.Protocol):
             if place.is_complete:
                 self._unfinished -= 1
                 places.popleft()
+                if place.reserved:
+                    self._replies.release(place.reserved)
         self._write(replies)
 
     def _write(self, replies: list[bytes]) -> None:
         if replies and self._transport is not None:
             self._transport.write(b"".join(replies))
             replies.clear()
+            if self._is_writing_paused:
+                self._replies.note_unsent(self, self._transport.get_write_buffer_size())
 
     def _on_done(self, _: asyncio.Future[Any]) -> None:
         self._awaited = None

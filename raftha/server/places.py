@@ -31,9 +31,13 @@ RUN_BYTES_MAX = 1 << 20
 class Place:
     """The reply to one request: `finish` encodes it from the result of `future`."""
 
-    __slots__ = ("finish", "future")
+    __slots__ = ("finish", "future", "reserved")
 
-    def __init__(self, future: asyncio.Future[Any], finish: Callable[[Any], bytes]) -> None:
+    def __init__(
+        self, future: asyncio.Future[Any], finish: Callable[[Any], bytes], reserved: int = 0
+    ) -> None:
+        """`reserved`: bytes to give back to the budget of replies."""
+        self.reserved = reserved
         self.future: asyncio.Future[Any] | None = future
         self.finish = finish
 
@@ -56,12 +60,20 @@ class Place:
 class ReadRun:
     """The replies to neighbouring reads, in order."""
 
-    __slots__ = ("_ha", "_null", "_requests", "future")
+    __slots__ = ("_ha", "_null", "_requests", "future", "reserved")
 
     def __init__(
-        self, ha: HaManager, requests: Sequence[tuple[Read, list[bytes]]], null: bytes
+        self,
+        ha: HaManager,
+        requests: Sequence[tuple[Read, list[bytes]]],
+        null: bytes,
+        reserved: int = 0,
     ) -> None:
-        """`requests`: each with the keys that it names. `null`: the encoding of None."""
+        """`requests`: each with the keys that it names. `null`: the encoding of None.
+
+        `reserved`: bytes to give back to the budget of replies.
+        """
+        self.reserved = reserved
         self.future: asyncio.Future[Any] | None = None
         self._ha = ha
         self._requests = deque(requests)

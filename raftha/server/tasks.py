@@ -25,6 +25,7 @@ from raftha.net.refusals import Refusals
 from raftha.server.glob import Glob
 from raftha.server.journal import Journal
 from raftha.server.machine import parse_int64
+from raftha.server.replies import ReplyBudget
 from raftha.types import HaStatus
 from raftha.version import VERSION
 
@@ -58,6 +59,7 @@ class Service:
         self.refusals = Refusals(logger, "client refused")
         self.value_bytes_max = value_bytes_max
         self.clients: set[Any] = set()
+        self.replies = ReplyBudget()
         self._client_id = 0
         self._started = time.monotonic()
         # Cursors of another node, or of an earlier run, must not be mistaken for this run's.

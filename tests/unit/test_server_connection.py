@@ -14,11 +14,11 @@ from raftha.errors import Indeterminate, InvalidRequest, Overloaded, Unavailable
 from raftha.server import connection
 from raftha.server.connection import (
     LARGE_REPLIES_MAX,
-    QUEUED_KEYS_MAX,
     RUN_KEYS_MAX,
     WAITING_BYTES_MAX,
     WAITING_MAX,
 )
+from raftha.server.transaction import QUEUED_KEYS_MAX
 from tests.support.scene import Scene, Script, play, receipt
 
 
