@@ -54,7 +54,7 @@ from raftha.client.resp import (
     error_line,
     error_reply,
 )
-from raftha.errors import CommandFailed, RafthaError
+from raftha.errors import RafthaError
 from raftha.node.lease_reads import Missed
 from raftha.server.commands import (
     SET,
@@ -70,12 +70,17 @@ from raftha.server.commands import (
     keys_of,
     parse_once,
 )
-from raftha.server.places import RUN_BYTES_MAX, Place, ReadRun
+from raftha.server.places import (
+    RUN_BYTES_MAX,
+    Place,
+    ReadRun,
+    finish_call,
+    finish_once,
+    finish_put,
+)
 from raftha.server.tasks import Arguments, Service
 from raftha.server.transaction import QueuedCalls
 from raftha.storage.state.commands import pack_call
-from raftha.storage.state.sessions import Outcome, receipts
-from raftha.types import Receipt
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +105,8 @@ AUTH_FAILURES_MAX = 5
 """Wrong tokens on one connection; the last of them ends it."""
 AUTH_PAUSE_S = 0.25
 """How long a connection is not read after its first wrong token; doubled each time."""
+_LARGE = frozenset((Exec, Once))
+"""Kinds of commands whose reply may be large, as may that of SET with options."""
 _QUEUED = b"+QUEUED\r\n"
 
 
@@ -138,6 +145,7 @@ class Connection(asyncio.Protocol):
         self._awaited: asyncio.Future[Any] | None = None
         self._run: list[tuple[Read, list[bytes]]] = []  # Neighbouring reads, for one fetch.
         self._run_keys = 0
+        self._run_largest = 0  # Keys of one of its requests, at most.
         self._run_reserved = 0  # Of the budget of replies.
         self._is_awaiting_room = False
         self._queue: QueuedCalls | None = None  # Since MULTI.
@@ -326,7 +334,7 @@ class Connection(asyncio.Protocol):
         if queue.is_broken:
             raise ReplyError("EXECABORT Transaction discarded because of previous errors.")
         if queue.calls:
-            self._submit(pack_call("exec", queue.calls), partial(_finish_call, self.null))
+            self._submit(pack_call("exec", queue.calls), partial(finish_call, self.null))
         else:
             self._answer(b"*0\r\n")
 
@@ -400,7 +408,12 @@ class Connection(asyncio.Protocol):
                 self.is_ending = True
             else:
                 try:
-                    if not self._start(self._find_command(request), request):
+                    command = self._find_command(request)
+                    if isinstance(command, Read):
+                        is_started = self._start_read(command, request)
+                    else:
+                        is_started = self._start(command, request)
+                    if not is_started:
                         break
                 except RafthaError as error:
                     if self._queue is not None:
@@ -418,8 +431,6 @@ class Connection(asyncio.Protocol):
         if self._queue is not None and not isinstance(command, Exec):
             self._enqueue(command, request)
             return True
-        if isinstance(command, Read):
-            return self._start_read(command, request)
         if isinstance(command, Local):
             if self._run:  # HELLO changes the encoding of later replies.
                 self._start_run()
@@ -428,28 +439,42 @@ class Connection(asyncio.Protocol):
         is_after_writes = self._is_writing and not isinstance(command, Task)
         if self._run or (self._unfinished and not is_after_writes):
             return False
-        if isinstance(command, Exec | Once) or command is SET:
+        if command is SET or type(command) in _LARGE:
             return self._start_large(command, request)
-        if isinstance(command, Task) and self._replies.is_full:
+        if type(command) is Task and self._replies.is_full:
             return self._await_room()
         self._carry_out(command, request)
         return True
 
     def _start_read(self, command: Read, request: Arguments) -> bool:
+        """As `_start`, for a read: the commonest request."""
+        if self._queue is not None:
+            self._enqueue(command, request)
+            return True
         if self._unfinished or self._run_keys >= RUN_KEYS_MAX:
             return False
-        if self._replies.is_full:
+        if self._replies.used_bytes >= self._replies.bytes_max:
             return self._await_room()
         keys = keys_of(request)
-        self._run_keys += len(keys)
-        if len(keys) > 1 or self._run or not self._answer_by_lease(command, keys[0]):
-            values = min(len(keys) * self._service.value_bytes_max, READ_RESERVED_MAX)
-            missing = RUN_BYTES_MAX + values - self._run_reserved
-            if missing > 0:
-                if not self._replies.reserve(missing):
-                    return self._await_room()
-                self._run_reserved += missing
+        count = len(keys)
+        self._run_keys += count
+        if count > 1 or self._run or not self._answer_by_lease(command, keys[0]):
+            if count > self._run_largest and not self._reserve_for(count):
+                return self._await_room()
             self._run.append((command, keys))
+        return True
+
+    def _reserve_for(self, count: int) -> bool:
+        """Reserve what a run needs with a request of `count` keys, its largest; False if it isn't
+        free."""
+        size = RUN_BYTES_MAX + min(count * self._service.value_bytes_max, READ_RESERVED_MAX)
+        # As `reserve`, which would take half as long again as the rest of this.
+        replies = self._replies
+        used = replies.used_bytes + size - self._run_reserved
+        if used > replies.bytes_max and replies.used_bytes:
+            return False
+        replies.used_bytes = used
+        self._run_largest, self._run_reserved = count, size
         return True
 
     def _await_room(self) -> bool:
@@ -486,9 +511,7 @@ class Connection(asyncio.Protocol):
     def _carry_out(self, command: Command, request: Arguments) -> None:
         if isinstance(command, Write):
             packed = command.pack(request, self._service.value_bytes_max)
-            self._submit(
-                packed, _finish_put if command.is_put else partial(_finish_call, self.null)
-            )
+            self._submit(packed, finish_put if command.is_put else partial(finish_call, self.null))
         elif isinstance(command, Exec):
             self._execute()
         elif isinstance(command, Once):
@@ -519,13 +542,13 @@ class Connection(asyncio.Protocol):
         session, number, floor, command, inner = parse_once(request)
         packed = command.pack(inner, self._service.value_bytes_max)
         future = self._service.ha.submit_once(session, number, floor, [packed])
-        finish = _finish_put if command.is_put else partial(_finish_call, self.null)
-        place = Place(future, lambda outcome: _finish_once(outcome, finish))
+        finish = finish_put if command.is_put else partial(finish_call, self.null)
+        place = Place(future, lambda outcome: finish_once(outcome, finish))
         self._add_place(place, is_writing=True)
 
     def _start_run(self) -> None:
         run, self._run = self._run, []
-        reserved, self._run_reserved = self._run_reserved, 0
+        reserved, self._run_reserved, self._run_largest = self._run_reserved, 0, 0
         self._add_place(ReadRun(self._service.ha, run, self.null, reserved), is_writing=False)
 
     def _start_task(self, coroutine: Coroutine[Any, Any, Any]) -> None:
@@ -567,7 +590,9 @@ class Connection(asyncio.Protocol):
                 self._unfinished -= 1
                 places.popleft()
                 if place.reserved:
-                    self._replies.release(place.reserved)
+                    self._replies.used_bytes -= place.reserved
+                    if self._replies.waiting:
+                        self._replies.wake()
         self._write(replies)
 
     def _write(self, replies: list[bytes]) -> None:
@@ -580,19 +605,6 @@ class Connection(asyncio.Protocol):
     def _on_done(self, _: asyncio.Future[Any]) -> None:
         self._awaited = None
         self._advance()
-
-
-def _finish_call(null: bytes, receipt: Receipt) -> bytes:
-    return encode(receipt.result, null)
-
-
-def _finish_put(_: Receipt) -> bytes:
-    return OK
-
-
-def _finish_once(outcome: Outcome, finish: Callable[[Receipt], bytes]) -> bytes:
-    (receipt,) = receipts(outcome)
-    return error_reply(receipt) if isinstance(receipt, CommandFailed) else finish(receipt)
 
 
 def _take_outcome(future: asyncio.Future[Any]) -> None:

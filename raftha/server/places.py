@@ -20,9 +20,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raftha.aio import HaManager
-from raftha.client.resp import encode, error_reply
-from raftha.errors import Disconnected, RafthaError
+from raftha.client.resp import OK, encode, error_reply
+from raftha.errors import CommandFailed, Disconnected, RafthaError
 from raftha.server.commands import Read
+from raftha.storage.state.sessions import Outcome, receipts
+from raftha.types import Receipt
 
 RUN_BYTES_MAX = 1 << 20
 """A fetch for neighbouring reads ends with the request that brings its values to this size."""
@@ -122,3 +124,19 @@ def _error_of(future: asyncio.Future[Any]) -> BaseException | None:
     if future.cancelled():
         return Disconnected("the server is stopping")
     return future.exception()
+
+
+def finish_call(null: bytes, receipt: Receipt) -> bytes:
+    """Encode the result of a call of `RedisMachine`."""
+    return encode(receipt.result, null)
+
+
+def finish_put(_: Receipt) -> bytes:
+    """Encode the reply to SET."""
+    return OK
+
+
+def finish_once(outcome: Outcome, finish: Callable[[Receipt], bytes]) -> bytes:
+    """Encode the reply to RAFTHA ONCE, by what `finish` makes of its write's receipt."""
+    (receipt,) = receipts(outcome)
+    return error_reply(receipt) if isinstance(receipt, CommandFailed) else finish(receipt)

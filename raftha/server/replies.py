@@ -39,39 +39,37 @@ class ReplyBudget:
     """Used from one event loop only."""
 
     def __init__(self, bytes_max: int = BYTES_MAX) -> None:
-        self.is_full = False
-        """True while nothing whose reply may be large should start."""
-        self._bytes_max = bytes_max
-        self._reserved = 0
+        self.bytes_max = bytes_max
+        self.used_bytes = 0
+        """Bytes that are reserved or unsent. A connection's hot path counts here by itself."""
+        self.waiting: dict[Waiter, None] = {}
+        """Connections that wait for room, in their order."""
         self._unsent: dict[Waiter, int] = {}
         self._unsent_bytes = 0
         self._stalled_since: dict[Waiter, float] = {}
-        self._waiting: dict[Waiter, None] = {}  # In their order.
         self._check: asyncio.TimerHandle | None = None
 
     @property
-    def used_bytes(self) -> int:
-        """Bytes that are reserved or unsent."""
-        return self._reserved + self._unsent_bytes
+    def is_full(self) -> bool:
+        """True while nothing whose reply may be large should start."""
+        return self.used_bytes >= self.bytes_max
 
     def reserve(self, size: int) -> bool:
         """Take `size` bytes; False if they aren't free. If none is used, any size is granted."""
-        if self.used_bytes and self.used_bytes + size > self._bytes_max:
+        if self.used_bytes and self.used_bytes + size > self.bytes_max:
             return False
-        self._reserved += size
-        self._update()
+        self.used_bytes += size
         return True
 
     def release(self, size: int) -> None:
         """Give reserved bytes back."""
-        assert 0 <= size <= self._reserved
-        self._reserved -= size
-        self._update()
-        self._wake(WOKEN_MAX)
+        self.used_bytes -= size
+        assert self.used_bytes >= self._unsent_bytes
+        self.wake()
 
     def wait(self, waiter: Waiter) -> None:
         """Call `on_room` of `waiter` when there may be room."""
-        self._waiting[waiter] = None
+        self.waiting[waiter] = None
         if self._check is None:
             self._check = asyncio.get_running_loop().call_later(CHECK_S, self._on_check)
 
@@ -84,32 +82,30 @@ class ReplyBudget:
         else:
             self._stalled_since.pop(waiter, None)
         self._unsent_bytes += size - before
-        self._update()
+        self.used_bytes += size - before
         if size < before:
-            self._wake(WOKEN_MAX)
+            self.wake()
 
     def forget(self, waiter: Waiter) -> None:
         """A connection has ended."""
-        self._waiting.pop(waiter, None)
+        self.waiting.pop(waiter, None)
         self.note_unsent(waiter, 0)
 
-    def _update(self) -> None:
-        self.is_full = self.used_bytes >= self._bytes_max
-
-    def _wake(self, count: int) -> None:
-        for waiter in list(self._waiting)[:count]:
-            del self._waiting[waiter]
+    def wake(self, count: int = WOKEN_MAX) -> None:
+        """Let the first of those that wait try again."""
+        for waiter in list(self.waiting)[:count]:
+            del self.waiting[waiter]
             waiter.on_room()
 
     def _on_check(self) -> None:
         self._check = None
-        if not self._waiting:
+        if not self.waiting:
             return
         self._cut_off_stalled()
-        self._wake(len(self._waiting))
+        self.wake(len(self.waiting))
 
     def _cut_off_stalled(self) -> None:
-        limit = self._bytes_max // 2
+        limit = self.bytes_max // 2
         now = asyncio.get_running_loop().time()
         for waiter in sorted(self._unsent, key=lambda w: self._unsent[w], reverse=True):
             if self._unsent_bytes <= limit:
