@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raftha.errors import InvalidRequest
-from raftha.server.commands import Call, Read, Write, count_keys
+from raftha.server.commands import Call, Command, Exec, Once, Read, Write, count_keys
 from raftha.server.tasks import Arguments
 from raftha.storage.state.commands import COMMAND_BYTES_MAX
 from raftha.storage.state.machine import RESULT_BYTES_MAX
@@ -42,6 +42,16 @@ class QueuedCalls:
     def largest_reply(self, value_bytes_max: int) -> int:
         """Return the most bytes of values that the reply of EXEC has."""
         return min(sum(map(_count_values, self.calls)) * value_bytes_max, RESULT_BYTES_MAX)
+
+
+def largest_reply(
+    command: Command, request: Arguments, queue: QueuedCalls | None, value_bytes_max: int
+) -> int:
+    """Return the most bytes of values that the reply to a write has; `queue` is that of EXEC."""
+    if isinstance(command, Exec):
+        return queue.largest_reply(value_bytes_max) if queue is not None else 0
+    options = request[8:] if isinstance(command, Once) else request[3:]
+    return value_bytes_max if b"GET" in map(bytes.upper, options) else 0
 
 
 def _count_values(call: Call) -> int:
