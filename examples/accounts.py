@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def health(self) -> Answer:
         status = self.server.ha.get_status()
-        return 200 if status.leader_id else 503, {
+        return 200 if status.is_running and status.leader_id else 503, {
             "node": status.node_id,
             "role": status.role,
             "leader": status.leader_id,

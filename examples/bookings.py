@@ -91,7 +91,7 @@ async def health(request: Request) -> Response:
         "leader": status.leader_id,
         "sequence": status.sequence,
     }
-    return JSONResponse(body, 200 if status.leader_id else 503)
+    return JSONResponse(body, 200 if status.is_running and status.leader_id else 503)
 
 
 async def on_rejected(request: Request, error: Exception) -> Response:

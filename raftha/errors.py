@@ -48,10 +48,6 @@ class Overloaded(Rejected):
     """A bounded queue is full; nothing was queued."""
 
 
-class SessionExpired(Rejected):
-    """The session that numbers this write is not known (any more); nothing was applied."""
-
-
 class CommandFailed(Rejected):
     """A state machine command raised; its changes were rolled back on every replica alike.
 
@@ -96,6 +92,14 @@ class TransferFailed(Rejected):
 
 class Indeterminate(RafthaError):
     """The operation may have happened; ask the state, or retry under the same session number."""
+
+
+class SessionExpired(Indeterminate):
+    """The session of this write has expired or was never opened; this try was not applied.
+
+    If it was the first try of the write, the write did not happen. An earlier try may have been
+    applied before the session expired.
+    """
 
 
 class RequestTimeout(Indeterminate):

@@ -2,9 +2,9 @@
 
     prometheus_client.REGISTRY.register(raftha.metrics.Collector(ha))
 
-`ha` is either manager, started or not. Everything is read when it is scraped; what a node counts
-between scrapes is in `statistics.py`. docs/reference/metrics.md lists all
-metrics, and a test compares it with them.
+`ha` is either manager, started or not. All values are read at scrape time; the node's counters are
+in `raftha.node.statistics`. docs/reference/metrics.md lists all metrics, and a test keeps it
+complete.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ with extra("metrics"):
         GCCollector,
         PlatformCollector,
         ProcessCollector,
-        start_http_server,
     )
     from prometheus_client.core import (
         CounterMetricFamily,
         GaugeMetricFamily,
         HistogramMetricFamily,
     )
+    from prometheus_client.exposition import choose_encoder
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import Collector as PrometheusCollector
 
@@ -53,43 +53,36 @@ class Observed(Protocol):
 
 
 class Collector(PrometheusCollector):
-    """What a registry asks when it is scraped."""
+    """Collects a manager's metrics when the registry is scraped."""
 
     def __init__(self, manager: Observed) -> None:
         self._manager = manager
 
     def describe(self) -> list[Metric]:
-        """Nothing: names come with the values."""
+        """Return nothing: the names come with the values."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics as they are now."""
+        """Yield all metrics with their current values."""
         status, statistics = self._manager.observe()
         yield from _of_node(status)
         yield from _of_replicas(status)
         yield from _of_statistics(statistics)
 
 
-class Endpoint:
-    """An HTTP server that shows a manager's metrics, and its process's, on threads of its own."""
+class Exposition:
+    """A manager's metrics, and its process's, as the text that Prometheus scrapes."""
 
-    def __init__(
-        self, manager: Observed, host: str, port: int, cert: str = "", key: str = ""
-    ) -> None:
-        """Listen; with `cert` and `key`, PEM files, it speaks HTTPS. OSError if it can't."""
-        registry = CollectorRegistry()
-        registry.register(Collector(manager))
+    def __init__(self, manager: Observed) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(Collector(manager))
         for kind in (ProcessCollector, PlatformCollector, GCCollector):
-            kind(registry=registry)
-        self._server, self._thread = start_http_server(
-            port, host, registry, certfile=cert or None, keyfile=key or None
-        )
+            kind(registry=self._registry)
 
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def render(self, accept: str) -> tuple[str, bytes]:
+        """Return content type and text in the best format that `accept`, a header, names."""
+        encode, kind = choose_encoder(accept)
+        return kind, encode(self._registry)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
@@ -166,7 +159,7 @@ def _add_health(family: GaugeMetricFamily, node: list[str], replica: ReplicaStat
 
 
 def _of_statistics(statistics: Statistics) -> Iterator[Metric]:
-    # In one step: other threads go on counting.
+    # Copied in one step, since other threads go on counting.
     lease_reads = sum(list(statistics.lease_reads.values()))
     reads = {**statistics.reads, "leased": lease_reads} if lease_reads else statistics.reads
     yield _counter("reads", "Reads asked for.", "consistency", reads)

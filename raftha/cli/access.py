@@ -1,6 +1,6 @@
-"""What commands that ask a node need to be let in: a token, a CA.
+"""The credentials of commands that query a node: a token, a CA.
 
-Both come from the command line, or from the file that configures the node that is asked.
+Both come from the command line, or from the configuration file of the queried node.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TlsCa = Annotated[
 def find_access(
     server: ServerConfig | None, token_file: Path | None, tls_ca: Path | None
 ) -> Access:
-    """Read what is given, else what `server` has; ConfigError if it can't be read."""
+    """Read the given files, else those of `server`; ConfigError if one can't be read."""
     from raftha.client.call import Access
     from raftha.net.tls import client_context, read_token
 
@@ -44,7 +44,7 @@ def find_access(
 def resolve_targets(
     addresses: Sequence[str], config: Path | None, token_file: Path | None, tls_ca: Path | None
 ) -> tuple[list[str], Access]:
-    """The nodes that the command line names, by address or by file, and what lets one in."""
+    """The nodes that the command line names, by address or by file, and the access to them."""
     from raftha.config import parse_address
     from raftha.server import ServerConfig
 

@@ -1,10 +1,10 @@
-"""The command `raftha`: run a node, look at a cluster, see a failover.
+"""The command `raftha`: run a node, inspect a cluster, watch a failover.
 
-Theory of operation. Each command does its work through the library, prints for people by default
-and one JSON document with `--json`, always to stdout; logs, progress and errors go to stderr.
-Exit codes are those of `raftha.cli.console`.
+Theory of operation. Each command works through the library. It prints tables by default and one
+JSON document with `--json`, always to stdout; logs, progress and errors go to stderr. Exit codes
+are those of `raftha.cli.console`.
 
-What a command needs is imported when it runs, so that `raftha --help` needn't wait for it.
+Commands import their modules when they run, so that `raftha --help` is fast.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def _print_version(is_asked: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print it and exit."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -77,7 +79,7 @@ def serve(
     with errors_as_lines():
         if sys.flags.optimize:
             raise ConfigError(
-                "python -O takes away the checks that keep a node from corrupting data",
+                "python -O removes the checks that keep a node from corrupting data",
                 hint="start it without -O and PYTHONOPTIMIZE",
             )
         if log_level not in LEVELS:
@@ -91,10 +93,10 @@ def serve(
 
 # ------------------------------------------------------------------------------- cert
 
-cert = typer.Typer(help="Make what nodes need to trust each other over TLS.", no_args_is_help=True)
+cert = typer.Typer(help="Make the certificates for TLS between nodes.", no_args_is_help=True)
 app.add_typer(cert, name="cert")
 
-Out = Annotated[Path, typer.Option(help="The folder to write to; nothing is overwritten.")]
+Out = Annotated[Path, typer.Option(help="The folder to write to; no file is overwritten.")]
 Days = Annotated[
     int | None, typer.Option(help="How long it is valid: 10 years for a CA, 825 days for a node.")
 ]
@@ -108,7 +110,7 @@ def make_ca(
     days: Days = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the CA of a cluster: ca.crt, which every node needs, and ca.key, which none does."""
+    """Make the CA of a cluster: ca.crt, for every node, and ca.key, to keep off the nodes."""
     from raftha.net import certificates
 
     with errors_as_lines():
@@ -119,12 +121,12 @@ def make_ca(
 @cert.command("node")
 def make_node(
     ca: Annotated[Path, typer.Option(help="The folder with ca.crt and ca.key.")],
-    node_id: Annotated[int, typer.Option(help="The node it is for, and for no other.")],
+    node_id: Annotated[int, typer.Option(help="The only node that can use the certificate.")],
     out: Out,
     days: Days = None,
     host: Annotated[
         list[str] | None,
-        typer.Option(help="A name or IP address of the node, to use it for clients too; repeat."),
+        typer.Option(help="A name or IP address of the node, for its client port; repeatable."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -159,13 +161,13 @@ def demo(
     """Load a real data set into real processes, kill the leader half way, and check every record.
 
     By default the data is the Unicode character database that ships with Python,
-    a record a named character. Exit code 1 if one acknowledged record is lost or
-    wrong, or a copy differs.
+    one record for each named character. Exit code 1 if an acknowledged record is
+    lost or wrong, or if a copy differs.
     """
     from raftha.cli.demo import render, run_demo
 
-    # A service manager's or `timeout`'s SIGTERM must clean up as Ctrl-C does, also where that does
-    # nothing: a shell without job control starts its background jobs with SIGINT ignored.
+    # SIGTERM from a service manager or `timeout` must clean up as Ctrl-C does, also where SIGINT is
+    # ignored: a shell without job control starts its background jobs like that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with errors_as_lines():

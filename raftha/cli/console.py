@@ -1,8 +1,8 @@
-"""How the command line speaks: tables for people, errors as one line, exit codes.
+"""Output of the command line: tables, errors as one line, exit codes.
 
-0  it worked
-1  it failed: the error line says what, and what to do next
-2  wrong usage or a wrong setting; or it is unknown whether it happened
+0  success
+1  failure: the error line says what failed, and what to do next
+2  wrong usage or a wrong setting; or the outcome of the command is unknown
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ UNSEEN_WIDTH = 200
 
 @contextlib.contextmanager
 def errors_as_lines() -> Iterator[None]:
-    """Turn raftha's errors, and the system's, into a line on stderr and an exit code."""
+    """Turn errors of raftha and of the system into a line on stderr and an exit code."""
     try:
         yield
     except BrokenPipeError as error:
-        # Whoever read it has seen enough; nor must Python complain as it flushes what is left.
+        # The reader has closed the pipe. Python must not complain when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from error
     except (ConfigError, InvalidRequest, Indeterminate) as error:
@@ -38,18 +38,25 @@ def errors_as_lines() -> Iterator[None]:
 
 
 def fail(error: Exception, code: int) -> NoReturn:
-    """Say what is wrong, on stderr, and exit."""
-    typer.echo(f"error: {error}", err=True)
-    for note in getattr(error, "__notes__", ()):
-        typer.echo(f"  {note}", err=True)
+    """Print the error on stderr, and exit."""
+    for line in (f"error: {error}", *(f"  {note}" for note in getattr(error, "__notes__", ()))):
+        typer.echo("\n".join(map(printable, line.split("\n"))), err=True)
     raise typer.Exit(code)
 
 
+def printable(text: object) -> str:
+    """Text that came from a node, with control characters escaped: a terminal would obey them."""
+    characters = str(text)
+    if characters.isprintable():
+        return characters
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in characters)
+
+
 def console() -> Console:
-    """Where to print for people: wide, if nobody watches who could make the window wider."""
+    """The console for tables; wide if stdout is no terminal, which has no width of its own."""
     return Console(width=None if sys.stdout.isatty() else UNSEEN_WIDTH)
 
 
 def print_table(table: Table) -> None:
-    """Print for people."""
+    """Print a table on stdout."""
     console().print(table)

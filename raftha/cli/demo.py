@@ -1,20 +1,20 @@
 """`raftha demo`: real processes, a real data set, the leader killed half way, every record checked.
 
 Theory of operation. A `LocalCluster` runs the nodes. 64 writers, spread over the nodes, load the
-records with exactly-once writes; a record counts as acknowledged once a write of it was answered.
-When half of them are, the leader gets SIGKILL while the load goes on. A prober with connections of
-its own to every other node begins a write on each *after* the process is gone; nobody but a new
-leader can acknowledge one of these, so the first acknowledgement ends the failover, whose clock
-started just before the kill. When all is loaded, the dead node is started again, and timed until it
-has applied everything.
+records with exactly-once writes. A record counts as acknowledged once its write was answered. When
+half of the records are acknowledged, the leader gets SIGKILL while the load goes on. A prober with
+connections of its own to every other node begins a write on each *after* the process is gone. Only
+a new leader can acknowledge such a write, so the first acknowledgement ends the failover, whose
+clock started just before the kill. After the load, the dead node is started again, and timed until
+it has applied everything.
 
-Then two checks, which prove different things:
+Then two checks prove different things:
 
-1.  Every acknowledged record is read through every node. These are linearizable reads: they prove
-    that the cluster has kept the record, and that each node answers; not whose copy it came from.
-2.  Every node hashes its own copy: LMDB's contents after a checkpoint. All must equal the hash that
-    this process computes from the records it was told are safe: so each copy has every record,
-    unchanged, and nothing besides.
+1.  Every acknowledged record is read through every node. These linearizable reads prove that the
+    cluster has kept the record and that each node answers. They don't show which copy was read.
+2.  Every node hashes its own copy: the contents of LMDB after a checkpoint. Each hash must equal
+    the hash that this process computes from the acknowledged records: so each copy has every
+    record, unchanged, and nothing else.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from raftha.testing import LocalCluster
 
 WRITERS = 64
 WRITE_TIMEOUT_S = 30.0
-"""How long one record may stay without an answer, retries included, before the demo gives up."""
+"""How long one record may stay unanswered, retries included, before the demo fails."""
 FAILOVER_TIMEOUT_S = 60.0
 CATCH_UP_TIMEOUT_S = 120.0
 READ_BATCH_BYTES = 256 * 1024
@@ -52,7 +52,7 @@ PROBE_KEY = b"raftha-demo-probe"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failover:
-    """The leader's death and what followed."""
+    """The kill of the leader, and the failover that followed."""
 
     killed_node: int
     new_leader: int
@@ -64,47 +64,47 @@ class Failover:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a demo found; the keys of `digests` are node ids as text, as JSON has them."""
+    """The result of a demo; the keys of `digests` are node ids as text, as in JSON."""
 
     source: str
     nodes: int
     records: int
     acknowledged: int
-    """Records whose write was answered; `lost` and `wrong` are counted among these."""
+    """Records whose write was answered; `lost` and `wrong` count only among these."""
     load_s: float
     records_per_s: float
     p50_ms: float
     p99_ms: float
     max_ms: float
-    """Of the time from a record's first try to its answer, failover included."""
+    """Quantiles of the time from a record's first try to its reply, failover included."""
     failover: Failover
     catch_up_s: float
-    """From starting the dead node's process to its having applied everything."""
+    """From the restart of the dead node until it had applied everything."""
     lost: int
-    """Acknowledged records that some node, when read through, does not have."""
+    """Acknowledged records that are missing when read through some node."""
     wrong: int
-    """Acknowledged records that some node, when read through, has with another value."""
+    """Acknowledged records that have another value when read through some node."""
     expected_digest: str
     """Hash over the acknowledged records, computed by the demo itself."""
     digests: dict[str, str]
     """Hash over each node's own copy."""
     sequence: int
-    """How many commands the cluster had applied when the copies were hashed."""
+    """The number of commands applied when the copies were hashed."""
     problems: list[str] = field(default_factory=list)
-    """Everything that should not be; empty if all is well."""
+    """Everything that went wrong; empty for success."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was lost, wrong or different."""
+        """True if nothing was lost, wrong or different."""
         return not self.problems
 
     @property
     def digests_equal(self) -> bool:
-        """Whether every node's copy is exactly the acknowledged records."""
+        """True if every node's copy holds exactly the acknowledged records."""
         return set(self.digests.values()) == {self.expected_digest}
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Convert the report for JSON."""
         fields = dataclasses.asdict(self)
         problems, failover = fields.pop("problems"), fields.pop("failover")
         verdict = {"digests_equal": self.digests_equal, "ok": self.ok, "problems": problems}
@@ -155,7 +155,7 @@ class _Load:
                     tasks.create_task(self._write(clients[number % len(clients)]))
         finally:
             self.duration_s = time.perf_counter() - begun
-            self.is_half_done.set()  # Whoever waits must go on, also if too few were answered.
+            self.is_half_done.set()  # The waiting task must go on, also if too few were answered.
 
     async def _write(self, client: Client) -> None:
         for record in self._records:
@@ -209,7 +209,7 @@ class _Demo:
 
     async def _load_and_fail_over(self, load: _Load) -> Failover:
         addresses = list(self._cluster.addresses.values())
-        # Each begins at another node and goes on to the others when its own is gone.
+        # Each client starts at a node of its own and changes to the others when that node is gone.
         clients = [Client(addresses[i:] + addresses[:i]) for i in range(len(addresses))]
         loading = asyncio.create_task(load.run(clients))
         try:
@@ -223,7 +223,7 @@ class _Demo:
                 await client.close()
 
     async def _fail_over(self) -> Failover:
-        """Kill the leader and time how long nobody could write."""
+        """Kill the leader and measure how long no write was possible."""
         cluster = self._cluster
         leader = await asyncio.to_thread(cluster.wait_leader)
         status = await asyncio.to_thread(cluster.status, leader)
@@ -234,7 +234,7 @@ class _Demo:
                 await client.once("SET", PROBE_KEY, b"")
             killed_at = time.perf_counter()
             await asyncio.to_thread(cluster.kill, leader)
-            # The process is gone: what begins now can only be acknowledged by another leader.
+            # The process is gone: only another leader can acknowledge a write that begins now.
             probes = [
                 asyncio.create_task(
                     client.once("SET", PROBE_KEY, b"", timeout_s=FAILOVER_TIMEOUT_S)
@@ -301,7 +301,7 @@ class _Verdict:
 
 
 def digest_of(records: Sequence[Record]) -> str:
-    """The digest of a node whose contents are these records."""
+    """The digest of a node that contains exactly these records."""
     hasher = Hasher()
     for key, value in sorted(records):
         hasher.add(key, value)
@@ -311,7 +311,7 @@ def digest_of(records: Sequence[Record]) -> str:
 async def find_differences(
     address: str, records: Sequence[Record]
 ) -> AsyncIterator[tuple[bytes, bytes | None]]:
-    """Read `records` through one node; yield key and value found of those that are not there."""
+    """Read `records` through one node; yield key and found value of each that differs."""
     async with Client([address]) as client:
         for batch in _batches(records):
             values = await client.call("MGET", *(key for key, _ in batch))

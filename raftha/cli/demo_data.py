@@ -1,4 +1,4 @@
-"""What `raftha demo` loads: the Unicode character database, or the rows of a file, as records."""
+"""The records that `raftha demo` loads: the Unicode character database, or the rows of a file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load_records(source: Path) -> list[Record]:
     readers = {".txt": _text_rows, ".jsonl": _json_rows, ".csv": _csv_rows}
     if source.suffix.lower() not in readers:
         raise InvalidRequest(
-            f"{source} is not a kind of file that the demo reads", hint="known: .csv .jsonl .txt"
+            f"{source}: the demo can't read this kind of file", hint="known: .csv .jsonl .txt"
         )
     try:
         rows = list(readers[source.suffix.lower()](source))

@@ -1,9 +1,9 @@
-"""`raftha events`: what happened in a cluster, as its nodes saw it, and what happens.
+"""`raftha events`: the events of a cluster, as its nodes recorded them.
 
-Theory of operation. Each node keeps its latest events and numbers them. A thread a node asks for
-what it hasn't seen yet, and waits at the node while there is nothing; all threads hand over to one
-queue, from which lines are printed as they come. Members are looked for again and again, so nodes
-that join or come back are followed too.
+Theory of operation. Each node numbers its events and keeps the latest. For each node, a thread
+requests the events that it hasn't seen yet, and the node holds the request while there are none.
+All threads fill one queue, from which the main thread prints lines. The list of members is
+refreshed every `LOOK_AGAIN_S`, so nodes that join or come back are followed too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from raftha.cli.access import TlsCa, TokenFile, resolve_targets
-from raftha.cli.console import errors_as_lines
+from raftha.cli.console import errors_as_lines, printable
 from raftha.client.cluster_view import collect_statuses
 from raftha.errors import RafthaError
 
@@ -49,13 +49,13 @@ def events(
     ] = None,
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until Ctrl-C.")] = False,
     kind: Annotated[
         list[str] | None, typer.Option(help="Only events of this kind; repeat for more.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, an event a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one event a line.")] = False,
 ) -> None:
-    """Show what all nodes of a cluster have seen lately; one of them is enough to find the others.
+    """Show the recent events of all nodes of a cluster; one reachable node finds the others.
 
     A node keeps its last 1,000 events, in memory.
     """
@@ -78,7 +78,7 @@ def events(
 
 
 class Printer:
-    """Writes events, a line each, of the kinds that are wanted."""
+    """Prints events of the requested kinds, one a line."""
 
     def __init__(self, kinds: Sequence[str], as_json: bool) -> None:
         self._kinds = set(kinds)
@@ -93,18 +93,20 @@ class Printer:
             return
         clock = datetime.fromtimestamp(event["time_us"] / 1e6, UTC).isoformat(" ", "milliseconds")
         details = " ".join(f"{k}={_brief(v)}" for k, v in event.items() if k not in _STAMPS)
+        name, reporter = printable(event["kind"]), printable(event["reporter"])
         color = "red" if event["kind"] in _RED else "green" if event["kind"] in _GREEN else "bold"
-        kind = f"[{color}]{event['kind']:<24}[/]"
-        self._console.print(f"{clock[:23]}  node {event['reporter']}  {kind} {escape(details)}")
+        kind = f"[{color}]{escape(name):<24}[/]"
+        details = escape(printable(details))
+        self._console.print(f"{clock[:23]}  node {escape(reporter)}  {kind} {details}")
 
 
 def _brief(value: Any) -> Any:
-    """A value for people: of what was measured, a digit behind the point."""
+    """Shorten a value for display: a float has one decimal place."""
     return f"{value:.1f}" if isinstance(value, float) else value
 
 
 def _members(asked: Iterable[str], access: Access) -> list[str]:
-    """The addresses of all members that serve clients; at least those that were asked."""
+    """The client addresses of all members; at least those of the command line."""
     known = [n["address"] for n in collect_statuses(list(asked), access) if n["status"]]
     return known or list(asked)
 
@@ -139,7 +141,7 @@ def _follow(asked: Sequence[str], access: Access, show: Printer) -> None:
 
 
 def _follow_one(address: str, access: Access, arrived: queue.SimpleQueue[Event]) -> None:
-    """Hand over what one node sees, whenever it is there."""
+    """Put the events of one node into the queue as they arrive."""
     journal, number = "", 0
     pause = threading.Event()
     while True:

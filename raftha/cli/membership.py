@@ -1,8 +1,8 @@
-"""The commands about who belongs to a cluster and who leads it: `raftha member add`, `member
-promote`, `member remove`, `raftha failover`, and `recover-quorum` for when a majority is lost.
+"""The commands that change a cluster's members or leader: `raftha member add`, `member promote`,
+`member remove`, `raftha failover`, and `recover-quorum` for the loss of a majority.
 
-Theory of operation. `member` and `failover` speak to any node that runs, over its clients' side;
-that node asks the leader. `recover-quorum` works on a stopped node's disk
+Theory of operation. `member` and `failover` call any running node over its client port, and that
+node asks the leader. `recover-quorum` works on the disk of a stopped node
 (`raftha.runtime.quorum_recovery`).
 """
 
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from raftha.cli.access import TlsCa, TokenFile, find_access
-from raftha.cli.console import errors_as_lines, print_table
+from raftha.cli.console import errors_as_lines, print_table, printable
 from raftha.client.cluster_view import kind_of
 from raftha.errors import ConfigError, InvalidRequest, RafthaError
 
@@ -58,10 +59,10 @@ def add(
     address: Annotated[str, typer.Argument(help="host:port where it listens for the other nodes.")],
     *,
     region: Annotated[
-        str, typer.Option(help="Where it stands, for good. [the first of `regions`]")
+        str, typer.Option(help="Its region, permanent. [the first of `regions`]")
     ] = "",
     standby: Annotated[
-        bool, typer.Option("--standby", help="It gets all the data and doesn't vote.")
+        bool, typer.Option("--standby", help="It receives all the data and doesn't vote.")
     ] = False,
     connect: Connect = None,
     config: Config = None,
@@ -71,8 +72,8 @@ def add(
 ) -> None:
     """Add a node, and wait until it has all the data and votes.
 
-    Start it first. Its settings name the first members of the cluster, as all
-    others' do, and, as it isn't one of them, its own address:
+    Start it first. Its settings name the first members of the cluster, like those
+    of every node, and, as it isn't one of them, its own address:
 
         node_id = 4
         address = "127.0.0.1:7104"
@@ -122,8 +123,8 @@ def promote(
     raftha member promote --region far
 
     A majority of the present voters must be up: this can't replace a lost one.
-    If it ends with an error half way through a region, those before are voters;
-    ask again for the rest.
+    After an error half way through a region, the nodes before it are voters;
+    run the command again for the rest.
     """
     with errors_as_lines():
         if (node_id is None) == (region is None):
@@ -136,7 +137,7 @@ def promote(
         from raftha.config import MEMBERS_MAX
 
         assert region is not None
-        timeout_s = MEMBERS_MAX * CHANGE_TIMEOUT_S  # The server waits so long for each.
+        timeout_s = MEMBERS_MAX * CHANGE_TIMEOUT_S  # The server's limit for each.
         promoted = _call(asked, ("RAFTHA", "PROMOTE", "REGION", region), timeout_s)
         ids = ", ".join(map(str, promoted))
         text = f"promoted: {ids}" if ids else f"all members in region {region!r} were voters before"
@@ -155,9 +156,9 @@ def remove(
     tls_ca: TlsCa = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove a node for good, be it up or down; a leader hands over first.
+    """Remove a node for good, running or not; a leader first hands over leadership.
 
-    Its id can't be used again, its data can't come back. To replace a node that
+    Its id can't be used again, and its data can't rejoin. To replace a node that
     lost its disk, remove it and add a new one under another id.
     """
     with errors_as_lines():
@@ -174,7 +175,7 @@ def remove(
 
 
 Asked: TypeAlias = "tuple[str, Access]"
-"""A node's address, and what lets us in."""
+"""A node's address, and the access to it."""
 
 
 def _node_to_ask(
@@ -197,7 +198,7 @@ def _call(asked: Asked, args: tuple[str | int, ...], timeout_s: float) -> Any:
     try:
         return call(address, args, timeout_s, access)
     except ReplyError as error:
-        # Servers say so of a request that can't be, by their words to all clients.
+        # Servers reply ERR to a request that is invalid.
         word, _, detail = str(error).partition(" ")
         if word != "ERR":
             raise
@@ -213,8 +214,8 @@ def _tell(asked: Asked, text: str, *, as_json: bool) -> None:
     try:
         members = _members(asked)
     except RafthaError:
-        # It was done; the node that was asked may just have been removed and stopped.
-        typer.echo("{}" if as_json else text)
+        # The change is done; the queried node itself may have been removed and stopped.
+        typer.echo("{}" if as_json else printable(text))
         return
     _show_members(members, f"{text}; the members are", as_json=as_json)
 
@@ -228,8 +229,9 @@ def _show_members(members: Mapping[int, Mapping[str, Any]], text: str, *, as_jso
     for name in ("node", "kind", "region", "address"):
         table.add_column(name, overflow="fold")
     for node_id, replica in sorted(members.items()):
-        table.add_row(str(node_id), kind_of(replica), replica["region"], replica["address"])
-    typer.echo(f"{text}:")
+        texts = (node_id, kind_of(replica), replica["region"], replica["address"])
+        table.add_row(*(escape(printable(text)) for text in texts))
+    typer.echo(f"{printable(text)}:")
     print_table(table)
     typer.echo(f"{voters // 2 + 1} of {voters} voters are a majority")
 
@@ -245,9 +247,9 @@ def failover(
     tls_ca: TlsCa = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a voter the leader, also where none leads, as with auto_failover = false.
+    """Make a voter the leader, also if no node leads, as with auto_failover = false.
 
-    No write is lost. Where no majority is up it fails; nothing is forced.
+    No write is lost. The command fails if no majority is up; it forces nothing.
     """
     with errors_as_lines():
         asked = _node_to_ask(connect, config, token_file, tls_ca)
@@ -260,7 +262,7 @@ def failover(
 
 def recover_quorum(
     config: Annotated[Path, typer.Option(help="The survivor's settings, a TOML file.")],
-    node_id: Annotated[int, typer.Option(help="The survivor's id, to be sure which one it is.")],
+    node_id: Annotated[int, typer.Option(help="The survivor's id, to confirm which node it is.")],
     data_dir: Annotated[
         Path | None, typer.Option(help="Its data directory, if not the one in the file.")
     ] = None,
@@ -268,7 +270,7 @@ def recover_quorum(
     yes: Annotated[bool, typer.Option("--yes", help="Do it.")] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Also if so many others answer that they may be a majority."),
+        typer.Option("--force", help="Proceed even if enough others answer to be a majority."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -290,7 +292,7 @@ def recover_quorum(
         if plan.is_quorum_there and not force:
             raise InvalidRequest(
                 "so many others answer that there may be a majority",
-                hint="start this node instead; or --force, if what answers there is something else",
+                hint="start this node instead; or use --force if other programs answer there",
             )
         if not dry_run and not yes:
             raise InvalidRequest("nothing was changed", hint="--yes does it")

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raftha.cli.access import TlsCa, TokenFile, resolve_targets
-from raftha.cli.console import console, errors_as_lines
+from raftha.cli.console import console, errors_as_lines, printable
 from raftha.client.cluster_view import (
     Nodes,
     collect_statuses,
@@ -42,7 +42,7 @@ LAG_RED_MS = 5_000
 NUMBERS = ("term", "leader", "commit", "applied", "sequence")
 COLUMNS = ("node", "role", "state", "region", *NUMBERS, "lag", "address")
 EXPENDABLE = ("sequence", "commit", "leader", "term", "applied", "region")
-"""Columns that go, in this order, where there is no room for all: what is left says who is well."""
+"""Columns to drop, in this order, where space is short; the rest shows which nodes are well."""
 WIDTH_MAX = 10_000
 
 
@@ -55,15 +55,15 @@ def status(
     ] = None,
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Continue until Ctrl-C.")] = False,
     interval: Annotated[
-        float, typer.Option(min=0.1, max=3600, help="Seconds between two looks with --watch.")
+        float, typer.Option(min=0.1, max=3600, help="Seconds between updates with --watch.")
     ] = 1.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON; with --watch, one document a line.")
     ] = False,
 ) -> None:
-    """Show every node of a cluster; one of them that answers is enough to find the others.
+    """Show every node of a cluster; one node that answers finds the others.
 
     Exit code 1 if no node leads.
     """
@@ -87,7 +87,7 @@ def status(
 
 
 def _watch(asked: Sequence[str], access: Access, interval_s: float, as_json: bool) -> None:
-    """Look again and again, also while nobody answers: that is when one watches."""
+    """Show the statuses repeatedly, also while no node answers."""
     seen = poll_statuses(asked, access, interval_s)
     try:
         if as_json:
@@ -111,7 +111,7 @@ def _watched(nodes: Nodes, out: Console) -> Group:
 
 def _footnote(nodes: Nodes) -> str:
     failures = [
-        f"node {node['node_id']} failed: {node['status']['failure']}\n"
+        f"node {printable(node['node_id'])} failed: {printable(node['status']['failure'])}\n"
         for node in nodes
         if node["status"] is not None and node["status"]["failure"]
     ]
@@ -126,7 +126,7 @@ def _no_leader(nodes: Nodes) -> str:
 
 
 def _lag(lag_ms: int) -> str:
-    """A lag with a bar, a block for each power of ten of milliseconds."""
+    """A lag with a bar: one block for each power of ten of milliseconds."""
     if lag_ms <= 0:
         return "0"
     bar = "\N{FULL BLOCK}" * min(len(str(lag_ms)), LAG_BLOCKS)
@@ -140,16 +140,17 @@ def _role(node: Mapping[str, Any], learners: Mapping[int, str], removed: Sequenc
     if state is None:
         return "[red]not reached[/]"
     if state["failure"]:
-        return f"[red]{escape(state['role'])}[/]"
+        return f"[red]{escape(printable(state['role']))}[/]"
     if node["node_id"] in removed:
         return "[red]removed[/]"
     if node["node_id"] in learners:
         return f"[yellow]{learners[node['node_id']]}[/]"
-    return f"[green]{state['role']}[/]" if state["is_primary"] else escape(state["role"])
+    role = escape(printable(state["role"]))
+    return f"[green]{role}[/]" if state["is_primary"] else role
 
 
 def status_table(nodes: Nodes, out: Console) -> Table:
-    """A row a node, without the columns that have no place where it is to be printed."""
+    """A row for each node, without the columns that don't fit into the width of `out`."""
     cells = [_cells(node, nodes) for node in nodes]
     names = [name for name in COLUMNS if any(name in row for row in cells)]
     for unneeded in ("", *EXPENDABLE):
@@ -167,24 +168,29 @@ def status_table(nodes: Nodes, out: Console) -> Table:
 
 
 def _cells(node: Mapping[str, Any], nodes: Nodes) -> dict[str, str]:
-    """What is to be shown of a node."""
+    """The cells of a node's row, by column."""
     node_id, status, rows = node["node_id"], node["status"], rows_by_leader(nodes)
     cells = {
-        "node": str(node_id or "?"),
+        "node": _shown(node_id or "?"),
         "role": _role(node, find_learners(nodes), find_removed(nodes)),
-        "address": escape(node["address"] or node["error"]),
+        "address": _shown(node["address"] or node["error"]),
     }
     row = rows.get(node_id)
     if row is not None:
-        cells |= {"state": row["state"], "lag": _lag(row["lag_ms"])}
+        cells |= {"state": _shown(row["state"]), "lag": _lag(row["lag_ms"])}
         if len({r["region"] for r in rows.values()}) > 1:
-            cells["region"] = escape(row["region"])
+            cells["region"] = _shown(row["region"])
     if status is not None:
         cells |= {
-            "term": str(status["term"]),
-            "leader": str(status["leader_id"] or "none"),
-            "commit": str(status["commit_index"]),
-            "applied": str(status["applied_index"]),
-            "sequence": str(status["sequence"]),
+            "term": _shown(status["term"]),
+            "leader": _shown((status["is_running"] and status["leader_id"]) or "none"),
+            "commit": _shown(status["commit_index"]),
+            "applied": _shown(status["applied_index"]),
+            "sequence": _shown(status["sequence"]),
         }
     return cells
+
+
+def _shown(value: object) -> str:
+    """What a node reported, as a cell: neither markup nor control characters have an effect."""
+    return escape(printable(value))

@@ -1,4 +1,4 @@
-"""Clients of the reference server: one that stays connected, and one call at a time."""
+"""The client of the reference server: one connection, shared by any number of tasks."""
 
 from raftha.client.client import Client
 from raftha.client.resp import ReplyError

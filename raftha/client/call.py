@@ -1,7 +1,7 @@
 """One command to one server, blocking, over a connection of its own.
 
-For tools that ask a question now and then: `raftha status` and `LocalCluster`. Programs use
-`raftha.client`, which keeps connections and looks for another node when one fails.
+For tools that ask occasionally, such as `raftha status` and `LocalCluster`. Programs use
+`raftha.client`, which keeps its connection and changes to another node when one fails.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ with extra("client"):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a server may want of its clients: a token, TLS."""
+    """What a server may require of its clients: a token, TLS."""
 
     token: str = field(default="", repr=False)
     tls: ssl.SSLContext | None = None
@@ -41,8 +41,8 @@ def call(
 ) -> Any:
     """Send one command to the server at "host:port"; return the reply.
 
-    Unavailable: the server can't be reached. Disconnected, RequestTimeout: it may have happened.
-    An error reply is raised as the error that the server's manager raised.
+    Unavailable: the server can't be reached. Disconnected, RequestTimeout: the command may have
+    been applied. An error reply raises the error that the server's manager raised.
     """
     deadline = time.monotonic() + timeout_s
     host, port = parse_address("address", address)
@@ -60,7 +60,7 @@ def call(
         except TimeoutError as error:
             raise RequestTimeout(f"no reply from {address} within {timeout_s} s") from error
         except hiredis.ProtocolError as error:
-            raise Disconnected(f"what answers at {address} doesn't speak RESP") from error
+            raise Disconnected(f"the server at {address} doesn't speak RESP") from error
         except OSError as error:
             raise Disconnected(f"the connection to {address} broke: {error}") from error
 

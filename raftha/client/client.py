@@ -1,20 +1,20 @@
-"""A client of the reference server: a connection to one node of a cluster, another if it fails.
+"""A client of the reference server: connected to one node, and to another if that one fails.
 
-Theory of operation. `Client` lives on one event loop; any number of tasks may call at once, and
+Theory of operation. `Client` belongs to one event loop. Any number of tasks may call at once, and
 their requests share the connection, pipelined: replies come in the order of requests, and all
 requests of one turn of the loop go out in one write. When the connection breaks, calls in flight
-raise `Disconnected`: they may have happened. A connection that leaves a call unanswered until its
-deadline takes no new ones; those in flight may still be answered. Either way the next call connects
-to the next address, in rounds with a growing, jittered pause.
+raise `Disconnected`: they may have been applied. A connection that leaves a call unanswered until
+its deadline takes no new calls; those in flight may still be answered. In both cases the next call
+connects to the next address, in rounds with a growing, jittered pause.
 
-`once` makes writes safe to send again. The client holds a session, opened by the cluster; each
-write gets the session's next number and is sent, through one node after the other, until one
-answers. The state machine applies a number once and repeats its reply. `floor`, sent along, is the
-lowest number still unfinished here; replies below it are forgotten by the cluster, and a late copy
-with such a number is not applied.
+`once` makes writes safe to retry. The client holds a session, opened by the cluster. Each write
+gets the next number of the session and is sent through one node after another until one answers.
+The state machine applies a number once and repeats its reply. Each request carries `floor`, the
+lowest number still unfinished in this client. The cluster drops the replies below it, and doesn't
+apply a late copy with such a number.
 
-Where servers want a token, each connection shows it before its first call; where they speak TLS,
-`tls_ca` is the CA whose certificates they show, for the very hosts that `addresses` name.
+If servers require a token, each connection sends it before its first call. If they speak TLS,
+`tls_ca` is the CA of their certificates, which must name the hosts in `addresses`.
 """
 
 from __future__ import annotations
@@ -55,24 +55,24 @@ Reply: TypeAlias = Any
 """bytes, int, None, or a list of these; errors inside a list are exceptions, not raised."""
 
 CONNECT_S = 2.0
-"""How long one address may take to connect."""
+"""The time limit for connecting to one address."""
 PAUSE_MIN_S, PAUSE_MAX_S = 0.02, 1.0
-"""Between rounds over all addresses, and between two tries of `once`: doubled each time."""
+"""The pause between rounds over all addresses, and between two tries of `once`; it doubles."""
 ATTEMPT_S = 3.0
-"""How long `once` waits for one node before it asks another."""
+"""How long `once` waits for one node before it tries another."""
 ONCE_MAX = 1024
-"""Calls of `once` at a time; the cluster keeps a reply for each."""
+"""The most calls of `once` at a time; the cluster keeps a reply for each."""
 PENDING_MAX = 65_536
-"""Calls in flight on one connection; beyond it they are refused with `Overloaded`."""
+"""The most calls in flight on one connection; further calls raise `Overloaded`."""
 
 _TRY_ANOTHER = (Indeterminate, Unavailable, Overloaded, Stopped, NotLeader, StorageError)
-"""What `once` answers by trying again: another node, or the same one later, may do better."""
+"""Errors after which `once` tries again: another node, or the same one later, may succeed."""
 
 _INCOMPLETE = object()
 
 
 class Client:
-    """Calls to a cluster through whichever of `addresses`, each "host:port", can be reached."""
+    """Calls to a cluster through any of `addresses`, each "host:port", that can be reached."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Client:
 
     @property
     def address(self) -> str | None:
-        """The server this client is connected to, None if to none."""
+        """The server that this client is connected to; None if it has no connection."""
         connection = self._connection
         return connection.address if connection is not None and connection.is_open else None
 
@@ -124,10 +124,11 @@ class Client:
             connection.drop()
 
     async def call(self, *args: Argument, timeout_s: float | None = None) -> Reply:
-        """Send one command and return its reply; an error reply is raised.
+        """Send one command and return its reply; an error reply raises its error.
 
-        Rejected: it did not happen; `ReplyError` if the server understood and refused it,
-        `Unavailable` if no server could be reached. Indeterminate: it may have happened.
+        Rejected: the command was not applied. It is a `ReplyError` if the server refused the
+        command, and `Unavailable` if no server could be reached. Indeterminate: the command may
+        have been applied.
         """
         packed = pack_request(args)
         loop = asyncio.get_running_loop()
@@ -135,11 +136,11 @@ class Client:
         return await self._call(packed, deadline)
 
     async def once(self, *args: Argument, timeout_s: float | None = None) -> Reply:
-        """Send one write, again and again if need be, and return its reply; it is applied once.
+        """Send one write, repeatedly if necessary, and return its reply; it is applied once.
 
-        Indeterminate if no node had answered by the deadline and one of the tries may have
-        happened; AcknowledgementTimeout if one has, on too few disks. `ReplyError` if it was
-        refused, and then no try has changed anything.
+        Indeterminate: no node answered by the deadline and one of the tries may have been applied.
+        AcknowledgementTimeout: one was, on too few disks. `ReplyError`: the write was refused, and
+        no try has changed anything.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (self.timeout_s if timeout_s is None else timeout_s)
@@ -164,7 +165,7 @@ class Client:
             try:
                 return await self._send_until_answered(session, number, args, deadline)
             except SessionExpired:
-                # Nothing was applied under that number, so a new session may take the write over.
+                # No try was applied under that number, so a new session may take the write over.
                 if self._session is session:
                     self._session = None
             finally:
@@ -187,7 +188,7 @@ class Client:
                     raise Disconnected(f"the session ended meanwhile: {error}") from error
                 raise
             except _TRY_ANOTHER as error:
-                # Once a try may have happened, later refusals say nothing about that one.
+                # Once a try may have been applied, later refusals say nothing about that try.
                 may_have_happened = may_have_happened or not _is_rejected(error)
                 committed = error if isinstance(error, AcknowledgementTimeout) else committed
                 if loop.time() + pause.next_s >= deadline:
@@ -213,7 +214,7 @@ class Client:
                         attempt = min(deadline, loop.time() + ATTEMPT_S)
                         self._session = _Session(await self._call(request, attempt))
                     except _TRY_ANOTHER as error:
-                        # A session that was opened but never heard of stays unused: no harm.
+                        # A session whose id was lost with the reply stays unused, which is safe.
                         if loop.time() + pause.next_s >= deadline:
                             raise Unavailable(f"no session could be opened: {error}") from error
                         self._leave(connection)
@@ -223,7 +224,7 @@ class Client:
             raise Unavailable("no session could be opened before the deadline") from None
 
     def _leave(self, connection: _Connection | None) -> None:
-        """Go to another server with the next call, unless that was already done meanwhile."""
+        """Use another server for the next call, unless another task already arranged that."""
         if connection is not None and len(self.addresses) > 1:
             connection.retire()
 
@@ -278,7 +279,7 @@ class Client:
         return connection
 
     async def _authenticate(self, connection: _Connection) -> None:
-        """Show the token; ReplyError if that isn't it, which no other try would change."""
+        """Send the token; ReplyError if it is wrong, which a retry would not change."""
         deadline = asyncio.get_running_loop().time() + CONNECT_S
         try:
             reply = await connection.request(pack_request(("AUTH", self._token)), deadline)
@@ -290,7 +291,7 @@ class Client:
 
 
 class _Connection(asyncio.Protocol):
-    """A connection to one server, and the calls that wait for its replies, in order."""
+    """A connection to one server, and the calls that wait for its replies in order."""
 
     def __init__(self, address: str, connections: set[_Connection]) -> None:
         self.address = address
@@ -304,11 +305,11 @@ class _Connection(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether new requests may be sent."""
+        """True if new requests may be sent."""
         return self._transport is not None and not self._is_retired
 
     async def request(self, packed: bytes, deadline: float) -> Reply:
-        """Send a request and return the reply, be it an error."""
+        """Send a request and return the reply, which may be an error."""
         if not self.is_open:
             raise Unavailable(f"the connection to {self.address} has just ended")
         if len(self._pending) >= PENDING_MAX:
@@ -325,7 +326,7 @@ class _Connection(asyncio.Protocol):
             timer.cancel()
 
     def retire(self) -> None:
-        """Take no new requests; close once those in flight are answered or given up."""
+        """Take no new requests; close once those in flight are answered or abandoned."""
         self._is_retired = True
         if self._transport is not None and all(future.done() for future in self._pending):
             self._transport.abort()
@@ -378,7 +379,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _Session:
-    """An exactly-once session: its id from the cluster, and the numbers in use."""
+    """An exactly-once session: the id that the cluster gave it, and the numbers in use."""
 
     def __init__(self, session_id: int) -> None:
         self.id = session_id
@@ -397,12 +398,12 @@ class _Session:
         return number
 
     def finish(self, number: int) -> None:
-        """Give a number back: answered, or given up."""
+        """Return a number: its call is answered or abandoned."""
         del self._unfinished[number]
 
 
 class _Pause:
-    """A wait that doubles each time, cut by a random part, so that clients don't come in step."""
+    """A pause that doubles each time, shortened at random so that clients don't retry in step."""
 
     def __init__(self) -> None:
         self._limit_s = PAUSE_MIN_S
@@ -416,5 +417,5 @@ class _Pause:
 
 
 def _is_rejected(error: RafthaError) -> bool:
-    """Whether `error` says that the write did not and will not happen."""
+    """True if `error` means that the write was not applied and will not be."""
     return isinstance(error, Rejected | StorageFull)

@@ -1,8 +1,8 @@
-"""A cluster as its nodes see it, asked through their clients' side.
+"""A cluster as its nodes see it, queried through their client ports.
 
-Theory of operation. Nodes are asked all at once, then those that their answers tell of, until
-nobody is left to ask: one node that answers is enough to find the others, and one that hangs delays
-nobody but itself.
+Theory of operation. All named nodes are queried at once, then the members that their replies list,
+until every known member was queried. One node that answers is enough to find the others, and a node
+that hangs delays only its own row.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ Nodes = Sequence[Mapping[str, Any]]
 
 
 def poll_statuses(asked: Sequence[str], access: Access, interval_s: float) -> Iterator[Nodes]:
-    """The nodes as they are now, and now, and now."""
+    """Yield the nodes' current statuses, again every `interval_s` seconds."""
     known = list(asked)
     while True:
         nodes = collect_statuses(known, access, WATCH_TIMEOUT_S)
         yield nodes
-        # The node that was named may be the next to go: those that it told of are asked too.
+        # The named node may be the next to fail, so the members that it lists are queried too.
         removed = find_removed(nodes)
         found = [n["address"] for n in nodes if n["status"] and n["node_id"] not in removed]
         known = list(dict.fromkeys([*asked, *(found or known)]))
-        time.sleep(interval_s)  # As often as the user wants to see it.
+        time.sleep(interval_s)  # The user chose how often.
 
 
 def collect_statuses(
     addresses: Sequence[str], access: Access | None = None, timeout_s: float = STATUS_TIMEOUT_S
 ) -> list[dict[str, Any]]:
-    """Ask `addresses`, and every member they tell of; `access` is for all of them.
+    """Query `addresses` and every member that they list; `access` is for all of them.
 
-    A list of address, node_id, status (the node's `HaStatus` as a dict, None if it didn't answer)
-    and error (why not, else ""). A member that doesn't serve clients has the address "".
+    Each item has address, node_id, status (the node's `HaStatus` as a dict, None if it didn't
+    answer) and error (why it didn't, else ""). A member without a client port has the address "".
     """
     nodes: list[dict[str, Any]] = []
     to_ask, asked = dict.fromkeys(addresses), set[str]()
@@ -66,9 +66,9 @@ def collect_statuses(
         for i in members
         if i not in listed and i not in removed
     ]
-    # Of a removed node that is gone, an old member may still tell.
+    # A member that lags may still list a node that was removed and is gone.
     nodes = [node for node in nodes if node["status"] or node["node_id"] not in removed]
-    # A node that was asked by two names is shown once.
+    # A node that was queried under two names is shown once.
     unique = {node["node_id"] or node["address"]: node for node in nodes}
     return sorted(unique.values(), key=lambda n: (n["node_id"] is None, n["node_id"], n["address"]))
 
@@ -83,7 +83,7 @@ def _ask(address: str, access: Access | None, timeout_s: float) -> dict[str, Any
 
 
 def find_leader(nodes: Nodes) -> int | None:
-    """The node that says it leads, in the highest term; a deposed one may not know it yet."""
+    """The node that claims to lead in the highest term; a deposed one may not know it yet."""
     reached = [node["status"] for node in nodes if node["status"] is not None]
     leading = [s for s in reached if s["is_primary"]]
     if not leading:
@@ -93,27 +93,27 @@ def find_leader(nodes: Nodes) -> int | None:
 
 
 def find_removed(nodes: Nodes) -> list[int]:
-    """The nodes that once were members, as far as any that was reached knows."""
+    """The former members that any reached node knows of."""
     reached = [node["status"] for node in nodes if node["status"] is not None]
     return sorted({node_id for status in reached for node_id in status["removed"]})
 
 
 def find_learners(nodes: Nodes) -> dict[int, str]:
-    """The members that don't vote, and what they are, as who has the most of the log sees it."""
+    """The members that don't vote, and their kinds, by the node with the latest commit."""
     reached = [node["status"] for node in nodes if node["status"] is not None]
     latest = max(reached, key=lambda s: s["commit_index"], default={"replicas": ()})
     return {r["node_id"]: kind_of(r) for r in latest["replicas"] if not r["is_voter"]}
 
 
 def kind_of(replica: Mapping[str, Any]) -> str:
-    """What a member counts for: voter, learner (to be one when it has caught up), or standby."""
+    """A member's kind: voter, learner (a voter once it has caught up), or standby."""
     if replica["is_voter"]:
         return "voter"
     return "standby" if replica["is_standby"] else "learner"
 
 
 def rows_by_leader(nodes: Nodes) -> dict[int, Mapping[str, Any]]:
-    """The members as the leader sees them; as who knows of the latest commit, if none leads."""
+    """The members as the leader sees them; without a leader, as the node with the latest commit."""
     reached = [node["status"] for node in nodes if node["status"] is not None]
     best = max(reached, key=lambda s: (s["is_primary"], s["term"], s["commit_index"]), default=None)
     return {row["node_id"]: row for row in best["replicas"]} if best is not None else {}

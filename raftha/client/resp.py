@@ -1,17 +1,17 @@
 """RESP, the protocol of Redis, as the reference server and client speak it: requests and replies.
 
-Theory of operation. A server may trust nothing that a client claims: hiredis reserves memory for as
-many items as an array's header says, at any depth, before one of them has come. So hiredis parses a
-read only if it holds whole requests and nothing suspicious, which is nearly always, and keeps
-nothing from one read to the next: what it might reserve is bounded by the size of a read, and is
-free again at once. All else (requests cut by the end of a read, a hundred arguments, inline
-requests as typed into a terminal, faults) goes through a parser of our own, slower, that checks
-each header before it believes it.
+Theory of operation. A server must not trust what a client claims: hiredis reserves memory for as
+many items as an array's header says, at any depth, before one of them has arrived. So hiredis
+parses a read only if it holds whole requests and nothing suspicious, which is nearly always the
+case. It keeps nothing from one read to the next, so the memory that it reserves is bounded by the
+size of a read and is freed at once. Everything else (requests cut by the end of a read, a hundred
+arguments, inline requests as typed into a terminal, faults) goes through the slower parser of this
+module, which checks each header before it relies on it.
 
 Replies are plain values: bytes are a bulk string, str a simple string, int an integer, list an
 array, None null, and `{"error": text}` (a dict because that survives msgpack) an error in an array.
-An error's first word says what happened to the request; `error_reply` and `error_from_reply` undo
-each other, so that a client sees the class of error that the server's manager raised.
+The first word of an error says what happened to the request. `error_from_reply` is the inverse of
+`error_reply`, so a client raises the class of error that the server's manager raised.
 
     first word      class                    it happened
     ERR, others     ReplyError               no
@@ -22,7 +22,7 @@ each other, so that a client sees the class of error that the server's manager r
     TRANSFERFAILED  TransferFailed           no
     CHANGEPENDING   MembershipChangePending  no
     REPLICATOOSLOW  ReplicaTooSlow           not yet: the node is a learner
-    SESSIONEXPIRED  SessionExpired           no
+    SESSIONEXPIRED  SessionExpired           not by this try; maybe by an earlier one
     STORAGEFULL     StorageFull              no
     ACKTIMEOUT      AcknowledgementTimeout   yes, but not on all the disks wanted
     INDETERMINATE   Indeterminate            maybe
@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -67,18 +68,18 @@ logger = logging.getLogger(__name__)
 Argument: TypeAlias = bytes | str | int | float
 
 REQUEST_BYTES_MAX = COMMAND_BYTES_MAX + 64 * 1024
-"""Bytes of one request; what a command may have and room for its framing."""
+"""The most bytes of one request: the limit of a command, and room for its framing."""
 ARGUMENTS_MAX = 99_999
-"""Arguments of one request: those whose count has at most five digits."""
+"""The most arguments of one request: a count of at most five digits."""
 INLINE_BYTES_MAX = 64 * 1024
 
 OK = b"+OK\r\n"
 NULL = b"$-1\r\n"
 NULL_3 = b"_\r\n"
-"""Null in RESP3, the one thing that tells our replies to both versions apart (and HELLO's map)."""
+"""Null in RESP3. Only this and the map of HELLO differ between the two versions."""
 
-# Headers that claim a hundred items or more, one pattern for each type for which hiredis reserves
-# memory: three searches for a first byte run at memchr's speed, one for a set of bytes doesn't.
+# Headers that claim a hundred items or more, a pattern for each type for which hiredis reserves
+# memory. Three searches for one first byte run at memchr's speed; one search for a set doesn't.
 _SUSPICIOUS = tuple(re.compile(kind + rb"[0-9]{3}") for kind in (rb"\*", rb"~", rb">"))
 _HEADER_BYTES_MAX = 24
 _INCOMPLETE = object()
@@ -86,23 +87,27 @@ _ARRAY, _BULK = b"*$"
 
 
 class ProtocolError(RafthaError):
-    """A client sent what isn't RESP, or breaks a limit; its connection is closed."""
+    """A client sent bytes that are not RESP or break a limit; its connection is closed."""
 
 
 class ReplyError(Rejected):
-    """The server refused the request; the message is the error reply, its first word the kind."""
+    """The server refused the request; the first word of the message is the kind of error."""
 
 
 class RequestParser:
-    """Turns the bytes of one connection into requests, lists of one or more bytes each."""
+    """Parses the bytes of one connection into requests, each a list of one or more bytes."""
 
-    def __init__(self, request_bytes_max: int = REQUEST_BYTES_MAX) -> None:
+    def __init__(
+        self, request_bytes_max: int = REQUEST_BYTES_MAX, arguments_max: int = ARGUMENTS_MAX
+    ) -> None:
+        """The limits may be raised later: once the client has authenticated, say."""
         self.request_bytes_max = request_bytes_max
-        """The longest request that is waited for; raise it once the client is known."""
+        self.arguments_max = arguments_max
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         self._parts: list[bytes] = []  # Bytes not parsed yet.
         self._parts_bytes = 0
-        self._needed_bytes = 0  # As many must be there before parsing can go on.
+        self._position = 0  # In the first part: what is before it is parsed.
+        self._needed_bytes = 0  # Bytes that must arrive before parsing can go on.
         self._arguments: list[bytes] = []  # Of a request that is not complete.
         self._missing = 0  # Arguments to come.
         self._request_bytes = 0
@@ -114,16 +119,46 @@ class RequestParser:
             if whole is not None:
                 requests.extend(whole)
                 return
-        self._parts.append(data)
-        self._parts_bytes += len(data)
+        self.add(data)
         if self._parts_bytes >= self._needed_bytes:
             data = b"".join(self._parts)
             rest = data[self._parse(data, requests) :]
             self._parts = [rest] if rest else []
             self._parts_bytes = len(rest)
 
+    def add(self, data: bytes) -> None:
+        """Keep bytes for `parse_one` or the next `feed`."""
+        if self._position:
+            self._parts[0] = self._parts[0][self._position :]
+            self._position = 0
+        self._parts.append(data)
+        self._parts_bytes += len(data)
+
+    def parse_one(self, requests: deque[Any]) -> bool:
+        """Append the next request of the bytes that were added; False if none is complete.
+
+        Slower than `feed`, and bounded by the limits from the first byte on: hiredis, which knows
+        none, takes no part.
+        """
+        if not self._parts or self._parts_bytes < self._needed_bytes:
+            return False
+        data = b"".join(self._parts)
+        count = len(requests)
+        start = self._position
+        self._position = self._parse(data, requests, start, count + 1)
+        self._parts = [data]
+        self._parts_bytes -= self._position - start
+        return len(requests) > count
+
+    def take_rest(self) -> bytes:
+        """Take back the bytes after the last whole request."""
+        assert not self._missing
+        rest = b"".join(self._parts)[self._position :]
+        self._parts, self._parts_bytes, self._position, self._needed_bytes = [], 0, 0, 0
+        return rest
+
     def _parse_whole(self, data: bytes) -> list[list[bytes]] | None:
-        """Let hiredis parse; None if `data` is anything but whole requests."""
+        """Parse with hiredis; None if `data` is anything but whole requests."""
         for pattern in _SUSPICIOUS:
             if pattern.search(data):
                 return None
@@ -145,16 +180,17 @@ class RequestParser:
             else:
                 return requests
         except (hiredis.HiredisError, TypeError, ValueError):
-            # What is no request may also be no value of Python: a map as the key of a map.
-            pass  # Our own parser will say what is wrong, after the requests before it.
+            # Some input has no Python value, such as a map as the key of a map.
+            pass  # The other parser reports the fault, after the requests before it.
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         return None
 
-    def _parse(self, data: bytes, requests: deque[Any]) -> int:
-        """Parse as far as possible and return how far; sets `_needed_bytes` for going on."""
-        position = 0
+    def _parse(
+        self, data: bytes, requests: deque[Any], position: int = 0, requests_max: int = sys.maxsize
+    ) -> int:
+        """Parse as far as possible and return the position; set `_needed_bytes` for the rest."""
         self._needed_bytes = 0
-        while position < len(data):
+        while position < len(data) and len(requests) < requests_max:
             if self._missing:
                 end = self._parse_argument(data, position)
                 if end and not self._missing:
@@ -163,7 +199,8 @@ class RequestParser:
             elif data[position] == _ARRAY:
                 end = self._parse_count(data, position)
             else:
-                end = _parse_inline(data, position, requests)
+                inline_max = min(INLINE_BYTES_MAX, self.request_bytes_max)
+                end = _parse_inline(data, position, requests, inline_max)
             if not end:
                 break
             position = end
@@ -174,7 +211,7 @@ class RequestParser:
         end = _find_header_end(data, position)
         if end:
             count = _read_length(data, position, end)
-            if count > ARGUMENTS_MAX:
+            if count > self.arguments_max:
                 raise ProtocolError("invalid multibulk length")
             self._missing = max(count, 0)
             self._request_bytes = 0
@@ -220,11 +257,11 @@ def _read_length(data: bytes, position: int, end: int) -> int:
     raise ProtocolError("invalid length")
 
 
-def _parse_inline(data: bytes, position: int, requests: deque[Any]) -> int:
+def _parse_inline(data: bytes, position: int, requests: deque[Any], bytes_max: int) -> int:
     """Read a line of words; return where it ends, 0 if it is not complete."""
     newline = data.find(b"\n", position)
     end = newline if newline >= 0 else len(data)
-    if end - position > INLINE_BYTES_MAX:
+    if end - position > bytes_max:
         raise ProtocolError("too big inline request")
     if newline < 0:
         return 0
@@ -233,7 +270,7 @@ def _parse_inline(data: bytes, position: int, requests: deque[Any]) -> int:
         raise ProtocolError("quotes in an inline request are not supported")
     words = line.split()
     if words and words[0].upper() in {b"POST", b"HOST:"}:
-        # A web page can make a browser post to this port; its lines must not be obeyed.
+        # A web page can make a browser post to this port; its lines must not run as commands.
         raise ProtocolError("this is HTTP")
     if words:
         requests.append(words)
@@ -252,7 +289,7 @@ def pack_request(arguments: Sequence[Argument]) -> bytes:
 
 
 def encode(value: Any, null: bytes = NULL) -> bytes:
-    """Encode a reply; see the module's docstring for which value is what."""
+    """Encode a reply; the module's docstring lists the values."""
     kind = type(value)
     if kind is bytes:
         return b"$%d\r\n%b\r\n" % (len(value), value)
@@ -269,7 +306,7 @@ def encode(value: Any, null: bytes = NULL) -> bytes:
 
 
 def error_line(text: str) -> bytes:
-    """Encode an error whose first word is already there."""
+    """Encode an error whose text has its first word already."""
     return b"-%b\r\n" % _one_line(text)
 
 
@@ -277,7 +314,7 @@ def _one_line(text: str) -> bytes:
     return text.replace("\r", " ").replace("\n", " ").encode(errors="replace")
 
 
-# In order: the first class that fits gives the word.
+# In order: the first class that matches gives the word.
 _WORDS: tuple[tuple[type[RafthaError], str], ...] = (
     (Unavailable, "UNAVAILABLE"),
     (Overloaded, "OVERLOADED"),
@@ -307,7 +344,7 @@ _CLASSES: dict[str, type[RafthaError]] = {
 
 
 def error_reply(error: BaseException) -> bytes:
-    """Encode what a request ended with; an error nobody foresaw is logged and indeterminate."""
+    """Encode the error of a request; an unexpected error is logged, and is indeterminate."""
     match error:
         case ReplyError():
             return error_line(str(error))
@@ -327,7 +364,7 @@ def error_reply(error: BaseException) -> bytes:
 
 
 def error_from_reply(text: str) -> RafthaError:
-    """The error that `error_reply` made this text from, or ReplyError if the word is not known."""
+    """Return the error that `error_reply` encoded, or ReplyError if the word is not known."""
     word, _, detail = text.partition(" ")
     if word == "NOTLEADER":
         leader = detail.partition(" ")[0]

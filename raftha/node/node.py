@@ -468,7 +468,7 @@ class Node:
             cluster_id=self.cluster_id,
             role=self._role(),
             term=core.term,
-            leader_id=core.leader,
+            leader_id=None if self.failure else core.leader,
             first_index=log.first_index,
             last_index=log.last_index,
             persisted_index=log.persisted,

@@ -1,14 +1,16 @@
 """The reference server: one node of a cluster behind a listener that speaks Redis's protocol.
 
-    server      the process: its configuration, its listener, its end
+    server      the process: its configuration, its listener, start and stop
     connection  one client: order, pipelining, flow control
-    commands    what each command is, and how it is carried out
-    tasks       the commands that take a while
-    machine     what is replicated: a state machine as any user could write it
+    places      the replies to come, one for each request
+    commands    the table of commands, and how each is executed
+    tasks       the commands that wait: SCAN, INFO, RAFTHA STATUS ...
+    machine     the replicated state machine, written as any user could write it
+    journal     the node's latest events, for RAFTHA EVENTS
     glob        the patterns of SCAN
 
-Bytes to requests and replies to bytes is `raftha.client.resp`, which the client shares. Everything
-replicated goes through `raftha.aio.HaManager`, as in any server built on raftha.
+`raftha.client.resp`, which the client shares, parses requests and encodes replies. All replicated
+state goes through `raftha.aio.HaManager`, as in any server built on raftha.
 """
 
 from raftha.extras import extra

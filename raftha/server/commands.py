@@ -1,16 +1,17 @@
-"""What the reference server's commands are: their names, arguments, and how each is carried out.
+"""The commands of the reference server: their names, their arguments, and how each is executed.
 
-Theory of operation. `find_command` checks a request's name and number of arguments, and returns one
-of six kinds, by which a connection (`raftha.server.connection`) knows how to order it with others:
+Theory of operation. `find_command` checks the name of a request and the number of its arguments,
+and returns a command of one of six kinds. The kind tells a connection (`raftha.server.connection`)
+how to order the request with others:
 
     Write   a call of `RedisMachine`, through the log
     Exec    EXEC: all calls queued since MULTI, as one Write
-    Once    RAFTHA ONCE: a Write in an envelope that makes it safe to send again, through any node
-    Read    keys to fetch and what to make of their values; several reads become one fetch
-    Task    a coroutine: waits for all before it, all after it wait for it
-    Local   answered at once from the connection's own state
+    Once    RAFTHA ONCE: a Write in an envelope that makes it safe to retry through any node
+    Read    keys to fetch, and a function of their values; neighbouring reads become one fetch
+    Task    a coroutine: it waits for all requests before it, and all after it wait for it
+    Local   answered at once from the state of the connection
 
-Texts of errors are those of Redis wherever it has the error too.
+Error texts are those of Redis wherever Redis has the same error.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from raftha.storage.state.commands import check_key, check_value, pack_call, pac
 from raftha.version import VERSION
 
 Call: TypeAlias = tuple[Any, ...]
-"""A command of `RedisMachine`: its name, then its arguments."""
+"""A command of `RedisMachine`: its name, followed by its arguments."""
 
 WRITE_KEYS_MAX = 10_000
-"""Keys that one write may name."""
+"""The most keys that one write may name."""
 READ_KEYS_MAX = 1_000
-"""Keys that one read may name: bounds how much of the data a single request can gather."""
+"""The most keys that one read may name. It bounds the data that a single request can collect."""
+
+HELLO_ARGUMENTS_MAX = len(("HELLO", "version", "AUTH", "user", "token", "SETNAME", "name"))
 
 HELP = """RAFTHA STATUS -- this node's state, as JSON
 RAFTHA EVENTS journal number wait_ms -- events after that one, waited for up to 60 s, as JSON
@@ -50,7 +53,7 @@ RAFTHA HELP -- this""".splitlines()
 
 
 class Client(Protocol):
-    """What commands may know and change of the connection they came by."""
+    """The part of a connection that commands may read and change."""
 
     id: int
     name: bytes
@@ -59,37 +62,37 @@ class Client(Protocol):
     is_authenticated: bool
 
     def authenticate(self, user: bytes, token: bytes) -> None:
-        """Let the client in; ReplyError if that isn't the user and token to know."""
+        """Accept the client; ReplyError if the user or the token is wrong."""
         ...
 
     def begin(self) -> bytes:
-        """Carry out MULTI."""
+        """Execute MULTI."""
         ...
 
     def discard(self) -> bytes:
-        """Carry out DISCARD."""
+        """Execute DISCARD."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Write:
-    """A command through the log. `parse` takes a request and the largest value it may have.
+    """A command that goes through the log. `parse` takes a request and the size limit of a value.
 
-    A plain put (`is_put`) is packed without a call: it is by far the commonest write.
+    A plain put (`is_put`) is packed without a call, because it is by far the most common write.
     """
 
     parse: Callable[[Arguments, int], Call]
     is_put: bool = False
 
     def pack(self, request: Arguments, value_bytes_max: int) -> bytes:
-        """Pack the request as the log takes it."""
+        """Pack the request into the form that the log takes."""
         if self.is_put:
             return pack_put(request[1], request[2], value_bytes_max)
         name, *arguments = self.parse(request, value_bytes_max)
         return pack_call(name, arguments)
 
     def finish(self, result: Any) -> Any:
-        """Make the reply from the command's result."""
+        """Convert the result of the command into the reply."""
         return "OK" if self.is_put else result
 
 
@@ -105,26 +108,29 @@ class Once:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Read:
-    """A command that names keys; `finish` makes the reply from their values."""
+    """A command that names keys; `finish` converts their values into the reply."""
 
     name: str
     finish: Callable[[Sequence[bytes | None]], Any]
 
     def parse(self, request: Arguments, value_bytes_max: int) -> Call:
-        """The same read as a call of `RedisMachine`, for a transaction."""
+        """Convert the read into a call of `RedisMachine`, for a transaction."""
         return (self.name, *keys_of(request))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """A command that takes a while; its coroutine returns the reply."""
+    """A command that may wait; its coroutine returns the reply."""
 
     run: Callable[[tasks.Service, Arguments], Coroutine[Any, Any, Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Local:
-    """A command answered at once, encoded; `in_transaction`, after MULTI too."""
+    """A command that is answered at once, with an encoded reply.
+
+    `in_transaction`: it runs at once after MULTI too, instead of being queued.
+    """
 
     run: Callable[[Client, Arguments], bytes]
     in_transaction: bool = False
@@ -134,7 +140,7 @@ Command: TypeAlias = Write | Exec | Once | Read | Task | Local
 
 
 def find_command(request: Arguments) -> Command:
-    """Return the request's command; ReplyError if there is none or it has other arguments."""
+    """Return the command of a request; ReplyError if the name or the argument count is wrong."""
     name = request[0]
     entry = _TABLE.get(name) or _TABLE.get(name.upper())
     if isinstance(entry, dict):
@@ -158,25 +164,33 @@ def find_command(request: Arguments) -> Command:
 
 
 def find_open_command(request: Arguments) -> Command:
-    """As `find_command`, for a client that hasn't authenticated; ReplyError if it must."""
+    """Like `find_command`, for a client that has not authenticated; ReplyError if it has to."""
     if request[0].upper() not in _OPEN:
         raise ReplyError("NOAUTH Authentication required.")
     return find_command(request)
 
 
 def wrong_number(name: bytes) -> ReplyError:
-    """The error for too few or too many arguments."""
+    """Return the error for too few or too many arguments."""
     return ReplyError(f"ERR wrong number of arguments for '{_shown(name.lower())}' command")
 
 
 def keys_of(request: Arguments, keys_max: int = READ_KEYS_MAX) -> list[bytes]:
-    """The keys behind a command's name; InvalidRequest if one can't be a key or there are many."""
+    """Return the keys that follow the command's name; InvalidRequest if one is bad, or too many."""
     keys = request[1:]
     if len(keys) > keys_max:
         raise InvalidRequest(f"this command may name at most {keys_max} keys, got {len(keys)}")
     for key in keys:
         check_key(key)
     return keys
+
+
+def count_keys(request: Arguments) -> int:
+    """The number of keys that a read or write names."""
+    name = request[0].upper()
+    if name == b"MSET":
+        return len(request) // 2
+    return len(request) - 1 if name in {b"DEL", b"EXISTS", b"MGET"} else 1
 
 
 def _shown(name: bytes) -> str:
@@ -230,7 +244,7 @@ def _parse_increment(sign: int) -> Callable[[Arguments, int], Call]:
 
 
 def parse_once(request: Arguments) -> tuple[int, int, int, Write, Arguments]:
-    """Split RAFTHA ONCE into session, number, floor, and the write with its own arguments."""
+    """Split RAFTHA ONCE into session, number, floor, and the write with its arguments."""
     session, number, floor = (parse_int64(argument) for argument in request[2:5])
     if session < 1 or not 1 <= floor <= number:
         raise ReplyError("ERR ONCE takes a session's id, and numbers with 1 <= floor <= number")
@@ -283,14 +297,17 @@ def _hello(client: Client, request: Arguments) -> bytes:
         if not version:
             raise ReplyError("NOPROTO unsupported protocol version")
     name, options = client.name, request[2:]
+    seen: set[bytes] = set()
     while options:
-        match [options[0].upper(), *options[1:]]:
+        option = options[0].upper()
+        match [b"" if option in seen else option, *options[1:]]:
             case [b"SETNAME", given, *options]:
                 name = _checked_name(given)
             case [b"AUTH", user, token, *options]:
                 client.authenticate(user, token)
             case _:
                 raise ReplyError("ERR HELLO takes a version, AUTH user token, and SETNAME name")
+        seen.add(option)
     if not client.is_authenticated:
         raise ReplyError("NOAUTH HELLO must be called with AUTH default <token>, or after AUTH")
     client.name = name
@@ -314,13 +331,13 @@ def _checked_name(name: bytes) -> bytes:
 
 
 def _config_get(client: Client, request: Arguments) -> bytes:
-    # These two are what tools ask for, to know how durable the server is; we have no such settings.
+    # Tools read these two to learn how durable the server is; the server has no such settings.
     known = {b"save": b"", b"appendonly": b"yes"}
     return _map(client, {name: known[name] for name in request[2:] if name in known})
 
 
 def _map(client: Client, fields: Mapping[bytes, Any]) -> bytes:
-    """Encode a map, which RESP2 doesn't have, as a list in turns."""
+    """Encode a map; RESP2 has none, so it gets a flat list of names and values."""
     header = b"%%%d\r\n" % len(fields) if client.null == NULL_3 else b"*%d\r\n" % (2 * len(fields))
     return header + b"".join(encode(item) for field in fields.items() for item in field)
 
@@ -333,7 +350,7 @@ PUT = Write(_parse_set, is_put=True)
 """SET without options."""
 
 _Entry: TypeAlias = tuple[Command, int, int]
-"""A command, and its fewest and most arguments, the name among them."""
+"""A command, and its least and greatest number of arguments, the name included."""
 
 _COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
     "GET": (Read("get", _first), 2, 2),
@@ -357,7 +374,7 @@ _COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
     "ECHO": (Local(lambda _, request: encode(request[1])), 2, 2),
     "SELECT": (Local(_select), 2, 2),
     "QUIT": (Local(_quit, in_transaction=True), 1, _MANY),
-    "HELLO": (Local(_hello), 1, _MANY),
+    "HELLO": (Local(_hello), 1, HELLO_ARGUMENTS_MAX),
     "COMMAND": (Local(lambda _client, _request: b"*0\r\n"), 1, _MANY),
     "CONFIG": {b"GET": (Local(_config_get), 3, _MANY)},
     "CLIENT": {
@@ -380,7 +397,7 @@ _COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
     },
 }
 _OPEN = {b"AUTH", b"HELLO", b"PING", b"QUIT"}
-# Names come in capitals or small letters, nearly always; the odd mixture is found by its capitals.
+# Clients nearly always send names in upper or lower case; a mixture is looked up in upper case.
 _TABLE = {
     spelling: entry
     for name, entry in _COMMANDS.items()

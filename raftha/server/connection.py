@@ -1,30 +1,36 @@
-"""One client's connection: requests in, replies out, in order, and never too much of either.
+"""One client's connection: requests in, replies out, in order, with a limit on both.
 
-Theory of operation. Requests wait in `_waiting` until `_advance` starts them; each then has a place
-in `_places`, a queue of encoded replies and of futures that will make one, and `_flush` writes out
-what is finished at its head. So replies keep the order of requests, whichever is done first.
+Theory of operation. Requests wait in `_waiting` until `_advance` starts them. Each request then has
+a place in `_places`, a queue of encoded replies and of futures that become one. `_flush` writes the
+finished replies at the head of the queue. So replies keep the order of requests, whichever finishes
+first.
 
-A client sees its own requests as if they were carried out one by one, with this freedom inside:
-writes follow each other without waiting (they are applied in the order of their submission), and
-neighbouring reads become one fetch. A read starts when all writes before it are answered, a write
-when all reads before it are.
+A client sees its own requests as if they ran one by one, with this freedom inside: writes follow
+each other without waiting (they are applied in the order of their submission), and neighbouring
+reads become one fetch. A read starts when all writes before it are answered, a write when all reads
+before it are.
 
-Every request gets exactly one reply, whatever fails (`raftha.server.places`). If that can't be kept
-the connection is closed: a client matches replies by their order.
+Every request gets exactly one reply, whatever fails (`raftha.server.places`). A client matches
+replies by their order, so a connection that can't keep this rule is closed.
 
 Where the node leads and holds a lease, a read of one key is answered at once.
 
-Flow control, each way. No more is read from the socket while more than WAITING_MAX requests or
-WAITING_BYTES_MAX bytes wait or are under way. Nothing new is started while the socket doesn't take
-replies, and a client that takes none for STALLED_S is cut off. One turn reads about RUN_KEYS_MAX
-keys at most, unless one request names more, and starts at most WAITING_MAX requests. An EXEC or a
-SET with options, whose reply may be large, waits while LARGE_REPLIES_MAX are to come.
+Flow control, each way. The socket is not read while more than WAITING_MAX requests or
+WAITING_BYTES_MAX bytes wait or are under way. No request starts while the socket takes no replies,
+and a client that takes none for STALLED_S is cut off. One turn reads about RUN_KEYS_MAX keys at
+most, unless one request names more, and starts at most WAITING_MAX requests. An EXEC or a SET with
+options may have a large reply: it waits while LARGE_REPLIES_MAX replies are outstanding.
 
-Where a token is needed, a client that hasn't shown it may send only a few commands, and little: it
-has AUTH_TIMEOUT_S, counted from when it was accepted, and UNKNOWN_BYTES_MAX for a request.
+If the server requires a token, a client that has not authenticated may send only a few commands, in
+requests of at most UNKNOWN_BYTES_MAX and UNKNOWN_ARGUMENTS_MAX, which are parsed one by one. It is
+closed AUTH_TIMEOUT_S after it was accepted, or after UNKNOWN_REQUESTS_MAX requests. After a wrong
+token a connection is not read for a while, and after AUTH_FAILURES_MAX it is closed.
 
-There is no task per request: a connection wakes up once, for the future at the head of its queue;
-by then its neighbours, released in the same batch, are done too.
+All connections share a budget of bytes for replies (`raftha.server.replies`): a read, and a write
+whose reply may be large, waits while it is used up.
+
+There is no task per request: a connection wakes up once, for the future at the head of its queue.
+By then its neighbours, released in the same batch, are done too.
 """
 
 from __future__ import annotations
@@ -37,6 +43,7 @@ from functools import partial
 from typing import Any, cast
 
 from raftha.client.resp import (
+    ARGUMENTS_MAX,
     NULL,
     OK,
     REQUEST_BYTES_MAX,
@@ -47,11 +54,10 @@ from raftha.client.resp import (
     error_line,
     error_reply,
 )
-from raftha.errors import CommandFailed, InvalidRequest, RafthaError
+from raftha.errors import RafthaError
 from raftha.node.lease_reads import Missed
 from raftha.server.commands import (
     SET,
-    Call,
     Command,
     Exec,
     Local,
@@ -64,63 +70,86 @@ from raftha.server.commands import (
     keys_of,
     parse_once,
 )
-from raftha.server.places import Place, ReadRun
+from raftha.server.places import (
+    RUN_BYTES_MAX,
+    Place,
+    ReadRun,
+    finish_call,
+    finish_once,
+    finish_put,
+)
 from raftha.server.tasks import Arguments, Service
-from raftha.storage.state.commands import COMMAND_BYTES_MAX, pack_call
-from raftha.storage.state.sessions import Outcome, receipts
-from raftha.types import Receipt
+from raftha.server.transaction import QueuedCalls, largest_reply
+from raftha.storage.state.commands import pack_call
 
 logger = logging.getLogger(__name__)
 
 WAITING_MAX = 1024
 WAITING_BYTES_MAX = 1 << 20
 RUN_KEYS_MAX = 64
+KEY_REPLY_BYTES = RUN_BYTES_MAX // RUN_KEYS_MAX
+"""A read by lease with a larger reply counts as several keys."""
+READ_RESERVED_MAX = 32 << 20
+"""The most bytes that a read reserves of the budget of replies."""
 LARGE_REPLIES_MAX = 16
 STALLED_S = 30.0
 LINGER_S = 2.0
 AUTH_TIMEOUT_S = 10.0
-UNKNOWN_BYTES_MAX = 64 * 1024
-QUEUED_MAX = 10_000
-"""Commands between MULTI and EXEC."""
-
+UNKNOWN_BYTES_MAX = 8 * 1024
+"""Bytes of one request before AUTH."""
+UNKNOWN_ARGUMENTS_MAX = 16
+"""Arguments of one request before AUTH."""
+UNKNOWN_REQUESTS_MAX = 64
+"""Requests before AUTH."""
+AUTH_FAILURES_MAX = 5
+"""Wrong tokens on one connection; the last of them ends it."""
+AUTH_PAUSE_S = 0.25
+"""How long a connection is not read after its first wrong token; doubled each time."""
+_LARGE = frozenset((Exec, Once))
+"""Kinds of commands whose reply may be large, as may that of SET with options."""
 _QUEUED = b"+QUEUED\r\n"
 
 
 class Connection(asyncio.Protocol):
-    """A client, from its connection to its end; fulfils `server_commands.Client`."""
+    """One client connection; implements `raftha.server.commands.Client`."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(
+        self, service: Service, on_decided: Callable[[Connection], None] | None = None
+    ) -> None:
+        """`on_decided` is called once the client is known, or needn't be."""
         self.id = service.next_client_id()
         self.name = b""
         self.null = NULL
         self.closed = asyncio.get_running_loop().create_future()
         self.is_ending = False  # No more requests are started; close once all are answered.
         self._service = service
+        self._replies = service.replies
+        self._on_decided = on_decided
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self.is_authenticated = not service.needs_token
         self._find_command = find_command if self.is_authenticated else find_open_command
-        self._parser = RequestParser(
-            REQUEST_BYTES_MAX if self.is_authenticated else UNKNOWN_BYTES_MAX
-        )
+        limits = () if self.is_authenticated else (UNKNOWN_BYTES_MAX, UNKNOWN_ARGUMENTS_MAX)
+        self._parser = RequestParser(*limits)
+        self._unknown_requests = self._auth_failures = 0
+        self._auth_pause: asyncio.TimerHandle | None = None  # Not read until then.
         self._made_at = self._loop.time()
-        self._unknown: asyncio.TimerHandle | None = None  # Ends who doesn't authenticate.
+        self._unknown: asyncio.TimerHandle | None = None  # Cuts off a client without a token.
         self._waiting: deque[Arguments | ProtocolError | None] = deque()  # None: the end.
         self._waiting_bytes = 0
         self._places: deque[bytes | Place | ReadRun] = deque()
         self._unfinished = 0  # Places that are not bytes.
-        self._is_writing = False  # What the unfinished ones are: writes, or something else.
+        self._is_writing = False  # True if the unfinished places are writes.
         self._awaited: asyncio.Future[Any] | None = None
         self._run: list[tuple[Read, list[bytes]]] = []  # Neighbouring reads, for one fetch.
         self._run_keys = 0
-        self._queue: list[Call] | None = None  # Since MULTI.
-        self._queued_bytes = 0
-        self._is_queue_broken = False
-        self._is_reading_paused = False
-        self._is_writing_paused = False
-        self._is_scheduled = False
+        self._run_largest = 0  # Keys of one of its requests, at most.
+        self._run_reserved = 0  # Of the budget of replies.
+        self._is_awaiting_room = False
+        self._queue: QueuedCalls | None = None  # Since MULTI.
+        self._is_reading_paused = self._is_writing_paused = self._is_scheduled = False
         self._stalled: asyncio.TimerHandle | None = None
-        self._is_faulty = False  # What the client sends makes no sense any more.
+        self._is_faulty = False  # The client has broken the protocol.
         self._lingering: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------------ asyncio's calls
@@ -128,8 +157,10 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are not registered.
         self._service.clients.add(self)
-        if not self.is_authenticated:
-            # Made when it was accepted: a TLS handshake has used up time already.
+        if self.is_authenticated:
+            self._report_decided()
+        else:
+            # The time of the TLS handshake counts too: this object is made at accept.
             self._unknown = self._loop.call_at(self._made_at + AUTH_TIMEOUT_S, self.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -137,28 +168,53 @@ class Connection(asyncio.Protocol):
             return
         self._waiting_bytes += len(data)
         try:
-            self._parser.feed(data, self._waiting)
+            if self.is_authenticated:
+                self._parser.feed(data, self._waiting)
+            else:
+                self._parser.add(data)
+                self._take_unknown()
         except ProtocolError as error:
             self._is_faulty = True
             self._waiting.append(error)  # After the replies to what came before it.
         self._advance()
 
+    def _take_unknown(self) -> None:
+        """Take requests one by one until the client has authenticated, and the rest from there.
+
+        One by one, since the limits before AUTH don't hold for the requests behind it.
+        """
+        while not self.is_authenticated:
+            if self._auth_pause is not None or self.is_ending:
+                return
+            if not self._parser.parse_one(self._waiting):
+                return
+            self._unknown_requests += 1
+            if self._unknown_requests > UNKNOWN_REQUESTS_MAX:
+                self._waiting.pop()
+                raise ProtocolError("too many requests before AUTH")
+            self._advance()
+        rest = self._parser.take_rest()
+        if rest:
+            self._parser.feed(rest, self._waiting)
+
     def eof_received(self) -> bool:
-        # Nothing more comes, but what came is answered: the client may have shut only its side.
+        # The client may have shut only its own side: the requests received are still answered.
         if self._lingering is not None:
             return False
         self._waiting.append(None)
         self._advance()
-        # TLS ends both directions at once: what isn't answered by now can't be.
+        # TLS ends both directions at once: requests not answered by now can't be.
         return self._transport is not None and self._transport.can_write_eof()
 
     def pause_writing(self) -> None:
         self._is_writing_paused = True
         assert self._transport is not None
+        self._replies.note_unsent(self, self._transport.get_write_buffer_size())
         self._stalled = self._loop.call_later(STALLED_S, self._transport.abort)
 
     def resume_writing(self) -> None:
         self._is_writing_paused = False
+        self._replies.note_unsent(self, 0)
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
@@ -171,17 +227,30 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._waiting.clear()
         self._run.clear()
-        for timer in (self._stalled, self._lingering, self._unknown):
+        self._give_back()
+        for timer in (self._stalled, self._lingering, self._unknown, self._auth_pause):
             if timer is not None:
                 timer.cancel()
         for place in self._places:
             if not isinstance(place, bytes) and place.future is not None:
-                # The client is gone; asking for the outcome keeps asyncio from reporting it.
+                # The client is gone; retrieving the outcome keeps asyncio from reporting it.
                 place.future.add_done_callback(_take_outcome)
         self._places.clear()
 
+    def _give_back(self) -> None:
+        """Give everything back to the budget of replies, at the end."""
+        reserved = [place.reserved for place in self._places if not isinstance(place, bytes)]
+        self._replies.release(self._run_reserved + sum(reserved))
+        self._run_reserved = 0
+        self._replies.forget(self)
+
+    def on_room(self) -> None:
+        """Try again, now that the budget of replies may have room."""
+        self._is_awaiting_room = False
+        self._schedule()
+
     def end(self) -> None:
-        """Close once everything that is under way or waiting has been answered."""
+        """Close once every request that is waiting or under way is answered."""
         self._waiting.append(None)
         self._advance()
 
@@ -191,65 +260,84 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def authenticate(self, user: bytes, token: bytes) -> None:
-        """Carry out AUTH."""
+        """Execute AUTH."""
         if not self._service.needs_token:
             raise ReplyError("ERR AUTH <password> called without any password configured.")
         if not self._service.is_token(token) or user != b"default":
+            self._punish_wrong_token()
             raise ReplyError("WRONGPASS invalid username-password pair or user is disabled.")
         self.is_authenticated = True
         self._find_command = find_command
         self._parser.request_bytes_max = REQUEST_BYTES_MAX
+        self._parser.arguments_max = ARGUMENTS_MAX
+        self._report_decided()
         if self._unknown is not None:
             self._unknown.cancel()
+
+    def _report_decided(self) -> None:
+        if self._on_decided is not None:
+            self._on_decided(self)
+            self._on_decided = None
+
+    def _punish_wrong_token(self) -> None:
+        """Read nothing for a while, longer each time; in the end, close the connection."""
+        self._auth_failures += 1
+        if self._auth_failures >= AUTH_FAILURES_MAX:
+            self.is_ending = self._is_faulty = True
+        elif not self.is_authenticated and self._transport is not None:
+            pause_s = AUTH_PAUSE_S * 2 ** (self._auth_failures - 1)
+            self._auth_pause = self._loop.call_later(pause_s, self._end_auth_pause)
+            if not self._is_reading_paused:
+                self._transport.pause_reading()
+
+    def _end_auth_pause(self) -> None:
+        self._auth_pause = None
+        if self._transport is not None and not self._is_reading_paused:
+            self._transport.resume_reading()
+        self.data_received(b"")
 
     # ------------------------------------------------------------------ MULTI
 
     def begin(self) -> bytes:
-        """Carry out MULTI."""
+        """Execute MULTI."""
         if self._queue is not None:
             return error_line("ERR MULTI calls can not be nested")
-        self._queue, self._queued_bytes, self._is_queue_broken = [], 0, False
+        self._queue = QueuedCalls()
         return OK
 
     def discard(self) -> bytes:
-        """Carry out DISCARD."""
+        """Execute DISCARD."""
         if self._queue is None:
             raise ReplyError("ERR DISCARD without MULTI")
         self._queue = None
         return OK
 
     def _enqueue(self, command: Command, request: Arguments) -> None:
-        """Keep a command for EXEC, or carry out one of the few that are not kept."""
+        """Queue a command for EXEC, or execute one of the few that are not queued."""
         assert self._queue is not None
         if isinstance(command, Local) and command.in_transaction:
             self._answer(command.run(self, request))
             return
         if not isinstance(command, Write | Read):
             raise ReplyError("ERR Command not allowed inside a transaction")
-        call = command.parse(request, self._service.value_bytes_max)
-        self._queued_bytes += sum(map(len, request))
-        if len(self._queue) >= QUEUED_MAX or self._queued_bytes > COMMAND_BYTES_MAX:
-            raise InvalidRequest(
-                f"a transaction has at most {QUEUED_MAX} commands and {COMMAND_BYTES_MAX} bytes"
-            )
-        self._queue.append(call)
+        self._queue.add(command, request, self._service.value_bytes_max)
         self._answer(_QUEUED)
 
     def _execute(self) -> None:
         if self._queue is None:
             raise ReplyError("ERR EXEC without MULTI")
-        calls, self._queue = self._queue, None
-        if self._is_queue_broken:
+        queue, self._queue = self._queue, None
+        if queue.is_broken:
             raise ReplyError("EXECABORT Transaction discarded because of previous errors.")
-        if calls:
-            self._submit(pack_call("exec", calls), partial(_finish_call, self.null))
+        if queue.calls:
+            self._submit(pack_call("exec", queue.calls), partial(finish_call, self.null))
         else:
             self._answer(b"*0\r\n")
 
     # ------------------------------------------------------------------ from requests to places
 
     def _advance(self) -> None:
-        """Start what may start, write what is finished, and control the flow of both."""
+        """Start the requests that may start, write finished replies, and control the flow."""
         try:
             self._take_turn()
         except Exception:
@@ -270,8 +358,10 @@ class Connection(asyncio.Protocol):
                 return
             if not self._waiting:
                 self._waiting_bytes = 0
-        if self._waiting and not self._unfinished and not self._is_writing_paused:
-            # No future will wake us up, so the next turn must: after other connections' turns.
+        is_held_up = self._unfinished or self._is_writing_paused or self._is_awaiting_room
+        if self._waiting and not is_held_up:
+            # No future will wake this connection up, so it schedules its next turn, which comes
+            # after the turns of other connections.
             self._schedule()
         count = len(self._waiting) + len(self._places)
         if self._is_reading_paused:
@@ -286,8 +376,8 @@ class Connection(asyncio.Protocol):
         if not self._is_faulty:
             transport.close()
         elif self._lingering is None:
-            # A socket closed with input unread is reset, and the error reply may be lost with it:
-            # so what still comes is read, and dropped, until the client closes or time is up.
+            # Closing a socket with unread input resets it, and the error reply may be lost. So
+            # input is read and dropped until the client closes or time is up.
             if transport.can_write_eof():  # TLS can't end one direction only.
                 transport.write_eof()
             self._lingering = self._loop.call_later(LINGER_S, transport.abort)
@@ -314,11 +404,16 @@ class Connection(asyncio.Protocol):
                 self.is_ending = True
             else:
                 try:
-                    if not self._start(self._find_command(request), request):
+                    command = self._find_command(request)
+                    if isinstance(command, Read):
+                        is_started = self._start_read(command, request)
+                    else:
+                        is_started = self._start(command, request)
+                    if not is_started:
                         break
                 except RafthaError as error:
                     if self._queue is not None:
-                        self._is_queue_broken = True
+                        self._queue.is_broken = True
                     self._answer(error_reply(error))
             if self.is_ending:
                 waiting.clear()
@@ -328,48 +423,98 @@ class Connection(asyncio.Protocol):
             self._start_run()
 
     def _start(self, command: Command, request: Arguments) -> bool:
-        """Give the request its place; False if it has to wait for others first."""
+        """Give the request its place; False if it has to wait for earlier requests."""
         if self._queue is not None and not isinstance(command, Exec):
             self._enqueue(command, request)
             return True
-        if isinstance(command, Read):
-            if self._unfinished or self._run_keys >= RUN_KEYS_MAX:
-                return False
-            keys = keys_of(request)
-            self._run_keys += len(keys)
-            if len(keys) > 1 or self._run or not self._answer_by_lease(command, keys[0]):
-                self._run.append((command, keys))
-            return True
         if isinstance(command, Local):
-            if self._run:  # First, since HELLO changes how later replies are encoded.
+            if self._run:  # HELLO changes the encoding of later replies.
                 self._start_run()
             self._answer(command.run(self, request))
             return True
         is_after_writes = self._is_writing and not isinstance(command, Task)
         if self._run or (self._unfinished and not is_after_writes):
             return False
-        may_be_large = isinstance(command, Exec) or command is SET
-        if may_be_large and self._unfinished >= LARGE_REPLIES_MAX:
+        if command is SET or type(command) in _LARGE:
+            return self._start_large(command, request)
+        if type(command) is Task and self._replies.is_full:
+            return self._await_room()
+        self._carry_out(command, request)
+        return True
+
+    def _start_read(self, command: Read, request: Arguments) -> bool:
+        """As `_start`, for a read: the commonest request."""
+        if self._queue is not None:
+            self._enqueue(command, request)
+            return True
+        if self._unfinished or self._run_keys >= RUN_KEYS_MAX:
             return False
+        if self._replies.used_bytes >= self._replies.bytes_max:
+            return self._await_room()
+        keys = keys_of(request)
+        count = len(keys)
+        self._run_keys += count
+        if count > 1 or self._run or not self._answer_by_lease(command, keys[0]):
+            if count > self._run_largest and not self._reserve_for(count):
+                return self._await_room()
+            self._run.append((command, keys))
+        return True
+
+    def _reserve_for(self, count: int) -> bool:
+        """Reserve what a run needs if its largest request has `count` keys; False if it can't."""
+        size = RUN_BYTES_MAX + min(count * self._service.value_bytes_max, READ_RESERVED_MAX)
+        # As `reserve`, without a call for each read.
+        replies = self._replies
+        used = replies.used_bytes + size - self._run_reserved
+        if used > replies.bytes_max and replies.used_bytes:
+            return False
+        replies.used_bytes = used
+        self._run_largest, self._run_reserved = count, size
+        return True
+
+    def _await_room(self) -> bool:
+        self._is_awaiting_room = True
+        self._replies.wait(self)
+        return False
+
+    def _start_large(self, command: Command, request: Arguments) -> bool:
+        """As `_start`, for a write whose reply may be large: its bytes are reserved until then."""
+        size = largest_reply(command, request, self._queue, self._service.value_bytes_max)
+        if (size or not isinstance(command, Once)) and self._unfinished >= LARGE_REPLIES_MAX:
+            return False
+        if size and not self._replies.reserve(size):
+            return self._await_room()
+        count = len(self._places)
+        try:
+            self._carry_out(command, request)
+        finally:
+            place = self._places[-1] if len(self._places) > count else None
+            if isinstance(place, Place):
+                place.reserved = size
+            else:  # It was refused.
+                self._replies.release(size)
+        return True
+
+    def _carry_out(self, command: Command, request: Arguments) -> None:
         if isinstance(command, Write):
             packed = command.pack(request, self._service.value_bytes_max)
-            self._submit(
-                packed, _finish_put if command.is_put else partial(_finish_call, self.null)
-            )
+            self._submit(packed, finish_put if command.is_put else partial(finish_call, self.null))
         elif isinstance(command, Exec):
             self._execute()
         elif isinstance(command, Once):
             self._submit_once(request)
-        else:
+        elif isinstance(command, Task):
             self._start_task(command.run(self._service, request))
-        return True
 
     def _answer_by_lease(self, command: Read, key: bytes) -> bool:
-        """Answer at once, if the node leads and holds a lease; several keys need one moment."""
+        """Answer a read of one key at once, if the node leads and holds a lease."""
         value = self._service.ha.get_by_lease(key)
         if isinstance(value, Missed):
             return False
-        self._answer(encode(command.finish([value]), self.null))
+        reply = encode(command.finish([value]), self.null)
+        # A turn is over sooner where values are large.
+        self._run_keys += len(reply) // KEY_REPLY_BYTES
+        self._answer(reply)
         return True
 
     def _answer(self, reply: bytes) -> None:
@@ -384,13 +529,14 @@ class Connection(asyncio.Protocol):
         session, number, floor, command, inner = parse_once(request)
         packed = command.pack(inner, self._service.value_bytes_max)
         future = self._service.ha.submit_once(session, number, floor, [packed])
-        finish = _finish_put if command.is_put else partial(_finish_call, self.null)
-        place = Place(future, lambda outcome: _finish_once(outcome, finish))
+        finish = finish_put if command.is_put else partial(finish_call, self.null)
+        place = Place(future, lambda outcome: finish_once(outcome, finish))
         self._add_place(place, is_writing=True)
 
     def _start_run(self) -> None:
         run, self._run = self._run, []
-        self._add_place(ReadRun(self._service.ha, run, self.null), is_writing=False)
+        reserved, self._run_reserved, self._run_largest = self._run_reserved, 0, 0
+        self._add_place(ReadRun(self._service.ha, run, self.null, reserved), is_writing=False)
 
     def _start_task(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = self._loop.create_task(coroutine)
@@ -413,7 +559,7 @@ class Connection(asyncio.Protocol):
                 places.popleft()
                 continue
             if place.future is None:
-                # The rest of a run: large, so only once the client has taken what there is.
+                # The rest of a run is large: fetch it once the client has taken the first part.
                 self._write(replies)
                 if self._is_writing_paused:
                     break
@@ -430,29 +576,22 @@ class Connection(asyncio.Protocol):
             if place.is_complete:
                 self._unfinished -= 1
                 places.popleft()
+                if place.reserved:
+                    self._replies.used_bytes -= place.reserved
+                    if self._replies.waiting:
+                        self._replies.wake()
         self._write(replies)
 
     def _write(self, replies: list[bytes]) -> None:
         if replies and self._transport is not None:
             self._transport.write(b"".join(replies))
             replies.clear()
+            if self._is_writing_paused:
+                self._replies.note_unsent(self, self._transport.get_write_buffer_size())
 
     def _on_done(self, _: asyncio.Future[Any]) -> None:
         self._awaited = None
         self._advance()
-
-
-def _finish_call(null: bytes, receipt: Receipt) -> bytes:
-    return encode(receipt.result, null)
-
-
-def _finish_put(_: Receipt) -> bytes:
-    return OK
-
-
-def _finish_once(outcome: Outcome, finish: Callable[[Receipt], bytes]) -> bytes:
-    (receipt,) = receipts(outcome)
-    return error_reply(receipt) if isinstance(receipt, CommandFailed) else finish(receipt)
 
 
 def _take_outcome(future: asyncio.Future[Any]) -> None:

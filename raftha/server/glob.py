@@ -1,52 +1,77 @@
 """Redis's glob patterns, for SCAN's MATCH: `*`, `?`, `[a-z]`, `[^a]`, and a backslash to quote one.
 
-Not `fnmatch`: that has no quoting, spells `[!a]`, and compiles what a client sends to a regular
-expression, which can take very long. This takes at most len(pattern) * len(text) steps.
+`fnmatch` doesn't fit: it has no quoting, spells `[!a]`, and compiles the client's pattern to a
+regular expression that may backtrack for very long.
+
+Theory of operation. A pattern is compiled once, to a nondeterministic automaton whose set of states
+is one integer: bit i says that the elements before i have matched so far. A byte of text moves all
+states at once, by a mask of the elements that the byte matches; a star keeps the state before it.
+So matching takes one step a byte, whatever the pattern, and `PATTERN_BYTES_MAX` bounds a step.
 """
 
 from __future__ import annotations
 
+from raftha.client.resp import ReplyError
+
+PATTERN_BYTES_MAX = 1024
 _STAR, _ANY, _OPEN, _CLOSE, _ESCAPE = b"*?[]\\"
+_ALL = frozenset(range(256))
 
 
-def glob_matches(pattern: bytes, text: bytes) -> bool:
-    """Whether all of `text` fits `pattern`."""
-    position = at = 0
-    star, star_at = -1, 0  # Where the last star was, and what it was last tried up to.
-    while at < len(text):
-        if position < len(pattern) and pattern[position] == _STAR:
-            star, star_at = position, at
-            position += 1
-            continue
-        end = _match_one(pattern, position, text[at]) if position < len(pattern) else 0
-        if end:
-            position, at = end, at + 1
-        elif star >= 0:
-            # Only the last star needs a retry: whatever an earlier one took, it could as well.
-            star_at += 1
-            position, at = star + 1, star_at
-        else:
-            return False
-    return not pattern[position:].strip(b"*")
+class Glob:
+    """A compiled pattern."""
+
+    def __init__(self, pattern: bytes) -> None:
+        """ReplyError if the pattern is too long."""
+        if len(pattern) > PATTERN_BYTES_MAX:
+            raise ReplyError(
+                f"ERR a pattern may have at most {PATTERN_BYTES_MAX} bytes, got {len(pattern)}"
+            )
+        self._masks = [0] * 256
+        self._stars = 0
+        bit = 1
+        position = 0
+        while position < len(pattern):
+            if pattern[position] == _STAR:
+                self._stars |= bit
+                position += 1
+                continue
+            fits, position = _parse_element(pattern, position)
+            for byte in fits:
+                self._masks[byte] |= bit
+            bit <<= 1
+        self._end = bit
+
+    def matches(self, text: bytes) -> bool:
+        """True if the pattern matches all of `text`."""
+        masks, stars, end = self._masks, self._stars, self._end
+        is_end_open = bool(stars & end)
+        states = 1
+        for byte in text:
+            states = ((states & masks[byte]) << 1) | (states & stars)
+            if not states:
+                return False
+            if is_end_open and states & end:
+                return True
+        return bool(states & end)
 
 
-def _match_one(pattern: bytes, position: int, byte: int) -> int:
-    """Match `byte` to the element at `position`: where the next one begins, 0 if it doesn't fit."""
+def _parse_element(pattern: bytes, position: int) -> tuple[frozenset[int], int]:
+    """The bytes that the element at `position` matches, and where the next one begins."""
     kind = pattern[position]
     if kind == _OPEN:
-        return _match_class(pattern, position + 1, byte)
+        return _parse_class(pattern, position + 1)
+    if kind == _ANY:
+        return _ALL, position + 1
     if kind == _ESCAPE and position + 1 < len(pattern):
         position += 1
-        kind, is_any = pattern[position], False
-    else:
-        is_any = kind == _ANY
-    return position + 1 if is_any or kind == byte else 0
+    return frozenset((pattern[position],)), position + 1
 
 
-def _match_class(pattern: bytes, position: int, byte: int) -> int:
+def _parse_class(pattern: bytes, position: int) -> tuple[frozenset[int], int]:
     is_negated = pattern[position : position + 1] == b"^"
     position += is_negated
-    is_in = False
+    fits: set[int] = set()
     # As in Redis, a class that is never closed ends with the pattern.
     while position < len(pattern) and pattern[position] != _CLOSE:
         is_quoted = pattern[position] == _ESCAPE and position + 1 < len(pattern)
@@ -56,6 +81,6 @@ def _match_class(pattern: bytes, position: int, byte: int) -> int:
         if is_range and position + 2 < len(pattern):
             low, high = sorted((low, pattern[position + 2]))
             position += 2
-        is_in = is_in or low <= byte <= high
+        fits.update(range(low, high + 1))
         position += 1
-    return position + 1 if is_in != is_negated else 0
+    return _ALL - fits if is_negated else frozenset(fits), position + 1

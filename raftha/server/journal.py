@@ -1,9 +1,9 @@
-"""The node's latest events, kept for clients that ask for what came after the last one they saw.
+"""The node's latest events, for clients that ask for the events after the last one they saw.
 
-Theory of operation. A task reads the node's stream and keeps the last `EVENTS_KEPT`. A client that
-is up to date waits: it is answered at the next event, at the end of its time, or when the server
-stops. The journal has an id of its own, so a client notices that it speaks to another run of the
-server, in which numbers begin anew.
+Theory of operation. A task reads the node's event stream and keeps the last `EVENTS_KEPT`. A client
+that is up to date waits until the next event, until its time is over, or until the server stops.
+Each run of the server has a journal id of its own. A client that sees another id knows that the
+numbers have started again from 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EVENTS_KEPT = 1000
 
 
 class Journal:
-    """All calls come from the server's event loop."""
+    """The kept events of one run. All calls come from the server's event loop."""
 
     def __init__(self, ha: HaManager) -> None:
         self.id = secrets.token_hex(8)
@@ -34,30 +34,31 @@ class Journal:
         self._is_closed = False
 
     def start(self) -> None:
-        """Begin to read; from here on nothing is missed."""
+        """Start reading; no event after this call is missed."""
         self._stream = self._ha.events()
         self._reading = asyncio.get_running_loop().create_task(self._read(self._stream))
 
     async def _read(self, stream: AsyncEventStream) -> None:
         async for event in stream:
             self._events.append(event)
-            self._tell()
+            self._wake()
 
-    def _tell(self) -> None:
+    def _wake(self) -> None:
         news, self._news = self._news, asyncio.Event()
         news.set()
 
     def close(self) -> None:
-        """Answer whoever waits, and stop reading."""
+        """Answer the clients that wait, and stop reading."""
         self._is_closed = True
         if self._stream is not None:
             self._stream.close()
-        self._tell()
+        self._wake()
 
     async def after(self, journal_id: str, number: int, wait_s: float) -> dict[str, Any]:
-        """What came after event `number` of that journal; of another one, all that is kept.
+        """Return the events after `number` of that journal; for another journal, all kept events.
 
-        If nothing did, wait for it up to `wait_s`. `lost` events came in between, and are gone.
+        If there are none, wait up to `wait_s` for one. `lost` counts the events in between that
+        are no longer kept.
         """
         known = number if journal_id == self.id else 0
         with contextlib.suppress(TimeoutError):
@@ -73,6 +74,6 @@ class Journal:
 
 
 def as_table(event: HaEvent) -> dict[str, Any]:
-    """An event as JSON has it."""
+    """Convert an event to its JSON form."""
     stamps = {"number": event.number, "time_us": event.time_us, "reporter": event.reporter}
     return {"kind": event.kind.value, **stamps, **event.details()}

@@ -1,19 +1,19 @@
-"""The state machine behind the reference server: Redis's write commands, deterministic.
+"""The state machine of the reference server: Redis's write commands, made deterministic.
 
 Theory of operation. Every replica runs these methods in the same order over the same state, so they
-use nothing but their arguments and the transaction: no clock, no randomness, no settings. A method
-that raises has changed nothing, and the caller gets the error. Inside `exec` Redis wants more: a
-command that fails leaves its error in the reply and the others go on, so each command here checks
-everything that can be wrong with it before its first write.
+use only their arguments and the transaction: no clock, no randomness, no settings. A method that
+raises has changed nothing, and the caller gets the error. Inside `exec` Redis requires more: a
+command that fails puts its error into the reply, and the others still run. So each command checks
+everything that can fail before its first write.
 
 Plain SET is not here: the server sends it as the built-in put, which needs no call. Keys and values
-are those of the built-in commands; numbers are stored as decimal text, as Redis does.
+are those of the built-in commands. Numbers are stored as decimal text, as in Redis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from raftha.client.resp import ReplyError
 from raftha.storage.state.machine import RESULT_BYTES_MAX, StateMachine, Transaction, command
@@ -21,20 +21,45 @@ from raftha.storage.state.machine import RESULT_BYTES_MAX, StateMachine, Transac
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
 TOO_LONG = f"ERR what a transaction reads is over {RESULT_BYTES_MAX} bytes"
+EXEC_READ_BYTES_MAX = 64 << 20
+"""The size of all values that one EXEC reads, whether or not they are part of its reply."""
 
 
 def parse_int64(text: bytes) -> int:
-    """Read a decimal as strictly as Redis: no blanks, no plus sign, no zeros in front."""
+    """Parse a decimal as strictly as Redis: no blanks, no plus sign, no leading zeros."""
     digits = text[1:] if text[:1] == b"-" else text
     is_canonical = digits.isdigit() and (digits[:1] != b"0" or text == b"0")
-    # The length is checked first because int() refuses, with another error, to read very long ones.
+    # The length is checked first because int() rejects very long numbers with another error.
     if not is_canonical or len(digits) > 19 or not INT64_MIN <= int(text) <= INT64_MAX:
         raise ReplyError(NOT_AN_INTEGER)
     return int(text)
 
 
+class _ReadsTooMuch(ReplyError):
+    """The whole transaction fails, not only the command that reads."""
+
+
+class _Metered:
+    """A transaction for the commands of one EXEC, with a limit on what they read."""
+
+    def __init__(self, txn: Transaction) -> None:
+        self.put = txn.put
+        self._txn = txn
+        self._read_bytes = 0
+
+    def get(self, key: bytes) -> bytes | None:
+        value = self._txn.get(key)
+        self._read_bytes += len(value or b"")
+        if self._read_bytes > EXEC_READ_BYTES_MAX:
+            raise _ReadsTooMuch(f"ERR EXEC reads values of over {EXEC_READ_BYTES_MAX} bytes")
+        return value
+
+    def delete(self, key: bytes) -> bool:
+        return self.get(key) is not None and self._txn.delete(key)
+
+
 class RedisMachine(StateMachine):
-    """What the server calls by name; results are replies for `raftha.client.resp.encode`."""
+    """The commands that the server calls; results are replies for `raftha.client.resp.encode`."""
 
     @command
     def get(self, txn: Transaction, key: bytes) -> bytes | None:
@@ -63,7 +88,7 @@ class RedisMachine(StateMachine):
     def set(
         self, txn: Transaction, key: bytes, value: bytes, condition: str, returns_old: bool
     ) -> str | bytes | None:
-        """SET if `condition`, "NX" missing, "XX" there or "" always, holds."""
+        """SET if `condition` holds: "NX" if missing, "XX" if present, "" always."""
         old = txn.get(key)
         is_met = not condition or (old is None) == (condition == "NX")
         if is_met:
@@ -81,7 +106,7 @@ class RedisMachine(StateMachine):
 
     @command
     def incrby(self, txn: Transaction, key: bytes, amount: int) -> int:
-        """INCRBY and its kin; a key that is missing counts as 0."""
+        """INCRBY and its variants; a missing key counts as 0."""
         old = txn.get(key)
         number = (parse_int64(old) if old is not None else 0) + amount
         if not INT64_MIN <= number <= INT64_MAX:
@@ -91,12 +116,12 @@ class RedisMachine(StateMachine):
 
     @command
     def delete(self, txn: Transaction, *keys: bytes) -> int:
-        """DEL: how many of `keys` were there."""
+        """DEL: return how many of `keys` existed."""
         return sum(txn.delete(key) for key in keys)
 
     @command
     def exec(self, txn: Transaction, *calls: tuple[Any, ...]) -> list[Any]:
-        """EXEC: run `calls`, each a command's name and arguments; one reply or error for each."""
+        """EXEC: run `calls`, each a name and its arguments; return one reply or error for each."""
         methods: dict[str, Callable[..., Any]] = {
             "get": self.get,
             "mget": self.mget,
@@ -108,9 +133,12 @@ class RedisMachine(StateMachine):
         }
         replies: list[Any] = []
         reply_bytes = 0
+        txn = cast(Transaction, _Metered(txn))
         for name, *args in calls:
             try:
                 reply = methods[name](txn, *args)
+            except _ReadsTooMuch as error:
+                raise ReplyError(str(error)) from None
             except ReplyError as error:
                 replies.append({"error": str(error)})
                 continue

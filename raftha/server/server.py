@@ -1,24 +1,26 @@
 """The server's process: one node of a cluster, and a listener for clients.
 
-Theory of operation. `serve` runs until SIGTERM or SIGINT: it takes the listening socket first, so
-that a port in use is found before the node joins its cluster, then starts the node, then accepts.
-It stops in the opposite order: no new connections, answers to what is under way, then the node.
+Theory of operation. `serve` runs until SIGTERM or SIGINT. It binds the listening socket first, so
+that a port in use is found before the node joins its cluster. Then it starts the node, then it
+accepts clients. It stops in the opposite order: it accepts no more, answers the requests that are
+under way, and stops the node.
 
-With TLS, connections in their handshake count towards `connections_max` like clients, and one over
-the limit is closed without a word: to tell it why would take a handshake too.
+Connections beyond `connections_max` are refused, or push out one that hasn't authenticated
+(`raftha.server.listener`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import uvloop
 
@@ -35,28 +37,31 @@ from raftha.config.checks import (
     check,
     check_all_or_none,
 )
-from raftha.errors import ConfigError
+from raftha.errors import ConfigError, RafthaError, Stopped
 from raftha.net.tls import (
     TOKEN_CHARACTERS_MAX,
     TOKEN_CHARACTERS_MIN,
-    TlsServer,
     listener_context,
     read_token,
 )
 from raftha.server.connection import AUTH_TIMEOUT_S, Connection
+from raftha.server.descriptors import fit_connections
+from raftha.server.http import HttpServer
+from raftha.server.listener import Listener
 from raftha.server.machine import RedisMachine
 from raftha.server.tasks import Service
 from raftha.types import ReplicationMode
 
 if TYPE_CHECKING:
-    from raftha.metrics import Endpoint
+    from raftha.metrics import Exposition
 
 logger = logging.getLogger(__name__)
 
+FAILED_S = 10.0
+"""How long a server whose node has failed answers what the node's status is, before it ends."""
+FAILED_POLL_S = 1.0
 STOP_S = 5.0
-"""How long a stopping server waits for answers to what is under way."""
-TURN_AWAY_S = 0.2
-"""How long a client over the limit has to read why."""
+"""How long a stopping server waits for the replies to requests that are under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +158,7 @@ def _check_listen(config: ServerConfig) -> None:
         raise ConfigError(
             f"listen = {config.listen!r} is not on loopback, where clients need TLS and a token",
             hint="set listen_tls_cert, listen_tls_key and auth_token_file, or insecure = true"
-            " if everyone who can reach it may read and write all data",
+            " if every host that can reach it may read and write all data",
         )
     if config.listen == config.ha.own_address:
         raise ConfigError(
@@ -185,13 +190,14 @@ class Server:
         self._tls: ssl.SSLContext | None = None
         if config.listen_tls_cert:
             self._tls = listener_context(Path(config.listen_tls_cert), Path(config.listen_tls_key))
-        self._listener: asyncio.Server | TlsServer | None = None
-        self._metrics: Endpoint | None = None
-        # Loaded here: where that extra is missing, the node must not have joined its cluster.
-        self._endpoint = _load_endpoint() if config.metrics_listen else None
+        self._listener: Listener | None = None
+        self._http: HttpServer | None = None
+        if config.metrics_listen:
+            # Imported here: without that extra, the node must not join its cluster.
+            self._http = HttpServer({"/metrics": _exposition(self.ha).render}, self._tls)
 
     async def start(self) -> None:
-        """Start the node, then accept clients; ConfigError if the address can't be had."""
+        """Start the node, then accept clients; ConfigError if an address can't be bound."""
         try:
             listener = await self._bind()
         except OSError as error:
@@ -205,43 +211,39 @@ class Server:
             raise
         self._listener = listener
         try:
-            self._show_metrics()
+            await self._show_metrics()
         except BaseException:
             await self.stop()
             raise
-        await listener.start_serving()
+        listener.start_serving()
         logger.info("serving node=%d listen=%s", self.config.ha.node_id, self.config.listen)
 
-    def _show_metrics(self) -> None:
-        config = self.config
-        if self._endpoint is None:
+    async def _show_metrics(self) -> None:
+        if self._http is None:
             return
-        host, port = parse_address("metrics_listen", config.metrics_listen)
-        cert, key = str(config.listen_tls_cert), str(config.listen_tls_key)
+        address = self.config.metrics_listen
         try:
-            self._metrics = self._endpoint(self.ha, host, port, cert, key)
+            await self._http.start(*parse_address("metrics_listen", address))
         except OSError as error:
             reason = error.strerror or error
-            raise ConfigError(f"can't listen on {config.metrics_listen}: {reason}") from error
+            raise ConfigError(f"can't listen on {address}: {reason}") from error
 
-    async def _bind(self) -> asyncio.Server | TlsServer:
+    async def _bind(self) -> Listener:
         host, port = parse_address("listen", self.config.listen)
-        if self._tls is None:
-            return await asyncio.get_running_loop().create_server(
-                self._make_connection, host, port, start_serving=False, backlog=1024
-            )
-        server = TlsServer(
-            self._tls,
-            lambda: Connection(self._service),
-            room=lambda: self.config.connections_max - len(self._service.clients),
+        listener = Listener(
+            lambda listener: Connection(self._service, listener.decide),
+            connections_max=self.config.connections_max,
+            decides=self._tls is not None or self._service.needs_token,
             refused=self._service.refusals.add,
+            refusal=error_line("OVERLOADED max number of clients reached"),
+            tls=self._tls,
             handshake_s=AUTH_TIMEOUT_S,
         )
-        await server.bind(host, port)
-        return server
+        await listener.bind(host, port)
+        return listener
 
     async def stop(self) -> None:
-        """Answer what is under way, close all connections, stop the node."""
+        """Answer the requests under way, close all connections, stop the node."""
         if self._listener is not None:
             self._listener.close()
         self._service.journal.close()
@@ -252,53 +254,67 @@ class Server:
             await asyncio.wait([client.closed for client in clients], timeout=STOP_S)
         for client in list(clients):
             client.abort()
-        if isinstance(self._listener, TlsServer):
+        if self._listener is not None:
             await self._listener.wait_closed()
-        if self._metrics is not None:
-            await asyncio.to_thread(self._metrics.close)
+        if self._http is not None:
+            await self._http.stop()
         await self.ha.stop()
         logger.info("stopped node=%d", self.config.ha.node_id)
 
-    def _make_connection(self) -> asyncio.Protocol:
-        if len(self._service.clients) >= self.config.connections_max:
-            return _TurnedAway()
-        return Connection(self._service)
 
+def _exposition(ha: HaManager) -> Exposition:
+    from raftha.metrics import Exposition  # noqa: PLC0415 - needs what the extra `metrics` brings
 
-def _load_endpoint() -> type[Endpoint]:
-    from raftha.metrics import Endpoint  # noqa: PLC0415 - needs what the extra `metrics` brings
-
-    return Endpoint
-
-
-class _TurnedAway(asyncio.Protocol):
-    """A connection over the limit: told so, and closed."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        writer = cast(asyncio.Transport, transport)  # uvloop's are not registered.
-        writer.write(error_line("OVERLOADED max number of clients reached"))
-        # Closed at once, with the client's first request unread, it would be reset, error and all.
-        writer.write_eof()
-        asyncio.get_running_loop().call_later(TURN_AWAY_S, writer.abort)
+    return Exposition(ha)
 
 
 async def serve(config: ServerConfig) -> None:
-    """Run a server until SIGTERM or SIGINT."""
+    """Run a server until SIGTERM or SIGINT; Stopped some time after its node has failed.
+
+    A node that has failed stays that way, so the process ends for its supervisor to start another.
+    """
+    config = replace(config, connections_max=fit_connections(config.connections_max))
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     server = Server(config)
     await server.start()
-    # What there is now stays until the end. To look through it took the garbage collector 12 to
-    # 31 ms every few seconds under load, and nobody got an answer meanwhile.
+    # All objects of this moment live until the end. Scanning them took the garbage collector 12 to
+    # 31 ms every few seconds under load, and no client got a reply meanwhile.
     gc.freeze()
+    failure = asyncio.create_task(_wait_failure(server.ha))
+    stop = asyncio.create_task(stopping.wait())
     try:
-        await stopping.wait()
+        await asyncio.wait((failure, stop), return_when=asyncio.FIRST_COMPLETED)
+        if failure.done():
+            reason = failure.result()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAILED_S):
+                    await stopping.wait()
+            raise Stopped(f"the node has failed: {reason}", hint="see its log")
     finally:
+        failure.cancel()
+        stop.cancel()
         await server.stop()
 
 
+async def _wait_failure(ha: HaManager) -> str:
+    """Wait until the node has failed for good; return why."""
+    while True:
+        await asyncio.sleep(FAILED_POLL_S)
+        with contextlib.suppress(RafthaError):
+            status = await ha.get_status()
+            if status.role == "failed":
+                logger.error(
+                    "node=%d has failed, the server ends in %g s reason=%s",
+                    status.node_id,
+                    FAILED_S,
+                    status.failure,
+                )
+                return status.failure
+
+
 def run(config: ServerConfig) -> None:
-    """Run a server on uvloop, as the process's main thread, until SIGTERM or SIGINT."""
+    """Run a server on uvloop, on the main thread, until SIGTERM or SIGINT."""
     uvloop.run(serve(config))

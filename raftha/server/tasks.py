@@ -1,11 +1,12 @@
-"""The reference server's commands that take a while: scans, counts, statuses, digests, failover.
+"""The commands that may wait: scans, counts, statuses, digests, failover, membership changes.
 
-Each is a coroutine of the service and the request, and returns the reply as
-`raftha.client.resp.encode` takes it. `Service` is what all connections of a server share.
+Each is a coroutine that takes the service and the request, and returns a reply for
+`raftha.client.resp.encode`. All connections of a server share one `Service`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hmac
 import json
@@ -21,32 +22,35 @@ from raftha.aio import HaManager
 from raftha.client.resp import ReplyError
 from raftha.errors import Indeterminate, InvalidRequest, Unavailable
 from raftha.net.refusals import Refusals
-from raftha.server.glob import glob_matches
+from raftha.server.glob import Glob
 from raftha.server.journal import Journal
 from raftha.server.machine import parse_int64
+from raftha.server.replies import ReplyBudget
 from raftha.types import HaStatus
 from raftha.version import VERSION
 
 logger = logging.getLogger(__name__)
 
 Arguments: TypeAlias = list[bytes]
-"""A request: the command's name, and what follows it."""
+"""A request: the command's name, followed by its arguments."""
 
 SYNTAX_ERROR = "ERR syntax error"
 SCAN_COUNT_MAX = 1_000
-"""Keys that one SCAN looks at, however many the client asks for."""
+"""The most keys that one SCAN reads, whatever COUNT the client sends."""
+MATCHED_AT_ONCE = 32
+"""Keys that SCAN compares with a pattern before other clients get their turn."""
 CHANGE_S = 300.0
-"""How long a change of membership may take: a new node has to get all the data first."""
+"""How long a membership change may take: a new node has to receive all the data first."""
 EVENTS_WAIT_MS_MAX = 60_000
 CURSORS_MAX = 4_096
-"""Scans that may be under way at once; the one not continued for longest gives way."""
+"""The most scans under way at once; beyond it, the least recently continued one is dropped."""
 
 
 class Service:
-    """What all connections of a server share."""
+    """The state that all connections of a server share."""
 
     def __init__(self, ha: HaManager, *, value_bytes_max: int, token: str = "") -> None:
-        """`token` is what clients must know; "" if they needn't know anything."""
+        """`token`: the token that clients must send; "" if they need none."""
         self.ha = ha
         self.journal = Journal(ha)
         self.needs_token = bool(token)
@@ -55,29 +59,30 @@ class Service:
         self.refusals = Refusals(logger, "client refused")
         self.value_bytes_max = value_bytes_max
         self.clients: set[Any] = set()
+        self.replies = ReplyBudget()
         self._client_id = 0
         self._started = time.monotonic()
-        # Cursors of another node, or of an earlier run, must not be taken for ours.
+        # Cursors of another node, or of an earlier run, must not be mistaken for this run's.
         self._cursor = random.getrandbits(48)
         self._last_keys: OrderedDict[int, bytes] = OrderedDict()
 
     def next_client_id(self) -> int:
-        """Number a new connection."""
+        """Return the id of a new connection."""
         self._client_id += 1
         return self._client_id
 
     def is_token(self, given: bytes) -> bool:
-        """Whether a client has shown the token; how long it takes says nothing about the token."""
-        # Comparing hashes hides its length too.
+        """True if `given` is the token; the time this takes reveals nothing about the token."""
+        # Comparing hashes hides the token's length too.
         if hmac.compare_digest(_hash(given), self._token_hash):
             return True
         self.wrong_tokens += 1
-        if self.wrong_tokens.bit_count() == 1:  # The 1st, 2nd, 4th, 8th ...: enough to see it.
+        if self.wrong_tokens.bit_count() == 1:  # The 1st, 2nd, 4th, 8th ...
             logger.warning("a client sent a wrong token total=%d", self.wrong_tokens)
         return False
 
     def remember(self, last_key: bytes) -> int:
-        """Return a cursor that stands for going on behind `last_key`."""
+        """Return a cursor for continuing after `last_key`."""
         self._cursor += 1
         self._last_keys[self._cursor] = last_key
         if len(self._last_keys) > CURSORS_MAX:
@@ -85,10 +90,10 @@ class Service:
         return self._cursor
 
     def recall(self, cursor: int) -> bytes:
-        """Return the key that `cursor` stands for; it stays valid, as a client may ask again."""
+        """Return the key of `cursor`, which stays valid: a client may retry."""
         key = self._last_keys.get(cursor)
         if key is None:
-            raise ReplyError("ERR this node does not know the cursor (any more); begin again at 0")
+            raise ReplyError("ERR this node does not have the cursor any more; begin again at 0")
         self._last_keys.move_to_end(cursor)
         return key
 
@@ -104,30 +109,30 @@ def _hash(token: bytes) -> bytes:
 
 async def scan(service: Service, request: Arguments) -> list[Any]:
     cursor = _parse_cursor(request[1])
-    pattern, limit = b"*", 10
+    pattern, limit = None, 10
     options = [argument.upper() for argument in request[2::2]]
     if len(request) % 2:
         raise ReplyError(SYNTAX_ERROR)
     for option, argument in zip(options, request[3::2], strict=True):
         if option == b"MATCH":
-            pattern = argument
+            pattern = Glob(argument) if argument != b"*" else None
         elif option == b"COUNT":
             limit = min(parse_int64(argument), SCAN_COUNT_MAX)
         else:
             raise ReplyError(SYNTAX_ERROR)
     if limit < 1:
         raise ReplyError(SYNTAX_ERROR)
-    # A zero byte makes the smallest key behind the last one: the range includes its start.
+    # The range includes its start; a zero byte appended gives the smallest key after the last one.
     start = service.recall(cursor) + b"\0" if cursor else None
     keys, is_last = await _scan_keys(service, start, limit)
     next_cursor = 0 if is_last else service.remember(keys[-1])
-    if pattern != b"*":
-        keys = [key for key in keys if glob_matches(pattern, key)]
+    if pattern is not None:
+        keys = await _filter_keys(pattern, keys)
     return [b"%d" % next_cursor, keys]
 
 
 async def _scan_keys(service: Service, start: bytes | None, limit: int) -> tuple[list[bytes], bool]:
-    """Up to `limit` keys, fewer if their values are large, and whether there are no more."""
+    """Return up to `limit` keys, fewer if their values are large, and True if they are the last."""
     while True:
         try:
             pairs = await service.ha.scan(start, limit=limit)
@@ -137,6 +142,15 @@ async def _scan_keys(service: Service, start: bytes | None, limit: int) -> tuple
             limit = (limit + 3) // 4
         else:
             return [key for key, _ in pairs], len(pairs) < limit
+
+
+async def _filter_keys(pattern: Glob, keys: list[bytes]) -> list[bytes]:
+    """Return the keys that `pattern` matches; other clients get their turns meanwhile."""
+    found: list[bytes] = []
+    for start in range(0, len(keys), MATCHED_AT_ONCE):
+        found += [key for key in keys[start : start + MATCHED_AT_ONCE] if pattern.matches(key)]
+        await asyncio.sleep(0)
+    return found
 
 
 def _parse_cursor(text: bytes) -> int:
@@ -175,7 +189,7 @@ async def info(service: Service, request: Arguments) -> bytes:
 def _server_section(service: Service, status: HaStatus) -> list[str]:
     return [
         f"raftha_version:{VERSION}",
-        # What clients look at to find out what they may send.
+        # Clients read this version to learn which commands they may send.
         "redis_version:6.2.0",
         "redis_mode:standalone",
         f"process_id:{os.getpid()}",
@@ -191,7 +205,7 @@ def _replication_section(status: HaStatus) -> list[str]:
         for i, r in enumerate(status.replicas)
     ]
     return [
-        # Any node takes any command, so to Redis's clients each is what they call a master.
+        # Any node takes any command, so Redis's clients may treat each as a master.
         "role:master",
         f"raft_role:{status.role}",
         f"raft_term:{status.term}",
@@ -230,7 +244,7 @@ async def failover(service: Service, request: Arguments) -> str:
 
 
 async def _need_majority(service: Service) -> None:
-    """Unavailable soon, if nothing can be changed: a change itself may take `CHANGE_S`."""
+    """Raise Unavailable early if there is no majority: the change itself may take `CHANGE_S`."""
     try:
         await service.ha.get(b"any")
     except (Unavailable, Indeterminate) as error:
@@ -240,7 +254,7 @@ async def _need_majority(service: Service) -> None:
 async def add_replica(service: Service, request: Arguments) -> str:
     address = request[3].decode(errors="replace")
     region = request[4].decode(errors="replace") if len(request) > 4 else ""
-    # Only behind a region, which may have any name, this one too.
+    # STANDBY is an option only after a region, since a region may have any name, STANDBY too.
     if len(request) > 5 and request[5].upper() != b"STANDBY":
         raise ReplyError(SYNTAX_ERROR)
     node_id, is_voter = parse_int64(request[2]), len(request) < 6

@@ -1,7 +1,7 @@
 """LocalCluster: real node processes on this machine, to start, kill, pause, restart and wipe.
 
-For tests of raftha, for `raftha demo`, and for your own: what a service does when its leader dies
-is best seen by killing one.
+For the tests of raftha, for `raftha demo`, and for tests of your own service: kill the leader and
+see what the service does.
 
     with LocalCluster(nodes=3) as cluster:
         leader = cluster.wait_leader()
@@ -10,24 +10,24 @@ is best seen by killing one.
         leader = cluster.wait_leader()
         assert cluster.call(leader, "GET", "key") == b"value"
 
-Nodes come and go while the others serve:
+Nodes join and leave while the others serve:
 
-        new = cluster.add_node()                          # a process that waits to be taken in
+        new = cluster.add_node()                          # a process that waits to be added
         cluster.add_replica(new)                          # a member, with all the data
-        cluster.remove_replica(1)                         # no member any more, for good
+        cluster.remove_replica(1)                         # removed for good
 
-Theory of operation. Each node is a process of its own, `python -m raftha serve`, or your server by
-`serve_command`, with a folder of its own: `node.toml`, `data/`, and `node.log`, to which every
-run's output is appended. All calls block and may come from any thread, but not two at once that
-start or end the same node.
+Theory of operation. Each node is a process of its own, `python -m raftha serve` or the server that
+`serve_command` starts, with a folder of its own: `node.toml`, `data/`, and `node.log`, to which the
+output of every run is appended. All calls block and may come from any thread, but no two calls may
+start or end the same node at once.
 
-Which nodes the whole cluster's calls are about (`wait_ready`, `digests` ...) is for the cluster to
-say, not for the list of processes: those are the members that the leader knows.
+Calls about the whole cluster (`wait_ready`, `digests` ...) cover the members that the leader knows,
+not the list of processes.
 
-Nodes are killed and the temporary folder is deleted when the `with` block ends, at the latest when
-the interpreter does. If the block ends with an error, the folder stays, and the error says where.
-What holds the ports, also while a node is down, and what ends the nodes if this process is killed
-itself, stands in `raftha.testing.processes`.
+The nodes are killed and the temporary folder is deleted when the `with` block ends, at the latest
+when the interpreter exits. If the block ends with an error, the folder stays, and the error names
+it. `raftha.testing.processes` keeps the ports reserved while a node is down, and ends the nodes if
+this process is killed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from raftha.testing.processes import Spawner, reserve_port
 T = TypeVar("T")
 
 STATUS_TIMEOUT_S = 2.0
-"""A node that doesn't answer for this long counts as not answering."""
+"""How long a node may take to report its status."""
 _POLL_S = 0.02
 _LOG_TAIL_LINES = 10
 
@@ -94,7 +94,7 @@ class _Node:
 
 @dataclass(slots=True)
 class _Resources:
-    """What must be given back; apart from the cluster, so that its finalizer can hold it."""
+    """The resources to release, kept apart from the cluster so that its finalizer can hold them."""
 
     folder: Path
     is_temporary: bool
@@ -104,7 +104,7 @@ class _Resources:
 
     def release(self) -> None:
         if os.getpid() != self.process:
-            return  # A forked process ends; the cluster is its parent's.
+            return  # A forked child exits; the cluster belongs to its parent.
         self.spawner.close()
         for node in self.nodes.values():
             node.peer_socket.close()
@@ -116,12 +116,12 @@ class _Resources:
 class LocalCluster:
     """A cluster of `nodes` real processes, ids 1, 2, 3 ...; see the module's docstring.
 
-    `settings` go into every node's configuration file, beside what the cluster itself decides (ids,
-    addresses, folders). `serve_command` starts one node instead of `raftha serve`: a sequence of
-    arguments, where "{config}" becomes the path of the node's file, a file as `raftha serve` takes.
-    What it starts must speak RESP at the file's `listen` and answer RAFTHA STATUS as it does.
-    `folder`, which must not hold another cluster, keeps everything; by default it is temporary.
-    With `tls` the nodes speak mutual TLS to each other, under a CA of their own.
+    `settings` go into every node's configuration file, beside the ids, addresses and folders that
+    the cluster chooses. `serve_command` starts a node instead of `raftha serve`: a sequence of
+    arguments in which "{config}" becomes the path of the node's file. The process it starts must
+    speak RESP at the file's `listen` and answer RAFTHA STATUS like `raftha serve`. `folder` keeps
+    all files and must not hold another cluster; by default it is temporary. With `tls` the nodes
+    speak mutual TLS to each other, under a CA of their own.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class LocalCluster:
             raise LocalClusterError(f"a cluster has 1 to {MEMBERS_MAX} nodes, got {nodes}")
         if folder and (Path(folder) / "node-1").exists():
             raise LocalClusterError(f"there is a cluster in {folder} already")
-        with extra("server"):  # to import this module takes no extra, to ask its nodes does
+        with extra("server"):  # only queries need the extra, not the import of this module
             from raftha.client.call import call  # noqa: PLC0415
         self._call = call
         self._command = tuple(
@@ -148,7 +148,7 @@ class LocalCluster:
         path = Path(folder) if folder else Path(tempfile.mkdtemp(prefix="raftha-cluster-"))
         self._resources = _Resources(path.resolve(), not folder, Spawner())
         self._nodes = self._resources.nodes
-        # Runs at close, when the cluster is garbage, or at the interpreter's end; once.
+        # Runs once: at close, when the cluster is garbage, or when the interpreter exits.
         self._release = weakref.finalize(self, self._resources.release)
         self._settings = dict(settings or {})
         self._ca = self.folder / "ca" if tls else None
@@ -222,7 +222,7 @@ class LocalCluster:
         self.wait_ready(self._start_timeout_s)
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """End every node with SIGTERM, at the same time; they can be started again."""
+        """End all nodes with SIGTERM at the same time; they can be started again."""
         running = self.running
         for node_id in running:
             self._request_end(node_id)
@@ -230,12 +230,12 @@ class LocalCluster:
             self._wait_end(node_id, timeout_s)
 
     def close(self) -> None:
-        """Kill every node and clean up; the cluster can't be used any more. May be repeated."""
+        """Kill every node and clean up; the cluster is unusable afterwards. May be repeated."""
         self._release()
 
     @property
     def folder(self) -> Path:
-        """Where the nodes' folders are."""
+        """The folder that holds the nodes' folders."""
         return self._resources.folder
 
     @property
@@ -245,41 +245,41 @@ class LocalCluster:
 
     @property
     def running(self) -> tuple[int, ...]:
-        """The nodes whose process is there, paused ones among them."""
+        """The nodes whose process exists, paused ones included."""
         return tuple(node.id for node in self._nodes.values() if node.is_running)
 
     @property
     def addresses(self) -> dict[int, str]:
-        """Where each node serves clients: id -> "host:port"."""
+        """The client address of each node: id -> "host:port"."""
         return {node.id: _address(node.client_socket) for node in self._nodes.values()}
 
     # ------------------------------------------------------------------ one node
 
     def start_node(self, node_id: int) -> None:
-        """Start a node that isn't running, without waiting for anything."""
+        """Start a node that isn't running; return without waiting."""
         node = self._node(node_id)
         if node.is_running:
             raise LocalClusterError(f"node {node_id} is running already")
         self._spawn(node)
 
     def kill(self, node_id: int) -> None:
-        """SIGKILL: the process is gone on return, without having been told."""
+        """SIGKILL: the process is gone on return, without a chance to clean up."""
         self._node(node_id).signal(signal.SIGKILL)
         self._wait_end(node_id, None)
 
     def terminate(self, node_id: int, timeout_s: float = 10.0) -> int:
-        """SIGTERM, and wait; return the process's exit code. LocalClusterError if it stays."""
+        """SIGTERM, and wait; return the exit code. LocalClusterError if the process stays."""
         self._request_end(node_id)
         return self._wait_end(node_id, timeout_s)
 
     def pause(self, node_id: int) -> None:
-        """SIGSTOP: the process stays, its connections stay, and nothing happens any more."""
+        """SIGSTOP: the process and its connections stay, but it makes no progress."""
         node = self._node(node_id)
         node.signal(signal.SIGSTOP)
         node.is_paused = True
 
     def resume(self, node_id: int) -> None:
-        """SIGCONT: it goes on as if nothing had been."""
+        """SIGCONT: the process continues."""
         node = self._node(node_id)
         node.signal(signal.SIGCONT)
         node.is_paused = False
@@ -291,21 +291,21 @@ class LocalCluster:
         self.start_node(node_id)
 
     def wipe(self, node_id: int) -> None:
-        """Delete all that a stopped node has stored; the others will refuse it without."""
+        """Delete everything that a stopped node has stored; the others refuse it afterwards."""
         node = self._node(node_id)
         if node.is_running:
             raise LocalClusterError(f"node {node_id} is running", hint="stop it first")
         shutil.rmtree(node.folder / "data", ignore_errors=True)
 
     def pid(self, node_id: int) -> int:
-        """The process of a node that runs."""
+        """The process id of a running node."""
         node = self._node(node_id)
         if node.process is None or not node.is_running:
             raise LocalClusterError(f"node {node_id} is not running", hint=f"log: {node.log}")
         return node.process.pid
 
     def exit_code(self, node_id: int) -> int | None:
-        """How the node's last process ended, minus the signal's number if by one; None: it runs."""
+        """The exit code of the node's last process, negative for a signal; None while it runs."""
         process = self._node(node_id).process
         return process.poll() if process else None
 
@@ -318,7 +318,7 @@ class LocalCluster:
         return self._node(node_id).folder / "data"
 
     def log_path(self, node_id: int) -> Path:
-        """What the node's processes printed, all runs in one file."""
+        """The output of the node's processes, all runs in one file."""
         return self._node(node_id).log
 
     # ------------------------------------------------------------------ members
@@ -326,7 +326,7 @@ class LocalCluster:
     def add_node(self) -> int:
         """Start one more node, with the next id, and wait until it answers; return the id.
 
-        It isn't a member before `add_replica`, and until then it does nothing but wait.
+        It becomes a member with `add_replica`; until then it only waits.
         """
         node = self._make_node(max(self._nodes) + 1)
         self._write_config(node)
@@ -341,16 +341,16 @@ class LocalCluster:
         return node.id
 
     def add_replica(self, node_id: int, timeout_s: float = 60.0) -> None:
-        """Have a node that runs taken in as a member, and wait until it is a voter."""
+        """Add a running node as a member, and wait until it is a voter."""
         address = _address(self._node(node_id).peer_socket)
         leader = self.wait_leader(timeout_s)
         self.call(leader, "RAFTHA", "ADD", node_id, address, timeout_s=timeout_s)
 
     def remove_replica(self, node_id: int, timeout_s: float = 60.0) -> None:
-        """Have a member removed for good; its process, if there is one, goes on without a role."""
+        """Remove a member for good; its process, if it has one, continues without a role."""
         leader = self.wait_leader(timeout_s)
         others = [i for i in self.members() if i not in (leader, node_id) and i in self._active()]
-        # Not through the one that goes, if another is there: it hears of its end, but late.
+        # Ask another node if there is one: the removed node learns of its removal late.
         asked = leader if leader != node_id or not others else others[0]
         self.call(asked, "RAFTHA", "REMOVE", node_id, timeout_s=timeout_s)
 
@@ -365,8 +365,8 @@ class LocalCluster:
     def call(self, node_id: int, *args: str | bytes | int | float, timeout_s: float = 10.0) -> Any:
         """Send one command to a node over a connection of its own; return the reply.
 
-        Unavailable: the node can't be reached. Disconnected, RequestTimeout: it may have happened.
-        An error reply is raised as the error that the server's manager raised.
+        Unavailable: the node can't be reached. Disconnected, RequestTimeout: the command may have
+        been applied. An error reply raises the error that the server's manager raised.
         """
         return self._call(_address(self._node(node_id).client_socket), args, timeout_s)
 
@@ -383,11 +383,11 @@ class LocalCluster:
         return status
 
     def statuses(self) -> dict[int, dict[str, Any] | None]:
-        """Every node's status, None for those that don't answer."""
+        """The status of every node; None for a node that doesn't answer."""
         return {node_id: self.status(node_id) for node_id in self._nodes}
 
     def leader(self) -> int | None:
-        """The node that leads and that a majority follows, in one term; None at the moment."""
+        """The node that leads and that a majority follows in one term; None without one."""
         return _find_leader(self.statuses())
 
     def wait_leader(self, timeout_s: float = 30.0) -> int:
@@ -395,8 +395,7 @@ class LocalCluster:
         return self._wait("there is no leader", self.leader, timeout_s)
 
     def wait_ready(self, timeout_s: float = 30.0) -> int:
-        """Wait until every member that runs and isn't paused follows one leader; return the
-        leader."""
+        """Wait until every active member follows one leader; return the leader."""
 
         def find() -> int | None:
             statuses = self.statuses()
@@ -412,12 +411,12 @@ class LocalCluster:
     def wait_caught_up(self, timeout_s: float = 60.0) -> None:
         """Wait until all active members have applied the log that the leader has now.
 
-        Everything acknowledged before the call is then in the state of each of them.
+        The state of each of them then contains every write acknowledged before the call.
         """
         self._wait_caught_up(timeout_s)
 
     def _wait_caught_up(self, timeout_s: float) -> list[int]:
-        """Which members have caught up."""
+        """Return the members that have caught up."""
         target: tuple[int, int] | None = None  # term, index
 
         def find() -> list[int] | None:
@@ -428,7 +427,7 @@ class LocalCluster:
             leader = statuses[leader_id] if leader_id else None
             if leader is None:
                 return None
-            # Another leader's log may lack what was never committed: then it decides how far.
+            # A new leader's log may lack entries that were never committed, so it sets the target.
             if target is None or target[0] != leader["term"]:
                 target = leader["term"], leader["last_index"]
             members = self._active_members(leader)
@@ -438,9 +437,9 @@ class LocalCluster:
         return self._wait("not every member has caught up", find, timeout_s)
 
     def digests(self, timeout_s: float = 60.0) -> dict[int, dict[str, Any]]:
-        """Wait until all active members have caught up; return what each one's own data hashes to.
+        """Wait until all active members have caught up; return the hash of each member's own data.
 
-        They can be compared while nothing is written: `sequence` says after which command each is.
+        They can be compared while no writes happen; `sequence` is the last command each contains.
         """
         return {
             node_id: json.loads(self.call(node_id, "RAFTHA", "DIGEST", timeout_s=timeout_s))
@@ -458,7 +457,7 @@ class LocalCluster:
         return [n.id for n in self._nodes.values() if n.is_running and not n.is_paused]
 
     def _active_members(self, leader: Mapping[str, Any] | None) -> list[int]:
-        """Those of the active nodes that are members by the leader's status."""
+        """The active nodes that are members according to the leader's status."""
         members = _members(leader)
         return [node_id for node_id in self._active() if node_id in members]
 
@@ -492,7 +491,7 @@ class LocalCluster:
         return exit_code
 
     def _check_alive(self, statuses: Mapping[int, Mapping[str, Any] | None]) -> None:
-        """Don't wait for a node that ended by itself, or that runs but has failed for good."""
+        """Raise LocalClusterError if a node exited by itself or has failed for good."""
         for node in self._nodes.values():
             status = statuses[node.id]
             exit_code = self.exit_code(node.id)
@@ -516,7 +515,7 @@ class LocalCluster:
                 raise LocalClusterError(
                     f"{problem} after {timeout_s} s: {states}", hint=f"logs: {self.folder}"
                 )
-            # Another process is to change; nothing here could be told when it does, so it is asked.
+            # The change happens in another process, which sends no notification: poll.
             time.sleep(_POLL_S)
         return found
 

@@ -1,16 +1,16 @@
-"""Processes on this machine that end when their parent does, and ports that stay theirs.
+"""Processes that end when their parent ends, and ports that stay reserved for them.
 
-Theory of operation. A parent that is killed with SIGKILL can clean up nothing, so the kernel does
-it: a child is started through a shim that asks for SIGKILL at its parent's end (PR_SET_PDEATHSIG,
-Linux only) and then becomes the child's program by exec, under the same process id. Nothing is
-forked with Python code in between, which is unsafe beside threads. By «parent» the kernel means the
-*thread* that started the child, so one thread starts all of them and lives as long as the
-`Spawner`. Children are in sessions of their own: Ctrl-C at a terminal reaches the parent only,
-which then ends them.
+Theory of operation. A parent that is killed with SIGKILL can't clean up, so the kernel does: a shim
+asks for SIGKILL at its parent's end (PR_SET_PDEATHSIG, Linux only), and then becomes the child's
+program by exec, under the same process id. No Python code runs between fork and exec, which would
+be unsafe beside threads. The kernel's parent is the *thread* that started the child, so one thread
+starts all of them and lives as long as the `Spawner`. Children are in sessions of their own: Ctrl-C
+at a terminal reaches only the parent, which then ends them.
 
-A port is reserved by a socket that is bound, allows SO_REUSEADDR, and doesn't listen. It keeps
-everyone else from getting the port, even as the near end of an outgoing connection; the listener it
-is meant for may share it if it sets SO_REUSEADDR too, as those of asyncio and uvloop do."""
+A port is reserved by a socket that is bound, allows SO_REUSEADDR, and doesn't listen. No other
+process can take the port, not even as the local end of an outgoing connection. The intended
+listener
+shares the port by setting SO_REUSEADDR too, as the listeners of asyncio and uvloop do."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if os.getppid() == int(sys.argv[1]):
 
 
 class Spawner:
-    """Starts processes that don't outlive this one; see the module's docstring."""
+    """Starts processes that don't outlive this process; see the module's docstring."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spawner")
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, command: Sequence[str], *, folder: Path, log: Path) -> subprocess.Popen[bytes]:
-        """Start `command` in `folder`; what it prints is appended to `log`."""
+        """Start `command` in `folder`; append its output to `log`."""
         shim = [sys.executable, "-I", "-S", "-c", _SHIM, str(os.getpid())]
         environment = dict(os.environ)
-        # This raftha must be found from any folder, also in a clone that isn't installed.
+        # The child must import this raftha from any folder, also in a clone that isn't installed.
         paths = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         environment.pop("PYTHONOPTIMIZE", None)  # Nodes refuse to run without their asserts.
@@ -58,14 +58,14 @@ class Spawner:
                     stderr=output,
                     start_new_session=True,
                 )
-            # Noted here, since an interrupt may keep our caller from ever hearing of it.
+            # Recorded here, since an interrupt may keep the caller from receiving the process.
             self._started = [p for p in self._started if p.poll() is None] + [process]
             return process
 
         return self._thread.submit(start).result()
 
     def close(self) -> None:
-        """Kill every process that is still there, paused ones too, and wait until they are gone."""
+        """Kill all remaining processes, paused ones too, and wait until they are gone."""
         self._thread.shutdown(cancel_futures=True)
         for process in self._started:
             process.kill()

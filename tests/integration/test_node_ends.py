@@ -119,6 +119,7 @@ def test_a_leader_whose_disk_fails_ends_and_the_others_go_on(cluster: Cluster) -
         nodes[failed].put(b"lost?", b"1")
     status = nodes[failed].get_status()
     assert (status.role, status.is_running, status.is_primary) == ("failed", False, False)
+    assert status.leader_id is None
     assert "told to fail" in status.failure
     disks[failed].error = 0
     for call in (lambda: nodes[failed].put(b"x", b"1"), lambda: nodes[failed].get(b"before")):

@@ -22,7 +22,14 @@ from raftha.client import Client
 from raftha.client.call import call
 from raftha.client.resp import REQUEST_BYTES_MAX, ReplyError, pack_request
 from raftha.config import MIB
-from raftha.errors import ConfigError, RafthaError, SessionExpired, TransferFailed
+from raftha.errors import (
+    ConfigError,
+    Indeterminate,
+    RafthaError,
+    Rejected,
+    SessionExpired,
+    TransferFailed,
+)
 from raftha.server import Server, ServerConfig
 from raftha.testing import LocalCluster
 from tests.support.conditions import wait_until
@@ -144,7 +151,7 @@ def test_scan_finds_every_key_once_and_filters(kv: redis.Redis) -> None:
     cursor, first = kv.scan(count=5)
     assert kv.scan(cursor, count=5)[1] == kv.scan(cursor, count=5)[1]
     assert first == sorted(names)[:5]
-    with pytest.raises(redis.ResponseError, match="does not know the cursor"):
+    with pytest.raises(redis.ResponseError, match="does not have the cursor"):
         kv.scan(1)
 
 
@@ -289,6 +296,8 @@ def test_a_numbered_write_is_applied_once_through_any_node_it_is_sent(
             call(address, ("RAFTHA", "ONCE", session, 2, 1, "INCR", "once/text"), 20)
     with pytest.raises(SessionExpired):
         call(addresses[2], ("RAFTHA", "ONCE", 99, 1, 1, "INCR", "once"), 20)
+    # The server can't know if it is the first try, so to a caller it is unknown.
+    assert issubclass(SessionExpired, Indeterminate) and not issubclass(SessionExpired, Rejected)
 
 
 @pytest.mark.slow

@@ -76,6 +76,9 @@ class FakeTransport:
         self.written += data
         self.writes += 1
 
+    def get_write_buffer_size(self) -> int:
+        return len(self.written)
+
     def can_write_eof(self) -> bool:
         return True
 

@@ -217,7 +217,7 @@ def test_serve_explains_a_port_in_use(tmp_path: Path) -> None:
         process = run_process("-m", "raftha", "serve", "--config", str(path))
     assert process.returncode == 2
     assert process.stderr.splitlines()[-1].startswith("error: ")
-    assert "address already in use" in process.stderr
+    assert "Address already in use" in process.stderr
     assert "Traceback" not in process.stderr
 
 

@@ -23,7 +23,7 @@ __version__ aio command config events
 LAZY = {
     "aio": ["AsyncReplicationManager", "HaManager"],
     "client": ["Client", "ReplyError"],
-    "metrics": ["Collector", "Endpoint"],
+    "metrics": ["Collector", "Exposition"],
     "testing": ["LocalCluster", "LocalClusterError"],
 }
 """Modules that `import raftha` doesn't import, and what users take from them."""

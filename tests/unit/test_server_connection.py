@@ -18,6 +18,7 @@ from raftha.server.connection import (
     WAITING_BYTES_MAX,
     WAITING_MAX,
 )
+from raftha.server.transaction import QUEUED_KEYS_MAX
 from tests.support.scene import Scene, Script, play, receipt
 
 
@@ -474,8 +475,8 @@ def test_who_shows_the_token_is_in_and_stays_in(request_: tuple[bytes, ...]) -> 
 )
 def test_a_wrong_token_or_user_is_wrongpass(request_: tuple[bytes, ...]) -> None:
     async def script(scene: Scene) -> None:
-        await scene.send(request_, "GET a")
-        assert scene.take() == WRONGPASS + NOAUTH
+        await scene.send("GET a", request_)
+        assert scene.take() == NOAUTH + WRONGPASS
 
     play_with_token(script)
 
@@ -510,3 +511,17 @@ def test_who_does_not_show_it_in_time_is_cut_off(monkeypatch: pytest.MonkeyPatch
                 await asyncio.sleep(0.005)
 
     play_with_token(script)
+
+
+def test_a_transaction_whose_commands_name_too_many_keys_is_refused() -> None:
+    async def script(scene: Scene) -> None:
+        reads = ["EXISTS " + "a " * 1000] * (QUEUED_KEYS_MAX // 1000)
+        await scene.send("MULTI", *reads)
+        assert scene.take() == b"+OK\r\n" + b"+QUEUED\r\n" * len(reads)
+        await scene.send("GET a", "EXEC")
+        refused, aborted, _ = scene.take().split(b"\r\n")
+        assert refused == b"-ERR the commands of a transaction name at most 10000 keys"
+        assert aborted.startswith(b"-EXECABORT")
+        assert scene.ha.kinds() == []
+
+    play(script)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftha.server.glob import glob_matches
+from raftha.client.resp import ReplyError
+from raftha.server.glob import PATTERN_BYTES_MAX, Glob
 
 
 @pytest.mark.parametrize(
@@ -37,15 +38,24 @@ from raftha.server.glob import glob_matches
     ],
 )
 def test_glob_table(pattern: bytes, text: bytes, expected: bool) -> None:
-    assert glob_matches(pattern, text) is expected
+    assert Glob(pattern).matches(text) is expected
 
 
 @given(st.text("ab*?", max_size=8), st.text("ab", max_size=10))
 def test_stars_and_question_marks_mean_what_fnmatch_says(pattern: str, text: str) -> None:
-    assert glob_matches(pattern.encode(), text.encode()) == fnmatch.fnmatchcase(text, pattern)
+    assert Glob(pattern.encode()).matches(text.encode()) == fnmatch.fnmatchcase(text, pattern)
 
 
-def test_a_hostile_pattern_takes_no_exponential_time() -> None:
+@pytest.mark.parametrize("pattern", [b"a*" * 500 + b"b", b"*[" + b"b" * 1000, b"?" * 1000])
+def test_a_hostile_pattern_takes_a_step_a_byte(pattern: bytes) -> None:
+    compiled = Glob(pattern)
     started = time.monotonic()
-    assert not glob_matches(b"a*" * 100 + b"b", b"a" * 511)
+    for _ in range(100):
+        assert not compiled.matches(b"a" * 511)
     assert time.monotonic() - started < 1
+
+
+def test_a_pattern_that_is_too_long_is_refused() -> None:
+    Glob(b"a" * PATTERN_BYTES_MAX)
+    with pytest.raises(ReplyError, match="at most 1024 bytes, got 1025"):
+        Glob(b"a" * (PATTERN_BYTES_MAX + 1))

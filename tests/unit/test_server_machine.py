@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from raftha.client.resp import ReplyError
-from raftha.server.machine import INT64_MAX, INT64_MIN, RedisMachine, parse_int64
+from raftha.server.machine import (
+    EXEC_READ_BYTES_MAX,
+    INT64_MAX,
+    INT64_MIN,
+    RedisMachine,
+    parse_int64,
+)
 from raftha.storage.state.buffer import Pair
 from raftha.storage.state.commands import pack_call, unpack
 from raftha.storage.state.machine import DONE, FAILED, Transaction, run
@@ -44,6 +50,18 @@ def call(values: dict[bytes, bytes], name: str, *arguments: Any) -> Any:
         return result[1]
     assert result[0] == FAILED
     return result[1:]
+
+
+def test_exec_fails_as_a_whole_if_it_reads_too_much() -> None:
+    values = {b"large": b"x" * (1 << 20), b"n": b"1"}
+    reads = EXEC_READ_BYTES_MAX // (1 << 20)
+    fitting = [("exists", *[b"large"] * reads)]
+    assert call(values, "exec", *fitting) == [reads]
+    kind, detail = call(values, "exec", ("incrby", b"n", 1), *fitting, ("delete", b"large"))
+    assert kind == "ReplyError"
+    assert detail.startswith("ERR EXEC reads values of over")
+    assert values[b"n"] == b"1"
+    assert b"large" in values
 
 
 @pytest.mark.parametrize("text", [b"0", b"-1", b"42", b"%d" % INT64_MAX, b"%d" % INT64_MIN])
