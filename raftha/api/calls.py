@@ -1,10 +1,10 @@
-"""Each call, written once for both managers: what it checks and packs, and the operation it makes.
+"""Each call, written once for both managers: its checks, its packing, and the operation it makes.
 
 A method of `Calls` checks its arguments, raises `InvalidRequest` if one is wrong, and returns an
-operation without waiter and deadline. `_run` of a manager adds both and submits the operation. The
-waiter of an `async_fire_forget` write is `RELEASED` already: its caller doesn't wait.
+operation without waiter and deadline. A manager's `_run` adds both and submits the operation. An
+`async_fire_forget` write already has the waiter `RELEASED`, since its caller doesn't wait.
 
-Nothing here waits or changes, so any thread may call it.
+Nothing here waits or keeps state, so any thread may call it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Consistency = Literal["linearizable", "stale"]
 
 TIMEOUT_S_MAX = 600
 KEY_RECORD_BYTES = 64
-"""About what a key takes beside its bytes while a read of it waits."""
+"""About how much memory a key takes, beside its bytes, while its read waits."""
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -55,7 +55,7 @@ class Read(Protocol[T_co]):
 
 
 class Calls:
-    """The calls of one manager; `raftha.HaManager` says what each does."""
+    """The calls of one manager; `raftha.HaManager` describes each."""
 
     def __init__(self, config: HaConfig) -> None:
         self._config = config
@@ -123,16 +123,16 @@ class Calls:
         for name, value in (("session", session), ("number", number), ("floor", floor)):
             check_count(name, value)
         if not (session and 0 < floor <= number):
-            raise InvalidRequest("a session and a floor are over 0, a floor at most the number")
+            raise InvalidRequest("session and floor must be at least 1, and floor at most number")
         for command in packed:
             commands.check_packed(command)
         size = sum(map(len, packed))
         if size > commands.COMMAND_BYTES_MAX or len(packed) > commands.ARRAY_MAX:
             raise InvalidRequest(
-                f"a group has at most {commands.ARRAY_MAX} commands and "
-                f"{commands.COMMAND_BYTES_MAX} bytes, got {len(packed)} and {size}"
+                f"a group has at most {commands.ARRAY_MAX} commands and"
+                f" {commands.COMMAND_BYTES_MAX} bytes, got {len(packed)} and {size}"
             )
-        # A client that numbers its groups wants their outcomes, whatever the config's mode.
+        # A client that numbers its groups needs their outcomes, whatever the config's mode.
         acks = MAJORITY if self._acks == AT_ONCE else self._acks
         return GroupOperation(None, 0.0, session, number, floor, list(packed), acks)
 
@@ -141,7 +141,7 @@ class Calls:
     def get(
         self, key: bytes, consistency: Consistency, max_staleness_ms: float | None
     ) -> Read[bytes | None]:
-        """`read_by_lease` comes first, and has checked `key`."""
+        """The caller has tried `read_by_lease` first, which checks `key`."""
         return _read(lambda node: node.state.get(key), consistency, max_staleness_ms, len(key))
 
     def get_many(
@@ -168,7 +168,7 @@ class Calls:
         max_staleness_ms: float | None,
     ) -> Read[list[tuple[bytes, bytes]]]:
         def read(node: Node) -> list[tuple[bytes, bytes]]:
-            return node.state.scan(start, end, limit=limit, reverse=reverse)  # It checks these.
+            return node.state.scan(start, end, limit=limit, reverse=reverse)  # Checks them too.
 
         return _read(read, consistency, max_staleness_ms)
 
@@ -216,9 +216,9 @@ def read_by_lease(
     max_staleness_ms: float | None,
     timeout: float | None,
 ) -> bytes | Missed | None:
-    """The value of `key`, read by this thread; `MISSED` without a lease, or if none is asked for.
+    """Read `key` on this thread; `MISSED` without a lease or if the call asks for another read.
 
-    InvalidRequest if `key` is wrong, in any case.
+    Raises InvalidRequest if `key` is wrong, in either case.
     """
     commands.check_key(key)
     if consistency != "linearizable" or max_staleness_ms is not None or runtime is None:
@@ -237,7 +237,7 @@ def check_timeout(timeout: float) -> None:
 
 
 def check_count(name: str, value: int | None) -> None:
-    """Raise InvalidRequest unless it is a whole number that fits in a message, or None."""
+    """Raise InvalidRequest unless `value` is a whole number that fits in a message, or None."""
     if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
         raise InvalidRequest(f"{name} must be a whole number of at least 0, got {value!r}")
 
@@ -245,21 +245,25 @@ def check_count(name: str, value: int | None) -> None:
 def check_consistency(
     consistency: Consistency, max_staleness_ms: float | None
 ) -> tuple[bool, float]:
-    """Whether a read is linearizable, and how old in seconds its answer may be.
+    """Whether a read is linearizable, and how old its answer may be, in seconds.
 
-    InvalidRequest if `consistency` is unknown, or if a stale read has a bound.
+    Raises InvalidRequest if `consistency` is unknown, or if a stale read has a bound.
     """
     if consistency == "linearizable" and max_staleness_ms is None:
         return True, 0.0
     if consistency not in ("linearizable", "stale"):
-        raise InvalidRequest(f'consistency is "linearizable" or "stale", got {consistency!r}')
+        raise InvalidRequest(f'consistency must be "linearizable" or "stale", got {consistency!r}')
     if max_staleness_ms is None:
         return False, 0.0
     is_number = isinstance(max_staleness_ms, int | float) and max_staleness_ms is not True
     if not is_number or not 0 <= max_staleness_ms <= DAY_MS:
-        raise InvalidRequest(f"max_staleness_ms must be from 0 to {DAY_MS}")
+        raise InvalidRequest(
+            f"max_staleness_ms must be a number from 0 to {DAY_MS}, got {max_staleness_ms!r}"
+        )
     if consistency == "stale":
-        raise InvalidRequest("a stale read has no bound; leave consistency out")
+        raise InvalidRequest(
+            'max_staleness_ms has no effect with consistency="stale"', hint="leave one of them out"
+        )
     return True, max_staleness_ms / 1000
 
 

@@ -1,13 +1,14 @@
-"""What peers say to each other, as bytes: one length, one msgpack array, nothing executable.
+"""The codec of the messages between peers: a length, then a msgpack array, nothing executable.
 
-Theory of operation. A frame is a little-endian u32 length and a msgpack array `[code, field, ...]`;
-the codes are those of `_CODES`, the fields those of the message's class, in order. An entry travels
-as the very bytes that the log holds (`Entry.data`). Everything that comes in is checked against the
-class's field types and against hard limits before anything acts on it; whatever doesn't fit is a
-`WireError`, upon which the connection is dropped.
+Theory of operation. A frame is a little-endian u32 length and a msgpack array `[code, field, ...]`.
+The codes are those of `_CODES`, and the fields those of the message's class, in order. An entry
+travels as the bytes that the log holds (`Entry.data`). Every incoming field is checked against its
+type and against hard limits before the node acts on it. A violation is a `WireError`, and the
+connection is closed.
 
-The first frame in each direction is `Hello`, and nothing larger than `HELLO_BYTES_MAX` is read
-before it.
+The first frame in each direction is a `Hello`, or a `Refusal`. Until then the peer may be anyone,
+so `decode_greeting` reads frames of at most `HELLO_BYTES_MAX`, as flat arrays of a few short
+values: whatever the bytes are, a frame costs microseconds.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ PROTOCOL_VERSION = 5
 FRAME_BYTES_MAX = 32 << 20
 HELLO_BYTES_MAX = 1024
 INT_MAX = 1 << 63
-"""Terms, indexes, ids and numbers are below it; so there is room to count on in 64 bits."""
+"""Terms, indexes, ids and numbers are below it, which leaves room to count on in 64 bits."""
 _ARRAY_LENGTH_MAX = 1 << 16
 
 _LENGTH = struct.Struct("<I")
@@ -67,7 +68,7 @@ _TLS_HANDSHAKE = b"\x16\x03"
 
 
 class Hello(NamedTuple):
-    """Who speaks, and who is meant; the first frame in each direction."""
+    """The identity of the sender and of the intended receiver. The first frame each way."""
 
     protocol_version: int
     cluster_id: str
@@ -80,7 +81,7 @@ class Hello(NamedTuple):
 class Refusal(NamedTuple):
     """Why the sender is about to close the connection.
 
-    `is_removed`: because the receiver was removed from the cluster, and is to learn of it.
+    `is_removed`: the receiver was removed from the cluster.
     """
 
     reason: str
@@ -132,12 +133,12 @@ def encode(message: Frame) -> bytes:
         entries = [entry.data for entry in message.entries]
         fields = message._replace(entries=entries)  # type: ignore[arg-type]  # as bytes
     body: bytes = msgpack.packb((_CODES[type(message)], *fields))
-    assert len(body) <= FRAME_BYTES_MAX, "whoever fills messages keeps to smaller limits"
+    assert len(body) <= FRAME_BYTES_MAX, "senders keep messages below this limit"
     return _LENGTH.pack(len(body)) + body
 
 
 def decode(body: bytes) -> Frame:
-    """Read a frame's body; WireError unless it is a message with fields of the right types."""
+    """Decode a frame's body. WireError unless it is a message with fields of the right types."""
     try:
         values = msgpack.unpackb(
             body,
@@ -150,7 +151,7 @@ def decode(body: bytes) -> Frame:
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise WireError(f"a frame is not msgpack: {error}") from error
     if not isinstance(values, tuple) or not values or type(values[0]) is not int:
-        raise WireError("a frame is an array that begins with a code")
+        raise WireError("a frame must be an array that begins with a code")
     known = _CLASSES.get(values[0])
     if known is None:
         raise WireError(f"unknown message code {values[0]}")
@@ -170,32 +171,32 @@ def decode(body: bytes) -> Frame:
 
 def _decode_rows(rows: tuple[Any, ...]) -> tuple[ReplicaRow, ...]:
     if len(rows) > MEMBERS_MAX:
-        raise WireError(f"there are at most {MEMBERS_MAX} members")
+        raise WireError(f"a report has at most {MEMBERS_MAX} rows, got {len(rows)}")
     for row in rows:
         if type(row) is not tuple or len(row) != len(ReplicaRow._fields):
-            raise WireError("a replica's row is an array of numbers")
+            raise WireError("a replica's row must be an array of numbers")
         if not all(type(number) is int and 0 <= number < INT_MAX for number in row):
-            raise WireError("a replica's row has whole numbers")
+            raise WireError("a replica's row must have whole numbers")
         if row[1] >= len(ReplicaState):
-            raise WireError(f"{row[1]} is no state of a replica")
+            raise WireError(f"{row[1]} is not a state of a replica")
     return tuple(ReplicaRow(*row) for row in rows)
 
 
 def _check_behind(behind: tuple[Any, ...]) -> None:
     if len(behind) > BEHIND_MAX or len(behind) % 2:
-        raise WireError(f"durable indexes are pairs of numbers, at most {BEHIND_MAX // 2}")
+        raise WireError(f"durable indexes must be at most {BEHIND_MAX // 2} pairs of numbers")
     if not all(type(number) is int and 0 <= number < INT_MAX for number in behind):
-        raise WireError("durable indexes are whole numbers")
+        raise WireError("durable indexes must be whole numbers")
 
 
 def _with_entries(message: Append) -> Append:
-    """The append whose entries, bytes so far, are decoded."""
+    """The append with its entries decoded from bytes."""
     entries: list[Entry] = []
     index, term = message.prev_index, message.prev_term
     encoded: Sequence[Any] = message.entries
     for data in encoded:
         if type(data) is not bytes:
-            raise WireError("an append's entries are byte strings")
+            raise WireError("an append's entries must be byte strings")
         try:
             entry = decode_entry(data)
         except ValueError as error:
@@ -210,7 +211,7 @@ def _with_entries(message: Append) -> Append:
 
 
 class FrameReader:
-    """Cuts a stream of bytes into messages; holds at most one unfinished frame."""
+    """Splits a stream of bytes into messages. Holds at most one unfinished frame."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()

@@ -171,8 +171,8 @@ def test_a_renewed_certificate_is_taken_up_without_a_restart(
             assert shown_by(managers[0], made[2]) == first
             new.replace(old)
             if new is renewed.certificate:
-                wait_until(lambda: "not taken up: tls_key" in caplog.text, "it is not looked at")
-        wait_until(lambda: shown_by(managers[0], made[2]) != first, "it is not taken up")
+                wait_until(lambda: "not used: tls_key" in caplog.text, "the change is not noticed")
+        wait_until(lambda: shown_by(managers[0], made[2]) != first, "the change is not used")
         managers[2].stop()
         managers[2].start()
         assert managers[2].get(b"key") == b"value"

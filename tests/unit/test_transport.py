@@ -315,7 +315,7 @@ def test_silence_after_the_tls_handshake_counts_toward_the_whole_limit(
         await asyncio.get_running_loop().create_connection(
             asyncio.Protocol, host, int(port), ssl=peer_tls(made[2]).client, server_hostname=""
         )
-        await wait_until_async(lambda: "it said no hello in time" in caplog.text)
+        await wait_until_async(lambda: "it sent no hello in time" in caplog.text)
         await one.transport.stop()
 
     run(main)
