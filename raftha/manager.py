@@ -25,12 +25,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar, overload
 
-from raftha.api.calls import AdminOperation, Calls, Consistency, Read, read_by_lease
+from raftha.api.calls import AdminOperation, Calls, Read, read_by_lease
 from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of
 from raftha.api.modes import Mode
 from raftha.api.unavailable import no_backups, no_recovery
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import Forked, Stopped
+from raftha.node.arguments import Consistency
 from raftha.node.lease_reads import Missed
 from raftha.node.operations import DigestOperation, WriteOperation
 from raftha.node.statistics import Statistics

@@ -11,11 +11,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from raftha.api.modes import Mode, Quorum, acks_of
-from raftha.config import DAY_MS, HaConfig
+from raftha.config import HaConfig
 from raftha.errors import InvalidRequest
+from raftha.node.arguments import (
+    Consistency,
+    check_consistency,
+    check_count,
+    check_group,
+    check_timeout,
+)
+from raftha.node.key_reads import KEY_RECORD_BYTES, check_keys, read_groups, read_keys
 from raftha.node.lease_reads import MISSED, Missed
 from raftha.node.node import Node
 from raftha.node.operations import (
@@ -33,15 +41,9 @@ from raftha.runtime.runtime import Runtime
 from raftha.storage.state import commands
 from raftha.storage.state.commands import Condition
 from raftha.storage.state.commands import Operation as TransactionOperation
-from raftha.storage.state.machine import SCAN_BYTES_MAX
 from raftha.types import RELEASED, HaStatus
 
 AdminOperation = TransferOperation | MembershipOperation
-Consistency = Literal["linearizable", "stale"]
-
-TIMEOUT_S_MAX = 600
-KEY_RECORD_BYTES = 64
-"""About how much memory a key takes, beside its bytes, while its read waits."""
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -120,18 +122,7 @@ class Calls:
     def submit_once(
         self, session: int, number: int, floor: int, packed: Sequence[bytes]
     ) -> GroupOperation:
-        for name, value in (("session", session), ("number", number), ("floor", floor)):
-            check_count(name, value)
-        if not (session and 0 < floor <= number):
-            raise InvalidRequest("session and floor must be at least 1, and floor at most number")
-        for command in packed:
-            commands.check_packed(command)
-        size = sum(map(len, packed))
-        if size > commands.COMMAND_BYTES_MAX or len(packed) > commands.ARRAY_MAX:
-            raise InvalidRequest(
-                f"a group has at most {commands.ARRAY_MAX} commands and"
-                f" {commands.COMMAND_BYTES_MAX} bytes, got {len(packed)} and {size}"
-            )
+        check_group(session, number, floor, packed)
         # A client that numbers its groups needs their outcomes, whatever the config's mode.
         acks = MAJORITY if self._acks == AT_ONCE else self._acks
         return GroupOperation(None, 0.0, session, number, floor, list(packed), acks)
@@ -147,16 +138,20 @@ class Calls:
     def get_many(
         self, keys: Sequence[bytes], consistency: Consistency, max_staleness_ms: float | None
     ) -> Read[list[bytes | None]]:
-        keys, size = _checked(keys)
-        return _read(lambda node: _values(node, keys)[0], consistency, max_staleness_ms, size)
+        keys, size = check_keys(keys)
+        return _read(
+            lambda node: read_keys(node.state, keys)[0], consistency, max_staleness_ms, size
+        )
 
     def get_each(
         self, groups: Sequence[Sequence[bytes]], bytes_max: int
     ) -> Read[list[list[bytes | None] | InvalidRequest]]:
-        checked = [_checked(keys) for keys in groups]
+        checked = [check_keys(keys) for keys in groups]
         size = sum(KEY_RECORD_BYTES + size for _, size in checked)
         groups = [keys for keys, _ in checked]
-        return _read(lambda node: _each(node, groups, bytes_max), "linearizable", None, size)
+        return _read(
+            lambda node: read_groups(node.state, groups, bytes_max), "linearizable", None, size
+        )
 
     def scan(
         self,
@@ -228,45 +223,6 @@ def read_by_lease(
     return runtime.node.lease_reads.get(key)
 
 
-def check_timeout(timeout: float) -> None:
-    """Raise InvalidRequest unless it is over 0 and at most `TIMEOUT_S_MAX` seconds."""
-    if not isinstance(timeout, int | float) or not 0 < timeout <= TIMEOUT_S_MAX:
-        raise InvalidRequest(
-            f"a timeout must be over 0 and at most {TIMEOUT_S_MAX} seconds, got {timeout!r}"
-        )
-
-
-def check_count(name: str, value: int | None) -> None:
-    """Raise InvalidRequest unless `value` is a whole number that fits in a message, or None."""
-    if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
-        raise InvalidRequest(f"{name} must be a whole number of at least 0, got {value!r}")
-
-
-def check_consistency(
-    consistency: Consistency, max_staleness_ms: float | None
-) -> tuple[bool, float]:
-    """Whether a read is linearizable, and how old its answer may be, in seconds.
-
-    Raises InvalidRequest if `consistency` is unknown, or if a stale read has a bound.
-    """
-    if consistency == "linearizable" and max_staleness_ms is None:
-        return True, 0.0
-    if consistency not in ("linearizable", "stale"):
-        raise InvalidRequest(f'consistency must be "linearizable" or "stale", got {consistency!r}')
-    if max_staleness_ms is None:
-        return False, 0.0
-    is_number = isinstance(max_staleness_ms, int | float) and max_staleness_ms is not True
-    if not is_number or not 0 <= max_staleness_ms <= DAY_MS:
-        raise InvalidRequest(
-            f"max_staleness_ms must be a number from 0 to {DAY_MS}, got {max_staleness_ms!r}"
-        )
-    if consistency == "stale":
-        raise InvalidRequest(
-            'max_staleness_ms has no effect with consistency="stale"', hint="leave one of them out"
-        )
-    return True, max_staleness_ms / 1000
-
-
 def _read(
     read: Callable[[Node], Any],
     consistency: Consistency,
@@ -277,44 +233,3 @@ def _read(
     return ReadOperation(
         None, 0.0, read, is_linearizable=exact, max_age_s=age_s, read_bytes=read_bytes
     )
-
-
-def _checked(keys: Sequence[bytes]) -> tuple[list[bytes], int]:
-    """Keys that are proper ones, and how much a read of them holds while it waits."""
-    keys = list(keys)
-    for key in keys:
-        commands.check_key(key)
-    return keys, KEY_RECORD_BYTES * len(keys) + sum(map(len, keys))
-
-
-def _values(node: Node, keys: Sequence[bytes]) -> tuple[list[bytes | None], int]:
-    """The values of `keys` and their size in bytes; InvalidRequest if that is over 16 MiB."""
-    values, size = [], 0
-    for key in keys:
-        value = node.state.get(key)
-        size += len(value or b"")
-        if size > SCAN_BYTES_MAX:
-            raise InvalidRequest(
-                f"the values are over {SCAN_BYTES_MAX} bytes in all", hint="ask for fewer keys"
-            )
-        values.append(value)
-    return values, size
-
-
-def _each(
-    node: Node, groups: Sequence[Sequence[bytes]], bytes_max: int
-) -> list[list[bytes | None] | InvalidRequest]:
-    """The values of each group, or why it has none, until they have `bytes_max` bytes."""
-    results: list[list[bytes | None] | InvalidRequest] = []
-    total = 0
-    for keys in groups:
-        try:
-            values, size = _values(node, keys)
-        except InvalidRequest as error:
-            results.append(error)
-            continue
-        results.append(values)
-        total += size
-        if total >= bytes_max:
-            break
-    return results
