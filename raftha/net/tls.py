@@ -229,20 +229,24 @@ class TlsServer:
         context: ssl.SSLContext,
         make_protocol: Callable[[], asyncio.Protocol],
         *,
-        room: Callable[[], int],
         refused: Callable[[str, str], None],
         handshake_s: float,
+        room: Callable[[], int] | None = None,
+        accepted: Callable[[asyncio.Protocol, tuple[Any, ...], asyncio.Task[None]], None]
+        | None = None,
     ) -> None:
         """A protocol is made when its connection is accepted, before the handshake.
 
         `room()` is how many more connections there may be, without counting those in their
         handshake. Connections beyond it are closed at once. `refused(remote, reason)` is called for
-        every failure.
+        every failure. `accepted(protocol, remote, handshake)` is called for every connection; it
+        may cancel the handshake, which closes the connection.
         """
         self._context = context
         self._make_protocol = make_protocol
         self._room = room
         self._refused = refused
+        self._accepted = accepted
         self._handshake_s = handshake_s
         self._sockets: list[socket.socket] = []
         self._is_closed = False
@@ -294,19 +298,23 @@ class TlsServer:
                 loop.call_later(ACCEPT_PAUSE_S, self._watch, listener)
                 return
             connection.setblocking(False)
-            if len(self._handshakes) >= self._room():
+            if self._room is not None and len(self._handshakes) >= self._room():
                 connection.close()
                 self._refused(str(address), "too many connections at once")
                 continue
-            task = loop.create_task(self._shake_hands(connection, str(address)))
+            protocol = self._make_protocol()
+            task = loop.create_task(self._shake_hands(protocol, connection, str(address)))
             self._handshakes.add(task)
             task.add_done_callback(self._handshakes.discard)
             # A task that is cancelled before it begins closes nothing.
             task.add_done_callback(partial(_close_if_cancelled, connection))
+            if self._accepted is not None:
+                self._accepted(protocol, address, task)
 
-    async def _shake_hands(self, connection: socket.socket, remote: str) -> None:
+    async def _shake_hands(
+        self, protocol: asyncio.Protocol, connection: socket.socket, remote: str
+    ) -> None:
         loop = asyncio.get_running_loop()
-        protocol = self._make_protocol()
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await loop.connect_accepted_socket(

@@ -36,19 +36,22 @@ from raftha.config import parse_address
 from raftha.errors import WireError
 from raftha.net.addresses import bind, look_up
 from raftha.net.refusals import Refusals
+from raftha.net.slots import Slots
 from raftha.net.tls import PeerTls, TlsServer, describe, handshake_failure
-from raftha.net.wire import FRAME_BYTES_MAX, PROTOCOL_VERSION, FrameReader, Hello, Refusal, encode
+from raftha.net.wire import PROTOCOL_VERSION, FrameReader, Hello, Refusal, encode
 from raftha.node.messages import PeerMessage
 
 HANDSHAKE_TIMEOUT_S = 5.0
-UNDECIDED_MAX = 64
 REDIAL_MIN_S, REDIAL_MAX_S = 0.02, 0.5
 ASK_S = 2.0
 OUTGOING_BYTES_MAX = 64 << 20
 SILENCE_S = 10
+HOSTS_MAX = 16
+"""Numeric addresses of one member that are kept."""
 CLOSE_S = 1.0
 REMOVED = "the node was removed from the cluster"
 SHUTDOWN = "the node is stopped"
+TOO_MANY = "too many connections at once, and this was the oldest of the busiest address"
 FAREWELL_S = 0.05
 """How long a stop waits until its farewells have been sent."""
 
@@ -58,7 +61,10 @@ log = logging.getLogger(__name__)
 class Receiver(Protocol):
     """The receiver of the transport's messages and connections: the node."""
 
-    def on_message(self, message: PeerMessage) -> None: ...
+    def on_message(self, message: PeerMessage) -> None:
+        """WireError if the connection must be closed for this message."""
+        ...
+
     def on_connected(self, peer: int, hello: Hello) -> None: ...
     def on_disconnected(self, peer: int, reason: str) -> None:
         """`reason`: node_shutdown, removed, timeout or network_error."""
@@ -99,7 +105,8 @@ class Transport:
         self._random = random
         self._tls = tls
         self._connected: dict[int, Connection] = {}
-        self._undecided: set[Connection] = set()
+        self._slots: Slots[Connection] = Slots()
+        self._hosts: dict[int, set[str]] = {}
         self._open: set[Connection] = set()
         self._dialers: dict[int, asyncio.Task[None]] = {}
         self._servers: list[asyncio.Server | TlsServer] = []
@@ -115,9 +122,9 @@ class Transport:
         server = TlsServer(
             self._tls.server,
             lambda: Connection(self, None),
-            room=lambda: UNDECIDED_MAX - len(self._undecided),
             refused=self.refused,
             handshake_s=HANDSHAKE_TIMEOUT_S,
+            accepted=self._on_tls_accepted,
         )
         await server.bind(host, port)
         self._servers.append(server)
@@ -145,6 +152,10 @@ class Transport:
         """Dial those of the members that this node has to dial, and refuse the removed ones."""
         self._is_paused = False
         self._members, self._removed = dict(addresses), removed
+        self._hosts = {peer: hosts for peer, hosts in self._hosts.items() if peer in addresses}
+        for peer, address in addresses.items():
+            # A name is added once it has been looked up, a numeric address at once.
+            self._add_host(peer, parse_address("address", address)[0])
         for peer in [peer for peer in self._dialers if peer not in self._members]:
             self._dialers.pop(peer).cancel()
         for peer in [peer for peer in self._connected if peer in removed]:
@@ -180,7 +191,7 @@ class Transport:
         for dialer in self._dialers.values():
             dialer.cancel()
         self._connected.clear()
-        self._undecided.clear()
+        self._slots.clear()
         await asyncio.gather(*self._dialers.values(), return_exceptions=True)
         self._dialers.clear()
         # Wait for the real end: an event loop that ends before its connections may hang.
@@ -256,6 +267,9 @@ class Transport:
                 "ssl_handshake_timeout": HANDSHAKE_TIMEOUT_S,
             }
         numbers = await look_up(host, port, self._names)
+        assert connection.expected is not None, "this node dials members only"
+        for number in numbers:
+            self._add_host(connection.expected, number)
         for number in numbers:
             try:
                 await loop.create_connection(lambda: connection, number, port, **tls)
@@ -269,12 +283,37 @@ class Transport:
     def opened(self, connection: Connection) -> bool:
         """Whether a new connection may stay for its handshake."""
         self._open.add(connection)
-        incoming = sum(each.expected is None for each in self._undecided)
-        is_full = connection.expected is None and incoming >= UNDECIDED_MAX
-        if is_full or self._is_paused:
+        if self._is_paused:
             return False
-        self._undecided.add(connection)
+        if connection.expected is None and self._tls is None:
+            self._give_slot(connection)  # With TLS it has one since it was accepted.
         return True
+
+    def _on_tls_accepted(
+        self, protocol: asyncio.Protocol, remote: tuple[Any, ...], handshake: asyncio.Task[None]
+    ) -> None:
+        connection = cast(Connection, protocol)
+        connection.on_accepted(remote, handshake)
+        handshake.add_done_callback(lambda _: self._forget_unmade(connection))
+        self._give_slot(connection)
+
+    def _forget_unmade(self, connection: Connection) -> None:
+        if not connection.is_made:
+            self._slots.leave(connection)
+
+    def _give_slot(self, connection: Connection) -> None:
+        pushed_out = self._slots.enter(connection, connection.host)
+        if pushed_out is not None:
+            pushed_out.push_out()
+
+    def _add_host(self, peer: int, number: str) -> None:
+        """Note a numeric address of a member, which then has slots of its own."""
+        hosts = self._hosts.setdefault(peer, set())
+        if number not in hosts:
+            if len(hosts) >= HOSTS_MAX:
+                hosts.clear()
+            hosts.add(number)
+            self._slots.set_members(set().union(*self._hosts.values()))
 
     def greeting(self, peer: int) -> bytes:
         return encode(self._hello._replace(to=peer))
@@ -288,6 +327,8 @@ class Transport:
             return f"cluster {hello.cluster_id}, here it is {own.cluster_id}"
         if hello.to != self.id:
             return f"meant for node {hello.to}, this is node {self.id}"
+        if hello.sender == self.id:
+            return f"it claims to be node {self.id}, which is this node"
         reason = self.check_certificate(connection, hello.sender)
         if reason:
             return f"it claims to be node {hello.sender}, but {reason}"
@@ -308,7 +349,9 @@ class Transport:
         return self._tls.refusal(connection.certificate, node_id) if self._tls else ""
 
     def accepted(self, connection: Connection, hello: Hello) -> None:
-        self._undecided.discard(connection)
+        self._slots.leave(connection)
+        if hello.sender in self._members and connection.host:
+            self._add_host(hello.sender, connection.host)
         earlier = self._connected.pop(hello.sender, None)
         if earlier is not None:
             # The peer dialled again, so its end of the earlier connection is already closed.
@@ -329,7 +372,7 @@ class Transport:
 
     def closed(self, connection: Connection, peer: int | None) -> None:
         self._open.discard(connection)
-        self._undecided.discard(connection)
+        self._slots.leave(connection)
         if peer is not None and self._connected.get(peer) is connection:
             del self._connected[peer]
             self._receiver.on_disconnected(peer, connection.end)
@@ -348,6 +391,8 @@ class Connection(asyncio.Protocol):
         """`expected` is the member that was dialled; None for an incoming connection."""
         self.expected = expected
         self.remote = "?"
+        self.host = ""
+        """The numeric address of the other side."""
         self.certificate: Mapping[str, Any] | None = None
         self._owner = owner
         self._made_at = asyncio.get_running_loop().time()
@@ -356,6 +401,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._closed = asyncio.get_running_loop().create_future()
         self._timer: asyncio.TimerHandle | None = None
+        self._handshake: asyncio.Task[None] | None = None
         self._is_abandoned = False
         self._was_dropped = False
         self.end = "network_error"
@@ -365,6 +411,23 @@ class Connection(asyncio.Protocol):
         """Wait for the end. True if the connection ever counted."""
         await self._closed
         return self._peer is not None
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the connection has got as far as `connection_made`."""
+        return self._transport is not None
+
+    def on_accepted(self, remote: tuple[Any, ...], handshake: asyncio.Task[None]) -> None:
+        """The connection was accepted, and `handshake` does its TLS handshake."""
+        self.remote, self.host, self._handshake = str(remote), str(remote[0]), handshake
+
+    def push_out(self) -> None:
+        """Close this undecided connection, because a newer one needs its slot."""
+        if self._transport is not None:
+            self._drop(TOO_MANY)
+        elif self._handshake is not None:
+            self._owner.refused(self.remote, TOO_MANY)
+            self._handshake.cancel()
 
     def abandon(self) -> None:
         """Close, without a call to the receiver."""
@@ -403,11 +466,12 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have the methods of `asyncio.Transport`, but don't inherit from it.
         self._transport = cast(asyncio.Transport, transport)
-        self.remote = str(transport.get_extra_info("peername"))
+        remote = transport.get_extra_info("peername")
+        self.remote, self.host = str(remote), str(remote[0]) if remote else ""
         _notice_silence(transport.get_extra_info("socket"))
         self.certificate = transport.get_extra_info("peercert")
         if not self._owner.opened(self):
-            self._drop("too many connections at once")
+            self._drop("this node accepts no connections now")
             return
         loop = asyncio.get_running_loop()
         # An incoming connection was made when it was accepted, before any TLS handshake.
@@ -457,7 +521,7 @@ class Connection(asyncio.Protocol):
         if self.expected is None:
             self._transport.write(self._owner.greeting(frame.sender))
         self._peer = frame.sender
-        self._reader.bytes_max = FRAME_BYTES_MAX
+        self._reader.is_greeted = True
         self._owner.accepted(self, frame)
 
     def _on_refusal(self, refusal: Refusal) -> None:

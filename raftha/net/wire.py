@@ -14,8 +14,8 @@ values: whatever the bytes are, a frame costs microseconds.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast, get_origin, get_type_hints
 
 import msgpack
 
@@ -36,7 +36,7 @@ from raftha.core import (
     VoteRequest,
 )
 from raftha.core.durable_indexes import BEHIND_MAX
-from raftha.entry import Entry, decode_entry
+from raftha.entry import ENTRY_HEADER_BYTES, Entry, decode_entry
 from raftha.errors import WireError
 from raftha.node.messages import (
     Forward,
@@ -62,6 +62,8 @@ HELLO_BYTES_MAX = 1024
 INT_MAX = 1 << 63
 """Terms, indexes, ids and numbers are below it, which leaves room to count on in 64 bits."""
 _ARRAY_LENGTH_MAX = 1 << 16
+_SHORT_ARRAY_LENGTH = 256
+"""More items than any array has but that of an append's entries."""
 
 _LENGTH = struct.Struct("<I")
 _TLS_HANDSHAKE = b"\x16\x03"
@@ -120,10 +122,13 @@ _CODES: dict[type[Any], int] = {
     ReplicaReport: 27,
 }
 _WITH_DURABLE_INDEXES = frozenset((Append, Heartbeat, DurableIndexesReply))
-_CLASSES: dict[int, tuple[type[Any], tuple[type, ...]]] = {
+_Fields: TypeAlias = tuple[type[Any], tuple[type, ...]]
+_CLASSES: dict[int, _Fields] = {
     code: (cls, tuple(get_origin(kind) or kind for kind in get_type_hints(cls).values()))
     for cls, code in _CODES.items()
 }
+_GREETINGS = {_CODES[cls]: _CLASSES[_CODES[cls]] for cls in (Hello, Refusal)}
+_GREETING_FIELDS_MAX = 1 + max(len(kinds) for _, kinds in _GREETINGS.values())
 
 
 def encode(message: Frame) -> bytes:
@@ -137,36 +142,58 @@ def encode(message: Frame) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
+def decode_greeting(body: bytes) -> Hello | Refusal:
+    """Decode the body of a first frame. WireError unless it is a Hello or a Refusal."""
+    if len(body) > HELLO_BYTES_MAX:
+        raise WireError(f"the first frame has {len(body)} bytes, over the limit {HELLO_BYTES_MAX}")
+    message = _build(_unpack(body, _GREETING_FIELDS_MAX), _GREETINGS)
+    assert isinstance(message, Hello | Refusal), "there are no other classes in _GREETINGS"
+    return message
+
+
 def decode(body: bytes) -> Frame:
     """Decode a frame's body. WireError unless it is a message with fields of the right types."""
+    # msgpack allocates an array by the length that it declares, before it has read the items, and
+    # arrays nest. So no array may be longer than the entries that fit in the body.
+    length_max = min(_ARRAY_LENGTH_MAX, _SHORT_ARRAY_LENGTH + len(body) // ENTRY_HEADER_BYTES)
+    message = _build(_unpack(body, length_max), _CLASSES)
+    cls = type(message)
+    if cls in _WITH_DURABLE_INDEXES:
+        _check_behind(message.behind)
+    if cls is ReplicaReport:
+        return cast(Frame, message._replace(rows=_decode_rows(message.rows)))
+    return _with_entries(message) if cls is Append else cast(Frame, message)
+
+
+def _unpack(body: bytes, array_length_max: int) -> Any:
     try:
-        values = msgpack.unpackb(
+        return msgpack.unpackb(
             body,
             use_list=False,
-            max_array_len=_ARRAY_LENGTH_MAX,
+            max_array_len=array_length_max,
             max_str_len=HELLO_BYTES_MAX,
             max_map_len=0,
             max_ext_len=0,
         )
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise WireError(f"a frame is not msgpack: {error}") from error
+
+
+def _build(values: Any, classes: Mapping[int, _Fields]) -> Any:
+    """A message from its unpacked frame, with the types of its fields checked."""
     if not isinstance(values, tuple) or not values or type(values[0]) is not int:
         raise WireError("a frame must be an array that begins with a code")
-    known = _CLASSES.get(values[0])
+    known = classes.get(values[0])
     if known is None:
-        raise WireError(f"unknown message code {values[0]}")
+        expected = "" if classes is _CLASSES else "; the first frame must be Hello"
+        raise WireError(f"unknown message code {values[0]}{expected}")
     cls, kinds = known
     if len(values) - 1 != len(kinds):
         raise WireError(f"{cls.__name__} has {len(kinds)} fields, got {len(values) - 1}")
     for value, kind in zip(values[1:], kinds, strict=True):
         if type(value) is not kind or (type(value) is int and not 0 <= value < INT_MAX):
             raise WireError(f"{cls.__name__} has a field of a wrong type: {value!r:.40}")
-    message = cls(*values[1:])
-    if cls in _WITH_DURABLE_INDEXES:
-        _check_behind(message.behind)
-    if cls is ReplicaReport:
-        return cast(Frame, message._replace(rows=_decode_rows(message.rows)))
-    return _with_entries(message) if cls is Append else cast(Frame, message)
+    return cls(*values[1:])
 
 
 def _decode_rows(rows: tuple[Any, ...]) -> tuple[ReplicaRow, ...]:
@@ -215,8 +242,13 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self.bytes_max = HELLO_BYTES_MAX
-        """The longest frame that is accepted; raise it once the peer has said who it is."""
+        self.is_greeted = False
+        """Set it once the peer is accepted. Until then frames are small and are greetings."""
+
+    @property
+    def bytes_max(self) -> int:
+        """The longest frame that is accepted now."""
+        return FRAME_BYTES_MAX if self.is_greeted else HELLO_BYTES_MAX
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Yield the messages that `data` completes; WireError ends the stream for good."""
@@ -234,6 +266,6 @@ class FrameReader:
                     break
                 body = bytes(memoryview(self._buffer)[offset + _LENGTH.size : end])
                 offset = end
-                yield decode(body)
+                yield decode(body) if self.is_greeted else decode_greeting(body)
         finally:
             del self._buffer[:offset]
