@@ -1,9 +1,9 @@
 """Every error that raftha raises, in one tree. It splits by whether the operation happened.
 
 `Rejected`: the operation did not happen and will not. `Indeterminate`: it may have happened; its
-subclass `AcknowledgementTimeout` knows that it did. A call that returns has happened. Errors of
-other classes don't concern one operation: a wrong setting, a disk, a peer. `hint`, which is part of
-the message, names the next step.
+subclass `AcknowledgementTimeout` knows that it did. A call that returns has happened. The other
+classes («—» in the reference) don't concern one operation: a wrong setting, a disk, a peer. `hint`,
+which is part of the message, names the next step.
 """
 
 from __future__ import annotations

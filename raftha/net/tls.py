@@ -209,7 +209,7 @@ def check_token(name: str, token: str) -> None:
 def describe(error: Exception) -> str:
     """Why a handshake failed, in one line, without OpenSSL's file names."""
     if isinstance(error, ConnectionResetError):
-        return "the other side hung up; if it goes on, its log says why"
+        return "the other side closed the connection; if this continues, its log has the reason"
     if isinstance(error, ssl.SSLCertVerificationError):
         is_anothers = error.verify_code in _UNKNOWN_ISSUER
         return error.verify_message + (", so it isn't of this CA" if is_anothers else "")
