@@ -1,7 +1,8 @@
 """raftha makes a Python server process highly available.
 
-Embed it, and your writes are replicated through a Raft log to other processes; a new leader takes
-over when one dies; the state lives in LMDB. Run this in three processes, with node_id 1, 2 and 3:
+A process that embeds it replicates its writes to other processes through a Raft log. When the
+leader dies, another takes over. The state is kept in LMDB. Run this in three processes, with
+node_id 1, 2 and 3:
 
     import raftha
 
@@ -11,8 +12,8 @@ over when one dies; the state lives in LMDB. Run this in three processes, with n
         receipt = ha.put(b"key", b"value")      # on disk on two of three when it returns
         assert ha.get(b"key") == b"value"       # linearizable, on any node
 
-`raftha.aio.HaManager` has the same for asyncio, `raftha.StateMachine` replicates commands of your
-own, `raftha.testing.LocalCluster` starts and kills real nodes for your tests.
+`raftha.aio.HaManager` is the same for asyncio. `raftha.StateMachine` replicates commands of your
+own. `raftha.testing.LocalCluster` starts and kills real nodes in your tests.
 """
 
 import importlib
@@ -126,7 +127,7 @@ __all__ = [
 ]
 
 _LAZY = ("aio", "client", "metrics", "testing")
-"""Public modules that are imported when they are first used; some need an extra of the package."""
+"""Public modules that are imported at their first use. Some need an extra of the package."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command `raftha`, also as `python -m raftha`."""
+"""The command `raftha`, also run as `python -m raftha`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from raftha.extras import MissingExtra, extra
 
 
 def main() -> None:
-    """Run the command line, or say how to install what it needs beyond the core."""
+    """Run the command line, or exit with the command that installs what it needs."""
     try:
         with extra("cli"):
             from raftha.cli import main as run

@@ -1,11 +1,10 @@
-"""`HaManager` for asyncio: the same names as the blocking one, awaited.
+"""`HaManager` for asyncio: the methods of the blocking one, awaited.
 
     async with raftha.aio.HaManager(config) as ha:
         receipt = await ha.put(b"key", b"value")
 
-The node runs on a thread of its own, so a busy event loop here delays its callers, never the
-cluster. Several event loops may use one manager. Cancelling a call doesn't take back what was
-submitted.
+The node runs on a thread of its own, so a busy event loop delays its own calls, but not the
+cluster. Several event loops may use one manager. Cancelling a call doesn't undo what was submitted.
 """
 
 from __future__ import annotations
@@ -17,12 +16,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar, overload
 
-from raftha.api.calls import AdminOperation, Calls, Consistency, Read, read_by_lease
+from raftha.api.calls import AdminOperation, Calls, Read, read_by_lease
 from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of
 from raftha.api.modes import Mode
 from raftha.api.unavailable import no_backups, no_recovery
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import Forked, InvalidRequest, Stopped
+from raftha.node.arguments import Consistency
 from raftha.node.lease_reads import MISSED, Missed
 from raftha.node.operations import DigestOperation, GroupOperation, WriteOperation
 from raftha.node.statistics import Statistics
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class HaManager:
-    """A node of the cluster, inside this process; `raftha.HaManager` says what each method does."""
+    """A node of the cluster, inside this process; `raftha.HaManager` describes each method."""
 
     def __init__(self, config: HaConfig, *, state_machine: StateMachine | None = None) -> None:
         self.config = config
@@ -58,7 +58,7 @@ class HaManager:
         self._fire_forget = FireForgetCounter()
 
     async def start(self) -> None:
-        """As `raftha.HaManager.start`; another thread opens the data directory."""
+        """As `raftha.HaManager.start`. Another thread opens the data directory."""
         check_asserts()
         async with self._starting:
             if self._runtime is not None and self._runtime.has_ended:
@@ -69,7 +69,7 @@ class HaManager:
                     runtime = self._runtime = await asyncio.shield(opening)
                     self._batches = LoopBatches(runtime.submit, runtime.unanswered)
                 except asyncio.CancelledError:
-                    # The thread can't be cancelled: the node is stopped as soon as it runs.
+                    # The thread can't be cancelled, so the node stops as soon as it runs.
                     opening.add_done_callback(_stop_orphan)
                     raise
             self._events.start()
@@ -99,18 +99,18 @@ class HaManager:
         """As `raftha.HaManager.get_status`."""
         try:
             status = await self._run(self._calls.status(), None)
-        except Stopped:  # It was not started, or has ended, perhaps while it was asked.
+        except Stopped:  # The node was not started, or has ended, perhaps during this call.
             status = last_status(self._runtime, self.config)
         return self._events.add_counts(replace(status, fire_forget=self._fire_forget.counts))
 
     def events(self) -> AsyncEventStream:
-        """As `raftha.HaManager.events`; only the stream's events are awaited."""
+        """As `raftha.HaManager.events`. Only the stream's events are awaited."""
         if self._runtime is not None and self._runtime.is_inherited:
             raise Forked
         return AsyncEventStream(self._events.subscribe())
 
     def observe(self) -> tuple[HaStatus, Statistics]:
-        """As `raftha.HaManager.observe`; blocks the event loop until the node's thread answers."""
+        """As `raftha.HaManager.observe`. Blocks the event loop until the node's thread answers."""
         if self._runtime is None:
             return last_status(None, self.config), Statistics()
         return self._runtime.observe()
@@ -189,7 +189,7 @@ class HaManager:
     ) -> asyncio.Future[Receipt]:
         """Submit a command packed by `raftha.storage.state.commands`, without waiting.
 
-        Commands that one task submits one after the other are applied in that order. InvalidRequest
+        Commands submitted in sequence by one task are applied in that order. Raises InvalidRequest
         if it isn't a command. With `async_fire_forget`, Overloaded and Stopped are raised at once.
         """
         return self._run(self._calls.submit(packed, mode, write_quorum), timeout)
@@ -197,10 +197,10 @@ class HaManager:
     # ---------------------------------------------------------------- sessions of outside clients
 
     async def open_session(self, *, timeout: float | None = None) -> int:
-        """Open a session for a client outside this process; return its id.
+        """Open a session for a client outside this process. Returns the session's id.
 
-        It ends after an hour without use. With it, `submit_once` through any node applies each of
-        the client's groups once, however often it is sent.
+        With it, `submit_once` through any node applies each of the client's groups once, however
+        often the client sends it. A session ends after an hour without use.
         """
         return (await self._run(self._calls.open_session(), timeout)).session
 
@@ -215,11 +215,11 @@ class HaManager:
     ) -> asyncio.Future[Outcome]:
         """Submit commands as group `number` (1, 2, 3 ...) of a client's session, without waiting.
 
-        A group that is sent again under the same number, through any node, is not applied again: it
-        has its first outcome (`raftha.storage.state.sessions.receipts` reads it). `floor`: every
-        number below it is finished, and the client will not send it again.
+        A group that is sent again under the same number, through any node, is not applied again.
+        Its first outcome is returned (`raftha.storage.state.sessions.receipts` reads it). The
+        client will not send numbers below `floor` again.
 
-        InvalidRequest if they are more than 65,536, over 4 MiB together, or not commands.
+        Raises InvalidRequest for more than 65,536 commands, more than 4 MiB, or a non-command.
         """
         call = self._calls.submit_once(session, number, floor, packed)
         return self._run(call, timeout)
@@ -241,7 +241,7 @@ class HaManager:
         return value
 
     def get_by_lease(self, key: bytes) -> bytes | Missed | None:
-        """As `get`, at once, if this node leads and holds a lease; else `lease_reads.MISSED`."""
+        """As `get`, at once, if this node leads with a lease; else return `lease_reads.MISSED`."""
         commands.check_key(key)
         return MISSED if self._runtime is None else self._runtime.node.lease_reads.get(key)
 
@@ -270,11 +270,11 @@ class HaManager:
     def submit_get_each(
         self, groups: Sequence[Sequence[bytes]], *, bytes_max: int, timeout: float | None = None
     ) -> asyncio.Future[list[list[bytes | None] | InvalidRequest]]:
-        """Read several groups of keys, without waiting; a result for each of the first groups.
+        """Read several groups of keys, without waiting. The list has a result for each group read.
 
-        A group's values are as of one moment; over 16 MiB of them are an InvalidRequest in the
-        list. The read ends with the group that brings all values to `bytes_max` bytes, so the list
-        may be shorter than `groups`; it is never empty.
+        A group's values are as of one moment. A group over 16 MiB has an InvalidRequest as its
+        result. Reading ends with the group that brings the total to `bytes_max` bytes, so the list
+        may be shorter than `groups`; it has at least one item.
         """
         return self._run(self._calls.get_each(groups, bytes_max), timeout)
 
@@ -381,7 +381,7 @@ class HaManager:
         if call.waiter is not RELEASED:
             return batches.add(call)
         loop = asyncio.get_running_loop()
-        batches.flush(loop)  # What was submitted before it stays before it.
+        batches.flush(loop)  # Earlier calls must stay before this one.
         self._fire_forget.submit(call, batches.submit)
         future = loop.create_future()
         future.set_result(RELEASED)

@@ -1,7 +1,8 @@
-"""Time, as a seam: the real clock here, a simulated one in `tests/sim`.
+"""Time, as a seam: the real clock is here, and `tests/sim` has a simulated one.
 
-Three times, never mixed: `monotonic` measures durations and deadlines, `time_us` stamps entries,
-`boottime_ns` is for leases: it goes on while the machine sleeps.
+There are three times, which never mix. `monotonic` is for durations and deadlines, and `time_us`
+for the timestamps of entries. `boottime_ns` is for leases, since it advances while the machine
+sleeps.
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What the engine asks of time."""
+    """The clocks that the engine uses."""
 
     def monotonic(self) -> float:
-        """Seconds since some fixed moment; never goes backwards."""
+        """Seconds since some fixed moment. Never goes backwards."""
         ...
 
     def time_us(self) -> int:
-        """Microseconds since 1970 UTC; may jump, as wall clocks do."""
+        """Microseconds since 1970 UTC. May jump, as wall clocks do."""
         ...
 
     @property
     def boottime_ns(self) -> Callable[[], int]:
-        """Says the nanoseconds since some fixed moment; those in which the machine slept count."""
+        """Returns nanoseconds since some fixed moment, time in suspend included."""
         ...
 
 
 class SystemClock:
     """The operating system's clocks."""
 
-    # Called for each lease read: not through a function of Python's own. Static: from Python 3.14
-    # on, a partial in a class is a method, and would be called with the clock as another argument.
+    # A partial, since each lease read calls it and a Python function would cost more. Static, since
+    # from Python 3.14 on a partial in a class is a method, which gets the clock as an argument.
     boottime_ns = staticmethod(partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME))
 
     def monotonic(self) -> float:

@@ -1,17 +1,17 @@
-"""What the log is made of: entries, the batches and groups inside them, and their bytes.
+"""The log's vocabulary: entries, the batches and groups inside them, and their bytes.
 
-Theory of operation. The unit of Raft's log is an *entry*. A `BATCH` entry carries every *group*
-that was waiting while the previous entry was written; a group is what one node submitted at once,
-under one session and one number. Commands are packed once, by the caller, and the same bytes go to
-the disk, over the network and later into the archive: `Entry.data` is those bytes.
+Theory of operation. The unit of Raft's log is an *entry*. A `BATCH` entry holds every *group* that
+waited while the previous entry was written. A group is what one node submitted at once, under one
+session and one number. The caller packs commands once, and the same bytes go to the disk and over
+the network: `Entry.data` is those bytes.
 
-`hash` chains over all entries: SHA-256 of the previous entry's hash and this entry's bytes with the
-hash field left out, cut to 16 bytes. Two logs that agree on one hash agree on everything before it.
-(SHA-256 because CPUs have instructions for it: 11 us for a 20 KB entry here, BLAKE2b 25 us.)
+`hash` chains all entries: SHA-256 over the previous entry's hash and this entry's bytes with the
+hash field zero, cut to 16 bytes. Two logs with an equal hash are equal up to that entry. (SHA-256
+because CPUs have instructions for it: 11 us for a 20 KB entry, where BLAKE2b takes 25 us.)
 
-`last_sequence` counts commands over the whole life of the cluster: the commands of this entry have
-the numbers `(previous.last_sequence, last_sequence]`. A group that turns out to be a duplicate
-keeps its numbers and changes nothing, so a command's number follows from the log alone.
+`last_sequence` counts commands over the whole life of the cluster. The commands of an entry have
+the numbers `(previous.last_sequence, last_sequence]`. A duplicate group keeps its numbers and
+changes nothing, so a command's number follows from the log alone.
 
 Entry, little endian:
 
@@ -24,17 +24,17 @@ Entry, little endian:
         48     1  kind            1 batch, 2 no-op, 3 membership
         49     3  zero
         52     4  payload size
-        56     -  payload         a batch: groups, one after the other; see `membership.py`
+        56     -  payload         a batch: groups in sequence; a membership: see `membership.py`
 
 Group:
 
     offset  size  field
          0     8  session         0 asks for a new session
          8     8  number          1, 2, 3 ... within the session; a nonce if session is 0
-        16     8  floor           every number below it is finished, for good
+        16     8  floor           the client never sends numbers below it again
         24     4  count           commands in the group
         28     4  size of commands
-        32     -  commands        msgpack arrays, one after the other
+        32     -  commands        msgpack arrays in sequence
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ assert ENTRY_HEADER_BYTES == 56 and GROUP_HEADER_BYTES == 32
 
 
 class EntryKind(enum.IntEnum):
-    """What an entry's payload is."""
+    """The kind of an entry's payload."""
 
     BATCH = 1
     NOOP = 2
@@ -67,9 +67,9 @@ _KINDS = frozenset(EntryKind)
 
 
 class LogPosition(NamedTuple):
-    """Everything that the next entry depends on; what is known of an entry once it's compacted."""
+    """Everything that the next entry depends on, and all that is kept of a compacted entry."""
 
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which has no callers
     term: int
     time_us: int
     last_sequence: int
@@ -77,9 +77,9 @@ class LogPosition(NamedTuple):
 
 
 class HardState(NamedTuple):
-    """What a node must never forget: its term, and whom it voted for in it (0 for nobody).
+    """What a node must never forget: its term, and its vote in that term (0 for none).
 
-    `commit` rides along: losing it loses nothing, knowing it after a restart saves a wait.
+    `commit` is only a help: without it, a restarted node waits for the leader to send it.
     """
 
     term: int
@@ -91,9 +91,9 @@ LOG_START = LogPosition(0, 0, 0, 0, ZERO_HASH)
 
 
 class Entry(NamedTuple):
-    """One log entry; `data` is its complete encoding, the other fields are read from it."""
+    """One log entry. `data` is its complete encoding; the other fields are read from it."""
 
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which has no callers
     term: int
     time_us: int
     last_sequence: int
@@ -103,17 +103,17 @@ class Entry(NamedTuple):
 
     @property
     def payload(self) -> memoryview:
-        """The bytes behind the header, without copying them."""
+        """The bytes after the header, without a copy."""
         return memoryview(self.data)[ENTRY_HEADER_BYTES:]
 
     @property
     def position(self) -> LogPosition:
-        """What the entry after this one depends on."""
+        """What the next entry depends on."""
         return LogPosition(self.index, self.term, self.time_us, self.last_sequence, self.hash)
 
 
 class Group(NamedTuple):
-    """What one node submitted at once; see the module's docstring for the fields."""
+    """What one node submitted at once. The module's docstring describes the fields."""
 
     session: int
     number: int
@@ -125,7 +125,7 @@ class Group(NamedTuple):
 def make_entry(
     previous: LogPosition, term: int, time_us: int, kind: EntryKind, payload: bytes, count: int
 ) -> Entry:
-    """Return the entry that follows `previous`; `count` is how many commands `payload` holds."""
+    """Return the entry that follows `previous`. `count`: the number of commands in `payload`."""
     assert term >= previous.term, "terms never decrease along a log"
     index = previous.index + 1
     time_us = max(time_us, previous.time_us)
@@ -137,19 +137,19 @@ def make_entry(
 
 
 def decode_entry(data: bytes) -> Entry:
-    """Read an entry back from its bytes; ValueError if they can't be one."""
+    """Decode an entry from its bytes. ValueError if they are not an entry."""
     if len(data) < ENTRY_HEADER_BYTES:
         raise ValueError(f"an entry has at least {ENTRY_HEADER_BYTES} bytes, got {len(data)}")
     index, term, time_us, last_sequence, digest, kind, size = _ENTRY.unpack_from(data)
     if size != len(data) - ENTRY_HEADER_BYTES:
-        raise ValueError(f"entry {index} says {size} payload bytes, has {len(data) - 56}")
+        raise ValueError(f"entry {index} declares {size} payload bytes, has {len(data) - 56}")
     if kind not in _KINDS:
         raise ValueError(f"entry {index} is of unknown kind {kind}")
     return Entry(index, term, time_us, last_sequence, digest, kind, data)
 
 
 def follows(entry: Entry, previous_hash: bytes) -> bool:
-    """Whether `entry`'s hash is right for a log whose entry before it has `previous_hash`."""
+    """Whether `entry`'s hash continues a log that ends with `previous_hash`."""
     header = entry.data[:32] + ZERO_HASH + entry.data[48:ENTRY_HEADER_BYTES]
     return _chain(previous_hash, header, entry.payload) == entry.hash
 
@@ -161,13 +161,13 @@ def _chain(previous_hash: bytes, header: bytes, payload: bytes | memoryview) -> 
 
 
 def encode_group(group: Group) -> bytes:
-    """The group's bytes, ready to be joined with others into a batch's payload."""
+    """The group's bytes. A batch's payload is the bytes of its groups, joined."""
     header = _GROUP.pack(group.session, group.number, group.floor, group.count, len(group.commands))
     return header + group.commands
 
 
 def decode_groups(payload: memoryview) -> Iterator[Group]:
-    """Yield the groups of a batch in order; ValueError if the bytes don't add up."""
+    """Yield the groups of a batch, in order. ValueError if one is cut short."""
     offset, end = 0, len(payload)
     while offset < end:
         if end - offset < GROUP_HEADER_BYTES:

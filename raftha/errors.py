@@ -1,8 +1,9 @@
-"""Every error raftha raises, in one tree that says first whether the operation may have happened.
+"""Every error that raftha raises, in one tree. It splits by whether the operation happened.
 
-A caller needs one fact before any other: did my write happen? So the tree splits there.
-`Rejected` means it did not and will not; `Indeterminate` means it may have; anything that is not an
-error is a `Receipt` and means it did. `hint` carries the next step for whoever reads the message.
+`Rejected`: the operation did not happen and will not. `Indeterminate`: it may have happened; its
+subclass `AcknowledgementTimeout` knows that it did. A call that returns has happened. The other
+classes («—» in the reference) don't concern one operation: a wrong setting, a disk, a peer. `hint`,
+which is part of the message, names the next step.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 
 class RafthaError(Exception):
-    """The root of all errors raised by raftha; `hint` says what to do next."""
+    """The root of all errors of raftha. `hint` says what to do next; "" if there is no advice."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(f"{message} ({hint})" if hint else message)
@@ -20,7 +21,7 @@ class RafthaError(Exception):
 
 
 class ConfigError(RafthaError):
-    """A setting is wrong, or does not belong to the data directory it is used with."""
+    """A setting is wrong, or doesn't match the data directory."""
 
 
 class Rejected(RafthaError):
@@ -28,11 +29,11 @@ class Rejected(RafthaError):
 
 
 class InvalidRequest(Rejected):
-    """The request itself is wrong: a key or value over its limit, an unknown command."""
+    """The request is wrong: for example, a value over its limit or an unknown command."""
 
 
 class NotLeader(Rejected):
-    """This node can't carry out what only the leader can; `leader` is its id, or None."""
+    """Only the leader can do this. `leader` is its id, or None if this node knows no leader."""
 
     def __init__(self, leader: int | None) -> None:
         where = f"node {leader} is" if leader is not None else "no leader is known"
@@ -41,17 +42,17 @@ class NotLeader(Rejected):
 
 
 class Unavailable(Rejected):
-    """No leader could be reached before the deadline, and the request never left this node."""
+    """No leader could be reached before the deadline, so the request never left this node."""
 
 
 class Overloaded(Rejected):
-    """A bounded queue is full; nothing was queued."""
+    """A queue of this node is full. Nothing was queued; try again later."""
 
 
 class CommandFailed(Rejected):
-    """A state machine command raised; its changes were rolled back on every replica alike.
+    """A command of the state machine raised; every replica rolled back its changes.
 
-    `kind` is the name of the exception's class, `detail` its message.
+    `kind` is the name of the exception's class, and `detail` its message.
     """
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -61,11 +62,11 @@ class CommandFailed(Rejected):
 
 
 class Stopped(Rejected):
-    """The node is stopped, or was stopped before the request left it."""
+    """The node doesn't run, or it stopped before the request left it."""
 
 
 class Forked(Rejected):
-    """This process was forked from the one that started the node; here there is none."""
+    """The node runs in the process that this one was forked from, and not in this one."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -75,23 +76,23 @@ class Forked(Rejected):
 
 
 class NotAvailable(Rejected):
-    """This version of raftha can't do that yet; nothing was done."""
+    """This version of raftha doesn't have this function."""
 
 
 class MembershipChangePending(Rejected):
-    """Members change one at a time, and the last change isn't committed yet."""
+    """The previous membership change isn't committed yet. Members change one at a time."""
 
 
 class ReplicaTooSlow(Rejected):
-    """A new node didn't catch up in as many rounds as it is given; it stays a learner."""
+    """A new node didn't catch up within its rounds. It stays a learner."""
 
 
 class TransferFailed(Rejected):
-    """Leadership did not move: the target can't be reached or is not a member."""
+    """Leadership did not move: the target can't be reached, or isn't a voter."""
 
 
 class Indeterminate(RafthaError):
-    """The operation may have happened; ask the state, or retry under the same session number."""
+    """The operation may have happened. Read the state, or retry under the same session number."""
 
 
 class SessionExpired(Indeterminate):
@@ -103,15 +104,18 @@ class SessionExpired(Indeterminate):
 
 
 class RequestTimeout(Indeterminate):
-    """The deadline passed after the request had left this node."""
+    """The deadline passed after the request had left this node, without an outcome."""
 
 
 class AcknowledgementTimeout(Indeterminate):
-    """The write did happen: it is committed, and stays; but not all had it who were to have it.
+    """The write is committed, but fewer replicas than requested acknowledged it in time.
 
-    `receipt` says which one it is and who had it; for a group of `submit_once` it is the outcome;
-    None when it comes from a server. `missing` are the voters that had not acknowledged it. It is
-    not to be sent again: that would be another write, but for `once`, which may repeat itself.
+    It is an Indeterminate because it is unknown whether the other replicas have the write on disk.
+    The write itself happened and stays, so don't send it again: that would be a second write. (A
+    write that a client sends with `once` may be repeated.)
+
+    `receipt` is the write's `Receipt`; for a group of `submit_once`, its outcome; None if the error
+    comes from a server. `missing` are the ids of the voters that had not acknowledged the write.
     """
 
     def __init__(
@@ -123,23 +127,23 @@ class AcknowledgementTimeout(Indeterminate):
 
 
 class Disconnected(Indeterminate):
-    """The connection, or the node, went away while the request was under way."""
+    """The connection or the node ended while the request was under way."""
 
 
 class StorageError(RafthaError):
-    """The disk or what is on it; the node stops acknowledging."""
+    """The disk, or the data on it, has failed."""
 
 
 class StorageFailed(StorageError):
-    """A write or sync failed. Final for this node: what is on the disk is unknown from here on."""
+    """A write or sync failed. The node stops for good, since the disk's contents are unknown."""
 
 
 class StorageFull(StorageError, Rejected):
-    """There is no space left for more log. Nothing was queued; it goes on when there is space."""
+    """The disk has no space for more log. Nothing was queued. Writes resume once there is space."""
 
 
 class Corrupt(StorageError):
-    """Bytes that were durable are not what was written: `path` at `offset`."""
+    """Durable bytes have changed: `path` at byte `offset`. `detail` says what is wrong."""
 
     HINT = "acknowledged data is damaged; keep the files, and replace this node by a new one"
 
@@ -151,7 +155,7 @@ class Corrupt(StorageError):
 
 
 class Compacted(StorageError):
-    """The log before `first_index` is gone, so `index` can't be read from it."""
+    """The log no longer holds entry `index`; it starts at `first_index`."""
 
     def __init__(self, index: int, first_index: int) -> None:
         super().__init__(f"entry {index} is compacted; the log starts at {first_index}")
@@ -160,8 +164,8 @@ class Compacted(StorageError):
 
 
 class WireError(RafthaError):
-    """Bytes from a peer that break the protocol; the connection is dropped."""
+    """A peer sent bytes that break the protocol. The connection is closed."""
 
 
 class LocalClusterError(RafthaError):
-    """A node process of a `LocalCluster` did not do what it was told, or not in time."""
+    """A node process of a `LocalCluster` failed, or did not do what was asked in time."""

@@ -1,7 +1,7 @@
-"""What happens inside a node, as typed records.
+"""Events: what happens inside a node, as typed records.
 
-`core` returns events in `Ready` and never logs; the runtime turns each into one log line, and
-publishes it (`event_bus.py`). The names of kinds and fields are public, and stay.
+`core` returns events in `Ready` and never logs. The runtime writes a log line for each event and
+publishes it (`event_bus.py`). The names of kinds and fields are public and stable.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from raftha.types import Health
 
 
 class EventKind(enum.StrEnum):
-    """What an event is about; each kind is a class of its own, and its `kind`."""
+    """The kinds of events. Each has a class of its own, whose `kind` it is."""
 
     ROLE_CHANGED = "role_changed"
     LEADER_ELECTED = "leader_elected"
@@ -51,11 +51,11 @@ class EventKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HaEvent:
-    """The root of all events; `reporter` is the node that saw it.
+    """The root of all events. `reporter` is the node that reports the event.
 
-    In what happens to one member, `node_id` is that member. Stamped when it is published:
-    `number` counts this node's events 1, 2, 3 ... (a gap: some were dropped), `time_us` is this
-    node's clock, microseconds since 1970 UTC, and `time` the same as a datetime.
+    An event about one member has its id in `node_id`. `number` counts this node's events, 1, 2, 3
+    ...; a gap means that some were dropped. `time_us` is this node's clock at the time of
+    publication, in microseconds since 1970 UTC, and `time` the same as a datetime.
     """
 
     kind: ClassVar[EventKind]
@@ -66,11 +66,11 @@ class HaEvent:
 
     @property
     def time(self) -> datetime:
-        """When this node saw it, in UTC."""
+        """When this node published the event, in UTC."""
         return datetime.fromtimestamp(self.time_us / 1e6, UTC)
 
     def details(self) -> dict[str, Any]:
-        """What this kind of event has beside what all have."""
+        """The fields that this kind of event has in addition to those of all events."""
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -83,7 +83,7 @@ _STAMPS = ("reporter", "number", "time_us")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleChanged(HaEvent):
-    """This node became a follower, a candidate or the leader."""
+    """This node became a follower, a pre-candidate, a candidate or the leader of `term`."""
 
     kind: ClassVar[EventKind] = EventKind.ROLE_CHANGED
     role: str
@@ -92,7 +92,7 @@ class RoleChanged(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderElected(HaEvent):
-    """This node learned who leads `term`."""
+    """This node learned that `leader` leads `term`."""
 
     kind: ClassVar[EventKind] = EventKind.LEADER_ELECTED
     leader: int
@@ -101,9 +101,12 @@ class LeaderElected(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderLost(HaEvent):
-    """This node no longer knows a leader.
+    """This node no longer knows a leader; the last one was `leader`.
 
-    `reason` is timeout, disconnected, quorum, term, transfer or resigned.
+    `reason` is timeout (the leader was silent), disconnected (its connection broke), quorum (this
+    node led and lost contact with a majority), term (a message had a later term), transfer (this
+    node campaigns at the leader's request), resigned (this node led and stepped down) or removed
+    (this node led, and another member reported its removal).
     """
 
     kind: ClassVar[EventKind] = EventKind.LEADER_LOST
@@ -114,10 +117,10 @@ class LeaderLost(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondLeader(HaEvent):
-    """`other` speaks as the leader of `term`, which `leader` leads; what it says is dropped.
+    """`other` acts as the leader of `term`, but `leader` leads it. Messages of `other` are dropped.
 
-    A term has one leader: a voter has forgotten its vote, or `other` is not what it says. Told once
-    a term.
+    A term has one leader, so a voter has forgotten its vote, or `other` is not the node that it
+    claims to be. Reported once a term.
     """
 
     kind: ClassVar[EventKind] = EventKind.SECOND_LEADER
@@ -128,9 +131,10 @@ class SecondLeader(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailoverStarted(HaEvent):
-    """An election is held, in which `to_node` asks to lead `term` in place of `from_node`.
+    """An election began: `to_node` asks to lead `term` in place of `from_node`.
 
-    0: this node doesn't know who. `raftha/node/watch/failover.py` says what counts as one failover.
+    0 stands for a node that the reporter doesn't know. `raftha/node/watch/failover.py` defines what
+    counts as one failover.
     """
 
     kind: ClassVar[EventKind] = EventKind.FAILOVER_STARTED
@@ -141,11 +145,12 @@ class FailoverStarted(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailoverCompleted(HaEvent):
-    """`new_primary` leads `term` and has committed in it; each node reports this once a change.
+    """`new_primary` leads `term` and has committed in it. Each node reports each change once.
 
-    All times are milliseconds as this node measured them: `detect_ms` from when it last heard from
-    the old leader to the election, `elect_ms` until it knew the new one, `first_commit_ms` until
-    it knew of a commit; `duration_ms` is their sum. `is_planned`: leadership was handed over.
+    This node measures three times, in milliseconds: `detect_ms` from the old leader's last message
+    to the election, `elect_ms` from there until the new leader is known, and `first_commit_ms` from
+    there until a commit is known. `duration_ms` is their sum. `is_planned`: leadership was handed
+    over.
     """
 
     kind: ClassVar[EventKind] = EventKind.FAILOVER_COMPLETED
@@ -160,7 +165,7 @@ class FailoverCompleted(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MembershipChanged(HaEvent):
-    """The membership in this node's log is another one, as of entry `index`."""
+    """The membership in this node's log has changed, by entry `index`."""
 
     kind: ClassVar[EventKind] = EventKind.MEMBERSHIP_CHANGED
     index: int
@@ -170,7 +175,7 @@ class MembershipChanged(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatchUpGivenUp(HaEvent):
-    """A learner didn't catch up within the rounds it is given; it isn't made a voter."""
+    """A learner didn't catch up within `rounds` rounds. It stays a learner."""
 
     kind: ClassVar[EventKind] = EventKind.CATCH_UP_GIVEN_UP
     node_id: int
@@ -186,7 +191,7 @@ class Removed(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaConnected(HaEvent):
-    """A peer connected and is who it says."""
+    """A peer is connected, and its Hello was accepted."""
 
     kind: ClassVar[EventKind] = EventKind.REPLICA_CONNECTED
     node_id: int
@@ -194,10 +199,11 @@ class ReplicaConnected(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaDisconnected(HaEvent):
-    """The connection to a peer is gone.
+    """The connection to a peer is lost.
 
-    `reason` is node_shutdown if the peer said so, removed if one of the two is no member any more,
-    timeout if the other side went silent, else network_error: its process or the network broke.
+    `reason` is node_shutdown if the peer announced its stop, removed if one of the two is no longer
+    a member, timeout if the peer went silent, and otherwise network_error: its process or the
+    network broke.
     """
 
     kind: ClassVar[EventKind] = EventKind.REPLICA_DISCONNECTED
@@ -207,7 +213,7 @@ class ReplicaDisconnected(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaAdded(HaEvent):
-    """A node is a member now; a learner first, unless the cluster was made with it."""
+    """A node became a member: a learner first, unless the cluster started with it."""
 
     kind: ClassVar[EventKind] = EventKind.REPLICA_ADDED
     node_id: int
@@ -216,7 +222,7 @@ class ReplicaAdded(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaRemoved(HaEvent):
-    """A node is no member any more, for good."""
+    """A node is no longer a member, for good."""
 
     kind: ClassVar[EventKind] = EventKind.REPLICA_REMOVED
     node_id: int
@@ -227,7 +233,8 @@ class ReplicaRemoved(HaEvent):
 class ReplicationLagWarning(HaEvent):
     """A replica is more than `max_lag_ms` behind.
 
-    Said once, and again only after its lag was below half of that for as long (10 s at most).
+    Reported once, and again only after the lag has stayed below half of that for `max_lag_ms`, or
+    for 10 s if that is shorter.
     """
 
     kind: ClassVar[EventKind] = EventKind.REPLICATION_LAG_WARNING
@@ -237,9 +244,9 @@ class ReplicationLagWarning(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuorumLost(HaEvent):
-    """No majority can be reached; `connected` are the voters that are, `needed` how many must be.
+    """This node can't reach a majority: `connected` are the voters it reaches, of `needed`.
 
-    Some that count as connected may be silent.
+    Some of the voters that count as connected may be silent.
     """
 
     kind: ClassVar[EventKind] = EventKind.QUORUM_LOST
@@ -249,7 +256,7 @@ class QuorumLost(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuorumRestored(HaEvent):
-    """There is a leader again, `duration_ms` after the quorum was lost."""
+    """A leader is known again, `duration_ms` after the quorum was lost."""
 
     kind: ClassVar[EventKind] = EventKind.QUORUM_RESTORED
     leader: int
@@ -258,7 +265,7 @@ class QuorumRestored(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaBehindLog(HaEvent):
-    """A follower needs entries that this leader's log no longer holds."""
+    """A follower needs entry `needs_index`, but this leader's log starts at `first_index`."""
 
     kind: ClassVar[EventKind] = EventKind.REPLICA_BEHIND_LOG
     node_id: int
@@ -268,7 +275,7 @@ class ReplicaBehindLog(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotSent(HaEvent):
-    """A follower that the log couldn't help now has entry `index`, by a snapshot of `size`."""
+    """A follower that needed older log received a snapshot of `size` bytes, as of entry `index`."""
 
     kind: ClassVar[EventKind] = EventKind.SNAPSHOT_SENT
     node_id: int
@@ -278,7 +285,7 @@ class SnapshotSent(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotFailed(HaEvent):
-    """A snapshot could not be made, or not be received; it is tried again after a pause."""
+    """A snapshot could not be made, sent or received. It is tried again after a pause."""
 
     kind: ClassVar[EventKind] = EventKind.SNAPSHOT_FAILED
     reason: str
@@ -286,7 +293,7 @@ class SnapshotFailed(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotInstalling(HaEvent):
-    """A snapshot as of `index` takes the place of this node's log and state; it is opened anew."""
+    """A snapshot as of `index` replaces this node's log and state; the node opens them again."""
 
     kind: ClassVar[EventKind] = EventKind.SNAPSHOT_INSTALLING
     index: int
@@ -294,10 +301,11 @@ class SnapshotInstalling(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageDamaged(HaEvent):
-    """What was durable is damaged: `parts` (log, state) are set aside in `quarantine`.
+    """Durable data is damaged: `parts` (log, state) are moved to the folder `quarantine`.
 
-    With `heals` this node counts for no quorum until it has from the others what it lost; without,
-    nothing is lost, and the state is rebuilt from the log.
+    `path`, `offset` and `detail` say where and how. With `heals` this node counts for no quorum
+    until it has received from the others what it lost. Without it nothing is lost: the state is
+    rebuilt from the log.
     """
 
     kind: ClassVar[EventKind] = EventKind.STORAGE_DAMAGED
@@ -311,14 +319,14 @@ class StorageDamaged(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealingEnded(HaEvent):
-    """This node has lost its log and holds again all that it may have acknowledged; it counts."""
+    """This node, which had lost its log, holds again all that it may have acknowledged."""
 
     kind: ClassVar[EventKind] = EventKind.HEALING_ENDED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaHealing(HaEvent):
-    """A follower has lost its log; it counts for no quorum until it has healed."""
+    """A follower has lost its log. It counts for no quorum until it has healed."""
 
     kind: ClassVar[EventKind] = EventKind.REPLICA_HEALING
     node_id: int
@@ -334,7 +342,7 @@ class ReplicaHealed(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageFailure(HaEvent):
-    """The disk failed, or an invariant was broken; the node has stopped taking part."""
+    """The disk failed, or an invariant is broken. The node has stopped for good."""
 
     kind: ClassVar[EventKind] = EventKind.STORAGE_FAILED
     reason: str
@@ -342,7 +350,7 @@ class StorageFailure(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageIsFull(HaEvent):
-    """There is no space for more log, or for a checkpoint; writers here are refused meanwhile."""
+    """The disk has no space for more log or a checkpoint. This node refuses writes meanwhile."""
 
     kind: ClassVar[EventKind] = EventKind.STORAGE_FULL
     reason: str
@@ -350,16 +358,17 @@ class StorageIsFull(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageHasSpace(HaEvent):
-    """What had no space has been written; writers are served again."""
+    """The disk has space again, and this node accepts writes again."""
 
     kind: ClassVar[EventKind] = EventKind.STORAGE_HAS_SPACE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthCheckFailed(HaEvent):
-    """A member didn't answer, or, of the reporter itself, its disk is slow.
+    """A member didn't answer a check; for the reporter itself, its disk is slow.
 
-    Said at the first failure, when it counts as unhealthy, and every `health_check_interval_sec`.
+    Reported at the first failure, when the member becomes unhealthy, and from then on every
+    `health_check_interval_sec`.
     """
 
     kind: ClassVar[EventKind] = EventKind.HEALTH_CHECK_FAILED
@@ -371,7 +380,7 @@ class HealthCheckFailed(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthRecovered(HaEvent):
-    """Who counted as unhealthy is well again."""
+    """A member that was unhealthy is healthy again."""
 
     kind: ClassVar[EventKind] = EventKind.HEALTH_RECOVERED
     node_id: int
@@ -379,7 +388,10 @@ class HealthRecovered(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointCompleted(HaEvent):
-    """The write buffer is in LMDB, durable, as of `index` and `sequence`."""
+    """A checkpoint is durable: LMDB holds the state as of entry `index` and command `sequence`.
+
+    `keys`: the number of keys that it wrote.
+    """
 
     kind: ClassVar[EventKind] = EventKind.CHECKPOINT_COMPLETED
     index: int

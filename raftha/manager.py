@@ -3,17 +3,18 @@
     with raftha.HaManager(config) as ha:
         receipt = ha.put(b"key", b"value")
 
-Every call has a deadline (`timeout` in seconds; by default the config's) and ends in one of three
-ways. If it returns, it has happened. If it raises `Rejected`, it did not and will not happen. If it
-raises `Indeterminate`, it may have happened. `raftha.aio.HaManager` has the same names, awaited.
+Every call has a deadline: `timeout` in seconds, by default `HaConfig.request_timeout_s`. A call
+that returns has happened. A call that raises `Rejected` did not happen and will not. A call that
+raises `Indeterminate` may have happened. `raftha.aio.HaManager` has the same methods, awaited.
 
-A write returns once a majority has it on disk, unless `HaConfig.replication`, or `mode` and
-`write_quorum` of the call, say otherwise. A write that waits for more than a majority may raise
-`AcknowledgementTimeout` after `ack_timeout_ms`: it is committed all the same.
+A write returns once a majority has it on disk. `HaConfig.replication`, or `mode` and `write_quorum`
+of the call, can change that. A write that waits for more than a majority may raise
+`AcknowledgementTimeout` after `ack_timeout_ms`; it is committed nevertheless.
 
-Any node takes any call and forwards what only the leader can do. Reads are linearizable by default.
-`consistency="stale"` reads what this node has; `max_staleness_ms` does so if that isn't older. On a
-leader with a lease (`HaConfig.lease_ms`) the calling thread answers `get` itself.
+Any node accepts any call, and forwards to the leader what only the leader can do. Reads are
+linearizable by default. `consistency="stale"` reads this node's own state. `max_staleness_ms` does
+so only if that state is recent enough. On a leader with a lease (`HaConfig.lease_ms`) the calling
+thread answers `get` itself.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar, overload
 
-from raftha.api.calls import AdminOperation, Calls, Consistency, Read, read_by_lease
+from raftha.api.calls import AdminOperation, Calls, Read, read_by_lease
 from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of
 from raftha.api.modes import Mode
 from raftha.api.unavailable import no_backups, no_recovery
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import Forked, Stopped
+from raftha.node.arguments import Consistency
 from raftha.node.lease_reads import Missed
 from raftha.node.operations import DigestOperation, WriteOperation
 from raftha.node.statistics import Statistics
@@ -46,10 +48,10 @@ T = TypeVar("T")
 
 
 class HaManager:
-    """A node of the cluster, inside this process. All methods may be called from any thread."""
+    """A node of the cluster, inside this process. Any thread may call any method."""
 
     def __init__(self, config: HaConfig, *, state_machine: StateMachine | None = None) -> None:
-        """`state_machine` adds commands of your own; all nodes need the same one."""
+        """`state_machine` adds commands of your own. All nodes need the same one."""
         self.config = config
         self._calls = Calls(config)
         self._machine = state_machine
@@ -63,10 +65,10 @@ class HaManager:
         self._fire_forget = FireForgetCounter()
 
     def start(self) -> None:
-        """Open the data directory and join the cluster; does nothing if the node runs.
+        """Open the data directory and join the cluster. Does nothing if the node already runs.
 
-        A node that has failed starts again. Returns once peers can connect; there may not be a
-        leader yet, and calls wait for one. ConfigError or StorageError if the node can't start,
+        Returns once peers can connect. There may be no leader yet; calls wait for one. A node that
+        has failed starts again. Raises ConfigError or StorageError if the node can't start, and
         Forked if it runs in the process that this one was forked from.
         """
         check_asserts()
@@ -84,10 +86,7 @@ class HaManager:
             self._events.start()
 
     def stop(self) -> None:
-        """Stop the node; a leader hands over first. Does nothing if the node doesn't run.
-
-        In a process that was forked after `start` it does nothing: the node doesn't run there.
-        """
+        """Stop the node; a leader hands over first. Does nothing if the node doesn't run here."""
         check_asserts()
         with self._lock:
             if self._runtime is not None and self._runtime.is_alive:
@@ -103,26 +102,26 @@ class HaManager:
         self.stop()
 
     def get_status(self) -> HaStatus:
-        """This node's role, term, leader, log pointers, members. Works on a failed node too."""
+        """Return this node's role, term, leader, log pointers and members, even after a failure."""
         try:
             status = self._run(self._calls.status(), None)
-        except Stopped:  # It was not started, or has ended, perhaps while it was asked.
+        except Stopped:  # The node was not started, or has ended, perhaps during this call.
             status = last_status(self._runtime, self.config)
         return self._events.add_counts(replace(status, fire_forget=self._fire_forget.counts))
 
     def events(self) -> EventStream:
-        """A stream of this node's events from now on, in order; works before `start` too.
+        """Return a stream of this node's events from now on, in order. Works before `start` too.
 
-        The stream lasts until it is closed, also while the node is stopped and started again.
+        The stream lasts until it is closed, even if the node stops and starts again.
         """
         if self._runtime is not None and self._runtime.is_inherited:
             raise Forked
         return EventStream(self._events.subscribe())
 
     def observe(self) -> tuple[HaStatus, Statistics]:
-        """Status and statistics, for `raftha.metrics.Collector`.
+        """Return status and statistics, for `raftha.metrics.Collector`.
 
-        Waits for the node's thread; RequestTimeout if that doesn't answer within 2 s.
+        Waits for the node's thread; raises RequestTimeout if it doesn't answer within 2 s.
         """
         if self._runtime is None:
             return last_status(None, self.config), Statistics()
@@ -150,7 +149,7 @@ class HaManager:
         write_quorum: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
-        """Remove `key`; the receipt's `result` says whether it was there."""
+        """Remove `key`. The receipt's `result` is True if the key existed."""
         return self._run(self._calls.delete(key, mode, write_quorum), timeout)
 
     def compare_and_set(
@@ -163,9 +162,9 @@ class HaManager:
         write_quorum: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
-        """Set `key` to `value` if it is `expected`; None means «not there» in both places.
+        """Set `key` to `value` if its value is `expected`. None means that the key doesn't exist.
 
-        The receipt is true if it was set, false if something else was there.
+        The receipt is true if the key was set, and false if its value was a different one.
         """
         call = self._calls.compare_and_set(key, expected, value, mode, write_quorum)
         return self._run(call, timeout)
@@ -180,9 +179,9 @@ class HaManager:
         write_quorum: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
-        """Do all `operations` if all `conditions` hold, else all of `otherwise`; atomically.
+        """Do all `operations` if all `conditions` hold, else all of `otherwise`. Atomic.
 
-        The receipt is true if the conditions held; `result` has one item for each operation done.
+        The receipt is true if the conditions held. `result` has an item for each operation done.
         """
         call = self._calls.transaction(conditions, operations, otherwise, mode, write_quorum)
         return self._run(call, timeout)
@@ -195,9 +194,9 @@ class HaManager:
         write_quorum: int | None = None,
         timeout: float | None = None,
     ) -> Receipt:
-        """Run a command of the state machine; `result` is what it returned.
+        """Run a command of the state machine. The receipt's `result` is its return value.
 
-        CommandFailed if the command raised: it then changed nothing.
+        Raises CommandFailed if the command raised; it then changed nothing.
         """
         return self._run(self._calls.execute(name, args, mode, write_quorum), timeout)
 
@@ -211,11 +210,11 @@ class HaManager:
         max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> bytes | None:
-        """The value of `key`; None if it isn't there.
+        """Return the value of `key`, or None if the key doesn't exist.
 
-        With `max_staleness_ms`, this node answers at once if it knows that its state is no older
-        than that; if not, the read is linearizable. The age of the state is exact: the time since
-        the node began the last round of asking a leader how far to apply that it has applied.
+        With `max_staleness_ms`, this node answers at once if its state is known to be no older;
+        otherwise the read is linearizable. The age of the state counts from the start of the last
+        linearizable round that the node has applied, so the bound is exact.
         """
         value = read_by_lease(self._runtime, key, consistency, max_staleness_ms, timeout)
         if isinstance(value, Missed):
@@ -230,7 +229,7 @@ class HaManager:
         max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> list[bytes | None]:
-        """The values of all `keys`, as of one moment."""
+        """Return the values of `keys`, in order, all as of one moment: at most 16 MiB in all."""
         return self._run(self._calls.get_many(keys, consistency, max_staleness_ms), timeout)
 
     def scan(
@@ -244,9 +243,10 @@ class HaManager:
         max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> list[tuple[bytes, bytes]]:
-        """Up to `limit` pairs with keys in [start, end), in key order; None means unbounded.
+        """Return up to `limit` pairs with keys in [start, end), in key order. None means no bound.
 
-        `reverse` reads from the end of the range backwards. For more, scan on from the last key.
+        `reverse` reads backwards from the end of the range. To get more, continue from the last
+        key returned.
         """
         call = self._calls.scan(start, end, limit, reverse, consistency, max_staleness_ms)
         return self._run(call, timeout)
@@ -258,27 +258,28 @@ class HaManager:
         max_staleness_ms: float | None = None,
         timeout: float | None = None,
     ) -> int:
-        """The number of keys."""
+        """Return the number of keys."""
         return self._run(self._calls.count(consistency, max_staleness_ms), timeout)
 
     def digest(self, sequence: int | None = None, *, timeout: float | None = None) -> Digest:
-        """A hash over this node's own contents, as they were after one command.
+        """Return a hash over this node's own contents, as they were after one command.
 
-        The command is the last one of the first log entry that ends at or after `sequence`: the
-        same on every node that is asked before it gets there. It is the current one if `sequence`
-        has passed or is None. Compare digests of equal `sequence` only. Writes continue meanwhile.
-        Unavailable if it takes too long.
+        With a `sequence` that is still to come, the command is the last one of the log entry that
+        reaches it, which is the same on every node. With None, or a `sequence` that has passed, it
+        is the last command applied. Compare only digests of equal `sequence`. Writes continue
+        meanwhile. Raises Unavailable if the hash takes too long.
         """
         return self._run(self._calls.digest(sequence), timeout)
 
     def failover_to(self, node_id: int, *, timeout: float | None = None) -> None:
-        """Transfer leadership to `node_id`; returns once that node leads.
+        """Transfer leadership to `node_id`. Returns once that node leads.
 
-        If no leader is known, the node is asked to campaign; it needs a majority to win. This is
-        how an operator promotes a node without `auto_failover`.
+        If no leader is known, the node is asked to campaign; it needs a majority to win. Without
+        `auto_failover`, operators promote a node in this way.
 
-        TransferFailed if the node isn't a voter or can't be reached, or if no node leads by the
-        deadline. RequestTimeout if another still leads then; the transfer may yet happen.
+        Raises TransferFailed if the node isn't a voter or can't be reached, or if no node leads by
+        the deadline, and RequestTimeout if another node still leads then; the transfer may yet
+        happen.
         """
         self._run(self._calls.failover_to(node_id), timeout)
 
@@ -291,29 +292,29 @@ class HaManager:
         voter: bool = True,
         timeout: float | None = None,
     ) -> None:
-        """Add a node that listens for peers at `address`; returns once it is a voter.
+        """Add a node that listens for peers at `address` ("host:port"). Returns once it is a voter.
 
         Start the node with its own `address` and the `members` that the cluster began with. It
-        receives the log as a learner first. `node_id` must be new. Without a `region` the node is
-        in the first of this node's `regions`; a node never changes its region.
+        receives the log as a learner first. `node_id` must never have been used before. Without a
+        `region` the node is in the first of this node's `regions`. A node's region never changes.
 
         With `voter=False` the node stays a learner, a warm standby, until `promote_replica`: it
         receives everything and counts for no quorum. The call returns once the node is a member.
 
-        MembershipChangePending if another change is under way. ReplicaTooSlow if the node doesn't
-        catch up. RequestTimeout if the change isn't seen by the deadline: call again to wait.
-        Unavailable if no leader was known, so none was asked.
+        Raises MembershipChangePending if another change is under way, ReplicaTooSlow if the node
+        doesn't catch up, RequestTimeout if the change isn't seen by the deadline (call again to
+        wait), and Unavailable if no leader is known, so that nothing was asked.
         """
         self._run(self._calls.add_replica(node_id, address, region, voter), timeout)
 
     def promote_replica(self, node_id: int, *, timeout: float | None = None) -> None:
-        """Make a standby a voter once it has caught up; returns and raises as `add_replica`."""
+        """Make a standby a voter once it has caught up. Returns and raises as `add_replica`."""
         self._run(self._calls.promote_replica(node_id), timeout)
 
     def promote_region(self, region: str, *, timeout: float | None = None) -> tuple[int, ...]:
-        """Make all learners of a region voters, one after the other; return their ids.
+        """Make all learners of a region voters, in turn. Returns their ids.
 
-        `timeout` is for each of them. If one fails, those before it are voters: call again for the
+        `timeout` is for each of them. If one fails, those before it are voters; call again for the
         rest.
         """
         learners = learners_of(self.get_status(), region)
@@ -322,12 +323,12 @@ class HaManager:
         return learners
 
     def remove_replica(self, node_id: int, *, timeout: float | None = None) -> None:
-        """Remove a node for good; returns once it is removed. A leader hands over first."""
+        """Remove a node for good. Returns once it is removed. A leader hands over first."""
         self._run(self._calls.remove_replica(node_id), timeout)
 
     @property
     def replication(self) -> ReplicationManager:
-        """The state of the replicas, and the calls that change which nodes are members."""
+        """The state of the replicas, and the calls that change the membership."""
         return ReplicationManager(self)
 
     # ---------------------------------------------------------------- not in this version
@@ -373,10 +374,10 @@ class HaManager:
 
 
 class ReplicationManager:
-    """`ha.replication`: the reference's names for what the manager itself says and does.
+    """`ha.replication`: calls of the manager and fields of its status, grouped.
 
-    `promote_to_primary` is the manager's `failover_to`; the others have the manager's names. Every
-    node shows the same replicas: the leader measures them and tells the others.
+    `promote_to_primary` is the manager's `failover_to`; the other calls have the manager's names.
+    Every node reports the same replicas: the leader measures them and sends its report to the rest.
     """
 
     def __init__(self, ha: HaManager) -> None:
@@ -420,5 +421,5 @@ class ReplicationManager:
         voter: bool = True,
         timeout: float | None = None,
     ) -> None:
-        """As `HaManager.add_replica`, in the order of the reference's arguments."""
+        """As `HaManager.add_replica`, with `region` before `address`."""
         self._ha.add_replica(node_id, address, region=region, voter=voter, timeout=timeout)

@@ -1,14 +1,15 @@
-"""Who belongs to the cluster: the configuration that the log itself carries.
+"""The membership: the nodes of the cluster, as the log records them.
 
-Theory of operation. The first membership comes from the settings all nodes begin with; each later
-one is an entry of the log and holds from the moment it is in a node's log, committed or not (thesis
-4.1); if the entry is cut off again, so is its effect. One voter comes or goes at a time, so that
-any majority of the old membership and any of the new have a node in common. A node comes as a
-*learner*, which gets the log and counts for nothing, and becomes a voter when it has caught up
-(thesis 4.2.1). Ids of removed nodes are remembered, and never given to another.
+Theory of operation. The first membership comes from the settings, which are the same on all nodes.
+Each later one is an entry of the log, and takes effect on a node as soon as it is in the node's
+log, committed or not (thesis 4.1). If the entry is cut off again, so is its effect. One voter comes
+or goes at a time, so that any majority of the old membership and any majority of the new one share
+a node. A new node is a *learner* first: it receives the log and counts for no quorum. It becomes a
+voter once it has caught up (thesis 4.2.1). The ids of removed nodes are recorded, and never used
+again.
 
 Payload of a MEMBERSHIP entry, msgpack: [version 1, {id: [address, region, is_voter]}, [removed
-ids]]. A standby, a learner that is to stay one until it is promoted, has a fourth field, true.
+ids]]. A standby has a fourth field, true.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ DEFAULT_REGION = "primary"
 
 
 class Member(NamedTuple):
-    """A node of the cluster; `address` is "host:port" of its peer listener.
+    """A node of the cluster. `address` is "host:port" of its peer listener.
 
-    `is_standby`: a learner that stays one, however well it follows, until it is promoted.
+    `is_standby`: a learner that stays one, even if it has caught up, until it is promoted.
     """
 
     address: str
@@ -42,7 +43,7 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Membership:
-    """The nodes of a cluster, and those that no longer are. Changes make a new one."""
+    """The nodes of a cluster, and the ids of removed ones. Immutable: a change makes a new one."""
 
     members: Mapping[int, Member]
     removed: frozenset[int] = frozenset()
@@ -51,7 +52,7 @@ class Membership:
     def first(
         cls, addresses: Mapping[int, str], regions: Mapping[int, str] | None = None
     ) -> Membership:
-        """What a cluster begins with: all are voters, in the default region if no other is said."""
+        """The membership that a cluster begins with: all voters, by default in `DEFAULT_REGION`."""
         regions = regions or {}
         return cls(
             {
@@ -62,7 +63,7 @@ class Membership:
 
     @cached_property
     def voters(self) -> tuple[int, ...]:
-        """Those whose votes and disks count, in order."""
+        """The ids of the voters, in ascending order."""
         return tuple(sorted(i for i, member in self.members.items() if member.is_voter))
 
     @cached_property
@@ -71,12 +72,12 @@ class Membership:
         return len(self.voters) // 2 + 1
 
     def place(self, member: int, regions: Sequence[str]) -> int:
-        """Where a member's region stands among `regions`; behind them if it isn't there."""
+        """The place of a member's region in `regions`; their number if it isn't among them."""
         region = self.members[member].region
         return regions.index(region) if region in regions else len(regions)
 
     def better_regions(self, member: int, regions: Sequence[str], without: int = 0) -> int:
-        """How many regions with voters, `without` aside, stand before a member's own."""
+        """How many regions before a member's own have voters; voter `without` doesn't count."""
         if member not in self.members:
             return 0
         places = {self.place(voter, regions) for voter in self.voters if voter != without}
@@ -85,15 +86,15 @@ class Membership:
     def with_learner(
         self, node_id: int, address: str, region: str, *, is_standby: bool = False
     ) -> Membership:
-        """With a new node that isn't a voter yet; InvalidRequest if it can't be one."""
+        """With a new node as a learner. InvalidRequest if the node can't be added."""
         if node_id in self.removed:
             raise InvalidRequest(
-                f"node {node_id} was removed", hint="an id is never used again, take a new one"
+                f"node {node_id} was removed", hint="ids are never used again, take a new one"
             )
         if node_id in self.members:
             raise InvalidRequest(f"node {node_id} is a member already")
         if not 0 < node_id < 1 << 32:
-            raise InvalidRequest(f"an id is from 1 to 2**32 - 1, got {node_id}")
+            raise InvalidRequest(f"a node id must be from 1 to 2**32 - 1, got {node_id}")
         if any(member.address == address for member in self.members.values()):
             raise InvalidRequest(f"{address} is another member's address")
         if len(self.members) >= MEMBERS_MAX:
@@ -108,19 +109,19 @@ class Membership:
         return replace(self, members={**self.members, node_id: learner})
 
     def with_voter(self, node_id: int) -> Membership:
-        """With a learner made a voter."""
+        """With a learner turned into a voter."""
         voter = self.members[node_id]._replace(is_voter=True, is_standby=False)
         return replace(self, members={**self.members, node_id: voter})
 
     def with_standby(self, node_id: int, *, is_standby: bool) -> Membership:
-        """With a learner that is to stay one, or is no longer to; InvalidRequest if it votes."""
+        """With a learner that is, or is no longer, a standby. InvalidRequest for a voter."""
         if self.members[node_id].is_voter:
             raise InvalidRequest(f"node {node_id} is a voter, and can only be removed")
         learner = self.members[node_id]._replace(is_standby=is_standby)
         return replace(self, members={**self.members, node_id: learner})
 
     def without(self, node_id: int) -> Membership:
-        """Without a node, whose id is used up then; InvalidRequest if that can't be."""
+        """Without a node, whose id is recorded as removed. InvalidRequest if it must stay."""
         if node_id not in self.members:
             raise InvalidRequest(f"node {node_id} is not a member")
         if self.voters == (node_id,):
@@ -131,25 +132,25 @@ class Membership:
         return Membership(members, self.removed | {node_id})
 
     def changed(self, other: Membership) -> set[int]:
-        """The nodes of which `other` says something else."""
+        """The ids of the nodes that differ in `other`."""
         ids = self.members.keys() | other.members.keys()
         differing = {i for i in ids if self.members.get(i) != other.members.get(i)}
         return differing | (self.removed ^ other.removed)
 
     def encode(self) -> bytes:
-        """The payload of the entry that carries it."""
+        """The payload of the log entry for this membership."""
         members = {i: _encode(member) for i, member in sorted(self.members.items())}
         packed: bytes = msgpack.packb([VERSION, members, sorted(self.removed)])
         return packed
 
     @classmethod
     def decode(cls, payload: bytes) -> Membership:
-        """Read `encode`'s bytes back; ValueError if they can't be that."""
+        """Decode the bytes of `encode`. ValueError if they are not a membership."""
         try:
             values: Any = msgpack.unpackb(payload, strict_map_key=False, use_list=False)
             version, members, removed = values
             if version != VERSION:
-                raise ValueError(f"membership format {version}, this raftha knows {VERSION}")
+                raise ValueError(f"membership format {version}; this raftha reads {VERSION}")
             membership = cls(
                 {int(node_id): Member(*member) for node_id, member in members.items()},
                 frozenset(removed),
@@ -162,5 +163,5 @@ class Membership:
 
 
 def _encode(member: Member) -> tuple[Any, ...]:
-    """A member's fields; the last one only where it says something."""
+    """A member's fields; the last one only if it is true."""
     return tuple(member) if member.is_standby else tuple(member[:-1])

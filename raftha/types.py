@@ -1,4 +1,4 @@
-"""The records a user of raftha meets: receipts, statuses, what a transaction is made of."""
+"""The records that users of raftha receive: receipts, digests, statuses."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from typing import Any, NamedTuple
 
 
 class ReplicationMode(enum.StrEnum):
-    """When the caller of a write is released; the commit rule is the same in all modes."""
+    """When the caller of a write is released. The commit rule is the same in all modes."""
 
     SYNC = "sync"
-    """Once all voters have it on disk."""
+    """Once all voters have the write on disk."""
     ASYNC_WITH_ACK = "async_with_ack"
-    """Once a majority has, or `write_quorum` voters."""
+    """Once a majority of the voters, or `write_quorum` of them, have the write on disk."""
     ASYNC_FIRE_FORGET = "async_fire_forget"
-    """At once; what becomes of it is counted."""
+    """At once. The manager counts the outcomes."""
 
 
 class ReplicaState(enum.StrEnum):
-    """How it stands with one member; by the leader's judgement, which it shares with all."""
+    """The state of one member, as the leader sees and reports it."""
 
     CONNECTING = "connecting"
-    """It was never connected, since it was added or the leader began, up to `max_lag_ms` ago."""
+    """It has not connected yet since it was added or the leader began, at most `max_lag_ms` ago."""
     SYNCING = "syncing"
-    """It is connected and has not yet applied what there was when it connected."""
+    """It is connected, and has not yet applied the log as of its connection."""
     ACTIVE = "active"
-    """It is at most `max_lag_ms` behind."""
+    """It is connected, and at most `max_lag_ms` behind."""
     LAGGING = "lagging"
-    """It is connected, and further behind."""
+    """It is connected, and more than `max_lag_ms` behind."""
     DISCONNECTED = "disconnected"
     """The leader's connection to it is lost."""
 
 
 class ReplicationState(enum.StrEnum):
-    """How it stands with the cluster, as one node sees it."""
+    """The state of the cluster, as one node sees it."""
 
     INITIALIZING = "initializing"
-    """The node has just started and has not heard of a leader."""
+    """The node has just started, and has no contact with a leader yet."""
     SYNCING = "syncing"
-    """There is a quorum; some voters connect, or catch up after they did, the others are active."""
+    """There is a quorum. Some voters are connecting or catching up; the others are active."""
     HEALTHY = "healthy"
-    """All voters are active, and there are `replication_factor` of them."""
+    """All voters are active, and there are at least `replication_factor` of them."""
     DEGRADED = "degraded"
-    """There is a quorum; some voters lag or are disconnected, or there are too few."""
+    """There is a quorum. Some voters lag or are disconnected, or there are too few voters."""
     FAILED = "failed"
-    """There is no quorum, or the node has failed."""
+    """There is no quorum, or this node has failed."""
 
 
 class Health(enum.StrEnum):
-    """What the checks of a member, or of a disk, have shown."""
+    """The result of the checks of a member, or of a disk."""
 
     HEALTHY = "healthy"
     SUSPECT = "suspect"
@@ -58,11 +58,12 @@ class Health(enum.StrEnum):
 
 
 class Acknowledgement(NamedTuple):
-    """Who was known to have a write on disk when its caller was released; many receipts share it.
+    """The replicas known to have a write on disk when its caller was released.
 
-    `acked_by`: the members, learners too, in the order of their ids; `regions`: theirs, each once.
-    A majority has it in any case; who that is, a node that has just restarted, or follows a new
-    leader, may not know of all.
+    `acked_by`: ids of members, learners included, in ascending order. `regions`: their regions,
+    each once. A majority has the write in any case, but `acked_by` may be shorter: a node that has
+    just restarted, or follows a new leader, may not know all of that majority. Many receipts share
+    one record.
     """
 
     mode: ReplicationMode
@@ -74,25 +75,26 @@ UNACKNOWLEDGED = Acknowledgement(ReplicationMode.ASYNC_WITH_ACK)
 
 
 class Receipt(NamedTuple):
-    """Proof that a write is committed: on disk on a majority, and applied on the node that asked.
+    """Proof that a write is committed: on disk on a majority, and applied on the calling node.
 
-    Of `async_fire_forget` it proves nothing: `is_committed` is false, and so is the receipt; all
-    numbers are 0.
+    A receipt of `async_fire_forget` proves nothing: its `is_committed` is false, all its numbers
+    are 0, and the receipt itself is false.
 
-    A receipt is true if the command did what it was asked to: a `compare_and_set` whose comparison
-    failed, or a transaction whose conditions didn't hold, is committed too but changed nothing, and
-    its receipt is false.
+    Otherwise the receipt is true if the command took effect. A `compare_and_set` whose comparison
+    failed, or a transaction whose conditions didn't hold, is committed too, and its receipt is
+    false.
 
-    `sequence`: the command's number over the cluster's life, 1, 2, 3 ...
-    `index`, `term`: the log entry that carries it.
-    `time_us`: the leader's stamp, microseconds since 1970 UTC; `time` is the same as a datetime.
-    `result`: what the command returned, None for a plain put.
-    `acknowledgement`: who had it on disk when the caller was released; its `mode`, `acked_by` and
-    `regions` are the receipt's too.
+    `sequence`: the number of the command in the cluster's history, 1, 2, 3 ...
+    `index`, `term`: the log entry that holds the command.
+    `time_us`: the leader's timestamp, in microseconds since 1970 UTC; `time` is its datetime.
+    `succeeded`: True if the command took effect.
+    `result`: the command's return value, None for a put.
+    `acknowledgement`: the replicas that had the write on disk when the caller was released. The
+    receipt has its `mode`, `acked_by` and `regions` too.
     """
 
     sequence: int
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which has no callers
     term: int
     time_us: int
     succeeded: bool = True
@@ -104,27 +106,27 @@ class Receipt(NamedTuple):
 
     @property
     def is_committed(self) -> bool:
-        """Whether it is known to be: always, but for `async_fire_forget`."""
+        """Whether the write is known to be committed; false only for `async_fire_forget`."""
         return self.sequence > 0
 
     @property
     def mode(self) -> ReplicationMode:
-        """When the caller was to be released."""
+        """The mode that decided when the caller was released."""
         return self.acknowledgement.mode
 
     @property
     def acked_by(self) -> tuple[int, ...]:
-        """The members known to have it on disk at that moment, learners too, in order."""
+        """Ids of the members known to have the write on disk at that moment, learners included."""
         return self.acknowledgement.acked_by
 
     @property
     def regions(self) -> tuple[str, ...]:
-        """The regions of `acked_by`, each once, in the order of the ids."""
+        """The regions of `acked_by`, each once, in the order of these ids."""
         return self.acknowledgement.regions
 
     @property
     def time(self) -> datetime:
-        """The leader's stamp, in UTC."""
+        """The leader's timestamp, in UTC."""
         return datetime.fromtimestamp(self.time_us / 1e6, UTC)
 
 
@@ -141,10 +143,10 @@ RELEASED = Receipt(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FireForgetCounts:
-    """What became of the writes that this manager submitted with `async_fire_forget`, all in all.
+    """The outcomes of all `async_fire_forget` writes of this manager.
 
-    `failed` did not and will not happen, of `unknown` it isn't known. What isn't in any of the
-    others yet is on its way.
+    `submitted`: all of them. `committed`: those that happened. `failed`: those that did not happen
+    and will not. `unknown`: those that may have happened.
     """
 
     submitted: int = 0
@@ -154,15 +156,16 @@ class FireForgetCounts:
 
     @property
     def pending(self) -> int:
-        """How many have no outcome yet."""
+        """How many writes have no outcome yet."""
         return self.submitted - self.committed - self.failed - self.unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digest:
-    """A hash over the whole ordered contents as they were after command `sequence`.
+    """A hash over all keys and values, in order, as they were after command `sequence`.
 
-    Replicas that hold the same data at the same sequence have the same `hex`. `keys` counts them.
+    Replicas with the same data at the same sequence have the same `hex`. `keys`: the number of
+    keys. `index`: the log entry that holds the command.
     """
 
     sequence: int
@@ -173,20 +176,21 @@ class Digest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaStatus:
-    """One member, as the node that reports it sees it.
+    """One member, as the reporting node sees it.
 
-    `match_index` is what the leader knows to be durable there; None where this node can't know. A
-    learner (`is_voter` false) gets the log and counts for nothing yet; if `is_standby` it stays one
-    until it is promoted. `client_address` is where the member serves its own clients, "" if it
-    doesn't say. `health` is what this node's checks of the member have shown; of this node itself,
+    `address`: "host:port" of its peer listener. `client_address`: where it serves its own clients,
+    "" if it doesn't say. `is_voter`: false for a learner, which receives the log and counts for no
+    quorum. `is_standby`: a learner that stays one until it is promoted. `connected`: this node has
+    a connection to it. `match_index`: the last entry known to be durable there; None if this node
+    can't know. `health`: the result of this node's checks of the member; for this node itself, of
     the checks of its disk.
 
-    The others are by the leader's last report, a heartbeat old at most; without reports lags grow
-    with the time. `lag_ms` is the age of the oldest entry that the member has not applied, and at
-    least the time since it was heard last if that is more than four heartbeats; `lag_sequences`
-    counts the commands it has not applied. `match_sequence` (at least so much), `applied_index` and
-    `applied_sequence` say how far its log and its state are. `last_heard_ms`: how long ago the
-    leader heard of it.
+    The rest comes from the leader's last report, at most a heartbeat old. Without reports the lags
+    grow with time. `lag_ms`: the age of the oldest entry that the member has not applied; if the
+    leader has had no message from it for more than four heartbeats, at least that time.
+    `lag_sequences`: the number of commands that it has not applied. `match_sequence`: a lower bound
+    of the last command in its log. `applied_index`, `applied_sequence`: the last entry and command
+    that its state has applied. `last_heard_ms`: the time since its last message to the leader.
     """
 
     node_id: int
@@ -209,23 +213,28 @@ class ReplicaStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HaStatus:
-    """A node's state at one moment.
+    """The state of a node at one moment.
+
+    `role`: follower, pre_candidate, candidate, leader, removed, stopped or failed. `failure`: why
+    the node has failed, "" if it hasn't. `is_primary`: true if this node leads. `leader_id`: the
+    leader, None if this node knows none.
 
     Log pointers: first_index - 1 <= applied_index <= commit_index <= last_index, and
-    persisted_index <= last_index. `checkpoint_index` is what LMDB holds durably by itself. `role`
-    is follower, pre_candidate, candidate, leader, removed, stopped or failed; `failure` says why
-    failed. A node that `is_healing` has lost its log: it counts for no quorum and can't be elected
-    until it holds again all that it may have acknowledged. A leader that `has_lease` answers reads
-    by itself at that moment. `replicas` are the members, `removed` those that once were, by this
-    node's own log.
-    `events_dropped` counts events for which `on_event` or a stream was too slow, `event_errors` how
-    often `on_event` raised.
-    `fire_forget` counts this manager's writes that nobody waits for.
+    persisted_index <= last_index. `checkpoint_index`: the last entry whose effect LMDB holds
+    durably. `sequence`: the last command applied.
 
-    `replication_lag_ms` is the largest lag of a voter. `rpo_commands` and `rpo_bytes` are what
-    could be lost if this node died for good now: commands that were handed to it and that it
-    doesn't know to be committed. None of them was acknowledged; what was is on a majority of the
-    disks. `backup_state` and `pitr_sequence` are None: this version has neither.
+    `is_healing`: the node has lost its log; it counts for no quorum and can't be elected until it
+    again holds everything that it may have acknowledged. `has_lease`: the leader answers reads by
+    itself at this moment. `replicas`: the members; `removed`: the ids of former members; both by
+    this node's own log.
+
+    `replication_lag_ms`: the largest lag of a voter. `rpo_commands`, `rpo_bytes`: what is lost if
+    this node dies for good now: commands handed to it that it doesn't know to be committed. None of
+    them was acknowledged; acknowledged writes are on a majority of the disks.
+
+    `events_dropped`: events lost because `on_event` or a stream was too slow. `event_errors`: how
+    often `on_event` raised. `fire_forget`: the outcomes of this manager's `async_fire_forget`
+    writes. `backup_state` and `pitr_sequence` are None: this version has neither.
     """
 
     is_running: bool
@@ -259,7 +268,7 @@ class HaStatus:
 
     @classmethod
     def unstarted(cls, node_id: int, cluster_id: str) -> HaStatus:
-        """The status of a node that was never started in this process."""
+        """The status of a node that was not started in this process."""
         return cls(
             is_running=False,
             is_primary=False,
@@ -281,10 +290,10 @@ class HaStatus:
 
     @property
     def replica_count(self) -> int:
-        """Members of the cluster, this node among them."""
+        """The number of members, voters and learners, this node included."""
         return len(self.replicas)
 
     @property
     def quorum_size(self) -> int:
-        """How many voters are a majority: as many must have a write before it is committed."""
+        """How many voters are a majority: a write is committed once so many have it on disk."""
         return sum(replica.is_voter for replica in self.replicas) // 2 + 1

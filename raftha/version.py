@@ -1,3 +1,3 @@
-"""raftha's version, as a literal: packaging reads it without importing anything."""
+"""The version of raftha, as a literal, which packaging reads without an import."""
 
 VERSION = "0.1.0"

@@ -22,7 +22,7 @@ from bench.harness.load import Load
 from bench.harness.question import Run, numbers
 from bench.harness.samples import Sample
 from bench.harness.systems import BareOverResp, InProcess, Measure, OverResp, System
-from raftha.api.calls import Consistency
+from raftha.node.arguments import Consistency
 
 KEYS = 1_000
 

@@ -1,1 +1,1 @@
-"""What both managers share: each call, modes of acknowledgement, a node that doesn't run."""
+"""What both managers share: each call, acknowledgement modes, and a node that doesn't run."""

@@ -1,21 +1,29 @@
-"""Each call, written once for both managers: what it checks and packs, and the operation it makes.
+"""Each call, written once for both managers: its checks, its packing, and the operation it makes.
 
 A method of `Calls` checks its arguments, raises `InvalidRequest` if one is wrong, and returns an
-operation without waiter and deadline. `_run` of a manager adds both and submits the operation. The
-waiter of an `async_fire_forget` write is `RELEASED` already: its caller doesn't wait.
+operation without waiter and deadline. A manager's `_run` adds both and submits the operation. An
+`async_fire_forget` write already has the waiter `RELEASED`, since its caller doesn't wait.
 
-Nothing here waits or changes, so any thread may call it.
+Nothing here waits or keeps state, so any thread may call it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from raftha.api.modes import Mode, Quorum, acks_of
-from raftha.config import DAY_MS, HaConfig
+from raftha.config import HaConfig
 from raftha.errors import InvalidRequest
+from raftha.node.arguments import (
+    Consistency,
+    check_consistency,
+    check_count,
+    check_group,
+    check_timeout,
+)
+from raftha.node.key_reads import KEY_RECORD_BYTES, check_keys, read_groups, read_keys
 from raftha.node.lease_reads import MISSED, Missed
 from raftha.node.node import Node
 from raftha.node.operations import (
@@ -33,15 +41,9 @@ from raftha.runtime.runtime import Runtime
 from raftha.storage.state import commands
 from raftha.storage.state.commands import Condition
 from raftha.storage.state.commands import Operation as TransactionOperation
-from raftha.storage.state.machine import SCAN_BYTES_MAX
 from raftha.types import RELEASED, HaStatus
 
 AdminOperation = TransferOperation | MembershipOperation
-Consistency = Literal["linearizable", "stale"]
-
-TIMEOUT_S_MAX = 600
-KEY_RECORD_BYTES = 64
-"""About what a key takes beside its bytes while a read of it waits."""
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -55,7 +57,7 @@ class Read(Protocol[T_co]):
 
 
 class Calls:
-    """The calls of one manager; `raftha.HaManager` says what each does."""
+    """The calls of one manager; `raftha.HaManager` describes each."""
 
     def __init__(self, config: HaConfig) -> None:
         self._config = config
@@ -120,19 +122,8 @@ class Calls:
     def submit_once(
         self, session: int, number: int, floor: int, packed: Sequence[bytes]
     ) -> GroupOperation:
-        for name, value in (("session", session), ("number", number), ("floor", floor)):
-            check_count(name, value)
-        if not (session and 0 < floor <= number):
-            raise InvalidRequest("a session and a floor are over 0, a floor at most the number")
-        for command in packed:
-            commands.check_packed(command)
-        size = sum(map(len, packed))
-        if size > commands.COMMAND_BYTES_MAX or len(packed) > commands.ARRAY_MAX:
-            raise InvalidRequest(
-                f"a group has at most {commands.ARRAY_MAX} commands and "
-                f"{commands.COMMAND_BYTES_MAX} bytes, got {len(packed)} and {size}"
-            )
-        # A client that numbers its groups wants their outcomes, whatever the config's mode.
+        check_group(session, number, floor, packed)
+        # A client that numbers its groups needs their outcomes, whatever the config's mode.
         acks = MAJORITY if self._acks == AT_ONCE else self._acks
         return GroupOperation(None, 0.0, session, number, floor, list(packed), acks)
 
@@ -141,22 +132,26 @@ class Calls:
     def get(
         self, key: bytes, consistency: Consistency, max_staleness_ms: float | None
     ) -> Read[bytes | None]:
-        """`read_by_lease` comes first, and has checked `key`."""
+        """The caller has tried `read_by_lease` first, which checks `key`."""
         return _read(lambda node: node.state.get(key), consistency, max_staleness_ms, len(key))
 
     def get_many(
         self, keys: Sequence[bytes], consistency: Consistency, max_staleness_ms: float | None
     ) -> Read[list[bytes | None]]:
-        keys, size = _checked(keys)
-        return _read(lambda node: _values(node, keys)[0], consistency, max_staleness_ms, size)
+        keys, size = check_keys(keys)
+        return _read(
+            lambda node: read_keys(node.state, keys)[0], consistency, max_staleness_ms, size
+        )
 
     def get_each(
         self, groups: Sequence[Sequence[bytes]], bytes_max: int
     ) -> Read[list[list[bytes | None] | InvalidRequest]]:
-        checked = [_checked(keys) for keys in groups]
+        checked = [check_keys(keys) for keys in groups]
         size = sum(KEY_RECORD_BYTES + size for _, size in checked)
         groups = [keys for keys, _ in checked]
-        return _read(lambda node: _each(node, groups, bytes_max), "linearizable", None, size)
+        return _read(
+            lambda node: read_groups(node.state, groups, bytes_max), "linearizable", None, size
+        )
 
     def scan(
         self,
@@ -168,7 +163,7 @@ class Calls:
         max_staleness_ms: float | None,
     ) -> Read[list[tuple[bytes, bytes]]]:
         def read(node: Node) -> list[tuple[bytes, bytes]]:
-            return node.state.scan(start, end, limit=limit, reverse=reverse)  # It checks these.
+            return node.state.scan(start, end, limit=limit, reverse=reverse)  # Checks them too.
 
         return _read(read, consistency, max_staleness_ms)
 
@@ -216,9 +211,9 @@ def read_by_lease(
     max_staleness_ms: float | None,
     timeout: float | None,
 ) -> bytes | Missed | None:
-    """The value of `key`, read by this thread; `MISSED` without a lease, or if none is asked for.
+    """Read `key` on this thread; `MISSED` without a lease or if the call asks for another read.
 
-    InvalidRequest if `key` is wrong, in any case.
+    Raises InvalidRequest if `key` is wrong, in either case.
     """
     commands.check_key(key)
     if consistency != "linearizable" or max_staleness_ms is not None or runtime is None:
@@ -226,41 +221,6 @@ def read_by_lease(
     if timeout is not None:
         check_timeout(timeout)
     return runtime.node.lease_reads.get(key)
-
-
-def check_timeout(timeout: float) -> None:
-    """Raise InvalidRequest unless it is over 0 and at most `TIMEOUT_S_MAX` seconds."""
-    if not isinstance(timeout, int | float) or not 0 < timeout <= TIMEOUT_S_MAX:
-        raise InvalidRequest(
-            f"a timeout must be over 0 and at most {TIMEOUT_S_MAX} seconds, got {timeout!r}"
-        )
-
-
-def check_count(name: str, value: int | None) -> None:
-    """Raise InvalidRequest unless it is a whole number that fits in a message, or None."""
-    if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
-        raise InvalidRequest(f"{name} must be a whole number of at least 0, got {value!r}")
-
-
-def check_consistency(
-    consistency: Consistency, max_staleness_ms: float | None
-) -> tuple[bool, float]:
-    """Whether a read is linearizable, and how old in seconds its answer may be.
-
-    InvalidRequest if `consistency` is unknown, or if a stale read has a bound.
-    """
-    if consistency == "linearizable" and max_staleness_ms is None:
-        return True, 0.0
-    if consistency not in ("linearizable", "stale"):
-        raise InvalidRequest(f'consistency is "linearizable" or "stale", got {consistency!r}')
-    if max_staleness_ms is None:
-        return False, 0.0
-    is_number = isinstance(max_staleness_ms, int | float) and max_staleness_ms is not True
-    if not is_number or not 0 <= max_staleness_ms <= DAY_MS:
-        raise InvalidRequest(f"max_staleness_ms must be from 0 to {DAY_MS}")
-    if consistency == "stale":
-        raise InvalidRequest("a stale read has no bound; leave consistency out")
-    return True, max_staleness_ms / 1000
 
 
 def _read(
@@ -273,44 +233,3 @@ def _read(
     return ReadOperation(
         None, 0.0, read, is_linearizable=exact, max_age_s=age_s, read_bytes=read_bytes
     )
-
-
-def _checked(keys: Sequence[bytes]) -> tuple[list[bytes], int]:
-    """Keys that are proper ones, and how much a read of them holds while it waits."""
-    keys = list(keys)
-    for key in keys:
-        commands.check_key(key)
-    return keys, KEY_RECORD_BYTES * len(keys) + sum(map(len, keys))
-
-
-def _values(node: Node, keys: Sequence[bytes]) -> tuple[list[bytes | None], int]:
-    """The values of `keys` and their size in bytes; InvalidRequest if that is over 16 MiB."""
-    values, size = [], 0
-    for key in keys:
-        value = node.state.get(key)
-        size += len(value or b"")
-        if size > SCAN_BYTES_MAX:
-            raise InvalidRequest(
-                f"the values are over {SCAN_BYTES_MAX} bytes in all", hint="ask for fewer keys"
-            )
-        values.append(value)
-    return values, size
-
-
-def _each(
-    node: Node, groups: Sequence[Sequence[bytes]], bytes_max: int
-) -> list[list[bytes | None] | InvalidRequest]:
-    """The values of each group, or why it has none, until they have `bytes_max` bytes."""
-    results: list[list[bytes | None] | InvalidRequest] = []
-    total = 0
-    for keys in groups:
-        try:
-            values, size = _values(node, keys)
-        except InvalidRequest as error:
-            results.append(error)
-            continue
-        results.append(values)
-        total += size
-        if total >= bytes_max:
-            break
-    return results

@@ -1,4 +1,4 @@
-"""What both managers check and say while their node doesn't run."""
+"""What both managers check and report while their node doesn't run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOT_STARTED = "the node was not started"
 
 
 def check_asserts() -> None:
-    """Raise ConfigError if Python was told to leave asserts out."""
+    """Raise ConfigError if Python runs without asserts."""
     if not __debug__:
         raise ConfigError(
             "raftha does not run under python -O",
@@ -20,7 +20,7 @@ def check_asserts() -> None:
 
 
 def last_status(runtime: Runtime | None, config: HaConfig) -> HaStatus:
-    """The status of a node that was never started here, or has ended; Forked."""
+    """The status of a node that was not started here, or has ended. Raises Forked in a child."""
     if runtime is None:
         return HaStatus.unstarted(config.node_id, config.cluster_id)
     if runtime.is_inherited:
@@ -29,7 +29,7 @@ def last_status(runtime: Runtime | None, config: HaConfig) -> HaStatus:
 
 
 def learners_of(status: HaStatus, region: str) -> tuple[int, ...]:
-    """The learners of a region; InvalidRequest if it has no members at all."""
+    """The ids of a region's learners. Raises InvalidRequest if the region has no members."""
     if not status.is_running:
         raise Stopped("the node is not running")
     members = [replica for replica in status.replicas if replica.region == region]

@@ -1,4 +1,4 @@
-"""The reference's names for what this version can't do yet: backups, point-in-time recovery."""
+"""Names reserved for what this version doesn't have: backups and point-in-time recovery."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from raftha.errors import NotAvailable
 
 
 def no_backups(*_: object) -> NoReturn:
-    """Raises NotAvailable: backups come with a later version."""
+    """Raises NotAvailable."""
     raise NotAvailable("backups are not available in this version")
 
 
 def no_recovery(*_: object) -> NoReturn:
-    """Raises NotAvailable: point-in-time recovery comes with a later version."""
+    """Raises NotAvailable."""
     raise NotAvailable("point-in-time recovery is not available in this version")

@@ -1,7 +1,7 @@
-"""Settings: each declared once, checked when a config is made.
+"""Settings. Each is declared once, and checked when a config is made.
 
-`node` and `replication` hold the configs, `limits` the numbers that several packages share,
-`checks` the markers of annotations and the loop that validates them, `tables` what TOML needs.
+`node` and `replication` hold the configs, `limits` the limits that several packages share, `checks`
+the markers of annotations and the loop that validates them, `tables` the conversion from TOML.
 """
 
 from __future__ import annotations

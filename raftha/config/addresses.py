@@ -19,7 +19,7 @@ def split_address(address: str) -> tuple[str, int] | None:
 
 
 def parse_address(name: str, address: str) -> tuple[str, int]:
-    """Split "host:port" (or "[v6]:port"); ConfigError naming `name` if it isn't one."""
+    """Split "host:port" (or "[v6]:port"). ConfigError naming `name` if it has another form."""
     parts = split_address(address)
     if parts is None:
         raise ConfigError(f'{name} must be "host:port", got {address!r}')

@@ -1,10 +1,10 @@
-"""How a setting is declared, and the one loop that checks all settings of a config.
+"""The declaration of settings, and the loop that checks all settings of a config.
 
-Theory of operation. A config is a frozen dataclass. A field's annotation says everything that can
-be checked about the field alone: `Annotated[int, Range(10, 1_000, unit="ms")]`. Its `__post_init__`
-calls `check(self)`, which validates each field, and then the rules that concern several fields,
-each a function of its own. `tables` makes configs from TOML with the same annotations, and the
-reference pages in docs/reference are generated from them.
+Theory of operation. A config is a frozen dataclass. A field's annotation states everything that can
+be checked about the field alone: `Annotated[int, Range(10, 1_000, unit="ms")]`. The config's
+`__post_init__` calls `check(self)`, which validates each field. Then it calls the rules that
+concern several fields, each a function of its own. `tables` makes configs from TOML with the same
+annotations, and docs/reference is generated from them.
 
     bool               never stands for a number
     int                a whole number
@@ -46,7 +46,7 @@ _SIZES = ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
 
 
 class Marker:
-    """What an annotation says about a field beside its type."""
+    """What an annotation states about a field in addition to its type."""
 
     unit = ""
 
@@ -104,7 +104,7 @@ class Range(Marker):
 
 @dataclass(frozen=True)
 class Length(Marker):
-    """From `low` to `high` bytes of UTF-8, characters, or items, whichever `unit` says."""
+    """From `low` to `high` bytes of UTF-8, characters or items; `unit` says which."""
 
     low: int
     high: int
@@ -168,12 +168,12 @@ class Address(Marker):
 
 
 class Secret(Marker):
-    """No error shows the value."""
+    """Errors don't show the value."""
 
 
 @dataclass(frozen=True)
 class Hint(Marker):
-    """The next step for a reader of the error, in place of the one that `check` thinks of."""
+    """The hint of the error, in place of the one that `check` would give."""
 
     text: str
 
@@ -186,16 +186,16 @@ class Setting:
     expected: Any
     """The annotation, markers included."""
     default: Any
-    """`dataclasses.MISSING` for a setting that must be given."""
+    """`dataclasses.MISSING` for a required setting."""
 
     @property
     def kind(self) -> Any:
-        """The type alone."""
+        """The type, without markers."""
         return split(self.expected)[0]
 
     @property
     def is_python_only(self) -> bool:
-        """Whether no TOML file can hold it: a function."""
+        """Whether TOML can't hold the value, because it is a function."""
         return any(get_origin(kind) is Callable for kind in _options(self.kind))
 
 
@@ -218,7 +218,7 @@ def _settings_of(config: type[Any]) -> tuple[Setting, ...]:
 
 
 def check(config: Any) -> None:
-    """Validate each setting of a config by itself; ConfigError naming the first that is wrong."""
+    """Validate each setting of a config by itself. ConfigError names the first wrong one."""
     for setting in settings_of(type(config)):
         given = getattr(config, setting.name)
         taken = take(setting.name, setting.expected, given, setting.default)
@@ -227,7 +227,7 @@ def check(config: Any) -> None:
 
 
 def take(name: str, expected: Any, value: Any, default: Any = MISSING) -> Any:
-    """A value in the form that a config holds; ConfigError if the annotation refuses it."""
+    """The value in the form that a config holds. ConfigError if the annotation refuses it."""
     taken = _take(name, expected, value)
     if taken is not _WRONG:
         return taken
@@ -273,7 +273,7 @@ def is_config(kind: Any) -> bool:
 
 
 def check_all_or_none(config: object, *names: str) -> None:
-    """ConfigError if some of these settings are given and others aren't."""
+    """ConfigError if some of these settings are set and others aren't."""
     missing = [name for name in names if not getattr(config, name)]
     if missing and len(missing) < len(names):
         verb = "is" if len(missing) == 1 else "are"
@@ -284,22 +284,22 @@ def check_all_or_none(config: object, *names: str) -> None:
 
 
 def closest(text: str, known: Iterable[str]) -> str:
-    """The one of `known` that `text` was probably meant to be, "" if none is close."""
+    """The item of `known` that is closest to `text`; "" if none is close."""
     matches = difflib.get_close_matches(text[:SHOWN_CHARACTERS_MAX], list(known), n=1)
     return matches[0] if matches else ""
 
 
 def shown(value: object) -> str:
-    """A setting's wrong value for a message, cut to a length that fits one."""
+    """The repr of a wrong value for an error message, cut to a maximum length."""
     try:
         text = repr(value)
     except ValueError:
-        return "a number of thousands of digits"  # Which Python refuses to write.
+        return "a number of thousands of digits"  # Python refuses to convert it to text.
     return text if len(text) <= SHOWN_CHARACTERS_MAX else f"{text[:SHOWN_CHARACTERS_MAX]}..."
 
 
 def size(count: float) -> str:
-    """Bytes in the largest unit that divides them, as in "64 MiB"."""
+    """A number of bytes in the largest unit that divides it, as in "64 MiB"."""
     for unit, name in _SIZES:
         if count and count % unit == 0:
             return f"{count // unit:,} {name}"
@@ -370,7 +370,7 @@ def _hint(expected: Any, value: Any, default: Any) -> str:
 
 
 def _is_quoted(kind: Any, text: str) -> bool:
-    """Whether a number, or true or false, was written as text."""
+    """Whether a number, true or false is given as text."""
     if kind is bool:
         return text.lower() in ("true", "false")
     digits = text.removeprefix("-").replace(".", "", 1)
@@ -378,7 +378,7 @@ def _is_quoted(kind: Any, text: str) -> bool:
 
 
 def _options(kind: Any) -> tuple[Any, ...]:
-    """The members of a union; of any other type, itself alone."""
+    """The members of a union; for any other type, the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 

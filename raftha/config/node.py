@@ -209,34 +209,34 @@ class HaConfig:
 
     @property
     def own_address(self) -> str:
-        """Where this node listens for peers."""
+        """The "host:port" where this node listens for peers."""
         return self.address or self.members[self.node_id]
 
     @property
     def regions_by_member(self) -> dict[int, str]:
-        """Which region each of `members` is in."""
+        """The region of each of `members`, by id."""
         return {i: self.member_regions.get(i, self.regions[0]) for i in self.members}
 
     @property
     def cluster_id(self) -> str:
-        """What tells this cluster from others: 32 hex digits, from its name and its members."""
+        """The id of the cluster: 32 hex digits, a hash of its name, members and regions."""
         text = f"{self.cluster_name}\n" + "\n".join(f"{i} {a}" for i, a in self.members.items())
         text += "".join(f"\n{i} {r}" for i, r in self.member_regions.items())
         return sha256(text.encode()).hexdigest()[:32]
 
     @classmethod
     def from_mapping(cls, table: Mapping[str, Any]) -> HaConfig:
-        """Make a config from a parsed TOML table, whose `members` have string keys."""
+        """Make a config from a parsed TOML table, in which the keys of `members` are text."""
         return tables.build(cls, table)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> HaConfig:
-        """Read a TOML file; relative paths in it are relative to the file's folder."""
+        """Make a config from a TOML file. Its relative paths are relative to the file's folder."""
         return cls.from_mapping(read_toml(path))
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Parse a TOML file and make a node's paths, if relative, relative to the file's folder."""
+    """Parse a TOML file. The relative paths of a node become relative to the file's folder."""
     return tables.load(path, HaConfig)
 
 
@@ -246,11 +246,11 @@ _SHARED = {
     "auto_failover": "auto_failover",
     "heartbeat_interval_ms": "heartbeat_interval_ms",
 }
-"""What HaConfig and ReplicationConfig both have, under either's name."""
+"""The settings of both HaConfig and ReplicationConfig, by their name in each."""
 
 
 def _agree_on_replication(config: HaConfig) -> None:
-    """Make the settings that are in both configs the same in both."""
+    """Copy the settings that are in both configs from one to the other."""
     inner, values = config.replication, {}
     for outer_name, inner_name in _SHARED.items():
         default = ReplicationConfig.__dataclass_fields__[inner_name].default
@@ -288,11 +288,11 @@ def _check_own_address(config: HaConfig) -> None:
     elif not address:
         raise ConfigError(
             f"node_id {node_id} is not in members",
-            hint="a node that is to be added to a running cluster needs its address",
+            hint="to add a node to a running cluster, set its address",
         )
     elif address in config.members.values():
         raise ConfigError(
-            "address is another member's", hint="each node needs an address of its own"
+            "address belongs to another member", hint="each node needs an address of its own"
         )
 
 
@@ -302,18 +302,18 @@ def _check_peer_address(config: HaConfig, name: str, address: str) -> None:
         raise ConfigError(
             f"{name} = {address!r} is not on loopback, and peers speak plain TCP",
             hint="set tls_ca, tls_cert and tls_key (`raftha cert` makes the files), or"
-            " insecure = true if the network between the nodes is yours alone",
+            " insecure = true if the network between the nodes is private",
         )
 
 
 def _check_regions(config: HaConfig) -> None:
     if len(set(config.regions)) < len(config.regions):
-        raise ConfigError("regions must be different from each other", hint="name each once")
+        raise ConfigError("regions: a name stands twice", hint="name each region once")
     for node_id, region in config.member_regions.items():
         if node_id not in config.members:
             raise ConfigError(
                 f"member_regions: node {node_id} is not in members",
-                hint="a node that is added later is told its region then",
+                hint="a node that is added later gets its region when it is added",
             )
         if region not in config.regions:
             raise ConfigError(

@@ -57,10 +57,10 @@ class ReplicationConfig:
         check(self)
 
     def check_quorum(self, voters: int) -> None:
-        """ConfigError if `write_quorum` is less than a majority of so many voters, or more."""
+        """ConfigError unless `write_quorum` is 0, or a majority of `voters` to all of them."""
         if self.write_quorum and not voters // 2 < self.write_quorum <= voters:
             raise ConfigError(
                 f"write_quorum must be 0, or from {voters // 2 + 1} to {voters} with {voters}"
                 f" voters, got {self.write_quorum}",
-                hint="a write is only safe on a majority",
+                hint="0 stands for a majority",
             )

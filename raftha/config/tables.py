@@ -1,8 +1,8 @@
-"""Configs from TOML, by the annotations of their fields.
+"""Makes configs from TOML, by the annotations of their fields.
 
-A config in a config is a table in the table, an id in the keys of a table is text, and a path is
-relative to the file. What a value must be is left to the config itself, so that a wrong setting has
-the same error in TOML and in Python.
+A config within a config is a table within the table. Ids in the keys of a table are text. Paths are
+relative to the file. The config itself checks the values, so that a wrong setting has the same
+error in TOML and in Python.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from raftha.errors import ConfigError
 
 T = TypeVar("T")
 _DIGITS_MAX = 20
-"""More digits than any id has, and few enough for `int`, which takes text of some thousands."""
+"""More digits than any id has, and few enough for `int`, which refuses thousands of digits."""
 
 
 def build(config: type[T], table: Mapping[str, Any], prefix: str = "") -> T:
@@ -48,7 +48,7 @@ def build(config: type[T], table: Mapping[str, Any], prefix: str = "") -> T:
 def refuse_unknown(
     table: Mapping[str, Any], *configs: type[Any], hidden: Collection[str] = (), prefix: str = ""
 ) -> None:
-    """ConfigError unless each name is a setting of one of `configs`, and none of `hidden`."""
+    """ConfigError unless each name is a setting of one of `configs` and isn't `hidden`."""
     settings = {
         setting.name: setting
         for config in configs
@@ -73,7 +73,7 @@ def refuse_unknown(
 
 
 def divide(table: Mapping[str, Any], config: type[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of `config` in a table, and the others."""
+    """Divide a table into the settings of `config` and the others."""
     own = {setting.name for setting in settings_of(config)}
     return (
         {name: value for name, value in table.items() if name in own},
@@ -82,7 +82,7 @@ def divide(table: Mapping[str, Any], config: type[Any]) -> tuple[dict[str, Any],
 
 
 def check_one(config: type[Any], name: str, value: Any) -> None:
-    """ConfigError unless one setting of a config may have this value."""
+    """ConfigError unless setting `name` of a config may have this value."""
     (setting,) = (setting for setting in settings_of(config) if setting.name == name)
     take(name, setting.expected, value, setting.default)
 
@@ -95,7 +95,7 @@ def load(path: str | Path, *configs: type[Any]) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"can't read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        # Not only TOMLDecodeError: tomllib lets through what Python says of an endless number.
+        # Not only TOMLDecodeError: for a number with too many digits, `int` raises ValueError.
         raise ConfigError(f"{path} is not TOML: {error}") from error
     for config in configs:
         _resolve(table, config, path.parent)
@@ -107,7 +107,7 @@ def _resolve(table: dict[str, Any], config: type[Any], folder: Path) -> None:
         value = table.get(setting.name)
         if is_config(setting.kind) and isinstance(value, dict):
             _resolve(value, setting.kind, folder)
-        # Empty stays empty where it means "none".
+        # An empty path stays empty where it means "none".
         elif isinstance(value, str) and _is_path(setting) and (value or setting.default != ""):
             table[setting.name] = str(folder / value)
 
@@ -124,13 +124,13 @@ def _from_toml(setting: Setting, value: Any, prefix: str) -> Any:
 
 
 def _by_number(name: str, table: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The table with its keys as numbers, but for those that are none: they are left to `check`."""
+    """The table with its keys as numbers. Other keys stay as they are, and `check` refuses them."""
     numbered: dict[Any, Any] = {}
     for key, value in table.items():
         is_number = isinstance(key, str) and key.isascii() and key.isdigit()
         number = int(key) if is_number and len(key) <= _DIGITS_MAX else key
         if number in numbered:
-            raise ConfigError(f"{name} names {shown(number)} twice", hint="each id stands once")
+            raise ConfigError(f"{name} has {shown(number)} twice", hint="use each id once")
         numbered[number] = value
     return numbered
 
@@ -140,5 +140,5 @@ def _is_path(setting: Setting) -> bool:
 
 
 def _inner(setting: Setting) -> list[str]:
-    """The names of the settings in a setting that is a config itself."""
+    """The names of the settings within a setting that is a config itself."""
     return [inner.name for inner in settings_of(setting.kind)] if is_config(setting.kind) else []

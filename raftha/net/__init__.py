@@ -1,1 +1,1 @@
-"""Between members: connections, frames, TLS and certificates."""
+"""The network between members: connections, frames, TLS and certificates."""

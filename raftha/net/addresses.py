@@ -1,9 +1,9 @@
-"""Host names to addresses, and addresses to listening sockets.
+"""Look-up of host names, and listening sockets.
 
-Theory of operation. An event loop's own look-ups would do, but for host processes that fork: uvloop
-does them on threads of libuv's, and once such a thread has run, every process forked afterwards
-crashes at its exit, in a destructor that waits for threads which only its parent has. So names are
-looked up on threads of Python's here, and uvloop is given nothing but numbers.
+Theory of operation. The event loop's own look-up is unsafe in a host process that forks. uvloop
+looks names up on threads of libuv. Once such a thread has run, every process forked later crashes
+at its exit, in a destructor that waits for threads which exist only in the parent. So this module
+looks names up on Python threads, and uvloop receives only numeric addresses.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from functools import partial
 
 
 async def look_up(host: str, port: int, threads: Executor | None) -> list[str]:
-    """The addresses of `host` as numbers, best first; OSError or UnicodeError if it has none.
+    """The numeric addresses of `host`, best first. OSError or UnicodeError if it has none.
 
-    `threads` may be busy with it for as long as the resolver takes; an address needs none.
+    A look-up occupies one of `threads` for as long as the resolver takes. A numeric `host` needs
+    no look-up.
     """
     try:
         ipaddress.ip_address(host)
@@ -30,9 +31,9 @@ async def look_up(host: str, port: int, threads: Executor | None) -> list[str]:
 
 
 async def bind(host: str, port: int) -> list[socket.socket]:
-    """Take all addresses of `host`, without listening yet; OSError or UnicodeError if that fails.
+    """Bind all addresses of `host`, without listening yet. OSError or UnicodeError if that fails.
 
-    Others that want the same port may bind too; which of them has it is decided at `listen`.
+    Other processes may bind the same port too; `listen` decides which of them gets it.
     """
     bound: list[socket.socket] = []
     try:

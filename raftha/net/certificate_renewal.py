@@ -1,9 +1,9 @@
-"""Takes up the peers' certificate, key and CA that were renewed while the node runs.
+"""Loads a node's certificate, key and CA again when these files change.
 
-Theory of operation. The files are looked at once a minute. If they have changed they are checked as
-at a start, and from then on new connections use them; those that are there go on. What can't be
-used is logged, once a change, and the node goes on with what it has: so it doesn't matter in which
-order the files are replaced.
+Theory of operation. The node checks the files once a minute. Changed files are validated as at a
+start; from then on new connections use them, and existing connections continue. Files that can't be
+used are logged, once a change, and the node keeps what it has. So the files may be replaced in any
+order.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 
 
 class Renewal:
-    """What one node knows of its files."""
+    """The TLS files of one node, and when they last changed."""
 
     def __init__(self, config: HaConfig) -> None:
         self._config = config
         self._stamps = self._stat_files()
 
     def load(self) -> PeerTls | None:
-        """Read the files, None if there are to be none; ConfigError says what is wrong."""
+        """Read the files; None without TLS. ConfigError names what is wrong."""
         config = self._config
         if not config.tls_ca:
             return None
@@ -38,7 +38,7 @@ class Renewal:
         return tls
 
     def renewed(self) -> PeerTls | None:
-        """What the files hold, if they have changed since the last time and are good."""
+        """The contents of the files if they have changed since the last call and are valid."""
         stamps = self._stat_files()
         if stamps == self._stamps:
             return None
@@ -47,7 +47,7 @@ class Renewal:
             return self.load()
         except ConfigError as error:
             node_id = self._config.node_id
-            log.warning("tls node=%d the renewed files are not taken up: %s", node_id, error)
+            log.warning("tls node=%d the renewed files are not used: %s", node_id, error)
             return None
 
     def _stat_files(self) -> list[tuple[int, int, int]]:
@@ -57,5 +57,5 @@ class Renewal:
                 stat = Path(name).stat()
                 stamps.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
             except OSError:
-                stamps.append((0, 0, 0))  # Reading it will say why.
+                stamps.append((0, 0, 0))  # `load` reports the reason.
         return stamps

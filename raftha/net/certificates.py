@@ -1,17 +1,17 @@
-"""Certificates for a cluster: a CA of its own, and one certificate per node.
+"""Certificates for a cluster: a CA of its own, and a certificate for each node.
 
-    DIR/ca.crt, ca.key           the CA; its key signs nodes' certificates, keep it off the nodes
-    DIR/node-1.crt, node-1.key   a node's; with ca.crt all that the node needs
+    DIR/ca.crt, ca.key           the CA; its key signs the nodes' certificates, keep it off nodes
+    DIR/node-1.crt, node-1.key   a node's; with ca.crt, all that the node needs
 
-Theory of operation. The CA's certificate names the cluster by a URI, `raftha://<cluster name>`, and
-a node's names the node, `raftha://<cluster name>/node/<id>` (`raftha.net.tls` says who compares
-them). So a certificate is of use only to the node it was made for. Hosts, if any, are named too:
-then the same certificate serves the listener for clients, who check the host they dialled.
+Theory of operation. The CA's certificate names the cluster by a URI, `raftha://<cluster name>`. A
+node's certificate names the node, `raftha://<cluster name>/node/<id>`; `raftha.net.tls` describes
+how these are compared. So a certificate is valid for one node only. It can name hosts too; then it
+also serves the listener for clients, which check the host that they dialled.
 
-Keys are ECDSA P-256, written unencrypted to files that only their owner may read. Nothing is ever
-overwritten: a CA whose key is lost can't be replaced without giving every node a new certificate.
-Who holds a CA's key can make any node's certificate; who holds a node's key can be that node, until
-the certificate expires or the node is removed. There is no revocation.
+Keys are ECDSA P-256, written unencrypted to files that only their owner can read. Files are never
+overwritten, since a cluster that loses its CA's key needs a new CA and a new certificate for every
+node. The holder of a CA's key can make any node's certificate. The holder of a node's key can act
+as that node until its certificate expires or the node is removed. There is no revocation.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ with extra("cli"):
 
 CA_DAYS = 3650
 NODE_DAYS = 825
-"""What some TLS stacks take at most."""
+"""The longest validity that some TLS stacks accept."""
 DAYS_MAX = 36_500
 _SKEW = dt.timedelta(hours=1)
-"""Valid from an hour ago: another node's clock may be behind."""
+"""A certificate is valid from an hour ago, since another node's clock may be behind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """What was written, and until when it is valid."""
+    """The files that were written, and the end of their validity."""
 
     certificate: Path
     key: Path
@@ -54,7 +54,7 @@ class Made:
 
 
 def make_ca(cluster_name: str, folder: Path, days: int = CA_DAYS) -> Made:
-    """Write a new CA into `folder`; ConfigError if there is one, or if it can't be written."""
+    """Write a new CA into `folder`. ConfigError if it has one, or if it can't be written."""
     if not cluster_name or len(cluster_name.encode()) > 64:
         raise ConfigError("a cluster's name must be 1 to 64 bytes of UTF-8")
     key = ec.generate_private_key(ec.SECP256R1())
@@ -81,11 +81,11 @@ def make_node(
 ) -> Made:
     """Write a certificate for a node of `ca_folder`'s cluster, its key, and a copy of ca.crt.
 
-    `hosts` are names and IP addresses by which clients reach the node. ConfigError if one of the
-    files is there already (but for the same ca.crt) or can't be written, or the CA can't be used.
+    `hosts` are names and IP addresses by which clients reach the node. ConfigError if a file exists
+    already (except the same ca.crt) or can't be written, or if the CA can't be used.
     """
     if not 0 < node_id < 1 << 32:
-        raise ConfigError(f"{node_id} is not a node id from 1 to 2**32 - 1")
+        raise ConfigError(f"a node id must be from 1 to 2**32 - 1, got {node_id}")
     ca, ca_key, cluster_name = _load_ca(ca_folder)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = _name(cluster_name, f"node {node_id}")
@@ -105,7 +105,7 @@ def make_node(
 
 
 def _load_ca(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey, str]:
-    """A CA's certificate, key, and the name of its cluster."""
+    """A CA's certificate, its key, and the name of its cluster."""
     path, key_path = folder / "ca.crt", folder / "ca.key"
     text = read_file("the CA's certificate", path)
     secret = read_secret("the CA's key", key_path)
@@ -119,7 +119,7 @@ def _load_ca(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey
     except (ValueError, TypeError, x509.ExtensionNotFound, InvalidSignature) as error:
         raise ConfigError(
             f"{folder} holds no CA that `raftha cert ca` made: {error}",
-            hint="ca.crt and ca.key are needed",
+            hint="ca.crt and ca.key are both needed",
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != ca.public_key():
         raise ConfigError(f"{key_path} is not the key of {path}")
@@ -134,7 +134,7 @@ def _builder(
     days: int,
 ) -> x509.CertificateBuilder:
     if not 0 < days <= DAYS_MAX:
-        raise ConfigError(f"a certificate is valid for 1 to {DAYS_MAX} days, not {days}")
+        raise ConfigError(f"a certificate is valid for 1 to {DAYS_MAX} days, got {days}")
     now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
@@ -167,7 +167,7 @@ def _names(uri: str, hosts: Sequence[str]) -> x509.SubjectAlternativeName:
             names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:
             if not host.isascii() or not host:
-                raise ConfigError(f"{host!r} is neither a host's name nor an address") from None
+                raise ConfigError(f"{host!r} is neither a host name nor an IP address") from None
             names.append(x509.DNSName(host))
     return x509.SubjectAlternativeName(names)
 
@@ -194,7 +194,9 @@ def _copy_ca(ca: x509.Certificate, path: Path) -> Path:
     if not path.exists():
         _write(path, text, 0o644)
     elif read_file("the CA's certificate", path) != text:
-        raise ConfigError(f"{path} is another CA's", hint="give each cluster a folder of its own")
+        raise ConfigError(
+            f"{path} belongs to another CA", hint="give each cluster a folder of its own"
+        )
     return path
 
 
@@ -214,7 +216,7 @@ def _write_pair(
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    """Make a file that is not there yet, closed to others from its first moment."""
+    """Write a new file, with its final permissions from the start."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

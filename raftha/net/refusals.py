@@ -1,8 +1,8 @@
-"""Counts who was turned away, and logs it without letting strangers fill the log.
+"""Counts and logs refused connections, without letting strangers fill the log.
 
-Theory of operation. Who is refused tries again, for ever. So each reason is logged once for each
-host, and again after an hour if it goes on. A stranger who thinks up new reasons finds the table
-full; from then on only the 1st, 2nd, 4th, 8th ... refusal of all is logged.
+Theory of operation. A refused peer tries again, for ever. So each reason is logged once for each
+host, and again after an hour if it continues. The table of reasons is bounded. Once a stranger has
+filled it with new ones, only the 1st, 2nd, 4th, 8th ... refusal of all is logged.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class Refusals:
     """The refusals of one listener."""
 
     def __init__(self, logger: logging.Logger, what: str) -> None:
-        """`what` begins each line: who is refused, and by whom."""
+        """`what` begins each line: what is refused, and by which node."""
         self.total = 0
         self._logger = logger
         self._what = what
         self._logged_at: dict[tuple[str, str], float] = {}
 
     def add(self, remote: str, reason: str) -> None:
-        """Count one; `remote` is an address, with a port."""
+        """Count a refusal, and log it if it is news. `remote` is an address with a port."""
         self.total += 1
         reason = "".join(c if c.isprintable() else "?" for c in reason[:REASON_CHARACTERS_MAX])
         if self._is_news((_host_of(remote), reason)):
@@ -49,5 +49,5 @@ class Refusals:
 
 
 def _host_of(remote: str) -> str:
-    """Without the port, which is another one at each try; sockets show an address as a tuple."""
+    """The host in `remote`, without the port, which differs at each try; may be a tuple's repr."""
     return remote.split(",", maxsplit=1)[0] if remote.startswith("(") else remote.rpartition(":")[0]

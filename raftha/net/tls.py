@@ -1,18 +1,18 @@
-"""TLS and tokens: who may speak as which node, and which clients are let in.
+"""TLS and tokens: the identity of peers, and access for clients.
 
-Theory of operation. Between peers both sides show a certificate, TLS 1.3 only, and both verify it
-against the cluster's own CA. A certificate says which node it is for by a URI,
-`raftha://<cluster name>/node/<id>`, and the transport compares that with what the peer's Hello
-claims. So names and addresses of hosts don't count: check_hostname is off, the URI is what is
-checked. `raftha.net.certificates` makes the certificates; this module only reads them, through the
-ssl module, so that a node needs nothing else to run.
+Theory of operation. Peers speak TLS 1.3. Both sides present a certificate, and both verify it
+against the cluster's own CA. A certificate names its node in a URI, `raftha://<cluster
+name>/node/<id>`, and the transport compares this with the id in the peer's Hello. Names and
+addresses of hosts don't count: check_hostname is off, and the URI is checked instead.
+`raftha.net.certificates` makes the certificates. This module only reads them, with the ssl module,
+so that a node needs no other package to run.
 
-A node checks its own files before it opens anything, by shaking hands with itself in memory: what
-its peers would refuse (expired, another CA's, another node's) it can't miss, and the error is an
-operator's to read, not a riddle in some other node's log.
+Before it opens anything, a node checks its own files by a TLS handshake with itself in memory. It
+finds everything that its peers would refuse (an expired certificate, another CA's, another node's),
+and reports it in an error of its own rather than in another node's log.
 
-`TlsServer` is a listener whose handshakes are ours to count, to time and to log: that of
-`loop.create_server` keeps all three to itself. Used from one event loop only.
+`TlsServer` is a listener that counts, times and logs its handshakes, which those of
+`loop.create_server` don't allow. It belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ from raftha.net.addresses import bind
 
 ACCEPTED_AT_ONCE_MAX = 64
 ACCEPT_PAUSE_S = 0.1
-"""After an accept that failed, for want of file descriptors as a rule."""
+"""The pause after a failed accept, which usually means that file descriptors have run out."""
 EXPIRY_WARNING_S = 30 * 86_400
 _UNKNOWN_ISSUER = range(18, 22)
-"""OpenSSL's codes for a chain that ends elsewhere than at our CA."""
+"""OpenSSL's codes for a chain that doesn't end at our CA."""
 TOKEN_CHARACTERS_MIN, TOKEN_CHARACTERS_MAX = 16, 1024
 
 log = logging.getLogger(__name__)
 
 
 def node_uri(cluster_name: str, node_id: int) -> str:
-    """What a certificate says of the node it is for."""
+    """The URI by which a certificate names its node."""
     return f"{cluster_uri(cluster_name)}/node/{node_id}"
 
 
 def cluster_uri(cluster_name: str) -> str:
-    """What a CA's certificate says of the cluster it is for."""
+    """The URI by which a CA's certificate names its cluster."""
     return f"raftha://{quote(cluster_name, safe='')}"
 
 
 def certified_uri(certificate: Mapping[str, Any] | None) -> str:
-    """The one raftha URI of a verified certificate, as `getpeercert` returns it; "" if none."""
+    """The raftha URI of a verified certificate (from `getpeercert`); "" unless it has just one."""
     names = certificate.get("subjectAltName", ()) if certificate else ()
     uris = [name for kind, name in names if kind == "URI" and name.startswith("raftha://")]
     return uris[0] if len(uris) == 1 else ""
@@ -67,7 +67,7 @@ def certified_uri(certificate: Mapping[str, Any] | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PeerTls:
-    """How this node proves to its peers who it is, and checks who they are."""
+    """This node's contexts for TLS with its peers: it proves its own id and checks theirs."""
 
     cluster_name: str
     server: ssl.SSLContext
@@ -75,21 +75,21 @@ class PeerTls:
 
     @classmethod
     def load(cls, cluster_name: str, ca: Path, certificate: Path, key: Path) -> PeerTls:
-        """Read the files; ConfigError says what is wrong with which."""
+        """Read the files. ConfigError names the file and what is wrong with it."""
         contexts = []
         for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
             context = ssl.SSLContext(side)
             context.minimum_version = ssl.TLSVersion.TLSv1_3
-            context.check_hostname = False  # The URI is checked instead, once Hello has come.
+            context.check_hostname = False  # The URI is checked instead, when Hello arrives.
             context.verify_mode = ssl.CERT_REQUIRED
             _load_ca(context, "tls_ca", ca)
             _load_pair(context, "tls_cert", certificate, "tls_key", key)
             contexts.append(context)
-        contexts[0].num_tickets = 0  # Nobody resumes: each connection shows its certificate.
+        contexts[0].num_tickets = 0  # No resumption: each connection presents its certificate.
         return cls(cluster_name, *contexts)
 
     def check_own(self, node_id: int, path: Path) -> None:
-        """ConfigError unless peers would accept our own certificate, at `path`, as `node_id`'s."""
+        """ConfigError unless peers accept our own certificate, at `path`, as that of `node_id`."""
         certificate = self._shake_hands_with_self(path)
         uri = certified_uri(certificate)
         if uri != node_uri(self.cluster_name, node_id):
@@ -107,27 +107,27 @@ class PeerTls:
         client = self.client.wrap_bio(to_client, to_server)
         server = self.server.wrap_bio(to_server, to_client, server_side=True)
         try:
-            # Client hello; server's flight; client's certificate; the server's check of it.
+            # ClientHello; the server's flight; the client's certificate; the server's check of it.
             for side in (client, server, client, server):
                 with contextlib.suppress(ssl.SSLWantReadError):
                     side.do_handshake()
         except ssl.SSLError as error:
             raise ConfigError(
                 f"tls_cert {path} would be refused by the other nodes: {describe(error)}",
-                hint="it must be valid now, and signed by the key of tls_ca",
+                hint="it must be valid now and signed by the key of tls_ca",
             ) from error
         certificate = server.getpeercert()
-        assert certificate, "a verified handshake leaves a certificate"
+        assert certificate, "a verified handshake provides a certificate"
         return dict(certificate)
 
     def refusal(self, certificate: Mapping[str, Any] | None, node_id: int) -> str:
-        """Why a peer with this certificate isn't `node_id` of our cluster; "" if it is."""
+        """Why a peer with this certificate is not `node_id` of our cluster; "" if it is."""
         uri, wanted = certified_uri(certificate), node_uri(self.cluster_name, node_id)
         return "" if uri == wanted else f"its certificate is for {uri or 'no node'}, not {wanted}"
 
 
 def listener_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """For a listener that shows a certificate and asks for none."""
+    """The context of a listener that presents a certificate and requests none."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # Clients in other languages lack 1.3.
     _load_pair(context, "listen_tls_cert", certificate, "listen_tls_key", key)
@@ -135,7 +135,7 @@ def listener_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 def client_context(ca: str | Path) -> ssl.SSLContext:
-    """For clients: the server's certificate must be of `ca` and name the host that is dialled."""
+    """A client's context: the server's certificate must be of `ca` and name the dialled host."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     _load_ca(context, "tls_ca", Path(ca))
@@ -158,7 +158,7 @@ def _load_pair(
     if b"-----BEGIN CERTIFICATE-----" not in text:
         raise ConfigError(f"{certificate_name} {certificate} holds no certificate in PEM form")
     try:
-        # An encrypted key would have OpenSSL ask the terminal, and a service hang for ever.
+        # For an encrypted key OpenSSL would prompt on the terminal, and a service would hang.
         context.load_cert_chain(certificate, key, password=b"")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
@@ -167,12 +167,12 @@ def _load_pair(
         raise ConfigError(
             f"{certificate_name} {certificate} or {key_name} {key} can't be read as PEM:"
             f" {describe(error)}",
-            hint="the key must be there unencrypted",
+            hint="the key must be unencrypted",
         ) from error
 
 
 def read_file(name: str, path: Path) -> bytes:
-    """The file that setting `name` names; ConfigError if it can't be read."""
+    """The contents of the file that setting `name` names. ConfigError if it can't be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -180,7 +180,7 @@ def read_file(name: str, path: Path) -> bytes:
 
 
 def read_secret(name: str, path: Path) -> bytes:
-    """As `read_file`; ConfigError too if every user of the machine can read or change it."""
+    """As `read_file`. ConfigError also if every user of the machine can read or change it."""
     content = read_file(name, path)
     if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
         raise ConfigError(f"{name} {path} is open to every user", hint=f"chmod 600 {path}")
@@ -188,7 +188,7 @@ def read_secret(name: str, path: Path) -> bytes:
 
 
 def read_token(name: str, path: Path) -> str:
-    """A token from a file that only some users may read; ConfigError if it is none."""
+    """The token in a file. ConfigError if every user can read the file, or if it holds no token."""
     try:
         token = read_secret(name, path).decode().strip()
     except UnicodeDecodeError as error:
@@ -198,7 +198,7 @@ def read_token(name: str, path: Path) -> str:
 
 
 def check_token(name: str, token: str) -> None:
-    """ConfigError unless `token` is long enough that it can't be found by trying."""
+    """ConfigError unless `token` is long enough that it can't be guessed."""
     if not TOKEN_CHARACTERS_MIN <= len(token) <= TOKEN_CHARACTERS_MAX:
         raise ConfigError(
             f"{name} must have {TOKEN_CHARACTERS_MIN} to {TOKEN_CHARACTERS_MAX} characters",
@@ -207,9 +207,9 @@ def check_token(name: str, token: str) -> None:
 
 
 def describe(error: Exception) -> str:
-    """What a failed handshake was about, in one line without OpenSSL's file names."""
+    """Why a handshake failed, in one line, without OpenSSL's file names."""
     if isinstance(error, ConnectionResetError):
-        return "the other side hung up; if it goes on, its log says why"
+        return "the other side closed the connection; if this continues, its log has the reason"
     if isinstance(error, ssl.SSLCertVerificationError):
         is_anothers = error.verify_code in _UNKNOWN_ISSUER
         return error.verify_message + (", so it isn't of this CA" if is_anothers else "")
@@ -222,33 +222,38 @@ def describe(error: Exception) -> str:
 
 
 class TlsServer:
-    """Listens, shakes hands, and gives each connection that succeeds to a protocol."""
+    """Listens, does the TLS handshakes, and gives each connection that succeeds to a protocol."""
 
     def __init__(
         self,
         context: ssl.SSLContext,
         make_protocol: Callable[[], asyncio.Protocol],
         *,
-        room: Callable[[], int],
         refused: Callable[[str, str], None],
         handshake_s: float,
+        room: Callable[[], int] | None = None,
+        accepted: Callable[[asyncio.Protocol, tuple[Any, ...], asyncio.Task[None]], None]
+        | None = None,
     ) -> None:
         """A protocol is made when its connection is accepted, before the handshake.
 
-        `room()` is how many more connections there may be, those in their handshake not counted;
-        beyond it they are closed at once. `refused(remote, reason)` is told of every failure.
+        `room()` is how many more connections there may be, without counting those in their
+        handshake. Connections beyond it are closed at once. `refused(remote, reason)` is called for
+        every failure. `accepted(protocol, remote, handshake)` is called for every connection; it
+        may cancel the handshake, which closes the connection.
         """
         self._context = context
         self._make_protocol = make_protocol
         self._room = room
         self._refused = refused
+        self._accepted = accepted
         self._handshake_s = handshake_s
         self._sockets: list[socket.socket] = []
         self._is_closed = False
         self._handshakes: set[asyncio.Task[None]] = set()
 
     async def bind(self, host: str, port: int) -> None:
-        """Take the address, without accepting yet; OSError if it can't be had."""
+        """Bind the address, without accepting yet. OSError if that fails."""
         self._sockets = await bind(host, port)
 
     async def start_serving(self) -> None:
@@ -258,11 +263,11 @@ class TlsServer:
             self._watch(listener)
 
     def renew(self, context: ssl.SSLContext) -> None:
-        """Shake hands by this context from now on."""
+        """Use this context for handshakes from now on."""
         self._context = context
 
     def close(self) -> None:
-        """Accept no more, and end handshakes under way; connections go on."""
+        """Accept no more, and end handshakes under way. Connections continue."""
         self._is_closed = True
         for task in self._handshakes:
             task.cancel()
@@ -272,7 +277,7 @@ class TlsServer:
                 listener.close()
 
     async def wait_closed(self) -> None:
-        """Wait, after `close`, until no task is left."""
+        """After `close`, wait until no task is left."""
         await asyncio.gather(*self._handshakes, return_exceptions=True)
 
     def _watch(self, listener: socket.socket) -> None:
@@ -280,7 +285,7 @@ class TlsServer:
             asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        """Accept who waits; not in a task, which would lose a socket got as it is cancelled."""
+        """Accept waiting connections. Not in a task: one cancelled here would lose a socket."""
         loop = asyncio.get_running_loop()
         for _ in range(ACCEPTED_AT_ONCE_MAX):
             try:
@@ -293,19 +298,23 @@ class TlsServer:
                 loop.call_later(ACCEPT_PAUSE_S, self._watch, listener)
                 return
             connection.setblocking(False)
-            if len(self._handshakes) >= self._room():
+            if self._room is not None and len(self._handshakes) >= self._room():
                 connection.close()
                 self._refused(str(address), "too many connections at once")
                 continue
-            task = loop.create_task(self._shake_hands(connection, str(address)))
+            protocol = self._make_protocol()
+            task = loop.create_task(self._shake_hands(protocol, connection, str(address)))
             self._handshakes.add(task)
             task.add_done_callback(self._handshakes.discard)
-            # One that is cancelled before it begins closes nothing.
+            # A task that is cancelled before it begins closes nothing.
             task.add_done_callback(partial(_close_if_cancelled, connection))
+            if self._accepted is not None:
+                self._accepted(protocol, address, task)
 
-    async def _shake_hands(self, connection: socket.socket, remote: str) -> None:
+    async def _shake_hands(
+        self, protocol: asyncio.Protocol, connection: socket.socket, remote: str
+    ) -> None:
         loop = asyncio.get_running_loop()
-        protocol = self._make_protocol()
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await loop.connect_accepted_socket(
@@ -325,8 +334,8 @@ def _close_if_cancelled(connection: socket.socket, task: asyncio.Task[None]) -> 
 
 
 def handshake_failure(error: Exception) -> str:
-    """Why a dialler's TLS handshake failed; "" if it couldn't even connect."""
-    # Connecting fails in other ways (refused, unreachable, timed out): the peer is just not there.
+    """Why a dialler's TLS handshake failed; "" if it didn't get as far as a handshake."""
+    # Other errors (refused, unreachable, timed out) come from connecting: the peer isn't there.
     if isinstance(error, ssl.SSLError | ConnectionResetError | ConnectionAbortedError):
         return f"the TLS handshake failed: {describe(error)}"
     return ""

@@ -1,24 +1,26 @@
-"""Connections between members: one TCP connection a pair, frames in both directions.
+"""Connections between members: one TCP connection for each pair, with frames in both directions.
 
-Theory of operation. Of two members, the one with the higher id dials, and dials again whenever the
-connection is lost; the other listens. Both send `Hello` first. A connection counts once both have
-accepted the other's: same protocol version, same cluster, the expected ids, and an incarnation that
-isn't another than before. Until then it can say nothing else, and it has `HANDSHAKE_TIMEOUT_S` for
-it, counted from the moment it was accepted; strangers get a `Refusal` and are counted, and only so
-many may be undecided at once, TLS handshakes among them.
+Theory of operation. Of two members, the one with the higher id dials, and redials whenever the
+connection is lost. The other one listens. Both send `Hello` first. A connection counts once both
+sides have accepted the other's Hello: the same protocol version and cluster, the expected ids, and
+the incarnation that the peer had before. Until then the peer may be anyone. It can send nothing
+else, and must be accepted within `HANDSHAKE_TIMEOUT_S` of connecting, TLS handshake included. A
+refused peer receives a `Refusal`, and is counted. `raftha.net.slots` bounds how many incoming
+connections may be undecided at once.
 
-With TLS (`raftha.net.tls`) both sides have shown certificates before Hello, and a Hello must come
-from the very node that its connection's certificate is for.
+With TLS (`raftha.net.tls`) both sides present certificates before Hello, and the sender of a Hello
+must be the node that its connection's certificate names.
 
-A node that was removed is told so when it calls, or when it is connected as that becomes known. If
-it was away then, and has a low id, it would wait for calls that never come: so a node that hasn't
-been called for `ASK_S` calls upwards, and is told. In the same way a new node is found that knows
-none of the members, since all that the cluster began with are gone.
+A removed node learns of its removal when it dials, or at once if it is connected. One with a low
+id, which was away at that time, would wait for peers that never dial it. So a node that a member
+hasn't dialled for `ASK_S` dials that member, and receives the answer. This is also how the members
+find a new node that knows none of them, because all of its `members` have left the cluster.
 
-Loss is told to the node at once (`on_disconnected`), since for a follower it is the best sign that
-its leader died. There is no resending here: Raft does that, and it would only send what is stale.
+The node learns of a lost connection at once (`on_disconnected`), since for a follower this is the
+best sign that its leader died. The transport never resends: Raft does, and a copy kept here would
+only be stale.
 
-All of it runs on the node's event loop, so nothing here locks.
+Everything runs on the node's event loop, so nothing locks.
 """
 
 from __future__ import annotations
@@ -34,44 +36,50 @@ from raftha.config import parse_address
 from raftha.errors import WireError
 from raftha.net.addresses import bind, look_up
 from raftha.net.refusals import Refusals
+from raftha.net.slots import Slots
 from raftha.net.tls import PeerTls, TlsServer, describe, handshake_failure
-from raftha.net.wire import FRAME_BYTES_MAX, PROTOCOL_VERSION, FrameReader, Hello, Refusal, encode
+from raftha.net.wire import PROTOCOL_VERSION, FrameReader, Hello, Refusal, encode
 from raftha.node.messages import PeerMessage
 
 HANDSHAKE_TIMEOUT_S = 5.0
-UNDECIDED_MAX = 64
 REDIAL_MIN_S, REDIAL_MAX_S = 0.02, 0.5
 ASK_S = 2.0
 OUTGOING_BYTES_MAX = 64 << 20
 SILENCE_S = 10
+HOSTS_MAX = 16
+"""Numeric addresses of one member that are kept."""
 CLOSE_S = 1.0
 REMOVED = "the node was removed from the cluster"
 SHUTDOWN = "the node is stopped"
+TOO_MANY = "too many connections at once, and this was the oldest of the busiest address"
 FAREWELL_S = 0.05
-"""How long a stop waits for its farewells to leave."""
+"""How long a stop waits until its farewells have been sent."""
 
 log = logging.getLogger(__name__)
 
 
 class Receiver(Protocol):
-    """Who takes what the transport brings: the node."""
+    """The receiver of the transport's messages and connections: the node."""
 
-    def on_message(self, message: PeerMessage) -> None: ...
+    def on_message(self, message: PeerMessage) -> None:
+        """WireError if the connection must be closed for this message."""
+        ...
+
     def on_connected(self, peer: int, hello: Hello) -> None: ...
     def on_disconnected(self, peer: int, reason: str) -> None:
         """`reason`: node_shutdown, removed, timeout or network_error."""
         ...
 
     def on_removed(self) -> None:
-        """A member says that this node was removed from the cluster."""
+        """A member reports that this node was removed from the cluster."""
         ...
 
     def on_refused(self) -> None:
-        """Somebody did not get in, or was thrown out."""
+        """A connection was refused, or closed for a violation of the protocol."""
         ...
 
     def check_hello(self, hello: Hello) -> str:
-        """Why this member can't be accepted; "" if it can."""
+        """Why this member must be refused; "" if it is accepted."""
         ...
 
 
@@ -86,7 +94,7 @@ class Transport:
         random: Callable[[], float],
         tls: PeerTls | None = None,
     ) -> None:
-        """Listens at `address`. `hello` is what this member says of itself, but for its `to`."""
+        """Listens at `address`. `hello` is this member's Hello; each connection sets its `to`."""
         self.id = hello.sender
         self._address = address
         self._members: dict[int, str] = {}
@@ -97,7 +105,8 @@ class Transport:
         self._random = random
         self._tls = tls
         self._connected: dict[int, Connection] = {}
-        self._undecided: set[Connection] = set()
+        self._slots: Slots[Connection] = Slots()
+        self._hosts: dict[int, set[str]] = {}
         self._open: set[Connection] = set()
         self._dialers: dict[int, asyncio.Task[None]] = {}
         self._servers: list[asyncio.Server | TlsServer] = []
@@ -105,7 +114,7 @@ class Transport:
         self._is_paused = False
 
     async def start(self) -> None:
-        """Listen and begin to dial; OSError if the address can't be bound."""
+        """Listen. OSError if the address can't be bound. `set_members` begins to dial."""
         host, port = parse_address("address", self._address)
         if self._tls is None:
             await self._listen(await bind(host, port))
@@ -113,9 +122,9 @@ class Transport:
         server = TlsServer(
             self._tls.server,
             lambda: Connection(self, None),
-            room=lambda: UNDECIDED_MAX - len(self._undecided),
             refused=self.refused,
             handshake_s=HANDSHAKE_TIMEOUT_S,
+            accepted=self._on_tls_accepted,
         )
         await server.bind(host, port)
         self._servers.append(server)
@@ -133,16 +142,20 @@ class Transport:
             raise
 
     def renew(self, tls: PeerTls) -> None:
-        """From now on show, and ask for, these certificates; connections that are there go on."""
+        """Use these certificates for new connections. Existing connections continue."""
         self._tls = tls
         for server in self._servers:
             if isinstance(server, TlsServer):
                 server.renew(tls.server)
 
     def set_members(self, addresses: Mapping[int, str], removed: frozenset[int]) -> None:
-        """Dial these members, as far as it is this one's turn to, and refuse the removed ones."""
+        """Dial those of the members that this node has to dial, and refuse the removed ones."""
         self._is_paused = False
         self._members, self._removed = dict(addresses), removed
+        self._hosts = {peer: hosts for peer, hosts in self._hosts.items() if peer in addresses}
+        for peer, address in addresses.items():
+            # A name is added once it has been looked up, a numeric address at once.
+            self._add_host(peer, parse_address("address", address)[0])
         for peer in [peer for peer in self._dialers if peer not in self._members]:
             self._dialers.pop(peer).cancel()
         for peer in [peer for peer in self._connected if peer in removed]:
@@ -153,7 +166,7 @@ class Transport:
                 self._dialers[peer] = asyncio.get_running_loop().create_task(call)
 
     async def stop(self) -> None:
-        """Close everything; the receiver hears nothing more, and peers that this is on purpose."""
+        """Close everything, without calls to the receiver, and tell peers that the node stops."""
         farewells = []
         for connection in self._connected.values():
             connection.say_farewell()
@@ -170,18 +183,18 @@ class Transport:
                 await server.wait_closed()
 
     async def pause(self) -> None:
-        """Close all connections, unseen by the receiver, and take no new ones until `set_members`.
+        """Close all connections, and accept no new ones until `set_members`.
 
-        The port stays this one's.
+        The receiver gets no calls for them. The port stays bound.
         """
         self._is_paused = True
         for dialer in self._dialers.values():
             dialer.cancel()
         self._connected.clear()
-        self._undecided.clear()
+        self._slots.clear()
         await asyncio.gather(*self._dialers.values(), return_exceptions=True)
         self._dialers.clear()
-        # Until they are really closed: an event loop that ends before its connections may hang.
+        # Wait for the real end: an event loop that ends before its connections may hang.
         deadline = asyncio.get_running_loop().time() + CLOSE_S
         while self._open and asyncio.get_running_loop().time() < deadline:
             for connection in self._open:
@@ -192,13 +205,13 @@ class Transport:
         return peer in self._connected
 
     def hang_up(self, peer: int) -> None:
-        """End the connection to a member that says nothing; the receiver is told: timeout."""
+        """Close the connection to a silent member, with the reason timeout."""
         connection = self._connected.get(peer)
         if connection is not None:
             connection.hang_up()
 
     def send(self, message: PeerMessage) -> None:
-        """Send, or drop it if there is no connection: the node was told when it was lost."""
+        """Send `message`, or drop it without a connection: the node knows of the loss."""
         connection = self._connected.get(message.to)
         if connection is not None:
             connection.send(encode(message))
@@ -209,7 +222,7 @@ class Transport:
         pause = REDIAL_MIN_S
         while True:
             if peer in self._connected:
-                # It called, when this node didn't know it yet.
+                # The peer dialled first, before this node knew it.
                 await asyncio.sleep(REDIAL_MAX_S)
                 continue
             connection = Connection(self, peer)
@@ -219,16 +232,16 @@ class Transport:
                 if await connection.wait_closed():
                     pause = REDIAL_MIN_S
             except (OSError, UnicodeError) as error:
-                # It isn't there, or has no such name now; TimeoutError is an OSError.
+                # The peer isn't there, or its name has no address now. TimeoutError is an OSError.
                 reason = handshake_failure(error) if self._tls is not None else ""
                 if reason:
                     self.refused(f"{host}:{port}", reason)
-            # Jitter keeps members that were cut off together from coming back together.
+            # Jitter: members that were cut off at the same time must not redial at the same time.
             await asyncio.sleep(pause * (0.5 + self._random()))
             pause = min(2 * pause, REDIAL_MAX_S)
 
     async def _ask(self, peer: int) -> None:
-        """Call a node that should call, and doesn't: it says why, if it is there."""
+        """Dial a member that should dial this node and doesn't; its answer gives the reason."""
         loop = asyncio.get_running_loop()
         host, port = parse_address("address", self._members[peer])
         while True:
@@ -241,7 +254,7 @@ class Transport:
                     await self._connect(loop, connection, host, port)
                 await connection.wait_closed()
             except (OSError, UnicodeError):
-                continue  # It isn't there; TimeoutError is an OSError.
+                continue  # The peer isn't there. TimeoutError is an OSError.
 
     async def _connect(
         self, loop: asyncio.AbstractEventLoop, connection: Connection, host: str, port: int
@@ -254,6 +267,9 @@ class Transport:
                 "ssl_handshake_timeout": HANDSHAKE_TIMEOUT_S,
             }
         numbers = await look_up(host, port, self._names)
+        assert connection.expected is not None, "this node dials members only"
+        for number in numbers:
+            self._add_host(connection.expected, number)
         for number in numbers:
             try:
                 await loop.create_connection(lambda: connection, number, port, **tls)
@@ -262,17 +278,42 @@ class Transport:
                 if number == numbers[-1] or handshake_failure(error):
                     raise
 
-    # What a connection tells its transport.
+    # ---------------------------------------------------------------- calls of a connection
 
     def opened(self, connection: Connection) -> bool:
         """Whether a new connection may stay for its handshake."""
         self._open.add(connection)
-        incoming = sum(each.expected is None for each in self._undecided)
-        is_full = connection.expected is None and incoming >= UNDECIDED_MAX
-        if is_full or self._is_paused:
+        if self._is_paused:
             return False
-        self._undecided.add(connection)
+        if connection.expected is None and self._tls is None:
+            self._give_slot(connection)  # With TLS it has one since it was accepted.
         return True
+
+    def _on_tls_accepted(
+        self, protocol: asyncio.Protocol, remote: tuple[Any, ...], handshake: asyncio.Task[None]
+    ) -> None:
+        connection = cast(Connection, protocol)
+        connection.on_accepted(remote, handshake)
+        handshake.add_done_callback(lambda _: self._forget_unmade(connection))
+        self._give_slot(connection)
+
+    def _forget_unmade(self, connection: Connection) -> None:
+        if not connection.is_made:
+            self._slots.leave(connection)
+
+    def _give_slot(self, connection: Connection) -> None:
+        pushed_out = self._slots.enter(connection, connection.host)
+        if pushed_out is not None:
+            pushed_out.push_out()
+
+    def _add_host(self, peer: int, number: str) -> None:
+        """Note a numeric address of a member, which then has slots of its own."""
+        hosts = self._hosts.setdefault(peer, set())
+        if number not in hosts:
+            if len(hosts) >= HOSTS_MAX:
+                hosts.clear()
+            hosts.add(number)
+            self._slots.set_members(set().union(*self._hosts.values()))
 
     def greeting(self, peer: int) -> bytes:
         return encode(self._hello._replace(to=peer))
@@ -286,11 +327,13 @@ class Transport:
             return f"cluster {hello.cluster_id}, here it is {own.cluster_id}"
         if hello.to != self.id:
             return f"meant for node {hello.to}, this is node {self.id}"
+        if hello.sender == self.id:
+            return f"it claims to be node {self.id}, which is this node"
         reason = self.check_certificate(connection, hello.sender)
         if reason:
-            return f"it says it is node {hello.sender}, but {reason}"
-        # A node that isn't known may come from a later membership than this one has heard of; of a
-        # low id too, since this one would never call it.
+            return f"it claims to be node {hello.sender}, but {reason}"
+        # An unknown node may belong to a later membership than this node's. Its id may be lower
+        # too, since this node doesn't dial nodes that it doesn't know.
         is_expected = hello.sender == connection.expected or (
             connection.expected is None
             and (hello.sender > self.id or hello.sender not in self._members)
@@ -298,18 +341,20 @@ class Transport:
         if hello.sender in self._removed:
             return REMOVED
         if not is_expected:
-            return f"node {hello.sender} is not expected to call"
+            return f"node {hello.sender} is not expected to dial this node"
         return self._receiver.check_hello(hello)
 
     def check_certificate(self, connection: Connection, node_id: int) -> str:
-        """Why who is at the other end can't be `node_id`; "" if it is, or without TLS."""
+        """Why the certificate of `connection` isn't that of `node_id`; "" if it is, or no TLS."""
         return self._tls.refusal(connection.certificate, node_id) if self._tls else ""
 
     def accepted(self, connection: Connection, hello: Hello) -> None:
-        self._undecided.discard(connection)
+        self._slots.leave(connection)
+        if hello.sender in self._members and connection.host:
+            self._add_host(hello.sender, connection.host)
         earlier = self._connected.pop(hello.sender, None)
         if earlier is not None:
-            # The peer dialled anew, so for it the earlier connection is dead already.
+            # The peer dialled again, so its end of the earlier connection is already closed.
             earlier.abandon()
             self._receiver.on_disconnected(hello.sender, "network_error")
         self._connected[hello.sender] = connection
@@ -317,17 +362,17 @@ class Transport:
 
     @property
     def refused_total(self) -> int:
-        """How many did not get in or were thrown out."""
+        """How many connections were refused, or closed for a violation."""
         return self._refusals.total
 
     def refused(self, remote: str, reason: str) -> None:
-        """Count, and log, a peer that did not get in or was thrown out."""
+        """Count and log a connection that was refused, or closed for a violation."""
         self._refusals.add(remote, reason)
         self._receiver.on_refused()
 
     def closed(self, connection: Connection, peer: int | None) -> None:
         self._open.discard(connection)
-        self._undecided.discard(connection)
+        self._slots.leave(connection)
         if peer is not None and self._connected.get(peer) is connection:
             del self._connected[peer]
             self._receiver.on_disconnected(peer, connection.end)
@@ -343,9 +388,11 @@ class Connection(asyncio.Protocol):
     """One TCP connection, from its handshake to its end."""
 
     def __init__(self, owner: Transport, expected: int | None) -> None:
-        """`expected` is the member that was dialled; None for a connection that came in."""
+        """`expected` is the member that was dialled; None for an incoming connection."""
         self.expected = expected
         self.remote = "?"
+        self.host = ""
+        """The numeric address of the other side."""
         self.certificate: Mapping[str, Any] | None = None
         self._owner = owner
         self._made_at = asyncio.get_running_loop().time()
@@ -354,18 +401,36 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._closed = asyncio.get_running_loop().create_future()
         self._timer: asyncio.TimerHandle | None = None
+        self._handshake: asyncio.Task[None] | None = None
         self._is_abandoned = False
         self._was_dropped = False
         self.end = "network_error"
-        """Why it ends, or would end now."""
+        """The reason for `on_disconnected` if the connection ended now."""
 
     async def wait_closed(self) -> bool:
-        """Wait for the end; whether the connection ever counted."""
+        """Wait for the end. True if the connection ever counted."""
         await self._closed
         return self._peer is not None
 
+    @property
+    def is_made(self) -> bool:
+        """Whether the connection has got as far as `connection_made`."""
+        return self._transport is not None
+
+    def on_accepted(self, remote: tuple[Any, ...], handshake: asyncio.Task[None]) -> None:
+        """The connection was accepted, and `handshake` does its TLS handshake."""
+        self.remote, self.host, self._handshake = str(remote), str(remote[0]), handshake
+
+    def push_out(self) -> None:
+        """Close this undecided connection, because a newer one needs its slot."""
+        if self._transport is not None:
+            self._drop(TOO_MANY)
+        elif self._handshake is not None:
+            self._owner.refused(self.remote, TOO_MANY)
+            self._handshake.cancel()
+
     def abandon(self) -> None:
-        """Close without telling the owner."""
+        """Close, without a call to the receiver."""
         self._is_abandoned = True
         if self._transport is not None:
             self._transport.abort()
@@ -378,13 +443,13 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def hang_up(self) -> None:
-        """Close at once, for the peer's silence."""
+        """Close at once, because the peer is silent."""
         assert self._transport is not None
         self.end = "timeout"
         self._transport.abort()
 
     def say_farewell(self) -> None:
-        """Tell the peer that this node is stopped on purpose, and close."""
+        """Tell the peer that this node stops on purpose, and close."""
         assert self._transport is not None
         self._is_abandoned = True
         self._transport.write(encode(Refusal(SHUTDOWN, False)))
@@ -393,25 +458,26 @@ class Connection(asyncio.Protocol):
     def send(self, frame: bytes) -> None:
         assert self._transport is not None
         if self._transport.is_closing():
-            return  # As good as lost: the receiver is about to hear of it.
+            return  # The receiver is about to get `on_disconnected`.
         self._transport.write(frame)
         if self._transport.get_write_buffer_size() > OUTGOING_BYTES_MAX:
             self._drop(f"it has not taken {OUTGOING_BYTES_MAX} bytes")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports have all of `asyncio.Transport` without being one.
+        # uvloop's transports have the methods of `asyncio.Transport`, but don't inherit from it.
         self._transport = cast(asyncio.Transport, transport)
-        self.remote = str(transport.get_extra_info("peername"))
+        remote = transport.get_extra_info("peername")
+        self.remote, self.host = str(remote), str(remote[0]) if remote else ""
         _notice_silence(transport.get_extra_info("socket"))
         self.certificate = transport.get_extra_info("peercert")
         if not self._owner.opened(self):
-            self._drop("too many connections at once")
+            self._drop("this node accepts no connections now")
             return
         loop = asyncio.get_running_loop()
-        # One that came in was made when it was accepted: a TLS handshake has used up time already.
+        # An incoming connection was made when it was accepted, before any TLS handshake.
         begun_at = self._made_at if self.expected is None else loop.time()
         deadline = begun_at + HANDSHAKE_TIMEOUT_S
-        self._timer = loop.call_at(deadline, self._drop, "it said no hello in time")
+        self._timer = loop.call_at(deadline, self._drop, "it sent no hello in time")
         if self.expected is not None:
             self._transport.write(self._owner.greeting(self.expected))
 
@@ -425,12 +491,13 @@ class Connection(asyncio.Protocol):
                 if self._peer is None:
                     self._on_first(frame)
                 elif isinstance(frame, Refusal):
-                    # The dialling side judges last: for this side the connection counts already.
+                    # The dialling side decides last: on this side the connection counts already.
                     self._on_refusal(frame)
                 elif isinstance(frame, Hello):
-                    raise WireError("Hello in mid-stream")
+                    raise WireError("a second Hello")
                 elif frame.sender != self._peer or frame.to != self._owner.id:
-                    raise WireError(f"node {self._peer} speaks for {frame.sender} to {frame.to}")
+                    names = f"from {frame.sender} to {frame.to}"
+                    raise WireError(f"node {self._peer} sent a message {names}")
                 else:
                     self._owner.received(frame)
         except WireError as error:
@@ -454,18 +521,18 @@ class Connection(asyncio.Protocol):
         if self.expected is None:
             self._transport.write(self._owner.greeting(frame.sender))
         self._peer = frame.sender
-        self._reader.bytes_max = FRAME_BYTES_MAX
+        self._reader.is_greeted = True
         self._owner.accepted(self, frame)
 
     def _on_refusal(self, refusal: Refusal) -> None:
-        # Only a member may say that, not whoever connects: the one dialled, or that said hello.
+        # Only a known peer can report a removal: the one dialled, or one whose Hello was accepted.
         speaker = self._peer if self._peer is not None else self.expected
         is_member = speaker is not None and not self._owner.check_certificate(self, speaker)
         if refusal.is_removed and is_member:
             self.end = "removed"
             self._owner.on_removed()
         elif refusal.reason == SHUTDOWN and self._peer is not None:
-            self.end = "node_shutdown"  # It hangs up itself.
+            self.end = "node_shutdown"  # The peer closes the connection.
             return
         raise WireError(f"it refused us: {refusal.reason}")
 
@@ -484,17 +551,17 @@ class Connection(asyncio.Protocol):
             self._owner.closed(self, None)
         else:
             if self._peer is None and not self._was_dropped:
-                # In TLS 1.3 a dialler's handshake is over before the other side has judged it.
+                # In TLS 1.3 a dialler's handshake ends before the other side has verified it.
                 detail = f" ({describe(exc)})" if exc else ""
-                hint = "if it goes on, its log says why"
-                self._owner.refused(self.remote, f"it hung up before its hello{detail}; {hint}")
+                hint = "if this continues, its log has the reason"
+                self._owner.refused(self.remote, f"it closed before its hello{detail}; {hint}")
             if isinstance(exc, TimeoutError):
                 self.end = "timeout"
             self._owner.closed(self, self._peer)
 
 
 def _notice_silence(connection: socket.socket) -> None:
-    """Have the kernel end a connection whose other side has vanished without a word."""
+    """Have the kernel end a connection whose other side has vanished."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_S)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_S // 2)

@@ -1,20 +1,21 @@
-"""What peers say to each other, as bytes: one length, one msgpack array, nothing executable.
+"""The codec of the messages between peers: a length, then a msgpack array, nothing executable.
 
-Theory of operation. A frame is a little-endian u32 length and a msgpack array `[code, field, ...]`;
-the codes are those of `_CODES`, the fields those of the message's class, in order. An entry travels
-as the very bytes that the log holds (`Entry.data`). Everything that comes in is checked against the
-class's field types and against hard limits before anything acts on it; whatever doesn't fit is a
-`WireError`, upon which the connection is dropped.
+Theory of operation. A frame is a little-endian u32 length and a msgpack array `[code, field, ...]`.
+The codes are those of `_CODES`, and the fields those of the message's class, in order. An entry
+travels as the bytes that the log holds (`Entry.data`). Every incoming field is checked against its
+type and against hard limits before the node acts on it. A violation is a `WireError`, and the
+connection is closed.
 
-The first frame in each direction is `Hello`, and nothing larger than `HELLO_BYTES_MAX` is read
-before it.
+The first frame in each direction is a `Hello`, or a `Refusal`. Until then the peer may be anyone,
+so `decode_greeting` reads frames of at most `HELLO_BYTES_MAX`, as flat arrays of a few short
+values: whatever the bytes are, a frame costs microseconds.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast, get_origin, get_type_hints
 
 import msgpack
 
@@ -35,7 +36,7 @@ from raftha.core import (
     VoteRequest,
 )
 from raftha.core.durable_indexes import BEHIND_MAX
-from raftha.entry import Entry, decode_entry
+from raftha.entry import ENTRY_HEADER_BYTES, Entry, decode_entry
 from raftha.errors import WireError
 from raftha.node.messages import (
     Forward,
@@ -59,15 +60,17 @@ PROTOCOL_VERSION = 5
 FRAME_BYTES_MAX = 32 << 20
 HELLO_BYTES_MAX = 1024
 INT_MAX = 1 << 63
-"""Terms, indexes, ids and numbers are below it; so there is room to count on in 64 bits."""
+"""Terms, indexes, ids and numbers are below it, which leaves room to count on in 64 bits."""
 _ARRAY_LENGTH_MAX = 1 << 16
+_SHORT_ARRAY_LENGTH = 256
+"""More items than any array has but that of an append's entries."""
 
 _LENGTH = struct.Struct("<I")
 _TLS_HANDSHAKE = b"\x16\x03"
 
 
 class Hello(NamedTuple):
-    """Who speaks, and who is meant; the first frame in each direction."""
+    """The identity of the sender and of the intended receiver. The first frame each way."""
 
     protocol_version: int
     cluster_id: str
@@ -80,7 +83,7 @@ class Hello(NamedTuple):
 class Refusal(NamedTuple):
     """Why the sender is about to close the connection.
 
-    `is_removed`: because the receiver was removed from the cluster, and is to learn of it.
+    `is_removed`: the receiver was removed from the cluster.
     """
 
     reason: str
@@ -119,10 +122,13 @@ _CODES: dict[type[Any], int] = {
     ReplicaReport: 27,
 }
 _WITH_DURABLE_INDEXES = frozenset((Append, Heartbeat, DurableIndexesReply))
-_CLASSES: dict[int, tuple[type[Any], tuple[type, ...]]] = {
+_Fields: TypeAlias = tuple[type[Any], tuple[type, ...]]
+_CLASSES: dict[int, _Fields] = {
     code: (cls, tuple(get_origin(kind) or kind for kind in get_type_hints(cls).values()))
     for cls, code in _CODES.items()
 }
+_GREETINGS = {_CODES[cls]: _CLASSES[_CODES[cls]] for cls in (Hello, Refusal)}
+_GREETING_FIELDS_MAX = 1 + max(len(kinds) for _, kinds in _GREETINGS.values())
 
 
 def encode(message: Frame) -> bytes:
@@ -132,35 +138,26 @@ def encode(message: Frame) -> bytes:
         entries = [entry.data for entry in message.entries]
         fields = message._replace(entries=entries)  # type: ignore[arg-type]  # as bytes
     body: bytes = msgpack.packb((_CODES[type(message)], *fields))
-    assert len(body) <= FRAME_BYTES_MAX, "whoever fills messages keeps to smaller limits"
+    assert len(body) <= FRAME_BYTES_MAX, "senders keep messages below this limit"
     return _LENGTH.pack(len(body)) + body
 
 
+def decode_greeting(body: bytes) -> Hello | Refusal:
+    """Decode the body of a first frame. WireError unless it is a Hello or a Refusal."""
+    if len(body) > HELLO_BYTES_MAX:
+        raise WireError(f"the first frame has {len(body)} bytes, over the limit {HELLO_BYTES_MAX}")
+    message = _build(_unpack(body, _GREETING_FIELDS_MAX), _GREETINGS)
+    assert isinstance(message, Hello | Refusal), "there are no other classes in _GREETINGS"
+    return message
+
+
 def decode(body: bytes) -> Frame:
-    """Read a frame's body; WireError unless it is a message with fields of the right types."""
-    try:
-        values = msgpack.unpackb(
-            body,
-            use_list=False,
-            max_array_len=_ARRAY_LENGTH_MAX,
-            max_str_len=HELLO_BYTES_MAX,
-            max_map_len=0,
-            max_ext_len=0,
-        )
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise WireError(f"a frame is not msgpack: {error}") from error
-    if not isinstance(values, tuple) or not values or type(values[0]) is not int:
-        raise WireError("a frame is an array that begins with a code")
-    known = _CLASSES.get(values[0])
-    if known is None:
-        raise WireError(f"unknown message code {values[0]}")
-    cls, kinds = known
-    if len(values) - 1 != len(kinds):
-        raise WireError(f"{cls.__name__} has {len(kinds)} fields, got {len(values) - 1}")
-    for value, kind in zip(values[1:], kinds, strict=True):
-        if type(value) is not kind or (type(value) is int and not 0 <= value < INT_MAX):
-            raise WireError(f"{cls.__name__} has a field of a wrong type: {value!r:.40}")
-    message = cls(*values[1:])
+    """Decode a frame's body. WireError unless it is a message with fields of the right types."""
+    # msgpack allocates an array by the length that it declares, before it has read the items, and
+    # arrays nest. So no array may be longer than the entries that fit in the body.
+    length_max = min(_ARRAY_LENGTH_MAX, _SHORT_ARRAY_LENGTH + len(body) // ENTRY_HEADER_BYTES)
+    message = _build(_unpack(body, length_max), _CLASSES)
+    cls = type(message)
     if cls in _WITH_DURABLE_INDEXES:
         _check_behind(message.behind)
     if cls is ReplicaReport:
@@ -168,34 +165,65 @@ def decode(body: bytes) -> Frame:
     return _with_entries(message) if cls is Append else cast(Frame, message)
 
 
+def _unpack(body: bytes, array_length_max: int) -> Any:
+    try:
+        return msgpack.unpackb(
+            body,
+            use_list=False,
+            max_array_len=array_length_max,
+            max_str_len=HELLO_BYTES_MAX,
+            max_map_len=0,
+            max_ext_len=0,
+        )
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise WireError(f"a frame is not msgpack: {error}") from error
+
+
+def _build(values: Any, classes: Mapping[int, _Fields]) -> Any:
+    """A message from its unpacked frame, with the types of its fields checked."""
+    if not isinstance(values, tuple) or not values or type(values[0]) is not int:
+        raise WireError("a frame must be an array that begins with a code")
+    known = classes.get(values[0])
+    if known is None:
+        expected = "" if classes is _CLASSES else "; the first frame must be Hello"
+        raise WireError(f"unknown message code {values[0]}{expected}")
+    cls, kinds = known
+    if len(values) - 1 != len(kinds):
+        raise WireError(f"{cls.__name__} has {len(kinds)} fields, got {len(values) - 1}")
+    for value, kind in zip(values[1:], kinds, strict=True):
+        if type(value) is not kind or (type(value) is int and not 0 <= value < INT_MAX):
+            raise WireError(f"{cls.__name__} has a field of a wrong type: {value!r:.40}")
+    return cls(*values[1:])
+
+
 def _decode_rows(rows: tuple[Any, ...]) -> tuple[ReplicaRow, ...]:
     if len(rows) > MEMBERS_MAX:
-        raise WireError(f"there are at most {MEMBERS_MAX} members")
+        raise WireError(f"a report has at most {MEMBERS_MAX} rows, got {len(rows)}")
     for row in rows:
         if type(row) is not tuple or len(row) != len(ReplicaRow._fields):
-            raise WireError("a replica's row is an array of numbers")
+            raise WireError("a replica's row must be an array of numbers")
         if not all(type(number) is int and 0 <= number < INT_MAX for number in row):
-            raise WireError("a replica's row has whole numbers")
+            raise WireError("a replica's row must have whole numbers")
         if row[1] >= len(ReplicaState):
-            raise WireError(f"{row[1]} is no state of a replica")
+            raise WireError(f"{row[1]} is not a state of a replica")
     return tuple(ReplicaRow(*row) for row in rows)
 
 
 def _check_behind(behind: tuple[Any, ...]) -> None:
     if len(behind) > BEHIND_MAX or len(behind) % 2:
-        raise WireError(f"durable indexes are pairs of numbers, at most {BEHIND_MAX // 2}")
+        raise WireError(f"durable indexes must be at most {BEHIND_MAX // 2} pairs of numbers")
     if not all(type(number) is int and 0 <= number < INT_MAX for number in behind):
-        raise WireError("durable indexes are whole numbers")
+        raise WireError("durable indexes must be whole numbers")
 
 
 def _with_entries(message: Append) -> Append:
-    """The append whose entries, bytes so far, are decoded."""
+    """The append with its entries decoded from bytes."""
     entries: list[Entry] = []
     index, term = message.prev_index, message.prev_term
     encoded: Sequence[Any] = message.entries
     for data in encoded:
         if type(data) is not bytes:
-            raise WireError("an append's entries are byte strings")
+            raise WireError("an append's entries must be byte strings")
         try:
             entry = decode_entry(data)
         except ValueError as error:
@@ -210,12 +238,17 @@ def _with_entries(message: Append) -> Append:
 
 
 class FrameReader:
-    """Cuts a stream of bytes into messages; holds at most one unfinished frame."""
+    """Splits a stream of bytes into messages. Holds at most one unfinished frame."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self.bytes_max = HELLO_BYTES_MAX
-        """The longest frame that is accepted; raise it once the peer has said who it is."""
+        self.is_greeted = False
+        """Set it once the peer is accepted. Until then frames are small and are greetings."""
+
+    @property
+    def bytes_max(self) -> int:
+        """The longest frame that is accepted now."""
+        return FRAME_BYTES_MAX if self.is_greeted else HELLO_BYTES_MAX
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Yield the messages that `data` completes; WireError ends the stream for good."""
@@ -233,6 +266,6 @@ class FrameReader:
                     break
                 body = bytes(memoryview(self._buffer)[offset + _LENGTH.size : end])
                 offset = end
-                yield decode(body)
+                yield decode(body) if self.is_greeted else decode_greeting(body)
         finally:
             del self._buffer[:offset]

@@ -76,6 +76,7 @@ from raftha.node.operations import (
 )
 from raftha.node.pending import PendingOperations
 from raftha.node.reads import ReadQueue
+from raftha.node.senders import SenderCheck
 from raftha.node.snapshots import Snapshots
 from raftha.node.watch.watch import Watch
 from raftha.node.writes import Writes
@@ -115,6 +116,7 @@ class Node:
         self._pending = pending
         timeout_s = config.election_timeout_ms / 1000
         ack_timeout_s = config.replication.ack_timeout_ms / 1000
+        self._senders = SenderCheck(core, timeout_s)
         self._writes = Writes(core, host, pending, clock, random_below, ack_timeout_s)
         self._reads = ReadQueue(
             core,
@@ -212,8 +214,10 @@ class Node:
     # ---------------------------------------------------------------- what comes in
 
     def on_message(self, message: PeerMessage) -> None:
-        """A peer sent a message."""
+        """A peer sent a message. WireError if its connection must be closed."""
         now = self._clock.monotonic()
+        if not self._senders.admits(message, now):
+            return
         self._watch.record_contact(message.sender, now)
         match message:
             case Append() if self._is_behind:

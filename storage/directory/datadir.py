@@ -68,17 +68,25 @@ class DataDirectory:
         except OSError as error:
             raise ConfigError(f"can't use data_dir {path}: {error.strerror}") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_lock()
             self._read_or_make()
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise ConfigError(
-                f"data_dir {path} is in use by another process",
-                hint="give each process a directory of its own",
-            ) from error
         except BaseException:
             os.close(self._lock)
             raise
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"data_dir {self.path} is in use by another process",
+                hint="give each process a directory of its own",
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"can't lock {self.path / 'LOCK'}: {error.strerror}",
+                hint="data_dir must be on a file system that supports flock, such as a local disk",
+            ) from error
 
     def close(self) -> None:
         """Release the lock; idempotent."""

@@ -199,7 +199,7 @@ def test_one_change_at_a_time(cluster: Cluster) -> None:
     ("node_id", "address", "message"),
     [
         (2, "127.0.0.1:1", "already"),
-        (0, "127.0.0.1:1", "an id is from"),
+        (0, "127.0.0.1:1", "a node id must be from"),
         (7, "nonsense", "host:port"),
     ],
 )

@@ -27,13 +27,17 @@ from raftha.client import Client
 from raftha.client.call import Access, call
 from raftha.client.resp import ReplyError, pack_request
 from raftha.config import MIB
+from raftha.core import Append, Heartbeat, VoteRequest
+from raftha.entry import Group, encode_group
 from raftha.errors import ConfigError, Disconnected, RafthaError, Unavailable
 from raftha.net import certificate_renewal
 from raftha.net.certificates import Made, make_node
 from raftha.net.tls import client_context
 from raftha.net.wire import PROTOCOL_VERSION, Hello, encode
+from raftha.node.messages import Forward, MembershipRequest
 from raftha.server import Server, ServerConfig, connection
 from raftha.server.connection import UNKNOWN_BYTES_MAX
+from raftha.storage.state.commands import pack_put
 from raftha.testing import LocalCluster
 from raftha.testing.processes import reserve_port
 from tests.support.certificates import CLUSTER, expire, make_cluster, peer_tls
@@ -171,8 +175,8 @@ def test_a_renewed_certificate_is_taken_up_without_a_restart(
             assert shown_by(managers[0], made[2]) == first
             new.replace(old)
             if new is renewed.certificate:
-                wait_until(lambda: "not taken up: tls_key" in caplog.text, "it is not looked at")
-        wait_until(lambda: shown_by(managers[0], made[2]) != first, "it is not taken up")
+                wait_until(lambda: "not used: tls_key" in caplog.text, "the change is not noticed")
+        wait_until(lambda: shown_by(managers[0], made[2]) != first, "the change is not used")
         managers[2].stop()
         managers[2].start()
         assert managers[2].get(b"key") == b"value"
@@ -282,6 +286,65 @@ def test_a_stranger_is_refused_and_counted_each_time_and_logged_once(
     finally:
         for manager in managers:
             manager.stop()
+
+
+def open_as(node: raftha.HaManager, sender: int) -> socket.socket:
+    """Connect to `node` in plain text and say hello as `sender`, as any local user can."""
+    config = node.config
+    stranger = socket.create_connection(address_of(node), 10)
+    stranger.settimeout(10)
+    hello = Hello(PROTOCOL_VERSION, config.cluster_id, sender, config.node_id, sender, "")
+    stranger.sendall(encode(hello))
+    assert stranger.recv(4096)
+    return stranger
+
+
+def test_a_stranger_in_plain_mode_neither_deposes_nor_leads_nor_writes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = dict(enumerate(free_addresses(3), start=1))
+    # A long timeout: a pause of this process must not cost the followers their leader.
+    configs = [make_config(tmp_path, node_id, members) for node_id in members]
+    nodes = [
+        raftha.HaManager(dataclasses.replace(config, election_timeout_ms=3000))
+        for config in configs
+    ]
+    with contextlib.ExitStack() as stack:
+        for node in nodes:
+            stack.enter_context(node)
+        nodes[0].put(b"key", b"value")
+        before = wait_calm(nodes)
+        for node in nodes:
+            own = node.config.node_id
+            stranger = stack.enter_context(open_as(node, 77))
+            later = before.term + 1
+            for message in (
+                VoteRequest(own, 77, later, 1 << 40, later, pre=False, transfer=True),
+                Append(own, 77, later, 0, 0, 0, 0, ()),
+                Heartbeat(own, 77, later, 0, 0),
+                MembershipRequest(own, 77, 77, True, "127.0.0.1:9", "primary", False, False),
+                Forward(own, 77, encode_group(Group(0, 1, 0, 1, pack_put(b"key", b"theirs")))),
+                VoteRequest(own, 77, (1 << 63) - 1, 1 << 40, 1, pre=False, transfer=True),
+            ):
+                stranger.sendall(encode(message))
+            while stranger.recv(4096):
+                pass  # The last message closes the connection.
+        wait_until(lambda: caplog.text.count("is far beyond this node's term") == 3, "not refused")
+        assert [node.get(b"key") for node in nodes] == [b"value"] * 3
+        after = wait_calm(nodes)
+        assert (after.term, after.leader_id) == (before.term, before.leader_id)
+        assert {replica.node_id for replica in after.replicas} == {1, 2, 3}
+
+
+def wait_calm(nodes: list[raftha.HaManager]) -> raftha.HaStatus:
+    """Wait until all nodes follow one leader in one term; the first one's status."""
+
+    def is_calm() -> bool:
+        statuses = [node.get_status() for node in nodes]
+        return len({(s.term, s.leader_id) for s in statuses}) == 1 and bool(statuses[0].leader_id)
+
+    wait_until(is_calm, "the nodes don't agree on a leader")
+    return nodes[0].get_status()
 
 
 def make_late(folder: Path, scratch: Path) -> Made:

@@ -29,7 +29,7 @@ from raftha.config import HaConfig
 from raftha.entry import decode_entry, decode_groups
 from raftha.errors import ConfigError, Corrupt, WireError
 from raftha.net.tls import certified_uri
-from raftha.net.wire import FRAME_BYTES_MAX, FrameReader, decode
+from raftha.net.wire import FrameReader, decode
 from raftha.server import ServerConfig
 from raftha.server.commands import find_command, find_open_command
 from raftha.storage.directory.datadir import DataDirectory
@@ -109,7 +109,7 @@ def test_a_stream_of_garbage_never_keeps_more_than_a_frame(
 ) -> None:
     frames = FrameReader()
     if is_known:
-        frames.bytes_max = FRAME_BYTES_MAX
+        frames.is_greeted = True
     with contextlib.suppress(WireError):
         for part in parts:
             for _ in frames.feed(part):

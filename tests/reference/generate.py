@@ -37,11 +37,11 @@ CONFIGS = (HaConfig, ReplicationConfig, ServerConfig)
 LIMITS = (limits,)
 """Modules whose constants with docstrings are limits."""
 HAPPENED = {
-    errors.AcknowledgementTimeout: "yes",
+    errors.AcknowledgementTimeout: "yes, it is committed",
     errors.Rejected: "no",
     errors.Indeterminate: "perhaps",
 }
-"""What an error says about the operation that raised it: the first class that it is a kind of."""
+"""Whether the operation that raised an error happened, by the first class that it is a kind of."""
 
 
 def render(name: str) -> str:
@@ -97,7 +97,7 @@ def errors_page() -> Iterator[str]:
             (
                 f"`{error.__name__}`",
                 ", ".join(f"`{base.__name__}`" for base in error.__bases__),
-                next((word for kind, word in HAPPENED.items() if issubclass(error, kind)), ""),
+                next((word for kind, word in HAPPENED.items() if issubclass(error, kind)), "—"),
                 prose_of(error),
             )
             for error in classes_of(errors)

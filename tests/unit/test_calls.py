@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from raftha.api.calls import KEY_RECORD_BYTES, Calls, Consistency, check_consistency, read_by_lease
+from raftha.api.calls import Calls, read_by_lease
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import InvalidRequest
+from raftha.node.arguments import Consistency, check_consistency
+from raftha.node.key_reads import KEY_RECORD_BYTES
 from raftha.node.lease_reads import MISSED
 from raftha.node.operations import (
     ALL_VOTERS,

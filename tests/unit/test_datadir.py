@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +126,17 @@ def test_the_longest_promise_is_remembered_whatever_is_promised_later(tmp_path: 
     data = DataDirectory(tmp_path, "cluster", 1)
     assert data.promised_ms == 150
     data.close()
+
+
+def test_a_file_system_without_flock_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ConfigError, match=r"can't lock .*/LOCK: .*supports flock") as failure:
+        DataDirectory(tmp_path, "cluster", 1)
+    assert str(tmp_path) in str(failure.value)
+    monkeypatch.undo()
+    DataDirectory(tmp_path, "cluster", 1).close()

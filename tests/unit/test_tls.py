@@ -57,7 +57,7 @@ def _other_ca(made: dict[int, Made], folder: Path) -> None:
         (lambda made, _: made[1].ca.write_bytes(b"\xff\0"), "tls_ca .* holds no certificate"),
         (lambda made, _: made[1].certificate.write_text("?"), "tls_cert .* holds no certificate"),
         (lambda made, _: made[1].key.write_text("?"), "tls_key .* can't be read as PEM"),
-        (_encrypt_key, "the key must be there unencrypted"),
+        (_encrypt_key, "the key must be unencrypted"),
         (_exchange_keys, r"tls_key .*1\.key does not belong to tls_cert .*1\.crt"),
         (_take_certificate_of_2, "is for raftha://orders/node/2, this node is .*node/1"),
         (_other_ca, "would be refused by the other nodes"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import ssl
@@ -14,7 +15,8 @@ import pytest
 import uvloop
 
 from raftha.core import TimeoutNow
-from raftha.net import transport
+from raftha.errors import WireError
+from raftha.net import slots, transport
 from raftha.net.certificates import Made, make_ca, make_node
 from raftha.net.tls import PeerTls
 from raftha.net.transport import Transport
@@ -315,7 +317,7 @@ def test_silence_after_the_tls_handshake_counts_toward_the_whole_limit(
         await asyncio.get_running_loop().create_connection(
             asyncio.Protocol, host, int(port), ssl=peer_tls(made[2]).client, server_hostname=""
         )
-        await wait_until_async(lambda: "it said no hello in time" in caplog.text)
+        await wait_until_async(lambda: "it sent no hello in time" in caplog.text)
         await one.transport.stop()
 
     run(main)
@@ -324,7 +326,7 @@ def test_silence_after_the_tls_handshake_counts_toward_the_whole_limit(
 def test_connections_in_the_tls_handshake_count_among_the_undecided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(transport, "UNDECIDED_MAX", 3)
+    monkeypatch.setattr(slots, "MEMBER_MAX", 3)
     made = make_cluster(tmp_path, 1)
 
     async def main() -> None:
@@ -335,9 +337,90 @@ def test_connections_in_the_tls_handshake_count_among_the_undecided(
         silent = [socket.create_connection((host, int(port)), 5) for _ in range(4)]
         await wait_until_async(lambda: "too many connections at once" in caplog.text)
         assert one.transport.refused_total == one.refused == 1
+        # The oldest one was pushed out, and the others stay.
+        silent[0].setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(silent[0], 1) == b""
+        assert len(one.transport._slots) == 3
         for each in silent:
             each.close()
+        await wait_until_async(lambda: len(one.transport._slots) == 0)
         await one.transport.stop()
+
+    run(main)
+
+
+@pytest.mark.parametrize("has_tls", [False, True])
+def test_a_member_connects_while_strangers_take_every_slot(tmp_path: Path, has_tls: bool) -> None:
+    made = make_cluster(tmp_path, 2) if has_tls else None
+
+    async def main() -> None:
+        members = free_members(2)
+        one, two = (Peer(i, members, peer_tls(made[i]) if made else None) for i in members)
+        await one.start()
+        host, port = members[1].split(":")
+
+        async def stay() -> None:
+            while True:
+                stranger, writer = await asyncio.open_connection(host, int(port))
+                try:
+                    with contextlib.suppress(OSError):
+                        await stranger.read()
+                finally:
+                    writer.transport.abort()
+                await asyncio.sleep(0.01)
+
+        strangers = [asyncio.create_task(stay()) for _ in range(100)]
+        await wait_until_async(lambda: one.refused > 100)
+        await two.start()
+        await wait_until_async(lambda: one.connected == [2] and two.connected == [1])
+        for task in strangers:
+            task.cancel()
+        await asyncio.gather(*strangers, return_exceptions=True)
+        for peer in (one, two):
+            await peer.transport.stop()
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_member", [True, False])
+def test_a_hello_with_the_nodes_own_id_is_refused(
+    is_member: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        members = free_members(2)
+        one = Peer(1, members, None)
+        one.members = members if is_member else {2: members[2]}
+        await one.start()
+        host, port = members[1].split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(encode(Hello(PROTOCOL_VERSION, "c" * 32, 1, 1, 1, "")))
+        await wait_until_async(lambda: "it claims to be node 1, which is this node" in caplog.text)
+        assert one.connected == []
+        writer.close()
+        await one.transport.stop()
+
+    run(main)
+
+
+def test_a_message_that_the_node_refuses_closes_the_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        members = free_members(2)
+        one, two = (Peer(i, members, None) for i in members)
+
+        def refuse(message: PeerMessage) -> None:
+            raise WireError("a term that can't be true")
+
+        monkeypatch.setattr(one, "on_message", refuse)
+        for peer in (one, two):
+            await peer.start()
+        await wait_until_async(lambda: one.connected == [2] and two.connected == [1])
+        two.transport.send(TimeoutNow(1, 2, 7))
+        await wait_until_async(lambda: "a term that can't be true" in caplog.text)
+        assert one.refused == 1
+        for peer in (one, two):
+            await peer.transport.stop()
 
     run(main)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 
 import msgpack
 import pytest
@@ -26,7 +27,6 @@ from raftha.core import (
 from raftha.entry import LOG_START, EntryKind, make_entry
 from raftha.errors import WireError
 from raftha.net.wire import (
-    FRAME_BYTES_MAX,
     HELLO_BYTES_MAX,
     Frame,
     FrameReader,
@@ -83,7 +83,7 @@ MESSAGES: list[Frame] = [
 
 def reader() -> FrameReader:
     frames = FrameReader()
-    frames.bytes_max = FRAME_BYTES_MAX
+    frames.is_greeted = True
     return frames
 
 
@@ -169,3 +169,37 @@ def test_nothing_large_is_read_before_hello() -> None:
 def test_a_frame_over_the_limit_is_refused_before_it_is_read() -> None:
     with pytest.raises(WireError, match="over the limit"):
         list(reader().feed(b"\xff\xff\xff\xff"))
+
+
+@pytest.mark.parametrize("prefix", [b"\xdc\xff\xff", b"\xdd\x00\x00\xff\xff", b"\xdc\x00\xff"])
+@pytest.mark.parametrize("is_greeted", [False, True])
+def test_declared_array_lengths_cost_neither_time_nor_memory(
+    prefix: bytes, is_greeted: bool
+) -> None:
+    body = prefix * (HELLO_BYTES_MAX // len(prefix))
+    frames = FrameReader()
+    frames.is_greeted = is_greeted
+    tracemalloc.start()
+    with pytest.raises(WireError):
+        list(frames.feed(len(body).to_bytes(4, "little") + body))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_the_first_frame_is_a_greeting_and_nothing_else() -> None:
+    for message in MESSAGES:
+        frames = FrameReader()
+        if isinstance(message, Hello | Refusal):
+            assert list(frames.feed(encode(message))) == [message]
+        else:
+            with pytest.raises(WireError):
+                list(frames.feed(encode(message)))
+
+
+def test_an_append_of_the_smallest_entries_is_within_the_array_limit() -> None:
+    entries = [make_entry(LOG_START, 1, 1, EntryKind.NOOP, b"", 0)]
+    while len(entries) < 5_000:
+        entries.append(make_entry(entries[-1].position, 1, 1, EntryKind.NOOP, b"", 0))
+    message = Append(1, 2, 1, 0, 0, 0, 0, tuple(entries))
+    assert list(reader().feed(encode(message))) == [message]
