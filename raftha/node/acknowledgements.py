@@ -45,13 +45,24 @@ class Acknowledgements:
         self._deliver = deliver
         self._timeout_s = timeout_s
         self._waiting: list[_Waiting] = []
+        self._applied: tuple[int, Acknowledgement] | None = None
 
-    def of(self, index: int, mode: ReplicationMode | None = None) -> Acknowledgement:
-        """Who is known to have entry `index`, which is applied here."""
+    def begin_entry(self) -> None:
+        """The state has applied another entry: its groups come next."""
+        self._applied = None
+
+    def of_applied(self, index: int) -> Acknowledgement:
+        """As `of`, for a group of the entry being applied: worked out once for all its groups."""
+        if self._applied is None or self._applied[0] != index:
+            self._applied = index, self.of(index, ReplicationMode.ASYNC_WITH_ACK)
+        return self._applied[1]
+
+    def of(self, index: int, mode: ReplicationMode) -> Acknowledgement:
+        """The members known to hold entry `index`, which this node has applied, on disk."""
         acked_by = holders(self._core, index)
         members = self._core.membership.members
         regions = dict.fromkeys(members[i].region for i in acked_by if i in members)
-        return Acknowledgement(mode or ReplicationMode.ASYNC_WITH_ACK, acked_by, tuple(regions))
+        return Acknowledgement(mode, acked_by, tuple(regions))
 
     def add(self, operation: Wanting, result: Receipt | Outcome, now: float) -> None:
         """Deliver `result` once as many have it as the caller wants."""

@@ -63,7 +63,7 @@ class SnapshotRate:
         For the one thread that makes snapshots; all else is for the node's.
         """
         self._copied_bytes += size
-        return size / self.bytes_per_s + INTERVAL_S * self._quiet_intervals
+        return size / min(self.bytes_per_s, self._limit) + INTERVAL_S * self._quiet_intervals
 
     def on_tick(self, now: float) -> None:
         """Time has passed."""

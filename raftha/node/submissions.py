@@ -46,6 +46,7 @@ from raftha.types import Receipt
 GROUP_BYTES_MAX = 1 << 20
 FORWARDED_MAX = 8
 RESEND_AFTER_S = 1.0
+_ACKS = attrgetter("acks")
 MAJORITY_FULL = "too many members' disks are full for writes to be accepted"
 
 
@@ -146,15 +147,14 @@ class Submissions:
 
     def _form_group(self) -> int:
         operations = self._take_fitting()
-        commands = [operation.command for operation in operations]
-        size = sum(map(len, commands))
+        commands = b"".join([operation.command for operation in operations])
         if operations:
             number, self._next_number = self._next_number, self._next_number + 1
             self._own_numbers.append(number)
             floor = self._own_numbers[0]
-            group = Group(self._session, number, floor, len(commands), b"".join(commands))
+            group = Group(self._session, number, floor, len(operations), commands)
             self._launch(InFlight(group, operations, is_own=True))
-        return size
+        return len(commands)
 
     def _take_fitting(self) -> list[WriteOperation]:
         """Take from the queue what goes into one group, at least one if there is one."""
@@ -216,7 +216,7 @@ class Submissions:
         group = self._take((applied.session, applied.number))
         if group is None:
             return False
-        acknowledgement = self._acknowledgements.of(applied.outcome.index)
+        acknowledgement = self._acknowledgements.of_applied(applied.outcome.index)
         outcome = applied.outcome._replace(acknowledgement=acknowledgement)
         if not group.is_own:
             self._deliver_outcome(group, outcome, now)
@@ -310,7 +310,7 @@ class Submissions:
         except RafthaError as error:
             self._fail_all(group, error)
             return
-        if not any(map(attrgetter("acks"), group.operations)):
+        if not any(map(_ACKS, group.operations)):
             self._pending.deliver_each(group.operations, results)
             return
         for operation, result in zip(group.operations, results, strict=True):

@@ -157,6 +157,7 @@ class Writes:
 
     def on_applied(self, entry: Entry, groups: Sequence[Applied], now: float) -> None:
         """The state has applied an entry, and these groups in it."""
+        self._acknowledgements.begin_entry()
         for group in groups:
             self._proposals.on_group_applied((group.session, group.number))
             if self._submissions.on_applied(group, now):

@@ -23,7 +23,7 @@ import queue
 import random
 import secrets
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -42,17 +42,16 @@ from raftha.errors import (
     RafthaError,
     RequestTimeout,
     Stopped,
-    StorageError,
     StorageFailed,
     Unavailable,
 )
-from raftha.events import HaEvent, RoleChanged, SnapshotFailed, StorageDamaged
+from raftha.events import HaEvent, RoleChanged, SnapshotFailed
 from raftha.membership import Membership
 from raftha.net import certificate_renewal
 from raftha.net.certificate_renewal import Renewal
 from raftha.net.transport import Transport
 from raftha.net.wire import PROTOCOL_VERSION, Hello
-from raftha.node.bootstrap import HEARTBEAT_TICKS, decode_membership, make_core
+from raftha.node.bootstrap import HEARTBEAT_TICKS, make_core
 from raftha.node.checkpoints import LogCut
 from raftha.node.messages import PeerMessage
 from raftha.node.node import Node
@@ -62,13 +61,9 @@ from raftha.runtime import forks
 from raftha.runtime.callers import Results, SubmitQueue, ThreadWaiter
 from raftha.runtime.event_bus import EventBus
 from raftha.runtime.logs import log_event
-from raftha.runtime.snapshot_thread import SnapshotThread
-from raftha.runtime.storage_threads import StorageThreads
+from raftha.runtime.node_storage import NodeStorage
 from raftha.storage.directory.datadir import DataDirectory
-from raftha.storage.directory.healing import LOG, OpenNode, open_or_heal
-from raftha.storage.directory.node_files import DirectoryNodeFiles
-from raftha.storage.directory.reserve import Reserve
-from raftha.storage.log.disk import RealDisk
+from raftha.storage.directory.healing import OpenNode
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.state import Frozen
 from raftha.types import HaStatus
@@ -131,39 +126,22 @@ class Runtime:
             opened.pop_all()
 
     def _open(self) -> Node:
-        """Open log and state, with the snapshot that was received if one is ready."""
+        """Open log and state, with the received snapshot if one is ready, and make the node."""
+        storage = NodeStorage(
+            self.config,
+            self._data,
+            self._call_node,
+            partial(self._call, self._fail),
+            self.emit,
+        )
+        open_node = storage.open(
+            self._machine, on_snapshot_error=self._on_snapshot_error, install=self._install
+        )
         with contextlib.ExitStack() as opened:
-            node_files = DirectoryNodeFiles(
-                self._data,
-                RealDisk(),
-                self.config.wal_segment_bytes,
-                self._machine,
-                self._has_others,
-                self._on_damage,
-            )
-            opened.callback(node_files.close)
-            open_node = open_or_heal(node_files)
-            self._wal, self._store = open_node.wal, node_files.store
-            self.snapshots = SnapshotThread(
-                f"raftha-{self.config.node_id}",
-                self._data.path,
-                self._store,
-                self._call_node,
-                self._on_snapshot_error,
-                self._install,
-            )
-            opened.callback(self.snapshots.close)
+            opened.callback(storage.abandon)
+            self._storage, self.snapshots = storage, storage.snapshots
             node = self._make_node(open_node)
-            self._threads = StorageThreads(
-                self.config.node_id,
-                self._wal,
-                self._store,
-                Reserve(self._data.path / "reserve", self.config.disk_reserve_bytes),
-                self._call_node,
-                partial(self._call, self._fail),
-                on_full=node.on_storage_full,
-                on_space=node.on_storage_space,
-            )
+            self._threads = storage.make_threads(node)
             opened.pop_all()
             return node
 
@@ -185,25 +163,6 @@ class Runtime:
         return Node(
             config, config.cluster_id, core, state, self, self._clock, self._random.randrange
         )
-
-    def _has_others(self, membership: bytes | None) -> bool:
-        """Whether there is another voter to heal from."""
-        voters = decode_membership(membership, self.config).voters
-        return any(voter != self.config.node_id for voter in voters)
-
-    def _on_damage(self, parts: Collection[str], found: Corrupt) -> None:
-        """Damage was found in the opening; these parts are about to be set aside."""
-        event = StorageDamaged(
-            reporter=self.config.node_id,
-            path=str(found.path),
-            offset=found.offset,
-            detail=found.detail,
-            parts=tuple(sorted(parts)),
-            quarantine=str(self._data.path / "quarantine"),
-            heals=LOG in parts,
-        )
-        log.critical("node=%d %s", self.config.node_id, found)
-        self.emit(event)
 
     def _end_lease(self) -> None:
         """In a forked process: what is here of the node's state ages from now on."""
@@ -332,18 +291,13 @@ class Runtime:
             forks.remove_node(self)
 
     async def _close_files(self) -> bool:
-        """Let all threads finish, then close log and state; results that come late are dropped.
+        """Wait until all threads have finished, then close log and state.
 
-        False if the disk hangs: then everything stays as it is.
+        False if the disk hangs: then everything stays open.
         """
-        if not await self._loop.run_in_executor(None, self._threads.close):
+        if not await self._loop.run_in_executor(None, self._storage.end_threads):
             return False
-        await self._loop.run_in_executor(None, self.snapshots.close)
-        try:
-            self._wal.close()
-        except (StorageError, OSError) as error:
-            log.warning("node=%d closing the log: %s", self.config.node_id, error)
-        self._store.close()
+        self._storage.close()
         return True
 
     # ---------------------------------------------------------------- a snapshot takes its place

@@ -96,6 +96,14 @@ def test_a_limit_is_kept() -> None:
     assert leader.run(20) < 1.1 * MIB
 
 
+def test_a_limit_is_kept_while_a_snapshot_is_made() -> None:
+    """The copy on the leader's own disk takes as long as sending it would."""
+    limited = SnapshotRate(0.0, MIB)
+    assert limited.copied(CHUNK) == CHUNK / MIB
+    generous = SnapshotRate(0.0, 2 * RATE_FIRST)
+    assert generous.copied(CHUNK) == CHUNK / RATE_FIRST
+
+
 def test_it_begins_gently_and_in_small_portions() -> None:
     rate = SnapshotRate(100.0, 0)
     sent = 0
