@@ -51,14 +51,16 @@ class Acknowledgements:
         """The state has applied another entry: its groups come next."""
         self._applied = None
 
-    def of_applied(self, index: int) -> Acknowledgement:
-        """As `of`, for a group of the entry being applied: worked out once for all its groups."""
+    def of(self, index: int) -> Acknowledgement:
+        """Return which members are known to hold entry `index`, which this node has applied.
+
+        The groups of one entry share one record: it is worked out once, not once a group.
+        """
         if self._applied is None or self._applied[0] != index:
-            self._applied = index, self.of(index, ReplicationMode.ASYNC_WITH_ACK)
+            self._applied = index, self._of(index, ReplicationMode.ASYNC_WITH_ACK)
         return self._applied[1]
 
-    def of(self, index: int, mode: ReplicationMode) -> Acknowledgement:
-        """The members known to hold entry `index`, which this node has applied, on disk."""
+    def _of(self, index: int, mode: ReplicationMode) -> Acknowledgement:
         acked_by = holders(self._core, index)
         members = self._core.membership.members
         regions = dict.fromkeys(members[i].region for i in acked_by if i in members)
@@ -106,7 +108,7 @@ class Acknowledgements:
     def _result(self, waiting: _Waiting) -> Receipt | Outcome:
         is_sync = waiting.operation.acks == ALL_VOTERS
         mode = ReplicationMode.SYNC if is_sync else ReplicationMode.ASYNC_WITH_ACK
-        acknowledgement = self.of(waiting.index, mode)
+        acknowledgement = self._of(waiting.index, mode)
         return waiting.result._replace(acknowledgement=acknowledgement)
 
     def _late(self, waiting: _Waiting) -> AcknowledgementTimeout:

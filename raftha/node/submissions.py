@@ -216,7 +216,7 @@ class Submissions:
         group = self._take((applied.session, applied.number))
         if group is None:
             return False
-        acknowledgement = self._acknowledgements.of_applied(applied.outcome.index)
+        acknowledgement = self._acknowledgements.of(applied.outcome.index)
         outcome = applied.outcome._replace(acknowledgement=acknowledgement)
         if not group.is_own:
             self._deliver_outcome(group, outcome, now)
