@@ -162,7 +162,7 @@ class Administration:
         if target not in membership.members:
             self._deliver(operation, TransferFailed(f"node {target} is not a member"))
         elif target not in membership.voters:
-            reason = f"node {target} is a learner, and only voters can lead"
+            reason = f"node {target} is a learner, and only voters lead"
             self._deliver(operation, TransferFailed(reason))
         elif self._core.leader == target:
             self._deliver(operation, None)
@@ -324,9 +324,7 @@ class Administration:
         elif member is None or request.address not in ("", member.address):
             core.change_membership(self._with_learner(membership, request))
         elif request.address and request.region != member.region:
-            raise InvalidRequest(
-                f"node {node_id} is in region {member.region!r}, and can't move to another"
-            )
+            raise InvalidRequest(f"node {node_id} is in region {member.region!r}, and stays there")
         elif request.is_standby is not member.is_standby:
             core.change_membership(membership.with_standby(node_id, is_standby=request.is_standby))
         elif not (member.is_voter or member.is_standby):

@@ -225,13 +225,13 @@ class Submissions:
             self._session, self._is_opening, self._next_number = outcome.session, False, 1
             return bool(self.queue)
         elif outcome.verdict is Verdict.SESSION_EXPIRED:
-            self._renumber_all(group)
+            self._number_all_anew(group)
             return bool(self.queue)
         elif outcome.verdict is Verdict.FORGOTTEN:
             # The table was full and the floor rose past this group: it was not and will not be
             # applied. Later groups of the session may be, so they keep their numbers.
             self._leave_session(group.session)
-            self._renumber([group])
+            self._number_anew([group])
             return bool(self.queue)
         else:
             self._finish_own(group)
@@ -267,7 +267,7 @@ class Submissions:
             self.in_flight_bytes -= len(group.encoded)
         return group
 
-    def _renumber_all(self, expired: InFlight) -> None:
+    def _number_all_anew(self, expired: InFlight) -> None:
         """This node's session has expired: put its groups back into the queue.
 
         This node applies the whole log in order, and the session is gone from this entry on. So a
@@ -276,14 +276,14 @@ class Submissions:
         groups = [expired]
         groups += [g for g in self.in_flight.values() if g.is_own and g.session == expired.session]
         self._leave_session(expired.session)
-        self._renumber(groups)
+        self._number_anew(groups)
 
     def _leave_session(self, session: int) -> None:
         """Stop using `session`; the next groups open a new one."""
         if session == self._session:
             self._session, self._own_numbers = 0, deque()
 
-    def _renumber(self, groups: list[InFlight]) -> None:
+    def _number_anew(self, groups: list[InFlight]) -> None:
         """Put the operations of these unapplied groups back into the queue."""
         for group in reversed(groups):
             self._take((group.session, group.number))

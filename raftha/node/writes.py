@@ -124,7 +124,7 @@ class Writes:
     # ---------------------------------------------------------------- the turn
 
     def form_batch(self) -> None:
-        """On the leader, form a batch unless a disk write is under way; elsewhere, groups for it."""
+        """On the leader, form one batch per disk write; elsewhere, groups for the leader."""
         if not self._core.is_leader:
             leader = self._core.leader
             if leader is not None and self._host.is_connected(leader):
