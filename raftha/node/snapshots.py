@@ -241,7 +241,7 @@ class SnapshotSender:
     def _offer(self, transfer: Transfer, snapshot: SnapshotFile) -> None:
         if not self._is_wanted(transfer.request) or transfer.resumes_at is not None:
             return
-        # Chunks in transit may be lost: the follower's reply says where to resume.
+        # Chunks in transit may be lost: the follower's reply tells where to resume.
         transfer.acknowledged, transfer.offered_at = -1, self._now()
         peer, term = transfer.request
         position = snapshot.position

@@ -7,8 +7,8 @@ once, by its own lock. All futures of one event loop are completed by a single c
 the end of the node's turn (`Results.flush`).
 
 The node answers every operation by its deadline. If the node's thread hangs, in a user's command
-that doesn't end or on a disk that doesn't answer, its callers wait at most `GRACE_S` longer, awaited
-calls up to twice that.
+that doesn't end or on a disk that doesn't answer, its callers wait at most `GRACE_S` longer, or
+twice that if they await a future.
 
 The bytes that a node holds for its callers are limited, from the call until the result: writes by
 `submit_queue_bytes_max`, all other operations by `READ_BYTES_MAX`, so that neither blocks the

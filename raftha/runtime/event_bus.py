@@ -142,7 +142,7 @@ class EventQueue:
         return is_full
 
     def take(self, wake: Callable[[], None]) -> HaEvent | None:
-        """Return the next event. If there is none, return None and call `wake` once it may exist."""
+        """Return the next event. If there is none, return None, and call `wake` when to retry."""
         with self._lock:
             if self._events and not self._is_closed:
                 return self._events.popleft()
