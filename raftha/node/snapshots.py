@@ -1,4 +1,4 @@
-"""Snapshots of the state in transit: to followers that lack log the leader has cut off.
+"""Snapshots of the state in transit: to followers that need log which no longer exists.
 
 Theory of operation. The core requests that a snapshot be sent (`SnapshotRequest`), and passes on a
 leader's offer (`SnapshotOffer`). This module does the rest: it decides which parts are sent when,
@@ -123,7 +123,7 @@ class SnapshotSender:
         now: Callable[[], float],
         rate: SnapshotRate,
     ) -> None:
-        """`rate` limits how fast snapshots are sent, over all followers."""
+        """`rate` limits how fast snapshots are made and sent, over all followers."""
         self._core = core
         self._files = files
         self._send = send

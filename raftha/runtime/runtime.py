@@ -138,9 +138,11 @@ class Runtime:
         )
         with contextlib.ExitStack() as opened:
             opened.callback(storage.abandon)
-            self._storage, self.snapshots = storage, storage.snapshots
+            self.snapshots = storage.snapshots
             node = self._make_node(open_node)
             self._threads = storage.make_threads(node)
+            # Only now: until then, `_close_files` closes the storage of the life before.
+            self._storage = storage
             opened.pop_all()
             return node
 

@@ -9,8 +9,9 @@ long.
 Every `health_check_interval_sec`, all members are asked for their health, and a disk that had
 nothing to write is tested by sealing the log. So idle members and idle disks are checked too. A
 member that failed its last check, or reported a slow disk, is asked at each check, so that its
-state is known soon either way. The log is also sealed after `SEAL_AFTER_S` without a write: before
-that, damage to its last write would look like a torn write.
+state is known soon either way; while this node's own disk is not healthy, all members are. The log
+is also sealed after `SEAL_AFTER_S` without a write: before that, damage to its last write would
+look like a torn write.
 
     healthy    -> suspect    one failed check
     suspect    -> unhealthy  CHECKS_UNTIL_UNHEALTHY in a row; one good check: healthy again
