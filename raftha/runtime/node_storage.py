@@ -29,7 +29,7 @@ from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import LOG, OpenNode, open_or_heal
 from raftha.storage.directory.node_files import DirectoryNodeFiles
 from raftha.storage.directory.reserve import Reserve
-from raftha.storage.log.disk import RealDisk
+from raftha.storage.log.disk import Disk
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.machine import StateMachine
@@ -50,16 +50,18 @@ class NodeStorage:
         self,
         config: HaConfig,
         data: DataDirectory,
+        disk: Disk,
         call: Callable[..., None],
         fail: Callable[[BaseException], None],
         emit: Callable[[HaEvent], None],
     ) -> None:
-        """`call` calls a function on the node's thread, unless the node has ended.
+        """The log is on `disk`. `call` calls a function on the node's thread, unless it has ended.
 
         `fail` ends the node, from any thread. `emit` reports damage that `open` finds.
         """
         self._config = config
         self._data = data
+        self._disk = disk
         self._call = call
         self._fail = fail
         self._emit = emit
@@ -78,7 +80,7 @@ class NodeStorage:
         with contextlib.ExitStack() as opened:
             node_files = DirectoryNodeFiles(
                 self._data,
-                RealDisk(),
+                self._disk,
                 self._config.wal_segment_bytes,
                 machine,
                 self._has_others,

@@ -63,6 +63,7 @@ from raftha.runtime.logs import log_event
 from raftha.runtime.node_storage import NodeStorage
 from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import OpenNode
+from raftha.storage.log.disk import RealDisk
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.state import Frozen
 from raftha.types import HaStatus
@@ -129,6 +130,7 @@ class Runtime:
         storage = NodeStorage(
             self.config,
             self._data,
+            RealDisk(),
             self._call_node,
             partial(self._call, self._fail),
             self.emit,
