@@ -304,7 +304,7 @@ class HealthMonitor:
     # ---------------------------------------------------------------- gray failure
 
     def _relieve(self, now: float) -> None:
-        """Step down when this leader is alive but cannot commit."""
+        """Hand over, or else step down, when this leader is alive but cannot commit."""
         voters = [v for v in self._core.membership.voters if v != self._core.id]
         well = [voter for voter in voters if self.may_lead(voter)]
         if well and self._own_record.health is Health.UNHEALTHY:
