@@ -212,7 +212,7 @@ class Node:
     # ---------------------------------------------------------------- what comes in
 
     def on_message(self, message: PeerMessage) -> None:
-        """A message from a peer arrived."""
+        """A peer sent a message."""
         now = self._clock.monotonic()
         self._watch.record_contact(message.sender, now)
         match message:
