@@ -1,1 +1,1 @@
-"""One node: the loop around the core, what it keeps, and what it says to peers."""
+"""One node: the loop around the core, its operations, and its messages to peers."""

@@ -1,13 +1,13 @@
-"""Writes that are committed, and whose callers wait for more disks than a majority's.
+"""Committed writes whose callers wait for more disks than a majority's.
 
-Theory of operation. When a node has applied a write of its own callers, it knows who has it on
-disk: as leader from its followers' replies, as follower from what the leader tells along with the
-commit index (`core/durable_indexes.py`). A caller who wants more waits here. The leader tells
-followers that wait as soon as another disk has it. Voters are counted by the membership that holds
-at the moment, so a change of it can't make a caller wait for one who is gone.
+Theory of operation. When a node has applied a write of one of its callers, it knows which members
+have it on disk: as leader from its followers' replies, as follower from what the leader sends along
+with the commit index (`core/durable_indexes.py`). If the caller wants more disks, the write waits
+here. The leader notifies waiting followers as soon as another disk has it. Voters are counted by
+the current membership, so a caller never waits for a removed voter.
 
-Whoever waits too long gets `AcknowledgementTimeout` with the receipt: the write itself is beyond
-doubt.
+If the wait takes too long, the caller gets `AcknowledgementTimeout` with the receipt: the write
+itself is committed.
 """
 
 from __future__ import annotations
@@ -26,35 +26,48 @@ Wanting = WriteOperation | GroupOperation
 
 
 class _Waiting(NamedTuple):
-    """A write whose result, at `index`, has come; its caller waits until `deadline`."""
+    """A write with its result, at `index`; its caller waits for disks until `deadline`."""
 
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
     operation: Wanting
     result: Receipt | Outcome
     deadline: float
 
 
 class Acknowledgements:
-    """Who has what is applied here, and who waits for others to have it."""
+    """Which members hold the writes applied here, and the callers that wait for more of them."""
 
     def __init__(
         self, core: Raft, deliver: Callable[[Operation, Any], None], timeout_s: float
     ) -> None:
-        """`timeout_s`: how long a committed write waits here at most."""
+        """`timeout_s` limits how long a committed write waits here."""
         self._core = core
         self._deliver = deliver
         self._timeout_s = timeout_s
         self._waiting: list[_Waiting] = []
+        self._applied: tuple[int, Acknowledgement] | None = None
 
-    def of(self, index: int, mode: ReplicationMode | None = None) -> Acknowledgement:
-        """Who is known to have entry `index`, which is applied here."""
+    def begin_entry(self) -> None:
+        """The state has applied another entry: its groups come next."""
+        self._applied = None
+
+    def of(self, index: int) -> Acknowledgement:
+        """Return which members are known to hold entry `index`, which this node has applied.
+
+        The groups of one entry share one record: it is worked out once, not once a group.
+        """
+        if self._applied is None or self._applied[0] != index:
+            self._applied = index, self._of(index, ReplicationMode.ASYNC_WITH_ACK)
+        return self._applied[1]
+
+    def _of(self, index: int, mode: ReplicationMode) -> Acknowledgement:
         acked_by = holders(self._core, index)
         members = self._core.membership.members
         regions = dict.fromkeys(members[i].region for i in acked_by if i in members)
-        return Acknowledgement(mode or ReplicationMode.ASYNC_WITH_ACK, acked_by, tuple(regions))
+        return Acknowledgement(mode, acked_by, tuple(regions))
 
     def add(self, operation: Wanting, result: Receipt | Outcome, now: float) -> None:
-        """Deliver `result` once as many have it as the caller wants."""
+        """Deliver `result` once as many disks hold the write as the caller wants."""
         deadline = min(operation.deadline, now + self._timeout_s)
         waiting = _Waiting(result.index, operation, result, deadline)
         if not self._release(waiting):
@@ -62,12 +75,12 @@ class Acknowledgements:
             self._core.watch_durable_indexes(result.index)
 
     def check(self) -> None:
-        """Release those for whom enough have it by now."""
+        """Release the callers whose writes are now on enough disks."""
         if self._waiting:
             self._waiting = [w for w in self._waiting if not self._release(w)]
 
     def expire(self, now: float) -> float:
-        """Release those who have waited long enough; return the next deadline there is."""
+        """Fail the callers that have waited too long; return the next deadline."""
         for waiting in self._waiting:
             if waiting.deadline <= now and waiting.operation.waiter is not None:
                 self._deliver(waiting.operation, self._late(waiting))
@@ -75,7 +88,7 @@ class Acknowledgements:
         return min((waiting.deadline for waiting in self._waiting), default=float("inf"))
 
     def abort(self) -> None:
-        """The node ends: nobody can be waited for any more."""
+        """The node ends: fail all waiting callers."""
         self.expire(float("inf"))
 
     def _release(self, waiting: _Waiting) -> bool:
@@ -95,7 +108,7 @@ class Acknowledgements:
     def _result(self, waiting: _Waiting) -> Receipt | Outcome:
         is_sync = waiting.operation.acks == ALL_VOTERS
         mode = ReplicationMode.SYNC if is_sync else ReplicationMode.ASYNC_WITH_ACK
-        acknowledgement = self.of(waiting.index, mode)
+        acknowledgement = self._of(waiting.index, mode)
         return waiting.result._replace(acknowledgement=acknowledgement)
 
     def _late(self, waiting: _Waiting) -> AcknowledgementTimeout:
@@ -106,29 +119,29 @@ class Acknowledgements:
             f"committed as entry {waiting.index}, but not on {wanted} disks in time: {nodes}",
             self._result(waiting),
             missing,
-            hint="it stays; to send it again would be another write",
+            hint="the write stays; sending it again would be another write",
         )
 
 
 def holders(core: Raft, index: int) -> tuple[int, ...]:
-    """Who is known to have entry `index`, which is applied here, on disk; also if removed since.
+    """Return the nodes known to hold entry `index`, which is applied here, on disk.
 
-    A node that heals is no witness, this one neither.
+    They include nodes that were removed since. A healing node doesn't count, this one included.
     """
     here = set() if core.is_healing else {core.id}
     return tuple(sorted(here.union(core.log.durable_indexes.holders(index))))
 
 
 def _wanted(acks: int, membership: Membership) -> int:
-    """How many voters that is."""
+    """Return the number of voters that `acks` stands for."""
     if acks == ALL_VOTERS:
         return len(membership.voters)
-    # A membership that has grown since may need more to commit at all.
+    # If the membership has grown since, a commit may need more voters.
     return max(acks, membership.quorum)
 
 
 def check_wanted(acks: int, membership: Membership) -> None:
-    """InvalidRequest if so many voters are fewer than a majority, or more than there are."""
+    """Raise InvalidRequest if `acks` voters are less than a majority, or more than there are."""
     voters = len(membership.voters)
     if acks > 0 and not membership.quorum <= acks <= voters:
         raise InvalidRequest(

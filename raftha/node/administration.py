@@ -1,16 +1,16 @@
-"""What operators ask of a cluster: another leader, another member, one member less.
+"""Operators' requests: transfer leadership, add a member, remove a member.
 
-Theory of operation. Only the leader can do these, so a node that is asked sends a request to the
-leader, and again, marked as repeated, when there is a new leader or no answer for a while: all
-requests say what is to be, not what is to be done, so asking twice does no harm. A refusal comes
-back as a reply; success is seen in this node's own state: the leader it knows, the membership it
-has applied.
+Theory of operation. Only the leader can carry these out, so a node sends its callers' requests to
+the leader. It repeats them, marked as repeats, to a new leader and when no answer comes for a
+while. A request names the desired state, not a step, so repeating it does no harm. A refusal comes
+back as a reply. Success shows in this node's own state: the leader it knows, the membership it has
+applied.
 
-Where no leader is known, the node that is to lead is asked to campaign: an election like any other,
-which needs a majority, and a log that lacks nothing. If it isn't elected, others are asked in turn;
-one that is then hands over, once the wanted one has everything.
+If no leader is known, the node asks the transfer's target to campaign. That election is like any
+other: the target needs a majority and a log that is complete enough. If the target isn't elected,
+other voters are asked in turn. One that is elected hands over once the target has caught up.
 
-A leader that is to be removed hands over first, and says nothing: its successor will be asked
+A leader that is being removed hands over first and sends no reply: the requester asks its successor
 again.
 """
 
@@ -51,7 +51,7 @@ _REFUSALS: dict[str, type[Rejected]] = {
 
 
 class Administration:
-    """The operators' requests on one node: those of its callers, and those sent to it as leader."""
+    """Operators' requests on one node: those of its callers, and those sent to it as leader."""
 
     def __init__(
         self,
@@ -71,16 +71,16 @@ class Administration:
         self._changes: list[MembershipOperation] = []
 
     def pending(self) -> Sequence[Operation]:
-        """All requests of this node's callers that have no result yet."""
+        """Return the requests of this node's callers without a result."""
         return [o for o in (*self._transfers, *self._changes) if o.waiter is not None]
 
     def forget_expired(self) -> None:
-        """Drop requests that were given a result."""
+        """Drop the requests that have a result."""
         self._transfers = [o for o in self._transfers if o.waiter is not None]
         self._changes = [o for o in self._changes if o.waiter is not None]
 
     def expire(self, now: float) -> float:
-        """Tell callers whose deadline has passed; the earliest of the others' deadlines."""
+        """Fail the callers whose deadline has passed; return the next deadline."""
         earliest = float("inf")
         for operation in self.pending():
             if operation.deadline > now:
@@ -94,7 +94,7 @@ class Administration:
         return earliest
 
     def on_message(self, message: AdminMessage) -> None:
-        """Another node asks this one as the leader, or the leader refuses."""
+        """Another node sends a request, or the leader refuses one of this node's."""
         match message:
             case TransferRequest():
                 error = self._hand_to(message.target)
@@ -118,14 +118,14 @@ class Administration:
                 assert_never(message)
 
     def on_leader(self) -> None:
-        """A leader is known: it may be the wanted one, and it may not have been asked yet."""
+        """A leader is known: it may be a transfer's target, and it gets the pending changes."""
         if self._core.leader is not None:
             self._end_transfers(self._core.leader, None)
         for operation in self._changes:
             self._ask(operation)
 
     def on_tick(self) -> None:
-        """Ask again what wasn't answered."""
+        """Repeat the requests without an answer."""
         overdue = self._now() - ASK_AGAIN_AFTER_S
         for operation in self._changes:
             if operation.asked_at <= overdue:
@@ -135,7 +135,7 @@ class Administration:
                 self._ask_transfer(transfer)
 
     def hand_over(self, candidates: Collection[int]) -> None:
-        """Make one of these the leader, if one answers; asked again if that doesn't work out."""
+        """Make one of `candidates` the leader, if one is active; on failure, the caller retries."""
         if self._core.can_propose:
             self._try(lambda: self._core.transfer(self._successor(candidates)))
 
@@ -148,7 +148,7 @@ class Administration:
         self.forget_expired()
 
     def on_removed(self) -> None:
-        """This node learned that it was removed; that may be what was asked for."""
+        """This node was removed, which may be what a caller requested."""
         for operation in self._changes:
             if not operation.adds and operation.node_id == self._core.id:
                 self._deliver(operation, None)
@@ -157,7 +157,7 @@ class Administration:
     # ---------------------------------------------------------------- transfers
 
     def begin_transfer(self, operation: TransferOperation) -> None:
-        """Have a node lead, whether another does now or none."""
+        """Make a node the leader, from another leader or from none."""
         target, membership = operation.target, self._core.membership
         if target not in membership.members:
             self._deliver(operation, TransferFailed(f"node {target} is not a member"))
@@ -171,7 +171,7 @@ class Administration:
             self._ask_transfer(operation)
 
     def _ask_transfer(self, operation: TransferOperation) -> None:
-        """Ask the leader to hand over; without one, the node itself to campaign."""
+        """Ask the leader to hand over; without a leader, ask a voter to campaign."""
         target, leader = operation.target, self._core.leader
         operation.asked_at = self._now()
         operation.tries += 1
@@ -186,10 +186,11 @@ class Administration:
             self._end_transfers(target, TransferFailed(str(error)))
 
     def _whose_turn(self, target: int, tries: int) -> int:
-        """Who is to campaign: `target`, or, every other time once `tries` isn't below 0, another.
+        """Return the voter to campaign: `target`, or every other time from `tries` 0 on, another.
 
-        It may lack what another has, or heal, until another leads, who then hands over. All of them
-        get their turn within a few seconds: an operator who tries again begins anew.
+        The target can't be elected while it is healing or its log is behind; another voter can, and
+        then hands over. Every voter gets its turn within a few seconds, since an operator's next
+        call starts from the beginning.
         """
         voters = self._core.membership.voters
         others = [v for v in voters if v > target] + [v for v in voters if v < target]
@@ -198,12 +199,12 @@ class Administration:
         return others[tries // 2 % len(others)]
 
     def _hand_to(self, target: int) -> RafthaError | None:
-        """Do what a transfer needs of this node, if it is the right one; why that can't be."""
+        """Do this node's part of a transfer; return the error that prevents it."""
         if self._core.is_leader:
             return self._try(lambda: self._core.transfer(target))
         if target == self._core.id:
             self._core.campaign()
-        return None  # If this node has just lost its leadership, the one that asked asks again.
+        return None  # If this node has just lost its leadership, the requester asks again.
 
     def _transfer_timeout(self, target: int) -> RafthaError:
         if self._core.leader is not None:
@@ -217,7 +218,7 @@ class Administration:
         if operation.is_repeated:
             return RequestTimeout("the change of membership was not seen before the deadline")
         return Unavailable(
-            "no leader was known before the deadline, so nobody was asked for the change",
+            "no leader was known before the deadline, so the change was not requested",
             hint="a majority of the voters must be up and reach each other",
         )
 
@@ -237,7 +238,7 @@ class Administration:
     # ---------------------------------------------------------------- membership
 
     def begin_change(self, operation: MembershipOperation) -> None:
-        """Have a node added or removed."""
+        """Add or remove a node."""
         if self._holds(operation):
             self._deliver(operation, None)
             return
@@ -280,11 +281,11 @@ class Administration:
         try:
             self._change(request)
         except (NotLeader, Unavailable):
-            # The one who asked will ask again: the leader there is by then, or this one once it has
-            # committed an entry of its own term.
+            # The requester will repeat it: to the next leader, or to this one once it has committed
+            # an entry of its own term.
             return
         except MembershipChangePending as error:
-            # A repeated request may be waiting for its own first try to be committed.
+            # The pending change may be the first try of this same request.
             if not request.is_repeat:
                 self._refuse(request, error)
         except Rejected as error:
@@ -306,7 +307,7 @@ class Administration:
         )
 
     def _change(self, request: MembershipRequest) -> None:
-        """Take the next step towards what is asked for, if it isn't so already."""
+        """Take the next step towards the requested membership, if it doesn't hold already."""
         core, node_id = self._core, request.node_id
         membership = core.membership
         member = membership.members.get(node_id)
@@ -332,7 +333,7 @@ class Administration:
             elif core.has_given_up(node_id):
                 raise ReplicaTooSlow(
                     f"node {node_id} does not catch up; it stays a learner",
-                    hint="add it again when there is less to write, or on a faster machine",
+                    hint="add it again when there are fewer writes, or on a faster machine",
                 )
 
     def _with_learner(self, membership: Membership, request: MembershipRequest) -> Membership:
@@ -343,7 +344,7 @@ class Administration:
         return membership.with_learner(node_id, address, request.region, is_standby=is_standby)
 
     def _successor(self, candidates: Collection[int] | None = None) -> int:
-        """The other voter, if candidates are given one of these, with the most of the log."""
+        """Return the other voter, among `candidates` if given, that has the most of the log."""
         voters = [voter for voter in self._core.membership.voters if voter != self._core.id]
         voters = [v for v in voters if candidates is None or v in candidates]
         progress = self._core.progress
@@ -354,7 +355,7 @@ class Administration:
             and not progress[voter].is_healing
         ]
         if not active:
-            raise TransferFailed("no other voter answers, so none can lead instead")
+            raise TransferFailed("no other voter is active, so none can take over")
         return max(active, key=lambda voter: self._core.progress[voter].match)
 
     def _end_changes(self, node_id: int, error: RafthaError) -> None:

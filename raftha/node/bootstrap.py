@@ -1,4 +1,4 @@
-"""What a node begins with: its core and its membership, from its settings and from its disk."""
+"""What a node starts from: its core and its membership, from its settings and its disk."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from raftha.membership import Membership
 from raftha.storage.state.state import State
 
 HEARTBEAT_TICKS = 5
-"""The core's ticks in a heartbeat interval."""
+"""The number of the core's ticks in a heartbeat interval."""
 
 
 def applied_membership(state: State, config: HaConfig) -> Membership:
-    """The membership that the state has applied, or the one that the cluster begins with."""
+    """Return the membership that the state has applied, or the cluster's first one."""
     return decode_membership(state.membership, config)
 
 
 def decode_membership(payload: bytes | None, config: HaConfig) -> Membership:
-    """The membership that an entry carries, or the one that the cluster begins with."""
+    """Decode the membership in an entry's payload; None stands for the cluster's first one."""
     if payload is None:
         return Membership.first(config.members, config.regions_by_member)
     return Membership.decode(payload)
@@ -38,9 +38,10 @@ def make_core(
     promised_ms: int,
     clock_ns: Callable[[], int],
 ) -> Raft:
-    """The core of a node that finds this on its disk: `entries` follow what `state` has applied.
+    """Make the core of a node with this data on its disk.
 
-    `promised_ms` is the longest promise that it may have given.
+    `entries` follow the last entry that `state` has applied. `promised_ms` is the longest lease
+    promise that the node may have given.
     """
     core_config = CoreConfig(
         node_id=config.node_id,

@@ -1,19 +1,22 @@
 """When a node takes checkpoints and digests, and how far its log may be cut.
 
-Theory of operation. A checkpoint freezes the write buffer between two entries; the host writes it
-out (`Host.checkpoint`) while the next buffer fills; at most one is under way. One is due after so
-many bytes of log, so many keys or so many seconds. A digest is a checkpoint, taken at a certain
-command, whose contents are hashed once it is durable: that needs no second copy and stops no
-writes. While a digest waits for its command no other checkpoint begins, so that it isn't late for
-it.
+Theory of operation. A checkpoint freezes the write buffer between two entries. The host writes it
+out (`Host.checkpoint`) while the next buffer fills. At most one checkpoint is under way. A
+checkpoint is due by size, after so many bytes of log or buffered keys, or by age.
 
-What is applied meanwhile waits in memory for the next checkpoint. If that gets to `BEHIND_FACTOR`
-times what makes one due, the disk is too slow for what comes (`is_behind`), and the node takes in
-no more log until the checkpoint is done (`node.py`).
+A digest is a checkpoint at a given command; the store is hashed once the checkpoint is durable.
+That needs no second copy and stops no writes. While a digest waits for its command, no checkpoint
+starts by age. A checkpoint that is due by size still starts, since the buffer must not grow without
+limit; a digest that becomes due meanwhile starts after it, at a later command.
 
-The log may be cut up to what is both in an earlier checkpoint and on the disk of every member; if
-that leaves more than `log_retention_bytes`, also where some members need it still: they are sent an
-snapshot of the state then (`snapshots.py`), and what follows a snapshot is kept until it is there.
+Entries applied while a checkpoint runs stay in memory for the next one. When they reach
+`BEHIND_FACTOR` times the size that makes a checkpoint due, the disk is too slow for the load
+(`is_behind`), and the node accepts no more log until the checkpoint is done (`node.py`).
+
+The log may be cut up to the last entry that is both in an earlier checkpoint and on every member's
+disk. If that leaves more than `log_retention_bytes`, the cut goes beyond what lagging members have:
+they get a snapshot of the state (`snapshots.py`), and the log after a snapshot is kept until the
+snapshot has arrived.
 """
 
 from __future__ import annotations
@@ -30,13 +33,13 @@ from raftha.storage.state.state import Frozen, State
 from raftha.types import Digest
 
 BUFFER_KEYS_MAX = 1 << 18
-"""A checkpoint is due at so many buffered keys: what small keys and values take to fill the log's
-bytes would take long to sort and to look up."""
+"""The number of buffered keys that makes a checkpoint due. With small keys and values, a buffer of
+`max_wal_size` would take long to sort and to search."""
 BEHIND_FACTOR = 2
 
 
 class CheckpointWriter(Protocol):
-    """Who writes a checkpoint, and says so with `Node.on_checkpoint`."""
+    """Writes checkpoints and calls `Node.on_checkpoint` when one is durable."""
 
     def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
         """Write `frozen` to the store and cut the log."""
@@ -44,16 +47,16 @@ class CheckpointWriter(Protocol):
 
 
 class LogCut(NamedTuple):
-    """How much of the log may go: up to `index` in any case, up to `limit_index` if more than
-    `bytes_max` would stay.
+    """How much of the log may be cut: up to `index` in any case, and up to `limit_index` as far as
+    more than `bytes_max` would stay.
     """
 
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
     limit_index: int
     bytes_max: int
 
     def apply(self, wal: Wal) -> None:
-        """Cut."""
+        """Cut the log."""
         wal.compact(max(self.index, min(self.limit_index, wal.index_within(self.bytes_max))))
 
 
@@ -70,9 +73,9 @@ class Checkpoints:
         now: float,
         kept_index: Callable[[], int | None],
     ) -> None:
-        """`kept_index` says behind which index snapshots need the log; None if nowhere."""
+        """`kept_index` returns the index after which snapshots need the log; None if they don't."""
         self.last = state.applied
-        """What the store holds by itself."""
+        """The position of the last durable checkpoint."""
         self.began_at = now
         self._config = config
         self._state = state
@@ -87,12 +90,12 @@ class Checkpoints:
 
     @property
     def is_behind(self) -> bool:
-        """Whether nothing more should be applied before the checkpoint under way is done."""
+        """True if no more log should be accepted until the checkpoint under way is done."""
         limit = BEHIND_FACTOR * self._config.max_wal_size
         return self._is_running and max(self._log_bytes, self._state.buffer_bytes) >= limit
 
     def add(self, operation: DigestOperation) -> None:
-        """Queue a digest; it is begun at the next entry or tick."""
+        """Queue a digest; it may start at the next entry or tick."""
         self._waiting.append(operation)
 
     def on_applied(self, entry: Entry, now: float) -> None:
@@ -102,7 +105,7 @@ class Checkpoints:
             self._digest_if_due(now)
 
     def on_tick(self, now: float) -> None:
-        """Begin what is due by now."""
+        """Start the digest or checkpoint that is due."""
         if self._waiting:
             self._digest_if_due(now)
         is_large = (
@@ -118,7 +121,7 @@ class Checkpoints:
             self._begin(now)
 
     def done(self, position: LogPosition, keys: int, digest: str, first_index: int) -> None:
-        """What was frozen at `position` is durable; the log on disk now begins at `first_index`."""
+        """The checkpoint at `position` is durable; the log on disk now begins at `first_index`."""
         self._state.checkpoint_done()
         self._is_running = False
         self.last = position
@@ -132,11 +135,11 @@ class Checkpoints:
                 self._deliver(operation, result)
 
     def pending(self) -> list[DigestOperation]:
-        """All digests that have no result yet."""
+        """Return the digests without a result."""
         return [o for o in (*self._running, *self._waiting) if o.waiter is not None]
 
     def forget_expired(self) -> None:
-        """Drop digests that were given up."""
+        """Drop the digests that have got an error."""
         self._waiting = [operation for operation in self._waiting if operation.waiter is not None]
 
     def _digest_if_due(self, now: float) -> None:

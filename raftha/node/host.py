@@ -1,6 +1,6 @@
-"""What a node asks of its surroundings: the seam to disk, network, callers and threads.
+"""A node's interface to its surroundings: the seam to disk, network, callers and threads.
 
-The real one is `runtime.py`, a simulated one `tests/sim/member.py`.
+The real host is `raftha/runtime/runtime.py`, the simulated one `tests/sim/member.py`.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from raftha.node.statistics import Statistics
 
 
 class Host(CheckpointWriter, Protocol):
-    """What a node asks of its surroundings; what takes time is answered by a call to the node."""
+    """A node's surroundings. Work that takes time ends with a call to the node."""
 
     @property
     def snapshots(self) -> SnapshotFiles:
-        """Who makes and takes snapshots of the state."""
+        """Makes, sends and receives snapshots of the state."""
         ...
 
     @property
     def statistics(self) -> Statistics:
-        """What is counted and timed; it outlives the node."""
+        """The counters and timings; they outlive the node."""
         ...
 
     def send(self, message: PeerMessage) -> None: ...
     def is_connected(self, peer: int) -> bool: ...
     def hang_up(self, peer: int) -> None:
-        """End the connection to this member, if there is one, for its silence."""
+        """Close the connection to this silent member, if there is one."""
         ...
 
     def write(self, write: Write) -> None:
-        """Make durable, then call `Node.on_written`."""
+        """Make `write` durable, then call `Node.on_written`."""
         ...
 
     def seal_log(self) -> None:
-        """Seal the log, on which no write is under way, then call `Node.on_sealed`."""
+        """Seal the log, then call `Node.on_sealed`; no write is under way."""
         ...
 
     def read_log(self, request: LogRead) -> None:
-        """Read entries from the log, then call `Node.on_log_read`."""
+        """Read log entries, then call `Node.on_log_read` or `Node.on_log_compacted`."""
         ...
 
     def set_members(self, membership: Membership) -> None:
@@ -54,16 +54,16 @@ class Host(CheckpointWriter, Protocol):
 
     def deliver(self, waiter: Any, result: Any) -> None: ...
     def deliver_each(self, waiters: Sequence[Any], results: Sequence[Any]) -> None:
-        """As `deliver`, a result for each."""
+        """Deliver to each waiter its result."""
         ...
 
     def emit(self, event: HaEvent) -> None: ...
     def wake(self) -> None:
-        """See that `Node.turn` is called soon, once."""
+        """Have `Node.turn` called soon, once."""
         ...
 
     def flush(self) -> None:
-        """The turn is over: release whoever was delivered to."""
+        """The turn is over: release the callers that got a result."""
         ...
 
     def end_healing(self, generation: int) -> None:

@@ -1,23 +1,23 @@
-"""Reads straight from the calling thread, on a leader that holds a lease.
+"""Reads on the calling thread itself, on a leader that holds a lease.
 
-Theory of operation. `LeaseReads.get` is called from any thread, and touches the node without
-asking its thread:
+Theory of operation. `LeaseReads.get` may be called from any thread. It reads from the node without
+involving the node's thread:
 
     1. take the lease, if there is one
-    2. see that all that is committed here is applied here
+    2. check that everything committed here is applied here
     3. read the value
-    4. see that the very lease of step 1 still holds
+    4. check that the lease of step 1 still holds
 
-If all of this is so, the value is that of a linearizable read, wherever the thread was paused. The
-commit index of step 2 covers every write that was complete when the read began: the lease says that
-no other leader was elected until step 4, and that this one's commit index is of its own term
-(L4). A follower may have answered its callers before this leader has applied what it committed;
-hence step 2. A lease of another time than step 1's doesn't help in step 4: between the two others
-may have led.
+If all steps succeed, the value is that of a linearizable read, wherever the thread was paused. The
+commit index of step 2 covers every write that was complete when the read began: the lease
+guarantees that no other leader was elected before step 4, and that this leader's commit index is of
+its own term (L4). Step 2 is needed because a follower may answer its callers before this leader has
+applied the entry. Step 4 must check the lease of step 1: between two leases, another node may have
+led.
 
-If any of it isn't so the caller gets `MISSED`, and asks as if there were no leases.
+If any step fails, the caller gets `MISSED`, and reads as if there were no leases.
 
-docs/internals/reads-and-leases.md says why the state may be read from here (`State.get`).
+docs/internals/reads-and-leases.md explains why any thread may read the state (`State.get`).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from raftha.storage.state.state import State
 
 
 class Missed:
-    """Its only instance stands for «there is no lease, or not everything is applied»."""
+    """The type of `MISSED`: there is no lease, or not everything is applied."""
 
 
 MISSED = Missed()
 
 
 class LeaseReads:
-    """Those of one node. `counts`: how many were answered, by the thread that asked."""
+    """The lease reads of one node. `counts` counts the answered ones by calling thread."""
 
     def __init__(
         self,
@@ -55,31 +55,31 @@ class LeaseReads:
         self._clock_ns = clock_ns
 
     def get(self, key: bytes) -> bytes | Missed | None:
-        """The value of `key`, which must be a proper one; or `MISSED`."""
+        """Return the value of `key`, which must be valid; or `MISSED`."""
         lease = self._leases.current
         if lease is not None:
             value = self.read_applied(key)
             if value is not MISSED and self.holds(lease):
-                # No other thread counts under this key, so no count is lost.
+                # No other thread writes to this count, so none is lost.
                 self._counts[get_ident()] += 1
                 return value
         return MISSED
 
     def take(self) -> Lease | None:
-        """Step 1, for who goes through them one by one."""
+        """Step 1, for callers that take the steps one by one."""
         return self._leases.current
 
     def read_applied(self, key: bytes) -> bytes | Missed | None:
-        """Steps 2 and 3: the value, if all that is committed is applied."""
+        """Steps 2 and 3: return the value, if everything committed is applied."""
         state = self._state
         if state.applied.index < self._log.commit:
             return MISSED
         try:
             return state.get(key)
         except StorageError:
-            # The node is being closed, or has lost its state: its own thread will say so.
+            # The node is closing or its state is damaged: the node's own thread reports that.
             return MISSED
 
     def holds(self, lease: Lease) -> bool:
-        """Step 4: whether nobody else has led since `lease` was taken."""
+        """Step 4: return True if no other node can have led since `lease` was taken."""
         return self._clock_ns() < lease.until_ns

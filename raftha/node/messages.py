@@ -1,6 +1,6 @@
-"""What nodes say to each other, beside the core's own messages.
+"""The messages that nodes exchange, in addition to the core's own.
 
-Records only: `raftha.net.wire` makes bytes of them and reads them back.
+Records only: `raftha.net.wire` encodes and decodes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from raftha.core import Message
 
 
 class Forward(NamedTuple):
-    """A group for the leader to put into its next batch, as `encode_group` made it."""
+    """A group for the leader's next batch, as encoded by `encode_group`."""
 
     to: int
     sender: int
@@ -20,8 +20,8 @@ class Forward(NamedTuple):
 
 
 class ForwardReply(NamedTuple):
-    """The leader did not take the group (`session`, `number`), and won't: it has too much to do, or
-    (`is_full`) too many disks are full.
+    """The leader refused the group (`session`, `number`): its queue is full, or (`is_full`) too
+    many members' disks are.
     """
 
     to: int
@@ -32,7 +32,7 @@ class ForwardReply(NamedTuple):
 
 
 class TransferRequest(NamedTuple):
-    """Asks the leader to hand over to `target`."""
+    """Asks the leader to hand over to `target`; without a leader, asks `target` to campaign."""
 
     to: int
     sender: int
@@ -40,7 +40,7 @@ class TransferRequest(NamedTuple):
 
 
 class TransferReply(NamedTuple):
-    """The leader could not begin to hand over to `target`, and why."""
+    """The leader could not start the transfer to `target`, for `reason`."""
 
     to: int
     sender: int
@@ -51,8 +51,8 @@ class TransferReply(NamedTuple):
 class MembershipRequest(NamedTuple):
     """Asks the leader to make `node_id` a voter or a standby (`adds`), or to remove it.
 
-    Without an `address` it must be a member already. `is_repeat`: the sender has asked before; that
-    request may have arrived.
+    Without an `address`, the node must be a member already. `is_repeat`: the sender has sent this
+    request before, and the earlier one may have arrived.
     """
 
     to: int
@@ -76,14 +76,14 @@ class MembershipReply(NamedTuple):
 
 
 class HealthRequest(NamedTuple):
-    """Asks how the receiver is."""
+    """Asks for the receiver's health."""
 
     to: int
     sender: int
 
 
 class HealthReply(NamedTuple):
-    """The sender is there; `is_disk_well`: as far as it knows, its disk is fast enough."""
+    """The sender is alive; `is_disk_well`: as far as it knows, its disk is fast enough."""
 
     to: int
     sender: int
@@ -91,7 +91,7 @@ class HealthReply(NamedTuple):
 
 
 class SpaceReport(NamedTuple):
-    """Whether the sender's disk has space for more log; repeated while it hasn't."""
+    """Reports whether the sender's disk has space for more log; repeated while it has none."""
 
     to: int
     sender: int
@@ -99,9 +99,9 @@ class SpaceReport(NamedTuple):
 
 
 class ReplicaRow(NamedTuple):
-    """How far one member is, by the leader; `state` is a place in `tuple(ReplicaState)`.
+    """One member's progress as the leader knows it; `state` is an index of `tuple(ReplicaState)`.
 
-    `match_sequence` is at least so much. Times are milliseconds up to the report.
+    `match_sequence` is a lower bound. Times are milliseconds before the report.
     """
 
     node_id: int
@@ -116,7 +116,7 @@ class ReplicaRow(NamedTuple):
 
 
 class ReplicaReport(NamedTuple):
-    """The leader of `term` says how far all members are."""
+    """The leader of `term` reports the progress of all members."""
 
     to: int
     sender: int
@@ -125,9 +125,9 @@ class ReplicaReport(NamedTuple):
 
 
 class SnapshotChunk(NamedTuple):
-    """Part of the snapshot offered as `snapshot_id`, from byte `offset` of the file on.
+    """A part of the snapshot offered as `snapshot_id`, starting at byte `offset` of the file.
 
-    `data` is compressed with zstd, `crc` the CRC-32C of what it was before.
+    `data` is compressed with zstd; `crc` is the CRC-32C of the uncompressed bytes.
     """
 
     to: int
@@ -139,10 +139,10 @@ class SnapshotChunk(NamedTuple):
 
 
 class SnapshotReply(NamedTuple):
-    """The state of the snapshot offered as `snapshot_id`; a `SnapshotStatus`.
+    """The receiver's progress with the snapshot offered as `snapshot_id`; a `SnapshotStatus`.
 
-    `value`: with RECEIVING, how many bytes of it the sender has; with HOLDS, the index of the entry
-    that its log holds or its state has applied, so that no snapshot is needed.
+    `value`: with RECEIVING, the number of bytes that this node has; with HOLDS, the index of the
+    entry that its log holds or its state has applied, so that it needs no snapshot.
     """
 
     to: int
@@ -153,7 +153,7 @@ class SnapshotReply(NamedTuple):
 
 
 class SnapshotStatus(enum.IntEnum):
-    """What has become of a snapshot."""
+    """What a receiver reports of a snapshot."""
 
     RECEIVING = 1
     HOLDS = 2

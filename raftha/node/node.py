@@ -1,28 +1,28 @@
-"""One member of the cluster: the one place where core, state, callers and time meet.
+"""One member of the cluster: connects the core, the state, the callers and the clock.
 
-Theory of operation. A `Node` is driven by its host: messages, ticks, operations and finished disk
-work come in as calls, each of which asks the host for a turn (`Host.wake`); in `turn` the node
-takes everything that came since the last one and acts on it at once. It never waits and never
-touches a disk, a socket or a clock by itself, so the same node runs on an event loop with real
-threads (`raftha.runtime`) and in the simulator, under a clock and a disk that a seed decides.
+Theory of operation. The host drives a `Node`. Messages, ticks, operations and completed disk work
+arrive as calls, and each call asks the host for a turn (`Host.wake`). In `turn` the node acts on
+everything that arrived since the last turn. It never waits, and it never touches a disk, a socket
+or a clock itself. So the same code runs on an event loop with real threads (`raftha.runtime`) and
+in the simulator, where a seed decides clock and disk.
 
 A node has eight collaborators: the core and the state; writes, reads, checkpoints, snapshots and
 administration, each with the operations or messages that it answers; and the watch over health,
-lag, failovers, space and placement. They don't know the node, and results for callers go through
+lag, failovers, disk space and placement. They don't know the node. Results for callers go through
 `PendingOperations`.
 
-A turn: groups that wait become one batch if no write is under way -> the core says what to write,
-send, apply and read -> all of it goes out -> futures are completed, all together.
+A turn: queued groups become one batch if no write is under way -> the core decides what to write,
+send, apply and read -> the host gets all of it -> futures are completed, all together.
 
 Rules:
-  N1  All calls come from one thread, the node's; but `lease_reads` is called from any.
-  N2  What is applied is committed and on this node's disk (core, R5).
-  N3  A checkpoint freezes the write buffer between two entries; the host writes it out, meanwhile
-      the next buffer fills. At most one is under way.
-  N4  The log gives up what is in the checkpoint before last, and on the disk of every member unless
-      that would keep too much of it.
-  N5  The first storage error or broken invariant ends the node for good: it answers nothing more
-      and tells every caller. The process it lives in goes on.
+  N1  All calls come from one thread, the node's. Only `lease_reads` may be called from any thread.
+  N2  An applied entry is committed and on this node's disk (core, R5).
+  N3  A checkpoint freezes the write buffer between two entries. The host writes it out while the
+      next buffer fills. At most one checkpoint is under way.
+  N4  The log is cut up to the last checkpoint but one, and not beyond what every member has on
+      disk, unless that would keep too much log.
+  N5  The first storage error or broken invariant ends the node for good: every caller gets an
+      error, and the node answers nothing more. Its process goes on.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ REMOVED = "this node was removed from the cluster"
 
 
 class Node:
-    """A member. See the module's docstring for who may call it and when."""
+    """A member. The module's docstring says from which thread each call may come."""
 
     def __init__(
         self,
@@ -157,20 +157,20 @@ class Node:
 
     @property
     def write_bytes_held(self) -> int:
-        """Writes that have no outcome yet, and their groups; the host keeps the bound on it."""
+        """Bytes of the writes without an outcome, and of their groups; the host limits them."""
         return self._writes.bytes_held
 
     @property
     def read_bytes_held(self) -> int:
-        """All else that callers wait for."""
+        """Bytes of all other operations without a result."""
         return self._pending.read_bytes
 
     def unanswered(self) -> list[Operation]:
-        """The operations that have no result yet; from any thread."""
+        """Return the operations without a result; from any thread."""
         return self._pending.all()
 
     def submit(self, operations: Sequence[Operation], held: tuple[int, int] | None = None) -> None:
-        """Take in callers' operations, in order; `held` is their `sizes`, if known."""
+        """Accept callers' operations, in order; `held` is their `sizes`, if known."""
         self._pending.add(operations, held)
         self._next_expiry = min([self._next_expiry, *[o.deadline for o in operations]])
         refusal = self._watch.refusal()
@@ -208,7 +208,7 @@ class Node:
         return operation.read(self)
 
     def deliver(self, operation: Operation, result: Any) -> None:
-        """Give an operation its result; the caller is released at the end of the turn."""
+        """Deliver an operation's result; its caller is released at the end of the turn."""
         self._pending.deliver(operation, result)
 
     # ---------------------------------------------------------------- what comes in
@@ -221,7 +221,7 @@ class Node:
         self._watch.record_contact(message.sender, now)
         match message:
             case Append() if self._is_behind:
-                pass  # As if it were lost: the leader asks again until there is an answer.
+                pass  # Treated as lost: the leader repeats it until it gets a reply.
             case Forward():
                 is_full = self._watch.is_majority_full
                 self._writes.on_forward(message, is_majority_full=is_full)
@@ -239,7 +239,7 @@ class Node:
         self._host.wake()
 
     def on_connected(self, peer: int, client_address: str) -> None:
-        """A connection to a peer was made."""
+        """A connection to a peer was established."""
         self._client_addresses[peer] = client_address
         self._host.emit(ReplicaConnected(reporter=self.core.id, node_id=peer))
         self.core.connected(peer)
@@ -250,7 +250,7 @@ class Node:
         self._host.wake()
 
     def on_disconnected(self, peer: int, reason: str) -> None:
-        """The connection to a peer is gone, and what was on its way with it."""
+        """The connection to a peer was lost, with every message in transit."""
         event = ReplicaDisconnected(reporter=self.core.id, node_id=peer, reason=reason)
         self._host.emit(event)
         self.core.disconnected(peer)
@@ -258,7 +258,7 @@ class Node:
         self._host.wake()
 
     def on_removed(self) -> None:
-        """Another member says that this node was removed: its callers need not wait for it."""
+        """Another member reports that this node was removed: reject its callers at once."""
         if self.core.is_removed:
             return
         self.core.removed()
@@ -292,16 +292,16 @@ class Node:
         self._host.wake()
 
     def on_sealed(self) -> None:
-        """The log, which had nothing else to write, is sealed."""
+        """The idle log is sealed."""
         self._watch.on_written(self._clock.monotonic())
 
     def on_storage_full(self, reason: str, place: str = "log") -> None:
-        """There is no space for what is written at `place`; the host goes on trying."""
+        """A write at `place` found no space; the host retries it."""
         if self._watch.on_full(place, reason):
             self._host.emit(StorageIsFull(reporter=self.core.id, reason=reason))
 
     def on_storage_space(self, place: str = "log") -> None:
-        """What had no space has been written."""
+        """The write that found no space at `place` succeeded."""
         if self._watch.on_space(place):
             self._host.emit(StorageHasSpace(reporter=self.core.id))
 
@@ -316,24 +316,24 @@ class Node:
     def on_log_read(
         self, request: LogRead, previous: LogPosition, entries: Sequence[Entry]
     ) -> None:
-        """Entries for a follower that lags came from the disk."""
+        """The host has read entries for a lagging follower from disk."""
         self.core.log_read(request, previous, entries)
         self._host.wake()
 
     def on_log_compacted(self, request: LogRead, first_index: int) -> None:
-        """Entries for a follower that lags are not on the disk any more."""
+        """The log no longer holds the entries that a lagging follower needs."""
         self.core.log_read_failed(request, first_index)
         self._host.wake()
 
     def on_healed(self, generation: int) -> None:
-        """It is durable that this node, which had lost its log, has healed."""
+        """The end of this node's healing from the loss of its log is durable."""
         self.core.healed(generation)
         self._host.wake()
 
     # ---------------------------------------------------------------- the turn
 
     def turn(self) -> None:
-        """Act on everything that came in since the last turn."""
+        """Act on everything that arrived since the last turn."""
         if self.failure:
             return
         if not self._is_behind:
@@ -359,7 +359,7 @@ class Node:
         self._host.flush()
 
     def _hand_out(self, ready: Ready) -> None:
-        """Give the host and the snapshots what the core wants done."""
+        """Pass the core's requests to the host and the snapshots."""
         for message in ready.messages:
             self._host.send(message)
         if ready.write is not None:
@@ -387,7 +387,7 @@ class Node:
             self._host.set_members(membership)
 
     def _on_leader(self) -> None:
-        """A leader is known: everything that may have been lost on its way goes there again."""
+        """A leader is known: send it everything that may have been lost in transit."""
         self._watch.on_leader(self._clock.monotonic())
         self._administration.on_leader()
         self._writes.on_leader()
@@ -398,17 +398,18 @@ class Node:
 
     @property
     def _is_behind(self) -> bool:
-        """Whether this node takes in no more until the checkpoint under way is done.
+        """True if this node accepts no more log until the checkpoint under way is done.
 
-        On a full disk that may be never, and a new leader may need this node's log to begin. What
-        the log still has room for, which isn't more than its spare segments, bounds memory then.
+        On a full disk the checkpoint may never complete, and a new leader may need this node's log
+        to commit its first entry. So a full node goes on. The room that is left in the log, its
+        spare segments at most, then limits memory.
         """
         return self._checkpoints.is_behind and self._watch.has_space
 
     def on_checkpoint(
         self, position: LogPosition, keys: int, digest: str, first_index: int
     ) -> None:
-        """What was frozen at `position` is durable; `digest` is "" unless one was asked for."""
+        """The buffer frozen at `position` is durable; `digest` is "" unless it was requested."""
         self._checkpoints.done(position, keys, digest, first_index)
         duration_s = self._clock.monotonic() - self._checkpoints.began_at
         self._statistics.checkpoint.observe(duration_s)
@@ -441,7 +442,7 @@ class Node:
         self._next_expiry = earliest
 
     def fail(self, reason: str, unsent: Exception, sent: Exception) -> None:
-        """End this node for good (N5); `reason` is "" if it was asked to stop."""
+        """End this node for good (N5); `reason` is "" for a regular stop."""
         if self.failure:
             return
         self.failure = reason or STOPPED
@@ -455,13 +456,13 @@ class Node:
             *self._administration.pending(),
         ):
             self.deliver(operation, unsent)
-        # What was just being worked on when an error ended the turn is in none of these.
+        # An operation that was being processed when an error ended the turn is in none of these.
         for operation in self._pending.all():
             self.deliver(operation, sent)
         self._host.flush()
 
     def status(self) -> HaStatus:
-        """This node's state now."""
+        """Return this node's current status."""
         core, log, now = self.core, self.core.log, self._clock.monotonic()
         rpo_commands, rpo_bytes = self._writes.unfinished()
         return HaStatus(

@@ -1,10 +1,10 @@
-"""What callers hand to a node: one record per call, with its deadline and whoever waits for it.
+"""What callers submit to a node: one record per call, with its deadline and its waiter.
 
 `waiter` is opaque to the node; the host, which made it, delivers to it (`Host.deliver`). A result
-is delivered at most once: whoever delivers sets `waiter` to None.
+is delivered at most once: delivery sets `waiter` to None.
 
-Every operation has a size, which counts towards the bound of what a node holds of them: the bytes
-that it carries, and `OPERATION_BYTES` for the records around it.
+Every operation has a size, which counts towards the limits on what a node holds: the bytes that it
+carries, plus `OPERATION_BYTES` for the records around them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 MAJORITY = 0
 ALL_VOTERS = -1
 AT_ONCE = -2
-"""How many voters must have a write before its caller is released, where it isn't a number."""
+"""The values of `acks` that stand for something else than a number of voters."""
 
 OPERATION_BYTES = 512
-"""About what an operation takes beside its contents: itself, its future, places in queues."""
+"""About what an operation takes in addition to its contents: itself, its future, queue slots."""
 
 
 class Operation:
     """One call under way; `deadline` is on the monotonic clock, in seconds.
 
-    `is_write`: whether it counts among the writes, or among all else that is asked of a node.
+    `is_write` says which of the two limits it counts towards: that of writes, or of all others.
     """
 
     __slots__ = ("deadline", "size", "waiter")
@@ -37,14 +37,14 @@ class Operation:
 
 
 class WriteOperation(Operation):
-    """One packed command, to be sent in the node's own session. Delivers its receipt."""
+    """One packed command, for the node's own session. Delivers its receipt."""
 
     __slots__ = ("command",)
     acks = MAJORITY
     is_write = True
 
     def __init__(self, waiter: Any, deadline: float, command: bytes) -> None:
-        # One is made for each write, or read; without `super` it takes half as long.
+        # Made once per write; without `super` it takes half as long.
         self.waiter = waiter
         self.deadline = deadline
         self.size = OPERATION_BYTES + len(command)
@@ -52,19 +52,19 @@ class WriteOperation(Operation):
 
 
 class AcknowledgedWrite(WriteOperation):
-    """A write whose caller wants more than a majority: so many voters, or `ALL_VOTERS`."""
+    """A write that must be on more disks than a majority's: `acks` voters, or `ALL_VOTERS`."""
 
     __slots__ = ("acks",)
 
     def __init__(self, waiter: Any, deadline: float, command: bytes, acks: int) -> None:
         super().__init__(waiter, deadline, command)
-        self.acks = acks  # The slot hides the class's own value.
+        self.acks = acks  # The slot shadows the class attribute.
 
 
 class GroupOperation(Operation):
-    """A whole group, numbered by a client with a session of its own. Delivers the outcome.
+    """A whole group, numbered by a client in its own session. Delivers the outcome.
 
-    Session 0 opens a session; `number` is then chosen by the node. `acks`: as of a write.
+    Session 0 opens a session; the node then chooses `number`. `acks` is as in `AcknowledgedWrite`.
     """
 
     __slots__ = ("acks", "commands", "count", "floor", "number", "session")
@@ -92,9 +92,9 @@ class GroupOperation(Operation):
 class ReadOperation(Operation):
     """A function of the node, run on the node's thread. Delivers what it returns.
 
-    `is_linearizable`: only after a read index; otherwise at once, on whatever state is here. If the
-    state is known to be as fresh as `max_age_s`, at once too. `read_bytes`: the size of what `read`
-    carries along, keys above all.
+    A linearizable read runs once its read index is confirmed and applied; any other read runs at
+    once, on the local state. With `max_age_s`, a linearizable read runs at once too if the state is
+    known to be that fresh. `read_bytes` is the size of what `read` holds, its keys above all.
     """
 
     __slots__ = ("is_linearizable", "max_age_s", "read")
@@ -118,7 +118,7 @@ class ReadOperation(Operation):
 
 
 class DigestOperation(Operation):
-    """A digest at the first entry's end at or after `sequence`; now, if that has passed."""
+    """A digest of the state after the first entry that reaches `sequence`, or of a later state."""
 
     __slots__ = ("sequence",)
 
@@ -142,7 +142,8 @@ class TransferOperation(Operation):
 class MembershipOperation(Operation):
     """Make `node_id` a voter at `address` (`adds`), or remove it. Delivers None once that holds.
 
-    With `is_standby` it is to be a learner that stays one; without an address, it is a member.
+    With `is_standby` it becomes a learner that stays a learner. Without an address it must be a
+    member already.
     """
 
     __slots__ = ("address", "adds", "asked_at", "is_repeated", "is_standby", "node_id", "region")
@@ -169,6 +170,6 @@ class MembershipOperation(Operation):
 
 
 def sizes(operations: Sequence[Operation]) -> tuple[int, int]:
-    """How large the writes among these are, and how large all else."""
+    """Return the total size of the writes among `operations`, and that of all others."""
     writes = sum([operation.size for operation in operations if operation.is_write])
     return writes, sum([operation.size for operation in operations]) - writes

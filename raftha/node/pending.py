@@ -1,8 +1,8 @@
-"""Operations that a node has taken in and not answered: which, and how much they hold.
+"""Operations that a node has accepted and not answered, and their size.
 
-Theory of operation. Whoever has a result for an operation delivers it here, wherever the operation
-waits meanwhile: it gets one result at most, and counts until then. What is left at the node's end
-is told so.
+Theory of operation. Every result of an operation is delivered here, wherever the operation waits.
+An operation gets at most one result, and counts towards the node's limits until then. When the node
+ends, the remaining operations get an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from raftha.node.operations import Operation, sizes
 
 
 class PendingOperations:
-    """Those of one node; for the node's thread."""
+    """The unanswered operations of one node; for the node's thread, except `all`."""
 
     def __init__(
         self,
@@ -23,7 +23,7 @@ class PendingOperations:
         deliver_each: Callable[[Sequence[Any], Sequence[Any]], None],
         errors: Counter[str],
     ) -> None:
-        """The host's `deliver` and `deliver_each`; `errors` are counted by class."""
+        """`deliver` and `deliver_each` are the host's; `errors` counts errors by class."""
         self.write_bytes = 0
         self.read_bytes = 0
         self._operations: set[Operation] = set()
@@ -32,18 +32,18 @@ class PendingOperations:
         self._errors = errors
 
     def add(self, operations: Sequence[Operation], held: tuple[int, int] | None = None) -> None:
-        """Take in operations; `held` is their `sizes`, if they were summed up before."""
+        """Accept operations; `held` is their `sizes`, if already known."""
         self._operations.update(operations)
         writes, reads = sizes(operations) if held is None else held
         self.write_bytes += writes
         self.read_bytes += reads
 
     def all(self) -> list[Operation]:
-        """Those that have no result yet; from any thread, since a copy is a single step."""
+        """Return the operations without a result; from any thread, since the copy is one step."""
         return list(self._operations)
 
     def deliver(self, operation: Operation, result: Any) -> None:
-        """Give an operation its result; the caller is released at the end of the turn."""
+        """Deliver an operation's result; its caller is released at the end of the turn."""
         waiter, operation.waiter = operation.waiter, None
         if operation in self._operations:
             self._operations.remove(operation)
@@ -53,9 +53,9 @@ class PendingOperations:
         self._deliver(waiter, result)
 
     def deliver_each(self, operations: Sequence[Operation], results: Sequence[Any]) -> None:
-        """As `deliver`, a result for each that still waits: the hot path.
+        """Deliver a result to each operation that still waits: the hot path.
 
-        A call of `deliver` for each would take three times as long.
+        Calling `deliver` for each one would take three times as long.
         """
         waiters = [operation.waiter for operation in operations]
         if None in waiters:

@@ -1,13 +1,13 @@
 """The leader's proposal queue: groups of all nodes, from their arrival until they are in the log.
 
-Theory of operation. Groups wait here while a write is under way, and then go into the log together,
-as one batch. A group is here once, however often it was sent, and not again while a copy of it is
-in this leader's log and not yet applied; of copies from before this leadership the log knows, and
-the state machine drops them. All of it ends with the leadership: whoever waits sends again to the
-next.
+Theory of operation. Groups wait here while a disk write is under way. Then they go into the log
+together, as one batch. A group is queued once, however often it is sent, and not at all while this
+leader's log holds a copy that is not yet applied. Copies from before this leadership may also be in
+the log; the state machine drops the repetitions. The queue ends with the leadership: each node then
+sends its groups to the next leader.
 
-What is proposed and not yet applied is bounded; beyond the bound the queue fills, and when that is
-full, forwarded groups are refused.
+The bytes proposed and not yet applied are limited. At the limit the queue fills up, and a full
+queue refuses forwarded groups.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ BATCH_GROUPS_MAX = 4096
 PROPOSAL_QUEUE_BYTES_MAX = 64 << 20
 UNCOMMITTED_BYTES_MAX = 32 << 20
 GROUP_BYTES = 256
-"""What a group counts for beside its bytes: the records that are kept of it."""
+"""What a group counts for in addition to its bytes: the records kept about it."""
 
 GroupKey = tuple[int, int]
 """A group's session and number."""
 
 
 class QueuedGroup(NamedTuple):
-    """A group that waits: who sent it, how many commands it has, and its bytes."""
+    """A queued group: the node that sent it, its number of commands, and its bytes."""
 
     sender: int
     count: int  # type: ignore[assignment]  # shadows tuple.count
@@ -37,7 +37,7 @@ class QueuedGroup(NamedTuple):
 
 
 class ProposalQueue:
-    """What a leader has still to put into its log, and what of it isn't applied yet."""
+    """The groups that a leader has yet to propose, and those proposed and not yet applied."""
 
     def __init__(self, core: Raft) -> None:
         self.queued_bytes = 0
@@ -49,7 +49,7 @@ class ProposalQueue:
 
     @property
     def can_propose(self) -> bool:
-        """Whether the next batch may be formed: group commit is one batch a write."""
+        """True if the next batch may be formed: group commit is one batch per disk write."""
         return (
             self._core.can_propose
             and not self._core.is_writing
@@ -57,16 +57,16 @@ class ProposalQueue:
         )
 
     def has_room(self, key: GroupKey, size: int) -> bool:
-        """Whether a group may come in from another node."""
+        """True if the queue has room for a group from another node."""
         room = PROPOSAL_QUEUE_BYTES_MAX - self.queued_bytes
         return GROUP_BYTES + size <= room or key in self._queued
 
     def knows(self, key: GroupKey) -> bool:
-        """Whether a group waits here, or is in this leader's log."""
+        """True if a group is queued, or proposed in this leader's log and not yet applied."""
         return key in self._queued or key in self._proposed
 
     def put(self, key: GroupKey, group: QueuedGroup) -> None:
-        """Queue a group for the next batch, unless a copy of it is queued, or is in this log."""
+        """Queue a group for the next batch, unless a copy of it is queued or proposed."""
         if key in self._proposed:
             self._core.notify_commit(group.sender, self._proposed[key])
         elif key not in self._queued:
@@ -74,7 +74,7 @@ class ProposalQueue:
             self.queued_bytes += GROUP_BYTES + len(group.encoded)
 
     def propose(self, time_us: int) -> None:
-        """Put a batch of queued groups into the log, if there are any."""
+        """Propose a batch of the queued groups, if there are any."""
         if not self._queued:
             return
         batch, size = self._take_batch()
@@ -103,18 +103,18 @@ class ProposalQueue:
         return batch, size
 
     def on_group_applied(self, key: GroupKey) -> None:
-        """The state has applied a group; should it come again, that is for the state to see."""
+        """The state has applied a group; from now on the state detects its repetitions."""
         self._proposed.pop(key, None)
 
     def on_applied(self, index: int) -> bool:
-        """The state has applied the log up to here; whether that makes room for what waits."""
+        """The state has applied the log up to `index`; True if that allows the next batch."""
         was_full = self._unapplied_bytes > UNCOMMITTED_BYTES_MAX
         while self._unapplied and self._unapplied[0][0] <= index:
             self._unapplied_bytes -= self._unapplied.popleft()[1]
         return was_full and self._unapplied_bytes <= UNCOMMITTED_BYTES_MAX
 
     def clear(self) -> None:
-        """Leadership was won or lost: what was proposed before may never be applied."""
+        """Leadership was won or lost: earlier proposals may never be applied."""
         self._queued.clear()
         self._proposed.clear()
         self._unapplied.clear()

@@ -1,16 +1,16 @@
-"""Linearizable reads on a node: they wait for a read index, then for the state to get there.
+"""Linearizable reads on a node: they wait for a read index, then for the state to apply it.
 
-Theory of operation. All reads that wait are asked for together, under one id; those that come while
-the question is under way are in the next one. The leader's answer is an index: once the state has
-applied it, the reads run. Question or answer may be lost, or the leader may change: then the reads
-go back and are asked for under a new id, which costs nothing, since a read changes nothing.
+Theory of operation. One request to the leader, under one id, covers all waiting reads. Reads that
+arrive while it is under way join the next request. The leader's answer is an index; once the state
+has applied it, the reads run. If request or answer is lost, or the leader changes, the reads go
+back into the queue and are requested under a new id. That is safe, since a read changes nothing.
 
-A confirmed index, once applied, shows how fresh the state is: it has all that was complete when the
-question was asked. A read that allows such an age runs at once; this node's own monotonic clock
-alone decides.
+A confirmed index that is applied also shows how fresh the state is: the state holds every write
+that was complete when the request was sent. A read that allows such an age runs at once. Only this
+node's monotonic clock is involved.
 
-A read that the state isn't prepared for is unready: it runs again in each turn, and the turns
-prepare it in pieces, so that it holds up nothing else.
+A read that the state isn't prepared for is unready. It runs again in each turn, and each turn
+prepares a piece of the state, so that the read delays nothing else.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class ReadQueue:
         *,
         uncounted: Callable[[Any], Any],
     ) -> None:
-        """`execute` carries out one read. An unanswered question is repeated after `timeout_s`.
+        """`execute` carries out one read. An unanswered request is repeated after `timeout_s`.
 
-        `first_id` is random, so that an answer to this node's earlier life matches nothing.
-        `counts` are the reads by consistency, without the stale reads of `uncounted`: what asks
-        for the status is no read of the state.
+        `first_id` is random, so that an answer to this node's earlier life matches no request.
+        `counts` counts reads by consistency, without stale reads by the function `uncounted`: the
+        node's status is no read of the state.
         """
         self._core = core
         self._pending = pending
@@ -63,7 +63,7 @@ class ReadQueue:
         self._unready: list[ReadOperation] = []
 
     def submit(self, operations: Iterable[ReadOperation], now: float) -> None:
-        """Run reads that may run at once, and queue the others."""
+        """Run the reads that may run at once, and queue the others."""
         at_once: list[ReadOperation] = []
         for operation in operations:
             if not operation.is_linearizable:
@@ -80,35 +80,35 @@ class ReadQueue:
             self._run(at_once)
 
     def is_fresh(self, max_age_s: float, now: float) -> bool:
-        """Whether the state holds all that was complete so long ago."""
+        """True if the state holds every write that was complete `max_age_s` ago."""
         return now - self._fresh_at <= max_age_s
 
     @property
     def has_unready(self) -> bool:
-        """Whether a read waits for what the state prepares."""
+        """True if a read waits for the state to be prepared."""
         return bool(self._unready)
 
     def ask(self, now: float) -> None:
-        """Ask for a read index, if reads wait and no question is under way."""
+        """Request a read index, if reads wait and no request is under way."""
         if self._waiting and not self._asking and self._core.read_index(self._id + 1):
             self._id += 1
             self._asked_at = now
             self._asking, self._waiting = self._waiting, []
 
     def ask_again(self) -> None:
-        """The question or its answer may be lost: put the reads back, for a new one."""
+        """Put the reads of a request that may be lost back into the queue."""
         self._waiting = self._asking + self._waiting
         self._asking = []
 
     def ask_again_if_overdue(self, now: float) -> None:
-        """Don't wait for ever for an answer."""
+        """Repeat a request that has had no answer for too long."""
         if self._asking and now - self._asked_at > self._timeout_s:
             self.ask_again()
 
     def answer(self, answers: Iterable[ReadState]) -> bool:
-        """Take the leader's answers; whether the next question can be asked at once.
+        """Accept the leader's answers; return True if the next request can be sent at once.
 
-        Reads that have no leader to ask wait for the next turn, whatever causes it.
+        Without a leader, reads wait for the next turn, whatever causes it.
         """
         is_answered = False
         for read_id, index in answers:
@@ -119,7 +119,7 @@ class ReadQueue:
         return is_answered and bool(self._waiting)
 
     def run_confirmed(self, applied_index: int) -> None:
-        """Run the reads whose index the state has reached, and those that were not ready."""
+        """Run the reads whose index the state has applied, and those that were not ready."""
         if self._unready:
             unready, self._unready = self._unready, []
             self._run(unready)
@@ -145,7 +145,7 @@ class ReadQueue:
                 except StorageError as error:
                     self._pending.deliver(operation, error)
                     raise
-                except Exception as error:  # noqa: BLE001 - changes nothing; its caller gets it
+                except Exception as error:  # noqa: BLE001 - a read changes nothing; its caller gets it
                     result = error
                 done.append(operation)
                 results.append(result)
@@ -153,13 +153,13 @@ class ReadQueue:
             self._pending.deliver_each(done, results)
 
     def pending(self) -> list[ReadOperation]:
-        """All reads that have no result yet."""
+        """Return the reads without a result."""
         confirmed = [operation for _, batch, _ in self._confirmed for operation in batch]
         queued = (*self._unready, *confirmed, *self._asking, *self._waiting)
         return [operation for operation in queued if operation.waiter is not None]
 
     def forget_expired(self) -> None:
-        """Drop reads that were given a result without having run."""
+        """Drop the reads that got a result without running."""
         self._waiting = [operation for operation in self._waiting if operation.waiter is not None]
         self._unready = [operation for operation in self._unready if operation.waiter is not None]
         for _, batch, _ in self._confirmed:

@@ -1,28 +1,28 @@
-"""Snapshots of the state on their way: to followers that the log can't help, and from a leader.
+"""Snapshots of the state in transit: to followers that need log which no longer exists.
 
-Theory of operation. The core asks for a snapshot to be sent (`SnapshotRequest`), and says what a
-leader offers (`SnapshotOffer`). Here is what lies between: which parts go out when, and what is to
-be done when nothing comes back. Files, threads and checksums are the `SnapshotFiles`' business.
+Theory of operation. The core requests that a snapshot be sent (`SnapshotRequest`), and passes on a
+leader's offer (`SnapshotOffer`). This module does the rest: it decides which parts are sent when,
+and what happens when no reply comes. `SnapshotFiles` handles files, threads and checksums.
 
     leader                               follower
-    make a snapshot, once for all
-    SnapshotOffer          ->            of no use: SnapshotReply(HOLDS)
-                           <-            SnapshotReply(RECEIVING, bytes that it has)
-    SnapshotChunk ...      ->            written and synced, one after the other
-                           <-            SnapshotReply(RECEIVING, bytes that it has)
-                                         whole: checked; damaged: SnapshotReply(REFUSED)
-                                         the node is opened anew with it
-    SnapshotOffer          ->            (the connection was lost, or nothing came for a while)
+    make a snapshot, one for all followers
+    SnapshotOffer          ->            if not needed: SnapshotReply(HOLDS)
+                           <-            SnapshotReply(RECEIVING, bytes on its disk)
+    SnapshotChunk ...      ->            write and sync one chunk after the other
+                           <-            SnapshotReply(RECEIVING, bytes on its disk)
+                                         complete: check it; if damaged: SnapshotReply(REFUSED)
+                                         reopen the node with it
+    SnapshotOffer          ->            (the connection was lost, or no reply came for a while)
                            <-            SnapshotReply(HOLDS, index)
 
-Only so much is unacknowledged at a time, so chunks never stand in front of heartbeats for long; how
-fast they follow each other is for `snapshot_rate.py` to say. An offer is repeated whenever the
-follower is back or silent; each goes on from what it has on disk.
+The unacknowledged chunks are limited, so they never delay heartbeats for long. `snapshot_rate.py`
+decides how fast chunks follow each other. The leader repeats its offer when the follower reconnects
+or is silent; the transfer then resumes after the bytes that the follower has on disk.
 
-No install loop: while a snapshot is made and sent the log behind it is kept, and after that until
-the follower has caught up or stands still (`RetainedLog`). If a transfer fails, the next begins
-after a pause. A leader that is deposed forgets everything; its successor makes a snapshot of its
-own.
+No install loop: the leader keeps the log after a snapshot while it makes and sends the snapshot,
+and then until the follower has caught up or makes no progress (`RetainedLog`). After a failed
+transfer the next one begins after a pause. A leader that loses leadership forgets its transfers;
+its successor makes its own snapshot.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ STANDSTILL_S = 10.0
 
 
 class SnapshotFiles(Protocol):
-    """Who makes, reads, writes and checks snapshots. `done` is called on the node's thread."""
+    """Makes, reads, writes and checks snapshots. Calls `done` on the node's thread."""
 
     chunk_bytes: int
-    """What every member cuts snapshots into."""
+    """The size of the chunks that snapshots are sent in; the same on every member."""
 
     def make(
         self, snapshot_id: int, rate: SnapshotRate, done: Callable[[SnapshotFile | None], None]
     ) -> None:
-        """Make a snapshot of the last checkpoint at this rate, None if that isn't possible now."""
+        """Make a snapshot of the last checkpoint at this rate; None if that isn't possible now."""
         ...
 
     def read(
@@ -62,49 +62,49 @@ class SnapshotFiles(Protocol):
     ) -> None: ...
     def drop(self, snapshot_id: int) -> None: ...
     def begin(self, offer: SnapshotOffer, done: Callable[[int | None], None]) -> None:
-        """Prepare to receive; how much is there already, None if that isn't possible now."""
+        """Prepare to receive; `done` gets the bytes on disk, None if that isn't possible now."""
         ...
 
     def write(self, chunk: Chunk, done: Callable[[int | None], None]) -> None:
-        """Write a chunk durably; how much is there then, as much as before if it is damaged.
+        """Write a chunk durably; `done` gets the bytes on disk, unchanged if it is damaged.
 
         None if that isn't possible now.
         """
         ...
 
     def check(self, offer: SnapshotOffer, done: Callable[[bool], None]) -> None:
-        """Check a snapshot that is whole, and make it ready to be installed."""
+        """Check a complete snapshot, and make it ready to install."""
         ...
 
     def discard(self) -> None:
-        """Remove what was received."""
+        """Remove the received bytes."""
         ...
 
     def install(self) -> None:
-        """End this node, and open it anew with the snapshot that is ready."""
+        """End this node, and reopen it with the snapshot that is ready."""
         ...
 
 
 @dataclass(slots=True)
 class Transfer:
-    """A snapshot on its way to one follower; times are on the monotonic clock."""
+    """A snapshot in transit to one follower; times are on the monotonic clock."""
 
     request: SnapshotRequest
     advanced_at: float
     offered_at: float = float("-inf")
     acknowledged: int = -1
-    """How much the follower has; -1 before it has answered."""
+    """The bytes that the follower has; -1 before its first reply."""
     most: int = -1
-    """The most it ever had; what counts as progress is more than that."""
+    """The most bytes that it ever had; only more than that counts as progress."""
     sent: int = 0
     is_reading: bool = False
     resumes_at: float | None = None
-    """When it is given up, for the core to look at that follower anew."""
+    """Set once the transfer has failed: when the core may retry that follower."""
 
 
 @dataclass(slots=True)
 class RetainedLog:
-    """A follower that a snapshot was sent to: the log after `index` is kept for it."""
+    """A follower that was sent a snapshot: the log after `index` is kept for it."""
 
     index: int
     advanced_at: float
@@ -123,7 +123,7 @@ class SnapshotSender:
         now: Callable[[], float],
         rate: SnapshotRate,
     ) -> None:
-        """`rate` limits how fast snapshots go out, all followers together."""
+        """`rate` limits how fast snapshots are made and sent, over all followers."""
         self._core = core
         self._files = files
         self._send = send
@@ -134,14 +134,14 @@ class SnapshotSender:
         self._transfers: dict[int, Transfer] = {}
         self._retained: dict[int, RetainedLog] = {}
         self._failures: dict[int, int] = {}
-        """How often in a row a snapshot didn't get to a follower; each pause is twice the last."""
+        """The failed transfers in a row, by follower; each pause is twice the last."""
         self._snapshot: SnapshotFile | None = None
         self._making = 0
         self._making_retains = 0
 
     def kept_index(self) -> int | None:
-        """The log after this index must stay; None if snapshots need none of it."""
-        # A follower that was sent a snapshot still needs what follows it, until it has caught up.
+        """Return the index after which snapshots need the log; None if they need none."""
+        # A follower that was sent a snapshot needs the log after it until it has caught up.
         indexes = [retained.index for retained in self._retained.values()]
         if self._making:
             indexes.append(self._making_retains)
@@ -150,7 +150,7 @@ class SnapshotSender:
         return min(indexes, default=None)
 
     def begin(self, request: SnapshotRequest, checkpoint_index: int) -> None:
-        """The core wants a snapshot sent; the last checkpoint is at `checkpoint_index` or later."""
+        """Send a snapshot, of the checkpoint at `checkpoint_index` or of a later one."""
         transfer = Transfer(request, self._now())
         self._transfers[request.peer] = transfer
         if self._snapshot is not None:
@@ -161,20 +161,20 @@ class SnapshotSender:
             self._files.make(self._making, self._rate, self._on_made)
 
     def on_connected(self, peer: int) -> None:
-        """A follower is back: it may have been opened anew with the snapshot."""
+        """A follower has reconnected: it may have been reopened with the snapshot."""
         transfer = self._transfers.get(peer)
         if transfer is not None and self._snapshot is not None:
             self._offer(transfer, self._snapshot)
 
     def on_reply(self, reply: SnapshotReply) -> None:
-        """A follower says how it goes."""
+        """A follower reports its progress."""
         transfer, snapshot = self._transfers.get(reply.sender), self._snapshot
         if transfer is None or snapshot is None or reply.snapshot_id != snapshot.snapshot_id:
             return
         if reply.status == SnapshotStatus.HOLDS:
             self._sent(transfer, snapshot, reply.value)
         elif reply.status == SnapshotStatus.REFUSED:
-            # Whoever gets this snapshot finds it damaged: the next one is made anew.
+            # Every follower would find this snapshot damaged: make another one.
             for other in self._transfers.values():
                 self._pause(other)
             self._drop_snapshot()
@@ -182,11 +182,11 @@ class SnapshotSender:
             self._received(transfer, snapshot, reply.value)
 
     def _received(self, transfer: Transfer, snapshot: SnapshotFile, has: int) -> None:
-        """The follower has this much of the snapshot: send what comes next."""
+        """The follower has this much of the snapshot: send the next chunks."""
         if transfer.resumes_at is not None:
             return
         now = self._now()
-        # Who has all of it is checking it, for as long as that takes.
+        # A follower that has all of it is checking it, for as long as that takes.
         if has > transfer.most or has == snapshot.size:
             transfer.most, transfer.advanced_at = has, now
         if transfer.acknowledged < 0 or has < transfer.acknowledged:
@@ -196,7 +196,7 @@ class SnapshotSender:
         self._pump(transfer, snapshot)
 
     def on_tick(self) -> None:
-        """Time has passed: send what the rate allows, ask those who are silent, give up."""
+        """A tick has passed: send what the rate allows, repeat offers, fail what takes too long."""
         now = self._now()
         self._rate.on_tick(now)
         for peer, transfer in list(self._transfers.items()):
@@ -241,7 +241,7 @@ class SnapshotSender:
     def _offer(self, transfer: Transfer, snapshot: SnapshotFile) -> None:
         if not self._is_wanted(transfer.request) or transfer.resumes_at is not None:
             return
-        # What was on its way may be lost: it says itself from where to go on.
+        # Chunks in transit may be lost: the follower's reply tells where to resume.
         transfer.acknowledged, transfer.offered_at = -1, self._now()
         peer, term = transfer.request
         position = snapshot.position
@@ -259,7 +259,7 @@ class SnapshotSender:
         )
 
     def _pump(self, transfer: Transfer, snapshot: SnapshotFile) -> None:
-        """Have the next chunk read, if the window and the rate have room for it."""
+        """Read the next chunk to send, if the window and the rate allow it."""
         is_open = transfer.acknowledged >= 0 and transfer.resumes_at is None
         is_full = (
             transfer.sent - transfer.acknowledged + self._files.chunk_bytes
@@ -318,7 +318,7 @@ class SnapshotSender:
             self._snapshot = None
 
     def _release(self, now: float) -> None:
-        """Let go of the log that was kept for followers which have caught up, or stand still."""
+        """Release the log kept for followers that have caught up or make no progress."""
         for peer, retained in list(self._retained.items()):
             progress = self._core.progress.get(peer)
             if progress is not None and progress.match > retained.index:
@@ -331,7 +331,7 @@ class SnapshotSender:
                 del self._retained[peer]
 
     def _is_level(self, progress: Progress) -> bool:
-        """Whether a follower is sent what is still in memory."""
+        """True if a follower gets entries that are still in memory."""
         is_replicating = progress.mode is Mode.REPLICATE
         return is_replicating and self._core.log.term(progress.match) is not None
 
@@ -352,20 +352,20 @@ class SnapshotReceiver:
         self._emit = emit
         self._offer: SnapshotOffer | None = None
         self._waiting: dict[int, Chunk] = {}
-        """What has come and is not written yet, by offset."""
+        """Chunks that are not written yet, by offset."""
         self._has = 0
         self._is_busy = False
-        """Whether the files work on this snapshot; at most one thing at a time."""
+        """True while the files work on this snapshot; they do one thing at a time."""
 
     def on_offer(self, offer: SnapshotOffer) -> None:
-        """A leader has a snapshot; the core has taken it for the leader."""
+        """A leader offers a snapshot; the core has accepted the sender as the leader."""
         if self._core.holds(offer.index, offer.index_term):
             self._reply(offer, SnapshotStatus.HOLDS, offer.index)
             return
         if self._is_busy:
             if self._offer is not None and self._offer.snapshot_id == offer.snapshot_id:
                 self._reply(offer, SnapshotStatus.RECEIVING, self._has)
-            return  # Another one is repeated until there is time for it.
+            return  # Another offer is repeated until the files are free.
         if self._offer is None or self._offer.snapshot_id != offer.snapshot_id:
             self._has = 0
         self._offer = offer
@@ -374,14 +374,14 @@ class SnapshotReceiver:
         self._files.begin(offer, self._on_begun)
 
     def on_chunk(self, chunk: SnapshotChunk) -> None:
-        """A part of the snapshot came."""
+        """A chunk of the snapshot arrived."""
         offer = self._offer
         if offer is None or (chunk.sender, chunk.snapshot_id) != (offer.sender, offer.snapshot_id):
             return
         if chunk.offset == self._has and len(self._waiting) >= WINDOW_CHUNKS:
-            self._waiting.clear()  # They were cut at other places, before the connection was lost.
+            self._waiting.clear()  # Chunks from before a lost connection: their offsets don't fit.
         if chunk.offset >= self._has and len(self._waiting) < WINDOW_CHUNKS:
-            # Chunks may come twice, or in another order; for a lost one the sender will ask.
+            # Chunks may be repeated or reordered; after a lost one the leader offers again.
             self._waiting[chunk.offset] = Chunk(chunk.offset, chunk.crc, chunk.data)
             self._write_next()
 
@@ -405,7 +405,7 @@ class SnapshotReceiver:
             self._refuse(self._offer)
             return
         if has == self._has:
-            # The chunk was damaged. What follows it is of no use; all is sent again from there.
+            # The chunk was damaged. Drop what follows it: the leader sends all of it again.
             self._waiting.clear()
         self._waiting = {at: chunk for at, chunk in self._waiting.items() if at >= has}
         self._on_progress(has)
@@ -428,8 +428,8 @@ class SnapshotReceiver:
         if not is_sound:
             self._refuse(offer)
         elif self._core.holds(offer.index, offer.index_term):
-            # Another leader's log helped after all; a snapshot now would throw away what came
-            # since.
+            # Another leader's log has helped meanwhile; installing the snapshot would drop newer
+            # entries.
             self._offer = None
             self._files.discard()
             self._reply(offer, SnapshotStatus.HOLDS, offer.index)
@@ -456,7 +456,7 @@ class SnapshotReceiver:
 
 
 class Snapshots:
-    """The leader's and the follower's side of one node, and the rate at which snapshots go out."""
+    """One node's sender and receiver of snapshots, and the rate at which it sends them."""
 
     def __init__(
         self,
@@ -468,38 +468,38 @@ class Snapshots:
         now: Callable[[], float],
         bytes_per_s_max: int,
     ) -> None:
-        """At most `bytes_per_s_max` for all followers together; 0 for no such limit."""
+        """`bytes_per_s_max` limits making and sending, over all followers; 0 for no such limit."""
         self._rate = SnapshotRate(now(), bytes_per_s_max)
         self._sender = SnapshotSender(core, files, send, emit, random_below, now, self._rate)
         self._receiver = SnapshotReceiver(core, files, send, emit)
 
     def kept_index(self) -> int | None:
-        """The log after this index must stay; None if snapshots need none of it."""
+        """Return the index after which snapshots need the log; None if they need none."""
         return self._sender.kept_index()
 
     def begin(self, request: SnapshotRequest, checkpoint_index: int) -> None:
-        """The core wants a snapshot sent; the last checkpoint is at `checkpoint_index` or later."""
+        """Send a snapshot, of the checkpoint at `checkpoint_index` or of a later one."""
         self._sender.begin(request, checkpoint_index)
 
     def on_offer(self, offer: SnapshotOffer) -> None:
-        """A leader has a snapshot; the core has taken it for the leader."""
+        """A leader offers a snapshot; the core has accepted the sender as the leader."""
         self._receiver.on_offer(offer)
 
     def on_message(self, message: SnapshotChunk | SnapshotReply) -> None:
-        """A part of a snapshot came, or a follower's answer."""
+        """A chunk of a snapshot arrived, or a follower's reply."""
         if isinstance(message, SnapshotChunk):
             self._receiver.on_chunk(message)
         else:
             self._sender.on_reply(message)
 
     def on_connected(self, peer: int) -> None:
-        """A follower is back."""
+        """A follower has reconnected."""
         self._sender.on_connected(peer)
 
     def on_commit_time(self, took_s: float) -> None:
-        """A batch of writes was applied, so long after it was proposed: the rate goes by that."""
+        """A batch of writes was applied `took_s` after its proposal: adjust the rate to it."""
         self._rate.record_batch(took_s)
 
     def on_tick(self) -> None:
-        """Time has passed."""
+        """A tick has passed."""
         self._sender.on_tick()

@@ -1,7 +1,7 @@
-"""What a node counts and times, for metrics: plain numbers, of one process, since it started.
+"""A node's counters and timings, for metrics: plain numbers of one process since its start.
 
-Written by the node's thread only, but for `lease_reads`. Readers on other threads see each number
-whole, and numbers that belong together perhaps a moment apart.
+Only the node's thread writes them, except `lease_reads` and, while the node is opened, `events`.
+Readers on other threads see each number whole; related numbers may be a moment apart.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
     10.0,
 )  # fmt: skip
-"""The buckets' upper bounds: from a fast disk's sync to a call's usual deadline."""
+"""The buckets' upper bounds, in seconds: from a fast disk's sync to a call's usual deadline."""
 
 
 class Histogram:
-    """How many values fell into each bucket, and their sum; values above all bounds count last."""
+    """Counts of values by bucket, and their sum; the last count is of values above all bounds."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -33,11 +33,13 @@ class Histogram:
 
 
 class Statistics:
-    """`reads`, by consistency; `lease_reads`, those that their callers' threads answered, by
-    thread, so that each number has one writer; `errors`, what callers got instead of a result, by
-    class; `events`, by kind; `peers_refused`, those not let in or thrown out. Seconds: `log_write`,
-    one write and sync of the log; `commit`, from when the leader took a batch until it had applied
-    it; `checkpoint`."""
+    """Counters: `reads` by consistency; `lease_reads`, answered on the callers' threads, by thread,
+    so that each number has one writer; `errors` that callers got instead of a result, by class;
+    `events` by kind; `peers_refused`, the connections refused or closed for a peer's fault.
+
+    Histograms, in seconds: `log_write`, one write and sync of the log; `commit`, from the proposal
+    of a batch until the leader has applied it; `checkpoint`.
+    """
 
     def __init__(self) -> None:
         self.reads: Counter[str] = Counter()

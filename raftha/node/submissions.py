@@ -1,22 +1,21 @@
-"""Writes on their way: from a caller's queue into groups, to the leader, and back as outcomes.
+"""Writes in flight: from a caller's queue into groups, to the leader, and back as outcomes.
 
-Theory of operation. Each node numbers the groups it submits, in a session of its own that the log
-itself opened (its id comes from the entry that opened it). A group stays in `in_flight` until this
-node has applied it, its callers' deadlines have passed, or the leader refused it. Whenever a leader
-is found, or its connection returns, every group in flight is sent again, in order; the state
-machine drops what it has already applied. So a write is applied once, however often it travelled.
+Theory of operation. Each node numbers the groups it submits, in its own session. An entry of the
+log opens that session and determines its id. A group stays in `in_flight` until this node has
+applied it, its callers' deadlines have passed, or the leader has refused it. Whenever the node
+finds a leader or its connection returns, it sends every group in flight again, in order. The state
+machine drops repetitions. So a write is applied once, however often it is sent.
 
-`floor`, sent with each group, is the lowest number still in flight: everything below is finished
-for good, its results may be forgotten, and should a copy of it still be under way it will not be
-applied.
+`floor`, sent with each group, is the lowest number still in flight. All lower numbers are finished
+for good: their results may be forgotten, and a copy that is still in transit is not applied.
 
-A caller who wants more disks than a majority's to have the write waits on (`acknowledgements.py`).
+A caller that wants its write on more disks than a majority's waits longer (`acknowledgements.py`).
 
-What a caller is told when it can't be told an outcome hangs on whether the group ever left the
-queue: before that, `Rejected`; after it, `Indeterminate`.
+The error of a caller without an outcome depends on whether the group was ever sent: `Rejected` if
+not, `Indeterminate` if so.
 
 On the leader, groups go into its proposal queue (`proposals.py`). A follower keeps a few groups in
-flight to the leader; what comes meanwhile makes the next one.
+flight to the leader; writes that arrive meanwhile form the next one.
 """
 
 from __future__ import annotations
@@ -46,11 +45,12 @@ from raftha.types import Receipt
 GROUP_BYTES_MAX = 1 << 20
 FORWARDED_MAX = 8
 RESEND_AFTER_S = 1.0
+_ACKS = attrgetter("acks")
 MAJORITY_FULL = "too many members' disks are full for writes to be accepted"
 
 
 class InFlight:
-    """A group that left the queue, with the operations that wait for it."""
+    """A group that has left the queue, with the operations that wait for it."""
 
     __slots__ = (
         "count",
@@ -64,7 +64,7 @@ class InFlight:
     )
 
     def __init__(self, group: Group, operations: list[Any], *, is_own: bool) -> None:
-        """`is_own`: numbered by this node; with session 0, the opening of its own session."""
+        """`is_own`: this node chose the number. With session 0, the group opens its own session."""
         self.is_own = is_own
         self.session = group.session
         self.number = group.number
@@ -76,7 +76,7 @@ class InFlight:
 
 
 class Submissions:
-    """All writes of this node's callers."""
+    """The writes of this node's callers."""
 
     def __init__(
         self,
@@ -86,10 +86,10 @@ class Submissions:
         now: Callable[[], float],
         random_below: Callable[[int], int],
     ) -> None:
-        """`route` sends a group towards the leader; False if there is none to send it to."""
+        """`route` sends a group to the leader and returns False if no leader is reachable."""
         self.queue: deque[WriteOperation] = deque()
         self.in_flight_bytes = 0
-        """What the groups in flight take, beside the operations that wait for them."""
+        """Bytes of the encoded groups in flight, without the operations that wait for them."""
         self.in_flight: dict[tuple[int, int], InFlight] = {}
         self._route = route
         self._pending = pending
@@ -102,7 +102,7 @@ class Submissions:
         self._own_numbers: deque[int] = deque()
 
     def unfinished(self) -> tuple[int, int]:
-        """How many commands of this node's callers have no outcome yet, and their bytes."""
+        """Return how many commands of this node's callers have no outcome yet, and their bytes."""
         groups = self.in_flight.values()
         count = len(self.queue) + sum(group.count for group in groups)
         queued = sum(len(operation.command) for operation in self.queue)
@@ -113,19 +113,21 @@ class Submissions:
         self.queue.extend(operations)
 
     def add_group(self, operation: GroupOperation) -> None:
-        """Send a group that carries its own number, or opens a session."""
+        """Send a group that a client has numbered, or that opens a client's session."""
         if operation.session and operation.session == self._session:
-            refusal = InvalidRequest("this session is the node's own; open one for the client")
+            refusal = InvalidRequest(
+                "this is the node's own session; open a session for the client"
+            )
             self._pending.deliver(operation, refusal)
             return
-        # A session's opening has no number to tell it by but one made up here.
+        # A group that opens a session has no number yet: a random one identifies it.
         number = operation.number if operation.session else self._random_below(1 << 63)
         group = Group(
             operation.session, number, operation.floor, operation.count, operation.commands
         )
         earlier = self.in_flight.get((group.session, group.number))
         if earlier is not None:
-            # The same client asks again before its first try has ended: both get the outcome.
+            # The client repeats a request that is still in flight: both get the outcome.
             operation.commands = b""
             earlier.operations.append(operation)
             return
@@ -134,7 +136,7 @@ class Submissions:
     # ---------------------------------------------------------------- from the queue into groups
 
     def form_groups(self, bytes_max: int, groups_max: int) -> None:
-        """Turn queued writes into groups and send them."""
+        """Form groups of the queued writes and send them."""
         if not self.queue:
             return
         if not self._session:
@@ -146,23 +148,22 @@ class Submissions:
 
     def _form_group(self) -> int:
         operations = self._take_fitting()
-        commands = [operation.command for operation in operations]
-        size = sum(map(len, commands))
+        commands = b"".join([operation.command for operation in operations])
         if operations:
             number, self._next_number = self._next_number, self._next_number + 1
             self._own_numbers.append(number)
             floor = self._own_numbers[0]
-            group = Group(self._session, number, floor, len(commands), b"".join(commands))
+            group = Group(self._session, number, floor, len(operations), commands)
             self._launch(InFlight(group, operations, is_own=True))
-        return size
+        return len(commands)
 
     def _take_fitting(self) -> list[WriteOperation]:
-        """Take from the queue what goes into one group, at least one if there is one."""
+        """Take the operations of one group from the queue, at least one unless it is empty."""
         queue = self.queue
         if len(queue) <= ARRAY_MAX:
             size = sum([len(operation.command) for operation in queue])
             if size <= GROUP_BYTES_MAX:
-                # Nearly always: all of it.
+                # The usual case: the whole queue fits.
                 self.queue = deque()
                 return [operation for operation in queue if operation.waiter is not None]
         operations: list[WriteOperation] = []
@@ -195,12 +196,12 @@ class Submissions:
             group.sent_times += 1
 
     def send_again(self) -> None:
-        """A leader was found, or its connection came back: send everything in flight, in order."""
+        """A leader was found, or its connection came back: send all groups in flight, in order."""
         for group in list(self.in_flight.values()):
             self._send(group)
 
     def send_overdue(self) -> None:
-        """Send again what has been under way for long; a copy on its way may have been dropped."""
+        """Repeat the groups without an outcome for long: the last copy may have been dropped."""
         overdue = self._now() - RESEND_AFTER_S
         for group in list(self.in_flight.values()):
             if group.sent_at <= overdue:
@@ -209,9 +210,9 @@ class Submissions:
     # ---------------------------------------------------------------- outcomes
 
     def on_applied(self, applied: Applied, now: float) -> bool:
-        """This node applied a group: release the callers that wait for it.
+        """This node has applied a group: release the callers that wait for it.
 
-        Whether queued writes can go on with that: the next turn forms groups of them.
+        True if queued writes can now be sent: the next turn forms groups of them.
         """
         group = self._take((applied.session, applied.number))
         if group is None:
@@ -227,8 +228,8 @@ class Submissions:
             self._number_all_anew(group)
             return bool(self.queue)
         elif outcome.verdict is Verdict.FORGOTTEN:
-            # The floor went past it, for want of room: it was not applied and won't be. Later
-            # groups of the session may well be, so they stay in flight under their numbers.
+            # The table was full and the floor rose past this group: it was not and will not be
+            # applied. Later groups of the session may be, so they keep their numbers.
             self._leave_session(group.session)
             self._number_anew([group])
             return bool(self.queue)
@@ -238,17 +239,17 @@ class Submissions:
         return False
 
     def on_refused(self, session: int, number: int, *, is_full: bool) -> None:
-        """The leader did not take this group: too many disks are full, or it has too much to do."""
+        """The leader refused this group: too many disks are full, or its queue is."""
         group = self._take((session, number))
         if group is None:
             return
         if group.is_own and session == 0:
             self._is_opening = False
-            if is_full:  # Those who wait for the session have nothing to wait for.
+            if is_full:  # The session can't be opened, so no queued write can be sent.
                 self._refuse_queue(StorageFull(MAJORITY_FULL))
         elif group.is_own:
             self._finish_own(group)
-        # An earlier copy may be in some leader's log; only a group sent once was surely refused.
+        # An earlier copy may be in a log: the refusal is definite only for a group sent once.
         is_sure = group.sent_times <= 1
         message = MAJORITY_FULL if is_full else "the leader's queue is full"
         refusal = StorageFull(message) if is_full else Overloaded(message)
@@ -267,10 +268,10 @@ class Submissions:
         return group
 
     def _number_all_anew(self, expired: InFlight) -> None:
-        """The log no longer knows this node's session: put its groups back into the queue.
+        """This node's session has expired: put its groups back into the queue.
 
-        This node applies the whole log in order, and the session is gone from here on. So a group
-        that is still in flight was not applied before this point and can't be after it.
+        This node applies the whole log in order, and the session is gone from this entry on. So a
+        group that is still in flight was not applied before it and can't be applied after it.
         """
         groups = [expired]
         groups += [g for g in self.in_flight.values() if g.is_own and g.session == expired.session]
@@ -278,12 +279,12 @@ class Submissions:
         self._number_anew(groups)
 
     def _leave_session(self, session: int) -> None:
-        """Have a new session opened for what comes from now on."""
+        """Stop using `session`; the next groups open a new one."""
         if session == self._session:
             self._session, self._own_numbers = 0, deque()
 
     def _number_anew(self, groups: list[InFlight]) -> None:
-        """Put the operations of these groups, which were not applied, back into the queue."""
+        """Put the operations of these unapplied groups back into the queue."""
         for group in reversed(groups):
             self._take((group.session, group.number))
             for operation in reversed(group.operations):
@@ -300,7 +301,7 @@ class Submissions:
             numbers.remove(number)
 
     def _deliver_each(self, group: InFlight, outcome: Outcome, now: float) -> None:
-        """One result for each operation, in order."""
+        """Deliver to each operation its own result, in order."""
         if outcome.count != group.count:
             taken = "another process used this node's session; the write's outcome is not known"
             self._fail_all(group, Indeterminate(taken))
@@ -310,7 +311,7 @@ class Submissions:
         except RafthaError as error:
             self._fail_all(group, error)
             return
-        if not any(map(attrgetter("acks"), group.operations)):
+        if not any(map(_ACKS, group.operations)):
             self._pending.deliver_each(group.operations, results)
             return
         for operation, result in zip(group.operations, results, strict=True):
@@ -322,7 +323,7 @@ class Submissions:
                 self._pending.deliver(operation, result)
 
     def _deliver_outcome(self, group: InFlight, outcome: Outcome, now: float) -> None:
-        """The group's outcome for each operation that sent it."""
+        """Deliver the group's outcome to each operation that submitted it."""
         for operation in group.operations:
             if operation.waiter is None:
                 continue
@@ -339,7 +340,7 @@ class Submissions:
     # ---------------------------------------------------------------- deadlines and the end
 
     def expire(self, now: float) -> float:
-        """Release callers whose deadline has passed; return the next deadline there is."""
+        """Fail the callers whose deadline has passed; return the next deadline."""
         earliest = float("inf")
         unsent, sent = _no_leader(), RequestTimeout("no outcome before the deadline")
         for operation in self.queue:
@@ -355,7 +356,7 @@ class Submissions:
                 if group.is_own:
                     self._finish_own(group)
             elif not group.is_own:
-                # A client may ask again and again; of those who waited in vain nothing stays.
+                # A client may repeat a request without end: drop those that have expired.
                 group.operations = [o for o in group.operations if o.waiter is not None]
         return earliest
 
@@ -368,7 +369,7 @@ class Submissions:
         return float("inf")
 
     def abort(self, unsent: Exception, sent: Exception) -> None:
-        """The node ends: tell everybody, by whether their write had left this node."""
+        """The node ends: fail each caller by whether its write had left this node."""
         self._refuse_queue(unsent)
         for group in self.in_flight.values():
             self._fail_all(group, sent if group.sent_times else unsent)
@@ -377,7 +378,7 @@ class Submissions:
 
 
 def is_proper(group: Group) -> bool:
-    """Whether a group keeps to what the state machine relies on."""
+    """True if a group meets what the state machine relies on."""
     if group.session == 0:
         return group.count == 0 and not group.commands
     return group.count <= ARRAY_MAX

@@ -1,13 +1,13 @@
 """The writes of one node: from its callers into the leader's log, and back as outcomes.
 
-Theory of operation. Three parts divide the work. `Submissions` has the groups of this node's own
-callers until their outcomes are known, wherever the leader is. `ProposalQueue` has, on the leader,
-the groups of all nodes until they are applied. `Acknowledgements` has the callers that want their
-write on more disks than a majority's. A group's way is `route`: into the proposal queue of this
-node if it leads, else to the leader in a `Forward`.
+Theory of operation. Three parts divide the work. `Submissions` holds the groups of this node's own
+callers until their outcomes are known, wherever the leader is. `ProposalQueue` holds, on the
+leader, the groups of all nodes until they are applied. `Acknowledgements` holds the callers that
+want their write on more disks than a majority's. `route` directs a group: into this node's own
+proposal queue if it leads, else to the leader in a `Forward`.
 
-A turn forms one batch at most, before the core says what to write: group commit is one batch a
-write. What happens later in the turn asks for another turn only if that could do something.
+A turn forms at most one batch, before the core decides what to write: group commit is one batch
+per disk write. Later steps of the turn ask for another turn only if it would have work to do.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Writes:
         random_below: Callable[[int], int],
         ack_timeout_s: float,
     ) -> None:
-        """`ack_timeout_s`: how long a committed write waits for more disks than a majority's."""
+        """`ack_timeout_s` limits a committed write's wait for more disks than a majority's."""
         self._core = core
         self._host = host
         self._pending = pending
@@ -61,21 +61,21 @@ class Writes:
 
     @property
     def bytes_held(self) -> int:
-        """Writes that have no outcome yet, and their groups."""
+        """Bytes of the writes without an outcome, and of their groups."""
         return self._pending.write_bytes + self._submissions.in_flight_bytes
 
     def unfinished(self) -> tuple[int, int]:
-        """How many commands of this node's callers have no outcome yet, and their bytes."""
+        """Return how many commands of this node's callers have no outcome yet, and their bytes."""
         return self._submissions.unfinished()
 
     # ---------------------------------------------------------------- what comes in
 
     def add(self, operations: Iterator[WriteOperation]) -> None:
-        """Queue writes that may all be taken, in order."""
+        """Queue writes that need no check, in order."""
         self._submissions.add(*operations)
 
     def add_checked(self, operation: WriteOperation | GroupOperation) -> None:
-        """Queue a write, or send a numbered group, if its caller can have the disks it wants."""
+        """Queue a write, or send a numbered group, if it can get the requested acknowledgements."""
         if operation.acks:
             try:
                 check_wanted(operation.acks, self._core.membership)
@@ -88,15 +88,15 @@ class Writes:
             self._submissions.add(operation)
 
     def on_forward(self, message: Forward, *, is_majority_full: bool) -> None:
-        """Another node's group, for the leader."""
+        """Another node forwarded a group to the leader."""
         try:
             (group,) = decode_groups(memoryview(message.group))
         except ValueError:
             group = None
         if group is None or not is_proper(group):
-            return  # No correct node sends it, and in the log every node would trip over it.
+            return  # No correct node sends it, and in the log it would break every node.
         if not self._core.is_leader:
-            return  # The sender will learn which node leads, and send it there.
+            return  # The sender will learn which node leads, and send the group there.
         key = group.session, group.number
         is_full = is_majority_full and not self._proposals.knows(key)
         if is_full or not self._proposals.has_room(key, len(message.group)):
@@ -117,29 +117,29 @@ class Writes:
         self._submissions.on_refused(message.session, message.number, is_full=message.is_full)
 
     def on_leader(self) -> None:
-        """A leader is known: everything that may have been lost on its way goes there again."""
+        """A leader is known: send it everything that may have been lost in transit."""
         self._proposals.clear()
         self._submissions.send_again()
 
     # ---------------------------------------------------------------- the turn
 
     def form_batch(self) -> None:
-        """On the leader, form one batch at most per write; elsewhere, groups for the leader."""
+        """On the leader, form one batch per disk write; elsewhere, groups for the leader."""
         if not self._core.is_leader:
             leader = self._core.leader
             if leader is not None and self._host.is_connected(leader):
                 self._submissions.form_groups(BATCH_BYTES_MAX, FORWARDED_MAX)
             return
         if self._proposals.can_propose:
-            # Some room for this node's own callers, however much the others forward.
+            # Some room for this node's own callers, however much other nodes forward.
             room = max(BATCH_BYTES_MAX - self._proposals.queued_bytes, GROUP_BYTES_MAX)
             self._submissions.form_groups(room, 1 << 30)
             self._proposals.propose(self._clock.time_us())
 
     def route(self, group: InFlight) -> bool:
-        """Send a group towards the leader; False if there is none to send it to.
+        """Send a group to the leader; False if no leader is reachable.
 
-        Every caller of this runs before the turn forms its batch, or asks for a turn itself.
+        Every caller of this method runs before the turn forms its batch, or asks for a turn itself.
         """
         if self._core.is_leader:
             key = group.session, group.number
@@ -152,11 +152,12 @@ class Writes:
         return True
 
     def on_proposed(self, index: int, now: float) -> None:
-        """The leader writes the log up to `index`."""
+        """The leader has begun to write its log up to `index`."""
         self._proposed.append((index, now))
 
     def on_applied(self, entry: Entry, groups: Sequence[Applied], now: float) -> None:
-        """The state has applied an entry, and these groups in it."""
+        """The state has applied an entry with these groups."""
+        self._acknowledgements.begin_entry()
         for group in groups:
             self._proposals.on_group_applied((group.session, group.number))
             if self._submissions.on_applied(group, now):
@@ -165,30 +166,30 @@ class Writes:
             self._host.wake()
 
     def commit_times(self, applied_index: int, now: float) -> Iterator[float]:
-        """For each batch of this leader that has just been applied, how long that took."""
+        """Yield the seconds from proposal to application, for each newly applied batch."""
         while self._proposed and self._proposed[0][0] <= applied_index:
             _, proposed_at = self._proposed.popleft()
             if self._core.is_leader:
                 yield now - proposed_at
 
     def release_acknowledged(self) -> None:
-        """Release the callers whose writes are on as many disks as they want by now."""
+        """Release the callers whose writes are now on as many disks as they requested."""
         self._acknowledgements.check()
 
     # ---------------------------------------------------------------- time and the end
 
     def on_tick(self, now: float) -> None:
-        """Time passes."""
+        """A heartbeat interval has passed."""
         if not self._core.is_leader:
-            # What a leader has routed to itself is in its log, or in its proposal queue.
+            # A leader's own groups are in its log or in its proposal queue: nothing can be lost.
             self._submissions.send_overdue()
         self._acknowledgements.expire(now)
 
     def expire(self, now: float) -> float:
-        """Release callers whose deadline has passed; return the next deadline."""
+        """Fail the callers whose deadline has passed; return the next deadline."""
         return self._submissions.expire(now)
 
     def abort(self, unsent: Exception, sent: Exception) -> None:
-        """The node ends: tell every caller, by whether its write had left this node."""
+        """The node ends: fail each caller by whether its write had left this node."""
         self._submissions.abort(unsent, sent)
         self._acknowledgements.abort()

@@ -1,1 +1,1 @@
-"""The threads around a node: its loop, its storage, its callers, its events."""
+"""The threads around a node: event loop, storage, callers, events."""

@@ -1,16 +1,18 @@
-"""Callers of a node, on their own threads and loops: operations on the way in, results out.
+"""Callers of a node, on their own threads and event loops: operations in, results out.
 
-Theory of operation. The tasks of one event loop submit together what they submit in one turn of
-that loop (`LoopBatches`). Operations are queued in a deque, with one wake-up for as many as come
-before the node's thread looks (`SubmitQueue`). A blocking caller is released by a lock of its own,
-at once; all futures of one event loop by a single call on that loop, at the end of the turn
-(`Results.flush`).
+Theory of operation. The operations that tasks submit in one turn of their event loop go to the node
+together (`LoopBatches`). They are queued in a deque, with one wake-up for all operations that
+arrive before the node's thread takes them (`SubmitQueue`). Each blocking caller is released at
+once, by its own lock. All futures of one event loop are completed by a single call on that loop, at
+the end of the node's turn (`Results.flush`).
 
-The node answers every operation by its deadline. Should its thread hang, in a user's command that
-doesn't end or on a disk that doesn't answer, its callers wait `GRACE_S` longer and no more.
+The node answers every operation by its deadline. If the node's thread hangs, in a user's command
+that doesn't end or on a disk that doesn't answer, its callers wait at most `GRACE_S` longer, or
+twice that if they await a future.
 
-What a node holds for its callers is bounded, from here until they have their results: writes by
-`submit_queue_bytes_max`, all else by `READ_BYTES_MAX`, so that neither keeps out the other.
+The bytes that a node holds for its callers are limited, from the call until the result: writes by
+`submit_queue_bytes_max`, all other operations by `READ_BYTES_MAX`, so that neither blocks the
+other.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ from raftha.node.operations import Operation, sizes
 from raftha.types import FireForgetCounts
 
 READ_BYTES_MAX = 32 << 20
-"""Reads, digests, transfers and changes of membership on a node that have no result yet."""
+"""The limit on reads, digests, transfers and changes of membership without a result."""
 
 GRACE_S = 1.0
 
 Submit: TypeAlias = Callable[[Sequence[Operation]], Sequence[Operation]]
-"""Takes operations, in order, and returns those for which there is no room."""
+"""Submits operations, in order, and returns those for which there is no room."""
 
 
 class ThreadWaiter:
-    """What a blocking caller waits on: released at most once, waited for by one thread."""
+    """The waiter of a blocking caller: released at most once, awaited by one thread."""
 
     __slots__ = ("_lock", "result")
 
@@ -50,11 +52,11 @@ class ThreadWaiter:
         self._lock.release()
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether it was released in time."""
+        """True if the waiter was released in time."""
         return self._lock.acquire(timeout=timeout_s)
 
     def result_by(self, deadline: float) -> Any:
-        """The result, returned or raised; RequestTimeout if the node hangs."""
+        """Return or raise the result; RequestTimeout if the node hangs."""
         if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic() + GRACE_S)):
             raise no_answer()
         if isinstance(self.result, Exception):
@@ -63,20 +65,20 @@ class ThreadWaiter:
 
 
 class DeadlineWatchdog:
-    """Ends the futures of one event loop that a node which hangs leaves open.
+    """Ends the futures of one event loop that a hanging node leaves open.
 
-    Once a second, while calls are under way, it asks which have no result; a node that is well ends
-    them itself by their deadlines. To keep the futures here, or a timer for each, would cost too
-    much: at 50,000 calls a second, a look through a second's futures stopped the loop for 20 ms.
+    Once a second, while calls are under way, it checks which have no result. A healthy node ends
+    them itself by their deadlines. Keeping the futures here, or a timer for each, would cost too
+    much: at 50,000 calls a second, going through a second's futures stopped the loop for 20 ms.
     """
 
     def __init__(self, unanswered: Callable[[], Sequence[Operation]]) -> None:
-        """`unanswered` gives the operations that have no result, of all loops."""
+        """`unanswered` returns the operations without a result, of all loops."""
         self._unanswered = unanswered
         self._has_news = self._is_checking = False
 
     def watch(self) -> None:
-        """Operations are handed over now; on their futures' event loop."""
+        """Operations are being submitted; called on their futures' event loop."""
         self._has_news = True
         if not self._is_checking:
             self._is_checking = True
@@ -84,7 +86,7 @@ class DeadlineWatchdog:
 
     def _check_later(self) -> None:
         loop = asyncio.get_running_loop()
-        # After a turn, for results that came while the host blocked its loop.
+        # One loop turn later, so that results that arrived while the loop was blocked count.
         loop.call_later(GRACE_S, loop.call_soon, self._check)
 
     def _check(self) -> None:
@@ -103,17 +105,17 @@ class DeadlineWatchdog:
 
 
 class LoopBatches:
-    """Operations of asyncio's tasks: those of one turn of an event loop are submitted together."""
+    """Submits the operations of asyncio tasks, those of one loop turn together."""
 
     def __init__(self, submit: Submit, unanswered: Callable[[], Sequence[Operation]]) -> None:
-        """`unanswered` gives the submitted operations that have no result, of all loops."""
+        """`unanswered` returns the submitted operations without a result, of all loops."""
         self.submit = submit
         self._unanswered = unanswered
         self._batches: dict[asyncio.AbstractEventLoop, list[Operation]] = {}
         self._watchdogs: dict[asyncio.AbstractEventLoop, DeadlineWatchdog] = {}
 
     def add(self, operation: Operation) -> asyncio.Future[Any]:
-        """Submit an operation once the running loop turns; return the future of its result."""
+        """Submit an operation at the end of this loop turn; return the future of its result."""
         loop = asyncio.get_running_loop()
         operation.waiter = future = loop.create_future()
         batch = self._batches.get(loop)
@@ -125,7 +127,7 @@ class LoopBatches:
         return future
 
     def flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Submit now what was added on `loop`, the running one."""
+        """Submit now the operations added on `loop`, which is the running one."""
         batch = self._batches.pop(loop, None)
         if batch is None:
             return
@@ -149,17 +151,17 @@ class LoopBatches:
 
 
 def no_answer() -> RequestTimeout:
-    """The error for callers of a node that hangs."""
+    """Make the error for callers of a hanging node."""
     return RequestTimeout("the node did not answer by the deadline")
 
 
 def overloaded() -> Overloaded:
-    """The error for a caller whose operation found no room."""
+    """Make the error for a caller whose operation found no room."""
     return Overloaded("too many calls wait on this node", hint="try again a little later")
 
 
 class FireForgetCounter:
-    """The waiter of all `async_fire_forget` writes: counts what becomes of them."""
+    """The waiter of all `async_fire_forget` writes: counts their results."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -181,7 +183,7 @@ class FireForgetCounter:
             self._submitted += change
 
     def add(self, result: Any) -> None:
-        """One has ended; from the node's thread."""
+        """Count the result of one write; from the node's thread."""
         if isinstance(result, Indeterminate):
             self._unknown += 1
         elif isinstance(result, Exception):
@@ -191,7 +193,7 @@ class FireForgetCounter:
 
     @property
     def counts(self) -> FireForgetCounts:
-        """The numbers now."""
+        """The current counts."""
         return FireForgetCounts(
             submitted=self._submitted,
             committed=self._committed,
@@ -201,12 +203,12 @@ class FireForgetCounter:
 
 
 class SubmitQueue:
-    """What callers have submitted and the node has not taken; all but `lock` is used under it."""
+    """Operations that the node has not taken yet; hold `lock` for every call."""
 
     def __init__(self, bytes_max: int) -> None:
         self.lock = threading.Lock()
         self.is_draining = False
-        """Whether the node's thread is about to look."""
+        """True if the node's thread is about to take the operations."""
         self._bytes_max = bytes_max
         self._operations: deque[Operation] = deque()
         self._write_bytes = self._read_bytes = 0
@@ -217,7 +219,7 @@ class SubmitQueue:
     ) -> Sequence[Operation]:
         """Queue operations, in order; return those for which there is no room.
 
-        `write_bytes_held` and `read_bytes_held` are what the node holds already.
+        `write_bytes_held` and `read_bytes_held` are the bytes that the node holds already.
         """
         write_room = self._bytes_max - self._write_bytes - write_bytes_held
         read_room = READ_BYTES_MAX - self._read_bytes - read_bytes_held
@@ -243,9 +245,9 @@ class SubmitQueue:
         return refused
 
     def take(self) -> tuple[deque[Operation], tuple[int, int]]:
-        """Take what is queued, and its sizes.
+        """Take the queued operations and their sizes.
 
-        It counts until `taken`, so that there is no moment at which it isn't counted.
+        They count here until `taken`, so that they are counted at every moment.
         """
         operations, self._operations = self._operations, deque()
         self._taken = self._write_bytes, self._read_bytes
@@ -253,11 +255,11 @@ class SubmitQueue:
         return operations, self._taken
 
     def queued(self) -> list[Operation]:
-        """What nobody has taken."""
+        """Return the operations that are not taken yet."""
         return list(self._operations)
 
     def taken(self) -> None:
-        """The node itself counts what was taken last from now on."""
+        """The node now counts the operations that were taken last."""
         writes, reads = self._taken
         self._write_bytes -= writes
         self._read_bytes -= reads
@@ -265,13 +267,13 @@ class SubmitQueue:
 
 
 class Results:
-    """Results on their way to callers; for the node's thread."""
+    """Delivers results to callers; for the node's thread."""
 
     def __init__(self) -> None:
         self._futures: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
 
     def deliver(self, waiter: Any, result: Any) -> None:
-        """Release a blocking caller now, a future's at the next `flush`."""
+        """Release a blocking caller at once; complete a future at the next `flush`."""
         if type(waiter) is ThreadWaiter:
             waiter.release(result)
         elif type(waiter) is FireForgetCounter:
@@ -280,20 +282,20 @@ class Results:
             self._futures.setdefault(waiter.get_loop(), []).append((waiter, result))
 
     def deliver_each(self, waiters: Sequence[Any], results: Sequence[Any]) -> None:
-        """As `deliver`, a result for each."""
+        """Deliver to each waiter its result."""
         loop: asyncio.AbstractEventLoop | None = None
         batch: list[tuple[asyncio.Future[Any], Any]] = []
         for waiter, result in zip(waiters, results, strict=True):
             if type(waiter) is ThreadWaiter or type(waiter) is FireForgetCounter:
                 self.deliver(waiter, result)
                 continue
-            if waiter.get_loop() is not loop:  # Seldom: most hosts have one.
+            if waiter.get_loop() is not loop:  # Rare: most hosts have one loop.
                 loop = waiter.get_loop()
                 batch = self._futures.setdefault(loop, [])
             batch.append((waiter, result))
 
     def flush(self) -> None:
-        """Complete all futures that were delivered to."""
+        """Complete all futures that have got a result."""
         if not self._futures:
             return
         batches, self._futures = self._futures, {}
@@ -301,7 +303,7 @@ class Results:
             try:
                 loop.call_soon_threadsafe(_release, batch)
             except RuntimeError:
-                # That loop is closed: nobody waits there any more.
+                # The loop is closed, so none of its tasks waits any more.
                 continue
 
 
@@ -309,7 +311,7 @@ def _release(batch: list[tuple[asyncio.Future[Any], Any]]) -> None:
     """Complete futures, on their own loop."""
     for future, result in batch:
         if future.done():
-            continue  # Its caller was cancelled.
+            continue  # The caller was cancelled.
         if isinstance(result, Exception):
             future.set_exception(result)
         else:

@@ -1,18 +1,18 @@
-"""Events on their way from a node to whoever wants them: a callback, and any number of streams.
+"""Events from a node to its subscribers: one callback and any number of streams.
 
 Theory of operation. The node's thread stamps an event and appends it to the queue of each
-subscriber, and never waits: a queue that is full loses its oldest event, which is counted. A
-subscriber takes from its own queue on its own thread or event loop, so a slow one loses events and
-slows nothing.
+subscriber. It never waits: a full queue loses its oldest event, which is counted. Each subscriber
+takes events from its own queue on its own thread or event loop, so a slow subscriber loses events
+and delays nothing.
 
-`on_event` is called by a thread of its own, one event after the other; there is none without a
-callback. What the callback raises is counted, and logged once for each kind of exception. The
-thread ends with the node, after what is queued by then; who stops the node waits for that only a
-moment, since the callback may hang, and not at all in the callback itself. A node that is started
-anew while an old callback still hangs gets no second thread: calls never overlap.
+`on_event` runs on its own thread, for one event after the other; without a callback there is no
+such thread. Exceptions of the callback are counted, and logged once for each exception type. The
+thread ends with the node, after the events that are queued by then. `stop` waits for that only a
+moment, since the callback may hang, and not at all if the callback itself calls it. If a node is
+restarted while an old callback still hangs, it gets no second thread: calls never overlap.
 
-The bus belongs to the manager, so it goes on when the node is started anew; in a forked process,
-where the node isn't, its streams end.
+The bus belongs to the manager, so it survives a restart of the node. In a forked process there is
+no node, and the streams end.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from raftha.runtime import forks
 from raftha.types import HaStatus
 
 QUEUE_EVENTS_MAX = 10_000
-"""Events that wait for one subscriber."""
+"""The limit on events that wait for one subscriber."""
 CALLBACK_ENDS_S = 1.0
-"""How long the end of a node waits for its callback."""
+"""How long stopping a node waits for its callback."""
 
 log = logging.getLogger(__name__)
 
 
 class EventBus:
-    """One manager's events; published by the node's thread, all else from any thread."""
+    """One manager's events; the node's thread publishes, any thread may call the rest."""
 
     def __init__(
         self,
@@ -55,13 +55,13 @@ class EventBus:
         self._queue_events_max = queue_events_max or QUEUE_EVENTS_MAX
         self._published = 0
         self._dropped = 0
-        # Who drops a stream without closing it is to cost nothing for ever.
+        # Weak references: a stream that is dropped without `close` costs nothing.
         self._queues: weakref.WeakSet[EventQueue] = weakref.WeakSet()
         self._dispatcher = Dispatcher(self.subscribe(), on_event) if on_event else None
         forks.renew_in_child(self, EventBus._renew)
 
     def _renew(self) -> None:
-        """In a forked process: the node isn't there, so the streams end; a new one may start."""
+        """In a forked process: end the streams, since the node isn't there; a new one may start."""
         self._lock = threading.Lock()
         for queue in list(self._queues):
             queue.end_in_child()
@@ -70,7 +70,7 @@ class EventBus:
             self._dispatcher = Dispatcher(self.subscribe(), self._dispatcher.on_event)
 
     def publish(self, event: HaEvent) -> HaEvent:
-        """Stamp an event and queue it for every subscriber; return it with its stamps."""
+        """Stamp an event and queue it for every subscriber; return the stamped event."""
         with self._lock:
             self._published += 1
             event = replace(event, number=self._published, time_us=self._clock.time_us())
@@ -79,7 +79,7 @@ class EventBus:
         return event
 
     def subscribe(self) -> EventQueue:
-        """A queue of all events from now on."""
+        """Return a queue of all events from now on."""
         queue = EventQueue(self._queue_events_max)
         with self._lock:
             self._queues.add(queue)
@@ -87,36 +87,36 @@ class EventBus:
 
     @property
     def dropped(self) -> int:
-        """Events that some subscriber, the callback or a stream, was too slow for."""
+        """The number of events lost by subscribers, callback or streams, that were too slow."""
         return self._dropped
 
     @property
     def callback_errors(self) -> int:
-        """How often the callback raised."""
+        """How often the callback raised an exception."""
         return self._dispatcher.errors if self._dispatcher is not None else 0
 
     def start(self) -> None:
-        """A node begins."""
+        """A node starts."""
         if self._dispatcher is not None:
             self._dispatcher.start()
 
     def stop(self) -> None:
-        """The node has ended: the callback gets what is queued, if it is quick."""
+        """The node has ended: the callback gets the queued events, if it is quick."""
         if self._dispatcher is not None:
             self._dispatcher.stop()
 
     def join(self) -> None:
-        """After `stop`, wait a moment for the callback, unless this is called by it."""
+        """After `stop`, wait a moment for the callback, unless the callback calls this."""
         if self._dispatcher is not None:
             self._dispatcher.join()
 
     def add_counts(self, status: HaStatus) -> HaStatus:
-        """A node's status with what is counted here."""
+        """Return a node's status with the counts of this bus."""
         return replace(status, events_dropped=self.dropped, event_errors=self.callback_errors)
 
 
 class EventQueue:
-    """What one subscriber hasn't taken yet; the oldest go when there is no room."""
+    """The events that one subscriber hasn't taken; a full queue drops the oldest."""
 
     def __init__(self, events_max: int) -> None:
         self.dropped = 0
@@ -127,7 +127,7 @@ class EventQueue:
         self._wake: Callable[[], None] | None = None
 
     def put(self, event: HaEvent) -> bool:
-        """Add an event; whether another was dropped for it. Never waits."""
+        """Add an event; return True if another was dropped for it. Never waits."""
         with self._lock:
             if self._is_closed:
                 return False
@@ -142,7 +142,7 @@ class EventQueue:
         return is_full
 
     def take(self, wake: Callable[[], None]) -> HaEvent | None:
-        """The next event. None if there is none yet: `wake` is then called, once, when to look."""
+        """Return the next event. If there is none, return None, and call `wake` when to retry."""
         with self._lock:
             if self._events and not self._is_closed:
                 return self._events.popleft()
@@ -153,14 +153,14 @@ class EventQueue:
             return None
 
     def nudge(self) -> None:
-        """Have whoever waits look again."""
+        """Wake the waiting subscriber, if there is one."""
         with self._lock:
             wake, self._wake = self._wake, None
         if wake is not None:
             wake()
 
     def end_in_child(self) -> None:
-        """Close it in a forked process, whatever its lock was held for."""
+        """Close the queue in a forked process, where its lock may be held for ever."""
         self._lock = threading.Lock()
         self._is_closed, self._wake = True, None
         self._events.clear()
@@ -170,7 +170,7 @@ class EventQueue:
         return self._is_closed
 
     def close(self) -> None:
-        """Give up what is queued and take nothing more; whoever waits is told."""
+        """Drop the queued events, accept no more, and wake the waiting subscriber."""
         with self._lock:
             self._is_closed = True
             self._events.clear()
@@ -178,14 +178,14 @@ class EventQueue:
 
 
 class EventStream:
-    """A node's events, in order, from when the stream was made: `HaManager.events`.
+    """A node's events, in order, from the creation of the stream on: `HaManager.events`.
 
         with ha.events() as events:
             for event in events: ...
 
     Iterating waits for events, also while the node is stopped, and ends once the stream is closed,
-    from whatever thread. One thread at a time takes from it. A reader that is slower than events
-    come loses the oldest beyond 10,000; `dropped` counts them.
+    from any thread. One thread at a time may read it. A reader that is too slow loses the oldest
+    events beyond 10,000; `dropped` counts them.
     """
 
     def __init__(self, queue: EventQueue) -> None:
@@ -193,11 +193,11 @@ class EventStream:
 
     @property
     def dropped(self) -> int:
-        """Events that this stream lost, its reader being too slow."""
+        """The number of events that this stream lost because its reader was too slow."""
         return self._queue.dropped
 
     def next(self, timeout: float | None = None) -> HaEvent | None:
-        """The next event; None if there is none within `timeout` seconds, or the stream closed."""
+        """Return the next event; None after `timeout` seconds or if the stream is closed."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._queue.is_closed:
             news = threading.Event()
@@ -210,7 +210,7 @@ class EventStream:
         return None
 
     def close(self) -> None:
-        """End the stream; what it holds is given up."""
+        """End the stream and drop its events."""
         self._queue.close()
 
     def __iter__(self) -> Self:
@@ -240,8 +240,8 @@ class AsyncEventStream:
         async with ha.events() as events:
             async for event in events: ...
 
-    One task at a time takes from it; which event loop it runs on doesn't matter. `close` needs no
-    awaiting and may be called from any thread.
+    One task at a time may read it, on any event loop. `close` is not a coroutine and may be called
+    from any thread.
     """
 
     def __init__(self, queue: EventQueue) -> None:
@@ -249,11 +249,11 @@ class AsyncEventStream:
 
     @property
     def dropped(self) -> int:
-        """Events that this stream lost, its reader being too slow."""
+        """The number of events that this stream lost because its reader was too slow."""
         return self._queue.dropped
 
     async def next(self, timeout: float | None = None) -> HaEvent | None:
-        """The next event; None if there is none within `timeout` seconds, or the stream closed."""
+        """Return the next event; None after `timeout` seconds or if the stream is closed."""
         try:
             async with asyncio.timeout(timeout):
                 return await self._next()
@@ -271,7 +271,7 @@ class AsyncEventStream:
         return None
 
     def close(self) -> None:
-        """End the stream; what it holds is given up."""
+        """End the stream and drop its events."""
         self._queue.close()
 
     def __aiter__(self) -> Self:
@@ -296,7 +296,7 @@ class AsyncEventStream:
 
 
 class Dispatcher:
-    """Calls the callback with one event after the other, on a thread of its own."""
+    """Calls the callback for one event after the other, on its own thread."""
 
     def __init__(self, queue: EventQueue, on_event: Callable[[HaEvent], None]) -> None:
         self.errors = 0
@@ -308,7 +308,7 @@ class Dispatcher:
         self._ends_at: float | None = None
 
     def start(self) -> None:
-        """Begin, or go on."""
+        """Start the thread, or let it continue."""
         with self._lock:
             self._ends_at = None
             if self._thread is None:
@@ -316,13 +316,13 @@ class Dispatcher:
                 self._thread.start()
 
     def stop(self) -> None:
-        """End once nothing is queued, or a moment is over; what is left then waits for `start`."""
+        """End once nothing is queued, or after a moment; remaining events wait for `start`."""
         with self._lock:
             self._ends_at = time.monotonic() + CALLBACK_ENDS_S
         self._queue.nudge()
 
     def join(self) -> None:
-        """Wait for the end as long as that moment lasts."""
+        """Wait for the end of the thread, at most `CALLBACK_ENDS_S`."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(CALLBACK_ENDS_S)
@@ -330,7 +330,7 @@ class Dispatcher:
     def _run(self) -> None:
         while True:
             news = threading.Event()
-            ends_at = self._ends_at  # Before looking: what came before the end is to be found.
+            ends_at = self._ends_at  # Read before `take`: events from before the end must be found.
             event = self._queue.take(news.set)
             if event is not None:
                 self._call(event)
@@ -346,7 +346,7 @@ class Dispatcher:
     def _call(self, event: HaEvent) -> None:
         try:
             self.on_event(event)
-        except BaseException as error:  # Whatever it is, the next event comes.
+        except BaseException as error:  # Whatever it is, the next event follows.
             self.errors += 1
             if type(error) not in self._logged:
                 self._logged.add(type(error))

@@ -1,27 +1,28 @@
-"""What becomes of a node when the process it lives in forks.
+"""What happens to a node when its process forks.
 
-Theory of operation. A fork copies all memory and one thread, the one that called it. So the child
-has a node's objects without the node: whoever calls them there is told so (`Forked`), by a
-comparison of process ids, since no lock may be taken that a thread that isn't there could hold.
+Theory of operation. A fork copies all memory, but only the thread that called it. So the child has
+a node's objects without the node. Calls to them raise `Forked`. They detect the child by its
+process id, since they must not take a lock that a missing thread may hold.
 
-What the child does share with its parent are descriptors, and those would do damage if the child
-outlived it: the data directory would stay locked and the port taken, so that the node couldn't be
-started again, and its connections would stay open, so that its peers wouldn't notice its end. So in
-the child (`os.register_at_fork`) /dev/null takes the place of every descriptor of a node. Takes the
-place, and not: is closed. Whoever owns the number, in Python or in C, may close it at any time
-later, and a number that was free would belong to somebody else by then.
+The child shares its parent's file descriptors, which would do damage if the child outlived the
+parent. The data directory would stay locked and the port in use, so the node couldn't be started
+again; and its connections would stay open, so its peers wouldn't notice its end. So in the child
+(`os.register_at_fork`), /dev/null replaces every descriptor of a node. The descriptors are replaced
+and not closed because the code that owns a number, in Python or in C, may close it later. By then,
+a freed number could belong to another file.
 
-Which they are is asked of the kernel, because another thread may have been opening one just now:
-files in the node's own folder, and all that its event loop watched. What that loop had accepted or
-begun to dial within the same turn escapes; it costs the peers a time-out instead of a reset.
+The kernel lists the descriptors, because another thread may have been opening one at the fork:
+files in the node's own folder, and everything that its event loop watched. Connections that the
+loop accepted or dialled within the same turn are missed; their peers get a time-out instead of a
+reset.
 
-The node's objects are neither used nor freed in the child, ever: LMDB forbids both across a fork,
-and an event loop that is freed would speak to the epoll instance that it shares with the parent's.
-For LMDB the child still has these files open, so it can't open that data directory anew either,
-not even after its parent's end; other nodes can be started there.
+The child neither uses nor frees the node's objects, ever. LMDB forbids both across a fork, and
+freeing the event loop would change the epoll instance that it shares with the parent's loop. LMDB
+considers these files open in the child. So the child can't open that data directory, not even after
+its parent's end; it can start other nodes.
 
-Processes started by `subprocess`, or `multiprocessing` other than by fork, have none of this: all
-descriptors are closed at an exec.
+Processes started by `subprocess`, or by `multiprocessing` without fork, need none of this: an exec
+closes all descriptors.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from typing import Any, NamedTuple, TypeVar
 T = TypeVar("T")
 
 _OWN_NAMES = ("LOCK", "identity", "wal", "state", "outgoing", "incoming")
-"""How names in a data directory begin; the host may have put other files there."""
+"""Prefixes of a node's own names in its data directory; it may contain other files."""
 
 
 class _Node(NamedTuple):
@@ -48,26 +49,26 @@ class _Node(NamedTuple):
 _nodes: dict[object, _Node] = {}
 _renewals: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
 _inherited: dict[object, str] = {}
-"""Nodes of the processes above this one and their folders; kept, so that nothing frees them."""
+"""Nodes of this process's ancestors and their folders; kept so that they are never freed."""
 
 
 def add_node(owner: object, data_dir: Path, epoll: int) -> None:
-    """`owner` has files in `data_dir`, and whatever else the event loop behind `epoll` watches."""
+    """`owner` holds files in `data_dir`, and everything that the loop behind `epoll` watches."""
     _nodes[owner] = _Node(os.path.realpath(data_dir), epoll)
 
 
 def remove_node(owner: object) -> None:
-    """It has closed everything."""
+    """`owner` has closed everything."""
     _nodes.pop(owner, None)
 
 
 def is_inherited(data_dir: Path) -> bool:
-    """Whether a node had it open when this process was forked; then it can't be opened here."""
+    """True if a node had `data_dir` open when this process was forked: it can't be opened here."""
     return os.path.realpath(data_dir) in _inherited.values()
 
 
 def renew_in_child(owner: T, renew: Callable[[T], None]) -> None:
-    """Call `renew` with `owner` in a forked process: it has locks that nobody there gives back."""
+    """Call `renew` with `owner` in a forked process, where its locks may be held for ever."""
     _renewals[owner] = renew
 
 
@@ -101,7 +102,7 @@ def _files_in(folders: list[str]) -> set[int]:
         return set()
     found = set()
     for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # The one that reads this listing is gone by now.
+        with suppress(OSError):  # The descriptor that read this listing is closed by now.
             if os.readlink(f"/proc/self/fd/{name}").startswith(prefixes):
                 found.add(int(name))
     return found

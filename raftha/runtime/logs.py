@@ -1,7 +1,8 @@
-"""How a node's process writes its log: one line a record, to stderr, for people or for machines.
+"""A node process's log: one line per record, to stderr, as text or as JSON.
 
-An event (`raftha.events`) is logged with its fields. As text they are key=value pairs at the end of
-the line (logfmt); as JSON they are members of the object, beside time, level, from and message.
+An event (`raftha.events`) is logged with its fields. As text, they are key=value pairs at the end
+of the line (logfmt). As JSON, they are members of the object, next to time, level, from and
+message.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _TIME = "%Y-%m-%dT%H:%M:%S"
 
 
 class KeyValueFormatter(logging.Formatter):
-    """One line a record: time, level and where from in front, then the message's own key=value."""
+    """One line per record: time, level and logger first, then the message's own key=value pairs."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -28,7 +29,7 @@ class KeyValueFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def __init__(self) -> None:
         super().__init__(datefmt=_TIME)
@@ -50,7 +51,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def event_fields(event: HaEvent) -> dict[str, object]:
-    """An event's fields by name, in their order, but for its stamps: a line has its own time."""
+    """Return an event's fields by name, in order, without its stamps: a line has its own time."""
     return {"reporter": event.reporter} | event.details()
 
 
@@ -62,13 +63,13 @@ def log_event(logger: logging.Logger, event: HaEvent) -> None:
 
 
 def _quoted(value: str) -> str:
-    """A value as logfmt has it: in double quotes if it would not end where it ends."""
+    """Format a value for logfmt: in double quotes if its end would be ambiguous."""
     is_plain = value and value.isprintable() and not set(value) & set(' "=')
     return value if is_plain else json.dumps(value, ensure_ascii=False)
 
 
 def log_to_stderr(level: str, log_format: str) -> None:
-    """Send all of this process's logging there; `log_format` is text or json."""
+    """Write all of this process's log records to stderr; `log_format` is text or json."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else KeyValueFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

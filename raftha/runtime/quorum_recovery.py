@@ -1,24 +1,24 @@
 """Make one survivor the whole cluster, after a majority was lost for good.
 
-Theory of operation. Without a majority nothing can be committed, a change of membership neither. If
-the lost nodes never come back, somebody who knows that may decide so: this is done offline, on one
-survivor, with its data directory locked. What no protocol can tell is whether the others are really
-gone, so the operator has to, and only the plain counter-evidence is checked: whether they answer.
+Theory of operation. Without a majority nothing can be committed, not even a change of membership.
+If the lost nodes will never return, an operator can decide to go on without them. This is done
+offline, on one survivor, with its data directory locked. No protocol can establish that the other
+nodes are really gone; that is the operator's responsibility. The only check is whether they answer.
 
-What is done, in this order, so that a crash in between leaves either life whole:
+The steps, in an order in which a crash leaves either the old or the new cluster intact:
 
-1. A record of what is about to be done goes into the data directory.
-2. One write goes to the log: a hard state of a new term, and a MEMBERSHIP entry of that term that
-   names this node as the only member and all others as removed. The hard state's commit includes
-   it, and with it all that the log holds: what was acknowledged and is here stays.
-3. The directory gets a new incarnation. A node that heals from the loss of its log stops to: there
-   is nobody left from whom it could get what it lacks.
+1. Write a record of the recovery to the data directory.
+2. Append one write to the log: a hard state of a new term, and a MEMBERSHIP entry of that term with
+   this node as the only member and all others as removed. The hard state's commit index includes
+   that entry, and so everything that the log holds: acknowledged writes that are here stay.
+3. Give the directory a new incarnation. If the node was healing from the loss of its log, that
+   ends: no member is left that could send the missing entries.
 
-The node then starts as a cluster of one. It refuses those of the earlier life as removed, they
-refuse it for its incarnation, and each of them that reaches it stops leading. Their ids are used
-up; new nodes come with new ids.
+The node then starts as a cluster of one. It refuses the members of the old cluster as removed, and
+they refuse it for its incarnation; an old leader that reaches it steps down. The old ids can't be
+used again; new nodes need new ids.
 
-Which survivor? The one whose log ends last: highest term of the last entry first, then highest
+Recover the survivor whose log ends last: the highest term of the last entry first, then the highest
 index. Acknowledged writes that are not in its log are lost.
 """
 
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostMember:
-    """A member that is to be removed; `answers` if something listens at its address."""
+    """A member that the recovery removes; `answers` if something listens at its address."""
 
     node_id: int
     address: str
@@ -69,12 +69,12 @@ class LostMember:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a recovery finds, and what it would do.
+    """The facts that a recovery finds, and the changes that it makes.
 
-    `last_index`, `last_term`, `last_sequence` and `last_time` say how far this node's log goes;
-    compare survivors by (last_term, last_index). `commit_index` is what it knew to be committed.
-    `term` is the new one, `index` the entry that will carry the new membership. A node that
-    `is_healing` has lost its log, and may lack what others have: it is the last one to choose.
+    `last_index`, `last_term`, `last_sequence` and `last_time` describe the end of this node's log;
+    compare survivors by (last_term, last_index). `commit_index` is the last index that the node
+    knew to be committed. `term` is the new term, `index` that of the entry with the new membership.
+    A node that `is_healing` has lost its log and may lack entries that others have: choose it last.
     """
 
     node_id: int
@@ -94,18 +94,18 @@ class Plan:
 
     @property
     def is_quorum_there(self) -> bool:
-        """Whether so many others answer that they and this node are a majority."""
+        """True if the members that answer and this node are a majority."""
         voters = [member for member in self.lost if member.is_voter]
         answering = sum(member.answers for member in voters)
         return 2 * (answering + self.was_voter) > len(voters) + self.was_voter
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the plan as a dict, for JSON."""
         return dataclasses.asdict(self)
 
 
 class Survivor:
-    """A stopped node's disk, open to be looked at and recovered."""
+    """A stopped node's data directory, open for inspection and recovery."""
 
     def __init__(self, config: HaConfig, data: DataDirectory, wal: Wal, log: RaftLog) -> None:
         self._config = config
@@ -114,7 +114,7 @@ class Survivor:
         self._log = log
 
     def plan(self) -> Plan:
-        """What `recover` would do; InvalidRequest if there is nothing to recover here."""
+        """Return what `recover` would do; InvalidRequest if there is nothing to recover here."""
         node_id, membership = self._config.node_id, self._log.membership
         if node_id not in membership.members:
             raise InvalidRequest(
@@ -153,7 +153,7 @@ class Survivor:
         )
 
     def recover(self, plan: Plan) -> Path:
-        """Carry out `plan`, made by this object; return the path of the record of it."""
+        """Carry out `plan`, made by this object; return the path of its record."""
         record = self._write_record(plan)
         entry = self._make_entry(plan)
         assert entry.index == plan.index
@@ -190,9 +190,10 @@ class Survivor:
 
 @contextmanager
 def open_survivor(config: HaConfig) -> Iterator[Survivor]:
-    """Open a stopped node's data directory, changing no more than any start of the node would.
+    """Open a stopped node's data directory; changes no more than a start of the node would.
 
-    ConfigError if there is none, it is in use or another node's; StorageError if it is damaged.
+    ConfigError if it doesn't exist, is in use or belongs to another node; StorageError if it is
+    damaged.
     """
     path = Path(config.data_dir)
     if not (path / "identity").exists():
@@ -201,8 +202,8 @@ def open_survivor(config: HaConfig) -> Iterator[Survivor]:
     try:
         if data.lost:
             raise ConfigError(
-                f"a start of node {config.node_id} was cut off while it replaced damaged files",
-                hint="start it once more before anything else",
+                f"a start of node {config.node_id} was interrupted while it replaced damaged files",
+                hint="start the node once before you recover it",
             )
         wal = Wal.open(
             RealDisk(),
@@ -211,7 +212,7 @@ def open_survivor(config: HaConfig) -> Iterator[Survivor]:
             salt=lambda: secrets.randbits(64),
         )
         try:
-            # A snapshot that is ready goes first: later it would replace what is written here.
+            # Install a snapshot that is ready first: later it would replace what is written here.
             install(path, wal)
             store = CheckpointStore(path / "state")
             try:

@@ -1,16 +1,15 @@
 """A node with its threads, files and sockets: what `HaManager` starts and stops.
 
-Theory of operation. One thread runs the node on an event loop of its own (uvloop), so a host
-process that blocks its own loop loses no elections. Other threads write and read what is on the
-disk (`storage_threads.py`, `snapshot_thread.py`): work goes to them as jobs, and comes back as a
-call on the node's loop.
+Theory of operation. One thread runs the node on its own event loop (uvloop), so a host process that
+blocks its own loop loses no elections. Other threads read and write the disk (`storage_threads.py`,
+`snapshot_thread.py`; `node_storage.py` opens and closes both with their files). They get work as
+jobs, and each result comes back as a call on the node's loop.
 
-Callers hand operations over through a queue, and get results from the node's thread (`callers.py`).
+Callers submit operations through a queue, and get results from the node's thread (`callers.py`).
 
-Opening happens in the caller's thread, so whatever is wrong with the configuration or the disk is
-raised by `start`. After that, errors are final for the node and never for the process: an
-unexpected exception on the node's loop, a failed write or a failed checkpoint stops the node
-(`_fail`).
+The files are opened on the caller's thread, so errors in configuration or on disk are raised there.
+After that, errors end the node and never the process: an unexpected exception on the node's loop, a
+failed write or a failed checkpoint stops the node (`_fail`).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import queue
 import random
 import secrets
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -42,17 +41,16 @@ from raftha.errors import (
     RafthaError,
     RequestTimeout,
     Stopped,
-    StorageError,
     StorageFailed,
     Unavailable,
 )
-from raftha.events import HaEvent, RoleChanged, SnapshotFailed, StorageDamaged
+from raftha.events import HaEvent, RoleChanged, SnapshotFailed
 from raftha.membership import Membership
 from raftha.net import certificate_renewal
 from raftha.net.certificate_renewal import Renewal
 from raftha.net.transport import Transport
 from raftha.net.wire import PROTOCOL_VERSION, Hello
-from raftha.node.bootstrap import HEARTBEAT_TICKS, decode_membership, make_core
+from raftha.node.bootstrap import HEARTBEAT_TICKS, make_core
 from raftha.node.checkpoints import LogCut
 from raftha.node.messages import PeerMessage
 from raftha.node.node import Node
@@ -62,12 +60,9 @@ from raftha.runtime import forks
 from raftha.runtime.callers import Results, SubmitQueue, ThreadWaiter
 from raftha.runtime.event_bus import EventBus
 from raftha.runtime.logs import log_event
-from raftha.runtime.snapshot_thread import SnapshotThread
-from raftha.runtime.storage_threads import StorageThreads
+from raftha.runtime.node_storage import NodeStorage
 from raftha.storage.directory.datadir import DataDirectory
-from raftha.storage.directory.healing import LOG, OpenNode, open_or_heal
-from raftha.storage.directory.node_files import DirectoryNodeFiles
-from raftha.storage.directory.reserve import Reserve
+from raftha.storage.directory.healing import OpenNode
 from raftha.storage.log.disk import RealDisk
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.state import Frozen
@@ -83,7 +78,7 @@ class Runtime:
     """One running node. Started once, stopped once."""
 
     def __init__(self, config: HaConfig, machine: StateMachine | None, events: EventBus) -> None:
-        """Open what is on the disk; ConfigError or StorageError say why that can't be."""
+        """Open the data directory; ConfigError or StorageError if that fails."""
         self.config = config
         self._events = events
         self._renewal = Renewal(config)
@@ -115,7 +110,7 @@ class Runtime:
         )
 
     def _open_all(self) -> None:
-        """Lock the data directory and open what is in it; or leave nothing open."""
+        """Lock the data directory and open its files; on an error, leave nothing open."""
         config = self.config
         with contextlib.ExitStack() as opened:
             opened.callback(self._loop.close)
@@ -131,39 +126,25 @@ class Runtime:
             opened.pop_all()
 
     def _open(self) -> Node:
-        """Open log and state, with the snapshot that was received if one is ready."""
+        """Open log and state, with the received snapshot if one is ready, and make the node."""
+        storage = NodeStorage(
+            self.config,
+            self._data,
+            RealDisk(),
+            self._call_node,
+            partial(self._call, self._fail),
+            self.emit,
+        )
+        open_node = storage.open(
+            self._machine, on_snapshot_error=self._on_snapshot_error, install=self._install
+        )
         with contextlib.ExitStack() as opened:
-            node_files = DirectoryNodeFiles(
-                self._data,
-                RealDisk(),
-                self.config.wal_segment_bytes,
-                self._machine,
-                self._has_others,
-                self._on_damage,
-            )
-            opened.callback(node_files.close)
-            open_node = open_or_heal(node_files)
-            self._wal, self._store = open_node.wal, node_files.store
-            self.snapshots = SnapshotThread(
-                f"raftha-{self.config.node_id}",
-                self._data.path,
-                self._store,
-                self._call_node,
-                self._on_snapshot_error,
-                self._install,
-            )
-            opened.callback(self.snapshots.close)
+            opened.callback(storage.abandon)
+            self.snapshots = storage.snapshots
             node = self._make_node(open_node)
-            self._threads = StorageThreads(
-                self.config.node_id,
-                self._wal,
-                self._store,
-                Reserve(self._data.path / "reserve", self.config.disk_reserve_bytes),
-                self._call_node,
-                partial(self._call, self._fail),
-                on_full=node.on_storage_full,
-                on_space=node.on_storage_space,
-            )
+            self._threads = storage.make_threads(node)
+            # Only now: until then, `_close_files` closes the storage of the life before.
+            self._storage = storage
             opened.pop_all()
             return node
 
@@ -186,33 +167,14 @@ class Runtime:
             config, config.cluster_id, core, state, self, self._clock, self._random.randrange
         )
 
-    def _has_others(self, membership: bytes | None) -> bool:
-        """Whether there is another voter to heal from."""
-        voters = decode_membership(membership, self.config).voters
-        return any(voter != self.config.node_id for voter in voters)
-
-    def _on_damage(self, parts: Collection[str], found: Corrupt) -> None:
-        """Damage was found in the opening; these parts are about to be set aside."""
-        event = StorageDamaged(
-            reporter=self.config.node_id,
-            path=str(found.path),
-            offset=found.offset,
-            detail=found.detail,
-            parts=tuple(sorted(parts)),
-            quarantine=str(self._data.path / "quarantine"),
-            heals=LOG in parts,
-        )
-        log.critical("node=%d %s", self.config.node_id, found)
-        self.emit(event)
-
     def _end_lease(self) -> None:
-        """In a forked process: what is here of the node's state ages from now on."""
+        """In a forked process: its copy of the node's state is stale from now on."""
         self.node.core.leases.withdraw()
 
     # ---------------------------------------------------------------- life
 
     def start(self) -> None:
-        """Start the threads; returns once peers can connect. OSError if the address is taken."""
+        """Start the threads; return once peers can connect. ConfigError if it can't listen."""
         started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._started = started
         self._threads.start()
@@ -223,18 +185,18 @@ class Runtime:
             raise error
 
     def stop(self) -> None:
-        """Hand leadership over if that is quick, tell every caller, close everything."""
+        """Hand over leadership if that is quick, fail the open calls, close everything."""
         self._call(self._begin_stop)
         self._thread.join()
 
     @property
     def is_inherited(self) -> bool:
-        """Whether this process was forked from the one that the node runs in."""
+        """True if this process was forked from the one that the node runs in."""
         return os.getpid() != self._process
 
     @property
     def is_alive(self) -> bool:
-        """Whether the node's thread runs, be it healthy or failed."""
+        """True if the node's thread runs, even if the node has failed."""
         return self._thread.is_alive()
 
     def _begin_stop(self) -> None:
@@ -242,7 +204,7 @@ class Runtime:
             self._stopping.set()
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
-        """Call on the node's loop, unless that has ended."""
+        """Call on the node's loop, unless the loop is closed."""
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
@@ -250,7 +212,7 @@ class Runtime:
                 raise
 
     def _call_node(self, function: Callable[..., None], *args: Any) -> None:
-        """Call on the node's loop, unless the node has ended by then."""
+        """Call on the node's loop, unless the node has ended or failed by then."""
         self._call(self._unless_failed, function, *args)
 
     def _unless_failed(self, function: Callable[..., None], *args: Any) -> None:
@@ -297,7 +259,7 @@ class Runtime:
                 self._transport.renew(tls)
 
     async def _resign(self) -> None:
-        """A leader that is stopped on purpose hands over first: nobody has to notice its end."""
+        """A leader that is stopped hands over first: its followers need no election timeout."""
         core = self.node.core
         if self.node.failure or not core.is_leader:
             return
@@ -332,25 +294,20 @@ class Runtime:
             forks.remove_node(self)
 
     async def _close_files(self) -> bool:
-        """Let all threads finish, then close log and state; results that come late are dropped.
+        """Wait until all threads have finished, then close log and state.
 
-        False if the disk hangs: then everything stays as it is.
+        False if the disk hangs: then everything stays open.
         """
-        if not await self._loop.run_in_executor(None, self._threads.close):
+        if not await self._loop.run_in_executor(None, self._storage.end_threads):
             return False
-        await self._loop.run_in_executor(None, self.snapshots.close)
-        try:
-            self._wal.close()
-        except (StorageError, OSError) as error:
-            log.warning("node=%d closing the log: %s", self.config.node_id, error)
-        self._store.close()
+        self._storage.close()
         return True
 
-    # ---------------------------------------------------------------- a snapshot takes its place
+    # ---------------------------------------------------------------- installing a snapshot
 
     @property
     def has_ended(self) -> bool:
-        """Whether this node is stopped or failed, for good; not while it is opened anew."""
+        """True if this node has stopped or failed for good; False while it is being reopened."""
         return not self.is_alive or (bool(self.node.failure) and not self._is_reopening)
 
     @property
@@ -358,10 +315,10 @@ class Runtime:
         return self._reopening is not None and not self._reopening.done()
 
     def _install(self) -> None:
-        """End the node, as a kill would, and begin again with the snapshot that is ready.
+        """End the node, as a kill would, and reopen it with the snapshot that is ready.
 
-        From here on only what is on the disk counts of what the node did or heard, and whether the
-        snapshot is still needed is asked of the disk. Callers' operations that come meanwhile wait.
+        From here on only the disk counts: opening decides from it whether the snapshot is still
+        needed. Operations that callers submit meanwhile wait.
         """
         message = "this node installs a snapshot of the state"
         with self._submitted.lock:
@@ -402,17 +359,17 @@ class Runtime:
         interval_s = self.config.heartbeat_interval_ms / 1000 / HEARTBEAT_TICKS
         if not self.node.failure:
             self.node.on_tick()
-        # A process that was paused doesn't make up for the ticks it missed: others kept time.
+        # A process that was paused doesn't make up for missed ticks: the other nodes kept time.
         due = max(due, self._loop.time() - interval_s) + interval_s
         self._loop.call_at(due, self._tick, due)
 
     def _fail(self, error: BaseException) -> None:
-        """The node is done for; the process it lives in isn't (design, promise 7)."""
+        """The node ends; its process goes on (`Node`, N5)."""
         if self.node.failure:
             return
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, Corrupt) and error.path.is_relative_to(self._data.path / "state"):
-            # The next start can't see it without reading all of the state.
+            # The next start would only find it by reading all of the state.
             with contextlib.suppress(OSError):
                 self._data.record_damage(error.detail)
         log.critical("node=%d failed reason=%s", self.config.node_id, reason, exc_info=error)
@@ -423,10 +380,10 @@ class Runtime:
     def _on_loop_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         is_connection = "transport" in context or "protocol" in context
-        # uvloop forgets the future of a TLS handshake whose dialler is cancelled while it fails.
+        # uvloop loses the future of a TLS handshake that fails while its dialler is cancelled.
         is_forgotten = "future" in context and not isinstance(context["future"], asyncio.Task)
         if isinstance(error, OSError) and (is_connection or is_forgotten):
-            # A peer's connection is lost, or couldn't be taken up; it will be tried again.
+            # A peer's connection was lost or couldn't be established; the transport retries it.
             log.warning("node=%d %s: %s", self.config.node_id, context.get("message"), error)
             return
         self._fail(error if error is not None else RuntimeError(context.get("message")))
@@ -434,9 +391,9 @@ class Runtime:
     # ---------------------------------------------------------------- callers, from any thread
 
     def observe(self) -> tuple[HaStatus, Statistics]:
-        """Status and statistics, for metrics; RequestTimeout if the node's thread doesn't answer.
+        """Return status and statistics, for metrics, also of a failed node.
 
-        Works on a failed node too.
+        RequestTimeout if the node's thread doesn't answer.
         """
         if self.is_inherited:
             raise Forked
@@ -452,9 +409,9 @@ class Runtime:
         return self.node.status(), self.statistics
 
     def submit(self, operations: Sequence[Operation]) -> Sequence[Operation]:
-        """Hand operations over, in order; return those for which the queue has no room.
+        """Submit operations, in order; return those for which the queue has no room.
 
-        Stopped if the node has ended, be it by a failure. Forked if it runs in another process.
+        Stopped if the node has stopped or failed. Forked if it runs in another process.
         """
         if self.is_inherited:
             raise Forked
@@ -469,7 +426,7 @@ class Runtime:
         return refused
 
     def unanswered(self) -> list[Operation]:
-        """The operations that have no result, as of some moment just now."""
+        """Return the operations without a result, as of a moment during this call."""
         with self._submitted.lock:
             queued = self._submitted.queued()
         return queued + self.node.unanswered()
@@ -482,7 +439,7 @@ class Runtime:
     def _drain(self) -> None:
         with self._submitted.lock:
             if self._is_reopening:
-                # They wait; `is_draining` stays, so that nobody calls this again before its time.
+                # Operations wait. `is_draining` stays set, so that only `_reopen` calls this again.
                 self._submitted.is_draining = True
                 return
             operations, held = self._submitted.take()
@@ -577,7 +534,7 @@ class Runtime:
         try:
             self.node.turn()
         except (SystemExit, KeyboardInterrupt) as error:
-            # A command's doing. On this thread it would end the loop and leave all else running.
+            # Raised by a command. It would end the loop and leave all other threads running.
             self._fail(error)
 
     # ---------------------------------------------------------------- Receiver

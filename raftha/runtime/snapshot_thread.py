@@ -1,9 +1,9 @@
-"""Snapshots of the state on this node's disk, off its thread: the real `SnapshotFiles`.
+"""Snapshots of the state on this node's disk, on their own thread: the real `SnapshotFiles`.
 
-Theory of operation. A thread of its own does all the work, in the order in which it was asked for:
-copying, reading, writing, hashing. It may take minutes; checkpoints, log and heartbeats have other
-threads. What goes wrong here costs a snapshot and never the node: it is told as an event, and tried
-again after a pause.
+Theory of operation. One thread does all the work in the order of the requests: copying, reading,
+writing, hashing. A job may take minutes; checkpoints, log and heartbeats use other threads. A
+failed disk operation costs a snapshot and never the node: an event reports it, and the snapshot is
+tried again after a pause. Any other exception ends the node.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class SnapshotThread:
         failed: Callable[[BaseException, bool], None],
         install: Callable[[], None],
     ) -> None:
-        """`call` calls a function on the node's thread. `failed` is told, from any thread, an error
-        and whether it is one to live with.
+        """`call` calls a function on the node's thread.
+
+        `failed` gets, on any thread, an error and whether the node can go on after it.
         """
         self.chunk_bytes = CHUNK_BYTES
         self._store = store
@@ -50,7 +51,7 @@ class SnapshotThread:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-snapshots")
 
     def close(self) -> None:
-        """Wait for what is under way, and drop the rest; a snapshot in the making is given up."""
+        """Wait for the job under way and drop the others; a snapshot being made is abandoned."""
         self._is_closing.set()
         self._thread.shutdown(cancel_futures=True)
 
@@ -61,7 +62,7 @@ class SnapshotThread:
         self._run(lambda: self._outgoing.make(self._store, snapshot_id, throttle), done, None)
 
     def _throttle(self, rate: SnapshotRate, size: int) -> None:
-        """Wait for as long as the rate demands behind a piece of `size`."""
+        """Wait as long as the rate requires after a piece of `size` bytes."""
         if self._is_closing.wait(rate.copied(size)):
             raise StorageFailed("a snapshot was not finished: the node ends")
 
@@ -91,7 +92,7 @@ class SnapshotThread:
         self._install()
 
     def _run(self, work: Callable[[], T], done: Callable[[T], None], otherwise: T) -> None:
-        """Do `work`, and `done` with its result on the node's thread; `otherwise` if it fails."""
+        """Do `work`, then call `done` on the node's thread, with the result or with `otherwise`."""
 
         def run() -> None:
             try:
@@ -112,4 +113,4 @@ class SnapshotThread:
 
 
 def _nothing(result: object) -> None:
-    """What is to be done with the result of work that has none."""
+    """Ignore the result of a job that has none."""

@@ -1,14 +1,14 @@
-"""The threads of a node that write, sync and read what is on its disk.
+"""The threads of a node that write, sync and read its files.
 
-Theory of operation. One thread appends to the log, one write after the other. Three more do what
-takes long: checkpoints and digests, reading old log for followers that lag, and what is to be there
-ahead of need, the next log segment and the reserve. Work comes from the node's thread, and its
-result goes back as a call there (`call`); an exception ends the node (`fail`), but a full disk does
-not: the same work is tried again until there is space, and the node is told when that begins and
-when it is over. A checkpoint may use the reserve.
+Theory of operation. One thread appends to the log, one write after the other. Three more do the
+long jobs: checkpoints and digests, reading old log for lagging followers, and preallocating the
+next log segment and the reserve. Jobs come from the node's thread, and each result goes back as a
+call there (`call`). An exception ends the node (`fail`), but a full disk does not: the same work is
+retried until there is space, and the node is notified when that starts and ends. A checkpoint may
+use the reserve.
 
-`close` lets all work end. A disk that hangs can't be called off; then it gives up, and log and
-state must stay open until the process ends.
+`close` waits until all jobs have ended. A write to a hanging disk can't be cancelled; then `close`
+gives up, and log and state must stay open until the process ends.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from raftha.storage.state.state import Frozen
 
 FULL_RETRY_S = 0.5
 HUNG_DISK_S = 5.0
-"""How long `close` waits for a write that doesn't end."""
+"""How long `close` waits for the last write of the log."""
 
 log = logging.getLogger(__name__)
 
 
 class Checkpointed(NamedTuple):
-    """What came of a checkpoint: its position, keys, digest if asked for, and the log's start."""
+    """A completed checkpoint: its position, keys and requested digest; the log's first index."""
 
     position: LogPosition
     keys: int
@@ -64,8 +64,10 @@ class StorageThreads:
         on_full: Callable[[str, str], None],
         on_space: Callable[[str], None],
     ) -> None:
-        """`call` calls a function on the node's thread, unless the node has ended; `fail`, from any
-        thread, ends it. `on_full` (why, where) and `on_space` (where) are for the node's thread.
+        """`call` calls a function on the node's thread, unless the node has ended.
+
+        `fail` ends the node, from any thread. `on_full` (reason, place) and `on_space` (place) run
+        on the node's thread.
         """
         self._node_id = node_id
         self._wal = wal
@@ -73,9 +75,9 @@ class StorageThreads:
         self._reserve = reserve
         self._last_cut: LogCut | None = None
         self._is_in_a_hurry = threading.Event()
-        """Somebody waits for the lock, or for all to end."""
+        """Set while a thread waits for the lock below, or for all work to end."""
         self._space_lock = threading.Lock()
-        """Held by whoever takes space ahead of need, uses the reserve, or changes what is spare."""
+        """Held to preallocate, to use the reserve, and to change the spare segments."""
         self._flag_lock = threading.Lock()
         self._is_preallocating = False
         self._call = call
@@ -90,24 +92,24 @@ class StorageThreads:
         self._wal_thread = threading.Thread(target=self._run_wal, name=f"{name}-wal", daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the log's thread; the others start with their first jobs."""
         self._wal_thread.start()
 
     def close(self) -> bool:
-        """Let all work end; results that come late are dropped. False if the disk hangs."""
+        """Wait until all work has ended; late results are dropped. False if the disk hangs."""
         self._is_ending.set()
         self._is_in_a_hurry.set()
         self._writes.put(None)
         self._wal_thread.join(HUNG_DISK_S)
         if self._wal_thread.is_alive():
-            # What it waits for can't be called off; its files stay open until the process ends.
-            log.critical("node=%d the disk hangs: left as it is", self._node_id)
+            # Its system call can't be cancelled; the files stay open until the process ends.
+            log.critical("node=%d the disk hangs: files stay open", self._node_id)
             return False
         self._workers.shutdown()
         return True
 
     def write(self, write: Write, done: Callable[[Write], None]) -> None:
-        """Make durable, then call `done` with it on the node's thread."""
+        """Make `write` durable, then call `done` with it on the node's thread."""
         append = partial(self._wal.append, write.hard_state, write.entries)
         self._writes.put((append, partial(done, write)))
 
@@ -116,18 +118,18 @@ class StorageThreads:
         self._writes.put((self._wal.seal, done))
 
     def preallocate(self) -> None:
-        """Make what is to be there ahead of need, if it isn't, as soon as there is space."""
+        """Make the spare segment and the reserve if they are missing, once there is space."""
         with self._flag_lock:
             if self._is_preallocating or self._is_ending.is_set():
                 return
             self._is_preallocating = True
-        with contextlib.suppress(RuntimeError):  # The node is just ending.
+        with contextlib.suppress(RuntimeError):  # The node is ending.
             self._workers.submit(self._preallocate)
 
     def read_log(
         self, index: int, done: Callable[[tuple[LogPosition, list[Entry]] | int], None]
     ) -> None:
-        """Read entries from `index` on; the log's first index if that is gone."""
+        """Read entries from `index` on; `done` gets the log's first index if `index` is cut off."""
         self._job(partial(self._read_log, index), done)
 
     def checkpoint(
@@ -138,7 +140,7 @@ class StorageThreads:
         with_digest: bool,
         done: Callable[[Checkpointed], None],
     ) -> None:
-        """Write `frozen` to the store, then cut the log, then hash the store if asked to."""
+        """Write `frozen` to the store, then cut the log, then hash the store `with_digest`."""
         self._job(partial(self._checkpoint, frozen, cut, with_digest), done)
 
     def _run_wal(self) -> None:
@@ -158,7 +160,7 @@ class StorageThreads:
                     self.preallocate()
 
     def _when_there_is_space(self, place: str, work: Callable[[], None]) -> bool:
-        """Do `work`, which a full disk leaves undone, again and again; False if the node ends."""
+        """Do `work`, and retry it while the disk is full; False if the node ends before."""
         was_full = False
         while True:
             try:
@@ -204,7 +206,7 @@ class StorageThreads:
 
     @contextlib.contextmanager
     def _locking_space(self) -> Iterator[None]:
-        """Hold `_space_lock`; whoever takes space ahead of need makes haste."""
+        """Hold `_space_lock`; preallocation that holds it finishes without pauses."""
         self._is_in_a_hurry.set()
         with self._space_lock:
             self._is_in_a_hurry.clear()
@@ -216,8 +218,8 @@ class StorageThreads:
         try:
             self._when_there_is_space("ahead", self._preallocate_or_cut)
         except StorageError as error:
-            # Not needed yet: whoever needs it will try again, and its failure counts.
-            log.warning("node=%d nothing can be made ahead of need: %s", self._node_id, error)
+            # Not needed yet: the write that needs the space tries again, and its failure counts.
+            log.warning("node=%d preallocation failed: %s", self._node_id, error)
         finally:
             with self._flag_lock:
                 self._is_preallocating = False
@@ -229,7 +231,7 @@ class StorageThreads:
             except StorageFull:
                 if self._last_cut is None:
                     raise
-                # What is kept for members that lag goes first: they can be sent a snapshot.
+                # Cut the log kept for lagging members: they can get a snapshot instead.
                 self._last_cut._replace(bytes_max=0).apply(self._wal)
                 self._take_space()
 
@@ -241,7 +243,7 @@ class StorageThreads:
         self._reserve.take()
 
     def _job(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Do `work` on a storage thread, and `done` with its result on the node's."""
+        """Do `work` on a storage thread, then call `done` with its result on the node's."""
 
         def run() -> None:
             try:

@@ -80,6 +80,14 @@ def test_writes_slow_for_another_reason_slow_it_down_only_for_a_while() -> None:
     assert leader.rate.bytes_per_s > 4 * slow
 
 
+def test_a_limit_is_kept_while_a_snapshot_is_made() -> None:
+    """The copy on the leader's own disk takes as long as sending it would."""
+    limited = SnapshotRate(0.0, MIB)
+    assert limited.copied(CHUNK) == CHUNK / MIB
+    generous = SnapshotRate(0.0, 2 * RATE_FIRST)
+    assert generous.copied(CHUNK) == CHUNK / RATE_FIRST
+
+
 def test_the_rate_never_falls_to_nothing() -> None:
     leader = Leader()
     leader.harmless = 1000.0

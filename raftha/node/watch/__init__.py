@@ -1,1 +1,1 @@
-"""What a node watches: health, lag, failovers, space on disks, where the leader is."""
+"""A node's watchers: health, lag, failovers, disk space, leader placement."""

@@ -1,20 +1,20 @@
-"""Changes of leader, as one node sees them: when each began, when it was over, what it took.
+"""Changes of leader, as one node observes them: start, end, and the time of each phase.
 
-Theory of operation. A failover begins for a node when the term rises beyond that of the last leader
-it knew: by its own candidacy, by another's request for votes, or by any word of a later term. A
-pre-vote that nobody follows changes no term, and is none. It is over once a leader is known and an
-entry of that leader's term is committed, as far as is known here; elections in between that came to
-nothing are part of it. So each node reports each change once, in one `FailoverStarted` and one
-`FailoverCompleted`; if it stops in between it never says how it ended.
+Theory of operation. For a node, a failover starts when its term rises above that of the last leader
+it knew: through its own candidacy, another node's request for votes, or any message of a later
+term. A pre-vote changes no term, so a failed one is no failover. The failover ends once a leader is
+known and this node knows that an entry of that leader's term is committed. Failed elections in
+between are part of it. So each node reports each change once, with one `FailoverStarted` and one
+`FailoverCompleted`; a node that stops in between reports no end.
 
-The election of a new cluster's first leader is no failover. Nor is what a node that has just
-started hears of a leader that others know already: it wasn't there.
+The election of a new cluster's first leader is no failover. Neither is it a failover when a node
+that has just started learns of a leader that the others already know.
 
-    last heard of the old leader |- detect -> election began |- elect -> a leader is known
-                                 |- first commit -> an entry of its term is committed
+    last contact with the old leader |- detect -> election began |- elect -> a leader is known
+                                     |- first commit -> an entry of its term is committed
 
-The core knows no time, so this looks at it after whatever may have changed its term. What is
-reported waits for the end of the turn, and stands in order with what the core itself has to say.
+The core has no clock, so the watch observes the core after every call that may have changed its
+term. Events wait for the turn, so that they are emitted in order with the core's own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from raftha.node.messages import PeerMessage
 
 @dataclass(slots=True)
 class _Episode:
-    """A failover under way; `leader` and `elected_at` are those of `elected_term`, 0 if none."""
+    """A failover under way; `leader` and `elected_at` belong to `elected_term`, 0 if none."""
 
     last_contact_at: float
     began_at: float
@@ -41,7 +41,7 @@ class _Episode:
 
 
 class FailoverWatch:
-    """What a node tells of changes of leader. All calls come from the node's thread."""
+    """Detects and times changes of leader. All calls come from the node's thread."""
 
     def __init__(self, core: Raft, now: float) -> None:
         self._core = core
@@ -52,7 +52,7 @@ class FailoverWatch:
         self._episode: _Episode | None = None
 
     def observe(self, now: float, message: PeerMessage | None = None) -> None:
-        """Look at the core after a change, caused by `message` if by one."""
+        """Observe the core after a possible change, caused by `message` if given."""
         core = self._core
         if core.term != self._term:
             self._term = core.term
@@ -71,7 +71,7 @@ class FailoverWatch:
         is_candidate = core.vote == core.id and not isinstance(message, VoteRequest)
         is_asked = isinstance(message, VoteRequest)
         if self._episode is None:
-            # Without a leader to compare with, only an election that is held now is a change.
+            # Without a known leader, only an election that is under way now is a change.
             if not self._leader and (self._is_new_cluster or not (is_candidate or is_asked)):
                 return
             candidate = core.id if is_candidate else core.leader or 0
@@ -85,7 +85,7 @@ class FailoverWatch:
         self._episode.is_planned = is_transfer or isinstance(message, TimeoutNow)
 
     def take_started(self) -> FailoverStarted | None:
-        """The beginning of a failover, once."""
+        """Return the start of a failover, once."""
         episode = self._episode
         if episode is None:
             return None
@@ -93,7 +93,7 @@ class FailoverWatch:
         return started
 
     def take_completed(self, now: float) -> FailoverCompleted | None:
-        """The end of a failover, once."""
+        """Return the end of a failover, once."""
         episode, core = self._episode, self._core
         if episode is None or core.leader is None or core.log.term(core.log.commit) != core.term:
             return None

@@ -1,26 +1,29 @@
-"""Who is well: the other members, and this node's own disk.
+"""Health checks: of the other members, and of this node's own disk.
 
-Theory of operation. A check looks at what the traffic has shown since the last one; nothing extra
-is sent where things go well. A member has failed a check if it is silent though it should speak (to
-a leader, everybody; to a follower, its leader; and whoever was asked how it is), the own disk if a
-write of the log takes too long. Checks come twice an election timeout. Every
-`health_check_interval_sec` all members are asked, and a disk that had nothing to write is tried by
-sealing the log, so that idle members and idle disks are known too; whoever failed a check, or had a
-sick disk when it was asked last, is asked at each one, so that a verdict comes soon either way. The
-log is sealed also once it has nothing to write for `SEAL_AFTER_S`: until then, damage to its last
-write would pass for a torn one.
+Theory of operation. A check evaluates the traffic since the last check, twice per election timeout;
+healthy members cost no extra messages. A member fails a check if it owes this node a message and is
+silent. To a leader, every member owes one; to a follower, its leader does; and so does any member
+that was asked for its health. This node's own disk fails a check if a write of the log takes too
+long.
+
+Every `health_check_interval_sec`, all members are asked for their health, and a disk that had
+nothing to write is tested by sealing the log. So idle members and idle disks are checked too. A
+member that failed its last check, or reported a slow disk, is asked at each check, so that its
+state is known soon either way; while this node's own disk is not healthy, all members are. The log
+is also sealed after `SEAL_AFTER_S` without a write: before that, damage to its last write would
+look like a torn write.
 
     healthy    -> suspect    one failed check
     suspect    -> unhealthy  CHECKS_UNTIL_UNHEALTHY in a row; one good check: healthy again
     unhealthy  -> healthy    CHECKS_UNTIL_RECOVERED good ones in a row
 
-A member that should speak and has said nothing for `HANG_UP_S` is hung up on, as if it couldn't be
-reached: the kernel of a machine whose process is stopped acknowledges for ever what nobody reads.
+The connection to a member that owes a message for `HANG_UP_S` is closed, as if the member were
+unreachable: if its process is stopped, its kernel still acknowledges everything.
 
-Gray failure: a leader that is alive and of no use. If its own disk is unhealthy and another voter
-says that its own is well, the leader hands over to such a one. If what it took hasn't been applied
-for `max_replication_lag_ms`, by the clock, while a majority is well, it hands over, and if nobody
-can take over in order, because entries don't get through, it steps down.
+Gray failure: a leader that is alive but cannot commit. If its own disk is unhealthy and other
+voters are healthy with a healthy disk, the leader hands over to one of them. If it has applied
+nothing for `max_replication_lag_ms` although entries wait and a majority is healthy, it hands over
+too. If that fails, because entries don't reach the successor, it steps down.
 """
 
 from __future__ import annotations
@@ -46,21 +49,21 @@ HANG_UP_S = 10.0
 
 
 class HealthHost(Protocol):
-    """What the checks ask of the node's surroundings."""
+    """The part of the host that health checks use."""
 
     def send(self, message: HealthMessage) -> None: ...
     def emit(self, event: HaEvent) -> None: ...
     def hang_up(self, peer: int) -> None:
-        """End the connection to a member, if there is one, for its silence."""
+        """Close the connection to a silent member, if there is one."""
         ...
 
     def seal_log(self) -> None:
-        """Write to the disk, though there is nothing to, then call `write_ended`."""
+        """Seal the idle log, which writes to the disk, then call `write_ended`."""
         ...
 
 
 class Record:
-    """What the checks of one member, or of the own disk, have shown."""
+    """The results of the checks of one member, or of this node's own disk."""
 
     __slots__ = ("failures", "health", "successes")
 
@@ -70,7 +73,7 @@ class Record:
         self.health = Health.HEALTHY
 
     def passed(self) -> bool:
-        """Note a good check; whether it has recovered with it."""
+        """Count a passed check; return True if the member has recovered with it."""
         self.failures = 0
         self.successes += 1
         if self.health is Health.UNHEALTHY and self.successes < CHECKS_UNTIL_RECOVERED:
@@ -80,7 +83,7 @@ class Record:
         return has_recovered
 
     def failed(self) -> None:
-        """Note a failed check."""
+        """Count a failed check."""
         self.successes = 0
         self.failures += 1
         if self.health is not Health.UNHEALTHY:
@@ -89,7 +92,7 @@ class Record:
 
 
 class OwnDisk:
-    """How long this node's disk takes for what it is given, one thing after the other."""
+    """How long writes and seals take on this node's disk, one after the other."""
 
     def __init__(self, slow_s: float, now: float) -> None:
         self._slow_s = slow_s
@@ -114,11 +117,11 @@ class OwnDisk:
         return bool(self._begun)
 
     def is_unsealed(self, since: float) -> bool:
-        """Whether nothing has been written since then, nor the last write sealed."""
+        """True if the last write is not sealed and none has ended after `since`."""
         return self._unsealed_since is not None and self._unsealed_since <= since
 
     def diagnose(self, now: float) -> str | None:
-        """What is wrong with it since the last call: "" if nothing, None if it did nothing."""
+        """Return what went wrong since the last call: "" if nothing, None if the disk was idle."""
         durations, self._durations = self._durations, []
         if self._begun and now - self._begun[0][0] > self._slow_s:
             return f"a write is under way for {now - self._begun[0][0]:.2f} s"
@@ -140,7 +143,10 @@ class HealthMonitor:
         applied: Callable[[], int],
         now: float,
     ) -> None:
-        """`hand_over` makes one of these nodes the leader, if it can; `applied` is an index."""
+        """`hand_over` makes one of the given nodes the leader, if it can.
+
+        `applied` returns the index that this node has applied.
+        """
         self._core = core
         self._host = host
         self._hand_over = hand_over
@@ -163,27 +169,27 @@ class HealthMonitor:
         self._gave_up_at: float | None = None
 
     def health(self, node_id: int) -> Health:
-        """What the checks say of a member; of this node, of its disk."""
+        """Return a member's health; for this node, the health of its disk."""
         record = self._own_record if node_id == self._core.id else self._peers.get(node_id)
         return record.health if record is not None else Health.HEALTHY
 
     def may_lead(self, node_id: int) -> bool:
-        """Whether nothing is known against a member's becoming the leader."""
+        """True if a member and its disk are healthy, as far as this node knows."""
         return self.health(node_id) is Health.HEALTHY and node_id not in self._sick_disks
 
     @property
     def last_contact(self) -> Mapping[int, float]:
-        """When each member's last message arrived, or when it was first checked."""
+        """The time of each member's last message, or of its first check."""
         return self._last_contact
 
-    # ---------------------------------------------------------------- what is noticed
+    # ---------------------------------------------------------------- what is observed
 
     def record_contact(self, peer: int, now: float) -> None:
-        """A message of a member arrived."""
+        """A message from a member arrived."""
         self._last_contact[peer] = now
 
     def on_message(self, message: HealthMessage) -> None:
-        """A member asks, or answers."""
+        """A member asks for this node's health, or answers with its own."""
         if isinstance(message, HealthRequest):
             is_well = self._own_record.health is Health.HEALTHY
             self._host.send(
@@ -195,28 +201,28 @@ class HealthMonitor:
             self._sick_disks.add(message.sender)
 
     def on_leader(self, now: float) -> None:
-        """There is a leader: whoever should speak from now on hadn't to before."""
+        """A leader is known: the members that owe messages may be others from now on."""
         self._leading_since = self._moved_at = now
         self._gave_up_at = None
 
     def write_begun(self, now: float) -> None:
-        """The log is being written."""
+        """A write of the log has begun."""
         self._disk.begin(now)
 
     def write_ended(self, now: float) -> float:
-        """It is written; how long that took."""
+        """A write or seal of the log has ended; return the seconds it took."""
         return self._disk.end(now)
 
     # ---------------------------------------------------------------- checks
 
     def on_tick(self, now: float) -> None:
-        """Time passes; checks when one is due."""
+        """A heartbeat interval has passed: run the checks if they are due."""
         elapsed = now - self._checked_at
         if elapsed < self._period_s:
             return
         self._checked_at = now
         if elapsed > 2 * self._period_s:
-            # It was this node that was away. What the others said meanwhile is yet to be read.
+            # This node itself was paused, and the messages of that time are still unread.
             self._leading_since = self._moved_at = now
             self._asked.clear()
             return
@@ -240,7 +246,7 @@ class HealthMonitor:
                 self._host.hang_up(peer)
 
     def _owing_s(self, peer: int, now: float) -> float:
-        """For how long a member should have spoken, and hasn't."""
+        """Return for how many seconds a member has owed a message."""
         if self._core.is_leader or peer == self._core.leader:
             return now - max(self._last_contact[peer], self._leading_since)
         asked = self._asked.get(peer)
@@ -256,7 +262,7 @@ class HealthMonitor:
             return "" if silent_s <= self._period_s else None
         elif now - asked <= self._timeout_s:
             return None
-        return f"nothing was heard for {silent_s:.1f} s" if silent_s > self._timeout_s else ""
+        return f"no message for {silent_s:.1f} s" if silent_s > self._timeout_s else ""
 
     def _record_check(
         self, node_id: int, record: Record, wrong: str | None, is_round: bool
@@ -280,7 +286,7 @@ class HealthMonitor:
             )
 
     def _ask(self, now: float, is_round: bool) -> None:
-        """Have those say how they are of whom the traffic alone doesn't tell."""
+        """Ask the members whose traffic alone is not enough; seal the log to test the disk."""
         is_well = self._own_record.health is Health.HEALTHY
         for peer, record in self._peers.items():
             is_doubtful = record.health is not Health.HEALTHY or peer in self._sick_disks
@@ -298,7 +304,7 @@ class HealthMonitor:
     # ---------------------------------------------------------------- gray failure
 
     def _relieve(self, now: float) -> None:
-        """See that a leader that is of no use makes room for one that is."""
+        """Hand over, or else step down, when this leader is alive but cannot commit."""
         voters = [v for v in self._core.membership.voters if v != self._core.id]
         well = [voter for voter in voters if self.may_lead(voter)]
         if well and self._own_record.health is Health.UNHEALTHY:
@@ -317,9 +323,9 @@ class HealthMonitor:
                 self._core.resign()
 
     def _is_lagging(self, peer: int) -> bool:
-        """Whether a follower is sent what is on the disk only, or a snapshot: that takes its time.
+        """True if a follower needs log from the disk or a snapshot, which takes a while.
 
-        A successor would have to begin anew.
+        A successor would have to start that transfer from the beginning.
         """
         progress = self._core.progress.get(peer)
         if progress is None:

@@ -1,14 +1,14 @@
-"""How far each replica is: measured by the leader, told to all, judged by each node.
+"""How far behind each replica is: the leader measures and reports it, each node evaluates it.
 
-Theory of operation. A replica's lag is the age of the oldest entry in the leader's log that it has
-not applied. The leader knows when it appended what (`AppendTimes`), and followers say with each
-reply how far their state is. Once a replica is silent, its lag is at least the time since it was
-heard last: it grows while the replica is cut off, even if nothing is written. What was going on
-before a leader was elected it takes over from the reports of the one before it.
+Theory of operation. A replica's lag is the age of the oldest entry in the leader's log that the
+replica has not applied. The leader records when it appended each entry (`AppendTimes`), and each
+follower's reply carries its applied index. The lag of a silent replica is at least the time since
+its last message. So it grows while the replica is cut off, even if nothing is written. A new leader
+takes over the lags of the time before its election from its predecessor's reports.
 
-The leader sends all rows to all members with each heartbeat (`ReplicaReport`), so that every node's
-status shows the same table. A node without fresh reports lets all rows grow older, its own too: it
-is itself cut off, or nobody leads.
+The leader sends all rows to all members every heartbeat interval (`ReplicaReport`), so that every
+node's status shows the same table. A node without fresh reports is cut off, or there is no leader;
+it ages all rows, its own included.
 
     replica                                        cluster
     connecting    it was not connected yet         initializing  no leader was known yet
@@ -18,12 +18,13 @@ is itself cut off, or nobody leads.
     lagging       further behind                                 or there are too few of them
     disconnected  the connection is lost           failed        no quorum
 
-A learner that connects is syncing however old the log is that it lacks, as long as it is heard: it
-is to get all of it, and nobody need be warned of that. A voter so far behind lags at once.
+A learner that connects is syncing as long as it sends messages, however old the log is that it
+lacks: it needs all of the log, and that calls for no warning. A voter that far behind is lagging at
+once.
 
-Quorum is lost when a leader finds it so, or when no leader is known and this node isn't connected
-to a majority, or none is known for several election timeouts. An election among connected nodes is
-no such loss.
+Quorum is lost when a leader loses contact with a majority, when no leader is known and this node
+isn't connected to a majority, or when no leader is known for several election timeouts. An election
+among connected nodes is no loss of quorum.
 """
 
 from __future__ import annotations
@@ -50,15 +51,15 @@ from raftha.types import Health, ReplicaState, ReplicaStatus, ReplicationState
 STATES = tuple(ReplicaState)
 APPEND_TIMES_MAX = 4096
 SILENT_HEARTBEATS = 4
-"""So many heartbeats without an answer, or a report, count as silence."""
+"""A replica, or the leader's reports, are silent after this many heartbeat intervals."""
 LEADERLESS_TIMEOUTS = 4
-"""So many election timeouts without a leader count as loss of the quorum."""
+"""The quorum is lost after this many election timeouts without a leader."""
 REARM_S_MAX = 10.0
-"""A warning is given again after the lag was small for `max_lag_ms`, or this long."""
+"""A warning repeats only after the lag was small for `max_lag_ms`, or for this long."""
 
 
 class LagHost(Protocol):
-    """What of a node's host is needed here."""
+    """The part of the host that the lag tracker uses."""
 
     def send(self, message: ReplicaReport) -> None: ...
     def is_connected(self, peer: int) -> bool: ...
@@ -66,41 +67,41 @@ class LagHost(Protocol):
 
 
 class AppendTimes:
-    """When entries were appended; of the older ones only about when, and never too late."""
+    """When entries were appended; for older ones an estimate that is never too late."""
 
     def __init__(self, index: int, now: float) -> None:
-        """Entries up to `index` were there before."""
+        """Entries up to `index` existed before `now`."""
         self.before = self.last_index = index
         self._firsts = [0]
         self._times = [now]
 
     def record_appends(self, last_index: int, now: float) -> None:
-        """The log goes up to here now."""
+        """The log now ends at `last_index`."""
         if last_index <= self.last_index:
             return
         self._firsts.append(self.last_index + 1)
         self._times.append(now)
         self.last_index = last_index
         if len(self._firsts) > APPEND_TIMES_MAX:
-            # An entry whose time goes has the one before it: its age is overstated.
+            # An entry whose time is dropped gets the time of the one before: its age is overstated.
             half = APPEND_TIMES_MAX // 2
             self._firsts[1:half] = self._firsts[1:half:2]
             self._times[1:half] = self._times[1:half:2]
 
     def time(self, index: int) -> float:
-        """When entry `index` was appended, at the latest."""
+        """Return the time entry `index` was appended, or an earlier one."""
         return self._times[bisect_right(self._firsts, index) - 1]
 
 
 class _ReplicaLag:
-    """What a node remembers of one replica."""
+    """What a node records about one replica."""
 
     def __init__(self, now: float) -> None:
         self.known_since = now
         self.was_connected = False
         self.is_synced = False
         self.is_joining = False
-        """As leader: it connected as a learner, and was not in sync since."""
+        """As leader: it connected as a learner and has not been in sync since."""
         self.target: int | None = None
         """As leader: it is in sync once it has applied this entry."""
         self.behind_since: float | None = None
@@ -111,7 +112,7 @@ class _ReplicaLag:
 
 
 class LagTracker:
-    """The replicas as one node knows them. All calls come from the node's thread."""
+    """The lag of all replicas, as one node knows it. All calls come from the node's thread."""
 
     def __init__(
         self,
@@ -122,8 +123,10 @@ class LagTracker:
         position: Callable[[], tuple[int, int]],
         now: float,
     ) -> None:
-        """`last_contact` says when each member's last message arrived; `position` is the last index
-        and sequence applied here."""
+        """`last_contact` holds the time of each member's last message.
+
+        `position` returns the last index and sequence that this node has applied.
+        """
         self._core = core
         self._host = host
         self._last_contact = last_contact
@@ -142,7 +145,7 @@ class LagTracker:
     # ---------------------------------------------------------------- what happens
 
     def on_leader(self, now: float) -> None:
-        """A leader is known; if it is this node, it measures from now on."""
+        """A leader is known; if it is this node, start measuring."""
         if not self._core.is_leader:
             self._append_times = None
             return
@@ -157,7 +160,7 @@ class LagTracker:
             replica.behind_since = now - lag_s if lag_s else None
 
     def on_events(self, events: Sequence[HaEvent], now: float) -> None:
-        """The core tells; what counts here is that this node led, and found no majority."""
+        """Handle the core's events: a leader that lost its majority has lost the quorum."""
         for event in events:
             if isinstance(event, LeaderLost) and event.reason == "quorum" and self._has_quorum:
                 self._set_quorum(is_there=False, now=now)
@@ -168,17 +171,17 @@ class LagTracker:
             self._append_times.record_appends(self._core.log.last_index, now)
 
     def on_report(self, report: ReplicaReport, now: float) -> None:
-        """The leader says how far all are."""
+        """A report arrived; accept it if it is the current leader's."""
         if report.term == self._core.term and report.sender == self._core.leader:
             self._rows = {row.node_id: row for row in report.rows}
             self._rows_at = now
 
     def on_connection(self, now: float) -> None:
-        """A connection was made or lost."""
+        """A connection was established or lost."""
         self._measure_all(now)
 
     def on_membership(self, before: Membership, after: Membership) -> None:
-        """The state has applied another membership: say who has come and gone."""
+        """The state has applied another membership: emit the additions and removals."""
         for i in sorted(after.members.keys() - before.members.keys()):
             region = after.members[i].region
             self._host.emit(ReplicaAdded(reporter=self._core.id, node_id=i, region=region))
@@ -201,7 +204,7 @@ class LagTracker:
     # ---------------------------------------------------------------- what is known
 
     def rows(self, now: float) -> dict[int, ReplicaRow]:
-        """Every member, as of now."""
+        """Return the rows of all members, as of now."""
         age_s = now - self._rows_at
         members = self._core.membership.members
         if age_s <= self._silence_s and self._rows:
@@ -211,14 +214,14 @@ class LagTracker:
         return {peer: self._aged(peer, age_ms) for peer in members}
 
     def max_lag_ms(self, now: float) -> int:
-        """The largest lag of a voter."""
+        """Return the largest lag of a voter."""
         rows, voters = self.rows(now), self._core.membership.voters
         return max(rows[voter].lag_ms for voter in voters)
 
     def statuses(
         self, now: float, client_addresses: Mapping[int, str], health: Callable[[int], Health]
     ) -> tuple[ReplicaStatus, ...]:
-        """Every member, for users."""
+        """Return the status of every member."""
         rows = self.rows(now).values()
         return tuple(self._status(row, client_addresses, health(row.node_id)) for row in rows)
 
@@ -252,7 +255,7 @@ class LagTracker:
         )
 
     def state(self, now: float) -> ReplicationState:
-        """How the cluster is; see the module's docstring."""
+        """Return the state of the cluster; see the module's docstring."""
         if self._has_quorum is None:
             is_early = now - self._started_at <= self._max_lag_s
             return ReplicationState.INITIALIZING if is_early else ReplicationState.FAILED
@@ -300,7 +303,7 @@ class LagTracker:
         return self._replicas[peer]
 
     def _measure_all(self, now: float) -> bool:
-        """Make the rows anew, if this node leads; whether it does."""
+        """Measure all rows if this node leads; return True if it does."""
         if self._append_times is None or not self._core.is_leader:
             return False
         self._rows = {peer: self._measure(peer, now) for peer in self._core.membership.members}
@@ -338,7 +341,7 @@ class LagTracker:
         )
 
     def _behind_s(self, replica: _ReplicaLag, applied: int, now: float) -> float:
-        """The age of the oldest entry that a replica has not applied."""
+        """Return the age of the oldest entry that a replica has not applied."""
         assert self._append_times is not None
         if applied >= self._core.log.last_index:
             replica.behind_since = None
@@ -407,7 +410,7 @@ class LagTracker:
             self._host.emit(event)
 
     def _warn(self, row: ReplicaRow, now: float) -> None:
-        """Warn once of a replica that is too far behind, and again only after it was well."""
+        """Warn once of a replica that is too far behind, and again only after it has recovered."""
         if STATES[row.state] is ReplicaState.SYNCING:
             return
         replica, lag_s = self._replica(row.node_id, now), row.lag_ms / 1000

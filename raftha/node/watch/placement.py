@@ -1,11 +1,10 @@
-"""When leadership returns to the region that it is to be in.
+"""Moves leadership back to the preferred region.
 
-Theory of operation. After a failover the leader may be in a region that isn't the first choice. It
-hands over to a voter in a better one that has been well, heard from and caught up for
-`RETURN_AFTER_S` without a break. If leadership then comes back soon, or doesn't move at all, that
-voter is worse than it looks: each attempt doubles the time, up to `RETURN_AFTER_MAX_S`, until there
-was none for ten times as long. So a region that comes and goes doesn't take leadership with it
-every time.
+Theory of operation. After a failover, the leader may be outside the preferred region. It hands over
+to a voter in a better region that has been healthy, active and caught up for `RETURN_AFTER_S`
+without interruption. If leadership soon comes back, or doesn't move at all, that voter is worse
+than it looks. So each attempt doubles the time, up to `RETURN_AFTER_MAX_S`, and `CALM_FACTOR` times
+as long without an attempt resets it. An unstable region doesn't take leadership every time.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ CALM_FACTOR = 10
 
 
 class LeaderPlacement:
-    """What one node does about it while it leads. All calls come from the node's thread."""
+    """Places leadership while this node leads. All calls come from the node's thread."""
 
     def __init__(
         self,
@@ -28,7 +27,7 @@ class LeaderPlacement:
         regions: tuple[str, ...],
         hand_over: Callable[[Collection[int]], None],
     ) -> None:
-        """`regions`, the preferred first; `hand_over` makes one of these nodes the leader."""
+        """`regions`, the preferred first; `hand_over` makes one of the given nodes the leader."""
         self._core = core
         self._regions = regions
         self._hand_over = hand_over
@@ -38,7 +37,7 @@ class LeaderPlacement:
         self._since: dict[int, float] = {}
 
     def on_tick(self, now: float, may_lead: Callable[[int], bool]) -> None:
-        """Look who could lead instead, and hand over to who could for long enough."""
+        """Hand over to a better voter that has been fit to lead for long enough."""
         if not self._core.is_leader:
             self._since = {}
             return
@@ -65,7 +64,7 @@ class LeaderPlacement:
         return [voter for voter in voters if self._place(voter) < here]
 
     def _is_fit(self, voter: int, may_lead: Callable[[int], bool]) -> bool:
-        """Well, heard from, and with all on its disk that was committed at the last look."""
+        """True if a voter is healthy, active, and holds all that was committed one tick ago."""
         progress = self._core.progress[voter]
         is_heard = progress.is_active or progress.was_active
         return may_lead(voter) and is_heard and progress.match >= self._commit_then

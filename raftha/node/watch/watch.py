@@ -1,13 +1,14 @@
-"""What one node watches besides its log: five watchers, and when each of them learns of what.
+"""A node's five watchers, and which of them is notified of what.
 
-Theory of operation. The watchers don't know each other; what one needs of another, `Watch` passes
-on. They act through the node: they send, emit events, and ask for a hand-over of leadership.
+Theory of operation. The watchers don't know each other; `Watch` passes on what one needs from
+another. They act through the node: they send messages, emit events, and request a transfer of
+leadership.
 
-    health     which members answer, and whether the own disk keeps up (`HealthMonitor`)
+    health     which members answer, and whether this node's disk keeps up (`HealthMonitor`)
     disk space which disks are full (`DiskSpace`)
     lag        how far behind each replica is, and whether there is a quorum (`LagTracker`)
     failover   when leadership changed, and how long each phase took (`FailoverWatch`)
-    placement  whether leadership should return to a better region (`LeaderPlacement`)
+    placement  whether leadership should return to a preferred region (`LeaderPlacement`)
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ class Watch:
         position: Callable[[], tuple[int, int]],
         now: float,
     ) -> None:
-        """`hand_over` makes one of these nodes the leader, if it can.
+        """`hand_over` makes one of the given nodes the leader, if it can.
 
-        `position` is the last index and sequence that this node has applied.
+        `position` returns the last index and sequence that this node has applied.
         """
         self._core = core
         self._host = host
@@ -61,13 +62,13 @@ class Watch:
     # ---------------------------------------------------------------- peers
 
     def record_contact(self, peer: int, now: float) -> None:
-        """A member sent something."""
+        """A message from a member arrived."""
         self._health.record_contact(peer, now)
 
     def on_message(
         self, message: HealthRequest | HealthReply | SpaceReport | ReplicaReport, now: float
     ) -> None:
-        """A member asks or reports how it is."""
+        """A member asks for health, or reports its own, its disk space or its lag table."""
         match message:
             case SpaceReport():
                 self._disk_space.on_message(message, now)
@@ -77,11 +78,11 @@ class Watch:
                 self._health.on_message(message)
 
     def on_stepped(self, message: PeerMessage, now: float) -> None:
-        """The node has acted on a member's message, which may have changed the core's term."""
+        """The node has handled a member's message, which may have changed the core's term."""
         self._failover.observe(now, message)
 
     def on_connected(self, peer: int, now: float) -> None:
-        """A connection to a member was made."""
+        """A connection to a member was established."""
         self._health.record_contact(peer, now)
         self._lag_tracker.on_connection(now)
 
@@ -95,35 +96,35 @@ class Watch:
         self._lag_tracker.on_leader(now)
 
     def on_membership(self, before: Membership, after: Membership) -> None:
-        """The state has applied another membership, which was committed while this node ran."""
+        """The state has applied another membership, committed while this node runs."""
         self._lag_tracker.on_membership(before, after)
 
     # ---------------------------------------------------------------- this node
 
     def on_writing(self, now: float) -> None:
-        """A write of the log was handed to the disk."""
+        """A write of the log has begun."""
         self._health.write_begun(now)
 
     def on_written(self, now: float) -> float:
-        """It is durable; how many seconds that took."""
+        """The write is durable, or the log is sealed; return the seconds that took."""
         return self._health.write_ended(now)
 
     def on_full(self, place: str, reason: str) -> bool:
-        """What is written at `place` found no space; whether that is news."""
+        """A write at `place` found no space; return True if this node had space until now."""
         is_news = self._disk_space.has_space
         self._disk_space.on_full(place, reason)
         return is_news
 
     def on_space(self, place: str) -> bool:
-        """It has been written after all; whether this node has all the space it needs again."""
+        """The write at `place` succeeded; return True if this node has space again."""
         was_full = not self._disk_space.has_space
         self._disk_space.on_space(place)
         return was_full and self._disk_space.has_space
 
     def on_events(self, events: Sequence[HaEvent], now: float) -> bool:
-        """Emit the core's events of a turn, and what follows from them; whether there is a leader.
+        """Emit the core's events of a turn; return True if one of them names a leader.
 
-        A failover's beginning comes before them, its end after them.
+        The start of a failover is emitted before them, its end after them.
         """
         self._failover.observe(now)
         started = self._failover.take_started()
@@ -150,28 +151,28 @@ class Watch:
 
     @property
     def has_space(self) -> bool:
-        """Whether this node's disk has space for what it writes."""
+        """True if this node's disk has space for what it writes."""
         return self._disk_space.has_space
 
     @property
     def is_majority_full(self) -> bool:
-        """Whether this node leads and too few members have space for writes to be taken."""
+        """True if this node leads and too few voters have space to accept writes."""
         return self._disk_space.is_majority_full
 
     def refusal(self) -> str:
-        """Why this node takes no writes of its own callers now; "" if it does."""
+        """Return why this node refuses its callers' writes now; "" if it accepts them."""
         return self._disk_space.refusal()
 
     def statuses(
         self, now: float, client_addresses: Mapping[int, str]
     ) -> tuple[ReplicaStatus, ...]:
-        """Every member, for users."""
+        """Return the status of every member."""
         return self._lag_tracker.statuses(now, client_addresses, self._health.health)
 
     def state(self, now: float) -> ReplicationState:
-        """The state of the cluster."""
+        """Return the state of the cluster."""
         return self._lag_tracker.state(now)
 
     def max_lag_ms(self, now: float) -> int:
-        """The largest lag of a voter."""
+        """Return the largest lag of a voter."""
         return self._lag_tracker.max_lag_ms(now)

@@ -1,0 +1,158 @@
+"""What is open for one life of a node: its log, its state, its snapshots, and their threads.
+
+Theory of operation. A life begins when the files in the data directory are opened, and ends when
+they are closed: at a stop, or when the node installs a snapshot and is reopened with it. The owner
+(`runtime.py`) calls, once each and in this order:
+
+1. `open`: the log and the state, or a node that heals from their damage.
+2. `make_threads`, with the node that it made from them.
+3. `end_threads`, which waits for the work under way.
+4. `close`.
+
+If no node can be made after step 1, `abandon` replaces the other steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Collection
+
+from raftha.config import HaConfig
+from raftha.errors import Corrupt, StorageError
+from raftha.events import HaEvent, StorageDamaged
+from raftha.node.bootstrap import decode_membership
+from raftha.node.node import Node
+from raftha.runtime.snapshot_thread import SnapshotThread
+from raftha.runtime.storage_threads import StorageThreads
+from raftha.storage.directory.datadir import DataDirectory
+from raftha.storage.directory.healing import LOG, OpenNode, open_or_heal
+from raftha.storage.directory.node_files import DirectoryNodeFiles
+from raftha.storage.directory.reserve import Reserve
+from raftha.storage.log.disk import Disk
+from raftha.storage.log.wal import Wal
+from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.machine import StateMachine
+
+log = logging.getLogger(__name__)
+
+
+class NodeStorage:
+    """The files and threads of one life of a node."""
+
+    snapshots: SnapshotThread
+    """From `open` on."""
+    _threads: StorageThreads
+    _wal: Wal
+    _store: CheckpointStore
+
+    def __init__(
+        self,
+        config: HaConfig,
+        data: DataDirectory,
+        disk: Disk,
+        call: Callable[..., None],
+        fail: Callable[[BaseException], None],
+        emit: Callable[[HaEvent], None],
+    ) -> None:
+        """The log is on `disk`. `call` calls a function on the node's thread, unless it has ended.
+
+        `fail` ends the node, from any thread. `emit` reports damage that `open` finds.
+        """
+        self._config = config
+        self._data = data
+        self._disk = disk
+        self._call = call
+        self._fail = fail
+        self._emit = emit
+
+    def open(
+        self,
+        machine: StateMachine | None,
+        *,
+        on_snapshot_error: Callable[[BaseException, bool], None],
+        install: Callable[[], None],
+    ) -> OpenNode:
+        """Open log and state, with the received snapshot if one is ready; or leave nothing open.
+
+        `on_snapshot_error` and `install` are as in `SnapshotThread`.
+        """
+        with contextlib.ExitStack() as opened:
+            node_files = DirectoryNodeFiles(
+                self._data,
+                self._disk,
+                self._config.wal_segment_bytes,
+                machine,
+                self._has_others,
+                self._on_damage,
+            )
+            opened.callback(node_files.close)
+            open_node = open_or_heal(node_files)
+            self._wal, self._store = open_node.wal, node_files.store
+            self.snapshots = SnapshotThread(
+                f"raftha-{self._config.node_id}",
+                self._data.path,
+                self._store,
+                self._call,
+                on_snapshot_error,
+                install,
+            )
+            opened.pop_all()
+            return open_node
+
+    def _has_others(self, membership: bytes | None) -> bool:
+        """True if there is another voter to heal from."""
+        voters = decode_membership(membership, self._config).voters
+        return any(voter != self._config.node_id for voter in voters)
+
+    def _on_damage(self, parts: Collection[str], found: Corrupt) -> None:
+        """`open` found damage and is about to set these parts aside."""
+        event = StorageDamaged(
+            reporter=self._config.node_id,
+            path=str(found.path),
+            offset=found.offset,
+            detail=found.detail,
+            parts=tuple(sorted(parts)),
+            quarantine=str(self._data.path / "quarantine"),
+            heals=LOG in parts,
+        )
+        log.critical("node=%d %s", self._config.node_id, found)
+        self._emit(event)
+
+    def abandon(self) -> None:
+        """Close what `open` opened: there is no node to use it."""
+        self.snapshots.close()
+        self._wal.close()
+        self._store.close()
+
+    def make_threads(self, node: Node) -> StorageThreads:
+        """Make the storage threads of `node`; they don't run yet."""
+        self._threads = StorageThreads(
+            self._config.node_id,
+            self._wal,
+            self._store,
+            Reserve(self._data.path / "reserve", self._config.disk_reserve_bytes),
+            self._call,
+            self._fail,
+            on_full=node.on_storage_full,
+            on_space=node.on_storage_space,
+        )
+        return self._threads
+
+    def end_threads(self) -> bool:
+        """Wait until all threads have finished; their late results are dropped.
+
+        False if the disk hangs: then all files must stay open.
+        """
+        if not self._threads.close():
+            return False
+        self.snapshots.close()
+        return True
+
+    def close(self) -> None:
+        """Close log and state."""
+        try:
+            self._wal.close()
+        except (StorageError, OSError) as error:
+            log.warning("node=%d closing the log failed: %s", self._config.node_id, error)
+        self._store.close()
