@@ -1,0 +1,96 @@
+"""The follower's side of replication: take a leader's entries and commit index, and reply.
+
+Theory of operation. `Raft` passes on only messages of this node's own term, from the one leader
+that this node knows in it. Every reply carries the node's healing generation, so that a leader
+recognises replies from before a loss of the log. `outbox.py` holds an acknowledgement until the
+entries are durable (R2). The leader's side is in `leader.py` and `followers.py`.
+"""
+
+from __future__ import annotations
+
+from raftha.core.election import Election
+from raftha.core.healing_generation import HealingGeneration
+from raftha.core.log import LogMismatch, RaftLog
+from raftha.core.messages import Append, AppendReply, Heartbeat, HeartbeatReply
+
+
+class Follower:
+    """One node as a follower. It shares log, election and healing generation with `Raft`."""
+
+    def __init__(
+        self, log: RaftLog, election: Election, healing_generation: HealingGeneration
+    ) -> None:
+        self.id = election.id
+        self._log = log
+        self._election = election
+        self._healing_generation = healing_generation
+
+    def on_append(self, message: Append) -> None:
+        """Take the leader's entries, and acknowledge or reject them."""
+        log = self._log
+        self._election.on_leader_contact(message.sender)
+        log.durable_indexes.learn(message.commit, message.behind)
+        try:
+            agreed = log.merge(message)
+        except LogMismatch:
+            # The bytes changed on the way, or the leader is faulty: nothing of it is kept.
+            return
+        if agreed is None:
+            hint_index, hint_term = log.hint(message.prev_index, message.prev_term)
+            self.reject(message.sender, message.prev_index, hint_index, hint_term)
+            return
+        log.commit_to(max(log.commit, min(message.commit, agreed)))
+        log.compact_index = max(log.compact_index, message.compact_index)
+        self._election.send(
+            AppendReply(
+                to=message.sender,
+                sender=self.id,
+                term=self._election.term,
+                ok=True,
+                index=agreed,
+                hint_index=0,
+                hint_term=0,
+                applied=log.applied,
+                applied_sequence=log.applied_sequence,
+                healing_generation=self._healing_generation.current,
+            )
+        )
+
+    def reject(self, leader: int, index: int, hint_index: int = 0, hint_term: int = 0) -> None:
+        """Reply that the entry at `index` doesn't match, or that the leader's term is over."""
+        self._election.send(
+            AppendReply(
+                to=leader,
+                sender=self.id,
+                term=self._election.term,
+                ok=False,
+                index=index,
+                hint_index=hint_index,
+                hint_term=hint_term,
+                healing_generation=self._healing_generation.current,
+            )
+        )
+
+    def on_heartbeat(self, message: Heartbeat) -> None:
+        """Take the leader's commit index, promise what it asks for, and reply."""
+        log = self._log
+        self._election.on_leader_contact(message.sender)
+        log.durable_indexes.learn(message.commit, message.behind)
+        if message.healing_generation == self._healing_generation.current:
+            # Any other generation means that the leader sent this before it knew of the loss. The
+            # log may hold other entries now than those the commit index is about.
+            log.commit_to(max(log.commit, min(message.commit, log.last_index)))
+        promised_ms = self._election.promise.give(message.sender, message.lease_ms)
+        self._election.send(
+            HeartbeatReply(
+                to=message.sender,
+                sender=self.id,
+                term=self._election.term,
+                read_round=message.read_round,
+                applied=log.applied,
+                applied_sequence=log.applied_sequence,
+                healing_generation=self._healing_generation.current,
+                sent_ns=message.sent_ns,
+                promised_ms=promised_ms,
+            )
+        )
