@@ -18,6 +18,9 @@ Preferred regions only stretch a voter's timeout, so a voter in a preferred regi
 first. Without `CoreConfig.campaigns` a node doesn't campaign when its timeout ends, except in the
 first election of a new cluster.
 
+A follower that receives nothing from its leader for its timeout no longer knows a leader. That
+doesn't depend on its right to campaign: learners, standbys and healing nodes lose it, too.
+
 A node that isn't a voter by its own log, that was removed, or that heals from the loss of its log
 never campaigns. A removed or healing node grants no votes either.
 """
@@ -107,14 +110,24 @@ class Election:
         if self.leader is None and self.promise.forbids(self.id):
             return  # The timeout begins when the promise ends; other promises end then, too.
         self._elapsed_ticks += 1
-        if self._elapsed_ticks < self._timeout_ticks or not self._may_campaign():
+        if self._elapsed_ticks < self._timeout_ticks or self.promise.forbids(self.id):
+            return  # As long as a promise to the leader holds, that may lead by its lease.
+        self._lose_silent_leader()
+        if not self._may_campaign():
             return
-        if self.role is Role.FOLLOWER and self.leader is not None:
-            self.lose_leader("timeout")
         if self._campaigns_by_itself():
             self._campaign(pre=True)
         else:
             self._set_role(Role.FOLLOWER)  # A campaign that an operator asked for has failed.
+
+    def _lose_silent_leader(self) -> None:
+        """The leader sent nothing for a timeout.
+
+        A node that can't campaign forgets it, too. Otherwise its status names a leader that may be
+        gone, and its reads and writes go there.
+        """
+        if self.role is Role.FOLLOWER and self.leader is not None:
+            self.lose_leader("timeout")
 
     def disconnected(self, peer: int) -> None:
         """The connection to the leader broke."""

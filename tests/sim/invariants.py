@@ -23,6 +23,7 @@ Chained hashes make this cheap: two logs that agree on one hash agree on all bef
     snapshots              a snapshot takes the place only of a log that doesn't hold what is in it
     log time               never goes back along the log, whatever the clocks of leaders do
     failovers              see `failovers.py`
+    silent leaders         see `contact.py`
     removed                who knows that it was removed neither leads nor campaigns
     healing                a member that heals votes for nobody, and isn't counted by who knows it;
                            what it did before it lost its log was then on its disk

@@ -37,6 +37,7 @@ from raftha.storage.log.wal import Wal
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.state import Frozen
 from tests.sim.clock import MemberClock
+from tests.sim.contact import LeaderContact
 from tests.sim.disk import SimulatedDisk
 from tests.sim.disk_faults import DiskFaults, SimulatedCrash
 from tests.sim.network import Network
@@ -73,8 +74,7 @@ class Member:
         """When it was handed operations last."""
         self.invited_at = -1.0
         """When it was asked last to campaign."""
-        self.last_leader_contact_at = 0.0
-        """When a message of the leader that it knew came last, at the latest."""
+        self.contact = LeaderContact(world)
         self.is_rotten = False
         """Whether something on its disk is damaged, and it hasn't found out yet."""
         self.node: Node | None = None
@@ -556,6 +556,7 @@ class Member:
     def _tick(self) -> None:
         assert self.node is not None
         self.node.on_tick()
+        self.contact.on_tick(self.node.core)
         self._later(TICK_S / self.clock.rate, self._tick)
 
     # ---------------------------------------------------------------- Station
@@ -571,8 +572,7 @@ class Member:
         if type(message) in _INVITATIONS:
             self.invited_at = self._world.now
         self.node.on_message(message)
-        if message.sender == core.leader and core.term == term:
-            self.last_leader_contact_at = self._world.now
+        self.contact.on_message(core, term, message)
 
     def on_connected(self, peer: int) -> None:
         assert self.node is not None
