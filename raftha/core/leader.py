@@ -43,6 +43,7 @@ from raftha.events import (
     HaEvent,
     ReplicaHealed,
     ReplicaHealing,
+    ReplicaLostLog,
 )
 from raftha.membership import Membership
 
@@ -277,6 +278,10 @@ class Leadership:
         progress.is_active = True
         progress.has_applied(message.applied, message.applied_sequence)
         if not message.ok:
+            if progress.has_gone_back(message.index):
+                self._events.append(
+                    ReplicaLostLog(reporter=self.id, node_id=peer, acknowledged=progress.match)
+                )
             next_index = self._log.hint(message.hint_index, message.hint_term)[0] + 1
             if progress.reject(message.index, next_index):
                 self._followers.send_append(peer)

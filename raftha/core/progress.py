@@ -57,6 +57,7 @@ class Progress:
         self._probed_to = 0
         self._in_flight: deque[tuple[int, int]] = deque()
         self._in_flight_bytes = 0
+        self._rejected_at = 0
         self._messages_max = messages_max
         self._bytes_max = bytes_max
 
@@ -158,12 +159,27 @@ class Progress:
         assert self._in_flight_bytes >= 0, "a follower acknowledges no more than was sent"
         return is_news
 
+    def has_gone_back(self, index: int) -> bool:
+        """Whether this rejection says that the follower lacks what it acknowledged; True once.
+
+        That is so if it rejects the probe for its own last acknowledgement. It will learn of its
+        loss from a heartbeat (`follower.py`). To send it what comes next would end in the same
+        rejection, again and again.
+        """
+        is_answer = self.mode is Mode.PROBE and index == self.next - 1
+        if not is_answer or not 0 < index <= self.match or index == self._rejected_at:
+            return False
+        self._rejected_at = index
+        return True
+
     def reject(self, index: int, next_index: int) -> bool:
         """The entry at `index` didn't match; try from `next_index`. False if the reply is stale.
 
         A follower in REPLICATE falls back to PROBE at most once between two heartbeat replies.
         Messages in order give no second reason to. Out of order, each late rejection of an earlier
         append would make the leader send everything again, and cause as many more rejections.
+
+        A rejection at or below `match` never has anything sent again: see `has_gone_back`.
         """
         if self.mode is Mode.REPLICATE:
             if index <= self.match or self.has_fallen_back:
@@ -171,7 +187,7 @@ class Progress:
             self.has_fallen_back = True
             self.probe()
             return True
-        if self.mode is Mode.SNAPSHOT or index != self.next - 1:
+        if self.mode is Mode.SNAPSHOT or index != self.next - 1 or index <= self.match > 0:
             return False
         self.mode = Mode.PROBE
         self.next = max(min(next_index, index), self.match + 1)

@@ -55,7 +55,8 @@ lacks that entry has nothing behind it that could be committed.
 
 Healing: a node that has lost its log takes entries like any follower. Until it holds everything
 that it may have acknowledged, it gives no vote, never campaigns, and counts for no quorum
-(`healing_generation.py`).
+(`healing_generation.py`). A running node learns from a heartbeat that its log has lost entries that
+it acknowledged (`follower.py`).
 
 Sources: Ongaro & Ousterhout, «In Search of an Understandable Consensus Algorithm»; Ongaro's thesis.
 The division of labour is that of etcd's raft library.
@@ -429,6 +430,7 @@ class Raft:
             list(self._snapshot_offers),
             list(self._events),
             self._healing_generation.take_healed(),
+            self._follower.take_lost(),
         )
         self._read_states.clear()
         self._requests.log_reads.clear()

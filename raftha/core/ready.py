@@ -101,3 +101,6 @@ class Ready:
     events: list[HaEvent]
     healed: int | None = None
     """This node has healed: make this generation durable, then call `Raft.healed`."""
+    lost_index: int = 0
+    """This node acknowledged entries up to here, and its log is shorter: end it, and start it with
+    the log set aside, as one that heals. 0 if nothing is lost."""

@@ -130,8 +130,8 @@ class Runtime:
             forks.renew_in_child(self, Runtime._end_lease)
             opened.pop_all()
 
-    def _open(self) -> Node:
-        """Open log and state, with the snapshot that was received if one is ready."""
+    def _open(self, lost: Corrupt | None = None) -> Node:
+        """Open log and state, with a snapshot that is ready; set the log aside if it is `lost`."""
         with contextlib.ExitStack() as opened:
             node_files = DirectoryNodeFiles(
                 self._data,
@@ -142,6 +142,8 @@ class Runtime:
                 self._on_damage,
             )
             opened.callback(node_files.close)
+            if lost is not None:
+                node_files.record_loss((LOG,), lost)
             open_node = open_or_heal(node_files)
             self._wal, self._store = open_node.wal, node_files.store
             self.snapshots = SnapshotThread(
@@ -150,7 +152,7 @@ class Runtime:
                 self._store,
                 self._call_node,
                 self._on_snapshot_error,
-                self._install,
+                partial(self._begin_again, "this node installs a snapshot of the state"),
             )
             opened.callback(self.snapshots.close)
             node = self._make_node(open_node)
@@ -271,11 +273,8 @@ class Runtime:
             await self._transport.start()
         except (OSError, UnicodeError) as error:
             await self._close()
-            address = self.config.own_address
-            failure = ConfigError(
-                f"can't listen on {address}: {getattr(error, 'strerror', None) or error}"
-            )
-            self._started.put(failure)
+            reason = getattr(error, "strerror", None) or error
+            self._started.put(ConfigError(f"can't listen on {self.config.own_address}: {reason}"))
             return
         self.set_members(self.node.membership)
         self._started.put(None)
@@ -346,7 +345,7 @@ class Runtime:
         self._store.close()
         return True
 
-    # ---------------------------------------------------------------- a snapshot takes its place
+    # ---------------------------------------------------------------- begin again
 
     @property
     def has_ended(self) -> bool:
@@ -357,23 +356,24 @@ class Runtime:
     def _is_reopening(self) -> bool:
         return self._reopening is not None and not self._reopening.done()
 
-    def _install(self) -> None:
-        """End the node, as a kill would, and begin again with the snapshot that is ready.
+    def heal_log(self, lost_index: int) -> None:
+        found = f"entries up to {lost_index}, which this node acknowledged, are missing"
+        lost = Corrupt(self._data.path / "wal", 0, found)
+        self._call_node(self._begin_again, "this node heals from the loss of its log", lost)
 
-        From here on only what is on the disk counts of what the node did or heard, and whether the
-        snapshot is still needed is asked of the disk. Callers' operations that come meanwhile wait.
-        """
-        message = "this node installs a snapshot of the state"
+    def _begin_again(self, message: str, lost: Corrupt | None = None) -> None:
+        """End the node, as a kill would, and begin again with what is on the disk."""
+        # Callers' operations that come meanwhile wait.
         with self._submitted.lock:
-            self._reopening = self._loop.create_task(self._reopen())
+            self._reopening = self._loop.create_task(self._reopen(lost))
             self.node.fail("", Unavailable(message), Disconnected(message))
 
-    async def _reopen(self) -> None:
+    async def _reopen(self, lost: Corrupt | None) -> None:
         await self._transport.pause()
         try:
             if not await self._close_files():
                 raise StorageFailed("the disk hangs")
-            node = await self._loop.run_in_executor(None, self._open)
+            node = await self._loop.run_in_executor(None, self._open, lost)
         except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
             self._reopening = None
             self.node.failure = ""

@@ -39,6 +39,7 @@ from tests.sim.oracle import Counters
 from tests.sim.planting import Patch, patched
 from tests.sim.promotions import LEADERLESS_MAX_S, Promotions
 from tests.sim.receipts import Receipts
+from tests.sim.rollbacks import Rollbacks, with_rollbacks
 from tests.sim.sickness import Sickness
 from tests.sim.swarm import Swarm, draw
 from tests.sim.swarm_leases import with_leases
@@ -74,8 +75,9 @@ class Simulation:
     def __init__(self, seed: int, swarm: Swarm | None = None) -> None:
         self.world = World(seed)
         stream = self.world.stream
-        self.swarm = swarm or with_leases(
-            widen(draw(stream("swarm")), stream("availability")), stream("leases")
+        self.swarm = swarm or with_rollbacks(
+            with_leases(widen(draw(stream("swarm")), stream("availability")), stream("leases")),
+            stream("rollbacks"),
         )
         self.members = {
             node_id: Member(self.world, self.swarm, node_id, Counters(), self)
@@ -105,6 +107,7 @@ class Simulation:
         self.sickness = Sickness(
             self.world, self.swarm, self.faults.pick, self.history.acknowledged
         )
+        self.rollbacks = Rollbacks(self.world, self.swarm, self.members, self.invariants)
         memberships = self.invariants.memberships
         self.operator = Operator(self.world, self.swarm, self.members, memberships)
         self.world.after = self.invariants.check if self.swarm.campaigns else self._check
@@ -149,6 +152,7 @@ class Simulation:
         self.sickness.heal()
         self.operator.stop()
         self.promotions.stop()
+        self.rollbacks.stop()
         for client in self.clients:
             client.is_active = False
         for member in self.members.values():
