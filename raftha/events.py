@@ -40,6 +40,7 @@ class EventKind(enum.StrEnum):
     STORAGE_FAILED = "storage_failed"
     STORAGE_DAMAGED = "storage_damaged"
     HEALING_ENDED = "healing_ended"
+    REPLICA_LOST_LOG = "replica_lost_log"
     REPLICA_HEALING = "replica_healing"
     REPLICA_HEALED = "replica_healed"
     STORAGE_FULL = "storage_full"
@@ -322,6 +323,18 @@ class HealingEnded(HaEvent):
     """This node, which had lost its log, holds again all that it may have acknowledged."""
 
     kind: ClassVar[EventKind] = EventKind.HEALING_ENDED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaLostLog(HaEvent):
+    """A follower lacks log entries that it acknowledged, up to `acknowledged`; it is about to heal.
+
+    Its data directory was put back to an earlier copy, or its last write was damaged.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.REPLICA_LOST_LOG
+    node_id: int
+    acknowledged: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Raft, and nothing else: no I/O, no clock, no random source, no logging, no threads.
+"""Raft as a pure state machine: no I/O, clock, random source, logging or threads.
 
 Start with `raft.py`, whose docstring is the theory of operation.
 """

@@ -1,8 +1,9 @@
-"""Rounds in which a learner catches up with the log, until it can be made a voter (thesis 4.2.1).
+"""Rounds in which a learner catches up with the log, until it becomes a voter (thesis 4.2.1).
 
-Theory of operation. A round sends what is in the log when it begins. A learner that took less than
-an election timeout for one is so close that the cluster waits for the new voter no longer than for
-an election. After so many rounds that took longer it is given up, until an operator asks again.
+Theory of operation. A round sends everything that the log holds when the round begins. Once a
+learner finishes a round within an election timeout, it is close enough: as a voter it delays the
+cluster no longer than an election does. After `catch_up_rounds_max` slower rounds the leader gives
+up on the learner, until an operator asks again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from raftha.events import CatchUpGivenUp, HaEvent
 
 @dataclass(slots=True)
 class CatchUp:
-    """A learner's current round: it is over when the learner has everything up to `end`."""
+    """A learner's current round; it ends when the learner has everything up to `end`."""
 
     end: int
     began_ticks: int
@@ -25,7 +26,7 @@ class CatchUp:
 
 
 class CatchUps:
-    """The rounds of all learners that are to become voters, in one leader's term."""
+    """The rounds of all learners on their way to becoming voters, in one leader's term."""
 
     def __init__(self, config: CoreConfig, events: list[HaEvent]) -> None:
         self._id = config.node_id
@@ -37,11 +38,11 @@ class CatchUps:
 
     @property
     def learners(self) -> tuple[int, ...]:
-        """Those that are followed, in order."""
+        """The learners followed, in order."""
         return tuple(self._rounds)
 
     def follow(self, learners: Iterable[int], last_index: int) -> None:
-        """Follow these from now on, and no others; new ones begin a round that ends there."""
+        """Follow exactly these; the first round of a new learner ends at `last_index`."""
         self._rounds = {
             peer: self._rounds.get(peer) or CatchUp(last_index, self._ticks)
             for peer in sorted(learners)
@@ -61,9 +62,9 @@ class CatchUps:
         self._ticks += 1
 
     def has_caught_up(self, peer: int, match: int, last_index: int) -> bool:
-        """Whether a round took this learner, which has all up to `match`, less than an election.
+        """Whether this learner, which has all up to `match`, finished a round within an election.
 
-        If one that is over took longer, the next begins, or it is given up.
+        After a slower round the next one begins, or the leader gives up.
         """
         catch_up = self._rounds[peer]
         if catch_up.is_given_up or match < catch_up.end:

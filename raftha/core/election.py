@@ -1,23 +1,28 @@
-"""The part that a node has in a term, and how it comes by another: term, vote, role, leader.
+"""A node's role in a term, and how it changes: term, vote, role, leader.
 
 Theory of operation. `Election` is the candidate's and the voter's side, and what a follower knows
-of its leader; what a leader does is in `leader.py`. It asks for votes, gives them and counts them,
-and says when an election is won: then `Raft` makes a `Leadership` for the term.
+of its leader. The leader's side is in `leader.py`. `Election` asks for votes, grants them and
+counts them. It reports a won election, and `Raft` then creates a `Leadership` for the term.
 
-A node first asks for pre-votes without touching its term (thesis 9.6), so a node that was cut off
+A node first asks for pre-votes without changing its term (thesis 9.6), so a node that was cut off
 can't depose a leader when it returns. Term and vote are durable before a message of that term
 leaves, and a candidate counts its own vote only then (R1).
 
-A lost connection to the leader is a strong hint that its process is gone: the follower drops its
-lease and asks for pre-votes after a short delay, staggered by node id and randomised, instead of
-the election timeout. If only its own link broke, the others' leases refuse it and nothing happens.
-What it has promised, it keeps: the delay begins when the promise ends.
+A lost connection to the leader is a strong hint that its process is gone. The follower drops its
+lease and asks for pre-votes after a short delay instead of the election timeout; the delay is
+staggered by node id and randomised. If only this node's own link broke, the other voters refuse it
+because of their leases, and nothing happens. The node keeps its promises (`lease.py`): the delay
+begins when the promise ends.
 
-Preferred regions only stretch a voter's timeout, so a preferred one usually asks first. Without
-`CoreConfig.campaigns` the timeout has no effect, except in the first election of a new cluster.
+Preferred regions only stretch a voter's timeout, so a voter in a preferred region usually asks
+first. Without `CoreConfig.campaigns` a node doesn't campaign when its timeout ends, except in the
+first election of a new cluster.
+
+A follower that receives nothing from its leader for its timeout no longer knows a leader. That
+doesn't depend on its right to campaign: learners, standbys and healing nodes lose it, too.
 
 A node that isn't a voter by its own log, that was removed, or that heals from the loss of its log
-never campaigns; the last two give no votes either.
+never campaigns. A removed or healing node grants no votes either.
 """
 
 from __future__ import annotations
@@ -51,7 +56,7 @@ class Election:
         random_below: Callable[[int], int],
         clock_ns: Callable[[], int],
     ) -> None:
-        """Begin as a follower that knows no leader, in the term that is on disk."""
+        """Start as a follower that knows no leader, in the term that is on disk."""
         self.id = config.node_id
         self.term, self.vote = hard_state.term, hard_state.vote
         self.role = Role.FOLLOWER
@@ -67,7 +72,7 @@ class Election:
         self._votes: dict[int, bool] = {}
         self._elapsed_ticks = 0
         self._timeout_ticks = 0
-        # It knows of no leader; to ask for pre-votes early does no harm if there is one.
+        # This node knows no leader. If there is one, asking for pre-votes early does no harm.
         self._is_suspecting = True
         self._announced_term = 0
         self._terms_without_leader = 0
@@ -75,13 +80,13 @@ class Election:
 
     @property
     def is_voter(self) -> bool:
-        """Whether this node may campaign, as far as it knows."""
+        """Whether this node is fit to campaign, as far as it knows."""
         is_fit = not self.is_removed and not self._healing_generation.is_healing
         return is_fit and self.id in self._log.membership.voters
 
     @property
     def has_lease(self) -> bool:
-        """Whether a leader has been heard of so lately that no other should be elected (R7)."""
+        """Whether a leader was active too recently for another to be elected (R7)."""
         return self.leader is not None and self._elapsed_ticks < self._config.election_ticks
 
     @property
@@ -90,7 +95,7 @@ class Election:
         return self._outbox.is_durable(self.term, self.vote)
 
     def breaks_promise(self, message: Message) -> bool:
-        """Whether this asks for a vote that is promised to a leader, unless that asks itself."""
+        """Whether this asks for a vote that is promised to another node, outside a transfer."""
         is_asked = isinstance(message, VoteRequest) and not message.transfer
         return is_asked and self.promise.forbids(message.sender)
 
@@ -101,18 +106,28 @@ class Election:
     # ---------------------------------------------------------------- timeouts
 
     def tick(self) -> None:
-        """A tick has passed, in which this node didn't lead."""
+        """A tick has passed in which this node didn't lead."""
         if self.leader is None and self.promise.forbids(self.id):
-            return  # The timeout begins when the promise ends; the others' will end then, too.
+            return  # The timeout begins when the promise ends; other promises end then, too.
         self._elapsed_ticks += 1
-        if self._elapsed_ticks < self._timeout_ticks or not self._may_campaign():
+        if self._elapsed_ticks < self._timeout_ticks or self.promise.forbids(self.id):
+            return  # As long as a promise to the leader holds, that may lead by its lease.
+        self._lose_silent_leader()
+        if not self._may_campaign():
             return
-        if self.role is Role.FOLLOWER and self.leader is not None:
-            self.lose_leader("timeout")
         if self._campaigns_by_itself():
             self._campaign(pre=True)
         else:
-            self._set_role(Role.FOLLOWER)  # What an operator asked for came to nothing.
+            self._set_role(Role.FOLLOWER)  # A campaign that an operator asked for has failed.
+
+    def _lose_silent_leader(self) -> None:
+        """The leader sent nothing for a timeout.
+
+        A node that can't campaign forgets it, too. Otherwise its status names a leader that may be
+        gone, and its reads and writes go there.
+        """
+        if self.role is Role.FOLLOWER and self.leader is not None:
+            self.lose_leader("timeout")
 
     def disconnected(self, peer: int) -> None:
         """The connection to the leader broke."""
@@ -129,7 +144,7 @@ class Election:
         )
 
     def stand_back(self) -> None:
-        """Let the others campaign first."""
+        """Let the other voters campaign first."""
         self._timeout_ticks += 2 * self._config.election_ticks
 
     def _set_timeout(self) -> None:
@@ -144,31 +159,31 @@ class Election:
         )
 
     def _may_campaign(self) -> bool:
-        """Whether it may ask for votes now; a leader that hands over asks for no leave."""
-        # On a slow disk the last vote may still be on its way there. Asking for the next term
-        # before it counts would never come to an end.
+        """Whether this node may ask for votes now; a transfer skips this check."""
+        # On a slow disk the last vote may not be durable yet. A node that asked for the next term
+        # before that vote counts would never win one.
         return self.is_voter and self.is_durable and not self.promise.forbids(self.id)
 
     def _campaigns_by_itself(self) -> bool:
-        """Whether it may; with nothing in its log, only a new cluster's majority could elect it."""
+        """Whether the timeout starts a campaign; an empty log wins only in a new cluster."""
         is_alone = self._log.membership.voters == (self.id,)
         return self._config.campaigns or is_alone or not self._log.last_index
 
     # ---------------------------------------------------------------- terms and roles
 
     def on_leader_contact(self, leader: int) -> None:
-        """A message of this term's leader: there is one, and it is alive."""
+        """A message of this term's leader arrived: the leader is alive."""
         if self.role is Role.FOLLOWER and self.leader == leader:
             self._elapsed_ticks = 0
         else:
             self.become_follower(self.term, leader)
 
     def become_follower(self, term: int, leader: int | None) -> None:
-        """Follow in `term`, this one or a later; None: it isn't known whom."""
+        """Follow `leader` in `term`, this one or a later; None: the leader isn't known."""
         if self.leader is not None and self.leader != leader:
             self.lose_leader("term")
         if leader is not None:
-            # Before the timeout is set: from a leader that is alive it is to be the full one.
+            # Before the timeout is set: with a live leader it must be the full one.
             self._is_suspecting = False
         self._reset(term, has_leader=leader is not None)
         self._set_role(Role.FOLLOWER)
@@ -176,7 +191,7 @@ class Election:
             self._set_leader(leader)
 
     def become_leader(self) -> None:
-        """Lead the term that was won."""
+        """Lead the term of the election that this node has won."""
         membership = self._log.membership
         votes = sum(self._votes.get(voter, False) for voter in membership.voters)
         assert self.role is Role.CANDIDATE, "only a candidate wins an election"
@@ -187,7 +202,7 @@ class Election:
         self._set_leader(self.id)
 
     def lose_leader(self, reason: str) -> None:
-        """Know of no leader any more."""
+        """Forget the leader, and report it lost."""
         if self.leader is not None:
             lost, self.leader = self.leader, None
             event = LeaderLost(reporter=self.id, leader=lost, term=self.term, reason=reason)
@@ -210,10 +225,10 @@ class Election:
             self._events.append(RoleChanged(reporter=self.id, role=role.value, term=self.term))
 
     def _set_leader(self, leader: int) -> None:
-        # A leader found again, or in a new term, counts too: what was on its way may be lost.
+        # The same leader found again, or in a new term, is news too: messages may have been lost.
         is_own = leader == self.id
-        assert is_own is (self.role is Role.LEADER), "a node leads if it won the term"
-        assert self.leader in (None, leader), "there is one leader a term"
+        assert is_own is (self.role is Role.LEADER), "a node leads only a term that it has won"
+        assert self.leader in (None, leader), "a term has one leader"
         is_news = leader != self.leader or self.term != self._announced_term
         self.leader, self._announced_term = leader, self.term
         self._is_suspecting = False
@@ -224,7 +239,7 @@ class Election:
     # ---------------------------------------------------------------- asking for votes
 
     def campaign(self) -> None:
-        """Ask for votes because an operator wants it, if no leader is known."""
+        """Ask for votes on an operator's request, if no leader is known."""
         if self.role is Role.FOLLOWER and self.leader is None and self._may_campaign():
             self._campaign(pre=True)
 
@@ -235,12 +250,12 @@ class Election:
             self._campaign(pre=False, transfer=True)
 
     def on_vote_reply(self, message: VoteReply) -> bool:
-        """A voter has answered; whether the election is won."""
+        """A voter has replied; True if that wins the election."""
         wanted = Role.PRE_CANDIDATE if message.pre else Role.CANDIDATE
         return self.role is wanted and self._count_vote(message.sender, message.granted)
 
     def count_own_vote(self) -> bool:
-        """Term and vote are durable: this node's own vote counts (R1). Whether that wins."""
+        """Count this node's own vote, now durable (R1); True if that wins the election."""
         return self._count_vote(self.id, True)
 
     def _campaign(self, *, pre: bool, transfer: bool = False) -> None:
@@ -271,11 +286,11 @@ class Election:
                 )
             )
         if pre:
-            # A pre-vote binds nobody; a real one counts once it is durable, in `Raft.advance`.
+            # A pre-vote binds no node; a real one counts once it is durable, in `Raft.advance`.
             self._count_vote(self.id, True)
 
     def _count_vote(self, voter: int, granted: bool) -> bool:
-        """Count an answer; whether a candidate has won. Enough pre-votes lead to a campaign."""
+        """Count a vote; True if a candidate has won. Enough pre-votes start the real campaign."""
         self._votes.setdefault(voter, granted)
         membership = self._log.membership
         votes = [self._votes[voter] for voter in membership.voters if voter in self._votes]
@@ -293,14 +308,14 @@ class Election:
         """A candidate asks for this node's vote, in this term or, with `pre`, for the next."""
         is_free = self.vote in (0, message.sender) and self.leader is None
         may_vote = is_free or (message.pre and message.term > self.term)
-        # One that heals may have voted for another in this term, and may lack what a candidate
-        # needs to have.
+        # A node that heals may have voted for another in this term, and may lack entries that the
+        # candidate must have.
         may_vote = may_vote and not self._healing_generation.is_healing
         granted = may_vote and self._log.is_up_to_date(message.last_index, message.last_term)
-        # Only one that has lost its disk could need the vote of a removed node. Enough of those
-        # would agree on another log than the members that have taken their places.
+        # Only candidates that have lost their disks could need the vote of a removed node. Enough
+        # removed nodes would agree on another log than the members that replaced them.
         granted = granted and not self.is_removed
-        # A refusal carries our own term: a candidate that is behind learns of it.
+        # A refusal carries this node's term, so that a candidate that is behind adopts it.
         term = message.term if granted else self.term
         if granted and not message.pre:
             self._vote_for(message.sender)
@@ -309,11 +324,11 @@ class Election:
         self._send_vote(message, term, granted=granted)
 
     def _vote_for(self, candidate: int) -> None:
-        assert self.vote in (0, candidate), "a vote is given once a term (R1)"
+        assert self.vote in (0, candidate), "a node votes once a term (R1)"
         self.vote = candidate
 
     def refuse(self, message: VoteRequest) -> None:
-        """Tell a candidate of an earlier term what the term is."""
+        """Refuse a candidate of an earlier term, and report this term to it."""
         self._send_vote(message, self.term, granted=False)
 
     def _send_vote(self, request: VoteRequest, term: int, *, granted: bool) -> None:

@@ -1,9 +1,9 @@
-"""What a leader sends to its followers, each at its own pace, and what they have of the log.
+"""A leader's sending side: entries for each follower at its own pace, and how much each one has.
 
-Theory of operation. `progress` (`progress.py`) says of each follower what it holds and what may be
-sent to it. Entries go out from memory as far as the follower's limits allow; what memory has no
-longer is asked for from the disk (`LogRead`), and what the disk has no longer is replaced by an
-snapshot of the state (`SnapshotRequest`). `leader.py` counts what arrives, and decides.
+Theory of operation. `progress` (`progress.py`) records what each follower holds and what may be
+sent to it. Entries go out from memory as far as the follower's limits allow. Entries that memory no
+longer has are read from the disk (`LogRead`). Entries that the disk no longer has are replaced by a
+snapshot of the state (`SnapshotRequest`). `leader.py` counts the replies, and decides.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Followers:
         events: list[HaEvent],
         requests: Requests,
     ) -> None:
-        """`events` and `requests` are the core's; what goes into them is in its next `Ready`."""
+        """`events` and `requests` are shared with the core, and are part of its next `Ready`."""
         self.id = config.node_id
         self.term = term
         self.progress: dict[int, Progress] = {}
@@ -43,7 +43,7 @@ class Followers:
         self._behind: tuple[int, tuple[int, ...]] | None = None
 
     def follow(self, members: Collection[int]) -> None:
-        """Follow these, and no others: those who came, not those who went."""
+        """Follow exactly these members: start with new ones, drop those that left."""
         self.disks_changed()
         for peer in members:
             if peer != self.id and peer not in self.progress:
@@ -56,11 +56,11 @@ class Followers:
             del self.progress[peer]
 
     def disks_changed(self) -> None:
-        """A disk may have more than before, or have lost what it had: see `behind`."""
+        """A disk may have gained or lost entries: compute `behind` again."""
         self._behind = None
 
     def connected(self, peer: int) -> None:
-        """Whatever was on its way to `peer` before is lost; ask where its log is."""
+        """Messages in flight to `peer` are lost; ask where its log ends."""
         if peer in self.progress:
             self.progress[peer].probe()
             self.send_append(peer)
@@ -72,9 +72,9 @@ class Followers:
     # ---------------------------------------------------------------- sending entries
 
     def send_append(self, peer: int) -> None:
-        """Send what the follower lacks, as far as its limits allow; a probe if that's nothing."""
+        """Send the entries the follower lacks, within its limits; a probe if there are none."""
         progress = self.progress[peer]
-        assert progress.next <= self._log.last_index + 1, "what is sent next is in the log"
+        assert progress.next <= self._log.last_index + 1, "the next entry to send is in the log"
         while not progress.is_paused:
             previous_index = progress.next - 1
             previous_term = self._log.term(previous_index)
@@ -113,10 +113,10 @@ class Followers:
             progress.probed(previous_term, last_index)
 
     def probe_again(self, peer: int, progress: Progress) -> None:
-        """Ask again what has had no answer yet, without the entries.
+        """Repeat an unanswered probe, without its entries.
 
-        They may be on their way, or being written, for longer than a heartbeat takes. If they are
-        lost they are sent again as soon as the answer to this says where the logs agree.
+        The entries may be in flight, or being written, for longer than a heartbeat takes. If they
+        are lost, the reply to this probe tells where the logs agree, and they are sent again.
         """
         if progress.probed_at is None:
             progress.waits_for_reply = False
@@ -132,8 +132,8 @@ class Followers:
         if previous_term is not None:
             self._send_news(peer, progress, progress.next - 1, previous_term, ())
         elif progress.mode is Mode.REPLICATE:
-            # Memory has moved on past what was sent last. Begin again from what is known to be
-            # there, from the disk; to stay silent would wait for ever if what was sent is lost.
+            # Memory no longer has the last entry sent. Begin again from the last acknowledged one,
+            # read from the disk. Staying silent would wait forever if the entries were lost.
             progress.probe()
             self.send_append(peer)
 
@@ -166,7 +166,7 @@ class Followers:
         """Entries that follow `previous` came from the disk."""
         peer, progress = request.peer, self.progress.get(request.peer)
         if request.term != self.term or progress is None or progress.mode is not Mode.FETCH:
-            return  # An answer to this node's earlier leadership is of a log that may be gone.
+            return  # A read of this node's earlier leadership is of a log that may be gone.
         assert not entries or entries[0].index == previous.index + 1, "entries follow a position"
         progress.mode = Mode.PROBE
         own = [entry for entry in entries if entry.index <= request.persisted]
@@ -177,13 +177,13 @@ class Followers:
             self._send_entries(peer, progress, previous.index, previous.term, some)
 
     def log_read_failed(self, request: LogRead, first_index: int) -> None:
-        """The entries asked for are gone; the log on disk begins at `first_index`."""
+        """The requested entries are gone; the log on disk begins at `first_index`."""
         progress = self.progress.get(request.peer)
         if request.term == self.term and progress is not None and progress.mode is Mode.FETCH:
             self._on_behind_log(request.peer, progress, first_index)
 
     def _on_behind_log(self, peer: int, progress: Progress, first_index: int) -> None:
-        """The log can't help this follower: ask the outside to send it a snapshot of the state."""
+        """The log lacks what this follower needs: request a snapshot of the state for it."""
         progress.mode = Mode.SNAPSHOT
         self._requests.snapshots.append(SnapshotRequest(peer, self.term))
         self._events.append(
@@ -193,20 +193,19 @@ class Followers:
         )
 
     def snapshot_sent(self, request: SnapshotRequest, index: int) -> None:
-        """The follower holds everything up to `index` now, by a snapshot or already; go on
-        there."""
+        """The follower holds everything up to `index`; continue from there."""
         progress = self._awaiting(request)
         if progress is None:
             return
         if index > self._log.last_index:
-            self.snapshot_failed(request)  # It claims what isn't there: no correct node does.
+            self.snapshot_failed(request)  # No correct node claims entries that don't exist.
             return
         self.disks_changed()
         progress.probe_after(index)
         self.send_append(request.peer)
 
     def snapshot_failed(self, request: SnapshotRequest) -> None:
-        """The follower got no snapshot. As soon as it is heard from, look anew at what it needs."""
+        """The follower got no snapshot. At its next reply, check again what it needs."""
         progress = self._awaiting(request)
         if progress is not None:
             progress.mode = Mode.PROBE
@@ -218,31 +217,32 @@ class Followers:
             return None
         return progress
 
-    # ---------------------------------------------------------------- who has what
+    # ---------------------------------------------------------------- what each disk has
 
     def matches(self) -> Iterator[tuple[int, int]]:
-        """Each member that counts, and the last entry that is known to be on its disk."""
+        """Each member, and the last entry that counts as being on its disk."""
         yield self.id, self._log.persisted
         for peer, progress in self.progress.items():
             yield peer, progress.counted
 
     def behind(self, commit: int) -> tuple[int, ...]:
-        """How far each member's disk is behind `commit`, as messages say it.
+        """How far each member's disk is behind `commit`, encoded for messages.
 
-        Kept until a reply or a write changes it: an append says the same to all followers.
+        Cached until a reply or a write changes it: appends carry the same to all followers.
         """
         if self._behind is None or self._behind[0] != commit:
             self._behind = commit, encode_behind(commit, self.matches())
         return self._behind[1]
 
     def watch(self, peer: int, index: int) -> None:
+        """Reply to `peer` as more disks have entry `index`, until all voters' have it."""
         progress = self.progress[peer]
         progress.watched_index = max(progress.watched_index, min(index, self._log.last_index))
         progress.watched_holders = 0
         self.tell_watchers()
 
     def tell_watchers(self) -> None:
-        """Tell those who wait for another disk to have an entry, if one has it now."""
+        """Reply to followers that watch an entry if another disk has it now."""
         for peer, progress in self.progress.items():
             if not progress.watched_index:
                 continue

@@ -1,14 +1,15 @@
-"""Healing generations: this node's own, and what is known of the others'.
+"""Healing generations: this node's own, and the latest known of each other node.
 
 Theory of operation. A node that has lost its log begins with the log position of its state and
-without a vote; what else it has acknowledged and whom it has voted for, it doesn't know. Until it
-holds all that it may ever have acknowledged it *heals*: it takes entries like any follower, but
-gives no vote, never campaigns, and its replies count for no quorum, while the quorum stays a
-majority of all voters.
+without a vote. It doesn't know what else it has acknowledged, or which candidates it has voted for.
+Until it holds everything that it may have acknowledged it *heals*: it takes entries like any
+follower, but gives no vote, never campaigns, and its replies count for no quorum. The quorum stays
+a majority of all voters.
 
 A node's *healing generation* is 0 if it has never lost its log, odd while it heals, and even once
-it has healed. It is durable, is in each of a follower's replies, and never goes back. So replies of
-an earlier life are recognised, and ignored: they say what was on a disk that is lost.
+it has healed. The generation is durable, never goes back, and is part of each of a follower's
+replies. So a node recognises replies from before a loss and ignores them: they describe a disk that
+is gone.
 
 `leader.py` decides when healing is over. docs/internals/healing.md has the proof.
 """
@@ -19,10 +20,10 @@ from raftha.core.messages import AppendReply, Healed, HeartbeatReply, Message, V
 
 
 class HealingGeneration:
-    """The healing generation of one node, and the latest that it knows of each other node."""
+    """The healing generation of one node, and the latest it knows of each other node."""
 
     def __init__(self, current: int) -> None:
-        """Begin with this node's own, which is durable."""
+        """Start with this node's own generation, which is durable."""
         self.current = current
         self._latest: dict[int, int] = {}
         self._is_healed = False
@@ -30,11 +31,11 @@ class HealingGeneration:
 
     @property
     def is_healing(self) -> bool:
-        """Whether this node has lost its log, and may lack what it has acknowledged."""
+        """Whether this node has lost its log and may lack entries that it has acknowledged."""
         return self.current % 2 == 1
 
     def is_outdated(self, message: Message) -> bool:
-        """Whether this is a reply that the sender gave before it lost its log, or healed."""
+        """Whether the sender replied this before it lost its log, or before it healed."""
         if not isinstance(message, VoteReply | AppendReply | HeartbeatReply):
             return False
         latest = self._latest.get(message.sender, 0)
@@ -42,7 +43,7 @@ class HealingGeneration:
         return message.healing_generation < latest
 
     def on_healed(self, message: Healed) -> None:
-        """A leader says that this node has healed; it may mean an earlier time."""
+        """A leader reports that this node has healed, in this generation or an earlier one."""
         if self.is_healing and message.healing_generation == self.current:
             self._is_healed = True
 

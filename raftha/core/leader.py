@@ -1,16 +1,16 @@
-"""What a leader does, and what only a leader knows; made when a term is won, gone when it ends.
+"""The leader's side of a term: created when an election is won, dropped when the leader steps down.
 
-Theory of operation. `Leadership` adds entries to the log and has them sent (`followers.py`), counts
-what is on how many disks and moves the commit index (R3, R4 in `raft.py`), proves to readers that
-it still leads (R8), holds a lease if that is wanted (`lease.py`), and hands over when asked to. It
+Theory of operation. `Leadership` adds entries to the log and sends them (`followers.py`). It counts
+the disks that hold them and moves the commit index (R3, R4 in `raft.py`). It confirms for readers
+that it still leads (R8), holds a lease if configured (`lease.py`), and hands over on request. It
 shares the log with `Raft`, and sends through it.
 
-Its first entry is a no-op: only with an entry of its own term committed does it know how far the
-log is committed at all (paper, section 8).
+Its first entry is a no-op: a leader knows how far the log is committed only once an entry of its
+own term is committed (paper, section 8).
 
-A follower that heals (`raft.py`) is sent entries like any other and counts for nothing. It has
-healed when it holds a no-op that was appended after the leader had learned of the loss, and that a
-majority without it has on disk.
+A follower that heals (`healing_generation.py`) receives entries like any other and counts for
+nothing. It has healed when it holds a no-op that was appended after the leader learned of the loss,
+and that a majority without it has on disk.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from raftha.events import (
     HaEvent,
     ReplicaHealed,
     ReplicaHealing,
+    ReplicaLostLog,
 )
 from raftha.membership import Membership
 
@@ -62,7 +63,7 @@ class Leadership:
         *,
         leases: Leases,
     ) -> None:
-        """The lists and `requests` are the core's; what goes into them is in its next `Ready`."""
+        """The lists and `requests` are shared with the core, and are part of its next `Ready`."""
         self.id = config.node_id
         self.term = term
         self.transfer_target: int | None = None
@@ -79,17 +80,17 @@ class Leadership:
         self._catch_ups = CatchUps(config, events)
         assert log.last_term <= term, "an entry of a term implies that term"
         self._begins_at = log.last_index + 1
-        """The first entry of its own; with that all before it is committed."""
+        """Its own first entry, which commits all earlier ones with it."""
         self._ends_at = log.last_index
-        """Where its log ends; only this leader adds to it, and nothing is taken away."""
+        """The end of its log, which only this leader extends and which is never cut off."""
         self.on_membership()
 
     def step(
         self, message: AppendReply | HeartbeatReply | ReadRequest | DurableIndexesRequest
     ) -> None:
-        """A follower's answer or question, of this term."""
+        """Handle a follower's reply or request of this term."""
         if message.sender not in self.progress:
-            return  # It was removed meanwhile.
+            return  # It was removed in the meantime.
         self._followers.disks_changed()
         if isinstance(message, AppendReply | HeartbeatReply):
             self._record_generation(message.sender, message.healing_generation)
@@ -107,11 +108,13 @@ class Leadership:
 
     def append(self, kind: EntryKind, payload: bytes, count: int, time_us: int) -> int:
         """Add an entry of `count` commands to the log and send it on; return its index."""
-        assert self._log.last_index == self._ends_at, "a leader's log is never cut, nor added to"
+        assert self._log.last_index == self._ends_at, (
+            "only this leader changes its log, by appending"
+        )
         if kind is EntryKind.MEMBERSHIP:
             is_pending = self._log.membership_index > self._log.commit
             assert not is_pending, "one change of membership at a time"
-            assert self._has_committed, "a change of membership waits for an entry of the own term"
+            assert self._has_committed, "a change of membership waits for an entry of this term"
         entry = make_entry(self._log.last, self.term, time_us, kind, payload, count)
         self._log.append(entry)
         self._ends_at = entry.index
@@ -123,18 +126,18 @@ class Leadership:
 
     @property
     def _has_committed(self) -> bool:
-        """Whether an entry of its own is committed, told from where it stands."""
+        """Whether one of its own entries is committed, judged by index rather than term."""
         return self._log.commit >= self._begins_at
 
     def check(self) -> None:
-        """Assert what holds between any two inputs."""
+        """Assert the invariants that hold between any two inputs."""
         if self._leases.current is not None:
-            assert self._has_committed, "no lease before an own entry is committed (L4)"
+            assert self._has_committed, "no lease before an entry of this term is committed (L4)"
             assert self.transfer_target is None, "no lease in a transfer (L4)"
             assert not self._has_sent_timeout_now, "no lease once another may campaign (L4)"
 
     def has_quorum(self) -> bool:
-        """Whether a quorum was heard from since the last time this was asked (R7)."""
+        """Whether a quorum has replied since the last call (R7)."""
         membership = self._log.membership
         active = sum(
             voter == self.id
@@ -146,7 +149,7 @@ class Leadership:
         return active >= membership.quorum
 
     def transfer(self, target: int) -> None:
-        """Begin to hand over to `target`: it campaigns once its log is complete."""
+        """Begin to hand over to `target`, which campaigns once its log is complete."""
         progress = self.progress.get(target)
         if progress is None:
             raise TransferFailed(f"node {target} is not a member")
@@ -164,36 +167,36 @@ class Leadership:
     # ---------------------------------------------------------------- followers
 
     def connected(self, peer: int) -> None:
-        """Whatever was on its way to `peer` before is lost; ask where its log is."""
+        """Messages in flight to `peer` are lost; ask where its log ends."""
         self._followers.connected(peer)
 
     def disconnected(self, peer: int) -> None:
         self._followers.disconnected(peer)
 
     def log_read(self, request: LogRead, previous: LogPosition, entries: Sequence[Entry]) -> None:
-        """Entries that follow `previous` came from the disk."""
+        """The disk returned entries that follow `previous`."""
         self._followers.log_read(request, previous, entries)
 
     def log_read_failed(self, request: LogRead, first_index: int) -> None:
-        """The entries asked for are gone; the log on disk begins at `first_index`."""
+        """The requested entries are gone; the log on disk begins at `first_index`."""
         self._followers.log_read_failed(request, first_index)
 
     def snapshot_sent(self, request: SnapshotRequest, index: int) -> None:
-        """The follower holds everything up to `index` now; go on there."""
+        """The follower holds everything up to `index`; continue from there."""
         self._followers.snapshot_sent(request, index)
 
     def snapshot_failed(self, request: SnapshotRequest) -> None:
-        """The follower got no snapshot. As soon as it is heard from, look anew at what it needs."""
+        """The follower got no snapshot. At its next reply, check again what it needs."""
         self._followers.snapshot_failed(request)
 
     # ---------------------------------------------------------------- members that heal
 
     def _record_generation(self, peer: int, generation: int) -> None:
-        """Record a follower's healing generation, which is never an older one."""
+        """Record a follower's healing generation, which never goes back."""
         progress = self.progress[peer]
         assert generation >= progress.healing_generation, "a healing generation never goes back"
         if generation == progress.healing_generation + 1 and progress.is_healing:
-            # It goes on from what it acknowledged while it healed; from now on that counts.
+            # What it acknowledged while it healed counts from now on.
             progress.healing_generation, progress.heals_at = generation, None
             self._events.append(ReplicaHealed(reporter=self.id, node_id=peer))
             self.advance_commit()
@@ -204,7 +207,7 @@ class Leadership:
             progress.heals_at = self.append(EntryKind.NOOP, b"", 0, 0)
 
     def _confirm_healing(self, peer: int, progress: Progress) -> None:
-        """Tell a follower that it has healed, until its replies say so."""
+        """Send `Healed` to a follower that has healed, until its replies show that it knows."""
         heals_at = progress.heals_at
         if heals_at is not None and heals_at <= min(progress.match, self._log.commit):
             self._send(
@@ -219,25 +222,29 @@ class Leadership:
     # ---------------------------------------------------------------- membership
 
     def change_membership(self, membership: Membership) -> int:
-        """Append a membership that differs from the one there is by one node; return its index.
+        """Append a membership that differs from the present one by one node; return its index.
 
-        Unavailable while nothing of this term is committed: until then an earlier leader's change
-        may still come to light (the flaw in the thesis' first version of single-server changes, and
-        its cure). MembershipChangePending if the last one isn't committed yet.
+        Raises Unavailable until an entry of this term is committed: before that, an earlier
+        leader's change may still surface (the flaw in the thesis' first version of single-server
+        changes, and its cure). Raises MembershipChangePending if the last change isn't committed.
         """
         if not self.can_read:
-            raise Unavailable("nothing of this leader's term is committed yet")
+            raise Unavailable("no entry of this leader's term is committed yet; try again")
         if self._log.membership_index > self._log.commit:
-            raise MembershipChangePending("another change of membership is under way")
+            raise MembershipChangePending(
+                "another change of membership is not committed yet; try again later"
+            )
         changed = self._log.membership.changed(membership)
         assert len(changed) <= 1, "memberships differ by one node"
         return self.append(EntryKind.MEMBERSHIP, membership.encode(), 0, 0)
 
     def on_membership(self) -> None:
-        """The log's membership is another one: follow those who came, forget those who went."""
+        """The log's membership has changed: follow new members, forget those that left."""
         members = self._log.membership.members
         self._followers.follow(members)
-        assert self.progress.keys() == members.keys() - {self.id}, "all others are followed"
+        assert self.progress.keys() == members.keys() - {self.id}, (
+            "a leader follows all other members"
+        )
         learners = {
             peer
             for peer in self.progress
@@ -255,7 +262,7 @@ class Leadership:
         return self._catch_ups.has_given_up(peer)
 
     def tick(self) -> None:
-        """Time passes; it matters for how fast learners are."""
+        """A tick has passed: make learners voters that have caught up."""
         self._catch_ups.tick()
         for peer in self._catch_ups.learners:
             match = self.progress[peer].counted
@@ -266,17 +273,21 @@ class Leadership:
     # ---------------------------------------------------------------- replication
 
     def _on_append_reply(self, message: AppendReply) -> None:
-        """A follower has the entries on disk, or lacks those before them."""
+        """A follower has the entries on disk, or lacks the entries before them."""
         peer, progress = message.sender, self.progress[message.sender]
         progress.is_active = True
         progress.has_applied(message.applied, message.applied_sequence)
         if not message.ok:
+            if progress.has_gone_back(message.index):
+                self._events.append(
+                    ReplicaLostLog(reporter=self.id, node_id=peer, acknowledged=progress.match)
+                )
             next_index = self._log.hint(message.hint_index, message.hint_term)[0] + 1
             if progress.reject(message.index, next_index):
                 self._followers.send_append(peer)
             return
         if message.index > self._log.last_index:
-            return  # It acknowledges what was never sent: no correct node does.
+            return  # No correct node acknowledges entries that were never sent.
         if progress.acknowledge(message.index):
             self.advance_commit()
             self._followers.tell_watchers()
@@ -292,7 +303,7 @@ class Leadership:
             self._send(TimeoutNow(to=target, sender=self.id, term=self.term))
 
     def advance_commit(self) -> None:
-        """Another disk has more of the log: commit what a quorum has, and note who has it."""
+        """A disk has more of the log: commit what a quorum holds, and record which disks do."""
         self._followers.disks_changed()
         before = self._log.commit
         self._commit()
@@ -302,18 +313,18 @@ class Leadership:
         self._log.durable_indexes.learn(commit, self._followers.behind(commit))
 
     def _check_commit(self, before: int, commit: int) -> None:
-        """Assert, of a commit index that has moved, what makes it safe."""
+        """Assert the conditions that make a new commit index safe."""
         log, progress, membership = self._log, self.progress, self._log.membership
         holders = 0
         for voter in membership.voters:
             match = log.persisted if voter == self.id else progress[voter].counted
             holders += match >= commit
         assert commit > before, "commit never goes back"
-        assert holders >= membership.quorum, "what is committed is on the disks of a quorum (R3)"
-        assert self._has_committed, "only entries of the own term are committed by counting (R4)"
+        assert holders >= membership.quorum, "committed entries are on the disks of a quorum (R3)"
+        assert self._has_committed, "only entries of this term are committed by counting (R4)"
 
     def _commit(self) -> None:
-        """Commit what a quorum has on disk, if it is of this term (R3, R4)."""
+        """Commit the entries that a quorum has on disk, if the last is of this term (R3, R4)."""
         membership = self._log.membership
         everywhere = min((p.match for p in self.progress.values()), default=self._log.persisted)
         compact_index = min(everywhere, self._log.persisted)
@@ -335,18 +346,18 @@ class Leadership:
         self._begin_reads()
 
     def _may_commit(self, index: int) -> bool:
-        """Only an entry of this term; figure 8 of the paper shows what goes wrong otherwise."""
+        """Whether entry `index` is of this term; figure 8 of the paper shows why it must be."""
         return self._log.term(index) == self.term
 
     # ---------------------------------------------------------------- heartbeats and reads
 
     def send_heartbeats(self) -> None:
-        """Say to all followers that this leader is there, and ask whether they agree."""
-        # Before they leave: a lease is counted from here (L3).
+        """Send a heartbeat to every follower; their replies confirm that this node leads."""
+        # Read the clock before the heartbeats leave: a lease counts from here (L3).
         lease_ms = self._leases.lease_ms
         sent_ns = self._leases.clock_ns() if lease_ms else 0
         for peer, progress in self.progress.items():
-            # Beyond `match` the follower's log may differ: no commit index may be taken over there.
+            # Beyond `match` the follower's log may differ, so its commit index must end there.
             commit = min(progress.match, self._log.commit)
             self._send(
                 Heartbeat(
@@ -363,21 +374,21 @@ class Leadership:
             )
 
     def _on_heartbeat_reply(self, message: HeartbeatReply) -> None:
-        """A follower agrees that this is the leader."""
+        """A follower confirms that this node leads."""
         peer, progress = message.sender, self.progress[message.sender]
         progress.is_active = True
         progress.has_fallen_back = False
         progress.has_applied(message.applied, message.applied_sequence)
         self._confirm_healing(peer, progress)
         if message.promised_ms and message.sent_ns <= self._leases.clock_ns():
-            # A time that hasn't come yet is no echo of this leader's.
+            # A time in the future can't be an echo of this leader's heartbeat.
             promised_until_ns = self._leases.end_of(message.sent_ns, message.promised_ms)
             progress.promised_until_ns = max(progress.promised_until_ns, promised_until_ns)
             self._renew_lease()
         if progress.mode is Mode.PROBE:
             self._followers.probe_again(peer, progress)
         elif progress.mode is Mode.REPLICATE and progress.match < self._log.last_index:
-            # An append, or its reply, may be lost; the answer to this tells.
+            # An append, or its reply, may be lost; the reply to this probe shows it.
             self._followers.send_probe(peer, progress)
         if peer in self._log.membership.voters and not progress.is_healing:
             answered = self._reads.record_reply(peer, message.read_round, self._others_needed())
@@ -385,14 +396,14 @@ class Leadership:
                 self._answer_reads(*answered)
 
     def _renew_lease(self) -> None:
-        """Hold a lease for as long as a quorum of today's voters has promised, if at all (L4)."""
+        """Hold a lease for as long as a quorum of the present voters has promised, if L4 allows."""
         if not self._leases.lease_ms:
             return
         is_handing_over = self.transfer_target is not None or self._has_sent_timeout_now
         if is_handing_over or not self.can_read:
             self._leases.withdraw()
             return
-        assert self._has_committed, "no lease before an own entry is committed (L4)"
+        assert self._has_committed, "no lease before an entry of this term is committed (L4)"
         membership = self._log.membership
         ends = [
             FOR_EVER if voter == self.id else self._promised_until(voter)
@@ -410,12 +421,12 @@ class Leadership:
         return self._log.term(self._log.commit) == self.term
 
     def read(self, node: int, read_id: int) -> None:
-        """`node` wants a read index for the reads it calls `read_id`."""
+        """`node` asks for a read index for its reads `read_id`."""
         self._reads.add(Read(node, read_id))
         self._begin_reads()
 
     def _begin_reads(self) -> None:
-        """Start a round for the reads that wait, unless one is under way or it is too early."""
+        """Start a round for the waiting reads, unless one is under way or it is too early (R8)."""
         if not self._reads.has_waiting or self._reads.is_asking or not self.can_read:
             return
         assert self._has_committed, "a read index is of the leader's own term (R8)"
@@ -426,7 +437,7 @@ class Leadership:
             self.send_heartbeats()
 
     def _others_needed(self) -> int:
-        """How many other voters have to agree for a quorum."""
+        """How many other voters must reply for a quorum."""
         membership = self._log.membership
         return membership.quorum - (self.id in membership.voters)
 
@@ -440,7 +451,8 @@ class Leadership:
                     to=read.node, sender=self.id, term=self.term, read_id=read.read_id, index=index
                 )
             )
-            # It waits until it has applied `index`; don't let it wait for the next heartbeat.
+            # The node waits until it has applied `index`: send the commit index at once, rather
+            # than with the next heartbeat.
             progress = self.progress.get(read.node)
             if progress is not None and progress.commit_sent < index:
                 self._followers.send_probe(read.node, progress)

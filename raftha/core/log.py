@@ -1,17 +1,17 @@
 """The log as the core sees it: a window of recent entries in memory, pointers for the rest.
 
-Theory of operation. `window` holds the entries after `anchor`; everything not yet applied is always
-in it, applied entries stay while they fit `window_bytes_max`. What is older is on disk only, from
-`first_index` on; the core asks for it with a `LogRead` when a follower needs it.
+Theory of operation. `window` holds the entries after `anchor`. It always has every entry that isn't
+applied yet; applied entries stay while they fit `window_bytes_max`. Older entries are on disk only,
+from `first_index` on. The core requests them with a `LogRead` when a follower needs them.
 
     anchor.index <= applied <= commit <= last        applied <= persisted <= written <= last
 
-What the state holds, the disk holds. `written` runs ahead of `persisted`: it is the last entry
-handed out to be written. Up to `compact_index` every member has the log on disk, as far as is
-known; `durable_indexes` says of each how far.
+Every entry that the state has applied is on disk. `written` runs ahead of `persisted`: it is the
+last entry handed out for writing. Every member is known to have the log on disk up to
+`compact_index`; `durable_indexes` has the index of each member.
 
-What a leader sends is checked before any of it is taken (`merge`): entries that can't follow this
-log are a `LogMismatch`. Asserts are about this log only.
+`merge` checks everything that a leader sends before it takes any of it. Entries that can't follow
+this log are a `LogMismatch`. Asserts are about this log only.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from raftha.events import MembershipChanged
 from raftha.membership import Membership
 
 ENTRY_BYTES_MAX = 8 << 20
-"""The largest entry that is taken from another node. It fits into a segment of any size that can be
-configured, and leaders make smaller ones."""
+"""The largest entry accepted from another node. It fits into a segment of any configurable size.
+Leaders make smaller ones."""
 
 
 class LogMismatch(Exception):
-    """Entries that can't continue this log: damaged on the way, or the sender has gone wrong."""
+    """Entries that can't continue this log: damaged on the way, or from a faulty sender."""
 
 
 class RaftLog:
@@ -44,11 +44,11 @@ class RaftLog:
         window_bytes_max: int,
         membership: Membership,
     ) -> None:
-        """Begin with what is on disk: `anchor` was applied, `entries` follow it.
+        """Start with what is on disk: `anchor` is applied, `entries` follow it.
 
-        `membership` is that of `anchor`; entries may change it.
+        `membership` is the one in force at `anchor`; entries may change it.
         """
-        assert first_index <= anchor.index + 1, "the disk has all entries behind the state"
+        assert first_index <= anchor.index + 1, "the disk has all entries that follow the state"
         self.first_index = first_index
         self.anchor = anchor
         self.window = list(entries)
@@ -70,32 +70,32 @@ class RaftLog:
 
     @property
     def membership(self) -> Membership:
-        """The one that holds: the latest in the log, committed or not."""
+        """The membership in force: the latest in the log, committed or not."""
         return self._memberships[-1][1]
 
     @property
     def membership_index(self) -> int:
-        """The entry that `membership` comes from, or one before it."""
+        """The entry that `membership` comes from, or the position the log started with."""
         return self._memberships[-1][0]
 
     def check(self) -> None:
-        """Assert what holds of the pointers whenever entries go out to be written or applied."""
+        """Assert the order of the pointers, whenever entries go out for writing or applying."""
         last_index = self.anchor.index + len(self.window)
-        assert self.anchor.index <= self.applied, "memory has all that isn't applied"
-        assert self.applied <= self.commit, "what is applied is committed (R5)"
-        assert self.applied <= self.persisted, "what is applied is durable here (R5)"
-        assert self.commit <= last_index, "what is committed is in the log"
-        assert self.persisted <= self.written, "what is durable was handed out to be written"
-        assert self.written <= last_index, "what was handed out to be written is in the log"
+        assert self.anchor.index <= self.applied, "memory has all entries that aren't applied"
+        assert self.applied <= self.commit, "applied entries are committed (R5)"
+        assert self.applied <= self.persisted, "applied entries are durable here (R5)"
+        assert self.commit <= last_index, "committed entries are in the log"
+        assert self.persisted <= self.written, "durable entries were handed out for writing"
+        assert self.written <= last_index, "entries handed out for writing are in the log"
         place = self._memberships[-1][0] - self.anchor.index - 1
         assert place < 0 or self.window[place].kind == EntryKind.MEMBERSHIP, (
-            "the membership that holds is an entry of the log"
+            "the membership in force is an entry of the log"
         )
 
     def commit_to(self, index: int) -> None:
-        """Everything up to `index` is committed, for good."""
+        """Everything up to `index` is committed."""
         assert index >= self.commit, "commit never goes back"
-        assert index <= self.last_index, "what is committed is in the log"
+        assert index <= self.last_index, "committed entries are in the log"
         self.commit = index
 
     def _record_membership(self, entry: Entry) -> None:
@@ -116,7 +116,7 @@ class RaftLog:
         return self.window[-1].term if self.window else self.anchor.term
 
     def term(self, index: int) -> int | None:
-        """The term of entry `index`; None if it's older than the window or not there yet."""
+        """The term of entry `index`; None if it precedes the window or doesn't exist yet."""
         offset = index - self.anchor.index - 1
         if offset == -1:
             return self.anchor.term
@@ -125,52 +125,52 @@ class RaftLog:
         return None
 
     def sequence(self, index: int) -> int | None:
-        """The number of the last command up to entry `index`; None if memory doesn't hold it."""
+        """The number of the last command up to entry `index`; None if the window lacks it."""
         offset = index - self.anchor.index - 1
         if offset == -1:
             return self.anchor.last_sequence
         return self.window[offset].last_sequence if 0 <= offset < len(self.window) else None
 
     def slice(self, lo: int, bytes_max: int) -> tuple[Entry, ...]:
-        """Entries from `lo` on, at least one if there is one, at most about `bytes_max`."""
+        """Entries from `lo` on within `bytes_max`, but at least one if there is one."""
         start = lo - self.anchor.index - 1
         assert start >= 0, "older entries are on disk"
         return fitting(self.window, start, bytes_max)
 
     def between(self, after: int, last: int) -> tuple[Entry, ...]:
-        """Entries `(after, last]`, all of which are in the window."""
+        """The entries `(after, last]`, all of which are in the window."""
         offset = self.anchor.index
         assert after >= offset, "older entries are on disk"
-        assert last <= self.last_index, "there are no such entries yet"
+        assert last <= self.last_index, "the entries exist"
         return tuple(self.window[after - offset : last - offset])
 
     def append(self, entry: Entry) -> None:
         """Add a leader's own new entry."""
         previous = self.window[-1] if self.window else self.anchor
-        assert entry.index == previous.index + 1, "a leader appends behind its last entry"
+        assert entry.index == previous.index + 1, "a leader appends after its last entry"
         assert entry.term >= previous.term, "terms never decrease along the log"
         assert entry.time_us >= previous.time_us, "log time never goes back"
-        assert entry.last_sequence >= previous.last_sequence, "commands are counted on"
+        assert entry.last_sequence >= previous.last_sequence, "command numbers never go back"
         self.window.append(entry)
         self._window_bytes += len(entry.data)
         self._record_membership(entry)
 
     def is_up_to_date(self, last_index: int, last_term: int) -> bool:
-        """Whether a candidate's log may win this node's vote (Raft paper 5.4.1)."""
+        """Whether a candidate with this log may get this node's vote (Raft paper 5.4.1)."""
         return (last_term, last_index) >= (self.last_term, self.last_index)
 
     def merge(self, message: Append) -> int | None:
-        """Take in a leader's entries; return the index up to which the logs now agree.
+        """Take a leader's entries; return the index up to which the logs now agree.
 
-        None if the entry at `prev_index` is missing or another one. LogMismatch if the entries
-        can't follow it, which no correct leader sends; nothing is changed then.
+        None if the entry at `prev_index` is missing or differs. LogMismatch, without any change, if
+        the entries can't follow it; no correct leader sends such entries.
         """
         prev_index, entries = message.prev_index, message.entries
         for index, entry in enumerate(entries, prev_index + 1):
             if entry.index != index or entry.term > message.term:
                 raise LogMismatch(f"entry {entry.index} of term {entry.term} in place of {index}")
         if prev_index < self.commit:
-            # What is committed here is the same everywhere; only what lies behind it is news.
+            # Committed entries are the same everywhere; only the entries after them are news.
             entries = entries[self.commit - prev_index :]
             if not entries:
                 return self.commit
@@ -183,7 +183,7 @@ class RaftLog:
         return entries[-1].index if entries else prev_index
 
     def _extend(self, entries: tuple[Entry, ...]) -> None:
-        """Add entries, dropping this log's own from the first of them on.
+        """Add entries, after dropping this log's own from the first of them on.
 
         «If an existing entry conflicts with a new one (same index but different terms), delete the
         existing entry and all that follow it» (paper, figure 2), and only then: cutting without a
@@ -204,7 +204,7 @@ class RaftLog:
             del self.window[keep:]
             self.persisted = min(self.persisted, first - 1)
             self.written = min(self.written, first - 1)
-            # What a cut-off entry changed is as it was before.
+            # A membership ends with its entry; the one before it is in force again.
             self._memberships = [pair for pair in self._memberships if pair[0] < first]
         self.window.extend(entries)
         for entry in entries:
@@ -214,34 +214,34 @@ class RaftLog:
     def hint(self, index: int, term: int) -> tuple[int, int]:
         """The last entry at or before `index` whose term is at most `term`, as (index, term).
 
-        Where a leader and a follower disagree, each skips all entries that can't match with it, so
-        finding the common point takes a round per term, not per entry. A follower never gets past
-        its commit index: there the logs agree. A leader may have to, as what it has committed since
-        is what the follower lacks; where memory ends, it goes on as if all before might match.
+        Where leader and follower disagree, each uses this to skip all entries that can't match. So
+        finding the common point takes a round per term, not per entry. A follower never goes below
+        its commit index, where the logs agree. A leader may have to: the follower lacks what it has
+        committed since. At the end of memory it treats all earlier entries as possible matches.
         """
         index = min(index, self.last_index)
         while index > self.anchor.index:
             term_here = self.term(index)
-            assert term_here is not None, "everything above anchor is in the window"
+            assert term_here is not None, "all entries above the anchor are in the window"
             if term_here <= term:
                 return index, term_here
             index -= 1
         return index, self.term(index) or 0
 
     def mark_persisted(self, written: Sequence[Entry]) -> None:
-        """These entries are on disk; those of them that were replaced meanwhile don't count."""
+        """These entries are on disk; entries that were replaced in the meantime don't count."""
         for entry in reversed(written):
             if self.term(entry.index) == entry.term:
                 self.persisted = max(self.persisted, entry.index)
-                # It may have been replaced while it was on its way, and put back by a later leader.
+                # A later leader may have restored an entry that was cut off during the write.
                 self.written = max(self.written, entry.index)
                 return
 
     def mark_applied(self, index: int) -> None:
-        """Entries up to `index` went out to be applied; the oldest may leave the window."""
+        """Entries up to `index` went out for applying; the oldest may leave the window."""
         assert index >= self.applied, "entries are applied in order"
-        assert index <= self.commit, "what is applied is committed (R5)"
-        assert index <= self.persisted, "what is applied is durable here (R5)"
+        assert index <= self.commit, "applied entries are committed (R5)"
+        assert index <= self.persisted, "applied entries are durable here (R5)"
         if index > self.applied:
             self.applied_sequence = self.window[index - self.anchor.index - 1].last_sequence
         self.applied = index
@@ -249,7 +249,7 @@ class RaftLog:
             del self._memberships[0]
         if self._window_bytes <= self._window_bytes_max:
             return
-        # Down to half in one go, so that shifting the list costs nothing per entry.
+        # Cut down to half at once, so that shifting the list costs next to nothing per entry.
         count, freed = 0, 0
         while (
             count < index - self.anchor.index
@@ -264,7 +264,7 @@ class RaftLog:
 
 
 def _check_continues(entry: Entry, previous: Entry | LogPosition) -> None:
-    """LogMismatch unless `entry`, which another node has sent, may follow `previous`."""
+    """LogMismatch unless `entry`, which another node sent, may follow `previous`."""
     is_in_order = (
         entry.term >= previous.term
         and entry.time_us >= previous.time_us
@@ -274,7 +274,7 @@ def _check_continues(entry: Entry, previous: Entry | LogPosition) -> None:
     if not is_in_order or not follows(entry, previous.hash):
         raise LogMismatch(f"entry {entry.index} of term {entry.term}")
     if entry.kind != EntryKind.BATCH and entry.last_sequence != previous.last_sequence:
-        raise LogMismatch(f"entry {entry.index} counts commands, and has none")
+        raise LogMismatch(f"entry {entry.index} has no commands, but counts some")
     if entry.kind == EntryKind.MEMBERSHIP:
         try:
             Membership.decode(bytes(entry.payload))
@@ -283,7 +283,7 @@ def _check_continues(entry: Entry, previous: Entry | LogPosition) -> None:
 
 
 def membership_changed(reporter: int, log: RaftLog) -> MembershipChanged:
-    """The event that says that the log's membership is another one."""
+    """The event that reports the log's new membership."""
     members = log.membership.members.items()
     return MembershipChanged(
         reporter=reporter,
@@ -294,7 +294,7 @@ def membership_changed(reporter: int, log: RaftLog) -> MembershipChanged:
 
 
 def fitting(entries: Sequence[Entry], start: int, bytes_max: int) -> tuple[Entry, ...]:
-    """Those from `start` on, at least one if there is one, at most about `bytes_max`."""
+    """The entries from `start` on within `bytes_max`, but at least one if there is one."""
     size, end = 0, start
     while end < len(entries):
         size += len(entries[end].data)

@@ -1,10 +1,10 @@
 """The messages of the protocol, as records.
 
-Every message names its receiver, its sender and the sender's term: a message without a term can't
-be told from one of an earlier leader's time, and counting such a reply commits without a quorum.
+Every message names its receiver, its sender and the sender's term. Without the term, a reply to an
+earlier leader would look current, and counting it would commit without a quorum.
 
-A follower's replies also carry its healing generation: 0 if it has never lost its log, odd while it
-heals from the loss of one, even once it has healed (`raft.py`).
+A follower's replies also carry its healing generation (`healing_generation.py`): 0 if it has never
+lost its log, odd while it heals from a loss, even once it has healed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from raftha.entry import Entry
 
 
 class VoteRequest(NamedTuple):
-    """Asks for a vote in `term`; with `pre`, only whether one would be given (thesis 9.6).
+    """Asks for a vote in `term`; with `pre`, only if the receiver would grant one (thesis 9.6).
 
-    `transfer`: the leader itself asked for this election, so its lease doesn't stand in the way.
+    `transfer`: the leader itself asked for this election, so its lease doesn't prevent it.
     """
 
     to: int
@@ -30,7 +30,7 @@ class VoteRequest(NamedTuple):
 
 
 class VoteReply(NamedTuple):
-    """`term` is the requested one if granted, the voter's own if not."""
+    """`term` is the requested term if granted, the voter's own if not."""
 
     to: int
     sender: int
@@ -41,9 +41,9 @@ class VoteReply(NamedTuple):
 
 
 class Append(NamedTuple):
-    """Entries that follow (`prev_index`, `prev_term`); none of them: a probe, or news of `commit`.
+    """Entries that follow (`prev_index`, `prev_term`). Without entries: a probe, or a new `commit`.
 
-    `compact_index`: every member has everything up to there on disk. `behind`: by how much each
+    `compact_index`: every member has everything up to there on disk. `behind`: how far each
     member's disk is behind `commit` (`durable_indexes.py`).
     """
 
@@ -62,16 +62,16 @@ class AppendReply(NamedTuple):
     """`ok`: everything up to `index` is on the sender's disk and equals the leader's log.
 
     Otherwise the entry at `index` didn't match, and (`hint_index`, `hint_term`) is the last entry
-    of the sender's log that still could (its term is not above the leader's at `index`).
+    of the sender's log that still could: its term is not above the leader's at `index`.
 
-    `applied`, `applied_sequence`: the last entry, and command, that the sender has applied.
+    `applied`, `applied_sequence`: the last entry and the last command that the sender has applied.
     """
 
     to: int
     sender: int
     term: int
     ok: bool
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
     hint_index: int
     hint_term: int
     applied: int = 0
@@ -80,12 +80,12 @@ class AppendReply(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """The leader is there; `commit` is never beyond what the receiver is known to have.
+    """The leader is alive; `commit` is never beyond what the receiver is known to have.
 
-    `read_round` numbers the leader's rounds of asking «am I still the leader?» for reads. `behind`
-    is that of `Append`, as of `commit`. `healing_generation` is the receiver's, as of which it is
-    known to have that much. `lease_ms`: what the receiver is asked to promise (`lease.py`), 0 for
-    nothing; `sent_ns`: when this was sent, by the leader's clock for leases.
+    `read_round` numbers the rounds in which the leader confirms its leadership for reads. `behind`
+    is that of `Append`, as of `commit`. `healing_generation`: the receiver's generation in which it
+    acknowledged that much. `lease_ms`: the promise that the receiver is asked for (`lease.py`), 0
+    for none; `sent_ns`: when this was sent, by the leader's clock for leases.
     """
 
     to: int
@@ -100,10 +100,10 @@ class Heartbeat(NamedTuple):
 
 
 class HeartbeatReply(NamedTuple):
-    """The sender takes the receiver for the leader of `term`, as of `read_round`.
+    """The sender accepts the receiver as leader of `term`, as of `read_round`.
 
-    `applied`, `applied_sequence`: as in `AppendReply`. `sent_ns`: that of the heartbeat;
-    `promised_ms`: what the sender promised when it handled that.
+    `applied`, `applied_sequence`: as in `AppendReply`. `sent_ns`: that of the heartbeat.
+    `promised_ms`: what the sender promised when it handled that heartbeat.
     """
 
     to: int
@@ -118,7 +118,7 @@ class HeartbeatReply(NamedTuple):
 
 
 class Healed(NamedTuple):
-    """The receiver, which heals in this generation, holds all it may ever have acknowledged."""
+    """The receiver, which heals in this generation, holds all it may have acknowledged."""
 
     to: int
     sender: int
@@ -127,7 +127,7 @@ class Healed(NamedTuple):
 
 
 class ReadRequest(NamedTuple):
-    """A follower asks for a read index on behalf of the reads it numbers `read_id`."""
+    """A follower asks for a read index for the reads that it numbers `read_id`."""
 
     to: int
     sender: int
@@ -136,26 +136,26 @@ class ReadRequest(NamedTuple):
 
 
 class ReadReply(NamedTuple):
-    """State that has applied `index` may answer the reads `read_id`."""
+    """Any state that has applied `index` may answer the reads `read_id`."""
 
     to: int
     sender: int
     term: int
     read_id: int
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
 
 
 class DurableIndexesRequest(NamedTuple):
-    """Asks for a reply whenever another disk has entry `index`, until all voters' have."""
+    """Asks for a reply whenever another disk has entry `index`, until all voters' have it."""
 
     to: int
     sender: int
     term: int
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
 
 
 class DurableIndexesReply(NamedTuple):
-    """How far each member's disk is behind `commit`; as in `Append`."""
+    """How far each member's disk is behind `commit`, as in `Append`."""
 
     to: int
     sender: int
@@ -173,17 +173,17 @@ class TimeoutNow(NamedTuple):
 
 
 class SnapshotOffer(NamedTuple):
-    """The leader has a snapshot of the state, as of a committed entry, for whom its log can't help.
+    """The leader offers a snapshot of the state, as of a committed entry, in place of old entries.
 
-    `snapshot_id` names the snapshot, `size` is its length in bytes. How it is carried over is not
-    the core's business; that there is a leader, and whether its snapshot is of use, is.
+    `snapshot_id` names the snapshot, `size` is its length in bytes. The core only learns from this
+    that the leader is alive, and checks if the snapshot is needed; others transfer it.
     """
 
     to: int
     sender: int
     term: int
     snapshot_id: int
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
     index_term: int
     size: int
     sha256: bytes

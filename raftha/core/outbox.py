@@ -1,12 +1,12 @@
-"""What waits for the disk, and what doesn't: the order of writing and sending, in one place.
+"""The order of writing and sending, in one place: which messages wait for the disk.
 
 Theory of operation. A message may assert something that must survive a crash: a term, a vote, or
-that entries are on disk. Such a message is *held* until the write that makes it true is done; all
-others go out at once. The rest of the core just sends, and can't get this order wrong.
+that entries are on disk. Such a message is *held* until the write that makes it true is done. All
+other messages go out at once. The rest of the core just sends, and can't get this order wrong.
 
   O1  No message of a term leaves before (term, vote) is durable.
   O2  An `AppendReply(ok, index)` leaves only when everything up to `index` is durable.
-  O3  There is one write at a time; what comes meanwhile is in the next.
+  O3  There is one write at a time; everything that arrives meanwhile is in the next one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from raftha.entry import Entry, HardState
 
 
 class Outbox:
-    """Messages on their way out, and the write that some of them wait for."""
+    """Outgoing messages, and the write that some of them wait for."""
 
     def __init__(self, log: RaftLog, hard_state: HardState, write_bytes_max: int) -> None:
-        """Begin with what is durable already."""
+        """Start with the hard state and log that are on disk."""
         self._log = log
         self._durable = hard_state
         self._taken = hard_state
@@ -32,7 +32,7 @@ class Outbox:
 
     @property
     def is_writing(self) -> bool:
-        """Whether a write was taken and isn't done."""
+        """Whether a write was taken and isn't done yet."""
         return self._write is not None
 
     def is_durable(self, term: int, vote: int) -> bool:
@@ -47,18 +47,18 @@ class Outbox:
             self._held.append(message)
 
     def drop_acknowledgements(self) -> None:
-        """The term has changed: what was acknowledged to an earlier leader is of no use to it."""
+        """The term has changed: acknowledgements to an earlier leader no longer matter."""
         self._held = [m for m in self._held if not isinstance(m, AppendReply)]
 
     def take_write(self, hard_state: HardState) -> Write | None:
-        """The next write, if something is to be made durable and none is under way."""
+        """The next write, if something must become durable and no write is under way."""
         if self._write is not None:
             return None
         log, taken = self._log, self._taken
         entries: tuple[Entry, ...] = ()
         if log.written < log.last_index:
             entries = log.slice(log.written + 1, self._write_bytes_max)
-            assert entries[0].index == log.written + 1, "a write goes on where the last one ended"
+            assert entries[0].index == log.written + 1, "a write begins where the last one ended"
             assert entries[-1].term <= hard_state.term, "an entry of a term implies that term"
             log.written = entries[-1].index
         elif self.is_durable(hard_state.term, hard_state.vote):
@@ -70,20 +70,22 @@ class Outbox:
             is_new_term = hard_state.term > taken.term
             assert hard_state.term >= taken.term, "a term never goes back"
             assert is_new_term or taken.vote in (0, hard_state.vote), (
-                "a vote is given once a term (R1)"
+                "a node votes once a term (R1)"
             )
         self._taken = hard_state
         self._write = Write(hard_state if is_news else None, entries, ready)
         return self._write
 
     def take_messages(self) -> list[Message]:
-        """All that may go out now; after `take_write`."""
+        """All messages that may go out now; call `take_write` first."""
         messages, self._now = self._now, []
         if self._held and self._write is None:
-            # Nothing is left to be made durable that the held ones could wait for. What one of them
-            # acknowledges is not there only if a leader has gone back on its own entries.
+            # Nothing is left to write that held messages could wait for. An entry that one of them
+            # acknowledges can be missing only if a leader has replaced its own entries.
             persisted = self._log.persisted
-            assert persisted == self._log.last_index, "all is durable when nothing is written"
+            assert persisted == self._log.last_index, (
+                "without a write under way, the whole log is durable"
+            )
             messages += [m for m in self._held if _acknowledges(m) <= persisted]
             self._held = []
         return messages
@@ -98,5 +100,5 @@ class Outbox:
 
 
 def _acknowledges(message: Message) -> int:
-    """The last entry whose being on disk this message asserts; 0 if none."""
+    """The last entry that this message asserts to be on disk; 0 if none."""
     return message.index if isinstance(message, AppendReply) and message.ok else 0

@@ -1,13 +1,13 @@
-"""What the leader knows of each follower, and how much it may send it.
+"""What the leader knows of each follower, and how much it may send to it.
 
-    PROBE      where the logs agree is not known: one append at a time, the next after its reply
-    FETCH      the next entries are on disk only and were asked for; nothing is sent until they come
-    REPLICATE  they agree up to `match`: appends go out back to back, within the in-flight limits
-    SNAPSHOT   it needs what the log no longer has: nothing is sent until the outside says what
-               became of the snapshot that it sends instead
+    PROBE      it isn't known where the logs agree: one append at a time, the next after its reply
+    FETCH      the next entries are on disk only and are being read; nothing is sent until then
+    REPLICATE  the logs agree up to `match`: appends go out back to back, within in-flight limits
+    SNAPSHOT   the follower needs entries that the log no longer has: nothing is sent until the
+               caller reports the outcome of the snapshot that it sends instead
 
-A lost connection, a rejection or silence leads back to PROBE; the first `ok` to REPLICATE. Only the
-outside ends SNAPSHOT: a snapshot takes longer than a connection may live.
+A lost connection, a rejection or silence leads back to PROBE, the first `ok` to REPLICATE. Only the
+caller ends SNAPSHOT: a snapshot may take longer than a connection lives.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class Mode(enum.Enum):
 
 
 class Progress:
-    """One follower, in the eyes of the leader.
+    """One follower, as the leader knows it.
 
-    `match`: on the follower's disk and equal to the leader's log. `next`: the first entry to send.
-    `is_active`: heard from since the last quorum check; `was_active`: between the two before.
-    `probed_at`: index and term that the last probe asked about, for as long as its reply counts.
-    `watched_index`: it asked for replies on who has this entry, 0 for none; as of the last reply
-    `watched_holders` voters had it. `applied`, `applied_sequence`: how far its state is, as it said
-    itself. `promised_until_ns`: until then, by this leader's clock, it votes for nobody else
-    (`lease.py`). `healing_generation`: the follower's, by its latest reply. `heals_at`: it has
-    healed when it holds this entry, and a majority without it does; None if it need not heal.
+    `match`: the last entry on the follower's disk that equals the leader's log. `next`: the first
+    entry to send. `is_active`: it has replied since the last quorum check; `was_active`: between
+    the two checks before. `probed_at`: index and term of the last probe, while its reply counts.
+    `watched_index`: the entry that it watches, 0 for none; `watched_holders`: how many voters had
+    that entry at the last reply. `applied`, `applied_sequence`: the progress of its state, as it
+    reports it. `promised_until_ns`: until then, by this leader's clock, it votes for no other
+    candidate (`lease.py`). `healing_generation`: the follower's, by its latest reply. `heals_at`:
+    it has healed when it and a majority without it hold this entry; None if it doesn't heal.
     """
 
     def __init__(self, next_index: int, messages_max: int, bytes_max: int) -> None:
@@ -57,12 +57,13 @@ class Progress:
         self._probed_to = 0
         self._in_flight: deque[tuple[int, int]] = deque()
         self._in_flight_bytes = 0
+        self._rejected_at = 0
         self._messages_max = messages_max
         self._bytes_max = bytes_max
 
     @property
     def is_paused(self) -> bool:
-        """Whether nothing may be sent now."""
+        """Whether no entries may be sent now."""
         if self.mode is Mode.REPLICATE:
             return (
                 len(self._in_flight) >= self._messages_max
@@ -71,24 +72,24 @@ class Progress:
         return self.mode in (Mode.FETCH, Mode.SNAPSHOT) or self.waits_for_reply
 
     def has_applied(self, applied: int, applied_sequence: int) -> None:
-        """The follower's own word for how far its state is; late words change nothing."""
+        """The follower reports the progress of its state; a late report changes nothing."""
         if applied > self.applied:
             self.applied, self.applied_sequence = applied, applied_sequence
 
     @property
     def is_healing(self) -> bool:
-        """Whether it has lost its log, and must not be counted."""
+        """Whether it has lost its log and doesn't count for a quorum."""
         return self.healing_generation % 2 == 1
 
     @property
     def counted(self) -> int:
-        """Up to where it counts for a quorum: `match`, but for one that heals."""
+        """Up to where it counts for a quorum: `match`, or 0 while it heals."""
         return 0 if self.is_healing else self.match
 
     def lost(self, generation: int) -> None:
-        """It has lost its log since it was last heard: what it acknowledged before isn't there.
+        """It has lost its log since its last reply, with all that it acknowledged before.
 
-        `next` stays the best guess; the rejection that comes says where the logs agree.
+        `next` stays the best guess; the next rejection tells where the logs agree.
         """
         assert generation > self.healing_generation, "a healing generation never goes back"
         following = self.next
@@ -98,10 +99,10 @@ class Progress:
         self.applied = self.applied_sequence = 0
 
     def probe(self) -> None:
-        """Go back to asking; what was in flight may be lost.
+        """Go back to PROBE; appends in flight may be lost.
 
-        Only one who was replicating starts over from `match`. Before the first `ok` that is 0, and
-        `next` the better guess: asking for entry 1 would end at a log that no longer has it.
+        Only a follower in REPLICATE starts over from `match`. Before the first `ok`, `match` is 0
+        and `next` the better guess: a probe for entry 1 may find a log that no longer has it.
         """
         if self.mode is Mode.REPLICATE:
             self.next = self.match + 1
@@ -112,22 +113,22 @@ class Progress:
         self._in_flight_bytes = 0
 
     def probe_after(self, index: int) -> None:
-        """A snapshot as of `index` is installed; where the logs agree is to be found out again."""
+        """A snapshot as of `index` is installed; probe again where the logs agree."""
         self.mode = Mode.PROBE
         self.next = max(self.match, index) + 1
         self._answered()
 
     def sent(self, last_index: int, size: int) -> None:
-        """An append up to `last_index` went out back to back; `size`: the bytes of its entries."""
-        assert self.mode is Mode.REPLICATE, "appends go out back to back only to REPLICATE"
-        assert last_index >= self.next, "an append goes on where the last one ended"
+        """An append up to `last_index` went out in REPLICATE; `size`: the bytes of its entries."""
+        assert self.mode is Mode.REPLICATE, "appends go out back to back only in REPLICATE"
+        assert last_index >= self.next, "an append begins where the last one ended"
         self.next = last_index + 1
         self._in_flight.append((last_index, size))
         self._in_flight_bytes += size
 
     def probed(self, previous_term: int, last_index: int) -> None:
-        """A probe went out: entries up to `last_index`, if any, behind `next - 1`."""
-        assert self.mode is Mode.PROBE, "probes go out in PROBE only"
+        """A probe about `next - 1` went out, with any entries after it up to `last_index`."""
+        assert self.mode is Mode.PROBE, "probes go out only in PROBE"
         assert last_index >= self.next - 1, "a probe asks about the entry before the next"
         self.waits_for_reply = True
         self.probed_at = self.next - 1, previous_term
@@ -138,11 +139,11 @@ class Progress:
         self.probed_at = None
 
     def acknowledge(self, index: int) -> bool:
-        """The follower has everything up to `index`; whether that is news.
+        """The follower has everything up to `index`; return True if that is news.
 
-        What ends PROBE is news, or the answer to the probe. An earlier append's `ok` that comes
-        late is neither. On a network that reorders, sending all again upon each of those would make
-        more rejections, and they more probes, without end.
+        News, or the reply to the probe, ends PROBE. A late `ok` for an earlier append is neither.
+        On a network that reorders, sending all again for each of those would cause more rejections,
+        and they more probes, without end.
         """
         is_news = index > self.match
         is_answer = self.probed_at is not None and index >= self._probed_to
@@ -155,15 +156,30 @@ class Progress:
             self.next = self.match + 1
             self._answered()
         assert self.next > self.match, "what is on the follower's disk isn't sent again"
-        assert self._in_flight_bytes >= 0, "no more is acknowledged than was sent"
+        assert self._in_flight_bytes >= 0, "a follower acknowledges no more than was sent"
         return is_news
+
+    def has_gone_back(self, index: int) -> bool:
+        """Whether this rejection says that the follower lacks what it acknowledged; True once.
+
+        That is so if it rejects the probe for its own last acknowledgement. It will learn of its
+        loss from a heartbeat (`follower.py`). To send it what comes next would end in the same
+        rejection, again and again.
+        """
+        is_answer = self.mode is Mode.PROBE and index == self.next - 1
+        if not is_answer or not 0 < index <= self.match or index == self._rejected_at:
+            return False
+        self._rejected_at = index
+        return True
 
     def reject(self, index: int, next_index: int) -> bool:
         """The entry at `index` didn't match; try from `next_index`. False if the reply is stale.
 
-        Who replicates falls back to PROBE once between two heartbeats' replies. In order, there is
-        no second reason; out of order, late rejections of what was sent before the first would each
-        have all of it sent again, and be answered by as many more.
+        A follower in REPLICATE falls back to PROBE at most once between two heartbeat replies.
+        Messages in order give no second reason to. Out of order, each late rejection of an earlier
+        append would make the leader send everything again, and cause as many more rejections.
+
+        A rejection at or below `match` never has anything sent again: see `has_gone_back`.
         """
         if self.mode is Mode.REPLICATE:
             if index <= self.match or self.has_fallen_back:
@@ -171,7 +187,7 @@ class Progress:
             self.has_fallen_back = True
             self.probe()
             return True
-        if self.mode is Mode.SNAPSHOT or index != self.next - 1:
+        if self.mode is Mode.SNAPSHOT or index != self.next - 1 or index <= self.match > 0:
             return False
         self.mode = Mode.PROBE
         self.next = max(min(next_index, index), self.match + 1)

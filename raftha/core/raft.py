@@ -3,13 +3,13 @@
 Theory of operation
 ===================
 
-The outside (`node.py`, or the simulator) drives one `Raft`:
+The caller (`node.py`, or the simulator) drives one `Raft`:
 
     raft.step(message)      a message arrived            raft.tick()        a tick has passed
     raft.propose(...)       append an entry              raft.read_index()  ask for a read index
-    raft.connected(peer)    raft.disconnected(peer)      what the transport noticed
+    raft.connected(peer)    raft.disconnected(peer)      the transport's connections
 
-and after any of these takes what is to be done:
+After any of these it takes the resulting work:
 
     ready = raft.ready()
     1. send ready.messages, apply ready.committed, answer ready.read_states, fetch ready.log_reads,
@@ -17,8 +17,8 @@ and after any of these takes what is to be done:
     2. make ready.write durable, as one write and one sync; only then
     3. send ready.write.messages and call raft.advance(ready.write)
 
-Steps 1 and 2 run at the same time, and turns go on while a write is under way; there is at most one
-write at a time, and what arrives meanwhile is in the next one: that is group commit.
+Steps 1 and 2 run at the same time, and turns continue while a write is under way. There is at most
+one write at a time. Everything that arrives meanwhile goes into the next one: group commit.
 
 Rules that keep it safe
 -----------------------
@@ -26,38 +26,40 @@ Rules that keep it safe
 R1  Term and vote are durable before any message of that term leaves, and a candidate counts its own
     vote only then.
 R2  An `AppendReply(ok, index)` leaves only when everything up to `index` is durable. (`outbox.py`
-    sees to both.)
+    enforces R1 and R2 for messages.)
 R3  A leader counts itself for an entry only when it is durable here (`log.persisted`). Its appends
     leave at once, in parallel with its own write (thesis 10.2.1).
-R4  Only entries of the leader's own term are committed by counting (paper 5.4.2); older ones go
-    along with them.
-R5  A node applies what is both committed and durable here, so state never runs ahead of the log.
+R4  Only entries of the leader's own term are committed by counting (paper 5.4.2). They commit all
+    older entries with them.
+R5  A node applies only entries that are committed and durable here: state never leads the log.
 R6  Entries are cut off only where a term really differs, and never at or below commit.
-R7  A leader that hasn't heard from a quorum for an election timeout steps down (check-quorum), and
-    a node that has heard from a leader within one grants no votes (lease), except for a transfer.
+R7  A leader steps down after an election timeout without replies from a quorum (check-quorum). A
+    node that has received from a leader within one grants no votes (lease), except for a transfer.
 R8  Reads need a round of replies from a quorum, begun after the read arrived, or a lease that holds
     then (`lease.py`, L1 to L5), and a commit index from the leader's own term.
 
-Election: terms, votes and roles are those of `election.py`. The first entry of a leader is a no-op.
+Election: `election.py` owns term, vote and role. The first entry of a leader is a no-op. The
+follower's side of replication is in `follower.py`, the leader's in `leader.py`.
 
-Membership is in the log (`membership.py`): all quorums are those of the latest membership in this
-node's own log. A node that isn't a voter there never campaigns, but it votes and takes entries from
-whoever asks: those may know a later one.
+Membership is in the log (`membership.py`). All quorums are those of the latest membership in this
+node's own log. A node that isn't a voter there never campaigns. It still votes, and accepts entries
+from any sender: the sender may know a later membership.
 
-Snapshots: for a follower that needs entries which the log no longer has, the leader asks the
-outside to send a snapshot of the state (`SnapshotRequest`), and sends it nothing else until it
-hears what became of that. A follower takes an offer as it takes an append: it may come from a
-leader that it hasn't heard of yet. Whether the snapshot is of use is asked when it is offered, and
-again before it is installed (`holds`): a log that has the snapshot's last entry agrees with the
-leader's up to there, and may have acknowledged entries beyond it, which a snapshot would throw
-away. A log that doesn't have it has nothing behind it that could be committed.
+Snapshots: if a follower needs entries that the log no longer has, the leader asks its caller to
+send a snapshot of the state (`SnapshotRequest`). Until the caller reports the outcome, the leader
+sends that follower no entries. A follower treats an offer like an append: it may be the first
+message of a new leader. The receiver checks the need for a snapshot (`holds`) when it is offered
+and again before it is installed. A log that has the snapshot's last entry agrees with the leader's
+up to there, and may have acknowledged entries beyond it, which a snapshot would discard. A log that
+lacks that entry has nothing behind it that could be committed.
 
-Healing: a node that has lost its log takes entries like any follower, but gives no vote, never
-campaigns, and counts for no quorum until it holds all that it may have acknowledged:
-`healing_generation.py`.
+Healing: a node that has lost its log takes entries like any follower. Until it holds everything
+that it may have acknowledged, it gives no vote, never campaigns, and counts for no quorum
+(`healing_generation.py`). A running node learns from a heartbeat that its log has lost entries that
+it acknowledged (`follower.py`).
 
-Sources: Ongaro & Ousterhout, «In Search of an Understandable Consensus Algorithm»; Ongaro's thesis;
-the division of labour is that of etcd's raft library.
+Sources: Ongaro & Ousterhout, «In Search of an Understandable Consensus Algorithm»; Ongaro's thesis.
+The division of labour is that of etcd's raft library.
 """
 
 from __future__ import annotations
@@ -66,10 +68,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 from raftha.core.election import Election
+from raftha.core.follower import Follower
 from raftha.core.healing_generation import HealingGeneration
 from raftha.core.leader import Leadership
 from raftha.core.lease import Leases
-from raftha.core.log import LogMismatch, RaftLog, membership_changed
+from raftha.core.log import RaftLog, membership_changed
 from raftha.core.messages import (
     Append,
     AppendReply,
@@ -121,7 +124,7 @@ class Raft:
         healing_generation: int = 0,
         clock_ns: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Begin as a follower with what is on disk; `random_below(n)` gives 0 to n-1.
+        """Start as a follower with what is on disk; `random_below(n)` returns 0 to n-1.
 
         `clock_ns` is for leases (`lease.py`).
         """
@@ -144,9 +147,10 @@ class Raft:
             random_below=random_below,
             clock_ns=clock_ns,
         )
+        self._follower = Follower(log, self._election, self._healing_generation)
         self._send = self._election.send
         self._second_leader_reported_in = 0
-        """The last term of which it was said that it has a second leader."""
+        """The last term for which a second leader was reported."""
         self._membership = log.membership
         self._leadership: Leadership | None = None
         self._elapsed_ticks = 0
@@ -155,7 +159,7 @@ class Raft:
         self._requests = Requests()
         self._snapshot_offers: list[SnapshotOffer] = []
 
-    # ---------------------------------------------------------------- what the outside may ask
+    # ---------------------------------------------------------------- state
 
     @property
     def term(self) -> int:
@@ -163,7 +167,7 @@ class Raft:
 
     @property
     def vote(self) -> int:
-        """The candidate that this node voted for in this term, 0 for none."""
+        """The candidate this node voted for in this term, 0 for none."""
         return self._election.vote
 
     @property
@@ -172,7 +176,7 @@ class Raft:
 
     @property
     def leader(self) -> int | None:
-        """The leader of this term, as far as it is known."""
+        """The leader of this term, None if this node knows none."""
         return self._election.leader
 
     @property
@@ -186,7 +190,7 @@ class Raft:
 
     @property
     def progress(self) -> Mapping[int, Progress]:
-        """The followers, as this leader knows them; empty if it isn't one."""
+        """The followers, as this leader knows them; empty on any other node."""
         return self._leadership.progress if self._leadership else {}
 
     @property
@@ -195,22 +199,22 @@ class Raft:
 
     @property
     def membership(self) -> Membership:
-        """The membership that holds here: the latest in the log."""
+        """The membership in force here: the latest in the log."""
         return self.log.membership
 
     @property
     def is_voter(self) -> bool:
-        """Whether this node may campaign, as far as it knows."""
+        """Whether this node is fit to campaign, as far as it knows."""
         return self._election.is_voter
 
     @property
     def is_healing(self) -> bool:
-        """Whether this node has lost its log, and may lack what it has acknowledged."""
+        """Whether this node has lost its log and may lack entries that it has acknowledged."""
         return self._healing_generation.is_healing
 
     @property
     def is_writing(self) -> bool:
-        """Whether a write was handed out and not yet advanced over."""
+        """Whether a write was handed out and `advance` hasn't been called for it."""
         return self._outbox.is_writing
 
     # ---------------------------------------------------------------- inputs
@@ -232,10 +236,10 @@ class Raft:
             self._check_quorum()
 
     def step(self, message: Message) -> None:
-        """A message arrived. Stale, repeated and reordered messages are all fine."""
-        assert message.to == self.id, "the transport delivers what is for this node"
-        assert message.sender != self.id, "the transport lets no other speak for this node"
-        # The sender may be nobody that this log knows of: it may come from a later membership.
+        """A message arrived. It may be stale, repeated or reordered."""
+        assert message.to == self.id, "the transport delivers only messages for this node"
+        assert message.sender != self.id, "the transport accepts no peer under this node's id"
+        # The sender may be unknown to this log: a later membership may have added it.
         if not (
             self._healing_generation.is_outdated(message) or self._election.breaks_promise(message)
         ):
@@ -261,7 +265,7 @@ class Raft:
             case Append():
                 self._on_append(message)
             case Heartbeat():
-                self._on_heartbeat(message)
+                self._follower.on_heartbeat(message)
             case AppendReply() | HeartbeatReply() | ReadRequest() | DurableIndexesRequest():
                 if self._leadership is not None:
                     self._leadership.step(message)
@@ -279,7 +283,7 @@ class Raft:
 
     def propose(self, payload: bytes, count: int, time_us: int) -> int | None:
         """Append a batch of `count` commands; its index, or None if this node can't take it now."""
-        if self._leadership is None or self._leadership.transfer_target is not None:
+        if self._leadership is None or not self.can_propose:
             return None
         return self._leadership.append(EntryKind.BATCH, payload, count, time_us)
 
@@ -287,28 +291,28 @@ class Raft:
         """Append a new membership; its index. NotLeader, MembershipChangePending."""
         if self._leadership is None:
             raise NotLeader(self.leader)
-        assert self.id in membership.voters, "a leader hands over before it goes"
+        assert self.id in membership.voters, "a leader hands over before it leaves"
         index = self._leadership.change_membership(membership)
         self._check_membership()
         return index
 
     def catch_up_again(self, peer: int) -> None:
-        """Give a learner that was too slow to be made a voter another chance."""
+        """Give a learner that was too slow to become a voter another set of rounds."""
         if self._leadership is not None:
             self._leadership.catch_up_again(peer)
 
     def has_given_up(self, peer: int) -> bool:
-        """Whether this leader no longer tries to make a learner a voter."""
+        """Whether this leader has given up making a learner a voter."""
         return self._leadership is not None and self._leadership.has_given_up(peer)
 
     def removed(self) -> None:
-        """The others say that this node is no longer a member: never campaign again."""
+        """Other members report that this node was removed: it never campaigns again."""
         if not self.is_removed:
             self._election.is_removed = True
             self._emit(Removed(reporter=self.id))
             if self.role is not Role.FOLLOWER:
-                # One of a cluster's earlier life, which others took for lost for good, may come
-                # back and find itself replaced; else a leader hands over before it is removed.
+                # A leader hands over before it is removed. But a node that was declared lost for
+                # good may come back, still leading, and find itself replaced.
                 self._election.lose_leader("removed")
                 self._become_follower(self.term, None)
 
@@ -319,7 +323,7 @@ class Raft:
             progress.notify_index = max(progress.notify_index, index)
 
     def read_index(self, read_id: int) -> bool:
-        """Ask for a read index; it comes as a `ReadState`, or never: ask again then.
+        """Ask for a read index; it comes as a `ReadState`, or not at all: then ask again.
 
         False if there is no leader to ask.
         """
@@ -341,30 +345,31 @@ class Raft:
     def transfer(self, target: int) -> None:
         """Hand leadership to `target` once its log is complete; no proposals meanwhile.
 
-        Given up after an election timeout. NotLeader, TransferFailed if it can't even begin.
+        The leader gives up after an election timeout. Raises NotLeader, and TransferFailed if the
+        transfer can't begin.
         """
         if self._leadership is None:
             raise NotLeader(self.leader)
         if target == self.id:
             return
         if self._leadership.transfer_target is None:
-            # A second request doesn't put off the quorum check once more.
+            # A second request doesn't delay the quorum check again.
             self._elapsed_ticks = 0
         self._leadership.transfer(target)
 
     def campaign(self) -> None:
-        """An operator wants this node to lead: it asks for votes, if no leader is known."""
+        """An operator wants this node to lead: ask for votes if no leader is known."""
         self._election.campaign()
 
     def resign(self) -> None:
-        """Stop leading without a successor; the others, who may campaign first, find one."""
+        """Step down without naming a successor, and let the other voters campaign first."""
         if self._leadership is not None:
             self._election.lose_leader("resigned")
             self._become_follower(self.term, None)
             self._election.stand_back()
 
     def connected(self, peer: int) -> None:
-        """The transport reached `peer`; whatever was on its way before is lost."""
+        """The transport reached `peer`; messages in flight before are lost."""
         if self._leadership is not None:
             self._leadership.connected(peer)
 
@@ -376,17 +381,17 @@ class Raft:
             self._election.disconnected(peer)
 
     def log_read(self, request: LogRead, previous: LogPosition, entries: Sequence[Entry]) -> None:
-        """What a `LogRead` asked for: entries that follow `previous`."""
+        """The result of a `LogRead`: entries that follow `previous`."""
         if self._leadership is not None:
             self._leadership.log_read(request, previous, entries)
 
     def log_read_failed(self, request: LogRead, first_index: int) -> None:
-        """The entries a `LogRead` asked for are gone; the log on disk begins at `first_index`."""
+        """The entries of a `LogRead` are gone; the log on disk begins at `first_index`."""
         if self._leadership is not None:
             self._leadership.log_read_failed(request, first_index)
 
     def holds(self, index: int, term: int) -> bool:
-        """Whether this log has entry `index` of `term`, a committed one, or what came of it."""
+        """Whether the committed entry `index` of `term` is in this log, or already in its state."""
         return index <= self.log.commit or self.log.term(index) == term
 
     def snapshot_sent(self, request: SnapshotRequest, index: int) -> None:
@@ -395,19 +400,19 @@ class Raft:
             self._leadership.snapshot_sent(request, index)
 
     def snapshot_failed(self, request: SnapshotRequest) -> None:
-        """The follower of `request` got no snapshot; it will be asked for again."""
+        """The follower of `request` got no snapshot; the leader will request one again."""
         if self._leadership is not None:
             self._leadership.snapshot_failed(request)
 
     def healed(self, generation: int) -> None:
-        """It is durable that this node has healed: from now on it counts and votes."""
+        """The end of healing is durable: from now on this node counts and votes."""
         self._healing_generation.end(generation)
         self._emit(HealingEnded(reporter=self.id))
 
     # ---------------------------------------------------------------- outputs
 
     def ready(self) -> Ready:
-        """Take everything that is to be done now."""
+        """Take all work that is due now."""
         election = self._election
         self._check()
         write = self._outbox.take_write(HardState(election.term, election.vote, self.log.commit))
@@ -425,6 +430,7 @@ class Raft:
             list(self._snapshot_offers),
             list(self._events),
             self._healing_generation.take_healed(),
+            self._follower.take_lost(),
         )
         self._read_states.clear()
         self._requests.log_reads.clear()
@@ -434,7 +440,7 @@ class Raft:
         return ready
 
     def advance(self, write: Write) -> None:
-        """`write` is durable and its messages are on their way."""
+        """`write` is durable and its messages are sent."""
         self._outbox.wrote(write)
         election = self._election
         if election.role is Role.CANDIDATE and election.is_durable:
@@ -444,10 +450,10 @@ class Raft:
             self._leadership.advance_commit()
 
     def _check(self) -> None:
-        """Assert what holds between any two inputs."""
+        """Assert the invariants that hold between any two inputs."""
         leadership, term = self._leadership, self._election.term
         leads = self._election.role is Role.LEADER
-        assert (leadership is not None) is leads, "a leader has a leadership, no other"
+        assert (leadership is not None) is leads, "a leader has a leadership, no other node has"
         if leadership is None:
             assert self.leases.current is None, "only a leader has a lease"
         else:
@@ -475,7 +481,7 @@ class Raft:
     # ---------------------------------------------------------------- terms and roles
 
     def _adopt_term(self, message: Message) -> bool:
-        """Deal with a term above ours; whether the message is to be looked at further."""
+        """Handle a term above this node's; True if the message needs further handling."""
         match message:
             case VoteRequest():
                 if not message.transfer and self._election.has_lease:
@@ -483,7 +489,7 @@ class Raft:
                 if message.pre:
                     return True
             case VoteReply() if message.pre and message.granted:
-                return True  # Carries the term that was asked for, which is nobody's yet.
+                return True  # It carries the requested term, which no node has adopted yet.
             case Append() | Heartbeat() | SnapshotOffer():
                 self._become_follower(message.term, message.sender)
                 return True
@@ -493,24 +499,24 @@ class Raft:
         return True
 
     def _answer_stale(self, message: Message) -> None:
-        """Tell a node with an older term what the term is, where that helps it."""
+        """Report this term to a node with an older one, where that helps it."""
         match message:
             case Append() | Heartbeat() | SnapshotOffer():
-                # A leader of an earlier term learns from this that it isn't one any more.
-                self._reject_append(message.sender, 0)
+                # The reply makes a leader of an earlier term step down.
+                self._follower.reject(message.sender, 0)
             case VoteRequest():
                 self._election.refuse(message)
             case _:
                 pass
 
     def _has_other(self, leader: int) -> bool:
-        """Whether another than `leader` is known to lead this term."""
+        """Whether this node knows another leader of this term than `leader`."""
         return self.leader not in (None, leader)
 
     def _on_second_leader(self, other: int) -> None:
-        """A node that isn't this term's leader speaks as such: an invariant is broken elsewhere.
+        """A second node acts as leader of this term: an invariant is broken elsewhere.
 
-        It comes from the network, so it is no reason for this node to stop. But it is to be known.
+        The message comes from the network, so this node doesn't stop. It reports the breach.
         """
         if self.leader is not None and self._second_leader_reported_in != self.term:
             self._second_leader_reported_in = self.term
@@ -549,79 +555,15 @@ class Raft:
             self._election.lose_leader("quorum")
             self._become_follower(self.term, None)
 
-    # ---------------------------------------------------------------- replication, follower's side
+    # ---------------------------------------------------------------- messages of the leader
 
     def _on_append(self, message: Append) -> None:
-        self._election.on_leader_contact(message.sender)
         assert self._leadership is None, "a leader only adds to its log"
-        self.log.durable_indexes.learn(message.commit, message.behind)
-        try:
-            agreed = self.log.merge(message)
-        except LogMismatch:
-            # Bytes that were changed on the way, or a leader gone wrong: nothing of it is kept.
-            return
-        if agreed is None:
-            hint_index, hint_term = self.log.hint(message.prev_index, message.prev_term)
-            self._reject_append(message.sender, message.prev_index, hint_index, hint_term)
-            return
-        self.log.commit_to(max(self.log.commit, min(message.commit, agreed)))
-        self.log.compact_index = max(self.log.compact_index, message.compact_index)
-        self._send(
-            AppendReply(
-                to=message.sender,
-                sender=self.id,
-                term=self.term,
-                ok=True,
-                index=agreed,
-                hint_index=0,
-                hint_term=0,
-                applied=self.log.applied,
-                applied_sequence=self.log.applied_sequence,
-                healing_generation=self._healing_generation.current,
-            )
-        )
-
-    def _reject_append(
-        self, leader: int, index: int, hint_index: int = 0, hint_term: int = 0
-    ) -> None:
-        self._send(
-            AppendReply(
-                to=leader,
-                sender=self.id,
-                term=self.term,
-                ok=False,
-                index=index,
-                hint_index=hint_index,
-                hint_term=hint_term,
-                healing_generation=self._healing_generation.current,
-            )
-        )
+        self._follower.on_append(message)
 
     def _on_answer(self, message: ReadReply | DurableIndexesReply) -> None:
-        """What this node has asked a leader for."""
+        """The leader's answer to a request of this node."""
         if isinstance(message, DurableIndexesReply):
             self.log.durable_indexes.learn(message.commit, message.behind)
-        elif message.sender == self.leader:  # An earlier leader's answer is asked for again.
+        elif message.sender == self.leader:  # Reads that an earlier leader answers are asked again.
             self._read_states.append(ReadState(message.read_id, message.index))
-
-    def _on_heartbeat(self, message: Heartbeat) -> None:
-        self._election.on_leader_contact(message.sender)
-        self.log.durable_indexes.learn(message.commit, message.behind)
-        if message.healing_generation == self._healing_generation.current:
-            # Otherwise it goes by what this node had before it lost its log, and what is there now
-            # may be other entries.
-            self.log.commit_to(max(self.log.commit, min(message.commit, self.log.last_index)))
-        promised_ms = self._election.promise.give(message.sender, message.lease_ms)
-        self._send(
-            HeartbeatReply(
-                to=message.sender,
-                sender=self.id,
-                term=self.term,
-                read_round=message.read_round,
-                applied=self.log.applied,
-                applied_sequence=self.log.applied_sequence,
-                healing_generation=self._healing_generation.current,
-                sent_ns=message.sent_ns,
-                promised_ms=promised_ms,
-            )
-        )

@@ -1,9 +1,8 @@
-"""Linearizable reads without writing to the log: ReadIndex, one round shared by all that wait.
+"""Linearizable reads without a log write: ReadIndex, one round shared by all waiting reads.
 
-Thesis 6.4: the leader notes its commit index, makes sure that it still is the leader by hearing
-from a quorum, and may then answer from state that has applied that index. All reads that arrive
-while a round is under way join the next one, so the cost of a round is shared by however many reads
-there are.
+Thesis 6.4: the leader records its commit index and confirms its leadership with replies from a
+quorum. Then any state that has applied that index may answer. All reads that arrive during a round
+join the next one, so any number of reads shares the cost of a round.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from typing import NamedTuple
 
 
 class Read(NamedTuple):
-    """A read that waits: `node` asked, under its own `read_id`."""
+    """A waiting read: `node` asked for it under its own `read_id`."""
 
     node: int
     read_id: int
 
 
 class ReadRounds:
-    """The leader's reads: those in the current round, and those waiting for the next."""
+    """The leader's reads: those in the current round, and those that wait for the next."""
 
     def __init__(self) -> None:
         self.round = 0
@@ -42,8 +41,8 @@ class ReadRounds:
         self._waiting.append(read)
 
     def begin(self, commit: int) -> None:
-        """Start a round for all that wait, at this commit index."""
-        assert self._waiting, "a round is for reads that wait"
+        """Start a round for all waiting reads, at this commit index."""
+        assert self._waiting, "a round has reads to answer"
         assert not self._asking, "one round at a time"
         assert commit >= self._index, "a read index never goes back"
         self.round += 1
@@ -54,14 +53,14 @@ class ReadRounds:
     def record_reply(
         self, peer: int, read_round: int, needed: int
     ) -> tuple[int, list[Read]] | None:
-        """Record a reply; the index and the reads it answers if `needed` peers have now replied."""
+        """Record a reply; once `needed` peers have replied, return the index and its reads."""
         if read_round != self.round or not self._asking:
             return None
         self._replied.add(peer)
         return self.finish() if len(self._replied) >= needed else None
 
     def finish(self) -> tuple[int, list[Read]]:
-        """End the round as confirmed."""
+        """End the round as confirmed; return the index and its reads."""
         assert self._asking, "a round ends after it began"
         reads, self._asking = self._asking, []
         return self._index, reads

@@ -1,4 +1,4 @@
-"""What the core asks of the outside: to write, send, apply, read; and the settings it is given."""
+"""What the core asks of its caller: to write, send, apply and read. And the core's settings."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from raftha.events import HaEvent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoreConfig:
-    """Settings of the core. Time is in ticks, whose length only the outside knows."""
+    """Settings of the core. Time is in ticks; only the caller knows how long a tick is."""
 
     node_id: int
     heartbeat_ticks: int = 5
     election_ticks: int = 50
     campaigns: bool = True
-    """Whether this node campaigns by itself. The first leader of a new cluster comes so anyway."""
+    """Whether this node campaigns by itself. Without effect for a sole voter or an empty log."""
     regions: tuple[str, ...] = ()
-    """The regions there are, those first that leadership is to be in."""
+    """All regions, in the order of preference for leadership."""
     append_bytes_max: int = 4 << 20
     """Entries in one append; a single larger entry still goes."""
     in_flight_messages_max: int = 256
@@ -29,20 +29,20 @@ class CoreConfig:
     window_bytes_max: int = 32 << 20
     """Applied entries kept in memory for followers that lag a little."""
     catch_up_rounds_max: int = 10
-    """Rounds that a learner is given to catch up in one of at most an election timeout."""
+    """Rounds for a learner to catch up; one must finish within an election timeout."""
     write_bytes_max: int = 8 << 20
     """Entries in one write."""
     lease_ms: int = 0
-    """What followers are asked to promise, and the most that this node does; 0 for no leases."""
+    """The promise asked of followers, and the longest this node gives; 0 for no leases."""
     promised_ms: int = 0
-    """The most that this node may have promised in its life; no less than `lease_ms`."""
+    """The longest promise this node may ever have given; at least `lease_ms`."""
     clock_drift_max: float = 0.0
-    """By which part another member's clock may be ahead of this one's for every second: a second
-    of its own is at least `1 - clock_drift_max` of this node's."""
+    """How much faster than this node's another member's clock may run, as a fraction: a second of
+    its clock takes at least `1 - clock_drift_max` seconds of this node's."""
 
 
 class Write(NamedTuple):
-    """To be made durable as a whole; then the messages may be sent, and `Raft.advance` is due."""
+    """Make this durable as a whole; then send the messages and call `Raft.advance`."""
 
     hard_state: HardState | None
     entries: tuple[Entry, ...]
@@ -50,29 +50,29 @@ class Write(NamedTuple):
 
 
 class ReadState(NamedTuple):
-    """Once `index` is applied, the reads that this node asked for as `read_id` may be answered."""
+    """Once `index` is applied, this node may answer its reads `read_id`."""
 
     read_id: int
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
 
 
 class LogRead(NamedTuple):
     """Follower `peer` needs entries from `index` on, which only the disk has: `Raft.log_read`.
 
-    Asked by the leader of `term`, whose disk had its own log up to `persisted` then. Nothing else
-    of what the disk holds may be sent: what an earlier leader's log had there may be read as well.
+    The leader of `term` asks, whose disk had its own log up to `persisted` then. Nothing beyond
+    that may be sent: the disk may still hold entries of an earlier leader there.
     """
 
     peer: int
     term: int
     persisted: int
-    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
 
 
 class SnapshotRequest(NamedTuple):
     """Follower `peer` needs entries that the log of the leader of `term` no longer has.
 
-    It is to be sent a snapshot of the state: `Raft.snapshot_sent` or `snapshot_failed` ends it.
+    Send it a snapshot of the state; `Raft.snapshot_sent` or `snapshot_failed` ends the request.
     """
 
     peer: int
@@ -81,7 +81,7 @@ class SnapshotRequest(NamedTuple):
 
 @dataclass(slots=True)
 class Requests:
-    """What a leader asks of the outside, as it comes up in a turn."""
+    """A leader's requests of this turn to its caller."""
 
     log_reads: list[LogRead] = field(default_factory=list)
     snapshots: list[SnapshotRequest] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Requests:
 
 @dataclass(slots=True)
 class Ready:
-    """One turn's work. Nothing waits for `write` but the messages that are part of it."""
+    """One turn's work. Only the messages in `write` wait for it to be durable."""
 
     write: Write | None
     messages: list[Message]
@@ -101,3 +101,6 @@ class Ready:
     events: list[HaEvent]
     healed: int | None = None
     """This node has healed: make this generation durable, then call `Raft.healed`."""
+    lost_index: int = 0
+    """This node acknowledged entries up to here, and its log is shorter: end it, and start it with
+    the log set aside, as one that heals. 0 if nothing is lost."""

@@ -1,4 +1,4 @@
-"""The parts that a node may have in a term."""
+"""The roles that a node may have in a term."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Role(enum.StrEnum):
-    """What a node is at the moment."""
+    """A node's present role."""
 
     FOLLOWER = "follower"
     PRE_CANDIDATE = "pre_candidate"

@@ -1,4 +1,4 @@
-"""How long a follower waits before it asks for votes, in ticks."""
+"""How long a node waits before it asks for votes, in ticks."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def election_timeout_ticks(
 ) -> int:
     """How long to wait for a leader that is silent or unknown.
 
-    `better_regions`: those with voters, in which leadership is to be rather than here.
+    `better_regions`: how many regions with voters are preferred over this node's.
     """
-    assert election > 0, "an election timeout takes time"
+    assert election > 0, "an election timeout is positive"
     base = spread = election
     if is_alone:
         base = spread = 1
     elif is_suspecting:
-        # The leader is thought dead and a first attempt failed: try again well within the usual
-        # time-out, spread widely enough that two candidates don't keep splitting the vote.
+        # The leader is probably dead, and a first attempt failed. Try again well within the usual
+        # timeout, spread widely enough that two candidates don't keep splitting the vote.
         base = max(election // 5, 2)
         spread = 2 * base
     delay = better_regions * max(base // 2, 1)
-    # Each term without a leader doubles the timeout: disks or networks may be so slow that the next
-    # attempt would otherwise always come before the last one's votes.
+    # Each term without a leader doubles the timeout. On slow disks or networks the next attempt
+    # would otherwise always come before the votes of the last one.
     factor = 1 << min(terms_without_leader, 6)
     base = max(base, min(base * factor, 16 * election))
     spread = max(spread, min(spread * factor, 16 * election))
@@ -39,5 +39,5 @@ def election_timeout_ticks(
 def disconnect_timeout_ticks(
     election: int, before: int, *, better_regions: int, random_below: Callable[[int], int]
 ) -> int:
-    """How long to wait after the connection to the leader broke, behind `before` other voters."""
+    """How long to wait once the connection to the leader broke; `before` voters go first."""
     return 1 + 3 * before + random_below(3) + better_regions * max(election // 5, 2)

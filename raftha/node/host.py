@@ -66,6 +66,10 @@ class Host(CheckpointWriter, Protocol):
         """The turn is over: release the callers that got a result."""
         ...
 
+    def heal_log(self, lost_index: int) -> None:
+        """The log lacks acknowledged entries up to here: end the node, start it without its log."""
+        ...
+
     def end_healing(self, generation: int) -> None:
         """Make this healing generation durable, then call `Node.on_healed`."""
         ...

@@ -375,6 +375,8 @@ class Node:
             self._snapshots.on_offer(offer)
         if ready.healed is not None:
             self._host.end_healing(ready.healed)
+        if ready.lost_index:
+            self._host.heal_log(ready.lost_index)
 
     def _apply(self, entry: Entry) -> None:
         self._writes.on_applied(entry, self.state.apply(entry), self._turn_at)

@@ -1,7 +1,7 @@
 """What is open for one life of a node: its log, its state, its snapshots, and their threads.
 
 Theory of operation. A life begins when the files in the data directory are opened, and ends when
-they are closed: at a stop, or when the node installs a snapshot and is reopened with it. The owner
+they are closed: at a stop, or when the node is reopened, to install a snapshot or to heal. The owner
 (`runtime.py`) calls, once each and in this order:
 
 1. `open`: the log and the state, or a node that heals from their damage.
@@ -72,10 +72,12 @@ class NodeStorage:
         *,
         on_snapshot_error: Callable[[BaseException, bool], None],
         install: Callable[[], None],
+        lost: Corrupt | None = None,
     ) -> OpenNode:
         """Open log and state, with the received snapshot if one is ready; or leave nothing open.
 
-        `on_snapshot_error` and `install` are as in `SnapshotThread`.
+        `on_snapshot_error` and `install` are as in `SnapshotThread`. With `lost`, the log is set
+        aside as damaged, and the node heals.
         """
         with contextlib.ExitStack() as opened:
             node_files = DirectoryNodeFiles(
@@ -87,6 +89,8 @@ class NodeStorage:
                 self._on_damage,
             )
             opened.callback(node_files.close)
+            if lost is not None:
+                node_files.record_loss((LOG,), lost)
             open_node = open_or_heal(node_files)
             self._wal, self._store = open_node.wal, node_files.store
             self.snapshots = SnapshotThread(

@@ -125,8 +125,11 @@ class Runtime:
             forks.renew_in_child(self, Runtime._end_lease)
             opened.pop_all()
 
-    def _open(self) -> Node:
-        """Open log and state, with the received snapshot if one is ready, and make the node."""
+    def _open(self, lost: Corrupt | None = None) -> Node:
+        """Open log and state, with the received snapshot if one is ready, and make the node.
+
+        With `lost`, set the log aside: the leader knows of entries that it lacks.
+        """
         storage = NodeStorage(
             self.config,
             self._data,
@@ -136,7 +139,10 @@ class Runtime:
             self.emit,
         )
         open_node = storage.open(
-            self._machine, on_snapshot_error=self._on_snapshot_error, install=self._install
+            self._machine,
+            on_snapshot_error=self._on_snapshot_error,
+            install=partial(self._begin_again, "this node installs a snapshot of the state"),
+            lost=lost,
         )
         with contextlib.ExitStack() as opened:
             opened.callback(storage.abandon)
@@ -233,11 +239,8 @@ class Runtime:
             await self._transport.start()
         except (OSError, UnicodeError) as error:
             await self._close()
-            address = self.config.own_address
-            failure = ConfigError(
-                f"can't listen on {address}: {getattr(error, 'strerror', None) or error}"
-            )
-            self._started.put(failure)
+            reason = getattr(error, "strerror", None) or error
+            self._started.put(ConfigError(f"can't listen on {self.config.own_address}: {reason}"))
             return
         self.set_members(self.node.membership)
         self._started.put(None)
@@ -303,7 +306,7 @@ class Runtime:
         self._storage.close()
         return True
 
-    # ---------------------------------------------------------------- installing a snapshot
+    # ---------------------------------------------------------------- begin again
 
     @property
     def has_ended(self) -> bool:
@@ -314,23 +317,27 @@ class Runtime:
     def _is_reopening(self) -> bool:
         return self._reopening is not None and not self._reopening.done()
 
-    def _install(self) -> None:
-        """End the node, as a kill would, and reopen it with the snapshot that is ready.
+    def heal_log(self, lost_index: int) -> None:
+        found = f"entries up to {lost_index}, which this node acknowledged, are missing"
+        lost = Corrupt(self._data.path / "wal", 0, found)
+        self._call_node(self._begin_again, "this node heals from the loss of its log", lost)
 
-        From here on only the disk counts: opening decides from it whether the snapshot is still
-        needed. Operations that callers submit meanwhile wait.
+    def _begin_again(self, message: str, lost: Corrupt | None = None) -> None:
+        """End the node, as a kill would, and reopen it with what is on the disk.
+
+        Opening decides from the disk alone whether a received snapshot is still needed. Operations
+        that callers submit meanwhile wait.
         """
-        message = "this node installs a snapshot of the state"
         with self._submitted.lock:
-            self._reopening = self._loop.create_task(self._reopen())
+            self._reopening = self._loop.create_task(self._reopen(lost))
             self.node.fail("", Unavailable(message), Disconnected(message))
 
-    async def _reopen(self) -> None:
+    async def _reopen(self, lost: Corrupt | None) -> None:
         await self._transport.pause()
         try:
             if not await self._close_files():
                 raise StorageFailed("the disk hangs")
-            node = await self._loop.run_in_executor(None, self._open)
+            node = await self._loop.run_in_executor(None, self._open, lost)
         except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
             self._reopening = None
             self.node.failure = ""

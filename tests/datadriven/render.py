@@ -35,6 +35,7 @@ from raftha.events import (
     ReplicaBehindLog,
     ReplicaHealed,
     ReplicaHealing,
+    ReplicaLostLog,
     RoleChanged,
     SecondLeader,
 )
@@ -159,6 +160,8 @@ def _member_text(event: HaEvent) -> str:
             return f"{event.reporter} hears {event.other} as a second leader of term {event.term}"
         case HealingEnded():
             return f"{event.reporter} has healed"
+        case ReplicaLostLog():
+            return f"{event.reporter} learns that {event.node_id} lost {event.acknowledged}"
         case ReplicaHealing():
             return f"{event.reporter} learns that {event.node_id} heals"
         case ReplicaHealed():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -119,6 +120,26 @@ def test_a_log_that_is_damaged_in_the_middle_heals_from_the_others() -> None:
         cluster.start_node(hurt)
         check_whole(cluster, hurt, 65)
         assert quarantined(cluster.data_of(hurt)) == ["wal"]
+
+
+def test_a_directory_that_is_put_back_heals_while_its_leader_stays() -> None:
+    """Nothing on that disk says that it had more; the leader knows."""
+    with LocalCluster(3, settings=SETTINGS) as cluster:
+        write(cluster, 1, 0, 20)
+        hurt, leader = follower(cluster), cluster.wait_leader()
+        data, earlier = cluster.data_of(hurt), cluster.folder / "earlier"
+        cluster.kill(hurt)
+        shutil.copytree(data, earlier)
+        cluster.start_node(hurt)
+        write(cluster, leader, 20, 20)
+        cluster.wait_caught_up()
+        cluster.kill(hurt)
+        shutil.rmtree(data)
+        shutil.copytree(earlier, data)
+        cluster.start_node(hurt)
+        wait_until(lambda: quarantined(data) == ["wal"], "it didn't notice")
+        check_whole(cluster, hurt, 40)
+        assert "event=StorageDamaged" in cluster.log_path(hurt).read_text()
 
 
 def test_a_leaders_log_heals_as_well() -> None:

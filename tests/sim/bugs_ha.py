@@ -28,6 +28,17 @@ def campaigns_unasked() -> list[Patch]:
     return [(Election, "_campaigns_by_itself", lambda self: True)]
 
 
+def silent_leader_kept() -> list[Patch]:
+    """A learner, standby or healing member never loses a leader of which nothing comes."""
+    original = Election._lose_silent_leader
+
+    def lose_silent_leader(self: Election) -> None:
+        if self.is_voter:
+            original(self)
+
+    return [(Election, "_lose_silent_leader", lose_silent_leader)]
+
+
 def campaign_forgotten() -> list[Patch]:
     """A node that is asked to campaign does nothing about it."""
     return [(Raft, "campaign", lambda self: None)]
@@ -216,6 +227,7 @@ def election_measured_from_the_last_word() -> list[Patch]:
 
 BUGS: tuple[Bug, ...] = (
     campaigns_unasked,
+    silent_leader_kept,
     campaign_forgotten,
     others_not_asked,
     transfer_done_when_begun,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from raftha.core import Healed, Message
+from raftha.core import Append, Healed, Message
 from raftha.core.election import Election
+from raftha.core.follower import Follower
 from raftha.core.healing_generation import HealingGeneration
 from raftha.core.leader import Leadership
 from raftha.core.progress import Progress
@@ -103,6 +104,23 @@ def state_replaced_alone() -> list[Patch]:
     return [(SimulatedNodeFiles, "record_loss", record_loss)]
 
 
+def lost_tail_unnoticed() -> list[Patch]:
+    """A member believes its log, though its leader knows that it had more."""
+    return [(Follower, "_has_lost", lambda self, commit: False)]
+
+
+def loss_seen_everywhere() -> list[Patch]:
+    """A member takes an append that is ahead of its log for proof that it has lost entries."""
+    original = Follower.on_append
+
+    def on_append(self: Follower, message: Append) -> None:
+        if message.prev_index > self._log.last_index:
+            self._lost_index = message.prev_index
+        original(self, message)
+
+    return [(Follower, "on_append", on_append)]
+
+
 BUGS: tuple[Bug, ...] = (
     healing_node_votes,
     healing_node_counts,
@@ -111,4 +129,6 @@ BUGS: tuple[Bug, ...] = (
     damage_is_cut_off,
     loss_not_recorded,
     state_replaced_alone,
+    lost_tail_unnoticed,
+    loss_seen_everywhere,
 )

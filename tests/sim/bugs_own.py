@@ -11,6 +11,7 @@ from typing import Any
 
 from raftha.core import Append, Heartbeat, Message, Raft, RaftLog, Role, Write
 from raftha.core import leader as leader_module
+from raftha.core.follower import Follower
 from raftha.core.outbox import Outbox
 from raftha.entry import Entry, EntryKind, Group, HardState, LogPosition, make_entry
 from raftha.membership import Membership
@@ -46,13 +47,13 @@ def own_vote_before_durable() -> list[Patch]:
 
 def commit_taken_as_told() -> list[Patch]:
     """A follower's commit index is what the last heartbeat said, be it less than before."""
-    original = Raft._on_heartbeat
+    original = Follower.on_heartbeat
 
-    def on_heartbeat(self: Raft, message: Heartbeat) -> None:
-        self.log.commit_to(min(message.commit, self.log.last_index))
+    def on_heartbeat(self: Follower, message: Heartbeat) -> None:
+        self._log.commit_to(min(message.commit, self._log.last_index))
         original(self, message)
 
-    return [(Raft, "_on_heartbeat", on_heartbeat)]
+    return [(Follower, "on_heartbeat", on_heartbeat)]
 
 
 def lease_outlives_leadership() -> list[Patch]:

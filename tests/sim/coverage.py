@@ -48,6 +48,7 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("heard StorageFull", "calls refused for a full disk"),
         ("endured a sick disk", "times that a cluster had to go on beside one sick disk"),
         ("rot", "logs and states damaged"),
+        ("put back", "directories put back to earlier copies, which lack acknowledged entries"),
         ("damage found", "damages found, upon which the node begins to heal from the others"),
         ("healed", "nodes that healed, and vote again"),
         ("wiped", "nodes that lost their directories, and came back under their old ids"),

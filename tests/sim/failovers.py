@@ -47,7 +47,7 @@ class Failovers:
     def on_term(self, member: Member, term: int) -> None:
         """A member's term has risen."""
         clock = member.clock
-        last_contact_at = clock.at(member.last_leader_contact_at)
+        last_contact_at = clock.at(member.contact.last_at)
         self._seen[member.id].rises[term] = (clock.monotonic(), last_contact_at)
 
     def check_turn(self, member: Member) -> None:

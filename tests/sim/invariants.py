@@ -23,6 +23,7 @@ Chained hashes make this cheap: two logs that agree on one hash agree on all bef
     snapshots              a snapshot takes the place only of a log that doesn't hold what is in it
     log time               never goes back along the log, whatever the clocks of leaders do
     failovers              see `failovers.py`
+    silent leaders         see `contact.py`
     removed                who knows that it was removed neither leads nor campaigns
     healing                a member that heals votes for nobody, and isn't counted by who knows it;
                            what it did before it lost its log was then on its disk
@@ -32,6 +33,7 @@ A member that loses its log begins another *era*: its healing generation tells t
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
@@ -385,6 +387,22 @@ class Invariants:
         before = self._seen[member.id]
         seen = self._seen[member.id] = _Seen()
         seen.wiped = [*before.wiped, before.durable]
+
+    def copy_durable(self, member: Member) -> DurableLog | None:
+        """What is durable on this member's disk now; None if a write is under way, or a loss."""
+        seen = self._seen[member.id]
+        is_quiet = seen.writing is None and seen.reset is None and not member.node_files.lost
+        return copy.deepcopy(seen.durable) if is_quiet else None
+
+    def put_back(self, member: Member, durable: DurableLog) -> int:
+        """Its directory is an earlier copy, in which this was durable; how many entries it lost."""
+        seen = self._seen[member.id]
+        lost = seen.durable.last[0] - durable.last[0]
+        # It was acknowledged in its time, and the leader counts it until the loss is known.
+        seen.wiped = [*seen.wiped, seen.durable]
+        seen.durable, seen.writing, seen.reset = durable, None, None
+        seen.acknowledged = (0, 0)
+        return lost
 
     def _check_found(self, member: Member, wal: Wal, seen: _Seen) -> None:
         writing, durable = seen.writing, seen.durable

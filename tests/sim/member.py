@@ -31,12 +31,13 @@ from raftha.node.node import Node
 from raftha.node.operations import Operation
 from raftha.node.statistics import Statistics
 from raftha.storage.directory import datadir
-from raftha.storage.directory.healing import open_or_heal
+from raftha.storage.directory.healing import LOG, open_or_heal
 from raftha.storage.directory.replay import read_from
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.state import Frozen
 from tests.sim.clock import MemberClock
+from tests.sim.contact import LeaderContact
 from tests.sim.disk import SimulatedDisk
 from tests.sim.disk_faults import DiskFaults, SimulatedCrash
 from tests.sim.network import Network
@@ -73,10 +74,11 @@ class Member:
         """When it was handed operations last."""
         self.invited_at = -1.0
         """When it was asked last to campaign."""
-        self.last_leader_contact_at = 0.0
-        """When a message of the leader that it knew came last, at the latest."""
+        self.contact = LeaderContact(world)
         self.is_rotten = False
         """Whether something on its disk is damaged, and it hasn't found out yet."""
+        self.is_put_back = False
+        """Whether its directory is an earlier copy, which lacks what it acknowledged."""
         self.node: Node | None = None
         self.network: Network | None = None
         self.clock = MemberClock(world, world.stream(f"clock {node_id}"))
@@ -409,6 +411,7 @@ class Member:
 
     def _compact(self, frozen: Frozen, cut: LogCut, with_digest: bool) -> None:
         assert self.wal is not None
+        assert self.node is not None
         first_index = self.wal.first_index
         cut.apply(self.wal)
         if self.wal.first_index > frozen.position.index + 1:
@@ -425,18 +428,12 @@ class Member:
             digest, keys = self.store.digest()
         self._later(
             self.rng.uniform(0, 0.001),
-            self._on_checkpoint,
+            self.node.on_checkpoint,
             frozen.position,
             keys,
             digest,
             self.wal.first_index,
         )
-
-    def _on_checkpoint(
-        self, position: LogPosition, keys: int, digest: str, first_index: int
-    ) -> None:
-        assert self.node is not None
-        self.node.on_checkpoint(position, keys, digest, first_index)
 
     def _preallocate(self) -> None:
         """Make the next segment ahead of need: what `StorageThreads.preallocate` does."""
@@ -466,7 +463,8 @@ class Member:
 
         Healing must not hide mistakes: what no fault has damaged has to be whole.
         """
-        if not self.is_rotten and not self.node_files.is_healing:
+        was_put_back, self.is_put_back = self.is_put_back, False
+        if not (self.is_rotten or was_put_back or self.node_files.is_healing):
             raise Violation(f"node {self.id} finds damage where there was no rot: {found}")
         self._world.note(self.id, "damage found", f"lost {' '.join(parts)}: {found}")
         self._world.counts[f"lost {' and '.join(sorted(parts))}"] += 1
@@ -478,14 +476,19 @@ class Member:
         self._later(self.faults.pick_time(), self._run, self._end_healing, generation)
 
     def _end_healing(self, generation: int) -> None:
+        assert self.node is not None
         self.may_crash()
         self.node_files.end_healing(generation)
         self._world.note(self.id, "healed", f"generation {generation}")
-        self._later(self.rng.uniform(0, 0.001), self._on_healed, generation)
+        self._later(self.rng.uniform(0, 0.001), self.node.on_healed, generation)
 
-    def _on_healed(self, generation: int) -> None:
-        assert self.node is not None
-        self.node.on_healed(generation)
+    def heal_log(self, lost_index: int) -> None:
+        self._later(0.0, self._run, self._heal_log, lost_index)
+
+    def _heal_log(self, lost_index: int) -> None:
+        found = Corrupt(WAL, 0, f"entries up to {lost_index} are missing")
+        self.node_files.record_loss((LOG,), found)
+        self.crash(is_power_loss=False, is_silent=False)
 
     # ---------------------------------------------------------------- snapshots
 
@@ -493,12 +496,9 @@ class Member:
         """Do `work` when the disk gets to it, and `done` with its result `pause` later."""
 
         def run() -> None:
-            self._later(pause, self._on_done, done, work())
+            self._later(pause, done, work())
 
         self._later(self.faults.pick_time(), self._run, run)
-
-    def _on_done(self, done: Callable[[Any], None], result: Any) -> None:
-        done(result)
 
     def pick_pause(self, pauses: tuple[float, ...]) -> float:
         """How long something takes that may take long."""
@@ -556,6 +556,7 @@ class Member:
     def _tick(self) -> None:
         assert self.node is not None
         self.node.on_tick()
+        self.contact.on_tick(self.node.core)
         self._later(TICK_S / self.clock.rate, self._tick)
 
     # ---------------------------------------------------------------- Station
@@ -571,8 +572,7 @@ class Member:
         if type(message) in _INVITATIONS:
             self.invited_at = self._world.now
         self.node.on_message(message)
-        if message.sender == core.leader and core.term == term:
-            self.last_leader_contact_at = self._world.now
+        self.contact.on_message(core, term, message)
 
     def on_connected(self, peer: int) -> None:
         assert self.node is not None

@@ -136,6 +136,12 @@ class Network:
         self._is_calm = True
         self.blocked.clear()
 
+    def held_up_s(self) -> float:
+        """For how long messages that are late hold up those behind them."""
+        if not self._swarm.is_fifo:
+            return 0.0
+        return max(0.0, max(self._arrivals.values(), default=0.0) - self._world.now)
+
     def _link(self, one: int, other: int) -> Link:
         return self._links[(one, other) if one < other else (other, one)]
 

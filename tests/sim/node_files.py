@@ -68,11 +68,11 @@ class SimulatedNodeFiles:
 
     def record_loss(self, parts: Collection[str], found: Corrupt) -> None:
         self._keeper.may_crash()
+        self._keeper.on_damage(parts, found)  # It asks about the time before the loss.
         self._losses += 1
         self.lost = {part: f"{part}-{self._losses}" for part in sorted(parts)}
         if LOG in parts:
             self.healing_generation += 2 if self.is_healing else 1
-        self._keeper.on_damage(parts, found)
         self._keeper.may_crash()
 
     def set_aside(self, part: str) -> None:

@@ -140,6 +140,8 @@ class Swarm:
     is_lease_changing: bool = False
     """Whether members start with other lease settings now and then."""
     lease_readers: int = 0
+    rollback_every_s: float = 0.0
+    """Data directories are put back to earlier copies; see `rollbacks.py`."""
     thread_pause_s: float = 0.0
     """How long a reader's thread may be paused in the middle of a lease read, on average."""
 

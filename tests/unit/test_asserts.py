@@ -60,7 +60,7 @@ def append_after(change: Callable[[LogPosition], LogPosition]) -> Callable[[], N
 
 LOG: dict[str, Row] = {
     "commit back": (lambda: log_with().commit_to(2), "commit never goes back"),
-    "commit ahead": (lambda: log_with().commit_to(6), "what is committed is in the log"),
+    "commit ahead": (lambda: log_with().commit_to(6), "committed entries are in the log"),
     "committed replaced": (
         lambda: log_with()._extend(tuple(chain(1, 1, 2)[2:])),
         "committed entries are never replaced (R6)",
@@ -75,12 +75,12 @@ LOG: dict[str, Row] = {
     ),
     "append with a gap": (
         append_after(lambda last: last._replace(index=7)),
-        "a leader appends behind its last entry",
+        "a leader appends after its last entry",
     ),
     "time back": (append_after(lambda last: last._replace(time_us=0)), "log time never goes back"),
     "sequence back": (
         append_after(lambda last: last._replace(last_sequence=0)),
-        "commands are counted on",
+        "command numbers never go back",
     ),
     "term back": (
         lambda: log_with().append(chain(*[1] * 6)[-1]),
@@ -89,39 +89,39 @@ LOG: dict[str, Row] = {
     "applied back": (lambda: log_with().mark_applied(1), "entries are applied in order"),
     "uncommitted applied": (
         lambda: log_with().mark_applied(4),
-        "what is applied is committed (R5)",
+        "applied entries are committed (R5)",
     ),
     "undurable applied": (
         lambda: log_with(persisted=2).mark_applied(3),
-        "what is applied is durable here (R5)",
+        "applied entries are durable here (R5)",
     ),
     "commit behind applied": (
         lambda: log_with(commit=1).check(),
-        "what is applied is committed (R5)",
+        "applied entries are committed (R5)",
     ),
     "persisted behind applied": (
         lambda: log_with(persisted=1).check(),
-        "what is applied is durable here (R5)",
+        "applied entries are durable here (R5)",
     ),
     "persisted ahead of written": (
         lambda: log_with(written=4).check(),
-        "what is durable was handed out to be written",
+        "durable entries were handed out for writing",
     ),
     "written ahead of the log": (
         lambda: log_with(written=6).check(),
-        "what was handed out to be written is in the log",
+        "entries handed out for writing are in the log",
     ),
     "window cut too far": (
         lambda: log_with(applied=-1).check(),
-        "memory has all that isn't applied",
+        "memory has all entries that aren't applied",
     ),
     "no membership there": (
         membership_of_another_entry,
-        "the membership that holds is an entry of the log",
+        "the membership in force is an entry of the log",
     ),
     "read behind the window": (
         lambda: log_with().between(3, 6),
-        "there are no such entries yet",
+        "the entries exist",
     ),
     "a log with a gap": (
         lambda: RaftLog(1, LOG_START, chain(1, 1)[1:], 1, Membership.first({1: "127.0.0.1:1"})),
@@ -213,8 +213,8 @@ def lead_and_follow() -> None:
 
 ELECTION: dict[str, Row] = {
     "term back": (lambda: candidate()._become_follower(0, None), "a term never goes back"),
-    "second vote": (vote_again, "a vote is given once a term (R1)"),
-    "second vote on disk": (write_another_vote, "a vote is given once a term (R1)"),
+    "second vote": (vote_again, "a node votes once a term (R1)"),
+    "second vote on disk": (write_another_vote, "a node votes once a term (R1)"),
     "term back on disk": (write_an_earlier_term, "a term never goes back"),
     "leader campaigns": (
         lambda: leader()._election._campaign(pre=True),
@@ -231,8 +231,8 @@ ELECTION: dict[str, Row] = {
         "a candidate's own vote is durable before it counts (R1)",
     ),
     "too few votes": (lead_without_votes, "a leader has the votes of a quorum of voters"),
-    "two leaders": (follow_two, "there is one leader a term"),
-    "leads and follows": (lead_and_follow, "a node leads if it won the term"),
+    "two leaders": (follow_two, "a term has one leader"),
+    "leads and follows": (lead_and_follow, "a node leads only a term that it has won"),
 }
 
 
@@ -344,33 +344,33 @@ def healing_back() -> None:
 LEADER: dict[str, Row] = {
     "log cut": (
         lambda: cut_leader().propose(b"", 0, 0),
-        "a leader's log is never cut, nor added to",
+        "only this leader changes its log, by appending",
     ),
-    "leadership forgotten": (forget_the_leadership, "a leader has a leadership, no other"),
+    "leadership forgotten": (forget_the_leadership, "a leader has a leadership, no other node has"),
     "takes entries": (take_entries_as_leader, "a leader only adds to its log"),
     "lease of a follower": (lease_of_a_follower, "only a leader has a lease"),
     "lease in a transfer": (lease_in_a_transfer, "no lease in a transfer (L4)"),
     "lease too early": (
         lease_without_commit,
-        "no lease before an own entry is committed (L4)",
+        "no lease before an entry of this term is committed (L4)",
     ),
     "no quorum": (
         lambda: commit_by(1),
-        "what is committed is on the disks of a quorum (R3)",
+        "committed entries are on the disks of a quorum (R3)",
     ),
     "older term": (
         lambda: commit_by(2, begins_at=3),
-        "only entries of the own term are committed by counting (R4)",
+        "only entries of this term are committed by counting (R4)",
     ),
     "more than the leader": (follower_ahead, "no disk has more than the leader's log"),
-    "next beyond the log": (send_beyond_the_log, "what is sent next is in the log"),
+    "next beyond the log": (send_beyond_the_log, "the next entry to send is in the log"),
     "overlapping changes": (overlapping_changes, "one change of membership at a time"),
     "change too early": (
         change_before_commit,
-        "a change of membership waits for an entry of the own term",
+        "a change of membership waits for an entry of this term",
     ),
     "two nodes at once": (change_of_two, "memberships differ by one node"),
-    "leader goes": (change_without_the_leader, "a leader hands over before it goes"),
+    "leader goes": (change_without_the_leader, "a leader hands over before it leaves"),
     "healing generation back": (healing_back, "a healing generation never goes back"),
 }
 
@@ -427,15 +427,15 @@ def write_twice() -> None:
 PARTS: dict[str, Row] = {
     "sent in PROBE": (
         lambda: progress(Mode.PROBE).sent(4, 1),
-        "appends go out back to back only to REPLICATE",
+        "appends go out back to back only in REPLICATE",
     ),
     "sent twice": (
         lambda: progress(Mode.REPLICATE).sent(3, 1),
-        "an append goes on where the last one ended",
+        "an append begins where the last one ended",
     ),
     "probed in REPLICATE": (
         lambda: progress(Mode.REPLICATE).probed(1, 4),
-        "probes go out in PROBE only",
+        "probes go out only in PROBE",
     ),
     "probed too early": (
         lambda: progress(Mode.PROBE).probed(1, 2),
@@ -447,12 +447,12 @@ PARTS: dict[str, Row] = {
     ),
     "round without reads": (
         lambda: ReadRounds().begin(1),
-        "a round is for reads that wait",
+        "a round has reads to answer",
     ),
     "round in a round": (second_round, "one round at a time"),
     "read index back": (lambda: round_of(4), "a read index never goes back"),
     "no round": (lambda: ReadRounds().finish(), "a round ends after it began"),
-    "sent too early": (send_before_durable, "all is durable when nothing is written"),
+    "sent too early": (send_before_durable, "without a write under way, the whole log is durable"),
     "written twice": (write_twice, "writes complete in the order they were taken (O3)"),
     "lease of nobody": (
         lambda: core(lease_ms=10).leases.renew([], 1),

@@ -143,3 +143,24 @@ def test_late_rejections_do_not_have_everything_sent_again_each(progress: Progre
     assert progress.mode is Mode.REPLICATE
     progress.has_fallen_back = False  # As a heartbeat's reply has it.
     assert progress.reject(12, 12)
+
+
+def test_a_follower_that_rejects_its_own_acknowledgement_is_not_sent_it_again(
+    progress: Progress,
+) -> None:
+    """It has lost what it had; it is about to learn of that, and will say so."""
+    progress.acknowledge(12)
+    progress.probe()
+    progress.probed(1, 13)
+    assert progress.has_gone_back(12)
+    assert not progress.reject(12, 5)
+    assert progress.is_paused
+    assert (progress.match, progress.next) == (12, 13)
+    assert not progress.has_gone_back(12), "once for each"
+
+
+def test_a_late_rejection_does_not_say_that_a_follower_has_gone_back(progress: Progress) -> None:
+    progress.probed(1, 10)
+    assert not progress.has_gone_back(10), "nothing was acknowledged yet"
+    progress.acknowledge(12)
+    assert not progress.has_gone_back(10), "it was sent before the acknowledgement"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from raftha.core import (
@@ -15,7 +17,7 @@ from raftha.core import (
     VoteRequest,
 )
 from raftha.entry import EntryKind, HardState
-from raftha.events import LeaderLost
+from raftha.events import LeaderElected, LeaderLost
 from tests.support.core import (
     ELECTION_TICKS,
     Net,
@@ -419,3 +421,78 @@ def test_a_leader_that_resigns_lets_the_others_campaign_first() -> None:
             net.run()
     assert leader.leader in (2, 3)
     assert leader.term > term
+
+
+# ---------------------------------------------------------------- silent leaders
+
+
+def without_a_vote() -> Raft:
+    """Node 4, which the log doesn't name: a learner that has no entry yet."""
+    return core(4)
+
+
+def healing_voter() -> Raft:
+    return core(1, healing_generation=1)
+
+
+def removed_voter() -> Raft:
+    raft = core()
+    raft.removed()
+    return raft
+
+
+CANNOT_CAMPAIGN = pytest.mark.parametrize("make", [without_a_vote, healing_voter, removed_voter])
+
+
+@CANNOT_CAMPAIGN
+def test_a_node_that_cannot_campaign_loses_a_silent_leader(make: Callable[[], Raft]) -> None:
+    raft = make()
+    follow(raft)
+    raft.ready()
+    for _ in range(2 * ELECTION_TICKS):
+        raft.tick()
+    assert (raft.role, raft.leader) == (Role.FOLLOWER, None)
+    (lost,) = [event for event in raft.ready().events if isinstance(event, LeaderLost)]
+    assert (lost.leader, lost.reason) == (2, "timeout")
+
+
+@CANNOT_CAMPAIGN
+def test_a_node_that_cannot_campaign_keeps_a_live_leader(make: Callable[[], Raft]) -> None:
+    raft = make()
+    follow(raft)
+    for _ in range(10 * ELECTION_TICKS):
+        raft.tick()
+        step(raft, Heartbeat(raft.id, 2, 1, 0, 0))
+    assert raft.leader == 2
+
+
+def test_reads_are_not_sent_to_a_leader_that_is_silent() -> None:
+    raft = without_a_vote()
+    follow(raft)
+    assert raft.read_index(1)
+    for _ in range(2 * ELECTION_TICKS):
+        raft.tick()
+    assert not raft.read_index(2)
+
+
+def test_a_node_without_a_vote_follows_its_leader_again_when_that_returns() -> None:
+    raft = without_a_vote()
+    follow(raft)
+    for _ in range(2 * ELECTION_TICKS):
+        raft.tick()
+    raft.ready()
+    raft.step(Heartbeat(raft.id, 2, 1, 0, 0))
+    assert [event.leader for event in raft.ready().events if isinstance(event, LeaderElected)] == [
+        2
+    ]
+
+
+def test_a_voter_whose_vote_is_on_its_way_to_the_disk_loses_a_silent_leader() -> None:
+    """It can't ask for votes until its last one is durable; its status is true all the same."""
+    raft = core()
+    follow(raft)
+    raft.step(Heartbeat(1, 3, 2, 0, 0))
+    raft.ready()
+    for _ in range(2 * ELECTION_TICKS):
+        raft.tick()
+    assert (raft.role, raft.leader) == (Role.FOLLOWER, None)

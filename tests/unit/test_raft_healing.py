@@ -10,13 +10,16 @@ from raftha.core import (
     Healed,
     Heartbeat,
     HeartbeatReply,
+    Message,
     Raft,
     Role,
     TimeoutNow,
     VoteReply,
     VoteRequest,
 )
+from raftha.entry import HardState
 from raftha.errors import TransferFailed
+from raftha.events import HaEvent, ReplicaLostLog
 from tests.support.core import ELECTION_TICKS, become_leader, chain, core, only, settle, step
 
 HEALING = 1
@@ -130,3 +133,84 @@ def test_it_has_healed_when_it_holds_what_a_majority_without_it_has() -> None:
     raft.step(HeartbeatReply(1, 3, 1, 0, healing_generation=HEALING + 1))
     assert not raft.progress[3].is_healing
     assert raft.progress[3].match == confirmed, "what it acknowledged while it healed counts now"
+
+
+# ---------------------------------------------------------------- a lost tail
+
+
+def holder(generation: int = 0) -> Raft:
+    """Node 3 with two entries of term 1, in term 1."""
+    return core(3, 1, 1, healing_generation=generation)
+
+
+def beat(commit: int, *, term: int = 1, generation: int = 0) -> Heartbeat:
+    return Heartbeat(
+        to=3, sender=1, term=term, commit=commit, read_round=0, healing_generation=generation
+    )
+
+
+def lost_after(raft: Raft, message: Message) -> int:
+    raft.step(message)
+    return raft.ready().lost_index
+
+
+def test_a_commit_index_beyond_the_log_proves_that_acknowledged_entries_are_lost() -> None:
+    raft = holder()
+    assert lost_after(raft, beat(3)) == 3
+    assert raft.log.commit == 0, "nothing is committed upon it"
+    assert raft.ready().lost_index == 0, "it is reported once"
+
+
+def test_a_lost_tail_is_noticed_even_if_the_term_was_lost_with_it() -> None:
+    assert lost_after(holder(), beat(3, term=2)) == 3
+
+
+def test_a_commit_index_within_the_log_proves_nothing() -> None:
+    raft = holder()
+    assert lost_after(raft, beat(2)) == 0
+    assert raft.log.commit == 2
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(1, 0), (2, 1), (2, 0), (0, 1)])
+def test_a_heartbeat_of_another_generation_proves_no_loss(mine: int, theirs: int) -> None:
+    """It was sent before the loss, or the end of healing, was known."""
+    assert lost_after(holder(mine), beat(3, generation=theirs)) == 0
+
+
+def test_a_heartbeat_of_an_earlier_term_proves_no_loss() -> None:
+    """What was acknowledged to that leader may have been cut off since."""
+    raft = core(3, 1, 1, hard_state=HardState(2, 0, 0))
+    assert lost_after(raft, beat(3)) == 0
+
+
+def test_an_append_ahead_of_the_log_proves_no_loss() -> None:
+    """A new leader begins behind its own last entry, on trial."""
+    assert lost_after(holder(), Append(3, 1, 1, 7, 1, 7, 0, ())) == 0
+
+
+def test_a_follower_that_lost_its_tail_is_reported_and_sent_nothing_again() -> None:
+    raft = leader()
+    raft.propose(b"", 0, 0)
+    step(raft, AppendReply(1, 2, 1, True, 2, 0, 0))
+    raft.connected(2)
+    settle(raft)
+    sent = []
+    events: list[HaEvent] = []
+    for _ in range(3):
+        raft.step(AppendReply(1, 2, 1, False, 2, 1, 1))
+        ready = raft.ready()
+        sent += only(Append, ready.messages)
+        events += ready.events
+    assert not sent
+    (lost,) = [event for event in events if isinstance(event, ReplicaLostLog)]
+    assert (lost.node_id, lost.acknowledged) == (2, 2)
+
+
+def test_a_follower_that_lost_its_tail_is_sent_all_of_it_once_it_heals() -> None:
+    raft = leader()
+    raft.propose(b"", 0, 0)
+    step(raft, AppendReply(1, 2, 1, True, 2, 0, 0))
+    raft.connected(2)
+    settle(raft)
+    sent = step(raft, AppendReply(1, 2, 1, False, 2, 0, 0, healing_generation=HEALING))
+    assert (0, 1) in [(m.prev_index, m.entries[0].index) for m in only(Append, sent) if m.entries]
