@@ -1,8 +1,8 @@
 """What is open for one life of a node: its log, its state, its snapshots, and their threads.
 
 Theory of operation. A life begins when the files in the data directory are opened, and ends when
-they are closed: at a stop, or when the node is reopened, to install a snapshot or to heal. The owner
-(`runtime.py`) calls, once each and in this order:
+they are closed: at a stop, or when the node is reopened, to install a snapshot or to heal. Its
+owner (`runtime.py`) calls, once each and in this order:
 
 1. `open`: the log and the state, or a node that heals from their damage.
 2. `make_threads`, with the node that it made from them.
