@@ -70,7 +70,7 @@ def test_a_question_is_answered_with_results_that_can_be_read(
     assert not [m for m in results.measurements if m.metric == "failed" and m.values != [0]]
 
 
-def test_what_can_be_asked_is_listed() -> None:
+def test_the_list_has_every_question() -> None:
     done = run()
     assert done.returncode == 2
     for name, says in {**QUESTIONS, **ALONE, **READERS}.items():

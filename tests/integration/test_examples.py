@@ -347,7 +347,7 @@ def test_a_node_in_a_worker_of_gunicorn_survives_the_worker(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_node_started_by_gunicorn_s_master_is_a_clear_error_in_workers(
+def test_a_node_started_by_gunicorns_master_is_a_clear_error_in_workers(
     tmp_path: Path,
 ) -> None:
     members = {1: free_addresses(1)[0]}

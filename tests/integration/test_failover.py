@@ -109,7 +109,7 @@ def test_a_leader_that_is_restarted_in_order_is_one_failover(observed: Observed)
     assert completed.is_planned, "it hands over before it stops"
 
 
-def test_the_one_that_takes_over_reports_it_as_well(observed: Observed) -> None:
+def test_the_new_leader_reports_the_failover_as_well(observed: Observed) -> None:
     observed.lead(2)
     observed.ha.failover_to(OWN)
     started, completed = observed.one_failover()

@@ -173,7 +173,7 @@ def test_log_and_state_both_damaged_heal_from_nothing() -> None:
 
 
 @pytest.mark.parametrize("part", ["log", "header"])
-def test_a_node_that_is_alone_keeps_its_hands_off(tmp_path: Path, part: str) -> None:
+def test_a_node_without_peers_does_not_touch_damaged_files(tmp_path: Path, part: str) -> None:
     (address,) = free_addresses(1)
     config = make_config(tmp_path, 1, {1: address})
     node = raftha.HaManager(config)
@@ -211,7 +211,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         node.stop()
 
 
-def test_who_heals_counts_for_nothing_until_a_majority_without_it_is_there(
+def test_a_healing_node_does_not_count_until_the_others_are_a_majority(
     cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "raftha")

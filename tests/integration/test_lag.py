@@ -75,7 +75,7 @@ def watched(*, leads: bool = True) -> Iterator[Watched]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leads", [True, False])
-def test_lag_grows_while_a_follower_is_stopped_though_nothing_is_written(leads: bool) -> None:
+def test_lag_grows_while_a_follower_is_stopped_even_without_writes(leads: bool) -> None:
     """Seen alike by the leader, and by a follower, whom the leader tells."""
     with watched(leads=leads) as node:
         sequence = node.ha.get_status().sequence
@@ -158,7 +158,7 @@ def test_a_change_of_leader_is_no_loss_of_the_quorum() -> None:
 
 
 @pytest.mark.slow
-def test_why_a_connection_ended_is_said() -> None:
+def test_the_end_of_a_connection_has_a_reason() -> None:
     with watched() as node:
 
         def has_gone(node_id: int, reason: str) -> bool:
@@ -237,7 +237,7 @@ def test_a_node_that_joins_is_announced_and_first_syncs(tmp_path: Path) -> None:
         two.replication.remove_replica(1, timeout=60)
 
 
-def test_a_node_that_finds_nobody_is_initializing_and_then_failed(tmp_path: Path) -> None:
+def test_a_node_that_finds_no_peer_is_initializing_and_then_failed(tmp_path: Path) -> None:
     members = dict(enumerate(free_addresses(3), start=1))
     config = replace(make_config(tmp_path, 1, members), max_replication_lag_ms=200)
     with raftha.HaManager(config) as alone:
@@ -247,7 +247,7 @@ def test_a_node_that_finds_nobody_is_initializing_and_then_failed(tmp_path: Path
     assert alone.replication.get_state() is ReplicationState.FAILED
 
 
-def test_what_would_be_lost_with_the_node_is_what_has_no_outcome(tmp_path: Path) -> None:
+def test_the_recovery_point_counts_commands_without_an_outcome(tmp_path: Path) -> None:
     members = dict(enumerate(free_addresses(3), start=1))
     with raftha.HaManager(make_config(tmp_path, 1, members)) as alone:
         assert alone.get_status().rpo_commands == 0

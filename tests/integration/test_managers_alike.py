@@ -84,7 +84,7 @@ def test_both_replication_managers_have_the_same_names_and_signatures() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(methods(raftha.aio.HaManager)))
-def test_the_asynchronous_manager_s_methods_are_awaited(name: str) -> None:
+def test_methods_of_the_asynchronous_manager_are_awaited(name: str) -> None:
     method = getattr(raftha.aio.HaManager, name)
     assert inspect.iscoroutinefunction(method) == (name not in NOT_AWAITED)
 
@@ -391,7 +391,7 @@ def test_calls_to_a_node_that_hangs_end_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_can_t_be_started_says_so_alike(tmp_path: Path) -> None:
+def test_both_managers_refuse_the_same_starts(tmp_path: Path) -> None:
     (tmp_path / "blocking").write_text("")
     (tmp_path / "awaited").write_text("")
     with ways(tmp_path) as (blocking, awaited):

@@ -81,7 +81,7 @@ def test_the_new_majority_counts_after_a_change(cluster: Cluster) -> None:
         cluster.nodes[5].put(b"two of five", b"don't", timeout=1)
 
 
-def test_a_removed_follower_learns_it_and_harms_nobody(cluster: Cluster) -> None:
+def test_a_removed_follower_learns_it_and_does_no_harm(cluster: Cluster) -> None:
     leader = cluster.leader()
     gone = next(i for i in cluster.nodes if i != leader)
     kept = next(i for i in cluster.nodes if i not in (leader, gone))
@@ -203,7 +203,7 @@ def test_one_change_at_a_time(cluster: Cluster) -> None:
         (7, "nonsense", "host:port"),
     ],
 )
-def test_a_change_that_cant_be_is_refused(
+def test_an_impossible_change_is_refused(
     cluster: Cluster, node_id: int, address: str, message: str
 ) -> None:
     for node in cluster.nodes.values():

@@ -98,7 +98,7 @@ def start_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, dela
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "delay_s"), [(1, 0.03), (1, 0.1), (3, 0.1), (3, 0.25)])
-def test_a_slow_disk_doesn_t_keep_a_leader_from_being_elected(
+def test_a_slow_disk_does_not_keep_a_leader_from_being_elected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, delay_s: float
 ) -> None:
     start_slow(tmp_path, monkeypatch, count, delay_s)
@@ -131,7 +131,7 @@ def test_a_leader_whose_disk_fails_ends_and_the_others_go_on(cluster: Cluster) -
 
 
 @pytest.mark.slow
-def test_a_follower_whose_disk_fails_is_missed_by_nobody_and_can_come_back(
+def test_a_follower_whose_disk_fails_stops_no_writes_and_can_come_back(
     cluster: Cluster,
 ) -> None:
     nodes, disks = cluster
@@ -197,7 +197,7 @@ def is_refusing(node: raftha.HaManager) -> bool:
 
 
 @pytest.mark.slow
-def test_every_caller_hears_of_the_failure_at_once(cluster: Cluster) -> None:
+def test_every_caller_gets_the_failure_at_once(cluster: Cluster) -> None:
     """None of them waits for its deadline, which is 20 s away."""
     nodes, disks = cluster
     failed = leader_of(nodes)

@@ -63,7 +63,7 @@ def test_without_automatic_failover_an_operator_promotes_a_follower(tmp_path: Pa
             assert second.get_status().is_primary
 
 
-def test_with_quorum_lost_nobody_is_promoted_and_it_is_said(tmp_path: Path) -> None:
+def test_without_a_quorum_no_node_is_promoted_and_the_call_fails(tmp_path: Path) -> None:
     with running(tmp_path, auto_failover=False) as nodes:
         old = leader_of(nodes[1])
         first, second = (node for i, node in nodes.items() if i != old)

@@ -77,7 +77,7 @@ def test_a_survivor_becomes_the_cluster_and_new_nodes_join(
         cluster.add_replica(lost[0])
 
 
-def test_what_was_done_is_written_down(cluster: LocalCluster) -> None:
+def test_the_recovery_leaves_a_record(cluster: LocalCluster) -> None:
     cluster.stop()
     before = recover(cluster, 2, "--dry-run", "--json")
     plan = json.loads(before.stdout)
@@ -98,7 +98,7 @@ def test_what_was_done_is_written_down(cluster: LocalCluster) -> None:
     assert "the only voter already" in again.stderr
 
 
-def test_nothing_is_done_unasked_or_while_it_may_do_harm(cluster: LocalCluster) -> None:
+def test_a_recovery_needs_consent_and_refuses_while_it_may_do_harm(cluster: LocalCluster) -> None:
     running = recover(cluster, 1, "--yes")
     assert running.returncode == 2
     assert "in use by another process" in running.stderr

@@ -418,7 +418,7 @@ def test_status_finds_its_way_in(
     assert runner.invoke(app, ["status", address, "--token-file", str(token)]).exit_code == 2
 
 
-def test_without_tls_nobody_gets_further(address: str) -> None:
+def test_without_tls_no_client_gets_further(address: str) -> None:
     with pytest.raises((Disconnected, Unavailable)):
         call(address, ("PING",), 5)
     assert b"PONG" not in talk(address, pack_request(("PING",)), is_last=False)
@@ -449,7 +449,7 @@ def test_connections_over_the_limit_are_closed_and_the_others_stay(
             assert time.monotonic() < deadline
 
 
-def test_a_request_that_makes_no_sense_is_told_so_over_tls(
+def test_a_malformed_request_gets_an_error_reply_over_tls(
     address: str, made: dict[int, Made]
 ) -> None:
     with (
@@ -485,7 +485,7 @@ def plain_address(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     host.run(server.stop())
 
 
-def test_who_does_not_authenticate_has_little_time_and_little_room(plain_address: str) -> None:
+def test_a_client_without_a_token_has_little_time_and_little_room(plain_address: str) -> None:
     assert call(plain_address, ("SET", "a", b"x" * UNKNOWN_BYTES_MAX), 10, Access(TOKEN)) == b"OK"
     with pytest.raises(ReplyError, match="NOAUTH"):
         call(plain_address, ("GET", "a"), 10)
@@ -511,7 +511,7 @@ def test_wrong_tokens_are_logged_without_the_token(
     assert "guess" not in caplog.text
 
 
-def test_a_server_whose_token_can_not_be_read_does_not_start(tmp_path: Path) -> None:
+def test_a_server_whose_token_cannot_be_read_does_not_start(tmp_path: Path) -> None:
     peer, listen = free_addresses(2)
     table = {
         "node_id": 1, "data_dir": str(tmp_path / "data"), "members": {"1": peer},

@@ -142,7 +142,7 @@ def test_without_a_majority_operators_hear_soon_that_nothing_is_changed() -> Non
             assert "nothing was changed" in result.stderr
 
 
-def test_a_member_whose_region_is_not_said_is_in_the_first_there_is(tmp_path: Path) -> None:
+def test_a_member_added_without_a_region_is_in_the_first_region(tmp_path: Path) -> None:
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
     with raftha.HaManager(replace(config, regions=("near", "far"))) as one:
         one.put(b"led", b"by", timeout=30)

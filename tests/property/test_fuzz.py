@@ -133,7 +133,7 @@ def test_commands_of_garbage_are_commands_or_none(data: bytes, count: int) -> No
 
 
 @given(st.dictionaries(st.text(max_size=3), VALUES))
-def test_a_certificate_with_other_fields_is_for_nobody(fields: dict[str, Any]) -> None:
+def test_a_certificate_with_other_fields_names_no_node(fields: dict[str, Any]) -> None:
     assert certified_uri(fields) == ""
 
 

@@ -176,7 +176,7 @@ def test_each_request_has_exactly_one_reply_and_it_is_its_own(
     play(script)
 
 
-def test_requests_left_open_at_the_end_are_not_answered_by_another_ones_reply() -> None:
+def test_requests_open_at_the_end_get_their_own_replies_in_order() -> None:
     """A client that closes its side while reads are under way still gets the replies in order."""
 
     async def script(scene: Scene) -> None:

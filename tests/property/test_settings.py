@@ -219,7 +219,7 @@ def test_an_unknown_setting_is_answered_with_the_closest(table: dict[str, Any], 
     assert hint in str(caught.value)
 
 
-def test_an_id_that_stands_twice_is_refused() -> None:
+def test_a_duplicate_id_is_refused() -> None:
     members = {"1": "127.0.0.1:7101", "01": "127.0.0.1:7102"}
     with pytest.raises(ConfigError, match="members names 1 twice"):
         HaConfig.from_mapping({**NODE, "members": members})

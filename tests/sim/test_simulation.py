@@ -68,7 +68,7 @@ def test_a_seed_tells_the_same_story_in_any_process() -> None:
         assert told.stdout.split() == [str(here.events), str(here.digest)]
 
 
-def test_a_failing_seed_says_what_is_violated_and_what_led_there() -> None:
+def test_a_failing_seed_reports_the_violation_and_the_events_before_it() -> None:
     outcome = find("acknowledge_before_fsync", seeds=20)
     assert outcome is not None
     assert "on its disk" in outcome.violation

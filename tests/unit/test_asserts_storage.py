@@ -208,7 +208,7 @@ def test_the_identity(tmp_path: Path, act: Callable[[DataDirectory], None], says
         data.close()
 
 
-def test_healing_ends_in_the_next_epoch(tmp_path: Path) -> None:
+def test_healing_ends_in_the_next_generation(tmp_path: Path) -> None:
     data = DataDirectory(tmp_path, "c", 1)
     data.record_loss(("log",))
     expect(lambda: data.end_healing(3), "healing ends in the next generation")

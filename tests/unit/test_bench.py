@@ -42,7 +42,7 @@ def make(values: list[float], better: Better = "higher", sync_ms: float = 0.1) -
 # --------------------------------------------------------------------------- connections
 
 
-def test_who_asks_on_a_connection_that_was_lost_is_told() -> None:
+def test_a_call_on_a_lost_connection_ends_with_an_error() -> None:
     async def ask() -> None:
         hung_up = asyncio.Event()
 
@@ -117,7 +117,7 @@ def test_a_quantile_is_the_value_at_the_nearest_rank(q: float, expected: float) 
     assert quantile([1, 2, 3, 4], q) == expected
 
 
-def test_what_a_process_measured_survives_its_way_to_another() -> None:
+def test_measurements_survive_the_way_between_processes() -> None:
     taken = Taken(2.0, array("d", [0.1, 0.3]), array("d", [5.0, 6.0]), 1, 0.5)
     assert Taken.from_dict(taken.as_dict()) == taken
 
@@ -210,7 +210,9 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
         ("{", "["),
     ],
 )
-def test_a_file_that_is_not_as_described_is_refused(right: str, wrong: str, tmp_path: Path) -> None:
+def test_a_file_that_does_not_match_its_description_is_refused(
+    right: str, wrong: str, tmp_path: Path
+) -> None:
     path = tmp_path / "results.json"
     make([1.0]).write(path)
     text = path.read_text()

@@ -343,7 +343,7 @@ def test_a_refused_write_is_not_sent_again() -> None:
     ],
     ids=["never taken", "lost, then never taken", "no session", "no answer"],
 )
-def test_once_ends_at_its_deadline_with_what_is_known(
+def test_once_ends_at_its_deadline_with_the_outcome_known_so_far(
     script: Script, error: type[Exception]
 ) -> None:
     async def main() -> None:
@@ -368,7 +368,7 @@ def test_each_connection_shows_the_token_before_anything_else() -> None:
     asyncio.run(main())
 
 
-def test_a_wrong_token_is_said_at_once() -> None:
+def test_a_wrong_token_is_reported_at_once() -> None:
     async def main() -> None:
         async with ScriptedServer(lambda _: b"-WRONGPASS no\r\n") as server:
             async with Client([server.address], token="the token") as client:

@@ -24,7 +24,7 @@ def folder(disk: Disk, tmp_path: Path) -> str:
     return path
 
 
-def test_what_is_written_is_read(disk: Disk, folder: str) -> None:
+def test_written_bytes_are_read_back(disk: Disk, folder: str) -> None:
     handle = disk.open(f"{folder}/x", create=True)
     disk.pwrite(handle, b"hello", 0)
     disk.pwrite(handle, b"p!", 3)

@@ -100,7 +100,7 @@ def test_a_closed_stream_ends_and_gets_nothing_more() -> None:
     assert bus.dropped == 0
 
 
-def test_a_stream_that_nobody_holds_is_forgotten() -> None:
+def test_a_stream_without_references_is_forgotten() -> None:
     bus = EventBus(queue_events_max=1)
     stream = EventStream(bus.subscribe())
     del stream
@@ -137,7 +137,7 @@ def test_an_asynchronous_stream_gives_the_same_events_on_any_loop() -> None:
     assert asyncio.run(close_while_it_waits()) == []
 
 
-def test_an_asynchronous_stream_whose_loop_has_ended_hurts_nobody() -> None:
+def test_an_asynchronous_stream_on_a_closed_loop_does_no_harm() -> None:
     bus = EventBus()
     stream = AsyncEventStream(bus.subscribe())
 
@@ -170,7 +170,7 @@ def test_without_a_callback_there_is_no_thread() -> None:
     bus.join()
 
 
-def test_the_callbacks_thread_ends_with_the_node_and_begins_anew_with_it() -> None:
+def test_the_callbacks_thread_ends_and_restarts_with_the_node() -> None:
     got: list[HaEvent] = []
     before = threading.active_count()
     bus = run_with(got.append, 1)

@@ -116,7 +116,7 @@ def follower() -> Surroundings:
     return surroundings
 
 
-def test_all_are_well_while_they_speak_and_nothing_is_asked(leader: Surroundings) -> None:
+def test_members_that_are_not_silent_are_healthy_and_not_asked(leader: Surroundings) -> None:
     leader.check(int(INTERVAL_S / CHECK_S) - 2)
     assert leader.health() == (Health.HEALTHY,) * 3
     assert not leader.events
@@ -159,7 +159,7 @@ def test_a_member_that_stays_away_is_reported_once_an_interval(leader: Surroundi
     assert counts == sorted(counts)
 
 
-def test_a_follower_checks_its_leader_by_what_it_hears(follower: Surroundings) -> None:
+def test_a_follower_checks_its_leader_by_the_messages_it_gets(follower: Surroundings) -> None:
     follower.silent = {2}
     follower.check(3)
     assert follower.health() == (Health.HEALTHY, Health.SUSPECT, Health.HEALTHY)
@@ -190,7 +190,7 @@ def test_an_asked_node_says_how_its_disk_is(leader: Surroundings) -> None:
     assert leader.sent[-1] == HealthReply(2, 1, False)
 
 
-def test_after_a_pause_of_its_own_a_node_blames_nobody(leader: Surroundings) -> None:
+def test_after_a_pause_of_its_own_a_node_blames_no_other(leader: Surroundings) -> None:
     leader.now += 60
     leader.monitor.on_tick(leader.now)
     leader.check()
@@ -225,7 +225,7 @@ def test_a_leader_whose_write_hangs_hands_over(leader: Surroundings) -> None:
     assert leader.handed_to[0] == {2, 3}
 
 
-def test_a_leader_hands_over_to_nobody_who_is_no_better(leader: Surroundings) -> None:
+def test_a_leader_hands_over_to_no_node_that_is_not_better(leader: Surroundings) -> None:
     leader.silent = {3}
     leader.check(6)
     leader.monitor.on_message(HealthReply(1, 2, False))
@@ -295,7 +295,7 @@ def test_a_leader_that_applies_what_it_took_is_healthy_however_much_comes(
     assert not leader.handed_to
 
 
-def test_a_leader_that_nobody_answers_does_not_resign_for_that(leader: Surroundings) -> None:
+def test_a_leader_without_any_answers_does_not_resign_for_that(leader: Surroundings) -> None:
     leader.core.propose(b"", 1, 1)
     leader.silent = {2, 3}
     leader.check(int(3 * STALL_S / CHECK_S))
@@ -315,7 +315,7 @@ def test_a_leader_does_not_resign_while_those_it_needs_lack_its_entries(
     assert leader.core.is_leader
 
 
-def test_a_member_that_owes_a_word_for_long_is_hung_up_on(leader: Surroundings) -> None:
+def test_a_member_that_is_silent_for_long_is_disconnected(leader: Surroundings) -> None:
     leader.silent = {3}
     leader.check(int(HANG_UP_S / CHECK_S) - 1)
     assert leader.hung_up == []
@@ -328,7 +328,7 @@ def test_a_member_that_owes_a_word_for_long_is_hung_up_on(leader: Surroundings) 
     assert leader.hung_up == []
 
 
-def test_a_follower_hangs_up_on_peers_that_were_asked_and_do_not_answer(
+def test_a_follower_disconnects_peers_that_do_not_answer(
     follower: Surroundings,
 ) -> None:
     follower.silent = {3}
@@ -339,7 +339,7 @@ def test_a_follower_hangs_up_on_peers_that_were_asked_and_do_not_answer(
     assert set(follower.hung_up) == {3}
 
 
-def test_who_was_away_itself_hangs_up_on_nobody(leader: Surroundings) -> None:
+def test_a_node_that_was_away_itself_closes_no_connection(leader: Surroundings) -> None:
     leader.silent = {3}
     leader.check(8)
     leader.now += 2 * HANG_UP_S

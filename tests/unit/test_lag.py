@@ -72,7 +72,7 @@ def leader() -> Leader:
     return Leader()
 
 
-def test_lag_is_zero_when_all_is_applied_and_heard(leader: Leader) -> None:
+def test_lag_is_zero_when_all_is_applied_and_no_member_is_silent(leader: Leader) -> None:
     assert [leader.row(i).lag_ms for i in (1, 2, 3)] == [0, 0, 0]
     assert leader.lag_tracker.state(leader.now) is ReplicationState.HEALTHY
     leader.pass_time(5)
@@ -94,7 +94,7 @@ def test_lag_is_the_age_of_the_oldest_entry_not_applied(leader: Leader) -> None:
     assert (leader.row(3).lag_ms, leader.row(3).lag_sequences) == (0, 0)
 
 
-def test_silence_is_lag_though_nothing_is_written(leader: Leader) -> None:
+def test_silence_is_lag_even_if_nothing_is_written(leader: Leader) -> None:
     leader.pass_time(0.15, deaf=frozenset({3}))
     assert leader.row(3).lag_ms == 0
     for seconds in (0.5, 1.0, 2.0):
@@ -121,7 +121,7 @@ def test_a_replica_syncs_until_it_has_what_there_was_when_it_connected(leader: L
     assert leader.lag_tracker.state(leader.now) is ReplicationState.HEALTHY
 
 
-def test_a_learner_that_gets_an_old_log_syncs_and_nobody_is_warned(leader: Leader) -> None:
+def test_a_learner_that_gets_an_old_log_syncs_without_a_warning(leader: Leader) -> None:
     leader.pass_time(3)
     leader.net.cores[4] = core(4)
     leader.net.applied[4], leader.net.reads[4] = [], []
@@ -181,7 +181,7 @@ def test_all_members_are_told_and_an_old_report_ages(leader: Leader) -> None:
     assert {STATES[row.state] for row in later.values()} == {ReplicaState.LAGGING}
 
 
-def test_a_new_leader_goes_on_from_what_its_predecessor_said(leader: Leader) -> None:
+def test_a_new_leader_continues_from_its_predecessors_report(leader: Leader) -> None:
     leader.pass_time(2, deaf=frozenset({3}))
     successor_core = leader.net.cores[2]
     successor = LagTracker(

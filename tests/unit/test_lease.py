@@ -142,7 +142,7 @@ def test_a_leader_that_hands_over_lets_others_vote_at_once(clock: Clock) -> None
     assert asks(raft, 3, 2, transfer=True)
 
 
-def test_who_is_handed_leadership_campaigns_at_once(clock: Clock) -> None:
+def test_the_target_of_a_transfer_campaigns_at_once(clock: Clock) -> None:
     raft = follower(clock)
     requests = only(VoteRequest, step(raft, TimeoutNow(1, 2, 1)))
     assert requests and all(request.transfer for request in requests)
@@ -172,7 +172,7 @@ def test_the_election_timeout_may_end_before_the_promise(clock: Clock) -> None:
     assert only(VoteRequest, settle(raft))
 
 
-def test_a_node_that_starts_keeps_what_it_may_have_promised(clock: Clock) -> None:
+def test_a_node_that_starts_keeps_every_promise_it_may_have_given(clock: Clock) -> None:
     """Also if its settings have become smaller since."""
     raft = core(lease_ms=0, promised_ms=LEASE_MS, clock_ns=clock)
     for _ in range(5 * ELECTION_TICKS):
@@ -183,7 +183,7 @@ def test_a_node_that_starts_keeps_what_it_may_have_promised(clock: Clock) -> Non
     assert asks(raft, 3, 2)
 
 
-def test_without_leases_nobody_waits() -> None:
+def test_without_leases_no_candidate_waits() -> None:
     def no_clock() -> int:
         raise AssertionError("it isn't asked")
 
@@ -210,7 +210,7 @@ def test_a_lease_is_counted_from_when_the_heartbeat_was_sent(clock: Clock) -> No
     assert not raft.leases.holds()
 
 
-def test_a_lease_is_shorter_by_how_wrong_clocks_may_be(clock: Clock) -> None:
+def test_a_lease_is_shortened_by_the_bound_on_clock_drift(clock: Clock) -> None:
     raft = leader(clock, drift=0.25)
     promise(raft, beat(raft)[2])
     clock.go(LEASE_MS * 0.75 - 1)
@@ -260,7 +260,7 @@ def test_there_is_no_lease_before_an_entry_of_the_own_term_is_committed(clock: C
     assert raft.leases.holds()
 
 
-def test_a_single_voter_needs_nobody_and_does_so_until_there_is_another(clock: Clock) -> None:
+def test_a_single_voter_holds_a_lease_until_there_is_another_voter(clock: Clock) -> None:
     raft = core(voters=1, lease_ms=LEASE_MS, clock_ns=clock)
     clock.go(LEASE_MS)
     for _ in range(2 * ELECTION_TICKS):
@@ -275,13 +275,13 @@ def test_a_single_voter_needs_nobody_and_does_so_until_there_is_another(clock: C
     assert raft.leases.holds()
 
 
-def test_who_heals_is_not_counted(clock: Clock) -> None:
+def test_a_healing_node_counts_for_no_lease(clock: Clock) -> None:
     raft = leader(clock)
     promise(raft, beat(raft)[3], healing_generation=1)
     assert not raft.leases.holds()
 
 
-def test_a_lease_ends_with_a_transfer_and_comes_back_if_no_one_was_told(
+def test_a_lease_ends_with_a_transfer_and_returns_without_timeout_now(
     clock: Clock,
 ) -> None:
     raft = leader(clock)
@@ -300,7 +300,7 @@ def test_a_lease_ends_with_a_transfer_and_comes_back_if_no_one_was_told(
     assert raft.leases.current is not lease
 
 
-def test_there_is_no_lease_in_a_term_in_which_a_voter_was_told_to_campaign(clock: Clock) -> None:
+def test_a_term_in_which_a_timeout_now_was_sent_has_no_lease(clock: Clock) -> None:
     """It may hear of it late."""
     raft = leader(clock)
     raft.transfer(2)
@@ -313,7 +313,7 @@ def test_there_is_no_lease_in_a_term_in_which_a_voter_was_told_to_campaign(clock
 
 
 @pytest.mark.parametrize("news", [Heartbeat(1, 2, 9, 0, 0), VoteReply(1, 2, 9, False, False)])
-def test_who_no_longer_leads_has_no_lease(clock: Clock, news: Message) -> None:
+def test_a_node_that_no_longer_leads_has_no_lease(clock: Clock, news: Message) -> None:
     raft = leader(clock)
     promise(raft, beat(raft)[2])
     lease = raft.leases.current

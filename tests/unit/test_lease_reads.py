@@ -56,7 +56,7 @@ def test_a_lease_that_holds_answers() -> None:
     assert lease_reads(leader()).get(b"key") is None
 
 
-def test_what_is_committed_and_not_applied_is_missed() -> None:
+def test_a_read_by_lease_misses_while_committed_entries_are_not_applied() -> None:
     """A follower may have answered its callers already."""
     raft = leader()
     reads = lease_reads(raft)
@@ -75,7 +75,7 @@ def test_a_lease_that_ran_out_while_the_value_was_read_is_missed() -> None:
     assert lease_reads(raft, lambda: raft.leases.renew([0, 0, 0], 2)).get(b"key") is MISSED
 
 
-def test_a_lease_of_another_time_is_none_for_this_read() -> None:
+def test_a_lease_of_another_time_does_not_serve_this_read() -> None:
     """Somebody else may have led between the two."""
     raft = leader()
 

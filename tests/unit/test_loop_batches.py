@@ -48,7 +48,7 @@ def test_one_turn_of_a_loop_is_one_batch_in_order() -> None:
     asyncio.run(scenario())
 
 
-def test_what_is_flushed_is_not_submitted_again() -> None:
+def test_flushed_operations_are_not_submitted_again() -> None:
     async def scenario() -> None:
         node = Node()
         batches = LoopBatches(node.submit, list)

@@ -75,7 +75,9 @@ def test_a_command_used_wrongly_fails_and_changes_nothing(
 
 
 @pytest.mark.parametrize("kind", [MemoryError, RecursionError, OSError])
-def test_what_depends_on_the_machine_is_no_outcome(kind: type[Exception], bench: Bench) -> None:
+def test_an_error_that_depends_on_the_machine_is_no_outcome(
+    kind: type[Exception], bench: Bench
+) -> None:
     entry = bench.log.batch(
         group(bench.session, 1, [call("put_then_raise", [b"k", kind.__name__])])
     )
@@ -141,7 +143,7 @@ def test_two_commands_of_one_name_are_refused() -> None:
             def echo(self, txn: Transaction) -> None: ...
 
 
-def test_what_cannot_be_called_is_refused() -> None:
+def test_an_unknown_command_is_refused() -> None:
     with pytest.raises(ConfigError, match="can't be called"):
 
         class Hidden(Kit):

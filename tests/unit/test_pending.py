@@ -53,7 +53,7 @@ def test_operations_count_until_they_have_their_results(scene: Scene) -> None:
     assert scene.pending.all() == []
 
 
-def test_who_has_a_result_gets_no_other_and_is_counted_once(scene: Scene) -> None:
+def test_an_operation_gets_one_result_and_is_counted_once(scene: Scene) -> None:
     scene.pending.deliver(scene.writes[0], 1)
     scene.pending.deliver_each(scene.writes, [10, 20])
     assert scene.delivered == [("a", 1), ("b", 20)]

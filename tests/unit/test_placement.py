@@ -82,7 +82,7 @@ def test_without_automatic_failover_the_first_leader_is_still_elected() -> None:
     ticks_until_it_campaigns(alone)
 
 
-def test_an_operator_makes_a_follower_campaign_and_it_gives_up_in_vain() -> None:
+def test_an_operator_makes_a_follower_campaign_until_it_gives_up() -> None:
     raft = core_in(dict.fromkeys((1, 2, 3), "near"), 1, campaigns=False)
     follow(raft, term=1)
     raft.campaign()
@@ -137,7 +137,7 @@ def test_leadership_returns_to_the_preferred_region_once_it_stays_fit() -> None:
     assert len(watched.handed_at) == 1
 
 
-def test_a_preferred_voter_that_is_not_well_all_the_time_does_not_get_it() -> None:
+def test_a_preferred_voter_with_gaps_in_its_health_does_not_get_leadership() -> None:
     watched = Watched()
     for _ in range(5):
         watched.run(RETURN_AFTER_S - 1)
@@ -147,7 +147,7 @@ def test_a_preferred_voter_that_is_not_well_all_the_time_does_not_get_it() -> No
     assert watched.handed_at == []
 
 
-def test_a_preferred_voter_that_lags_does_not_get_it() -> None:
+def test_a_preferred_voter_that_lags_does_not_get_leadership() -> None:
     watched = Watched()
     watched.raft.propose(b"", 0, 0)
     settle(watched.raft)
@@ -157,7 +157,7 @@ def test_a_preferred_voter_that_lags_does_not_get_it() -> None:
     assert watched.handed_at == []
 
 
-def test_attempts_in_vain_come_ever_more_rarely_until_it_was_calm() -> None:
+def test_failed_attempts_become_rarer_until_a_calm_period() -> None:
     watched = Watched()
     watched.run(16 * RETURN_AFTER_S)
     gaps = [b - a for a, b in zip(watched.handed_at, watched.handed_at[1:], strict=False)]

@@ -119,7 +119,7 @@ def test_after_a_lost_connection_sending_starts_over_from_the_match(progress: Pr
     assert (progress.mode, progress.next, progress.is_paused) == (Mode.PROBE, 11, False)
 
 
-def test_a_lost_connection_to_one_never_heard_of_keeps_the_guess(progress: Progress) -> None:
+def test_a_lost_connection_before_any_reply_keeps_the_first_guess(progress: Progress) -> None:
     """Entry 1 may be compacted: asking for it would end in a place that only a snapshot leaves."""
     progress.probed(1, 10)
     progress.probe()
@@ -131,7 +131,7 @@ def test_nothing_is_sent_while_entries_come_from_the_disk(progress: Progress) ->
     assert progress.is_paused
 
 
-def test_late_rejections_do_not_have_everything_sent_again_each(progress: Progress) -> None:
+def test_late_rejections_do_not_each_resend_everything(progress: Progress) -> None:
     """In order there is none; on a network that reorders they would multiply without end."""
     progress.acknowledge(10)
     progress.sent(11, 1)

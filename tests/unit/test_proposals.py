@@ -99,7 +99,7 @@ def test_groups_without_commands_fill_a_proposal_queue_too(leader: Raft) -> None
     assert number * GROUP_BYTES <= PROPOSAL_QUEUE_BYTES_MAX
 
 
-def test_what_one_leadership_left_unapplied_does_not_hold_up_the_next(leader: Raft) -> None:
+def test_unapplied_batches_of_a_leadership_do_not_hold_up_the_next(leader: Raft) -> None:
     """Its entries may be gone, and would then never be applied."""
     proposals = ProposalQueue(leader)
     for number in range(UNCOMMITTED_BYTES_MAX // BATCH_BYTES_MAX + 1):

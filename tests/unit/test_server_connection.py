@@ -392,7 +392,7 @@ def test_a_lost_connection_leaves_nothing_behind() -> None:
     play(script)
 
 
-def test_resp3_is_spoken_to_those_who_ask() -> None:
+def test_resp3_is_spoken_to_clients_that_ask() -> None:
     async def script(scene: Scene) -> None:
         await scene.send("HELLO 4", "HELLO 3", "CLIENT GETNAME", "CONFIG GET save", "HELLO 2")
         replies = scene.take()
@@ -449,7 +449,7 @@ def test_ping_and_quit_need_no_token() -> None:
         (b"HELLO", b"2", b"setname", b"x", b"auth", b"default", TOKEN.encode()),
     ],
 )
-def test_who_shows_the_token_is_in_and_stays_in(request_: tuple[bytes, ...]) -> None:
+def test_a_client_that_shows_the_token_stays_in(request_: tuple[bytes, ...]) -> None:
     async def script(scene: Scene) -> None:
         await scene.send("GET a", request_, "SET a 1")
         assert scene.take().startswith(NOAUTH)
@@ -500,7 +500,7 @@ def test_without_a_token_auth_is_an_error_as_in_redis() -> None:
     play(script)
 
 
-def test_who_does_not_show_it_in_time_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_shows_no_token_in_time_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "AUTH_TIMEOUT_S", 0.02)
 
     async def script(scene: Scene) -> None:

@@ -102,7 +102,7 @@ def test_a_snapshot_is_whole_and_knows_its_position(
     assert not list((tmp_path / "outgoing").iterdir())
 
 
-def test_receiving_resumes_and_begins_anew_with_another_snapshot(
+def test_receiving_resumes_and_restarts_with_another_snapshot(
     snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path
 ) -> None:
     outgoing, made = snapshot
@@ -138,7 +138,7 @@ def test_a_damaged_chunk_is_not_written(
     [b"", b"junk", zstandard.compress(bytes(CHUNK_BYTES + 1)), zstandard.compress(b"x")[:-1]],
     ids=["empty", "junk", "too large", "cut"],
 )
-def test_a_chunk_that_cant_be_one_is_refused(data: bytes) -> None:
+def test_an_impossible_chunk_is_refused(data: bytes) -> None:
     assert unpack_chunk(Chunk(0, 0, data)) is None
 
 

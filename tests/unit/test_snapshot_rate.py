@@ -89,14 +89,14 @@ def test_the_rate_never_falls_to_nothing() -> None:
     assert leader.run(20) > RATE_MIN / 2
 
 
-def test_a_limit_is_kept() -> None:
+def test_the_configured_rate_is_not_exceeded() -> None:
     leader = Leader(bytes_per_s_max=MIB)
     leader.sends = True
     leader.run(5)
     assert leader.run(20) < 1.1 * MIB
 
 
-def test_it_begins_gently_and_in_small_portions() -> None:
+def test_the_first_interval_sends_less_than_its_share() -> None:
     rate = SnapshotRate(100.0, 0)
     sent = 0
     while rate.may_send(100.0, CHUNK):

@@ -188,7 +188,7 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("pieces")
-def test_what_takes_long_is_prepared_in_pieces_while_writes_go_on(bench: Bench) -> None:
+def test_long_work_is_prepared_in_pieces_while_writes_go_on(bench: Bench) -> None:
     bench.do(*[put(b"%03d" % n, b"stored") for n in range(0, 600, 2)])
     bench.checkpoint()
     bench.do(*[put(b"%03d" % n, b"frozen") for n in range(0, 600, 3)], delete(b"002"))
@@ -219,7 +219,7 @@ def test_what_takes_long_is_prepared_in_pieces_while_writes_go_on(bench: Bench) 
 
 
 @pytest.mark.usefixtures("pieces")
-def test_what_is_prepared_gets_nearer_however_much_is_written(bench: Bench) -> None:
+def test_preparation_progresses_however_much_is_written(bench: Bench) -> None:
     bench.do(*[put(b"first-%d" % n, b"") for n in range(100)])
     for read in (bench.state.count, bench.state.scan):
         for turn in range(60):

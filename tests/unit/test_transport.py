@@ -110,7 +110,7 @@ def test_peers_with_their_own_certificates_talk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("has_tls", [False, True])
-def test_who_loses_a_connection_is_told_why(tmp_path: Path, has_tls: bool) -> None:
+def test_both_sides_of_a_lost_connection_learn_why(tmp_path: Path, has_tls: bool) -> None:
     made = make_cluster(tmp_path, 2) if has_tls else None
 
     async def main() -> None:
@@ -200,7 +200,7 @@ STRANGERS = [
         if dials or stranger[0] is not _without_certificate  # Listeners can't go without.
     ],
 )
-def test_a_peer_that_can_not_prove_who_it_is_is_refused_and_both_say_so(
+def test_a_peer_that_cannot_prove_its_id_is_refused_and_both_report_it(
     make_tls: Callable[[dict[int, Made], Path], PeerTls | None],
     reasons: list[str],
     stranger_is_dialler: bool,
@@ -278,7 +278,7 @@ def test_a_removed_node_is_refused_and_learns_it(
 
 
 @pytest.mark.parametrize("uses_tls", [True, False])
-def test_who_merely_connects_can_not_tell_a_node_that_it_was_removed(
+def test_a_stranger_that_connects_cannot_tell_a_node_that_it_was_removed(
     uses_tls: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = make_cluster(tmp_path, 3)
@@ -342,7 +342,7 @@ def test_connections_in_the_tls_handshake_count_among_the_undecided(
     run(main)
 
 
-def test_a_strangers_words_can_not_pass_for_lines_of_the_log(
+def test_a_strangers_text_cannot_pass_for_lines_of_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:

@@ -49,7 +49,7 @@ def test_an_empty_folder_is_an_empty_log(open_wal: Callable[[], Wal]) -> None:
     wal.append(None, [])
 
 
-def test_what_was_appended_is_there_after_close_kill_and_crash(
+def test_appended_entries_survive_close_kill_and_crash(
     disk: SimulatedDisk, open_wal: Callable[[], Wal]
 ) -> None:
     wal = open_wal()
@@ -268,7 +268,7 @@ def test_making_a_spare_leaves_the_disk_to_the_log_unless_needed_soon(
     assert seen == is_paced
 
 
-def test_making_a_spare_makes_haste_for_whoever_cannot_wait() -> None:
+def test_making_a_spare_hurries_when_the_log_waits_for_it() -> None:
     now = 0.0
     pacer = SparePacer(lambda: 0.1, lambda _: True, lambda: now)
     now = 0.01
@@ -366,7 +366,7 @@ def test_a_failed_sync_is_final(disk: SimulatedDisk, open_wal: Callable[[], Wal]
     assert read_all(open_wal())[:3] == entries
 
 
-def test_what_is_recovered_after_a_failed_sync_is_durable(
+def test_entries_recovered_after_a_failed_sync_are_durable(
     disk: SimulatedDisk, open_wal: Callable[[], Wal]
 ) -> None:
     """The page cache shows the write, the disk hasn't got it, and a second sync would not help."""

@@ -60,7 +60,7 @@ def test_a_reset_may_go_back_to_before_the_end_of_the_log() -> None:
     assert read_all(open_wal())[-2:] == entries[-2:]
 
 
-def test_what_stood_before_a_reset_is_given_back() -> None:
+def test_segments_from_before_a_reset_are_freed() -> None:
     disk = SimulatedDisk(Random(1))
     wal = opener(disk)()
     fill(wal)

@@ -155,7 +155,7 @@ def test_a_message_with_a_byte_changed_never_crashes_the_reader(data: st.DataObj
         {"a": 1},
     ],
 )
-def test_what_is_not_a_message_is_refused(values: object) -> None:
+def test_a_malformed_message_is_refused(values: object) -> None:
     with pytest.raises(WireError):
         decode(msgpack.packb(values))
 
