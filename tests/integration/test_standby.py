@@ -130,7 +130,7 @@ def test_operators_add_and_promote_standbys_by_command_line_and_resp() -> None:
 
 
 @pytest.mark.slow
-def test_without_a_majority_operators_hear_soon_that_nothing_is_changed() -> None:
+def test_without_a_majority_operators_soon_get_an_error() -> None:
     """Not only when a change's own time is over, which a new node may need to get all the data."""
     with LocalCluster(nodes=2, settings={"request_timeout_s": 1}) as cluster:
         cluster.wait_ready()
