@@ -1,11 +1,11 @@
-"""A process with the leader inside it, and callers beside that: what embedding raftha is for.
+"""A process with the leader and callers inside it: the case that embedding raftha is for.
 
     python -m bench.harness.leader CONFIG
 
 `CONFIG` is a node's TOML file. Requests: a `Load` (its `options`: `mode` of writes, `consistency`
-of reads, and `watch_s`: how often to note how far the replicas are meanwhile); `{"lead": id}` has
-that node lead; `{"fill": [from, to]}` writes keys, 512 at a time. With a load's latencies come
-`lags`, what was noted, and `checkpoints`, when this node's began and ended.
+of reads, and `watch_s`: how often to note how far the replicas are meanwhile); `{"lead": id}` makes
+that node the leader; `{"fill": [from, to]}` writes keys, 512 at a time. The reply to a load has its
+latencies, `lags` (what was recorded), and `checkpoints` (when this node's began and ended).
 """
 
 from __future__ import annotations
