@@ -206,14 +206,14 @@ class Watch:
         """Look, until then."""
         while time.perf_counter() < until:
             self.look()
-            time.sleep(POLL_S)  # Other processes change: they are asked.
+            time.sleep(POLL_S)  # Poll: other processes change.
 
     def wait_caught_up(self, node_id: int, leader: int) -> None:
         """Wait until the node has applied what the leader had a moment ago."""
         deadline = time.monotonic() + 1800
         while time.monotonic() < deadline:
             ahead = self._status(leader)["last_index"]
-            time.sleep(POLL_S)  # Other processes change: they are asked.
+            time.sleep(POLL_S)  # Poll: other processes change.
             self.look()
             behind = self.cluster.status(node_id)
             if behind is not None and behind["applied_index"] >= ahead:
