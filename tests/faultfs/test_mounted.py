@@ -1,4 +1,4 @@
-"""The file system as processes see it, mounted; and that a power loss really makes it forget."""
+"""The mounted file system as processes see it; a power loss makes it forget unsynced data."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_an_open_file_outlives_its_name(disk: FaultFs) -> None:
 
 
 def test_a_power_loss_forgets_what_was_not_synced_and_keeps_what_was(disk: FaultFs) -> None:
-    """Whatever the kernel has cached: it is asked again."""
+    """Whatever the kernel has cached: it reads again."""
     create(disk.folder / "kept", b"a" * 10_000, sync=True)
     create(disk.folder / "nameless", b"b", sync=True, sync_name=False)
     with (disk.folder / "kept").open("r+b") as file:

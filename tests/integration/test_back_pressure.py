@@ -1,4 +1,4 @@
-"""What a node does when more comes than its disk or its peers can take: it says so, at once."""
+"""A node that gets more than its disk or its peers can take refuses it at once."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def buffered_bytes(node: raftha.aio.HaManager) -> int:
 
 
 BUFFERED_MAX = 2 * MIB + 4 * MIB + 16 * MIB
-"""Where no more is taken in, a batch, and what may be on its way to a follower by then."""
+"""The bound on the buffer, a batch, and the appends that may be under way to a follower by then."""
 
 
 def test_writers_are_refused_while_a_checkpoint_hangs_and_go_on_afterwards(

@@ -1,4 +1,4 @@
-"""Who may begin a cluster, and with whom: only those who agree on its first members, and once."""
+"""Nodes begin a cluster only if they agree on its first members, and only once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def start(folder: Path, node_id: int, members: dict[int, str]) -> raftha.HaManag
 
 
 def test_a_node_with_another_list_of_members_takes_no_part(tmp_path: Path) -> None:
-    """Neither with its vote, nor with its data."""
+    """It gives neither votes nor data."""
     *first, extra = free_addresses(4)
     members = dict(enumerate(first, start=1))
     stranger = start(tmp_path, 3, {**members, 4: extra})
@@ -72,7 +72,7 @@ def test_a_cluster_started_again_keeps_its_data(tmp_path: Path) -> None:
 
 
 def test_a_new_node_under_a_members_id_is_not_let_in(tmp_path: Path) -> None:
-    """Its own directory is empty: it may have voted, and have promised what it doesn't know of."""
+    """Its directory is empty: it may have given votes and promises that it has forgotten."""
     members = dict(enumerate(free_addresses(3), start=1))
     nodes = [start(tmp_path, node_id, members) for node_id in members]
     try:

@@ -1,4 +1,4 @@
-"""Events of real nodes: who wants them gets them, and who is slow about it slows nothing."""
+"""Events of real nodes: every subscriber gets them, and a slow one slows nothing."""
 
 from __future__ import annotations
 

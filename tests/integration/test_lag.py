@@ -1,4 +1,4 @@
-"""Lag, states and quorum as they really come about: one node in this process, two of their own."""
+"""Lag, states and quorum in real clusters: one node in this process, two in their own."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Watched:
             status = self.ha.get_status()
             rows = status.replicas
             is_still = status.replication_lag_ms == 0 and all(r.lag_ms == 0 for r in rows)
-            # Not by what an earlier leader has said.
+            # Not by the report of an earlier leader.
             is_still = is_still and {r.applied_index for r in rows} == {status.last_index}
             return is_still and status.replication_state is ReplicationState.HEALTHY
 
@@ -76,7 +76,7 @@ def watched(*, leads: bool = True) -> Iterator[Watched]:
 @pytest.mark.slow
 @pytest.mark.parametrize("leads", [True, False])
 def test_lag_grows_while_a_follower_is_stopped_even_without_writes(leads: bool) -> None:
-    """Seen alike by the leader, and by a follower, whom the leader tells."""
+    """The leader measures it, and a follower has it from the leader."""
     with watched(leads=leads) as node:
         sequence = node.ha.get_status().sequence
         node.cluster.pause(3)
@@ -111,7 +111,7 @@ def test_a_warning_comes_again_only_after_the_lag_was_small_for_a_while() -> Non
     with watched() as node:
         node.cluster.pause(3)
         wait_until(lambda: bool(node.warnings()), "the first warning")
-        # A short recovery, and it lags again: that is known.
+        # After a short recovery it lags again, without another warning.
         node.cluster.resume(3)
         wait_until(lambda: node.row(3).lag_ms == 0, "it is back")
         node.cluster.pause(3)
@@ -184,7 +184,8 @@ def test_the_end_of_a_connection_has_a_reason() -> None:
 def test_a_member_that_is_stopped_in_silence_is_disconnected_by_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By SIGSTOP: its kernel goes on acknowledging what nobody reads. Sooner than usual here."""
+    """By SIGSTOP: its kernel goes on acknowledging, but no process reads. Sooner than usual
+    here."""
     monkeypatch.setattr(health, "HANG_UP_S", 1.0)
     with watched() as node:
         node.cluster.pause(3)
@@ -287,7 +288,7 @@ def test_aio_has_the_same_replication_manager(tmp_path: Path) -> None:
 def test_heartbeats_come_as_often_as_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two clusters side by side, so that both have the same machine."""
+    """Two clusters side by side, so that both have the same load on the machine."""
     sent: Counter[int] = Counter()
     send = Transport.send
 

@@ -1,4 +1,5 @@
-"""`LocalCluster`: processes are started, killed, paused, restarted, wiped, and never left over."""
+"""`LocalCluster`: processes are started, killed, paused, restarted, wiped, and never left
+behind."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """One cluster for all tests that leave it whole: three nodes, running."""
+    """One cluster of three running nodes, for all tests that leave it intact."""
     with LocalCluster(3) as cluster:
         yield cluster
 
@@ -162,7 +163,7 @@ def test_a_nodes_port_cannot_be_taken_while_it_is_down(cluster: LocalCluster) ->
     port = int(cluster.addresses[1].partition(":")[2])
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind(("127.0.0.1", port))
-    # A client that dials a port in vain can be given that very port as its own end.
+    # A client that dials an unused port can get that same port as its own end.
     for _ in range(200):
         with socket.socket() as dialer, pytest.raises(ConnectionRefusedError):
             dialer.connect(("127.0.0.1", port))
@@ -202,7 +203,7 @@ def test_a_clean_end_and_an_interrupt_leave_nothing() -> None:
     with LocalCluster(1) as cluster:
         folder = cluster.folder
     assert not folder.exists()
-    cluster.close()  # May be repeated.
+    cluster.close()  # It may be repeated.
     with pytest.raises(LocalClusterError, match="closed"):
         cluster.start_node(1)
     with pytest.raises(KeyboardInterrupt), LocalCluster(1) as cluster:

@@ -359,7 +359,7 @@ def test_commands_over_the_queues_bound_are_overloaded_at_once(tmp_path: Path) -
 
 
 def test_answered_calls_leave_nothing_behind(tmp_path: Path) -> None:
-    """At tens of thousands a second, a second's worth of them takes long to look through."""
+    """At tens of thousands of calls a second, checking those of a second takes long."""
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
 
     async def write() -> None:
@@ -450,7 +450,7 @@ def test_a_malformed_group_or_command_is_refused_before_the_node_gets_it(
 def test_an_error_in_the_middle_of_a_turn_leaves_no_caller_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was just taken out of the queues is in none of them when the node ends."""
+    """Operations that were just taken out of the queues are in no queue when the node ends."""
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
 
     def explode(*_: object) -> None:
@@ -546,7 +546,7 @@ def test_a_failed_node_can_be_started_again(tmp_path: Path) -> None:
 
 
 def test_acknowledged_writes_survive_the_end_of_the_process(tmp_path: Path) -> None:
-    """A restart replays the log from the last checkpoint; nothing was closed in an orderly way."""
+    """A restart replays the log from the last checkpoint, after a process that closed nothing."""
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
     with raftha.HaManager(config) as ha:
         for i in range(20):

@@ -1,4 +1,4 @@
-"""Metrics: what is scraped, that it is true, and that docs/reference/metrics.md lists it."""
+"""Metrics: scraped values are true, and docs/reference/metrics.md lists all of them."""
 
 from __future__ import annotations
 

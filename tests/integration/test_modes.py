@@ -170,7 +170,7 @@ def test_aio_has_the_same_modes(tmp_path: Path) -> None:
                 assert receipt.acked_by == (1, 2, 3)
                 with pytest.raises(raftha.InvalidRequest):
                     await node.put(b"a", b"1", write_quorum=1)
-                # In order with what was submitted before it by the same task.
+                # In order with the earlier operations of the same task.
                 future = asyncio.ensure_future(node.put(b"a", b"2"))
                 await asyncio.sleep(0)
                 assert not await node.put(b"a", b"3", mode="async_fire_forget")

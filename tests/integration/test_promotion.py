@@ -1,4 +1,4 @@
-"""Who leads: promoted by an operator, or by region. Three nodes in this process."""
+"""Which node leads: chosen by an operator, or by region. Three nodes in this process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def leader_of(node: raftha.HaManager) -> int:
 
 
 def drop(node: raftha.HaManager) -> None:
-    """End a node as a crash would: it hands nothing over."""
+    """End a node as a crash would, without handing over."""
     assert node._runtime is not None
     node._runtime._call(node._runtime._fail, RuntimeError("planned by the test"))
     wait_until(lambda: not node.get_status().is_running, "it failed")

@@ -1,4 +1,4 @@
-"""The quick start shows what the README says: three nodes, one is killed, the others go on."""
+"""The quick start does what the README says: three nodes, one is killed, the others go on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROGRAM = REPOSITORY / "raftha" / "quickstart.py"
 
 @dataclass(slots=True)
 class Terminal:
-    """One node, and what it has printed."""
+    """One node, and its output."""
 
     process: subprocess.Popen[bytes]
     output: Path

@@ -1,4 +1,5 @@
-"""A majority is lost for good: one survivor becomes the cluster, and who returns does no harm."""
+"""A majority is lost for good: one survivor becomes the cluster, and nodes that return do no
+harm."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def cluster() -> Iterator[LocalCluster]:
 def test_a_survivor_becomes_the_cluster_and_new_nodes_join(
     cluster: LocalCluster, survivor: int
 ) -> None:
-    """With the lowest id the others call it, with the highest it would have to call them."""
+    """With the lowest id the others dial it, with the highest it would have to dial them."""
     lost = [i for i in (1, 2, 3) if i != survivor]
     for node_id in (*lost, survivor):
         cluster.kill(node_id)
@@ -65,7 +66,7 @@ def test_a_survivor_becomes_the_cluster_and_new_nodes_join(
     assert sorted(digests) == sorted([survivor, *new])
     assert len({d["hex"] for d in digests.values()}) == 1
 
-    # Those of the earlier life come back with all their data, and were a majority of it.
+    # The lost nodes come back with all their data, and were a majority.
     for node_id in lost:
         cluster.start_node(node_id)
     for node_id in lost:

@@ -1,4 +1,5 @@
-"""Real nodes and real TLS: a cluster that trusts only its own, and clients with token and TLS."""
+"""Real nodes and real TLS: a cluster that trusts only its members, and clients with token and
+TLS."""
 
 from __future__ import annotations
 
@@ -110,7 +111,7 @@ def test_nodes_replicate_over_tls_and_a_restarted_one_catches_up(
 def test_nodes_stop_and_start_under_load_and_none_fails_or_hangs(
     tmp_path: Path, made: dict[int, Made], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Connections are cut off in every state, handshakes under way among them."""
+    """Connections break in every state, also during handshakes."""
     managers = make_managers(tmp_path, made)
     is_over = threading.Event()
 
@@ -207,7 +208,7 @@ def test_a_stranger_in_plain_text_is_told_nothing(
 def test_strangers_with_certificates_are_refused_and_the_node_goes_on(
     nodes: list[raftha.HaManager], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a peer's own check at its start would prevent, a malicious one leaves out."""
+    """A malicious peer leaves out the check that a peer does at its start."""
     strangers = make_cluster(tmp_path)
     expired = make_late(Path(nodes[0].config.tls_ca).parent, tmp_path)
     for stranger, reason in (
@@ -441,7 +442,7 @@ def test_connections_over_the_limit_are_closed_and_the_others_stay(
     for each in silent:
         each.close()
     deadline = time.monotonic() + 20
-    while True:  # Until the server has seen that they are gone.
+    while True:  # Until the server has noticed that they are gone.
         try:
             assert call(address, ("PING",), 5, access(made)) == b"PONG"
             return
@@ -496,7 +497,9 @@ def test_a_client_without_a_token_has_little_time_and_little_room(plain_address:
     assert time.monotonic() - begun < 10
     with redis.Redis(port=port_of(plain_address), password=TOKEN) as client:
         client.ping()
-        time.sleep(0.6)  # Longer than strangers have; who is in may take their time.
+        time.sleep(
+            0.6
+        )  # Longer than unauthenticated clients have; authenticated ones may take their time.
         assert client.get("a")
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 VALUE = bytes(range(256)) * 1024
 MEMORY_BYTES = 36 * MIB
-"""More log than a leader keeps in memory: those who lag a little need no snapshot."""
+"""More log than a leader keeps in memory: a follower that lags a little needs no snapshot."""
 SETTINGS: dict[str, Any] = {
     "wal_segment_bytes": 16 * MIB,
     "max_wal_size": 4 * MIB,

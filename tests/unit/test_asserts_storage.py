@@ -25,7 +25,7 @@ from tests.support.wal import entries_after, fill, opener
 
 
 def wal() -> Wal:
-    """A log of three entries of term 2, in a term 2 that it has voted in."""
+    """A log of three entries of term 2, with a vote in term 2."""
     made = opener(SimulatedDisk(Random(1)))()
     made.append(HardState(2, 1, 0), entries_after(made.last, 2, [10, 10, 10]))
     return made

@@ -1,4 +1,4 @@
-"""What benchmarks conclude from what they measured: quantiles, comparisons, reports."""
+"""The conclusions of benchmarks: quantiles, comparisons, reports."""
 
 from __future__ import annotations
 
@@ -145,7 +145,8 @@ def test_an_open_loop_charges_a_stall_to_all_calls_that_were_due_meanwhile() -> 
 
     taken = asyncio.run(measure())
     assert len(taken.latencies) == 10
-    # Whatever else held them up: each took at least from when it was due until the stall's end.
+    # Each call took at least from its due time until the end of the stall, whatever else delayed
+    # it.
     free_at = min(taken.begun) + 0.1
     for due, latency in zip(taken.begun, taken.latencies, strict=True):
         assert due + latency >= free_at - 0.01
@@ -300,7 +301,7 @@ def test_rates_stand_beside_limit_and_best_peer_under_the_same_load() -> None:
 
 
 class Fake:
-    """A system that answers at once, or ends when it is measured."""
+    """A system that replies at once, or fails when it is measured."""
 
     settings = "none"
 

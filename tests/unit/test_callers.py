@@ -1,4 +1,4 @@
-"""What a node takes from its callers, and what it refuses at once."""
+"""The operations that a node takes from its callers, and those that it refuses at once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_operations_without_room_are_refused_and_smaller_ones_fit() -> None:
 
 
 def test_writes_without_contents_count_too() -> None:
-    """A flood of tiny writes takes memory for each of them, and is bounded by that."""
+    """Each tiny write of a flood takes memory for its records, and the bound counts that."""
     queue = SubmitQueue(BYTES_MAX)
     assert len(queue.put([write() for _ in range(150)], 0, 0)) == 50
 

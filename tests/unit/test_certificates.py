@@ -1,4 +1,4 @@
-"""`raftha cert`: what it makes fits together, and nothing is ever overwritten."""
+"""`raftha cert`: the files that it makes fit together, and it never overwrites any."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def run_process(*args: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 class Fake(socketserver.ThreadingTCPServer):
-    """A node as far as `status` can see: it answers every request with the same bytes."""
+    """A fake node for `status`: it answers every request with the same bytes."""
 
     reply: bytes
     allow_reuse_address = True
@@ -253,7 +253,7 @@ def test_status_shows_a_table_with_lag_and_the_nodes_not_reached() -> None:
     ("args", "shown"), [(["--json"], '{"leader_id": 1'), ([], "node 1 leads"), ([], "9")]
 )
 def test_status_watches_until_ctrl_c(args: list[str], shown: str) -> None:
-    """On a terminal of its own, as a person would; the screen is drawn again and again."""
+    """On a terminal of its own, where the screen is redrawn."""
     with fake_cluster(lag=9) as addresses:
         command = ("-m", "raftha", "status", addresses[1], "--watch", "--interval", "0.1", *args)
         terminal, its_side = pty.openpty()
@@ -389,7 +389,7 @@ def test_status_shows_learners_and_removed_nodes() -> None:
         addresses = {1: first.address, 2: second.address}
         first.reply = status_reply(1, addresses, learner=2, removed=[3, 4])
         second.reply = status_reply(2, addresses, learner=2, removed=[3, 4])
-        # Node 3 doesn't know it yet, and tells of node 4, which is gone.
+        # Node 3 doesn't know of the removal yet, and still lists node 4.
         gone.reply = status_reply(3, {**addresses, 3: gone.address, 4: ""}, commit_index=5)
         code, out, _ = run("status", first.address, gone.address)
         assert code == 0
@@ -484,7 +484,7 @@ def test_a_refusal_is_printed_without_the_protocols_prefix() -> None:
 
 @pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    """As `raftha status | head` does: a pipe that nobody reads."""
+    """As `raftha status | head` does: a pipe without a reader."""
     reading, writing = os.pipe()
     os.close(reading)
     with fake_cluster() as addresses:
@@ -506,7 +506,8 @@ def test_failover_says_which_node_leads() -> None:
 
 
 def test_help_has_no_line_that_a_window_of_80_columns_breaks() -> None:
-    """The lines of a help's first paragraph are joined anew; all others are shown as they are."""
+    """The first paragraph of a help text is wrapped again; all other lines are shown as they
+    are."""
     for group in (app, cert, membership.member):
         for command in group.registered_commands:
             _, *paragraphs = inspect.cleandoc(

@@ -1,4 +1,4 @@
-"""Commands: what can be packed, what comes back, and what bytes that are no commands lead to."""
+"""Commands: what can be packed, what is unpacked, and the errors for malformed bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`HaConfig`: what it takes, and that everything else is an error that names the setting."""
+"""`HaConfig`: the values that it takes; everything else is an error that names the setting."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_a_lost_identity_beside_a_log_is_not_created_again(tmp_path: Path) -> No
 
 
 def test_a_missing_log_is_not_created_again(tmp_path: Path) -> None:
-    """A node that began anew under its old id would have forgotten its votes and promises."""
+    """A node that started empty under its old id would have forgotten its votes and promises."""
     data = DataDirectory(tmp_path, "cluster", 1)
     (tmp_path / "wal").mkdir()
     segment = tmp_path / "wal" / "0000000000000001.seg"

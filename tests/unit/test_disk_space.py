@@ -1,4 +1,4 @@
-"""Whose disk is full, who is told, and who is refused for it."""
+"""Which disks are full, which node gets a report of it, and which writes are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VALID_S = 0.5
 
 
 class Surroundings:
-    """A node of three, and what it was made to do."""
+    """A node of three, and the calls that it got."""
 
     def __init__(self, *, leads: bool) -> None:
         self.sent: list[SpaceReport] = []

@@ -50,7 +50,7 @@ def anchors_of(text: str) -> set[str]:
 
 
 def broken_link(page: Path, target: str) -> str:
-    """What is wrong with a link of `page`; "" if nothing is, or if it leads elsewhere."""
+    """The fault of a link of `page`; "" if it has none, or leads elsewhere."""
     if re.match(r"[a-z]+:", target):
         return ""
     path, _, anchor = target.partition("#")
@@ -63,7 +63,7 @@ def broken_link(page: Path, target: str) -> str:
 
 
 def section(text: str, heading: str) -> str:
-    """What stands under a heading of the second level."""
+    """The text under a heading of the second level."""
     return text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
 
 

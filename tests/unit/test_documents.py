@@ -1,4 +1,4 @@
-"""The runner of the documents' blocks notices what is wrong with a document."""
+"""The runner of the documents' blocks notices the faults of a document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who has which entry on disk, as leaders know it and followers are told."""
+"""Which nodes have an entry on disk, as leaders know and followers learn."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_watcher_of_an_entry_is_told_of_each_disk_until_all_have_it() -> Non
         DurableIndexesReply, step(leader, DurableIndexesRequest(1, 2, leader.term, index))
     )
     assert (reply.to, reply.commit, reply.behind) == (2, index, (1, 0, 2, 0, 3, index))
-    # Other news are none to those who watch this entry.
+    # Changes of other entries don't concern the watcher of this entry.
     leader.propose(b"x", 1, 0)
     settle(leader)
     assert only(DurableIndexesReply, acknowledge(leader, 2)) == []

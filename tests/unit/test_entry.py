@@ -1,4 +1,4 @@
-"""Entries and groups: their bytes, the chain of hashes, and that damage is noticed."""
+"""Entries and groups: their bytes, the chain of hashes, and damage that must be noticed."""
 
 from __future__ import annotations
 

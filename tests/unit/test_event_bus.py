@@ -1,4 +1,4 @@
-"""The event bus: order, bounds, and subscribers that are slow, raise, or go away."""
+"""The event bus: order, bounds, and subscribers that are slow, raise, or disappear."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def terms(some: list[HaEvent]) -> list[int]:
 
 
 def run_with(callback: Callable[[HaEvent], None], count: int, **options: int) -> EventBus:
-    """A bus, started, through which `count` events went."""
+    """A started bus with `count` published events."""
     bus = EventBus(callback, **options)
     bus.start()
     for term in range(count):
@@ -256,6 +256,6 @@ def test_a_stop_in_the_callback_returns_and_the_thread_ends() -> None:
 def test_in_a_forked_process_streams_end_and_a_new_one_may_be_made() -> None:
     bus = EventBus(lambda event: None)
     stream = EventStream(bus.subscribe())
-    bus._renew()  # What a fork has the child do; a real one would copy pytest's threads.
+    bus._renew()  # The work of the child after a fork; a real fork would copy pytest's threads.
     assert list(stream) == []
     assert EventStream(bus.subscribe()).next(timeout=0) is None

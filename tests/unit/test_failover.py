@@ -1,4 +1,4 @@
-"""What a node tells of a change of leader: once each, and how long its phases took."""
+"""What a node reports of a change of leader: each change once, and how long its phases took."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.core import ELECTION_TICKS, acknowledge, chain, core, settle
 
 
 class Watched:
-    """Node 1 with a watch, by a clock that is moved by hand."""
+    """Node 1 with a watch, on a clock that the test moves."""
 
     def __init__(self, raft: Raft) -> None:
         self.raft = raft
@@ -178,7 +178,7 @@ def test_an_election_that_follows_a_transfer_in_vain_is_not_planned() -> None:
 
 
 def test_a_node_that_was_away_reports_the_change_when_it_learns_of_it() -> None:
-    """A paused leader learns from a follower's answer that its term is over."""
+    """A paused leader learns from a follower's reply that its term is over."""
     watched = follower_of_2()
     watched.wait_until_candidate()
     watched.step(VoteReply(1, 3, 2, True, False))

@@ -1,4 +1,4 @@
-"""Damage at a start: what is set aside and what takes its place, also if the start is cut off."""
+"""Damage at a start: what is set aside and what replaces it, also if the start is cut off."""
 
 from __future__ import annotations
 

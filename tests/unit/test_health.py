@@ -1,4 +1,4 @@
-"""The checks of members and of the own disk, and what a leader does that is of no use."""
+"""The checks of members and of the own disk, and a leader that must hand over or resign."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ STALL_S = 2.0
 
 
 class Surroundings:
-    """A monitor of node 1, with a clock that is moved by hand; members speak unless silenced."""
+    """A monitor of node 1, on a clock that the test moves; members send messages unless
+    silenced."""
 
     def __init__(self, raft: Raft) -> None:
         self.core = raft
@@ -73,7 +74,8 @@ class Surroundings:
             self.monitor.write_ended(self.now + self.disk_s)
 
     def check(self, times: int = 1, *, writes: bool = True) -> None:
-        """Let so many checks pass, with a write of the log and a word of each peer before each."""
+        """Let so many checks pass, with a write of the log and a message of each peer before
+        each."""
         for _ in range(times):
             if writes and self.disk_s is not None:
                 self.monitor.write_begun(self.now)
@@ -90,7 +92,7 @@ class Surroundings:
         return tuple(self.monitor.health(node_id) for node_id in (1, 2, 3))
 
     def failures(self) -> list[tuple[int, int, str]]:
-        """Whose failures were said, the how many-th it was, and what they counted as."""
+        """The reported failures: the node, their number, and the health."""
         failed = [event for event in self.events if isinstance(event, HealthCheckFailed)]
         return [(e.node_id, e.consecutive_failures, e.health.value) for e in failed]
 
@@ -240,7 +242,7 @@ def test_a_leader_hands_over_to_no_node_that_is_not_better(leader: Surroundings)
 def test_a_member_whose_disk_was_sick_is_asked_until_it_says_it_is_well(
     leader: Surroundings,
 ) -> None:
-    """It speaks all the time, so no silence would have anybody ask; a round may be an hour away."""
+    """It is never silent, so no silence would cause a request; a round may be an hour away."""
     leader.monitor.on_message(HealthReply(1, 2, False))
     assert not leader.monitor.may_lead(2)
     leader.sent.clear()
@@ -306,7 +308,8 @@ def test_a_leader_without_any_answers_does_not_resign_for_that(leader: Surroundi
 def test_a_leader_does_not_resign_while_those_it_needs_lack_its_entries(
     leader: Surroundings,
 ) -> None:
-    """Each new leader would begin to send a snapshot anew, and none would ever arrive."""
+    """Each new leader would start to send a snapshot from the beginning, and none would ever
+    arrive."""
     leader.core.propose(b"", 1, 1)
     for peer in (2, 3):
         leader.core.progress[peer].mode = Mode.SNAPSHOT
@@ -321,7 +324,7 @@ def test_a_member_that_is_silent_for_long_is_disconnected(leader: Surroundings) 
     assert leader.hung_up == []
     leader.check(2)
     assert set(leader.hung_up) == {3}
-    # It is connected again, which is a word too.
+    # It is connected again, which counts as contact too.
     leader.monitor.record_contact(3, leader.now)
     leader.hung_up.clear()
     leader.check(3)

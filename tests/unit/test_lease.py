@@ -1,4 +1,4 @@
-"""Leases: what followers promise, and until when a leader knows that nobody else leads."""
+"""Leases: what followers promise, and until when a leader knows that no other node leads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ START_NS = 5 * MS
 
 
 class Clock:
-    """Goes when it is told to."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now_ns = START_NS
@@ -52,7 +52,7 @@ def make_clock() -> Clock:
 
 
 def follower(clock: Clock, *, lease_ms: int = LEASE_MS, asked_ms: int = LEASE_MS) -> Raft:
-    """Node 1, whose start was long ago, and which has just heard a heartbeat of node 2."""
+    """Node 1, which started long ago and has just got a heartbeat from node 2."""
     raft = core(lease_ms=lease_ms, clock_ns=clock)
     clock.go(10 * LEASE_MS)
     step(raft, Heartbeat(1, 2, 1, 0, 0, sent_ns=7, lease_ms=asked_ms))
@@ -60,7 +60,7 @@ def follower(clock: Clock, *, lease_ms: int = LEASE_MS, asked_ms: int = LEASE_MS
 
 
 def leader(clock: Clock, *, voters: int = 3, drift: float = 0.0) -> Raft:
-    """Node 1, which leads and has its no-op committed, and no lease yet."""
+    """Node 1, which leads and has committed its no-op, without a lease yet."""
     raft = core(voters=voters, lease_ms=LEASE_MS, clock_drift_max=drift, clock_ns=clock)
     clock.go(10 * LEASE_MS)
     become_leader(raft)
@@ -70,7 +70,7 @@ def leader(clock: Clock, *, voters: int = 3, drift: float = 0.0) -> Raft:
 
 
 def beat(raft: Raft) -> dict[int, Heartbeat]:
-    """Let it send heartbeats; they, by receiver."""
+    """Let it send heartbeats; return them by receiver."""
     raft.tick()
     raft.tick()
     return {message.to: message for message in only(Heartbeat, settle(raft))}
@@ -79,13 +79,13 @@ def beat(raft: Raft) -> dict[int, Heartbeat]:
 def promise(
     raft: Raft, heartbeat: Heartbeat, promised_ms: int = LEASE_MS, healing_generation: int = 0
 ) -> None:
-    """The receiver of `heartbeat` answers."""
+    """Deliver the reply of the receiver of `heartbeat`."""
     own = heartbeat.sender, heartbeat.to, heartbeat.term, heartbeat.read_round
     step(raft, HeartbeatReply(*own, 0, 0, healing_generation, heartbeat.sent_ns, promised_ms))
 
 
 def asks(raft: Raft, candidate: int, term: int, *, transfer: bool = False) -> bool:
-    """Whether `candidate` gets its vote."""
+    """True if `candidate` gets its vote."""
     request = VoteRequest(raft.id, candidate, term, 9, 9, False, transfer)
     return any(reply.granted for reply in only(VoteReply, step(raft, request)))
 
@@ -122,7 +122,7 @@ def test_a_promise_outlives_the_connection_to_the_leader(clock: Clock, is_pre: b
 
 
 def test_a_promise_outlives_the_term(clock: Clock) -> None:
-    """The later term may come to be known by other ways than by a request for a vote."""
+    """A node may learn of the later term in other ways than by a vote request."""
     raft = follower(clock)
     step(raft, VoteReply(1, 3, 8, False, True))
     assert (raft.term, raft.leader) == (8, None)
@@ -301,7 +301,7 @@ def test_a_lease_ends_with_a_transfer_and_returns_without_timeout_now(
 
 
 def test_a_term_in_which_a_timeout_now_was_sent_has_no_lease(clock: Clock) -> None:
-    """It may hear of it late."""
+    """The message may arrive late."""
     raft = leader(clock)
     raft.transfer(2)
     assert only(TimeoutNow, settle(raft))

@@ -1,4 +1,4 @@
-"""What the tasks of one event loop submit in one turn goes to the node together."""
+"""Operations that tasks submit in one turn of an event loop go to the node together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write(name: bytes = b"") -> WriteOperation:
 
 
 class Node:
-    """Takes what is submitted, refuses `refused`, or raises `error`."""
+    """Takes operations, refuses those in `refused`, or raises `error`."""
 
     def __init__(self) -> None:
         self.submitted: list[list[Operation]] = []

@@ -1,4 +1,4 @@
-"""User state machines: what commands may do, what is refused, what becomes of an exception."""
+"""User state machines: what commands may do, what is refused, and the effect of an exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memberships: what can follow what, and their bytes."""
+"""Memberships: which changes are possible, and their bytes."""
 
 from __future__ import annotations
 

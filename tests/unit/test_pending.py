@@ -1,4 +1,4 @@
-"""Which operations of a node have no result yet, and how much they hold."""
+"""The operations of a node without a result, and how much they hold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raftha.node.pending import PendingOperations
 
 
 class Scene:
-    """Two writes and something else; notes what is delivered."""
+    """Two writes and a read; records the results."""
 
     def __init__(self) -> None:
         self.delivered: list[tuple[Any, Any]] = []

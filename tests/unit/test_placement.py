@@ -1,4 +1,4 @@
-"""Whose turn it is to lead: timeouts by region, and the way back to the preferred region."""
+"""Which node should lead: timeouts by region, and the way back to the preferred region."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_without_automatic_failover_a_leader_still_hands_over() -> None:
 
 
 class Watched:
-    """A leader, node 1 in the far region, looked at twice a second by a clock moved by hand."""
+    """A leader, node 1 in the far region, ticked twice a second by a clock that the test moves."""
 
     def __init__(self) -> None:
         self.raft = core_in({1: "far", 2: "near", 3: "far"})

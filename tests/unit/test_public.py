@@ -1,4 +1,5 @@
-"""What `import raftha` offers: its names, their docstrings, and the modules it leaves for later."""
+"""What `import raftha` offers: its names, their docstrings, and the modules that it loads
+lazily."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ LAZY = {
     "metrics": ["Collector", "Endpoint"],
     "testing": ["LocalCluster", "LocalClusterError"],
 }
-"""Modules that `import raftha` doesn't import, and what users take from them."""
+"""Modules that `import raftha` doesn't import, and their public names."""
 
 NEVER_IMPORTED = ("hiredis", "prometheus_client", "rich", "typer")
 

@@ -348,9 +348,8 @@ def test_r7_the_lease_gives_way_to_a_candidate_that_the_leader_chose() -> None:
 
 
 def test_a_removed_node_grants_no_votes() -> None:
-    """Nobody needs its vote but nodes that have lost their disks, and with it what was agreed on.
-
-    Those could outvote what the members that replaced them know.
+    """Only nodes that lost their disks, and with them committed entries, would need its vote. They
+    could outvote the members that replaced them.
     """
     raft = core()
     raft.removed()
@@ -369,7 +368,7 @@ def test_r7_the_lease_ends_after_an_election_timeout_of_silence() -> None:
 
 
 def test_a_candidate_keeps_its_term_until_its_vote_is_durable() -> None:
-    """On a slow disk it would raise the term for ever, and never count a vote."""
+    """On a slow disk it would raise the term again and again, and never count a vote."""
     raft = core(1, voters=1)
     while raft.role is not Role.CANDIDATE:
         raft.tick()
@@ -400,7 +399,7 @@ def test_each_term_without_a_leader_lengthens_the_timeout() -> None:
 
 
 def silent_for(raft: Raft, ticks: int) -> bool:
-    """Let time pass; whether the node's election timeout has passed."""
+    """Let time pass; return True if the node's election timeout has passed."""
     for _ in range(ticks):
         raft.tick()
     return raft.role is not Role.FOLLOWER

@@ -1,4 +1,4 @@
-"""A node that has lost its log, and what the others make of it."""
+"""A node that has lost its log, and how the others treat it."""
 
 from __future__ import annotations
 

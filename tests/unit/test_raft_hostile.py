@@ -1,4 +1,4 @@
-"""What no correct node sends: it is dropped, or said, and harms nobody."""
+"""Messages that no correct node sends: they are dropped or reported, and do no harm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replication, reads, handing over: rules R3 to R6 and R8 of `raftha.core.raft`."""
+"""Replication, reads, transfers: rules R3 to R6 and R8 of `raftha.core.raft`."""
 
 from __future__ import annotations
 
@@ -335,7 +335,7 @@ def test_an_unknown_follower_that_reconnects_is_not_asked_for_entry_1() -> None:
 
 
 def test_entries_that_wait_for_an_answer_are_not_sent_with_every_heartbeat() -> None:
-    """They may be large, and their way, or the follower's disk, slower than a heartbeat."""
+    """They may be large, and the network or the follower's disk slower than a heartbeat."""
     raft = core(1, 1, 1)
     become_leader(raft)
     for _ in range(3):
@@ -371,7 +371,7 @@ def test_an_append_from_the_disk_is_no_larger_than_others() -> None:
 
 
 def test_late_answers_do_not_make_what_is_in_flight_go_out_again() -> None:
-    """An append was overtaken and rejected. Of the answers to earlier ones none says more."""
+    """An append was overtaken and rejected. The replies to earlier ones have no news."""
     raft = core()
     become_leader(raft)
     acknowledge(raft, 3)
@@ -409,7 +409,7 @@ def test_entries_that_left_the_memory_are_read_from_the_disk_and_sent() -> None:
 
 
 def test_an_answer_from_the_disk_to_an_earlier_leadership_is_not_sent() -> None:
-    """The log may have been replaced in between: node 3 would get entries that nobody has."""
+    """The log may have been replaced in between: node 3 would get entries that no log has."""
     raft = core(1, 1, 1, window_bytes_max=1)
     lagging(raft)
     (request,) = raft.ready().log_reads
@@ -517,7 +517,8 @@ def test_the_votes_of_strangers_do_not_count() -> None:
 
 
 def test_a_leader_that_learns_of_its_removal_leads_no_more() -> None:
-    """It may be of an earlier life of the cluster, which others took for lost for good."""
+    """It may belong to an earlier life of the cluster, which the others considered lost for
+    good."""
     raft = core()
     become_leader(raft)
     raft.removed()

@@ -1,4 +1,4 @@
-"""What a survivor finds on its disk, and what a recovery writes to it."""
+"""What a survivor finds on its disk, and what a recovery writes there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/REFERENCE.md names tests that exist; docs/reference has what the source says."""
+"""docs/REFERENCE.md names existing tests; docs/reference matches the source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refusals are counted each, and logged once."""
+"""Each refusal is counted, and each reason is logged once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reserve: space that is there for a checkpoint when the disk is full."""
+"""The reserve: space for a checkpoint when the disk is full."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_more_than_the_disk_has_is_not_even_tried(tmp_path: Path) -> None:
 def test_a_reserve_that_cannot_be_allocated_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, raised: type[Exception]
 ) -> None:
-    """The disk may have told less than the truth."""
+    """The disk may have reported more free space than it had."""
 
     def refuse(handle: int, offset: int, size: int) -> None:
         raise OSError(code, os.strerror(code))

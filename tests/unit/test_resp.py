@@ -1,4 +1,4 @@
-"""RESP: requests out of bytes, however they are cut and whatever they claim; replies into bytes."""
+"""RESP: requests from bytes, however they are cut and whatever they claim; replies to bytes."""
 
 from __future__ import annotations
 

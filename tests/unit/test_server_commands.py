@@ -1,4 +1,4 @@
-"""The reference server's commands: who is found, what is refused, what is sent to the log."""
+"""The reference server's commands: which are found, what is refused, what goes to the log."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A connection of the reference server: order, pipelining, transactions, and flow control.
 
-The manager is a fake whose futures the test completes, so every order of events can be had.
+The manager is a fake whose futures the test completes, so a test can choose any order of events.
 """
 
 from __future__ import annotations
@@ -330,7 +330,7 @@ def test_reading_pauses_while_many_bytes_wait() -> None:
 
 
 def test_only_so_many_large_replies_are_to_come() -> None:
-    """The reply to each may be of some MiB, and takes up memory as soon as it is done."""
+    """The reply to each may have some MiB, and takes memory as soon as it is done."""
 
     async def script(scene: Scene) -> None:
         await scene.send(*["MULTI", "GET a", "EXEC"] * (LARGE_REPLIES_MAX + 5))

@@ -1,4 +1,4 @@
-"""Exactly once: repeated groups, floors, expiry, and the bounds of what is remembered."""
+"""Exactly once: repeated groups, floors, expiry, and the bounds of the kept outcomes."""
 
 from __future__ import annotations
 

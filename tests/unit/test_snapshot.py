@@ -127,7 +127,7 @@ def test_a_damaged_chunk_is_not_written(
         data = bytearray(chunk.data)
         data[place] ^= 1
         if unpack_chunk(chunk._replace(data=bytes(data))) is not None:
-            # A bit that zstd doesn't look at: what comes out is what went in.
+            # A bit that zstd ignores: the decompressed data is unchanged.
             assert unpack_chunk(chunk._replace(data=bytes(data))) == unpack_chunk(chunk)
     assert incoming.write(chunk._replace(crc=chunk.crc ^ 1)) == 0
     assert incoming.write(chunk) == CHUNK_BYTES
@@ -261,7 +261,7 @@ def test_an_installation_stopped_at_any_step_is_finished_at_the_next_start(
 def test_a_snapshot_is_not_installed_over_a_log_that_holds_its_last_entry(
     snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path
 ) -> None:
-    """What came after that entry may have been acknowledged since READY was written."""
+    """Entries after it may have been acknowledged since READY was written."""
     data = prepare(tmp_path, snapshot)
     wal = open_wal(data)
     wal.append(None, make_log(70)[5:])

@@ -1,4 +1,4 @@
-"""Snapshots on their way: what goes out when, and what is done when nothing good comes back."""
+"""Snapshots under way: what is sent when, and what happens after errors or silence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHUNK = 100
 
 
 class Files:
-    """Snapshots without files: whatever is asked for is there at once, unless it is held."""
+    """Snapshots without files: each result is there at once, unless it is held."""
 
     chunk_bytes = CHUNK
 
@@ -74,7 +74,7 @@ class Files:
 
 
 class Leader:
-    """A sender, its clock, and what the core of a leader of term 2 shows it."""
+    """A sender, its clock, and the view of a core that leads term 2."""
 
     def __init__(self, bytes_per_s: int = 0) -> None:
         self.now = 100.0

@@ -171,7 +171,7 @@ def test_a_scan_merges_all_layers_in_both_directions(bench: Bench) -> None:
 
 
 def prepare(bench: Bench, read: Callable[[], T]) -> tuple[T, int]:
-    """What a read returns, and how often it wasn't ready."""
+    """Prepare a read; return its result, and how often it wasn't ready."""
     for times in range(1000):
         try:
             return read(), times
@@ -182,7 +182,7 @@ def prepare(bench: Bench, read: Callable[[], T]) -> tuple[T, int]:
 
 @pytest.fixture
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads have to be prepared in small pieces."""
+    """Make reads need small pieces of preparation."""
     for module, name in ((state, "LOOKUP_PIECE"), (state, "SORT_PIECE"), (buffer, "SORT_PIECE")):
         monkeypatch.setattr(module, name, 16)
 

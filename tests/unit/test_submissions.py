@@ -1,4 +1,4 @@
-"""Submissions: what happens to a write between its caller and its outcome, without any network."""
+"""Submissions: a write between its caller and its outcome, without a network."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ ACKNOWLEDGED = Acknowledgement(ReplicationMode.ASYNC_WITH_ACK, (1, 3), ("primary
 
 
 class FakeRouter:
-    """What submissions ask of the rest of a node; a leader is there if `has_leader`.
+    """The parts of a node that submissions use; there is a leader if `has_leader`.
 
-    It is their route, their pending operations and their acknowledgements at once.
+    It is their route, their pending operations and their acknowledgements in one.
     """
 
     def __init__(self) -> None:

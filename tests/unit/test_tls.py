@@ -1,4 +1,4 @@
-"""TLS settings: what is wrong with which file; and the listener's own limits."""
+"""TLS settings: errors for each kind of wrong file; and the listener's limits."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_token_file_may_end_with_a_newline(tmp_path: Path) -> None:
 
 
 class Scene:
-    """A listener with room for two, and what it refused."""
+    """A listener with room for two, and its refusals."""
 
     def __init__(self, folder: Path) -> None:
         made = make_cluster(folder, 1)[1]
@@ -241,7 +241,7 @@ def test_a_failed_accept_is_not_the_end(
 def test_a_connection_accepted_while_the_server_closes_is_closed_too(
     tmp_path: Path, turns: int
 ) -> None:
-    """A socket that nobody closes is a warning when it is collected, and warnings are errors."""
+    """An unclosed socket is a warning when it is collected, and warnings are errors."""
 
     async def main() -> None:
         scene = Scene(tmp_path)

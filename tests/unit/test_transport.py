@@ -1,4 +1,5 @@
-"""Peers over TLS: who gets in, who doesn't, and that both sides say so and go on."""
+"""Peers over TLS: which are admitted, which are refused, and that both sides report it and go
+on."""
 
 from __future__ import annotations
 
@@ -25,12 +26,12 @@ from tests.support.conditions import wait_until_async
 
 
 class Peer:
-    """A transport, and what it brought."""
+    """A transport, and what it received."""
 
     def __init__(
         self, node_id: int, members: Mapping[int, str], tls: PeerTls | None, says: int | None = None
     ) -> None:
-        """`says` is who it claims to be, if not itself."""
+        """`says` is the id that it claims, if not its own."""
         self.connected: list[int] = []
         self.reasons: list[str] = []
         self.received: list[PeerMessage] = []
@@ -121,7 +122,7 @@ def test_both_sides_of_a_lost_connection_learn_why(tmp_path: Path, has_tls: bool
         for error, reason in ((TimeoutError(110, "timed out"), "timeout"), (None, "network_error")):
             await wait_until_async(lambda: one.connected == [2] and two.connected == [1])
             connection = one.transport._connected[2]
-            # What the kernel says when nobody acknowledges any more, or the other process ends.
+            # As the kernel reports a peer that no longer acknowledges, or a process that ended.
             connection.connection_lost(error)
             connection.abandon()
             assert one.reasons[-1] == reason
@@ -152,7 +153,7 @@ def _of_another_ca(made: dict[int, Made], folder: Path) -> PeerTls | None:
 
 
 def _of_another_cluster_under_the_ca(made: dict[int, Made], folder: Path) -> PeerTls | None:
-    """As if one CA had signed for two clusters: the name must tell them apart."""
+    """As if one CA had signed for two clusters: the cluster's name must differ."""
     del made
     other = make_cluster(folder / "other", 2, "billing")[2]
     contexts = peer_tls(other, "billing")

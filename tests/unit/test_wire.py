@@ -1,4 +1,4 @@
-"""The wire format: what goes in comes out, and nothing else gets in."""
+"""The wire format: messages survive it unchanged, and it admits nothing else."""
 
 from __future__ import annotations
 
