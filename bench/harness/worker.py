@@ -116,7 +116,7 @@ async def serve(answer: Answer, **ready: Any) -> None:
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         try:
             reply = await answer(json.loads(line))
-        except Exception as error:  # noqa: BLE001 - whoever asked must hear of it
+        except Exception as error:  # noqa: BLE001 - the caller gets it
             reply = {"error": repr(error)}
         print(json.dumps(reply), flush=True)
 

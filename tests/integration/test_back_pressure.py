@@ -86,7 +86,7 @@ def test_writers_are_refused_while_a_checkpoint_hangs_and_go_on_afterwards(
             gate.close(tmp_path)
             writes: list[asyncio.Future[raftha.Receipt]] = []
             while not any(write.done() and write.exception() for write in writes):
-                assert len(writes) < 1000, "nobody is ever refused"
+                assert len(writes) < 1000, "no write is ever refused"
                 writes.append(asyncio.ensure_future(node.put(b"key%d" % len(writes), VALUE)))
                 assert await node.get(b"first") == b"value", "reads go on"
             assert buffered_bytes(node) < BUFFERED_MAX

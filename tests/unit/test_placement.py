@@ -51,7 +51,7 @@ def test_a_voter_of_a_less_preferred_region_campaigns_later() -> None:
         follow(raft)
     assert ticks_until_it_campaigns(near) == ELECTION_TICKS
     assert ticks_until_it_campaigns(far) == ELECTION_TICKS + ELECTION_TICKS // 2
-    assert ticks_until_it_campaigns(only_far) == ELECTION_TICKS, "nobody is better"
+    assert ticks_until_it_campaigns(only_far) == ELECTION_TICKS, "no other region is better"
 
 
 def test_a_lost_connection_is_alike_unless_only_the_leader_was_better() -> None:
