@@ -39,8 +39,7 @@ class Round:
 
 
 class Load:
-    """Callers that write as fast as they can; records when each write began and was
-    acknowledged."""
+    """Callers that write as fast as they can, and the times of their writes."""
 
     def __init__(self, ha: raftha.HaManager) -> None:
         self._ha = ha

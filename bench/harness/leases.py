@@ -1,5 +1,4 @@
-"""raftha with leases, read by threads of the leader's process, without a round or another
-thread."""
+"""raftha with leases, read by threads of the leader's process, without a round."""
 
 from __future__ import annotations
 

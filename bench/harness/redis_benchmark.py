@@ -25,8 +25,7 @@ def is_there() -> bool:
 
 
 def measure(address: str, load: Load, pipeline: int = 1) -> Sample:
-    """It takes a number of requests, not a time, so a first short run finds out how many to
-    send."""
+    """Measure; it takes a number of requests, so a first short run finds out how many."""
     assert load.callers, "it has no open loop"
     rate = _run(address, load, pipeline, load.callers * pipeline * PROBE_PER_CALLER).rate
     if load.warm_up_s:

@@ -19,8 +19,7 @@ class Taken:
     seconds: float
     latencies: array[float]
     begun: array[float]
-    """When each operation was due, on the clock of `time.perf_counter`, the same in all
-    processes."""
+    """When each operation was due, on `time.perf_counter`, the same in all processes."""
     failed: int
     cpu_s: float
     """CPU time of the whole process during the load."""

@@ -36,8 +36,7 @@ class NotStarted(Exception):
 
 
 class System(Protocol):
-    """A system under load. `name` stands in tables; `settings` has what else a reader needs to
-    know."""
+    """A system under load. Tables show `name`; `settings` has what else a reader needs."""
 
     name: str
     settings: str
@@ -56,8 +55,7 @@ class System(Protocol):
 
 
 class InProcess:
-    """raftha, with callers in the leader's process; or in a follower's, if another node is to
-    lead."""
+    """raftha, with callers in the leader's process; if another node leads, in a follower's."""
 
     settings = "callers are tasks in the leader's process"
 
@@ -185,8 +183,7 @@ class BareOverResp:
 
 
 def measure_resp(address: str, load: Load, folder: Path, pipeline: int = 1) -> Sample:
-    """Measure with redis-benchmark if it is installed and supports the load, else with our own
-    client."""
+    """Measure with redis-benchmark if it is installed and fits, else with our own client."""
     if load.options:
         raise Unsupported(f"clients over RESP can't ask for {load.options}")
     if load.callers and redis_benchmark.is_there():

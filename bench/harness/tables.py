@@ -16,8 +16,7 @@ from bench.harness.results import Measurement, Parameters, Results
 PIPE_COLUMNS = 140
 PLACES = {"ms": 2, "s": 2, "cores": 2, "MiB": 1}
 WEAKER = ("pysyncobj", "redis")
-"""Peers that reply before a write is on the disks of a majority; raftha isn't compared with
-them."""
+"""Peers that reply before a majority's disks have a write; raftha isn't compared with them."""
 METRICS_MAX = 8
 """A table of more systems has a row for each, not a column."""
 

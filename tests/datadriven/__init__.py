@@ -1,5 +1,4 @@
-"""Transcripts of the core: commands to a few nodes, and what the nodes do. They are the design, to
-read.
+"""Transcripts of the core: commands to a few nodes, and the effects, to be read as the design.
 
 Theory of operation. `testdata/*.txt` are conversations with a cluster of real cores in one thread,
 without I/O, time or chance. A test replays each and compares; `pytest --rewrite` records what

@@ -122,8 +122,7 @@ def use_multiprocessing(config: raftha.HaConfig) -> None:
 
 
 def fork_and_leave(config: raftha.HaConfig) -> None:
-    """The child ends as a Python program does, after it has dropped everything that it
-    inherited."""
+    """The child drops everything that it inherited, and ends as a Python program does."""
     with raftha.HaManager(config) as ha:
         ha.put(b"key", b"by the parent")
         child = os.fork()

@@ -1,5 +1,4 @@
-"""The examples, each as three processes: load through all three, during which the leader is
-killed."""
+"""The examples, each as three processes under load, while the leader is killed."""
 
 from __future__ import annotations
 
@@ -123,8 +122,7 @@ Step = Callable[[Iterator[int], int, int], None]
 
 
 def load_with_a_kill(service: Service, step: Step, before: int = 20, after: int = 40) -> int:
-    """Let clients do step after step through all nodes, and kill the leader meanwhile; return its
-    id."""
+    """Let clients do steps through all nodes, and kill the leader meanwhile; return its id."""
     rounds = [0] * CLIENTS
     failures: list[BaseException] = []
     is_over = threading.Event()

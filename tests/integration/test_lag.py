@@ -184,8 +184,7 @@ def test_the_end_of_a_connection_has_a_reason() -> None:
 def test_a_member_that_is_stopped_in_silence_is_disconnected_by_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By SIGSTOP: its kernel goes on acknowledging, but no process reads. Sooner than usual
-    here."""
+    """By SIGSTOP: its kernel goes on acknowledging. The limit is lower than usual here."""
     monkeypatch.setattr(health, "HANG_UP_S", 1.0)
     with watched() as node:
         node.cluster.pause(3)

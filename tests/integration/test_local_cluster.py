@@ -1,5 +1,4 @@
-"""`LocalCluster`: processes are started, killed, paused, restarted, wiped, and never left
-behind."""
+"""`LocalCluster`: starts, kills, pauses, restarts and wipes processes, and leaves none behind."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ NOT_AWAITED = {
     "submit_get_many",
     "submit_once",
 }
-"""Methods of the asynchronous manager that aren't awaited: `events` returns a stream, whose events
-are awaited; `observe` is for scrapers; the others return futures."""
+"""Methods of the asynchronous manager that aren't awaited. `events` returns a stream, `observe` is
+for scrapers, the others return futures."""
 
 
 def public_names(of: object) -> set[str]:

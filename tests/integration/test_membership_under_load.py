@@ -1,5 +1,4 @@
-"""Real processes under load, while nodes come and go: no write fails, none is lost or applied
-twice.
+"""Real processes under load, while nodes come and go: no write fails, is lost or applied twice.
 
 Every client writes unique keys and increments a counter that all share, each with an exactly-once
 call that is sent again, through another node, until it has a reply. The load stays below one

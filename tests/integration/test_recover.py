@@ -1,5 +1,4 @@
-"""A majority is lost for good: one survivor becomes the cluster, and nodes that return do no
-harm."""
+"""A majority is lost for good: a survivor becomes the cluster, and nodes that return do no harm."""
 
 from __future__ import annotations
 

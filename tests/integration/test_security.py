@@ -1,5 +1,4 @@
-"""Real nodes and real TLS: a cluster that trusts only its members, and clients with token and
-TLS."""
+"""Real nodes and real TLS: a cluster trusts its members only, and clients show a token."""
 
 from __future__ import annotations
 

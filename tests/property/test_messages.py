@@ -1,5 +1,4 @@
-"""No message of a peer, whatever it contains, trips an assert: asserts are about a node's own
-state.
+"""No message of a peer trips an assert: asserts are about a node's own state.
 
 A faulty or hostile peer speaks the protocol: its messages pass the decoder, and its entries
 continue the receiver's chain of hashes. Everything else in them is arbitrary. The core, and the log

@@ -70,8 +70,7 @@ SETTINGS = [
 
 
 def companions(name: str, value: Any) -> dict[str, Any]:
-    """Other settings that must be set so that a value is allowed, by the rules over several
-    settings."""
+    """Other settings that a value needs, by the rules over several settings."""
     others: dict[str, dict[str, Any]] = {
         "node_id": {"members": {str(value): "127.0.0.1:7101"}},
         "heartbeat_interval_ms": {"election_timeout_ms": 4_000},

@@ -1,5 +1,4 @@
-"""What a seed has beside faults: regions, standbys, operators that choose the leader, stale reads
-with a bound.
+"""What a seed has beside faults: regions, standbys, promotions, reads with bounded staleness.
 
 Theory of operation. Drawn from a stream of its own, on top of what `swarm.py` draws. So a seed that
 gets none of it is the run that it would be without.

@@ -168,8 +168,7 @@ class Simulation:
         self.promotions.check(member)
 
     def _see_leadership_return(self) -> None:
-        """Check that leadership goes where it should be, in a time in which nothing else
-        happens."""
+        """Check that leadership goes where it should be when nothing else happens."""
         world = self.world
         calm = Calm(world, self.swarm, self.invariants.leaders, self._current())
         world.is_done = calm.is_over

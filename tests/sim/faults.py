@@ -56,8 +56,7 @@ class Faults:
                 self._repeat(interval, fault)
 
     def heal(self) -> None:
-        """End all faults: members that are down start, blocked links deliver, paused members go
-        on."""
+        """End all faults: start members that are down, unblock links, resume paused members."""
         self._is_over = True
         self._network.calm()
         for member in self._members.values():

@@ -54,8 +54,7 @@ class DurableLog:
         self._hashes: list[bytes] = []
 
     def lose(self, hashes: list[bytes], position: LogPosition) -> None:
-        """The log was set aside; another one begins after the entries that the state has
-        applied."""
+        """The log was set aside; another one begins after the last applied entry."""
         self.hard_state = HardState(position.term, 0, position.index)
         self._hashes = hashes
 
@@ -98,8 +97,7 @@ class _Seen:
         self.writing: Write | None = None
         self.reset: LogPosition | None = None
         self.wiped: list[DurableLog] = []
-        """The entries on the disks that this member has lost: they were acknowledged in their
-        time."""
+        """The entries on the disks that this member has lost, acknowledged in their time."""
         self.era = 0
         self.eras: dict[int, DurableLog] = {}
         """The entries of its log in earlier eras."""

@@ -330,8 +330,7 @@ class Member:
         again: Callable[..., None],
         *args: Any,
     ) -> bool:
-        """Do what `StorageThreads._when_there_is_space` does; False if `work` is tried again
-        later."""
+        """As `StorageThreads._when_there_is_space`; False if `work` is tried again later."""
         assert self.node is not None
         try:
             work()

@@ -204,8 +204,7 @@ class Network:
         self._world.at(self._rng.uniform(*self._swarm.redial_s), self._dial, link)
 
     def _call(self, link: Link, lows: Membership, highs: Membership) -> None:
-        """The higher id dials the lower; a node that dials one that knows of its removal learns of
-        it.
+        """The higher id dials the lower; a removed node that dials learns of its removal.
 
         A newcomer may know no member that is still there: then the lower id dials.
         """
@@ -219,8 +218,7 @@ class Network:
             self._begin(link, link.generation, link.low)
 
     def _agree(self, link: Link) -> bool:
-        """True if each side accepts the other's incarnation; the dialled side checks first, and
-        remembers it."""
+        """True if each side accepts the other's incarnation; the dialled side checks first."""
         low, high = self._stations[link.low], self._stations[link.high]
         if low.admits(link.high, high.incarnation) and high.admits(link.low, low.incarnation):
             return True

@@ -1,5 +1,4 @@
-"""The meaning of the committed log: a second, plain reading of it, to compare the members' state
-with.
+"""The meaning of the committed log: a second, plain reading, to compare members' states with.
 
 Theory of operation. The oracle is given each entry once, when it is first known to be committed. It
 shares no code with `raftha.storage` but the parsing of groups: sessions are a dict, outcomes are
@@ -44,8 +43,7 @@ class Counters(StateMachine):
 
 
 class Effect(NamedTuple):
-    """The effect of an applied command: the call that made it, and the result that the call should
-    get."""
+    """An applied command: the call that made it, and the result that the call should get."""
 
     call: bytes
     key: bytes

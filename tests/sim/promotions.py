@@ -97,8 +97,7 @@ class Promotions:
         *,
         is_last: bool = False,
     ) -> None:
-        """Ask `member` to make `target` the leader; if this `is_last`, there must be a leader in
-        the end."""
+        """Ask `member` to make `target` the leader; if `is_last`, there must be one in the end."""
         assert member.node is not None
         self._world.note(member.id, "transfer", f"to {target}")
         if member.node.core.leader is None:

@@ -42,8 +42,7 @@ class Receipts:
     def check(
         self, asked: Member, acks: int, is_late: bool, entry: Entry, claimed: Acknowledgement
     ) -> None:
-        """A caller of `asked` that wanted `acks` gets this receipt; `is_late`: too few had it in
-        time."""
+        """A caller of `asked` wanted `acks` and gets this; `is_late`: too few had it in time."""
         counts = self._world.counts
         if asked.node is not None:
             if len(self._swarm.regions) > 1:

@@ -16,8 +16,7 @@ CLUSTER = "orders"
 
 
 def make_cluster(folder: Path, nodes: int = 3, cluster_name: str = CLUSTER) -> dict[int, Made]:
-    """Make a CA in `folder`/ca, and a certificate for each node, valid for loopback, in
-    `folder`."""
+    """Make a CA in `folder`/ca, and in `folder` a certificate for each node, for loopback."""
     make_ca(cluster_name, folder / "ca")
     return {
         i: make_node(folder / "ca", i, folder, hosts=["127.0.0.1"]) for i in range(1, nodes + 1)

@@ -506,8 +506,7 @@ def test_failover_says_which_node_leads() -> None:
 
 
 def test_help_has_no_line_that_a_window_of_80_columns_breaks() -> None:
-    """The first paragraph of a help text is wrapped again; all other lines are shown as they
-    are."""
+    """The first paragraph of a help text is wrapped again; other lines stay as they are."""
     for group in (app, cert, membership.member):
         for command in group.registered_commands:
             _, *paragraphs = inspect.cleandoc(

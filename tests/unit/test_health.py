@@ -28,8 +28,7 @@ STALL_S = 2.0
 
 
 class Surroundings:
-    """A monitor of node 1, on a clock that the test moves; members send messages unless
-    silenced."""
+    """A monitor of node 1, on a clock that the test moves; all but `silent` members send."""
 
     def __init__(self, raft: Raft) -> None:
         self.core = raft
@@ -74,8 +73,7 @@ class Surroundings:
             self.monitor.write_ended(self.now + self.disk_s)
 
     def check(self, times: int = 1, *, writes: bool = True) -> None:
-        """Let so many checks pass, with a write of the log and a message of each peer before
-        each."""
+        """Let so many checks pass, each after a write of the log and a message of each peer."""
         for _ in range(times):
             if writes and self.disk_s is not None:
                 self.monitor.write_begun(self.now)
@@ -308,8 +306,7 @@ def test_a_leader_without_any_answers_does_not_resign_for_that(leader: Surroundi
 def test_a_leader_does_not_resign_while_those_it_needs_lack_its_entries(
     leader: Surroundings,
 ) -> None:
-    """Each new leader would start to send a snapshot from the beginning, and none would ever
-    arrive."""
+    """Each new leader would send a snapshot from the beginning, and none would arrive."""
     leader.core.propose(b"", 1, 1)
     for peer in (2, 3):
         leader.core.progress[peer].mode = Mode.SNAPSHOT

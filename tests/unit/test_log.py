@@ -167,8 +167,7 @@ def test_a_hint_skips_all_entries_of_later_terms() -> None:
 
 
 def test_a_hint_goes_below_commit_too_and_ends_where_memory_does() -> None:
-    """A leader has committed entries that the follower lacks, and must get past them in few
-    rounds."""
+    """A leader must get past committed entries that the follower lacks, in few rounds."""
     assert log_of([1, 3, 3], commit=3).hint(9, 1) == (1, 1)
     log = RaftLog(
         1, chain([1, 2])[1].position, chain([3], chain([1, 2])[1].position), 1 << 20, MEMBERSHIP

@@ -1,5 +1,4 @@
-"""What `import raftha` offers: its names, their docstrings, and the modules that it loads
-lazily."""
+"""What `import raftha` offers: its names, their docstrings, and its lazy modules."""
 
 from __future__ import annotations
 

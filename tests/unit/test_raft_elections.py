@@ -348,9 +348,7 @@ def test_r7_the_lease_gives_way_to_a_candidate_that_the_leader_chose() -> None:
 
 
 def test_a_removed_node_grants_no_votes() -> None:
-    """Only nodes that lost their disks, and with them committed entries, would need its vote. They
-    could outvote the members that replaced them.
-    """
+    """Only nodes that lost their disks would need its vote. They could outvote their successors."""
     raft = core()
     raft.removed()
     assert not only(VoteReply, step(raft, VoteRequest(1, 3, 1, 0, 0, True, False)))[0].granted

@@ -517,8 +517,7 @@ def test_the_votes_of_strangers_do_not_count() -> None:
 
 
 def test_a_leader_that_learns_of_its_removal_leads_no_more() -> None:
-    """It may belong to an earlier life of the cluster, which the others considered lost for
-    good."""
+    """It may belong to an earlier life of the cluster, which was considered lost for good."""
     raft = core()
     become_leader(raft)
     raft.removed()

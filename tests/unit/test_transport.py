@@ -1,5 +1,4 @@
-"""Peers over TLS: which are admitted, which are refused, and that both sides report it and go
-on."""
+"""Peers over TLS: which are admitted or refused; both sides report it and go on."""
 
 from __future__ import annotations
 
