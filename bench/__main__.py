@@ -27,7 +27,7 @@ ALONE = {
     "catchup": "what writes notice while a node catches up through a snapshot",
     "soak": "elections under full load beside a busy process: there should be none",
 }
-"""The same, but what they find is printed, and not compared."""
+"""The same, but they print a report of their own, which can't be compared."""
 READERS = {
     "compare": "faster, slower, or no difference: two results files",
     "report": "a page with plots and tables of results files",

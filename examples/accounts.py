@@ -4,17 +4,17 @@
 
     POST /movements  {"id": "m1", "from": "", "to": "ada", "amount": 5}
                             201; 422 if there isn't enough in the account "from"
-    GET  /accounts/ada      200; 404 if there is no such account
-    GET  /health            200; 503 while nobody leads
+    GET  /accounts/ada      200; 404 if there is no such account GET  /health            200; 503
+    while there is no leader
 
 Theory of operation. The command `move` is replicated: every process runs it, in the same order, so
-it may use nothing but its arguments and the transaction. Whatever it raises takes back its changes.
+it may use nothing but its arguments and the transaction. An exception in it undoes its changes.
 Money comes in from the account "", which has no balance, and leaves by it.
 
 503 means that nothing happened, 504 that it may have. After either, send the same request again, to
-any process: a movement has an id, chosen by the client, and the second time `move` sees that it is
-done, and the answer is 200 instead of 201. (A service that lives for years would forget these ids
-after a while, by one more command.)
+any process: the client chooses the movement's id, so the second time `move` sees that it is done,
+and the service answers with 200 instead of 201. (A service that lives for years would forget these
+ids after a while, by one more command.)
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Accounts(raftha.StateMachine):
 
 
 class Server(ThreadingHTTPServer):
-    """A thread for each connection; all of them use one manager."""
+    """A thread for each connection; all threads use one manager."""
 
     request_queue_size = 128
 
@@ -124,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
             code, body = 422, {"error": error.detail}
         except raftha.InvalidRequest as error:
             code, body = 400, {"error": str(error)}
-        except raftha.Rejected as error:  # It did not happen, and can't here, now.
+        except raftha.Rejected as error:  # It did not happen, and can't happen here now.
             code, body = 503, {"error": str(error)}
         except raftha.Indeterminate as error:  # It may have happened.
             retry = "send the same request again, with the same id: it happens once"
@@ -148,7 +148,7 @@ def main() -> None:
         sys.exit(__doc__)
     config = raftha.HaConfig.from_toml(sys.argv[1])
     host, _, port = config.client_address.rpartition(":")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # End as Ctrl-C does: in order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Stop cleanly, as Ctrl-C does.
     with (
         contextlib.suppress(KeyboardInterrupt),
         raftha.HaManager(config, state_machine=Accounts()) as ha,

@@ -4,17 +4,17 @@
 
     PUT    /seats/12A  {"booking": "b7e1", "name": "Ada"}    201; 409 if another booking has it
     DELETE /seats/12A  {"booking": "b7e1", "name": "Ada"}    204; 409 if this booking hasn't got it
-    GET    /seats/12A                                        200; 404 if it is free
-    GET    /seats?after=12A                                  up to 100 booked seats, in order
-    GET    /health                                           200; 503 while nobody leads
+    GET    /seats/12A                                        200; 404 if it is free GET
+    /seats?after=12A                                  up to 100 booked seats, in order GET
+    /health                                           200; 503 while there is no leader
 
 Theory of operation. Every process takes every request; raftha sends to the leader what only the
 leader can do. «If the seat is free, it is mine» is one transaction, so two bookings can't both have
-it, through whichever processes they come.
+it, even through different processes.
 
 503 means that nothing happened, 504 that it may have. After either, send the same request again, to
-any process: a booking has an id, chosen by the client, so it is seen that this booking has the seat
-already, and the answer is 200 instead of 201.
+any process: the client chooses the booking's id, so the service sees that this booking has the seat
+already, and answers with 200 instead of 201.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def seat_key(request: Request) -> bytes:
 
 
 async def booking_in(request: Request) -> bytes:
-    """What the database holds for a seat: the booking, always written in the same way."""
+    """The value in the database for a seat: the booking, always encoded in the same way."""
     try:
         body = await request.json()
         return json.dumps({"booking": str(body["booking"]), "name": str(body["name"])}).encode()

@@ -1,4 +1,4 @@
-"""What all tests share: the check that this checkout is whole, and hypothesis's settings."""
+"""Shared by all tests: the check that this checkout is complete, and hypothesis's settings."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _PROFILE = "ci" if "CI" in os.environ else "default"
 _PROFILE = os.environ.get("HYPOTHESIS_PROFILE", _PROFILE)
 settings.load_profile(_PROFILE)
 _TIMEOUTS_S = {"thorough": 3600}
-"""A profile's limit for a test, where it isn't that of setup.cfg."""
+"""A profile's time limit for a test, where it differs from setup.cfg."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add what the tests of `tests/datadriven` can be told."""
+    """Add the option of the tests in `tests/datadriven`."""
     parser.addoption(
         "--rewrite", action="store_true", help="write the core's transcripts as they are now"
     )
@@ -42,11 +42,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin alike wherever started; explain a checkout without symbolic links."""
+    """Start in the same state everywhere; explain a checkout without symbolic links."""
     del config
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A shell starts what runs in its background so, and all processes of the tests would be
-        # deaf to the Ctrl-C that they are to obey.
+        # A shell starts background jobs with SIGINT ignored, and then all processes of the tests
+        # would ignore the Ctrl-C that they must obey.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not (_LINK / "__init__.py").is_file():
         raise pytest.UsageError(

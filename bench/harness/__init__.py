@@ -1,13 +1,13 @@
-"""What the questions share, and what reads their results. It imports neither them nor the peers.
+"""What the questions share, and the readers of their results. It imports neither of them nor peers.
 
-Theory of operation. `question` runs one and collects what it finds (`results`), for which systems
-(`systems`, `leases`) are put under a `load`. What makes the load is a process of its own, which
-`worker` starts and tells what to do: one with the leader in it, and callers that are tasks
-(`leader`) or threads (`threads`); one that holds connections (`connections`); `redis-benchmark`
-(`redis_benchmark`); one with no Raft at all, the limit (`bare`). Its latencies are `samples`, and
-what they were taken on is `machine`.
+Theory of operation. `question` runs a question, puts systems (`systems`, `leases`) under a `load`,
+and collects the `results`. A separate process makes the load; `worker` starts it and sends it
+requests. It has the leader inside it, with callers that are tasks (`leader`) or threads
+(`threads`); or it holds connections (`connections`); or it is `redis-benchmark`
+(`redis_benchmark`); or it has no Raft at all, as the limit (`bare`). `samples` holds its latencies,
+and `machine` describes where they were taken.
 
-`failovers` takes leaders away, in silence too (`namespaces`); `restarts` kills nodes and starts
-them; `catch_up` has a node need a snapshot. `compare` and `report` read results (`tables`,
+`failovers` makes leaders fail, also in silence (`namespaces`); `restarts` kills nodes and starts
+them; `catch_up` makes a node need a snapshot. `compare` and `report` read results (`tables`,
 `plots`).
 """

@@ -1,14 +1,14 @@
-"""The bare group-commit loop: what physics and Python leave of raftha without Raft and LMDB.
+"""The bare group-commit loop: raftha's write path without Raft and LMDB, as the upper limit.
 
     python -m bench.harness.bare lead FOLDER [--serve]
     python -m bench.harness.bare follow FILE
 
-Theory of operation. One process has the callers; each turn of its event loop sends what they want
-written to two followers over loopback, while a thread writes and syncs all there is to its own
-file. A follower writes and syncs whatever it has received, and answers how many bytes that is in
-all. What two of the three have synced is committed. All files were written before, to their full
-length, so that a sync moves data alone. There are no terms, no checksums, no state, no recovery:
-nothing here is safe, and nothing that is safe can be faster on this machine by much.
+Theory of operation. One process has the callers. Each turn of its event loop sends their writes to
+two followers over loopback, while a thread writes and syncs them to its own file. A follower writes
+and syncs everything that it has received, and replies with the total number of bytes. A write is
+committed when two of the three have synced it. All files were written to their full length before,
+so a sync moves data alone. There are no terms, no checksums, no state, no recovery: this is not
+safe, and no safe system can be much faster on this machine.
 
 With `--serve` it also answers SET and GET as Redis does; a connection must not mix the two.
 """
@@ -42,7 +42,7 @@ POSITION = struct.Struct("<Q")
 
 
 class BareLog:
-    """A file written before, used round and round."""
+    """A file that was written before, used as a ring."""
 
     def __init__(self, path: Path) -> None:
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -93,7 +93,7 @@ class BareLeader:
         self.values[key] = value
 
     def note(self, member: int, position: int) -> None:
-        """A member has synced so much; release whoever waited for a majority."""
+        """A member has synced so much; release the callers that waited for a majority."""
         self._synced[member] = position
         committed = sorted(self._synced)[1]
         while self._waiting and self._waiting[0][0] <= committed:
@@ -130,7 +130,7 @@ class BareLeader:
 
 
 class _Answers(asyncio.Protocol):
-    """What one follower answers."""
+    """The replies of one follower."""
 
     def __init__(self, leader: BareLeader, member: int) -> None:
         self._leader = leader
@@ -146,7 +146,7 @@ class _Answers(asyncio.Protocol):
 
 
 class _Front(asyncio.Protocol):
-    """A client's connection: SET and GET alone."""
+    """A client's connection: SET and GET only."""
 
     def __init__(self, leader: BareLeader) -> None:
         self._leader = leader
@@ -204,7 +204,7 @@ def start_follower(path: Path) -> int:
 
 
 async def lead(folder: Path, ports: list[int], *, serves: bool) -> None:
-    """Run the loop until nobody asks any more."""
+    """Run the loop until its input ends."""
     leader = BareLeader(folder)
     for member, port in enumerate(ports, start=1):
         await leader.connect(port, member)

@@ -1,8 +1,7 @@
-"""A node comes back that the log can't help, and gets a snapshot, while writes go on.
+"""A node that the log can't help comes back and gets a snapshot, while writes go on.
 
-Theory of operation. Writes come to the leader in an open loop on a thread of its own (`Load`).
-Another looks at the nodes from outside all the while (`Watch`), and what they did is in their own
-logs (`Events`).
+Theory of operation. One thread sends writes to the leader in an open loop (`Load`). Another
+observes the nodes from outside meanwhile (`Watch`). Their own logs show what they did (`Events`).
 """
 
 from __future__ import annotations
@@ -59,12 +58,12 @@ class Report:
 
     @property
     def ratio(self) -> float:
-        """How much longer the slowest of a hundred writes takes meanwhile."""
+        """How much longer the slowest of a hundred writes takes during the transfer."""
         return self.during.p99_ms / self.before.p99_ms
 
 
 class Stream(asyncio.Protocol):
-    """A pipelined connection. Of each write: when it was due, and how long it then took."""
+    """A pipelined connection: when each write was due, and how long it then took."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[float, float]] = []
@@ -121,7 +120,7 @@ async def connect(address: str) -> list[Stream]:
 
 
 async def fill(address: str, log_bytes: int) -> None:
-    """Write so much, as fast as it goes."""
+    """Write so much, as fast as possible."""
     value = os.urandom(FILL_BYTES)
     loop = asyncio.get_running_loop()
     _, stream = await loop.create_connection(Stream, *parse_address("address", address))
@@ -146,7 +145,7 @@ class Load:
         self._thread.start()
 
     def stop(self) -> None:
-        """End it, and wait for the last answers."""
+        """Stop, and wait for the last replies."""
         self._is_over.set()
         self._thread.join()
 
@@ -186,14 +185,14 @@ class Load:
 
 @dataclass(slots=True)
 class Watch:
-    """What is seen of the nodes from outside."""
+    """Observes the nodes from outside."""
 
     cluster: LocalCluster
     rss_anon: dict[int, int] = field(default_factory=dict)
     snapshot_bytes: int = 0
 
     def look(self) -> None:
-        """Note memory, and the snapshot if there is one."""
+        """Record memory, and the snapshot if there is one."""
         for node_id in self.cluster.running:
             used = rss_anon_bytes(self.cluster.pid(node_id))
             self.rss_anon[node_id] = max(self.rss_anon.get(node_id, 0), used)
@@ -207,14 +206,14 @@ class Watch:
         """Look, until then."""
         while time.perf_counter() < until:
             self.look()
-            time.sleep(POLL_S)  # Other processes change: they are asked.
+            time.sleep(POLL_S)  # Poll: other processes change.
 
     def wait_caught_up(self, node_id: int, leader: int) -> None:
         """Wait until the node has applied what the leader had a moment ago."""
         deadline = time.monotonic() + 1800
         while time.monotonic() < deadline:
             ahead = self._status(leader)["last_index"]
-            time.sleep(POLL_S)  # Other processes change: they are asked.
+            time.sleep(POLL_S)  # Poll: other processes change.
             self.look()
             behind = self.cluster.status(node_id)
             if behind is not None and behind["applied_index"] >= ahead:
@@ -228,7 +227,7 @@ class Watch:
 
 
 class Events:
-    """The lines that nodes have added to their logs since now."""
+    """The lines that nodes have added to their logs since this object was made."""
 
     def __init__(self, cluster: LocalCluster) -> None:
         self._cluster = cluster
@@ -241,7 +240,7 @@ class Events:
             return sum(all(word in line for word in words) for line in file)
 
     def elections(self, gone: int) -> int:
-        """How often somebody campaigned, or a follower lost its leader by waiting for it."""
+        """How often a node campaigned, or a follower lost its leader by a timeout."""
         candidacies = sum(
             self.count(i, "event=RoleChanged", "candidate") for i in self._from if i != gone
         )

@@ -4,10 +4,10 @@
 
 For each quantity that both files have, and of which more or less is better: the medians of the
 runs, their ratio, and a 95 % interval of the ratio (bootstrap: runs drawn again with replacement,
-5,000 times). It is faster or slower only if the interval leaves 1 out and the medians differ by
-more than the tolerance; few runs make wide intervals, and fewer than three on a side none at all.
-Exits with 1 if something is slower. Files from different machines, or with another cost of a sync
-at the time, say so first: then a difference may be the machine's.
+5,000 times). It is faster or slower only if the interval excludes 1 and the medians differ by more
+than the tolerance. Few runs make wide intervals, and fewer than three on a side make none. Exits
+with 1 if something is slower. For files from different machines, or with another cost of a sync, it
+says so first: then the machine may cause a difference.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _gain(measurement: Measurement, new: Sequence[float], old: Sequence[float]) 
 
 
 def differences(old: Results, new: Results) -> list[str]:
-    """What makes the two files hard to compare."""
+    """The reasons that make the two files hard to compare."""
     found = []
     if old.question != new.question:
         found.append(f"the questions differ: {old.question}, {new.question}")
@@ -123,7 +123,7 @@ def show(comparisons: Sequence[Comparison], warnings: Sequence[str]) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What it can be told."""
+    """Add the options."""
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument(

@@ -1,11 +1,11 @@
-"""Pipelined connections: the clients' side of the protocols under load, with as little as it takes.
+"""Pipelined connections: minimal clients of the protocols under load.
 
     python -m bench.harness.connections MODULE:CLASS CONNECTIONS ADDRESS...
 
-Theory of operation. A connection writes together what is sent to it in one turn of the event loop,
-and gives the answers out in the order in which requests went. So many callers can share one, and
-the client costs less of the machine than the servers do; what it costs is measured all the same.
-As a program it holds connections to the addresses by turns, and makes load as `worker` says.
+Theory of operation. A connection writes all requests of one turn of the event loop together, and
+returns the replies in the order of the requests. So many callers can share one, and the client
+costs less of the machine than the servers do; its cost is measured all the same. As a program it
+holds connections to the addresses in turn, and makes load as `worker` says.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ OPEN_TRIES, OPEN_PAUSE_S = 50, 0.1
 
 
 class Refused(Exception):
-    """The server answered that it did not do it."""
+    """The server replied that it refused the request."""
 
 
 class Connection(asyncio.Protocol, ABC):
-    """What all protocols share; a subclass packs requests and takes answers apart."""
+    """What all protocols share; a subclass packs requests and parses replies."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -45,21 +45,21 @@ class Connection(asyncio.Protocol, ABC):
 
     @classmethod
     async def open(cls, address: str, keys: int) -> Self:
-        """Connect, and do what the protocol wants done first. `keys` is how many there will be."""
+        """Connect, and begin as the protocol requires. `keys` is how many there will be."""
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(cls, *parse_address("address", address))
         await connection.begin(keys)
         return connection
 
     async def begin(self, keys: int) -> None:
-        """Greet the server, prepare keys: for subclasses that need it."""
+        """Greet the server and prepare keys, in subclasses that need it."""
 
     @abstractmethod
     def put(self, key: bytes, value: bytes) -> asyncio.Future[Any]:
         """Write durably."""
 
     def get(self, key: bytes, options: dict[str, Any]) -> asyncio.Future[Any]:
-        """Read; Refused of a system that is only measured by its writes."""
+        """Read; Refused by a system whose reads aren't measured."""
         raise Refused(f"{type(self).__name__} is not asked for reads")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol, ABC):
             self._answer_error("the connection was lost")
 
     def _send(self, data: bytes) -> asyncio.Future[Any]:
-        """Send with all else of this turn; the future is the answer."""
+        """Send together with the other requests of this turn; the future is the reply."""
         future = self._loop.create_future()
         self._waiting.append(future)
         self._write(data)
@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol, ABC):
     def _flush(self) -> None:
         assert self._transport is not None
         if self._transport.is_closing():
-            self.connection_lost(None)  # Who asks after the end waits for an answer, too.
+            self.connection_lost(None)  # A request after the end of the connection would wait, too.
         else:
             self._transport.write(b"".join(self._out))
         self._out.clear()
@@ -101,10 +101,10 @@ class Connection(asyncio.Protocol, ABC):
 
 
 class RespConnection(Connection):
-    """Redis's protocol, as raftha and the bare loop speak it too."""
+    """Redis's protocol, which raftha and the bare loop speak too."""
 
     after_put: ClassVar[bytes] = b""
-    """A request that goes along with each SET, and whose answer is the one that counts."""
+    """A request that follows each SET, and whose reply counts instead."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,11 +131,11 @@ class RespConnection(Connection):
 
 def _ignore(future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
-        future.exception()  # The request that goes along fails too.
+        future.exception()  # The request that follows fails too.
 
 
 async def open_patiently(kind: type[Connection], address: str, keys: int) -> Connection:
-    """Connect; again if the server hangs up, as ZooKeeper's does when it has only begun to lead."""
+    """Connect; again if the server closes, as ZooKeeper does when it has just begun to lead."""
     for _ in range(OPEN_TRIES):
         try:
             return await kind.open(address, keys)

@@ -1,4 +1,4 @@
-"""The configuration of a node that this process has inside it."""
+"""The configuration of a node inside this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raftha.config import read_toml
 
 
 def read_config(path: Path) -> raftha.HaConfig:
-    """A node's TOML file, but for the server's address: there is none."""
+    """Read a node's TOML file without the server's address."""
     table = read_toml(path)
     del table["listen"]
     return raftha.HaConfig.from_mapping(table)

@@ -1,9 +1,9 @@
-"""Leaders go away while this process writes, and how long it can't.
+"""Leaders fail while this process writes, and how long it can't write.
 
 Theory of operation. Three nodes with the default configuration, but for `lease_ms`: 2 and 3 in
-processes of their own, and 1 in this one, with the callers. Before each round the leader is 2 or 3,
-in turn; then, under load (8 callers, each with one write under way), it goes away in one of HOWS.
-In silence it can only go where each node is in a network namespace of its own (`namespaces`).
+processes of their own, and 1 in this one, with the callers. Before each round 2 or 3 becomes the
+leader, in turn. Then, under load (8 callers, each with one write under way), it fails in one of
+HOWS. A silent failure needs a network namespace for each node (`namespaces`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Round:
 
 
 class Load:
-    """Callers that write as fast as they can, and when each write began and was acknowledged."""
+    """Callers that write as fast as they can, and the times of their writes."""
 
     def __init__(self, ha: raftha.HaManager) -> None:
         self._ha = ha
@@ -86,7 +86,7 @@ class Load:
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Wait until it holds; an error if it doesn't within the time of a round."""
+    """Wait until `condition` holds; an error if it doesn't within the time of a round."""
     deadline = time.perf_counter() + ROUND_TIMEOUT_S
     pause = threading.Event()
     while not condition():
@@ -96,7 +96,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 class Bench:
-    """The node in this process, what it reports, and what is done to the others."""
+    """The node in this process, its reports, and the faults of the others."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Bench:
         self.stream = ha.events()
 
     def make_leader(self, node_id: int) -> None:
-        """With all members there and caught up."""
+        """Make a node the leader, with all members connected and caught up."""
 
         def is_ready() -> bool:
             status = self.ha.get_status()
@@ -127,7 +127,7 @@ class Bench:
             pass
 
     def phases(self) -> FailoverCompleted:
-        """What the failover under way is reported to have taken."""
+        """The reported phases of the failover under way."""
         deadline = time.perf_counter() + ROUND_TIMEOUT_S
         while (left := deadline - time.perf_counter()) > 0:
             event = self.stream.next(timeout=left)
@@ -136,7 +136,7 @@ class Bench:
         raise RuntimeError("no failover was reported")
 
     def run(self, rounds: int) -> list[Round]:
-        """So many failovers."""
+        """Run so many failovers."""
         results = []
         with Load(self.ha) as load:
             for number in range(rounds):
@@ -159,7 +159,7 @@ class Bench:
         assert self._bring_back is not None
         fault = time.perf_counter()
         self._take_away(leader)
-        # What began while it was being taken away may have been acknowledged by it.
+        # The failing leader may have acknowledged a write that began during the fault.
         is_away = time.perf_counter()
         wait_for(lambda: load.first_after(is_away) is not None, "a write is acknowledged")
         event = self.phases()
@@ -174,7 +174,7 @@ def _round(total_s: float, event: FailoverCompleted) -> Round:
 
 
 def measure(how: str, rounds: int, lease_ms: int = 0) -> list[Round]:
-    """Start a cluster and let its leaders go away."""
+    """Start a cluster and let its leaders fail."""
     if how == "silent":
         with namespaces.network(lease_ms) as network, raftha.HaManager(network.config()) as ha:
             ha.put(b"warm", b"up", timeout=60)

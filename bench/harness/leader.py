@@ -1,11 +1,11 @@
-"""A process with the leader inside it, and callers beside that: what embedding raftha is for.
+"""A process with the leader and callers inside it: the case that embedding raftha is for.
 
     python -m bench.harness.leader CONFIG
 
 `CONFIG` is a node's TOML file. Requests: a `Load` (its `options`: `mode` of writes, `consistency`
-of reads, and `watch_s`: how often to note how far the replicas are meanwhile); `{"lead": id}` has
-that node lead; `{"fill": [from, to]}` writes keys, 512 at a time. With a load's latencies come
-`lags`, what was noted, and `checkpoints`, when this node's began and ended.
+of reads, and `watch_s`: how often to note how far the replicas are meanwhile); `{"lead": id}` makes
+that node the leader; `{"fill": [from, to]}` writes keys, 512 at a time. The reply to a load has its
+latencies, `lags` (what was recorded), and `checkpoints` (when this node's began and ended).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FILLERS = 512
 
 
 class Leader:
-    """The node, and what is asked of it."""
+    """The node, and the requests to it."""
 
     def __init__(self, ha: raftha.aio.HaManager) -> None:
         self._ha = ha
@@ -38,7 +38,7 @@ class Leader:
         self._checkpoints: list[tuple[float, float]] = []
 
     async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do one of what the module's docstring says."""
+        """Answer one of the requests in the module's docstring."""
         if "lead" in request:
             return await self._lead(request["lead"])
         if "fill" in request:
@@ -86,7 +86,7 @@ class Leader:
         return {"seconds": time.perf_counter() - started}
 
     async def _watch_lags(self, period_s: float) -> None:
-        """Note, every so often: when, the last index, and what each replica has on disk."""
+        """Record at intervals: the time, the last index, and what each replica has on disk."""
         while True:
             status = await self._ha.get_status()
             durable = {r.node_id: r.match_index or 0 for r in status.replicas}
@@ -101,7 +101,7 @@ class Leader:
 
 
 async def main(config: Path) -> None:
-    """Run the node until nobody asks any more."""
+    """Run the node until its input ends."""
     async with raftha.aio.HaManager(read_config(config)) as ha:
         await serve(Leader(ha).answer)
 

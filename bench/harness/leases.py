@@ -1,4 +1,4 @@
-"""raftha with leases, read by threads of the leader's own process: no round, no other thread."""
+"""raftha with leases, read by threads of the leader's process, without a round."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ THREADS_MAX = 64
 
 
 class CallingThreads:
-    """Callers are threads of the leader's process. `is_cold`: what they read is in LMDB alone."""
+    """Callers are threads of the leader's process. `is_cold`: the values are in LMDB only."""
 
     settings = f"callers are threads in the leader's process, lease_ms = {LEASE['lease_ms']}"
 

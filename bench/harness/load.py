@@ -1,14 +1,13 @@
 """Load: callers that wait for each answer (a closed loop), or calls at a fixed rate (an open one).
 
-Theory of operation. A call takes a number, from which the caller makes its key, and returns
-something to await. In the closed loop, `callers` tasks each await one call after the other: the
-system under load sets the pace, and what it takes is a throughput. In the open loop calls begin
-when they are due, whether earlier ones have been answered or not, and each latency counts from the
-moment the call was *due*: a system that stalls is charged for all calls that were due meanwhile
-(Tene's "coordinated omission").
+Theory of operation. A call takes a number, from which the caller makes its key, and returns an
+awaitable. In the closed loop, each of `callers` tasks awaits one call after the other: the system
+sets the pace, and the result is a throughput. In the open loop each call begins when it is due,
+even if earlier ones have no reply yet, and its latency counts from the moment it was *due*: a
+system that stalls is charged for all calls that were due meanwhile (Tene's "coordinated omission").
 
-Load is made in a process that also does other things only where that is the question (callers
-inside the leader's process); the process's CPU time is part of what is measured.
+A process that makes load does other things only where that is the question (callers inside the
+leader's process). Its CPU time is part of the measurement.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ VALUE_BYTES = 256
 KEYS = 10_000
 PERIOD_S = 0.001
 PENDING_MAX = 20_000
-"""Calls that an open loop lets pile up; what is due beyond them counts as failed."""
+"""Calls that an open loop lets pile up; further due calls count as failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What is to be done: by so many callers, or at `rate` calls a second."""
+    """The load: so many callers, or `rate` calls a second."""
 
     operation: str = "put"
     """put or get."""
@@ -43,10 +42,10 @@ class Load:
     warm_up_s: float = 1.0
     keys: int = KEYS
     options: dict[str, Any] = field(default_factory=dict)
-    """What only one system knows: consistency, mode."""
+    """Options that only some systems have: consistency, mode."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The fields, for JSON."""
         return asdict(self)
 
 
@@ -69,7 +68,7 @@ async def _once(load: Load, call: Call, seconds: float) -> Taken:
 
 
 async def closed_loop(call: Call, callers: int, seconds: float) -> Taken:
-    """Have `callers` tasks call for `seconds`; the first call that fails ends everything."""
+    """Run `callers` tasks for `seconds`; the first call that fails ends all of them."""
     latencies, begun = array("d"), array("d")
     cpu = time.process_time()
     begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the measurements were made on: the machine, versions, and what a sync costs just now."""
+"""Where the measurements were made: the machine, versions, and the present cost of a sync."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def cpu_s(pid: int) -> float:
 
 
 def program_version(*command: str) -> str:
-    """The first line that a program prints about itself."""
+    """The first line of a program's version output."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     return (done.stdout or done.stderr).strip().splitlines()[0]
 

@@ -1,9 +1,9 @@
-"""Nodes in network namespaces of their own, on one bridge, so that one can be cut off in silence.
+"""Nodes in network namespaces of their own, on one bridge: one can be cut off without a reset.
 
 Theory of operation. A node's end of a veth pair is in its namespace, the other end is a port of the
-bridge; this process has an address on the bridge itself. A node is cut off by taking its port out
-of the bridge: from then on nothing that it sends or is sent arrives, and no connection breaks. All
-names end in this process's id, and everything is removed at the end.
+bridge; this process has an address on the bridge itself. Taking a node's port out of the bridge
+cuts it off: its packets and those to it are lost, and no connection breaks. All names end in this
+process's id, and everything is removed at the end.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _ip(*args: str) -> None:
 
 
 def why_not() -> str:
-    """Why this can't be done here; "" if it can."""
+    """Why this is impossible here; "" if it is possible."""
     if os.geteuid():
         return "needs root"
     if shutil.which("ip") is None:
@@ -67,8 +67,9 @@ class Network:
 
     def open(self) -> None:
         """Make the bridge, the namespaces, and the nodes in them."""
-        # With an address of its own; else it has that of one of its ports, and when this one is cut
-        # off, the others don't reach this process until they have asked anew where it is.
+        # The bridge has a MAC address of its own. Otherwise it has that of one of its ports, and
+        # when this port is cut off, the others don't reach this process until they have asked for
+        # its address again.
         _ip("link", "add", self._bridge, "address", BRIDGE_ADDRESS, "type", "bridge")
         _ip("addr", "add", f"{PREFIX}.1/24", "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
@@ -96,7 +97,7 @@ class Network:
         self._spawner.start(command, folder=folder, log=folder / "node.log")
 
     def config(self) -> raftha.HaConfig:
-        """That of the node in this process."""
+        """The configuration of the node in this process."""
         return raftha.HaConfig(
             node_id=1,
             data_dir=self._folder / "1",
@@ -106,11 +107,11 @@ class Network:
         )
 
     def cut_off(self, node_id: int) -> None:
-        """Drop all that it sends and is sent."""
+        """Drop all packets from and to the node."""
         _ip("link", "set", self._port(node_id), "nomaster")
 
     def reconnect(self, node_id: int) -> None:
-        """Let it take part again."""
+        """Connect the node again."""
         _ip("link", "set", self._port(node_id), "master", self._bridge)
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
 """Results as plots: a line for each system, or a curve for each load; matplotlib draws them.
 
-Theory of operation. What is drawn follows from the results' form, not from the question: a
-measurement with a parameter that is a number with several values becomes lines over it, with the
-medians of the runs as points and their whole range as bars; curves become lines over the quantile,
-spread so that each further nine takes as much room (the distribution of latencies), or over time.
+Theory of operation. The form of the results decides what is drawn, not the question: a measurement
+with a parameter that is a number with several values becomes lines over it, with the medians of the
+runs as points and their whole range as bars; curves become lines over the quantile, spread so that
+each further nine takes as much room (the distribution of latencies), or over time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DASHES = ("-", "--", ":")
 
 
 def draw(results: Results, folder: Path, name: str) -> list[tuple[str, Path]]:
-    """Draw all there is to be drawn, each as SVG and PNG; the titles, and the SVG files.
+    """Draw everything, each plot as SVG and PNG; return the titles and the SVG files.
 
     The files are called `name`-1, `name`-2 ...
     """
@@ -62,7 +62,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _look(number: int) -> dict[str, Any]:
-    """Colours, then the same with other dashes: no two of 30 lines alike."""
+    """Colours, then the same colours with other dashes: no two of 30 lines are alike."""
     dashes, colour = divmod(number, len(COLOURS))
     return {"color": COLOURS[colour], "linestyle": DASHES[dashes % len(DASHES)]}
 
@@ -71,7 +71,7 @@ def _look(number: int) -> dict[str, Any]:
 
 
 def _lines(results: Results) -> Iterable[tuple[str, Figure]]:
-    """Metrics that have a better and a worse, each over the first parameter that varies."""
+    """Metrics with a better direction, each over the first parameter that varies."""
     metrics: dict[tuple[str, str], list[Measurement]] = defaultdict(list)
     for m in results.measurements:
         if m.better:
@@ -129,7 +129,7 @@ def _line(
 
 
 def _scale_y(axes: Axes, values: list[float]) -> None:
-    """Logarithmic if they are far apart."""
+    """Make the scale logarithmic if values are far apart."""
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
     else:

@@ -1,9 +1,9 @@
 """What the questions share: options, systems in turns, progress.
 
 Theory of operation. A question is a module with `add_options(parser)` and `ask(run)`. It measures
-each system `--runs` times, all systems once before any a second time, each time started afresh: so
-what changes on the machine meanwhile falls on all alike. Nothing redraws the progress bar while
-something is measured.
+each system `--runs` times, all systems once before any a second time, and starts it afresh each
+time: so a change of the machine affects all alike. Nothing redraws the progress bar during a
+measurement.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FAILURES = (WorkerEnded, NotStarted, RafthaError, SubprocessError)
 
 
 def add_shared_options(parser: argparse.ArgumentParser) -> None:
-    """Those that every question has."""
+    """Add the options that every question has."""
     parser.add_argument("--runs", type=int, default=5, help="runs, of which the median counts")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
     parser.add_argument("--warm-up", type=float, default=1.0, help="seconds before each")
@@ -98,12 +98,12 @@ class Run:
             yield Path(folder)
 
     def expect(self, steps: int) -> None:
-        """So many steps are to come."""
+        """Announce so many more steps."""
         self._progress.update(self._bar, total=steps, refresh=True)
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
-        """Something is measured; the bar says so, and moves on at its end."""
+        """A step is measured; the bar shows it, and moves on at its end."""
         name = f"{self.results.question}: {what}"
         self._progress.update(self._bar, description=name, refresh=True)
         yield
@@ -114,7 +114,7 @@ class Run:
         return Load(seconds=self.options.seconds, warm_up_s=self.options.warm_up, **fields)
 
     def systems(self, own: Sequence[System]) -> list[System]:
-        """Those that can run here, of our own and the peers that are asked for."""
+        """The systems that can run here: raftha's, and the peers that the options name."""
         wanted = [*own, *self._peers]
         if self.options.only:
             wanted = [system for system in wanted if system.name in self.options.only]
@@ -130,14 +130,14 @@ class Run:
     def in_turns(
         self, systems: Sequence[System], loads: Sequence[Load], add: Callable[..., None]
     ) -> None:
-        """Have every system measured under every load, as often as there are runs."""
+        """Measure every system under every load, `runs` times."""
         self.expect(self.options.runs * len(systems) * len(loads))
         for _ in range(self.options.runs):
             for system in systems:
                 try:
                     self._measure(system, loads, add)
                 except FAILURES as error:
-                    # The others' results are not to be lost for it.
+                    # The results of the others must not be lost.
                     self.results.failed[system.name] = str(error)
 
     def _measure(self, system: System, loads: Sequence[Load], add: Callable[..., None]) -> None:
@@ -166,7 +166,7 @@ class Run:
         points = [
             (q, ms)
             for q, ms in sorted(quantiles.items())
-            if q == 1 or (1 - q) * sample.operations >= 1  # Beyond, it would be the maximum again.
+            if q == 1 or (1 - q) * sample.operations >= 1  # Beyond: the maximum again.
         ]
         self.results.add_curve(system, "quantiles", points, unit="ms", **parameters)
 

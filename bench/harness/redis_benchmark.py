@@ -1,4 +1,4 @@
-"""redis-benchmark as a client: compiled, so that it takes little from the servers beside it."""
+"""redis-benchmark as a client: it is compiled, and takes little CPU from the servers beside it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ COLUMNS = {
 
 
 def is_there() -> bool:
-    """Whether it is installed."""
+    """True if it is installed."""
     return shutil.which(NAME) is not None
 
 
 def measure(address: str, load: Load, pipeline: int = 1) -> Sample:
-    """It takes a number of requests, not a time: so a few first, to see how many that is."""
+    """Measure; it takes a number of requests, so a first short run finds out how many."""
     assert load.callers, "it has no open loop"
     rate = _run(address, load, pipeline, load.callers * pipeline * PROBE_PER_CALLER).rate
     if load.warm_up_s:

@@ -22,7 +22,7 @@ from bench.harness.results import BadResults, Measurement, Results, read
 from bench.harness.tables import grids, markdown, ratios, title
 
 Plots = Sequence[tuple[str, Path]]
-"""Titles, and where the plots are."""
+"""Titles, and the files of the plots."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -35,7 +35,7 @@ img { max-width: 100% } .facts { color: #555; font-size: 13px }
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What it can be told."""
+    """Add the options."""
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--out", type=Path, default=Path("bench-report"), help="the folder")
 
@@ -51,7 +51,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def write(results: Sequence[Results], folder: Path) -> Path:
-    """Write the page; return where it is."""
+    """Write the page; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     sections, text = "", "# Results\n"
     for position, each in enumerate(results):

@@ -1,4 +1,4 @@
-"""Nodes are killed and started again, and how long that takes them."""
+"""Kills nodes and starts them again, and measures how long they take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOLLOWER = 2
 
 
 def restart_follower(cluster: LocalCluster) -> tuple[float, float]:
-    """Seconds until it answers, and until it has applied all that it had."""
+    """Seconds until the node answers, and until it has applied its whole log."""
     before = cluster.status(FOLLOWER)
     assert before is not None
     cluster.kill(FOLLOWER)
@@ -27,12 +27,12 @@ def restart_follower(cluster: LocalCluster) -> tuple[float, float]:
             answers_s = time.perf_counter() - begin
         if status and status["applied_index"] >= before["last_index"]:
             return answers_s, time.perf_counter() - begin
-        time.sleep(POLL_S)  # Other processes change: they are asked.
+        time.sleep(POLL_S)  # Poll: other processes change.
     raise AssertionError(f"node {FOLLOWER} has not caught up after {TIMEOUT_S} s")
 
 
 def restart_all(cluster: LocalCluster) -> float:
-    """Seconds until a write is acknowledged, by whichever node."""
+    """Seconds until any node acknowledges a write."""
     for node_id in cluster.running:
         cluster.kill(node_id)
     begin = time.perf_counter()
@@ -42,5 +42,5 @@ def restart_all(cluster: LocalCluster) -> float:
         with contextlib.suppress(RafthaError):
             cluster.call(cluster.node_ids[0], "SET", "after", "restart")
             return time.perf_counter() - begin
-        time.sleep(POLL_S)  # Other processes change: they are asked.
+        time.sleep(POLL_S)  # Poll: other processes change.
     raise AssertionError(f"no write was acknowledged after {TIMEOUT_S} s")

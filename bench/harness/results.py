@@ -1,4 +1,4 @@
-"""What a benchmark found, and its JSON file.
+"""The results of a benchmark, and their JSON file.
 
     {"schema": 1, "question": ..., "at": ..., "arguments": {...},
      "machine": {...}, "versions": {...}, "fdatasync_ms": {"before": ..., "after": ...},
@@ -6,8 +6,8 @@
      "measurements": [{"system", "metric", "unit", "better", "parameters", "values"}],
      "curves": [{"system", "kind", "parameters", "unit", "runs"}]}
 
-A measurement has a value for each run. `better` is higher or lower, or empty if neither is. A
-curve has a list of [x, y] for each run; of kind `quantiles` (x: the quantile) or `timeline` (x:
+A measurement has a value for each run. `better` is higher or lower, or empty if neither is better.
+A curve has a list of [x, y] for each run; of kind `quantiles` (x: the quantile) or `timeline` (x:
 seconds). Two files are compared by question, system, metric and parameters.
 """
 
@@ -43,7 +43,7 @@ class Measurement:
 
     @property
     def id(self) -> tuple[str, str, str]:
-        """What makes two measurements comparable."""
+        """The parts that make two measurements comparable."""
         return self.system, self.metric, json.dumps(self.parameters, sort_keys=True)
 
 
@@ -60,7 +60,7 @@ class Curve:
 
 @dataclass(slots=True, kw_only=True)
 class Results:
-    """All that one call of a question found."""
+    """All results of one call of a question."""
 
     question: str
     at: str

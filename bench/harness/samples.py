@@ -1,4 +1,4 @@
-"""What a load has measured: how many operations, in which time, and how long each took."""
+"""The measurement of a load: how many operations, in which time, and how long each took."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999, 1
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Raw, as a process that made the load has it; latencies in seconds."""
+    """The raw measurement of one process that made load; latencies in seconds."""
 
     seconds: float
     latencies: array[float]
     begun: array[float]
-    """When each of them was due, on the clock of `time.perf_counter`, the same in all processes."""
+    """When each operation was due, on `time.perf_counter`, the same in all processes."""
     failed: int
     cpu_s: float
-    """CPU time of the whole process meanwhile."""
+    """CPU time of the whole process during the load."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The fields, for JSON."""
         fields = {"seconds": self.seconds, "failed": self.failed, "cpu_s": self.cpu_s}
         return {**fields, "latencies": _to_text(self.latencies), "begun": _to_text(self.begun)}
 
@@ -58,7 +58,7 @@ class Sample:
 
     @classmethod
     def of(cls, taken: Iterable[Taken], *, is_client: bool = True) -> Sample:
-        """One out of what several processes did at the same time."""
+        """Join the measurements of processes that made load at the same time."""
         parts = list(taken)
         latencies = sorted(latency for part in parts for latency in part.latencies)
         return cls(

@@ -1,8 +1,8 @@
-"""Systems under load: ours here, others in `bench.peers`; all of three nodes on this machine.
+"""Systems under load: raftha here, others in `bench.peers`; all of three nodes on this machine.
 
-Theory of operation. A system says why it can't run here, or starts, in a folder of its own, and
-then measures one load after another. Clients that are processes of their own speak to the leader,
-as clients of raftha that have once been told who leads do.
+Theory of operation. A system reports why it can't run here, or starts in a folder of its own and
+then measures one load after another. Clients in separate processes talk to the leader, like clients
+of raftha that have learned which node leads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from raftha.version import VERSION
 
 Measure = Callable[[Load], Sample]
 CONNECTIONS_MAX = 64
-"""Of our own client; callers share them."""
+"""Connections of our own client; callers share them."""
 RESP_CONNECTIONS_MAX = 10_000
 
 
@@ -32,11 +32,11 @@ class Unsupported(Exception):
 
 
 class NotStarted(Exception):
-    """The system's servers don't get ready."""
+    """The system's servers don't become ready."""
 
 
 class System(Protocol):
-    """Something that takes load. `name` says it in tables; `settings` what else is to be known."""
+    """A system under load. Tables show `name`; `settings` has what else a reader needs."""
 
     name: str
     settings: str
@@ -46,17 +46,16 @@ class System(Protocol):
         ...
 
     def version(self) -> str:
-        """What it says it is."""
+        """The version that it reports."""
         ...
 
     def start(self, folder: Path) -> AbstractContextManager[Measure]:
-        """Start it; what is given measures one load, or raises Unsupported."""
+        """Start it; yield a function that measures one load, or raises Unsupported."""
         ...
 
 
 class InProcess:
-    """raftha, with callers in the leader's process. Given a node to lead, another has the callers:
-    then it is a follower's."""
+    """raftha, with callers in the leader's process; if another node leads, in a follower's."""
 
     settings = "callers are tasks in the leader's process"
 
@@ -158,7 +157,7 @@ class Bare:
 
 
 class BareOverResp:
-    """The same with a front that speaks RESP."""
+    """The bare loop with a front that speaks RESP."""
 
     name = "limit over RESP"
     settings = Bare.settings
@@ -184,7 +183,7 @@ class BareOverResp:
 
 
 def measure_resp(address: str, load: Load, folder: Path, pipeline: int = 1) -> Sample:
-    """By redis-benchmark if it is there and can do this, else by a client of our own."""
+    """Measure with redis-benchmark if it is installed and fits, else with our own client."""
     if load.options:
         raise Unsupported(f"clients over RESP can't ask for {load.options}")
     if load.callers and redis_benchmark.is_there():
@@ -195,7 +194,7 @@ def measure_resp(address: str, load: Load, folder: Path, pipeline: int = 1) -> S
 def measure_clients(
     kind: str, addresses: list[str], load: Load, folder: Path, connections: int = 0
 ) -> Sample:
-    """By pipelined connections of a class `kind`, in a process of their own."""
+    """Measure with pipelined connections of class `kind`, in a process of their own."""
     count = connections or min(load.callers or CONNECTIONS_MAX, CONNECTIONS_MAX)
     log = folder / "clients.log"
     with Worker("bench.harness.connections", kind, str(count), *addresses, log=log) as worker:
@@ -203,10 +202,10 @@ def measure_clients(
 
 
 def find_program(*names: str) -> str:
-    """Where one of these programs is; "" if nowhere."""
+    """The path of the first of these programs that is installed; "" if none is."""
     return next((path for name in names if (path := shutil.which(name))), "")
 
 
 def redis_benchmark_version() -> str:
-    """For the results."""
+    """The version of redis-benchmark, for the results."""
     return program_version(redis_benchmark.NAME, "--version") if redis_benchmark.is_there() else ""

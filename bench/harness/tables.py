@@ -16,15 +16,15 @@ from bench.harness.results import Measurement, Parameters, Results
 PIPE_COLUMNS = 140
 PLACES = {"ms": 2, "s": 2, "cores": 2, "MiB": 1}
 WEAKER = ("pysyncobj", "redis")
-"""Peers that answer before a write is on the disks of a majority: no measure for raftha."""
+"""Peers that reply before a majority's disks have a write; raftha isn't compared with them."""
 METRICS_MAX = 8
-"""A table of more of them has a row for each, not a column."""
+"""A table of more systems has a row for each, not a column."""
 
 Row = tuple[str, ...]
 
 
 class Grid(NamedTuple):
-    """A table of texts: what rows are called by, the names of their values, and the rows."""
+    """A table of texts: the labels of the rows, the names of the values, and the rows."""
 
     names: Sequence[str]
     columns: Sequence[str]
@@ -39,12 +39,12 @@ class Grid(NamedTuple):
 
 
 def console() -> Console:
-    """As wide as the terminal; a file has no width of its own."""
+    """A console as wide as the terminal; a file has no width of its own."""
     return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
 
 
 def show(results: Results) -> None:
-    """The machine, a table for each set of parameters, and what was left out."""
+    """Print the machine, a table for each set of parameters, and what was left out."""
     out, facts, syncs = console(), results.machine, results.fdatasync_ms
     out.print(
         f"[bold]{results.question}[/bold]  {facts['cpus']} x {facts['cpu']}, {facts['memory_mib']}"
@@ -76,12 +76,12 @@ def grids(results: Results) -> list[Grid]:
 
 
 def ratios(results: Results) -> Grid:
-    """raftha's rates as multiples of the limit's, and of the best peer's, under the same load.
+    """raftha's rates as multiples of the limit's and of the best peer's, under the same load.
 
-    Of the peers, those count that are as durable.
+    Only peers that are as durable count.
     """
     rates: dict[Row, dict[str, float]] = defaultdict(dict)
-    # At a rate that is given all have the same, or stall.
+    # At a fixed rate all have the same throughput, or stall.
     known = [m for m in results.measurements if m.unit == "1/s" and "rate" not in m.parameters]
     for m in known:
         rates[_cells(m.parameters)][m.system] = statistics.median(m.values)
@@ -118,7 +118,7 @@ def _grid(names: Row, measurements: Iterable[Measurement]) -> Grid:
         rows[m.system, *_cells(m.parameters)][name] = _value(m)
     if len(metrics) <= METRICS_MAX:
         return Grid(["", *names], list(metrics), rows)
-    # Turned round: a column for each system and its parameters.
+    # Transposed: a column for each system and its parameters.
     turned: dict[Row, dict[str, str]] = {(metric,): {} for metric in metrics}
     for key, row in rows.items():
         head = " ".join((key[0], *map(" ".join, zip(names, key[1:], strict=True))))

@@ -1,13 +1,13 @@
-"""A process with the leader inside it, and threads of it that call: what `HaManager` is for.
+"""A process with the leader inside it, and threads that call it: the case for `HaManager`.
 
     python -m bench.harness.threads CONFIG
 
 `CONFIG` is a node's TOML file. Requests: a `Load`, of which each caller is a thread; `{"lead": id}`
-has that node lead, and hold a lease if it is configured to; `{"checkpoint": true}` empties the
-write buffer, so that what was written is in LMDB alone.
+makes that node the leader, with a lease if so configured; `{"checkpoint": true}` empties the write
+buffer, so that all values are in LMDB only.
 
-A call by lease takes no longer than to look at the clock a few times. So each thread times one call
-in `SAMPLED_EVERY`, and the answer says how many calls there were beside the times that it has.
+A call by lease takes no longer than a few readings of the clock. So each thread times one call in
+`SAMPLED_EVERY`, and the reply has the number of all calls beside these times.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ SAMPLED_EVERY = 256
 
 
 class Threads:
-    """The node, and what is asked of it."""
+    """The node, and the requests to it."""
 
     def __init__(self, ha: raftha.HaManager) -> None:
         self._ha = ha
 
     async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do one of what the module's docstring says."""
+        """Answer one of the requests in the module's docstring."""
         return await asyncio.to_thread(self._answer, request)
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Threads:
             if status.leader_id != node_id:
                 with contextlib.suppress(raftha.RafthaError):
                     self._ha.failover_to(node_id, timeout=5)
-            time.sleep(0.05)  # An election, or a lease, is to come: the status is asked.
+            time.sleep(0.05)  # Poll: an election or a lease is to come.
         return {}
 
     def _call(self, load: Load, seconds: float) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Threads:
 
 
 async def main(config: Path) -> None:
-    """Run the node until nobody asks any more."""
+    """Run the node until its input ends."""
     with raftha.HaManager(read_config(config)) as ha:
         await serve(Threads(ha).answer)
 

@@ -1,10 +1,10 @@
-"""Processes that make load, and how they are told what to do: a line of JSON each way.
+"""Processes that make load, and the requests to them: a line of JSON each way.
 
-Theory of operation. What measures must not be disturbed by what shows progress, collects results or
-plays the other clients, so each load generator is a process of its own: the one with the leader
-inside it, the ones that hold connections, the bare loop. It prints `{"ready": ...}` when it can
-begin; then it gets requests on stdin, and answers each with one line on stdout. It ends when its
-stdin does, so also when the benchmark is killed.
+Theory of operation. Showing progress, collecting results and the other clients must not disturb a
+measurement, so each load generator is a process of its own: the one with the leader inside it, the
+ones that hold connections, the bare loop. It prints `{"ready": ...}` when it can begin, then reads
+requests from stdin and answers each with one line on stdout. It ends when its stdin ends, also if
+the benchmark is killed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class WorkerEnded(Exception):
-    """The process ended, or answered that it failed."""
+    """The process ended, or reported a failure."""
 
 
 class Worker:
     """A process that runs `python -m module`, seen from the benchmark."""
 
     def __init__(self, module: str, *arguments: str, log: Path) -> None:
-        """Start it; what it prints on stderr goes to the file `log`."""
+        """Start it; its stderr goes to the file `log`."""
         self._module = module
         self._log = log
         with log.open("ab") as file:
@@ -54,18 +54,18 @@ class Worker:
         return self._process.pid
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Have it do something; wait for the answer."""
+        """Send a request; wait for the reply."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
         return self._receive()
 
     def load(self, load: Load) -> Taken:
-        """Have it make load."""
+        """Make it run a load."""
         return Taken.from_dict(self.ask(load.as_dict()))
 
     def kill(self) -> None:
-        """End it without its being told."""
+        """Kill it without notice."""
         self._process.kill()
         self._process.wait()
 
@@ -101,7 +101,7 @@ class Worker:
         return answer
 
     def _ended(self, reason: str) -> WorkerEnded:
-        """One line for the results; the log's end for who sees the traceback."""
+        """One line for the results; the end of the log for the traceback."""
         tail = self._log.read_text(errors="replace")[-1500:].rstrip()
         last = tail.rpartition("\n")[2]
         error = WorkerEnded(f"{self._module}: {reason}{last and f': {last}'}")
@@ -110,19 +110,19 @@ class Worker:
 
 
 async def serve(answer: Answer, **ready: Any) -> None:
-    """Within the process: say that it is ready, then answer until nobody asks any more."""
+    """Within the process: report that it is ready, then answer requests until the input ends."""
     print(json.dumps({"ready": True, **ready}), flush=True)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         try:
             reply = await answer(json.loads(line))
-        except Exception as error:  # noqa: BLE001 - whoever asked must hear of it
+        except Exception as error:  # noqa: BLE001 - the caller gets it
             reply = {"error": repr(error)}
         print(json.dumps(reply), flush=True)
 
 
 async def serve_load(make_call: Callable[[Load], Call], **ready: Any) -> None:
-    """Within the process: as `serve`, of load alone; `make_call` says what one call is."""
+    """Within the process: as `serve`, for loads only; `make_call` makes one call."""
 
     async def answer(request: dict[str, Any]) -> dict[str, Any]:
         load = Load(**request)

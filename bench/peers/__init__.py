@@ -1,7 +1,7 @@
 """Other systems under the same load: one file each, which says how it starts.
 
-None is needed, and none is installed by raftha: one that isn't there is left out, and the results
-say why. From Debian: etcd-server, libzookeeper-java, redis-server, nats-server.
+None is needed, and raftha installs none: a missing one is left out, and the results say why. From
+Debian: etcd-server, libzookeeper-java, redis-server, nats-server.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NAMES = ("etcd", "zookeeper", "pysyncobj", "nats", "redis")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Those of questions that are asked of peers too."""
+    """Add the options of questions that measure peers too."""
     parser.add_argument(
         "--peer",
         action="append",

@@ -3,8 +3,8 @@
     etcd --name 1 --data-dir D --initial-cluster 1=http://127.0.0.1:PORT,... ...
 
 The client speaks gRPC over a few connections to the leader, by an HTTP/2 of its own: requests are
-packed beforehand but for key and value, and of an answer only the frames' heads are read. An answer
-without a message is an error: gRPC has a message in the answer if and only if the call succeeded.
+packed beforehand except for key and value, and only the frame headers of a reply are read. A reply
+without a message is an error: gRPC has a message in the reply if and only if the call succeeded.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class EtcdConnection(Connection):
         return future
 
     def _send_held(self) -> None:
-        """Send what the server's window has room for; streams' own windows are far larger."""
+        """Send what fits into the server's window; the windows of streams are far larger."""
         while self._held and len(self._held[0][1]) <= self._window:
             headers, data, future = self._held.popleft()
             self._window -= len(data)

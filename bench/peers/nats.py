@@ -2,8 +2,8 @@
 
     nats-server -c FILE          # jetstream { store_dir: D, sync_interval: always }
 
-`sync_interval: always` came with 2.10; older ones sync every two minutes, so what they acknowledge
-isn't durable, and they are left out. Debian's nats-server may be older.
+`sync_interval: always` came with 2.10; older ones sync every two minutes, so their acknowledged
+writes aren't durable, and they are left out. Debian's nats-server may be older.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Nats:
 
 
 async def _make_stream(addresses: list[str]) -> str | None:
-    """Make it; where its leader is, or None if it can't be made yet."""
+    """Make the stream; return where its leader is, or None if it can't be made yet."""
     config = {
         "name": "bench", "subjects": ["bench.*"], "num_replicas": 3, "storage": "file",
         "retention": "limits", "discard": "old",
@@ -93,7 +93,7 @@ async def _make_stream(addresses: list[str]) -> str | None:
 
 
 class NatsConnection(Connection):
-    """Each write is a message of its own, answered to an inbox that its number is in."""
+    """Each write is a message of its own; the reply goes to an inbox named by its number."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -3,8 +3,8 @@
     SyncObj(SELF, OTHERS, conf=SyncObjConf(journalFile=..., appendEntriesUseBatch=...))
 
 Both batch settings: with it (its default) commands wait for the next tick, without they are sent at
-once. Callers are callbacks in the thread that ticks, the cheapest that there is. Its journal is a
-memory map that it doesn't sync for each write: what it acknowledges may not be on any disk.
+once. Callers are callbacks in the thread that ticks, the cheapest way. Its journal is a memory map
+that it doesn't sync for each write: an acknowledged write may be on no disk.
 """
 
 from __future__ import annotations

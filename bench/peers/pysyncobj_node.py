@@ -80,7 +80,7 @@ class Callers:
 
 
 async def main(journal: str, batch: str, own: str, others: list[str]) -> None:
-    """Run the node until nobody asks any more."""
+    """Run the node until its input ends."""
     store = Store(own, others, journal, uses_batch=batch == "batch")
 
     async def answer(request: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@ the primary's loop (appendfsync always), and WAIT 1 after each SET.
 
     redis-server --port P --appendonly yes --appendfsync always [--replicaof 127.0.0.1 P1]
 
-This is no consensus: WAIT says that a replica has received a write, not that it has synced it, and
-a failover may lose what was acknowledged. It shows what replication without agreement costs. Each
+This is no consensus: WAIT reports that a replica has received a write, not that it has synced it,
+and a failover may lose acknowledged writes. It shows what replication without agreement costs. Each
 caller has a connection of its own, as WAIT holds up the one that it is sent on.
 """
 

@@ -19,7 +19,7 @@ POLL_S = 0.05
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody had a moment ago."""
+    """Ports that were free a moment ago."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -40,7 +40,7 @@ def running(commands: Sequence[Sequence[str]], folder: Path) -> Iterator[None]:
 
 
 def wait_for(what: str, folder: Path, find: Callable[[], T | None]) -> T:
-    """Ask until there is an answer; who isn't reachable yet is asked again."""
+    """Ask until there is a reply; a server that isn't reachable yet is asked again."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         try:
@@ -48,13 +48,13 @@ def wait_for(what: str, folder: Path, find: Callable[[], T | None]) -> T:
                 return found
         except (OSError, EOFError):
             pass  # It doesn't listen yet.
-        time.sleep(POLL_S)  # Another process starts: it is asked.
+        time.sleep(POLL_S)  # Poll: another process starts.
     logs = "\n".join(p.read_text(errors="replace")[-800:] for p in folder.glob("server-*.log"))
     raise NotStarted(f"{what} after {START_TIMEOUT_S} s\n{logs}")
 
 
 def ask(port: int, request: bytes) -> bytes:
-    """Send it to a port of loopback; all that comes until the other side closes."""
+    """Send it to a port of loopback; return all that arrives until the other side closes."""
     with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
         connection.sendall(request)
         answer = b""

@@ -3,8 +3,8 @@ every batch to disk), but for the limit of connections from one address.
 
     java -cp JARS org.apache.zookeeper.server.quorum.QuorumPeerMain zoo.cfg
 
-The client pipelines setData (put) and getData (get: what the server that is asked has, which may be
-older than what others have seen) on a few connections to the leader; the nodes are made before.
+The client pipelines setData (put) and getData (get: the value on that server, which may be older
+than what others have seen) on a few connections to the leader; the nodes are made before.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ Three nodes on this machine, each a process of its own. A follower is stopped, `
 are written beyond what it has (values of 16 KiB, each under a key of its own, so that the state is
 as large), and the log that is kept is so short that it needs a snapshot of the state. Then writes
 of 256 bytes come at a fixed rate, on a few pipelined connections to the leader, whether earlier
-ones have been answered or not (an open loop); each latency counts from the moment at which the
-write was due. After `--seconds` of that the follower is started. `during` ends when it has applied
-what the leader had last, within a quarter of a second; `after` is `--seconds` more.
+ones have replies or not (an open loop); each latency counts from the moment at which the write was
+due. After `--seconds` of that the follower is started. `during` ends when it has caught up with the
+leader, to a quarter of a second; `after` is `--seconds` more.
 
 Elections: any change of the term, and any node that began to campaign, in the logs of the nodes
-since the load began; the returning one may, until it first hears the leader. Memory is what each
-process had of its own at most (RssAnon), which leaves out the pages of the map of LMDB's file.
+since the load began; the returning node may campaign until it first hears from the leader. Memory
+is the most that each process had of its own (RssAnon), without the pages of LMDB's map.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from raftha.testing import LocalCluster
 
 
 def show(report: Report) -> None:
-    """Print it for a human."""
+    """Print the report as text."""
     print(f"{os.cpu_count()} CPUs, Python {platform.python_version()}")
     print(f"{'':7}  {'s':>6}  {'writes':>8}  {'p50 ms':>7}  {'p99 ms':>7}  {'max ms':>7}")
     for name in ("before", "during", "after"):
@@ -48,7 +48,7 @@ def show(report: Report) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What it can be told."""
+    """Add the options."""
     parser.add_argument("--log-bytes", type=int, default=1024 * MIB, help="log it lacks")
     parser.add_argument("--rate", type=float, default=5000, help="writes a second")
     parser.add_argument("--seconds", type=float, default=40, help="before, and after")

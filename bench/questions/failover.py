@@ -1,22 +1,20 @@
-"""How long can nobody write when the leader goes away, and what do callers see of it?
+"""How long are writes impossible when the leader fails, and what do callers see of it?
 
 Three nodes with the default configuration, one of them in a process with 8 callers, each with one
 write under way. Each run is one failover of each kind: the leader, which is another node, is
 
-    kill      killed with SIGKILL
-    stop      paused with SIGSTOP, and woken after the round
-    silent    cut off: the others' packets are dropped, and no connection breaks. Each node is in a
+    kill      killed with SIGKILL stop      paused with SIGSTOP, and woken after the round silent
+    cut off: the others' packets are dropped, and no connection breaks. Each node is in a
               network namespace of its own, on one bridge; needs root and `ip`
     planned   told to hand over to the third node
 
 For the first three, the time counts from before the fault to the first acknowledged write that was
 submitted when it was complete. For `planned` it is the longest time between two acknowledgements
-around the transfer. The phases are those that the node beside the callers reports in its
-`failover_completed`: they end at its knowledge of a commit.
+around the transfer. The phases come from the `failover_completed` event of the node beside the
+callers: they end when it knows of a commit.
 
 Beside them, once for each kind but `silent`, a timeline: writes come to a follower at a fixed rate,
-and what is drawn is how many were acknowledged in each 20 ms, from a second before the leader went
-away.
+and the plot shows how many were acknowledged in each 20 ms, from a second before the fault.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ LEADER = 2
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Beside the shared ones."""
+    """Add options beside the shared ones."""
     parser.set_defaults(runs=30)
     parser.add_argument("--how", action="append", choices=HOWS, help="may be repeated")
     parser.add_argument("--rate", type=float, default=2000, help="writes a second, for timelines")
@@ -61,13 +59,13 @@ def ask(run: Run) -> None:
             for name, attribute in PHASES.items():
                 add("raftha", name, getattr(each, attribute), unit="ms", better="lower", how=how)
         add("raftha", "worst", max(each.total_ms for each in rounds), unit="ms", how=how)
-        if how != "silent":  # The caller's node would have to be in a namespace too.
+        if how != "silent":  # The callers' node would need a namespace too.
             with run.step(f"{how}, timeline"):
                 draw_timeline(run, how)
 
 
 def can(run: Run, how: str) -> bool:
-    """Whether it can be tried here."""
+    """True if it can be tried here."""
     reason = namespaces.why_not() if how == "silent" else ""
     if reason:
         run.results.skipped[how] = reason
@@ -85,7 +83,7 @@ def draw_timeline(run: Run, how: str) -> None:
         ThreadPoolExecutor(1) as thread,
     ):
         loading = thread.submit(worker.load, load)
-        time.sleep(BEFORE_S)  # How long the load runs undisturbed is part of what is shown.
+        time.sleep(BEFORE_S)  # The undisturbed part of the load is shown, too.
         gone = time.perf_counter()
         let_go(cluster, how)
         taken = loading.result()
@@ -93,7 +91,7 @@ def draw_timeline(run: Run, how: str) -> None:
 
 
 def let_go(cluster: LocalCluster, how: str) -> None:
-    """Have the leader go away."""
+    """Make the leader fail."""
     match how:
         case "kill":
             cluster.kill(LEADER)

@@ -2,10 +2,10 @@
 
 Writes of 256 bytes come to the leader at a fixed rate, and every 10 ms the leader is asked how far
 its log goes, and what each replica has on disk of it. A replica's lag is the age of the oldest
-entry that it lacks, as far as that can be seen at such intervals. First nothing happens; then one
-follower is stopped (SIGSTOP) for a third of the time, and `caught up` is how long it then takes
-until it has what the leader had when it went on. In mode `sync` writes wait for it meanwhile, and
-fail once that takes `ack_timeout_ms`.
+entry that it lacks, as far as that can be seen at such intervals. At first nothing happens. Then
+one follower is stopped (SIGSTOP) for a third of the time, and `caught up` is how long it then takes
+until it has what the leader had when it resumed. In mode `sync` writes wait for it meanwhile, and
+fail after `ack_timeout_ms`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ PAUSED = 3
 
 
 class Seen(NamedTuple):
-    """What was seen of one replica."""
+    """The observations of one replica."""
 
     times: list[float]
-    """Of each look."""
+    """The time of each observation."""
     lasts: list[int]
     """The leader's last index then; never falls."""
     durable: list[int]
@@ -58,7 +58,7 @@ class Seen(NamedTuple):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Beside the shared ones."""
+    """Add options beside the shared ones."""
     parser.add_argument("--rate", type=int, default=5000, help="writes a second")
     parser.add_argument("--modes", type=lambda text: text.split(","), default=[*ReplicationMode])
 
@@ -116,7 +116,7 @@ def seen_of(answer: dict[str, Any]) -> dict[int, Seen]:
 
 
 def add_lags(run: Run, mode: str, under: str, seen: dict[int, Seen]) -> None:
-    """What was seen of each replica."""
+    """Add the observations of each replica."""
     for replica, its in seen.items():
         lags = its.lags_ms()
         ordered = sorted(lags)

@@ -1,8 +1,8 @@
 """How long do writes take at a fixed rate, whether the system keeps up or not?
 
 An open loop: a write begins when it is due, and its latency counts from then on. Values of 256
-bytes. A rate that a system can't keep up with shows as latencies as long as the run, and as writes
-that failed because too many were on their way.
+bytes. If a system can't keep up with the rate, latencies grow as long as the run, and writes fail
+because too many are under way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bench.harness.systems import Bare, BareOverResp, InProcess, OverResp
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Beside the shared ones."""
+    """Add options beside the shared ones."""
     peers.add_options(parser)
     parser.add_argument("--rates", type=numbers, default=[100, 1000, 5000, 10000, 20000])
 

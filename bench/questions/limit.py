@@ -13,7 +13,7 @@ from bench.harness.systems import Bare, BareOverResp
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Beside the shared ones."""
+    """Add options beside the shared ones."""
     parser.add_argument("--callers", type=numbers, default=[1, 16, 64, 256, 1024])
 
 

@@ -3,8 +3,8 @@
 Lease reads are linearizable, too: by threads of the leader's process, whose values are in its
 memory or in LMDB alone, and by tasks.
 
-Values of 256 bytes under 1,000 keys, written before. Peers answer as they are asked by default,
-which is linearizable in etcd, and a server's own, perhaps older state in ZooKeeper and Redis.
+Values of 256 bytes under 1,000 keys, written before. Peers answer reads as by default: linearizable
+in etcd, from a server's own, perhaps older state in ZooKeeper and Redis.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ KEYS = 1_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Beside the shared ones."""
+    """Add options beside the shared ones."""
     peers.add_options(parser)
     parser.add_argument("--callers", type=numbers, default=[1, 64, 256])
 
 
 class Filled:
-    """A system with something to read, each value written about twice."""
+    """A system with values to read, each written about twice."""
 
     def __init__(self, system: System, consistency: str = "") -> None:
         self.name = f"{system.name}, {consistency}" if consistency else system.name

@@ -1,9 +1,9 @@
-"""How long until a node that was killed serves again: from its own log, or from a snapshot?
+"""How long until a killed node serves again: from its own log, or from a snapshot?
 
-`--log-bytes` of log are written in values of 256 bytes, without a checkpoint, so that all of it is
-there to be replayed. Then a follower is killed and started (until it answers, and until it has
-applied what the leader had), and after that all three at once (until a write is acknowledged;
-elections included). The snapshot is what `catchup` asks about too.
+`--log-bytes` of log are written in values of 256 bytes, without a checkpoint, so all of it has to
+be replayed. Then a follower is killed and started (until it answers, and until it has applied what
+the leader had), and after that all three at once (until a write is acknowledged; elections
+included). `catchup` measures the snapshot in more detail.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from raftha.config import MIB
 from raftha.testing import LocalCluster
 
 ENTRY_BYTES = VALUE_BYTES + 64
-"""About what a write of 256 bytes takes in the log."""
+"""About how much log a write of 256 bytes takes."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Beside the shared ones."""
+    """Add options beside the shared ones."""
     parser.add_argument("--log-bytes", type=int, default=64 * MIB, help="log to replay")
     parser.add_argument("--image-bytes", type=int, default=1024 * MIB, help="0 for no snapshot")
     parser.add_argument("--rate", type=float, default=5000, help="writes a second meanwhile")

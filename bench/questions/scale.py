@@ -22,11 +22,11 @@ from raftha.config import MIB
 
 CALLERS = 64
 SETTINGS = {"checkpoint_interval_sec": 2.0}
-"""More often than by default, so that some come while latencies are taken."""
+"""More often than by default, so that some run while latencies are measured."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Beside the shared ones."""
+    """Add options beside the shared ones."""
     keys = [1_000, 10_000, 100_000, 1_000_000, 10_000_000]
     parser.add_argument("--keys", type=numbers, default=keys)
     parser.add_argument("--nodes", type=numbers, default=[3, 5, 7])
@@ -75,7 +75,7 @@ def measure_checkpoints(run: Run, worker: Worker, keys: int) -> None:
     begins = [begin for begin, _ in spans]
     split: dict[bool, list[float]] = {True: [], False: []}
     for due, latency in zip(taken.begun, taken.latencies, strict=True):
-        # It is touched by the last checkpoint that began before it was answered.
+        # The last checkpoint that began before its reply affects it.
         number = bisect_right(begins, due + latency) - 1
         split[number >= 0 and due <= spans[number][1]].append(latency)
     add = run.results.add

@@ -1,12 +1,12 @@
-"""Does a busy cluster keep its leader? Elections are counted; there are to be none.
+"""Does a busy cluster keep its leader? Elections are counted; there must be none.
 
     python -m bench soak [--minutes 10] [--json]
 
 Three nodes with the default configuration but for small logs (`SETTINGS`), so that checkpoints come
 all the time: 2 and 3 in processes of their own, and 1, which leads, in this one, with 64 callers
-that write 4 KiB each as fast as they can. All the while another process computes without a pause,
-and a follower, 2 and 3 in turn, is killed, left behind for longer than the log is kept, and started
-again: it is sent a snapshot.
+that write 4 KiB each as fast as they can. Meanwhile another process computes without a pause, and a
+follower, 2 and 3 in turn, is killed, left behind for longer than the log is kept, and started
+again: it gets a snapshot.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Soak:
-    """What happened: elections and lost leaders are to be 0."""
+    """What happened: elections and lost leaders must be 0."""
 
     seconds: float
     writes: int
@@ -62,7 +62,7 @@ def _write(ha: raftha.HaManager, caller: int, until: float, counts: Counter[str]
 
 
 def _disturb(cluster: LocalCluster, until: float) -> None:
-    """Have a follower fall behind, again and again."""
+    """Make a follower fall behind, again and again."""
     pause, number = threading.Event(), 0
     while time.monotonic() + AWAY_S + BACK_S < until:
         follower = FOLLOWERS[number % 2]
@@ -114,7 +114,7 @@ def run(cluster: LocalCluster, minutes: float) -> Soak:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What it can be told."""
+    """Add the options."""
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -1,4 +1,4 @@
-"""How many durable writes a second do callers get who wait for each answer?
+"""How many durable writes a second do callers get that wait for each reply?
 
 Values of 256 bytes under 10,000 keys. raftha: callers inside the leader's process, and connections
 from another process (`redis-benchmark`, if it is there). Beside it the limit: `bench.harness.bare`.
@@ -16,7 +16,7 @@ from bench.harness.systems import Bare, BareOverResp, InProcess, OverResp, Syste
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Beside the shared ones."""
+    """Add options beside the shared ones."""
     peers.add_options(parser)
     parser.add_argument("--callers", type=numbers, default=[1, 16, 64, 256, 1024])
     parser.add_argument("--pipeline", type=int, default=16, help="redis-benchmark -P; 0 for none")

@@ -66,7 +66,7 @@ async def run(cluster: LocalCluster, callers: list[int], seconds: float, runs: i
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What it can be told."""
+    """Add the options."""
     parser.add_argument("--callers", default="1,16,64,256", help="numbers of callers, with commas")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one run")
     parser.add_argument("--runs", type=int, default=3, help="runs, of which the median counts")

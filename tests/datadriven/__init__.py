@@ -1,7 +1,7 @@
-"""Transcripts of the core: commands to a few nodes, and what these did, to be read as the design.
+"""Transcripts of the core: commands to a few nodes, and the effects, to be read as the design.
 
 Theory of operation. `testdata/*.txt` are conversations with a cluster of real cores in one thread,
-without I/O, time or chance. A test replays each and compares; `pytest --rewrite` writes down what
+without I/O, time or chance. A test replays each and compares; `pytest --rewrite` records what
 happens now. Commit a rewrite only if every line of it is what Raft demands: the diff of a
 transcript is the review of a change to the protocol. (The idea is that of etcd's raft library.)
 
@@ -33,13 +33,12 @@ The commands; NODE is an id, NODES some ids:
                             Times are in ticks. `random` is the chance in every timeout: one value,
                             or one a node: 0,3,6. `window` is how much of what was applied is kept
                             in memory
-    join NODE               start one more node, with an empty disk, that nobody knows of yet
-    add NODE NEW            have a leader add a node, as a learner
-    remove NODE OLD         have a leader remove a node
-    catch-up-again NODE LEARNER
+    join NODE               start one more node, with an empty disk, unknown to the others add NODE
+    NEW            have a leader add a node, as a learner remove NODE OLD         have a leader
+    remove a node catch-up-again NODE LEARNER
                             have a leader give a learner that was too slow another chance
-    dismiss NODE            tell a node that it was removed, as the others do when it calls
-    disk NODE log=1,1,2 [term=T] [vote=V] [commit=C]
+    dismiss NODE            tell a node that it was removed, as the others do when it dials disk
+    NODE log=1,1,2 [term=T] [vote=V] [commit=C]
                             give the node this disk, and restart it
     tick NODES [count=1]    let time pass, on these nodes only
     campaign NODE           let as much time pass on this node as it takes to ask for (pre-)votes
@@ -69,7 +68,7 @@ The commands; NODE is an id, NODES some ids:
                             send an offer of a snapshot of what NODE has compacted
     install NODE FROM       have NODE start with a snapshot of what FROM has compacted
     snapshot-sent NODE PEER INDEX, snapshot-failed NODE PEER
-                            tell NODE what became of the snapshot that it asked for
+                            tell NODE the fate of the snapshot that it asked for
     cut NODE [NODE], heal NODE [NODE]
                             lose all messages between the two (or between it and all others),
                             unnoticed; don't any more

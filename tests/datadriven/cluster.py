@@ -1,4 +1,4 @@
-"""A few cores in one thread, with disks and a network that do nothing unless told to.
+"""A few cores in one thread, with disks and a network that act on command only.
 
 Theory of operation. `Cluster` does for each core what a node's loop does (`raftha.core.raft` says
 what that is), and notes each step as a line. Messages lie in one list, in the order in which they
@@ -173,7 +173,7 @@ class Cluster:
     # ---------------------------------------------------------------- a node's work
 
     def turn(self, member: Member) -> None:
-        """Do all that the core has to do now."""
+        """Do all work that the core has now."""
         while True:
             ready = member.core.ready()
             self._show(member, ready)
@@ -274,7 +274,7 @@ class Cluster:
         )
 
     def snapshot_ended(self, member: Member, peer: int, index: int | None) -> None:
-        """Say that `peer` holds everything up to `index` now, or that it got no snapshot."""
+        """Report that `peer` holds everything up to `index` now, or that it got no snapshot."""
         request = member.snapshot_requests.pop(peer)
         if index is None:
             member.core.snapshot_failed(request)

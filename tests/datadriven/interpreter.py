@@ -1,8 +1,8 @@
-"""Reads a transcript's commands, carries them out, and writes the transcript as it should be.
+"""Reads a transcript's commands, carries them out, and writes the resulting transcript.
 
 Theory of operation. `replay` goes through the text block by block. Each command is a method of
 `Interpreter`, named like it; the arguments are words, of which `name=value` and flags may stand
-anywhere. What a command does is the business of `cluster.py`; `__init__.py` lists them all.
+anywhere. `cluster.py` implements the commands; `__init__.py` lists them all.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Args:
     options: dict[str, str] = field(default_factory=dict)
 
     def flag(self, name: str) -> bool:
-        """Take a word that may stand anywhere; whether it was there."""
+        """Take a word that may stand anywhere; return True if it was there."""
         found = name in self.words
         if found:
             self.words.remove(name)

@@ -126,7 +126,7 @@ def write_text(write: Write) -> str:
 
 
 def event_text(event: HaEvent) -> str | None:
-    """Return what the node noticed; None for what another line says already."""
+    """Return what the node noticed; None if another line shows it already."""
     match event:
         case RoleChanged():
             return f"{event.reporter} became {event.role} in term {event.term}"

@@ -1,4 +1,4 @@
-"""Replays the transcripts in `testdata`; `pytest --rewrite` writes them anew."""
+"""Replays the transcripts in `testdata`; `pytest --rewrite` records them again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m tests.faultfs FOLDER`: mount a file system there, and do what stdin says.
+"""`python -m tests.faultfs FOLDER`: mount a file system there, and obey commands on stdin.
 
 A command is a line of JSON, and so is the answer. At the end of stdin, so also if the test is
 killed, the file system is unmounted, and the process ends.
@@ -17,7 +17,7 @@ from tests.faultfs.server import Server
 
 
 async def obey(server: Server, command: dict[str, Any]) -> Any:
-    """Carry out one command; what it returns is the answer."""
+    """Carry out one command, and return the reply."""
     match command:
         case {"do": "lose_power", "seed": seed, "chance": chance}:
             await server.lose_power(seed, chance)

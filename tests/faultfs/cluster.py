@@ -15,7 +15,7 @@ from tests.faultfs.mount import FaultFs
 def cluster_on_disks(
     folder: Path, settings: Mapping[str, Any]
 ) -> Iterator[tuple[LocalCluster, dict[int, FaultFs]]]:
-    """Three nodes that run, and each one's file system."""
+    """Three running nodes, and the file system of each."""
     cluster = LocalCluster(nodes=3, settings=settings, folder=folder / "cluster")
     with contextlib.ExitStack() as stack:
         disks = {

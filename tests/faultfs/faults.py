@@ -1,8 +1,8 @@
-"""Which operations on the file system fail, wait, or wait for ever.
+"""Which operations on the file system fail, wait, or hang.
 
 A fault is for operations of one kind (`write`, `sync`: fsync and fdatasync of files, `sync_dir`) on
 the paths that match a pattern as `fnmatch` has it, relative to the mount point. It strikes so many
-times, or always, and then lets them through again.
+times, or always; later operations succeed again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FOR_EVER_S = float("inf")
 
 @dataclass(slots=True, kw_only=True)
 class Fault:
-    """What befalls operations: after `wait_s` they fail with `code`, or are done if that is 0."""
+    """A fault: after `wait_s` an operation fails with `code`, or is done if `code` is 0."""
 
     operation: str
     pattern: str = "*"
@@ -26,7 +26,7 @@ class Fault:
     """How often; None for always."""
 
     def strikes(self, operation: str, path: str) -> bool:
-        """Whether this operation is hit; counts it."""
+        """True if it hits this operation, which is then counted."""
         is_hit = operation == self.operation and fnmatchcase(path, self.pattern)
         if not is_hit or self.times == 0:
             return False
@@ -35,7 +35,7 @@ class Fault:
         return True
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, as JSON can say them: waiting for ever is null."""
+        """The fields for JSON, where an endless wait is null."""
         wait_s = None if self.wait_s == FOR_EVER_S else self.wait_s
         return {
             "operation": self.operation,
@@ -47,6 +47,6 @@ class Fault:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Fault:
-        """What `to_json` was given."""
+        """The fault that `to_json` was given."""
         wait_s = FOR_EVER_S if fields["wait_s"] is None else fields["wait_s"]
         return cls(**{**fields, "wait_s": wait_s})

@@ -1,4 +1,4 @@
-"""`FaultFs`: a file system that a test mounts, and tells what to do wrong.
+"""`FaultFs`: a file system that a test mounts and gives faults.
 
     with FaultFs(tmp_path / "disk") as disk:
         ...                                     # processes work in tmp_path / "disk"
@@ -42,7 +42,7 @@ def why_not() -> str:
 
 
 def _may_mount() -> bool:
-    """Whether the kernel lets this process mount; in a container root may lack what that takes."""
+    """True if the kernel lets this process mount; root in a container may lack the right."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (capabilities,) = re.findall(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
     return os.geteuid() == 0 and bool(int(capabilities, 16) >> _CAP_SYS_ADMIN & 1)
@@ -75,7 +75,7 @@ class FaultFs:
         self.close()
 
     def close(self) -> None:
-        """Unmount it; whoever still uses it gets errors from then on."""
+        """Unmount it; processes that still use it get errors from then on."""
         self._server.communicate(timeout=_END_TIMEOUT_S)
 
     def lose_power(self, seed: int, chance: float | None = None) -> None:
@@ -86,19 +86,19 @@ class FaultFs:
         self._tell(do="lose_power", seed=seed, chance=chance)
 
     def set_faults(self, *faults: Fault) -> None:
-        """From now on these befall operations, and no others; nothing waits any longer."""
+        """Replace all faults by these; waiting operations go on."""
         self._tell(do="faults", faults=[fault.to_json() for fault in faults])
 
     def ignore_syncs(self, *, ignores: bool = True) -> None:
-        """Have it lie: it says that it has synced, and hasn't."""
+        """Make it lie: it reports syncs that it doesn't do."""
         self._tell(do="ignore_syncs", ignores=ignores)
 
     def set_capacity(self, count: int) -> None:
-        """Have space for so many bytes in all."""
+        """Limit the space to so many bytes in all."""
         self._tell(do="capacity", bytes=count)
 
     def count(self, operation: str, path: str) -> tuple[int, int]:
-        """How often this was done, and how often it failed."""
+        """How often an operation was done, and how often it failed."""
         done, failed = self._tell(do="counts").get(f"{operation} {path}", (0, 0))
         return done, failed
 

@@ -1,7 +1,7 @@
-"""What the kernel says through /dev/fuse and wants to hear, as bytes: protocol 7.31.
+"""The kernel's requests and the replies to them through /dev/fuse, as bytes: protocol 7.31.
 
-The layouts are those of <linux/fuse.h>, named as there. Only what the server needs is here; the
-kernel is told ENOSYS to all else, and does without.
+The layouts are those of <linux/fuse.h>, named as there. Only what the server needs is here; it
+answers all other requests with ENOSYS, and the kernel does without them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PAGES_MAX = 256
 
 # Flags of INIT: reads need not wait for each other; writes of more than a page.
 _ASYNC_READ, _BIG_WRITES, _MAX_PAGES = 1 << 0, 1 << 5, 1 << 22
-_KEEP_CACHE = 1 << 1  # Nothing changes but through the kernel, so what it has cached stays true.
+_KEEP_CACHE = 1 << 1  # All changes go through the kernel, so its caches stay valid.
 FATTR_MODE, FATTR_SIZE = 1 << 0, 1 << 3
 _VALID_S = 86_400
 _BLOCK_BYTES = 4096
@@ -74,13 +74,13 @@ class Request(NamedTuple):
 
 
 def decode(frame: memoryview) -> Request:
-    """The request in what one read of /dev/fuse returned."""
+    """Decode the request that one read of /dev/fuse returned."""
     _size, opcode, unique, node, *_who = _IN_HEADER.unpack_from(frame)
     return Request(opcode, unique, node, frame[_IN_HEADER.size :])
 
 
 def encode_reply(unique: int, body: bytes = b"", code: int = 0) -> bytes:
-    """The answer to a request: `body`, or the error `code`."""
+    """The reply to a request: `body`, or the error `code`."""
     return _OUT_HEADER.pack(_OUT_HEADER.size + len(body), -code, unique) + body
 
 
@@ -138,7 +138,7 @@ def directory(names: list[tuple[str, int, int]], offset: int, bytes_max: int) ->
 
 
 class SetAttr(NamedTuple):
-    """What is to be changed of a file's attributes: those whose bit is in `valid`."""
+    """Changes of a file's attributes: those whose bit is in `valid`."""
 
     valid: int
     size: int

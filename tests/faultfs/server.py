@@ -1,16 +1,16 @@
 """One mounted file system: requests from the kernel, a `Tree` to do them on, faults in between.
 
 Theory of operation. One event loop, no locks: the kernel's requests and the test's commands are
-done one after the other, each at once, but for operations that a fault makes wait. Those are held
-and done later; meanwhile all else goes on. Writes come here as they are made, since the kernel is
-not told to cache them (no FUSE_WRITEBACK_CACHE); what it does cache is what was read and written,
-for memory maps too. Pages that a process changed through a shared map come as writes when the
-kernel sees fit, at the latest when the file system is unmounted: never with a sync.
+done one after the other, each at once, except operations that a fault makes wait. Those are held
+and done later; meanwhile everything else goes on. Writes come here as they are made, since the
+kernel is not told to cache them (no FUSE_WRITEBACK_CACHE); what it does cache is what was read and
+written, for memory maps too. Pages that a process changed through a shared map come as writes when
+the kernel sees fit, at the latest when the file system is unmounted: never with a sync.
 
 To lose power: the processes that use the file system are dead; it is unmounted, so that no cache of
 the kernel survives; the tree becomes what is on the platter; it is mounted again.
 
-An operation that waits is given up with EINTR if its process is killed, as no process on Linux ends
+A waiting operation ends with EINTR if its process is killed, because no process on Linux ends
 before its requests do.
 """
 
@@ -75,13 +75,13 @@ class Server:
         self._loop.add_reader(self._fuse, self._on_readable)
 
     def unmount(self) -> None:
-        """Unmount it, whoever still uses it; they will get errors."""
+        """Unmount it; processes that still use it get errors."""
         _libc.umount2(os.fsencode(self._mount_point), _MNT_DETACH)
         self._disconnect()
 
     async def lose_power(self, seed: int, chance: float | None = None) -> None:
-        """Forget what wasn't synced, or parts of it. Nobody may be using the file system."""
-        # Not on this thread: the kernel writes back what it holds, and waits for the answers.
+        """Forget what wasn't synced, or parts of it. No process may be using the file system."""
+        # Not on this thread: the kernel writes its cache back, and waits for the replies.
         await self._loop.run_in_executor(None, self._unmount_unused)
         self._disconnect()
         self.tree.lose_power(Random(seed), chance)
@@ -104,7 +104,7 @@ class Server:
         self._held.clear()
 
     def set_faults(self, faults: list[Fault]) -> None:
-        """From now on these; what the earlier ones made wait is done at once."""
+        """Replace all faults by these; operations that wait are done at once."""
         self.faults = faults
         for unique in list(self._held):
             self._release(unique)
@@ -119,7 +119,7 @@ class Server:
                 return
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EINTR):
-                    continue  # A request that was called off before it was read.
+                    continue  # A request that was interrupted before it was read.
                 if error.errno != errno.ENODEV:
                     raise
                 self._loop.remove_reader(self._fuse)  # Unmounted; the rest is on its way.
@@ -150,7 +150,7 @@ class Server:
                 self._answer(request.unique, partial(self._do, request))
 
     def _answer(self, unique: int, act: Callable[[], bytes]) -> int:
-        """Do it and say so; the error's code, 0 if there was none."""
+        """Do a request and reply; return the error's code, 0 if there was none."""
         body, code = b"", 0
         try:
             body = act()
@@ -163,7 +163,7 @@ class Server:
         try:
             os.write(self._fuse, protocol.encode_reply(unique, body, code))
         except FileNotFoundError:
-            return  # The request was called off meanwhile.
+            return  # The request was interrupted meanwhile.
 
     # ---------------------------------------------------------------- faults
 
@@ -177,7 +177,7 @@ class Server:
     def _strike(
         self, request: Request, operation: str, node: Node, act: Callable[[], bytes]
     ) -> None:
-        """Do an operation that a fault may hit: at once, later, or not."""
+        """Do an operation that a fault may hit: at once, later, or never."""
         path = self.tree.path_of(node)
         fault = next((f for f in self.faults if f.strikes(operation, path)), None)
         code = fault.code if fault else 0
@@ -202,7 +202,7 @@ class Server:
         self._held[request.unique] = timer, finish
 
     def _release(self, unique: int, code: int = 0) -> None:
-        """End the waiting of an operation, if it does wait."""
+        """End the wait of an operation, if it waits."""
         timer, finish = self._held.pop(unique, (None, None))
         if timer is not None:
             timer.cancel()
@@ -297,7 +297,7 @@ class Server:
         return protocol.attributes(node.id, _mode(node), _size(node))
 
     def _entry(self, node: Node) -> bytes:
-        """What a name stands for; the kernel knows it from now on, until it forgets."""
+        """The file of a name; the kernel knows it from now on, until it forgets it."""
         self._nodes[node.id] = node
         self._lookups[node.id] = self._lookups.get(node.id, 0) + 1
         return protocol.entry(node.id, _mode(node), _size(node))

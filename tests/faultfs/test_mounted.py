@@ -1,4 +1,4 @@
-"""The file system as processes see it, mounted; and that a power loss really makes it forget."""
+"""The mounted file system as processes see it; a power loss makes it forget unsynced data."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sync_folder(folder: Path) -> None:
     os.close(handle)
 
 
-def test_it_is_a_file_system(disk: FaultFs) -> None:
+def test_the_mount_behaves_like_a_file_system(disk: FaultFs) -> None:
     folder = disk.folder / "a" / "b"
     folder.mkdir(parents=True)
     create(folder / "x", b"hello" * 100_000, sync=False)
@@ -70,7 +70,7 @@ def test_an_open_file_outlives_its_name(disk: FaultFs) -> None:
 
 
 def test_a_power_loss_forgets_what_was_not_synced_and_keeps_what_was(disk: FaultFs) -> None:
-    """Whatever the kernel has cached: it is asked again."""
+    """Whatever the kernel has cached: it reads again."""
     create(disk.folder / "kept", b"a" * 10_000, sync=True)
     create(disk.folder / "nameless", b"b", sync=True, sync_name=False)
     with (disk.folder / "kept").open("r+b") as file:
@@ -126,7 +126,7 @@ def test_a_write_that_fails_is_not_there(disk: FaultFs) -> None:
     create(disk.folder / "z", b"b", sync=False)
 
 
-def test_a_slow_sync_takes_its_time_and_holds_nobody_else_up(disk: FaultFs) -> None:
+def test_a_slow_sync_does_not_hold_up_other_operations(disk: FaultFs) -> None:
     create(disk.folder / "x", b"a", sync=True)
     disk.set_faults(Fault(operation="sync", pattern="x", wait_s=0.5))
     began = time.monotonic()
@@ -154,7 +154,7 @@ def test_a_process_whose_sync_hangs_can_be_killed(disk: FaultFs) -> None:
     process.stdout.close()
 
 
-def test_what_hangs_goes_on_when_the_fault_is_over(disk: FaultFs) -> None:
+def test_a_hanging_operation_continues_when_the_fault_ends(disk: FaultFs) -> None:
     create(disk.folder / "x", b"a", sync=True)
     disk.set_faults(Fault(operation="sync", wait_s=FOR_EVER_S))
     hung = threading.Thread(target=create, args=(disk.folder / "x", b"b"), kwargs={"sync": True})

@@ -56,7 +56,7 @@ def sectors(letters: bytes) -> bytes:
     return b"".join(bytes([letter]) * SECTOR_BYTES for letter in letters)
 
 
-def test_what_was_synced_is_kept() -> None:
+def test_synced_writes_are_kept() -> None:
     def make() -> tuple[Tree, File]:
         tree, file = durable_file(sectors(b"aa"))
         tree.write(file, sectors(b"bcd"), SECTOR_BYTES)
@@ -66,7 +66,7 @@ def test_what_was_synced_is_kept() -> None:
     assert outcomes(make) == {sectors(b"abcd")}
 
 
-def test_what_was_not_synced_is_lost_kept_or_torn() -> None:
+def test_unsynced_writes_are_lost_kept_or_torn() -> None:
     def make() -> tuple[Tree, File]:
         tree, file = durable_file(sectors(b"aaa"))
         tree.write(file, sectors(b"bbb"), 0)

@@ -1,12 +1,12 @@
-"""Files and folders in memory, which know what of them is on the platter.
+"""Files and folders in memory, which know which of their bytes are on the platter.
 
 Theory of operation. A file has one content, what readers see, and beside it an undo list: what each
 sector held that was changed since the last sync. To sync is to forget the list; in a power loss
 some, all or none of the sectors are put back, by `rng`, so writes are lost, torn and reordered. A
 file's size is as unsure as its bytes until it is synced.
 
-A failed sync leaves its sectors *stuck*: held for clean, as Linux does, so that no later sync
-writes them, and put back in any power loss, unless they are written to again.
+A failed sync leaves its sectors *stuck*: considered clean, as Linux does, so no later sync writes
+them, and put back in any power loss, unless they are written again.
 
 Names are certain once their folder is synced. All changes of names are in one journal, in order. To
 sync a folder makes durable every change in it, along with whatever hangs together with these: the
@@ -51,23 +51,23 @@ class File:
         self.data.extend(bytes(size - len(self.data)))
 
     def sync(self) -> None:
-        """Make the content durable, but for what is stuck."""
+        """Make the content durable, except stuck sectors."""
         self.undo.clear()
         self.durable_size = len(self.data)
 
     def fail_sync(self) -> None:
-        """A sync has failed: what it should have written never will be, and looks clean."""
+        """A sync has failed: its sectors will never be written, and look clean."""
         self.stuck |= self.undo
         self.undo.clear()
 
     def lose_power(self, rng: Random, chance: float | None = None) -> None:
-        """Become what is on the platter; a sector that wasn't synced is there by `chance`."""
+        """Become what is on the platter; an unsynced sector survives with probability `chance`."""
         if chance is None:
             chance = rng.choice((0.0, 1.0, 0.5, rng.random()))
         lost = {sector: old for sector, old in self.undo.items() if rng.random() >= chance}
         size = len(self.data) if rng.random() < chance else self.durable_size
         kept = [sector for sector in self.undo if sector not in lost]
-        if kept:  # A sector that made it took the size along that it needs.
+        if kept:  # A surviving sector implies the size that it needs.
             size = max(size, min(len(self.data), (max(kept) + 1) * SECTOR_BYTES))
         for sector, old in (self.stuck | lost).items():
             self._put_back(sector, old)
@@ -110,7 +110,7 @@ class Tree:
 
     def __init__(self) -> None:
         self.ignores_syncs = False
-        """Whether this disk lies: it says that it has synced, and hasn't."""
+        """True if this disk lies: it reports syncs that it doesn't do."""
         self.capacity_bytes = 1 << 40
         self.root = Folder(1, 0o755)
         self._last_id = 1
@@ -189,7 +189,7 @@ class Tree:
     # ---------------------------------------------------------------- contents
 
     def write(self, file: File, data: bytes | memoryview, offset: int) -> int:
-        """Write what there is space for; how much that was. ENOSPC if there is none."""
+        """Write as much as there is space for, and return how much; ENOSPC if there is none."""
         growth = offset + len(data) - len(file.data)
         fits = len(data)
         if growth > 0:
@@ -214,7 +214,7 @@ class Tree:
     # ---------------------------------------------------------------- power
 
     def lose_power(self, rng: Random, chance: float | None = None) -> None:
-        """Become what is on the platter: of what wasn't synced, `rng` decides what made it.
+        """Become what is on the platter: `rng` decides which unsynced parts survive.
 
         `chance`: the probability for each change; None for one that varies.
         """

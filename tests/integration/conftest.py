@@ -1,4 +1,4 @@
-"""What integration tests share: a thread on which servers run."""
+"""Shared by integration tests: a thread on which servers run."""
 
 from __future__ import annotations
 

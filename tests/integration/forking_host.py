@@ -82,7 +82,7 @@ def wait_for_the_end() -> None:
 
 
 def on_another_thread(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Start what `start` starts on an event loop that runs on, on a thread of its own."""
+    """Run `start` on an event loop that keeps running on a thread of its own."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     asyncio.run_coroutine_threadsafe(start(), loop).result()
@@ -122,7 +122,7 @@ def use_multiprocessing(config: raftha.HaConfig) -> None:
 
 
 def fork_and_leave(config: raftha.HaConfig) -> None:
-    """The child ends as a Python program does, after it has dropped all that it inherited."""
+    """The child drops everything that it inherited, and ends as a Python program does."""
     with raftha.HaManager(config) as ha:
         ha.put(b"key", b"by the parent")
         child = os.fork()

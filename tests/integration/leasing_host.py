@@ -4,8 +4,8 @@
 
 starts the node that the TOML file CONFIG describes. FLOOR is a file of 8 bytes: the newest version
 of `KEY` that is known to be complete. A thread reads the key as fast as it can, each time after it
-has looked at FLOOR; what it reads must not be older. `lead` on stdin has this node lead, and hold a
-lease; `count` asks how many reads there were. Each is answered with a line of JSON.
+has looked at FLOOR; what it reads must not be older. `lead` on stdin makes this node the leader,
+with a lease; `count` asks how many reads there were. The reply to each is a line of JSON.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Reader:
 
 
 def lead(ha: raftha.HaManager) -> None:
-    """Have this node lead, and wait for its lease."""
+    """Make this node the leader, and wait for its lease."""
     node_id, deadline = ha.config.node_id, time.monotonic() + 30
     while not ha.get_status().has_lease:
         assert time.monotonic() < deadline, ha.get_status()

@@ -1,4 +1,4 @@
-"""What a node does when more comes than its disk or its peers can take: it says so, at once."""
+"""A node that gets more than its disk or its peers can take refuses it at once."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def buffered_bytes(node: raftha.aio.HaManager) -> int:
 
 
 BUFFERED_MAX = 2 * MIB + 4 * MIB + 16 * MIB
-"""Where no more is taken in, a batch, and what may be on its way to a follower by then."""
+"""The bound on the buffer, a batch, and the appends that may be under way to a follower by then."""
 
 
 def test_writers_are_refused_while_a_checkpoint_hangs_and_go_on_afterwards(
@@ -86,7 +86,7 @@ def test_writers_are_refused_while_a_checkpoint_hangs_and_go_on_afterwards(
             gate.close(tmp_path)
             writes: list[asyncio.Future[raftha.Receipt]] = []
             while not any(write.done() and write.exception() for write in writes):
-                assert len(writes) < 1000, "nobody is ever refused"
+                assert len(writes) < 1000, "no write is ever refused"
                 writes.append(asyncio.ensure_future(node.put(b"key%d" % len(writes), VALUE)))
                 assert await node.get(b"first") == b"value", "reads go on"
             assert buffered_bytes(node) < BUFFERED_MAX

@@ -1,4 +1,4 @@
-"""Every benchmark runs, at a size at which its numbers mean nothing, and writes what it found."""
+"""Every benchmark runs, at a size too small for meaningful numbers, and writes its results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TINY = ("--runs", "1", "--seconds", "0.2", "--warm-up", "0")
 WITH_PEERS = "RAFTHA_BENCH_PEERS"
-"""Set in the environment, those peers that are there are started too, which takes a while."""
+"""If set in the environment, the installed peers are started too, which takes a while."""
 CALLS = {
     "throughput": ("--only", "raftha", "--only", "limit", "--callers", "1,4"),
     "latency": ("--only", "raftha over RESP", "--rates", "50"),
@@ -70,7 +70,7 @@ def test_a_question_is_answered_with_results_that_can_be_read(
     assert not [m for m in results.measurements if m.metric == "failed" and m.values != [0]]
 
 
-def test_what_can_be_asked_is_listed() -> None:
+def test_the_list_has_every_question() -> None:
     done = run()
     assert done.returncode == 2
     for name, says in {**QUESTIONS, **ALONE, **READERS}.items():

@@ -1,4 +1,4 @@
-"""Who may begin a cluster, and with whom: only those who agree on its first members, and once."""
+"""Nodes begin a cluster only if they agree on its first members, and only once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def start(folder: Path, node_id: int, members: dict[int, str]) -> raftha.HaManag
     return node
 
 
-def test_who_has_another_list_of_members_takes_no_part(tmp_path: Path) -> None:
-    """Neither with its vote, nor with its data."""
+def test_a_node_with_another_list_of_members_takes_no_part(tmp_path: Path) -> None:
+    """It gives neither votes nor data."""
     *first, extra = free_addresses(4)
     members = dict(enumerate(first, start=1))
     stranger = start(tmp_path, 3, {**members, 4: extra})
@@ -54,7 +54,7 @@ def test_a_nodes_list_of_members_is_never_another_one(tmp_path: Path) -> None:
     node.stop()
 
 
-def test_a_cluster_that_is_started_again_is_the_same_and_not_begun_anew(tmp_path: Path) -> None:
+def test_a_cluster_started_again_keeps_its_data(tmp_path: Path) -> None:
     members = dict(enumerate(free_addresses(3), start=1))
     nodes = [start(tmp_path, node_id, members) for node_id in members]
     before = nodes[0].put(b"key", b"value").sequence
@@ -72,7 +72,7 @@ def test_a_cluster_that_is_started_again_is_the_same_and_not_begun_anew(tmp_path
 
 
 def test_a_new_node_under_a_members_id_is_not_let_in(tmp_path: Path) -> None:
-    """Its own directory is empty: it may have voted, and have promised what it doesn't know of."""
+    """Its directory is empty: it may have given votes and promises that it has forgotten."""
     members = dict(enumerate(free_addresses(3), start=1))
     nodes = [start(tmp_path, node_id, members) for node_id in members]
     try:

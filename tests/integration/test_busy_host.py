@@ -22,7 +22,7 @@ from tests.support.nodes import read_config
 
 BUSY_S = 3.0
 SETTINGS = {"election_timeout_ms": 1000}
-"""A leader that said nothing for `BUSY_S` would have been replaced: that takes 2 s at most."""
+"""A leader that was silent for `BUSY_S` would have been replaced: that takes 2 s at most."""
 
 
 @contextlib.contextmanager
@@ -35,13 +35,13 @@ def cluster_without_1() -> Iterator[tuple[LocalCluster, raftha.HaConfig]]:
 
 
 def terms(cluster: LocalCluster) -> set[tuple[int, int]]:
-    """Leaders and terms, as the nodes of the other processes know them."""
+    """Leaders and terms, as the nodes in the other processes know them."""
     statuses = (cluster.status(node_id) for node_id in (2, 3))
     return {(status["leader_id"], status["term"]) for status in statuses if status}
 
 
 def check_leadership_is_kept(cluster: LocalCluster, be_busy: Callable[[], None]) -> None:
-    """While this process is busy, write through another; the leader and its term stay."""
+    """Write through another process while this one is busy; the leader and its term stay."""
     wait_until(lambda: [leader for leader, _ in terms(cluster)] == [1], "node 1 leads")
     before = terms(cluster)
     is_over = threading.Event()

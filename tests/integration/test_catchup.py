@@ -1,7 +1,7 @@
 """The question `catchup` of `bench`, small: a node needs a snapshot while writes go on.
 
-Only what doesn't depend on how busy the machine is: nobody campaigns, with an election timeout of
-two seconds, and no write fails. How much slower writes got is printed.
+It checks only what doesn't depend on the load of the machine: with an election timeout of two
+seconds no node campaigns, and no write fails. It prints how much slower writes were.
 """
 
 from __future__ import annotations

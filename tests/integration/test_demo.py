@@ -1,4 +1,4 @@
-"""`raftha demo`: it succeeds, would notice a loss, and leaves nothing when interrupted."""
+"""`raftha demo`: it succeeds, notices a loss, and leaves nothing behind when interrupted."""
 
 from __future__ import annotations
 

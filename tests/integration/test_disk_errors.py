@@ -38,7 +38,7 @@ def on_disks(tmp_path: Path) -> Iterator[Disks]:
 
 
 def choose(cluster: LocalCluster, place: str) -> tuple[int, list[int]]:
-    """The node that is to suffer, and the others."""
+    """The node that gets the fault, and the others."""
     leader = cluster.wait_ready()
     hurt = leader if place == "leader" else leader % 3 + 1
     return hurt, [node_id for node_id in cluster.node_ids if node_id != hurt]
@@ -56,7 +56,7 @@ def has_failed(cluster: LocalCluster, node_id: int) -> bool:
 
 
 def written_through(cluster: LocalCluster, node_ids: list[int], prefix: str, count: int) -> None:
-    """So many writes, one after the other, are acknowledged: whoever leads, and tried again."""
+    """Make so many writes, one after the other, each repeated until it is acknowledged."""
     for number in range(count):
         key = f"{prefix}/{number}"
 
@@ -70,9 +70,9 @@ def written_through(cluster: LocalCluster, node_ids: list[int], prefix: str, cou
 
 
 def operations_on(disk: FaultFs, pattern: str) -> dict[str, tuple[int, int]]:
-    """What was done to the log, or to the state, since the file system was mounted.
+    """The operations on the log, or on the state, since the file system was mounted.
 
-    Spare segments, which another thread may be making just then, are not part of the log.
+    Spare segments, which another thread may be making, are not part of the log.
     """
     folder = pattern.partition("/")[0]
     return {
@@ -90,7 +90,7 @@ def operations_on(disk: FaultFs, pattern: str) -> dict[str, tuple[int, int]]:
 def test_a_node_whose_disk_fails_once_ends_for_good_and_the_others_go_on(
     on_disks: Disks, operation: str, pattern: str
 ) -> None:
-    """One EIO, and a second try would succeed: but there is none, since it would prove nothing."""
+    """One EIO. A second try would succeed, but there is none, since it would prove nothing."""
     cluster, disks = on_disks
     fault = Fault(operation=operation, pattern=pattern, code=errno.EIO, times=1)
     for place in ("follower", "leader"):
@@ -119,7 +119,7 @@ def failures(operations: dict[str, tuple[int, int]]) -> int:
 
 
 def check_ended(cluster: LocalCluster, node_id: int) -> None:
-    """It answers nothing any more, and says why; its process lives."""
+    """The node answers no more calls and reports why; its process lives."""
     with pytest.raises((Stopped, Indeterminate)):
         cluster.call(node_id, "SET", "refused", "value")
     status = cluster.status(node_id)
@@ -131,7 +131,7 @@ def check_ended(cluster: LocalCluster, node_id: int) -> None:
 
 
 def check_all_there(cluster: LocalCluster, prefix: str) -> None:
-    """What was acknowledged is there, on all nodes alike."""
+    """Acknowledged writes are there, on all nodes alike."""
     assert check_alike(cluster) == {1, 2, 3}
     for part, count in (("before", 1), ("during", 5), ("after", 20)):
         keys = [f"{prefix}/{part}/{number}" for number in range(count)]
@@ -141,7 +141,7 @@ def check_all_there(cluster: LocalCluster, prefix: str) -> None:
 def test_slow_syncs_make_a_leader_hand_over_and_a_follower_hold_up_nothing(
     on_disks: Disks,
 ) -> None:
-    """Heartbeats go on, so nobody would depose the leader; it watches its own disk."""
+    """Heartbeats go on, so no node deposes the leader; it watches its own disk."""
     cluster, disks = on_disks
     fault = Fault(operation="sync", pattern="wal/*", wait_s=SLOW_S)
     slow, others = choose(cluster, "leader")
@@ -156,7 +156,7 @@ def test_slow_syncs_make_a_leader_hand_over_and_a_follower_hold_up_nothing(
     slowest_s = slowest_write_s(cluster, others, "slow", 200)
     print(f"leadership moved after {moved_s:.2f} s, slowest write after that {slowest_s:.3f} s")
     assert moved_s < 3 * SLOW_S, "within three syncs"
-    assert slowest_s < SLOW_S, "nobody waits for the slow disk any more"
+    assert slowest_s < SLOW_S, "no write waits for the slow disk any more"
     assert term_of(cluster, others[0]) == term, "and leadership stays where it is"
     assert "event=HealthCheckFailed" in cluster.log_path(slow).read_text(encoding="utf-8")
 

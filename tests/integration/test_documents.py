@@ -1,4 +1,4 @@
-"""The README and the guides do what they say: every block is run, in order, from an empty folder.
+"""The README and the guides work: every block is run, in order, from an empty folder.
 
 `tests/support/documents.py` says how. Documents use fixed ports, so they run one after the other.
 """
@@ -50,7 +50,7 @@ def test_every_block_works_as_pasted(document: Path, reader: Reader) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 def test_every_fence_is_a_block(document: Path) -> None:
-    """None is indented, left open, or without a language, where the runner would not see it."""
+    """No fence is indented, open, or without a language: the runner would miss it."""
     fences = re.findall(r"^ *```.*$", document.read_text(encoding="utf-8"), re.MULTILINE)
     blocks = read_blocks(document)
     assert len(fences) == 2 * len(blocks)
@@ -86,7 +86,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def anchors(document: Path) -> set[str]:
-    """What a link may point to within a document: its headings, as GitHub makes them."""
+    """The anchors of a document's headings, as GitHub makes them."""
     headings = _HEADING.findall(document.read_text(encoding="utf-8"))
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""Events of real nodes: who wants them gets them, and who is slow about it slows nothing."""
+"""Events of real nodes: every subscriber gets them, and a slow one slows nothing."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_callback_and_stream_get_the_same_events_in_order_and_once(tmp_path: Pat
         assert node.get_status().events_dropped == stream.dropped == 0
 
 
-def test_a_node_that_is_started_anew_goes_on_in_the_same_stream(tmp_path: Path) -> None:
+def test_a_restarted_node_continues_the_same_stream(tmp_path: Path) -> None:
     (node,) = make_nodes(tmp_path, 1)
     with node.events() as stream:
         with node:
@@ -103,7 +103,7 @@ def test_a_callback_that_hangs_slows_no_write_and_its_losses_are_counted(
         goes_on.set()
 
 
-def test_a_callback_that_raises_hurts_nobody(tmp_path: Path) -> None:
+def test_a_callback_that_raises_does_not_stop_the_stream(tmp_path: Path) -> None:
     def callback(event: HaEvent) -> None:
         raise ValueError(event.kind)
 

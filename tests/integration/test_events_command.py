@@ -38,7 +38,7 @@ def test_all_nodes_events_are_shown_in_order_from_one_address(cluster: LocalClus
         assert numbers == list(range(1, len(numbers) + 1))
 
 
-def test_events_can_be_chosen_by_kind_and_are_lines_for_people(cluster: LocalCluster) -> None:
+def test_events_can_be_chosen_by_kind_and_are_readable_lines(cluster: LocalCluster) -> None:
     address = cluster.addresses[1]
     result = CliRunner().invoke(app, ["events", address, "--kind", "leader_elected"])
     lines = result.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""The examples, each as three processes: load through all three, the leader killed amid it."""
+"""The examples, each as three processes under load, while the leader is killed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ UNANSWERED = (503, 504)
 
 
 class Service:
-    """Three processes of one example, and clients that ask them."""
+    """Three processes of one example, and requests to them."""
 
     def __init__(self, program: str, folder: Path, stack: contextlib.ExitStack) -> None:
         self._program = EXAMPLES / program
@@ -70,7 +70,7 @@ class Service:
         return self._processes[node_id].wait(20)
 
     def health(self, node_id: int) -> dict[str, Any]:
-        """What a node says of itself; nothing if it isn't there."""
+        """The /health reply of a node; empty if it isn't there."""
         try:
             answer: dict[str, Any] = self._client.get(self.urls[node_id] + "/health").json()
         except httpx.TransportError:
@@ -89,7 +89,7 @@ class Service:
         return found[0]
 
     def get(self, node_id: int, path: str) -> Any:
-        """Read through one node, until it answers."""
+        """Read through one node, until it replies."""
         answer: list[httpx.Response] = []
 
         def is_answered() -> bool:
@@ -101,7 +101,7 @@ class Service:
         return answer[0].json()
 
     def ask(self, nodes: Iterator[int], method: str, path: str, body: object) -> httpx.Response:
-        """Send one request, as often as it takes, to one node after the other."""
+        """Send one request to one node after the other until it succeeds."""
         deadline = time.monotonic() + DEADLINE_S
         while True:
             with contextlib.suppress(httpx.TransportError):
@@ -122,7 +122,7 @@ Step = Callable[[Iterator[int], int, int], None]
 
 
 def load_with_a_kill(service: Service, step: Step, before: int = 20, after: int = 40) -> int:
-    """Have clients do step after step through all nodes and kill the leader amid it; return it."""
+    """Let clients do steps through all nodes, and kill the leader meanwhile; return its id."""
     rounds = [0] * CLIENTS
     failures: list[BaseException] = []
     is_over = threading.Event()
@@ -163,7 +163,7 @@ def load_with_a_kill(service: Service, step: Step, before: int = 20, after: int 
 
 
 def bring_back(service: Service, node_id: int) -> None:
-    """Start it again and wait until it has applied all that the others have."""
+    """Start the node again, and wait until it has applied everything that the others have."""
     service.start(node_id)
     service.wait_leader()
 
@@ -321,7 +321,7 @@ def children_of(process: int) -> list[int]:
 
 
 def open_in(folder: Path, process: int) -> list[str]:
-    """What a process has open in a folder."""
+    """The files in a folder that a process has open."""
     links = []
     for each in Path(f"/proc/{process}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # It was closed just now.
@@ -347,7 +347,7 @@ def test_a_node_in_a_worker_of_gunicorn_survives_the_worker(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_node_started_by_gunicorn_s_master_is_a_clear_error_in_workers(
+def test_a_node_started_by_gunicorns_master_is_a_clear_error_in_workers(
     tmp_path: Path,
 ) -> None:
     members = {1: free_addresses(1)[0]}
@@ -377,7 +377,7 @@ def app(environ, start_response):
         wait_until(hold_nothing, "the workers hold nothing of the node")
         try:
             for worker in workers:
-                os.kill(worker, signal.SIGSTOP)  # Or it would leave as soon as its master has.
+                os.kill(worker, signal.SIGSTOP)  # Otherwise it would end with its master.
             master.kill()
             master.wait()
             with raftha.HaManager(make_config(tmp_path, 1, members)) as ha:

@@ -1,4 +1,4 @@
-"""Failovers of real processes, as one that lives through them reports them."""
+"""Failovers of real processes, as a node that lives through them reports them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Observed(NamedTuple):
     stream: raftha.EventStream
 
     def lead(self, node_id: int) -> None:
-        """Make it the leader; what was reported until then is taken."""
+        """Make a node the leader, and drop the reports until then."""
 
         def leads() -> bool:
             with suppress(raftha.TransferFailed, raftha.RequestTimeout):
@@ -40,7 +40,7 @@ class Observed(NamedTuple):
             pass
 
     def one_failover(self) -> tuple[FailoverStarted, FailoverCompleted]:
-        """Wait for the failover under way; there is one, and nothing after it."""
+        """Wait for the failover under way; check that it is the only one."""
         told: list[HaEvent] = []
         while not any(isinstance(event, FailoverCompleted) for event in told):
             event = self.stream.next(timeout=20)
@@ -109,7 +109,7 @@ def test_a_leader_that_is_restarted_in_order_is_one_failover(observed: Observed)
     assert completed.is_planned, "it hands over before it stops"
 
 
-def test_the_one_that_takes_over_reports_it_as_well(observed: Observed) -> None:
+def test_the_new_leader_reports_the_failover_as_well(observed: Observed) -> None:
     observed.lead(2)
     observed.ha.failover_to(OWN)
     started, completed = observed.one_failover()

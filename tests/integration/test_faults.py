@@ -16,7 +16,7 @@ FAULTS = 6
 
 
 def torment(cluster: LocalCluster, hurt: Callable[[int, random.Random], None], seed: int) -> None:
-    """`hurt` a random node, again and again, with 1.5 to 3.5 s between."""
+    """`hurt` a random node, again and again, at intervals of 1.5 to 3.5 s."""
     rng = random.Random(seed)
     clock = threading.Event()
     for _ in range(FAULTS):

@@ -28,7 +28,7 @@ FORKED = {
     **dict.fromkeys(LATER, "NotAvailable"),
     "stop": "returned",
 }
-"""What every call in a child should end in."""
+"""The outcome that every call in a child should have."""
 
 
 def write_config(folder: Path, node_id: int, members: dict[int, str]) -> Path:
@@ -45,7 +45,7 @@ def write_config(folder: Path, node_id: int, members: dict[int, str]) -> Path:
 
 
 class Host:
-    """A process of `forking_host`, and the one that it forked."""
+    """A process of `forking_host`, and its child."""
 
     def __init__(self, kind: str, config: Path) -> None:
         command = [sys.executable, "-m", "tests.integration.forking_host", kind, str(config)]
@@ -97,7 +97,7 @@ def test_a_forked_process_is_told_and_keeps_nothing_when_its_parent_dies(
 
 @pytest.mark.slow
 def test_peers_notice_the_death_of_a_parent_whose_child_lives_on(tmp_path: Path) -> None:
-    """Whoever dialled: node 2 has a peer that it calls, and one that calls it."""
+    """On either side of a dial: node 2 has one peer that it dials, and one that dials it."""
     members = dict(enumerate(free_addresses(3), start=1))
     with contextlib.ExitStack() as stack:
         others = [
@@ -121,7 +121,7 @@ def test_peers_notice_the_death_of_a_parent_whose_child_lives_on(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
 def test_a_forked_process_that_exits_leaves_the_node_as_it_was(tmp_path: Path, name: str) -> None:
-    """Also if the node has looked up a name, for which uvloop alone would have used threads."""
+    """Also if the node has resolved a name, for which uvloop alone would have used threads."""
     members = {1: free_addresses(1)[0].replace("127.0.0.1", name)}
     with host("fork_and_leave", write_config(tmp_path, 1, members)) as parent:
         assert parent.report == {"status": 7}

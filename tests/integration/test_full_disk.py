@@ -1,7 +1,7 @@
 """Full disks, for real: data directories on small tmpfs file systems, filled to the last byte.
 
-One full node never makes the cluster read-only; a majority of them refuses writers at once and
-still answers readers; what was refused is taken again by itself once there is space.
+One full node never makes the cluster read-only. A majority of full nodes refuses writes at once and
+still serves reads. Once there is space, writes are accepted again without help.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTINGS = {
 }
 VALUE = b"v" * (256 * 1024)
 SEGMENTS = 5
-"""More log than a full disk has room for: the segment in use, the spares, and then some."""
+"""More log than a full disk has room for: the segment in use, the spares, and some more."""
 
 can_mount = sys.platform == "linux" and os.geteuid() == 0
 pytestmark = [
@@ -57,7 +57,7 @@ class Tmpfs:
         subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 
     def fill(self) -> None:
-        """Leave not a byte."""
+        """Leave no free byte."""
         with (self.folder / "ballast").open("ab", buffering=0) as ballast:
             with contextlib.suppress(OSError):
                 while True:
@@ -67,7 +67,7 @@ class Tmpfs:
                     ballast.write(bytes(4096))
 
     def free(self) -> None:
-        """Give back all that `fill` took."""
+        """Free the space that `fill` took."""
         (self.folder / "ballast").unlink()
 
 
@@ -82,7 +82,7 @@ def on_disks(tmp_path: Path) -> Iterator[Disks]:
         for disk in disks.values():
             stack.callback(disk.close)
         stack.enter_context(cluster)
-        for node_id in cluster.node_ids:  # What is made ahead of need is there.
+        for node_id in cluster.node_ids:  # The spare segments and the reserve are there.
             data = cluster.data_of(node_id)
             wait_until(partial(has_spare, data), "no spare")
         yield cluster, disks
@@ -93,7 +93,7 @@ def has_spare(data: Path) -> bool:
 
 
 def write(cluster: LocalCluster, node_id: int, key: str, value: bytes = b"value") -> None:
-    """One write that must be acknowledged; where leadership is just moving, it is tried again."""
+    """One write that must be acknowledged; repeated while leadership moves."""
 
     def is_written() -> bool:
         try:
@@ -105,7 +105,7 @@ def write(cluster: LocalCluster, node_id: int, key: str, value: bytes = b"value"
 
 
 def is_refusing(cluster: LocalCluster, node_id: int) -> bool:
-    """Whether writers are told at once that the disk is full."""
+    """True if a write fails at once because the disk is full."""
     began = time.monotonic()
     try:
         cluster.call(node_id, "SET", "small", "write")
@@ -135,7 +135,7 @@ def check_equal(cluster: LocalCluster) -> None:
 
 
 def write_until_full(cluster: LocalCluster, node_id: int) -> int:
-    """How many writes are acknowledged, one after the other, before one is refused as it should."""
+    """Write until a write is refused as expected; return how many were acknowledged."""
     for number in range(SEGMENTS * 16 * MIB // len(VALUE)):
         try:
             assert cluster.call(node_id, "SET", f"key/{number}", VALUE) == b"OK"
@@ -161,7 +161,7 @@ def test_one_full_node_refuses_writers_and_the_others_go_on(on_disks: Disks, pla
     for node_id in others:
         assert cluster.call(node_id, "GET", "before") == b"value"
     assert "event=StorageIsFull" in cluster.log_path(full).read_text(encoding="utf-8")
-    # Checkpoints, which let log be freed, go on: the reserve is for them.
+    # Checkpoints, which free log, go on: the reserve is for them.
     assert position(cluster, full, "checkpoint_index") > filled_at
     # A full disk is no reason not to start.
     cluster.restart(full)
@@ -178,7 +178,7 @@ def test_a_full_node_that_can_make_no_checkpoint_still_helps_a_new_leader(on_dis
     leader = cluster.wait_ready()
     full, spared = (node_id for node_id in cluster.node_ids if node_id != leader)
     disks[full].fill()
-    for number in range(2 * RESERVE_BYTES // len(VALUE)):  # More than the reserve has room for.
+    for number in range(2 * RESERVE_BYTES // len(VALUE)):  # More than fits into the reserve.
         write(cluster, spared, f"key/{number}", VALUE)
     wait_until(lambda: is_refusing(cluster, full), "it takes writes")
     # Now the entry with which a leader begins needs the full node's log, which has room for it.
@@ -200,7 +200,7 @@ def test_two_full_nodes_refuse_writes_and_serve_reads_until_one_has_space(
         wait_until(partial(is_refusing, cluster, node_id), "it takes writes")
     for node_id in cluster.node_ids:
         assert cluster.call(node_id, "GET", "key/0") == VALUE, "a linearizable read"
-    # The logs still have room for what is small, so even another leader can take over.
+    # The logs still have room for small entries, so even another leader can take over.
     leader = cluster.wait_leader()
     cluster.kill(leader)
     cluster.start_node(leader)
@@ -214,7 +214,7 @@ def test_two_full_nodes_refuse_writes_and_serve_reads_until_one_has_space(
     assert is_refusing(cluster, full)
     disks[full].free()
     wait_until(lambda: is_taking(cluster, full), "it still refuses")
-    # One by one: all that fit on the disks may be more than one MGET returns.
+    # One by one: all values on the disks may be more than one MGET returns.
     for number in range(written):
         assert cluster.call(spared, "GET", f"key/{number}") == VALUE
     check_equal(cluster)

@@ -1,7 +1,7 @@
 """Nodes whose log or state is damaged on the disk heal from the others: real processes, real files.
 
-Damage is done to files of a node that is down. A member that is back must have all that was ever
-acknowledged, in the log and in the state, and be as good a voter as any.
+The tests damage files of a node that is down. A member that is back must have everything that was
+ever acknowledged, in the log and in the state, and must count as a voter again.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ OFTEN = {**SETTINGS, "checkpoint_interval_sec": 0.2, "max_wal_size": 4 * MIB}
 
 
 def damage_log(data: Path) -> None:
-    """Turn over bits in the middle of what a log holds."""
+    """Flip bits in the middle of a log."""
     disk, folder = RealDisk(), str(data / "wal")
     log = recover(disk, folder, live_ids(folder, os.listdir(folder)))
     segment = log.segments[0]
     *writes, last = scan(disk, segment, segment.end)
     close_all(disk, log.segments)
-    # Of the last write, damage could pass for what a crash has torn.
+    # Damage to the last write could pass for a write that a crash tore.
     assert last
     writes = [write for write in writes if write.entries]
     assert len(writes) >= WRITES_MIN
@@ -63,7 +63,7 @@ def damage_state(data: Path, start: int, pages: int) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files that matter, with what is in them."""
+    """All files that matter, with their contents."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -80,7 +80,7 @@ def write(cluster: LocalCluster, node_id: int, start: int, count: int) -> None:
     for i in range(start, start + count):
         assert cluster.call(node_id, "SET", f"k{i}", f"v{i}") == b"OK"
         if i % 10 == 9:
-            # A slow follower would have all of it in one write of its log.
+            # A slow follower would take all entries in one write of its log.
             cluster.wait_caught_up()
 
 
@@ -90,7 +90,7 @@ def follower(cluster: LocalCluster) -> int:
 
 
 def check_whole(cluster: LocalCluster, node_id: int, keys: int) -> None:
-    """The node has healed: equal to the others, it can lead, and nothing is lost."""
+    """Check that the node has healed: it equals the others, it can lead, and nothing is lost."""
     wait_until(lambda: (cluster.status(node_id) or {}).get("is_healing") is False, "it heals on")
     cluster.wait_caught_up()
     assert len({digest["hex"] for digest in cluster.digests().values()}) == 1
@@ -114,7 +114,7 @@ def test_a_log_that_is_damaged_in_the_middle_heals_from_the_others() -> None:
         told = cluster.log_path(hurt).read_text()
         assert "event=StorageDamaged" in told and "event=HealingEnded" in told
         assert f"{hurt} " and "0000000000000001.seg" in told, "where the damage is"
-        # What is over is over: the next start has nothing to do with it.
+        # The healing is over: the next start does not heal again.
         cluster.kill(hurt)
         write(cluster, other, 60, 5)
         cluster.start_node(hurt)
@@ -244,7 +244,7 @@ def test_log_and_state_both_damaged_heal_from_nothing() -> None:
 
 
 @pytest.mark.parametrize("part", ["log", "header"])
-def test_a_node_that_is_alone_keeps_its_hands_off(tmp_path: Path, part: str) -> None:
+def test_a_node_without_peers_does_not_touch_damaged_files(tmp_path: Path, part: str) -> None:
     (address,) = free_addresses(1)
     config = make_config(tmp_path, 1, {1: address})
     node = raftha.HaManager(config)
@@ -282,7 +282,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         node.stop()
 
 
-def test_who_heals_counts_for_nothing_until_a_majority_without_it_is_there(
+def test_a_healing_node_does_not_count_until_the_others_are_a_majority(
     cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "raftha")
@@ -290,7 +290,7 @@ def test_who_heals_counts_for_nothing_until_a_majority_without_it_is_there(
     for i in range(20):
         last = nodes[1].put(b"k%d" % i, b"v").sequence
         if i % 5 == 4:
-            # Were it slow, it would have all of it in one write of its log.
+            # A slow node would take all entries in one write of its log.
             wait_until(lambda: nodes[3].get_status().sequence >= last, "3 has it")  # noqa: B023
     for node in nodes.values():
         node.stop()

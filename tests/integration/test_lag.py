@@ -1,4 +1,4 @@
-"""Lag, states and quorum as they really come about: one node in this process, two of their own."""
+"""Lag, states and quorum in real clusters: one node in this process, two in their own."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Watched:
             status = self.ha.get_status()
             rows = status.replicas
             is_still = status.replication_lag_ms == 0 and all(r.lag_ms == 0 for r in rows)
-            # Not by what an earlier leader has said.
+            # Not by the report of an earlier leader.
             is_still = is_still and {r.applied_index for r in rows} == {status.last_index}
             return is_still and status.replication_state is ReplicationState.HEALTHY
 
@@ -75,8 +75,8 @@ def watched(*, leads: bool = True) -> Iterator[Watched]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leads", [True, False])
-def test_lag_grows_while_a_follower_is_stopped_though_nothing_is_written(leads: bool) -> None:
-    """Seen alike by the leader, and by a follower, whom the leader tells."""
+def test_lag_grows_while_a_follower_is_stopped_even_without_writes(leads: bool) -> None:
+    """The leader measures it, and a follower has it from the leader."""
     with watched(leads=leads) as node:
         sequence = node.ha.get_status().sequence
         node.cluster.pause(3)
@@ -111,7 +111,7 @@ def test_a_warning_comes_again_only_after_the_lag_was_small_for_a_while() -> Non
     with watched() as node:
         node.cluster.pause(3)
         wait_until(lambda: bool(node.warnings()), "the first warning")
-        # A short recovery, and it lags again: that is known.
+        # After a short recovery it lags again, without another warning.
         node.cluster.resume(3)
         wait_until(lambda: node.row(3).lag_ms == 0, "it is back")
         node.cluster.pause(3)
@@ -158,7 +158,7 @@ def test_a_change_of_leader_is_no_loss_of_the_quorum() -> None:
 
 
 @pytest.mark.slow
-def test_why_a_connection_ended_is_said() -> None:
+def test_the_end_of_a_connection_has_a_reason() -> None:
     with watched() as node:
 
         def has_gone(node_id: int, reason: str) -> bool:
@@ -184,7 +184,7 @@ def test_why_a_connection_ended_is_said() -> None:
 def test_a_member_that_is_stopped_in_silence_is_disconnected_by_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By SIGSTOP: its kernel goes on acknowledging what nobody reads. Sooner than usual here."""
+    """By SIGSTOP: its kernel goes on acknowledging. The limit is lower than usual here."""
     monkeypatch.setattr(health, "HANG_UP_S", 1.0)
     with watched() as node:
         node.cluster.pause(3)
@@ -237,7 +237,7 @@ def test_a_node_that_joins_is_announced_and_first_syncs(tmp_path: Path) -> None:
         two.replication.remove_replica(1, timeout=60)
 
 
-def test_a_node_that_finds_nobody_is_initializing_and_then_failed(tmp_path: Path) -> None:
+def test_a_node_that_finds_no_peer_is_initializing_and_then_failed(tmp_path: Path) -> None:
     members = dict(enumerate(free_addresses(3), start=1))
     config = replace(make_config(tmp_path, 1, members), max_replication_lag_ms=200)
     with raftha.HaManager(config) as alone:
@@ -247,7 +247,7 @@ def test_a_node_that_finds_nobody_is_initializing_and_then_failed(tmp_path: Path
     assert alone.replication.get_state() is ReplicationState.FAILED
 
 
-def test_what_would_be_lost_with_the_node_is_what_has_no_outcome(tmp_path: Path) -> None:
+def test_the_recovery_point_counts_commands_without_an_outcome(tmp_path: Path) -> None:
     members = dict(enumerate(free_addresses(3), start=1))
     with raftha.HaManager(make_config(tmp_path, 1, members)) as alone:
         assert alone.get_status().rpo_commands == 0
@@ -287,7 +287,7 @@ def test_aio_has_the_same_replication_manager(tmp_path: Path) -> None:
 def test_heartbeats_come_as_often_as_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two clusters side by side, so that both have the same machine."""
+    """Two clusters side by side, so that both have the same load on the machine."""
     sent: Counter[int] = Counter()
     send = Transport.send
 

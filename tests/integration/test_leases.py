@@ -64,7 +64,7 @@ class Host:
         """A newer version, through another node; from now on no read may show an older one."""
         deadline = time.monotonic() + 30
         while True:
-            self.version += 1  # One that failed may come to be, too.
+            self.version += 1  # A failed write may take effect later, too.
             with contextlib.suppress(RafthaError):
                 self._cluster.call(2, "SET", KEY, self.version, timeout_s=2)
                 break
@@ -152,7 +152,7 @@ def test_a_leader_that_is_killed_is_replaced_once_the_promises_have_ended() -> N
 
 
 def test_lease_reads_are_counted_and_a_fork_has_no_lease(tmp_path: Path) -> None:
-    """Alone, a node needs nobody's promise."""
+    """A single node needs no promises."""
     members = dict(enumerate(free_addresses(1), start=1))
     config = replace(make_config(tmp_path, 1, members), **SETTINGS)
     with raftha.HaManager(config) as ha:

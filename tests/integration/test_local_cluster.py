@@ -1,4 +1,4 @@
-"""`LocalCluster`: processes are started, killed, paused, restarted, wiped, and never left over."""
+"""`LocalCluster`: starts, kills, pauses, restarts and wipes processes, and leaves none behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """One cluster for all tests that leave it whole: three nodes, running."""
+    """One cluster of three running nodes, for all tests that leave it intact."""
     with LocalCluster(3) as cluster:
         yield cluster
 
@@ -120,12 +120,12 @@ def test_all_nodes_stop_and_start_with_their_data(cluster: LocalCluster) -> None
     assert cluster.call(3, "GET", "stopped") == b"all"
 
 
-def test_error_replies_are_raised_as_the_server_s_errors(cluster: LocalCluster) -> None:
+def test_error_replies_are_raised_as_the_servers_errors(cluster: LocalCluster) -> None:
     with pytest.raises(ReplyError, match="unknown"):
         cluster.call(1, "FROB")
 
 
-def test_what_can_not_be_done_is_said(cluster: LocalCluster) -> None:
+def test_an_impossible_call_raises_an_error_that_says_why(cluster: LocalCluster) -> None:
     with pytest.raises(LocalClusterError, match="running already"):
         cluster.start_node(1)
     with pytest.raises(LocalClusterError, match="no node 4"):
@@ -138,7 +138,7 @@ def test_what_can_not_be_done_is_said(cluster: LocalCluster) -> None:
     cluster.start()
 
 
-def test_a_wait_that_is_in_vain_says_what_every_node_did(cluster: LocalCluster) -> None:
+def test_a_wait_that_fails_reports_the_state_of_every_node(cluster: LocalCluster) -> None:
     cluster.wait_ready()
     cluster.kill(1)
     cluster.kill(2)
@@ -156,20 +156,20 @@ def test_a_node_started_by_a_thread_outlives_the_thread(cluster: LocalCluster) -
     cluster.wait_ready()
 
 
-def test_a_node_s_port_can_not_be_taken_while_it_is_down(cluster: LocalCluster) -> None:
+def test_a_nodes_port_cannot_be_taken_while_it_is_down(cluster: LocalCluster) -> None:
     cluster.wait_ready()
     cluster.kill(1)
     port = int(cluster.addresses[1].partition(":")[2])
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind(("127.0.0.1", port))
-    # A client that dials a port in vain can be given that very port as its own end.
+    # A client that dials an unused port can get that same port as its own end.
     for _ in range(200):
         with socket.socket() as dialer, pytest.raises(ConnectionRefusedError):
             dialer.connect(("127.0.0.1", port))
     cluster.start()
 
 
-def test_settings_reach_the_nodes_and_a_folder_of_one_s_own_stays(tmp_path: Path) -> None:
+def test_settings_reach_the_nodes_and_a_given_folder_stays(tmp_path: Path) -> None:
     settings = {"cluster_name": "ünique", "connections_max": 7}
     with LocalCluster(1, settings=settings, folder=tmp_path) as cluster:
         assert cluster.folder == tmp_path
@@ -181,7 +181,7 @@ def test_settings_reach_the_nodes_and_a_folder_of_one_s_own_stays(tmp_path: Path
         LocalCluster(1, folder=tmp_path)
 
 
-def test_a_setting_that_a_file_can_not_hold_is_refused() -> None:
+def test_a_setting_that_a_file_cannot_hold_is_refused() -> None:
     with pytest.raises(LocalClusterError, match="object"):
         LocalCluster(1, settings={"cluster_name": object()})
 
@@ -202,7 +202,7 @@ def test_a_clean_end_and_an_interrupt_leave_nothing() -> None:
     with LocalCluster(1) as cluster:
         folder = cluster.folder
     assert not folder.exists()
-    cluster.close()  # May be repeated.
+    cluster.close()  # It may be repeated.
     with pytest.raises(LocalClusterError, match="closed"):
         cluster.start_node(1)
     with pytest.raises(KeyboardInterrupt), LocalCluster(1) as cluster:
@@ -221,7 +221,7 @@ def test_a_cluster_that_is_forgotten_is_cleaned_up() -> None:
     assert process_ids_in(folder) == []
 
 
-def test_a_server_of_one_s_own_can_be_started() -> None:
+def test_a_server_of_the_users_own_can_be_started() -> None:
     command = [
         sys.executable,
         "-m",

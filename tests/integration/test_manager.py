@@ -78,7 +78,7 @@ def test_sequences_count_commands_without_a_gap(nodes: list[raftha.HaManager]) -
     assert [r.time_us for r in receipts] == sorted(r.time_us for r in receipts)
 
 
-def test_delete_says_whether_there_was_something(nodes: list[raftha.HaManager]) -> None:
+def test_delete_says_whether_the_key_existed(nodes: list[raftha.HaManager]) -> None:
     nodes[0].put(b"doomed", b"x")
     assert nodes[1].delete(b"doomed").result is True
     assert nodes[2].delete(b"doomed").result is False
@@ -93,7 +93,9 @@ def test_compare_and_set_is_false_if_it_did_not_set(nodes: list[raftha.HaManager
     assert nodes[0].get(b"cas") == b"2"
 
 
-def test_a_transaction_does_all_or_the_other(nodes: list[raftha.HaManager]) -> None:
+def test_a_transaction_does_its_operations_or_its_alternative(
+    nodes: list[raftha.HaManager],
+) -> None:
     nodes[0].put(b"t/a", b"1")
     done = nodes[1].transaction(
         [raftha.Equals(b"t/a", b"1"), raftha.Missing(b"t/b")],
@@ -153,7 +155,7 @@ def test_digests_of_one_sequence_are_equal_while_writes_go_on(
     assert len({digest.hex for digest in digests.values()}) == 1
 
 
-def test_leadership_moves_where_it_is_told_from_any_node(nodes: list[raftha.HaManager]) -> None:
+def test_leadership_moves_to_the_named_node_from_any_node(nodes: list[raftha.HaManager]) -> None:
     asked = follower_of(nodes)
     asked.failover_to(asked.config.node_id)
     assert asked.get_status().is_primary
@@ -172,7 +174,7 @@ def test_status_tells_the_log_pointers_in_order(nodes: list[raftha.HaManager]) -
     assert [replica.node_id for replica in status.replicas] == [1, 2, 3]
 
 
-def test_every_node_says_the_same_of_who_leads(nodes: list[raftha.HaManager]) -> None:
+def test_every_node_names_the_same_leader(nodes: list[raftha.HaManager]) -> None:
     nodes[0].put(b"led", b"by one")
     statuses = [node.get_status() for node in nodes]
 
@@ -331,7 +333,7 @@ def test_a_stranger_at_the_peer_port_is_turned_away_and_the_node_goes_on(
     assert nodes[0].put(b"still", b"here")
 
 
-def test_a_client_that_only_connects_does_not_get_in_the_way(
+def test_a_client_that_only_connects_does_not_disturb_others(
     nodes: list[raftha.HaManager],
 ) -> None:
     host, port = nodes[0].config.members[1].split(":")
@@ -356,8 +358,8 @@ def test_commands_over_the_queues_bound_are_overloaded_at_once(tmp_path: Path) -
     assert kinds == [raftha.Unavailable] * 7 + [raftha.Overloaded] * 3
 
 
-def test_nothing_is_kept_of_calls_that_were_answered(tmp_path: Path) -> None:
-    """At tens of thousands a second, a second's worth of them takes long to look through."""
+def test_answered_calls_leave_nothing_behind(tmp_path: Path) -> None:
+    """At tens of thousands of calls a second, checking those of a second takes long."""
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
 
     async def write() -> None:
@@ -428,7 +430,7 @@ def test_a_group_sent_twice_under_its_number_is_applied_once(tmp_path: Path) -> 
         (1, 1, 1, pack_put(b"a", bytes(4 * MIB)) + bytes(MIB)),
     ],
 )
-def test_what_is_no_group_or_command_is_refused_before_it_reaches_the_node(
+def test_a_malformed_group_or_command_is_refused_before_the_node_gets_it(
     tmp_path: Path, session: int, number: int, floor: int, packed: bytes
 ) -> None:
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
@@ -448,7 +450,7 @@ def test_what_is_no_group_or_command_is_refused_before_it_reaches_the_node(
 def test_an_error_in_the_middle_of_a_turn_leaves_no_caller_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was just taken out of the queues is in none of them when the node ends."""
+    """Operations that were just taken out of the queues are in no queue when the node ends."""
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
 
     def explode(*_: object) -> None:
@@ -501,7 +503,7 @@ def test_a_start_that_was_cancelled_leaves_nothing_behind(tmp_path: Path) -> Non
     asyncio.run(use())
 
 
-def test_a_name_that_can_t_be_one_is_a_config_error(tmp_path: Path) -> None:
+def test_an_invalid_name_is_a_config_error(tmp_path: Path) -> None:
     config = raftha.HaConfig(
         node_id=1, data_dir=tmp_path, members={1: "a" * 70 + ".x:7901"}, insecure=True
     )
@@ -509,7 +511,7 @@ def test_a_name_that_can_t_be_one_is_a_config_error(tmp_path: Path) -> None:
         raftha.HaManager(config).start()
 
 
-def test_a_client_s_group_in_a_node_s_session_is_refused(tmp_path: Path) -> None:
+def test_a_clients_group_in_a_nodes_session_is_refused(tmp_path: Path) -> None:
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
 
     async def use() -> None:
@@ -543,8 +545,8 @@ def test_a_failed_node_can_be_started_again(tmp_path: Path) -> None:
         assert ha.put(b"a", b"b")
 
 
-def test_what_was_acknowledged_is_there_after_the_process_is_gone(tmp_path: Path) -> None:
-    """A restart replays the log from the last checkpoint; nothing was closed in an orderly way."""
+def test_acknowledged_writes_survive_the_end_of_the_process(tmp_path: Path) -> None:
+    """A restart replays the log from the last checkpoint, after a process that closed nothing."""
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
     with raftha.HaManager(config) as ha:
         for i in range(20):

@@ -38,8 +38,8 @@ NOT_AWAITED = {
     "submit_get_many",
     "submit_once",
 }
-"""Of the asynchronous manager: `events` returns a stream, whose events are awaited; `observe` is
-for scrapers; the others return futures."""
+"""Methods of the asynchronous manager that aren't awaited. `events` returns a stream, `observe` is
+for scrapers, the others return futures."""
 
 
 def public_names(of: object) -> set[str]:
@@ -84,7 +84,7 @@ def test_both_replication_managers_have_the_same_names_and_signatures() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(methods(raftha.aio.HaManager)))
-def test_the_asynchronous_manager_s_methods_are_awaited(name: str) -> None:
+def test_methods_of_the_asynchronous_manager_are_awaited(name: str) -> None:
     method = getattr(raftha.aio.HaManager, name)
     assert inspect.iscoroutinefunction(method) == (name not in NOT_AWAITED)
 
@@ -98,7 +98,7 @@ def test_every_method_says_what_it_does(manager: type) -> None:
 # ------------------------------------------------------------------ the same script
 
 WAY_OUT = threading.Event()
-"""Lets the command `hang` end."""
+"""Set it to let the command `hang` end."""
 
 
 class Machine(raftha.StateMachine):
@@ -167,7 +167,7 @@ def give(result: Any) -> Any:
 
 
 def shown(call: Callable[[], Any]) -> Any:
-    """What a call returned or raised, without what may differ from one run to the next."""
+    """What a call returned or raised, without the parts that differ between runs."""
     try:
         result = call()
     except (raftha.RafthaError, TypeError) as error:
@@ -295,7 +295,7 @@ REFUSED = {"Stopped", "InvalidRequest", "NotAvailable", "TypeError", "HaStatus"}
 
 @contextmanager
 def ways(folder: Path, member_count: int = 1) -> Iterator[tuple[Way, Way]]:
-    """Two nodes 1, of a cluster each."""
+    """Two nodes with id 1, each of a cluster of its own."""
 
     def make_config(name: str) -> raftha.HaConfig:
         return raftha.HaConfig(
@@ -338,7 +338,7 @@ def test_the_script_has_every_method() -> None:
 def test_a_script_has_the_same_results_before_while_and_after_running(
     tmp_path: Path,
 ) -> None:
-    """A script of all that is right and all that is wrong; one node is all of the cluster."""
+    """A script of all valid and all invalid calls; the cluster has one node."""
     with ways(tmp_path) as both:
         stopped = compare(*both, [*RIGHT, *WRONG, call("stop")])
         assert kinds(stopped) == REFUSED
@@ -353,7 +353,7 @@ def test_a_script_has_the_same_results_before_while_and_after_running(
 
 @pytest.mark.slow
 def test_without_a_majority_both_fail_alike(tmp_path: Path) -> None:
-    # These need nobody else, nor do stale reads.
+    # These need no other node; neither do stale reads.
     alone = {"get_status", "observe", "digest", "trigger_backup"}
     alone |= {"recover_to_point", "recover_to_sequence"}
     hasty = [
@@ -365,7 +365,7 @@ def test_without_a_majority_both_fail_alike(tmp_path: Path) -> None:
     with ways(tmp_path, 3) as both:
         compare(*both, [call("start")])
         results = compare(*both, [*hasty, *stale, call("digest")])
-        # Of three a quorum of one is none; and who doesn't wait gets a receipt that proves nothing.
+        # One of three is no quorum; a caller that doesn't wait gets a receipt that proves nothing.
         assert kinds(results) == {
             *("Unavailable", "TransferFailed", "Digest", "InvalidRequest", "Receipt"),
         }
@@ -377,7 +377,7 @@ def test_without_a_majority_both_fail_alike(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_calls_to_a_node_that_hangs_end_alike(tmp_path: Path) -> None:
-    """Its thread is in a user's command that doesn't end."""
+    """The node's thread is in a user's command that doesn't end."""
     WAY_OUT.clear()
     with ways(tmp_path) as both:
         try:
@@ -391,7 +391,7 @@ def test_calls_to_a_node_that_hangs_end_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_can_t_be_started_says_so_alike(tmp_path: Path) -> None:
+def test_both_managers_refuse_the_same_starts(tmp_path: Path) -> None:
     (tmp_path / "blocking").write_text("")
     (tmp_path / "awaited").write_text("")
     with ways(tmp_path) as (blocking, awaited):

@@ -81,7 +81,7 @@ def test_the_new_majority_counts_after_a_change(cluster: Cluster) -> None:
         cluster.nodes[5].put(b"two of five", b"don't", timeout=1)
 
 
-def test_a_removed_follower_learns_it_and_harms_nobody(cluster: Cluster) -> None:
+def test_a_removed_follower_learns_it_and_does_no_harm(cluster: Cluster) -> None:
     leader = cluster.leader()
     gone = next(i for i in cluster.nodes if i != leader)
     kept = next(i for i in cluster.nodes if i not in (leader, gone))
@@ -104,7 +104,7 @@ def test_a_removed_follower_learns_it_and_harms_nobody(cluster: Cluster) -> None
 
 
 def lead_by_three(cluster: Cluster) -> None:
-    """Make the node with the highest id the leader: all others wait for its calls."""
+    """Make the node with the highest id the leader: it dials all others."""
     cluster.leader()
     cluster.nodes[2].failover_to(3)
     cluster.nodes[2].put(b"by", b"three")
@@ -142,7 +142,7 @@ def test_a_node_may_ask_for_its_own_removal(cluster: Cluster) -> None:
 def test_members_are_known_after_a_restart(cluster: Cluster) -> None:
     cluster.start_new(4)
     cluster.nodes[1].add_replica(4, cluster.addresses[4])
-    cluster.nodes[1].digest()  # A checkpoint: what follows comes from it, not from the log.
+    cluster.nodes[1].digest()  # A checkpoint: the following state comes from it, not from the log.
     for node in cluster.nodes.values():
         node.stop()
     for node in cluster.nodes.values():
@@ -152,7 +152,7 @@ def test_members_are_known_after_a_restart(cluster: Cluster) -> None:
 
 
 def test_a_node_can_be_added_when_none_of_the_first_members_is_left(cluster: Cluster) -> None:
-    """It knows no member then; so they have to call it, though it has the higher id."""
+    """It knows no member then, so they have to dial it, although its id is higher."""
     for node_id in (4, 5):
         cluster.start_new(node_id)
         cluster.nodes[1].add_replica(node_id, cluster.addresses[node_id])
@@ -203,7 +203,7 @@ def test_one_change_at_a_time(cluster: Cluster) -> None:
         (7, "nonsense", "host:port"),
     ],
 )
-def test_a_change_that_cant_be_is_refused(
+def test_an_impossible_change_is_refused(
     cluster: Cluster, node_id: int, address: str, message: str
 ) -> None:
     for node in cluster.nodes.values():

@@ -1,7 +1,7 @@
-"""Real processes under load, while nodes come and go: no write fails, none is lost or done twice.
+"""Real processes under load, while nodes come and go: no write fails, is lost or applied twice.
 
 Every client writes unique keys and increments a counter that all share, each with an exactly-once
-call that is sent again, through another node, until it is answered. The load stays below one
+call that is sent again, through another node, until it has a reply. The load stays below one
 segment of log: a node that joins late needs all of it.
 """
 
@@ -28,7 +28,7 @@ COUNTER = b"counter"
 
 @dataclass(slots=True)
 class Record:
-    """What the cluster acknowledged; `failures` should stay empty."""
+    """The writes that the cluster acknowledged; `failures` should stay empty."""
 
     values: dict[bytes, bytes] = field(default_factory=dict)
     increments: int = 0
@@ -61,7 +61,7 @@ async def write_all(addresses: list[str], stop: threading.Event, record: Record)
 
 @contextmanager
 def load(cluster: LocalCluster) -> Iterator[Record]:
-    """Write through all nodes there are, members or not, until the block ends."""
+    """Write through all nodes, members or not, until the block ends."""
     record, stop = Record(), threading.Event()
     addresses = list(cluster.addresses.values())
     thread = threading.Thread(target=lambda: asyncio.run(write_all(addresses, stop, record)))
@@ -74,7 +74,7 @@ def load(cluster: LocalCluster) -> Iterator[Record]:
 
 
 def wait_progress(record: Record, writes: int = 200, timeout_s: float = 30.0) -> None:
-    """Wait until so many more writes were acknowledged."""
+    """Wait until so many more writes are acknowledged."""
     target, deadline = record.increments + writes, time.monotonic() + timeout_s
     pause = threading.Event()
     while record.increments < target:
@@ -84,7 +84,7 @@ def wait_progress(record: Record, writes: int = 200, timeout_s: float = 30.0) ->
 
 
 def check(cluster: LocalCluster, record: Record, members: set[int]) -> None:
-    """All that was acknowledged is there, once, on every member alike, and on no others."""
+    """Every acknowledged write is there, once, on every member alike, and on no other node."""
     assert record.failures == []
     assert check_alike(cluster) == set(cluster.members()) == members
     for node_id in members:

@@ -1,4 +1,4 @@
-"""Real processes under a flood, with one follower that is stuck: how much memory the others take.
+"""The memory of real processes under a flood, with one follower that is stuck.
 
 The bound is the one that docs/internals/limits.md states («Memory»), computed from the settings.
 The flood is more than that, and comes through the leader and the live follower at once: large
@@ -40,14 +40,14 @@ CONNECTIONS = 8
 LARGE, SMALL = bytes(512 * 1024), b"small"
 TIMEOUT_S = 60.0
 BASE_BYTES = 128 * MIB
-"""The interpreter, the libraries, and what the allocator doesn't give back."""
+"""The interpreter, the libraries, and memory that the allocator doesn't return."""
 
 
 Replies = Counter[str]
 
 
 async def count_replies(reader: asyncio.StreamReader, replies: Replies) -> None:
-    """Count them by their first word, to the end of the connection."""
+    """Count replies by their first word, to the end of the connection."""
     parser = hiredis.Reader()
     with contextlib.suppress(OSError):
         while data := await reader.read(1 << 16):
@@ -79,7 +79,7 @@ async def write(address: str, name: int, replies: Replies, *, reads: bool) -> No
 
 
 async def flood(addresses: list[str], enough_bytes: int, look: Callable[[], None]) -> Replies:
-    """Write through these nodes until so much was sent, and look at them meanwhile."""
+    """Write through these nodes until so much was sent; measure their memory meanwhile."""
     replies: Replies = Counter()
     tasks = [
         asyncio.create_task(
@@ -100,7 +100,7 @@ async def flood(addresses: list[str], enough_bytes: int, look: Callable[[], None
 
 
 def bound_bytes(peers: int) -> int:
-    """What a node may take, by docs/internals/limits.md."""
+    """The memory that a node may take, by docs/internals/limits.md."""
     core = CoreConfig(node_id=1)
     largest_buffer = 2 * SETTINGS["max_wal_size"] + UNCOMMITTED_BYTES_MAX + BATCH_BYTES_MAX
     return (

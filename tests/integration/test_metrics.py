@@ -1,4 +1,4 @@
-"""Metrics: what is scraped, that it is true, and that docs/reference/metrics.md lists it."""
+"""Metrics: scraped values are true, and docs/reference/metrics.md lists all of them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def nodes(tmp_path: Path) -> Iterator[list[raftha.HaManager]]:
 
 
 @pytest.mark.slow
-def test_what_is_scraped_is_what_happened(nodes: list[raftha.HaManager]) -> None:
+def test_scraped_metrics_match_what_happened(nodes: list[raftha.HaManager]) -> None:
     for _ in range(5):
         nodes[0].put(b"key", b"value")
     nodes[0].get(b"key")

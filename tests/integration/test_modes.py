@@ -118,7 +118,7 @@ def test_each_kind_of_write_takes_a_mode(nodes: list[raftha.HaManager]) -> None:
         lambda ha: ha.put(b"k", b"v", mode="async_fire_forget", write_quorum=3),
     ],
 )
-def test_a_mode_or_quorum_that_there_isn_t_is_invalid(
+def test_an_unknown_mode_or_impossible_quorum_is_invalid(
     nodes: list[raftha.HaManager], call: Callable[[raftha.HaManager], object]
 ) -> None:
     nodes[0].put(b"k", b"before")
@@ -128,7 +128,7 @@ def test_a_mode_or_quorum_that_there_isn_t_is_invalid(
     assert nodes[0].get(b"k") == b"before"
 
 
-def test_a_write_quorum_below_a_majority_of_the_first_members_is_no_config(tmp_path: Path) -> None:
+def test_a_write_quorum_below_a_majority_of_the_members_is_a_config_error(tmp_path: Path) -> None:
     members = dict(enumerate(free_addresses(3), start=1))
     with pytest.raises(raftha.ConfigError, match="write_quorum"):
         replace(make_config(tmp_path, 1, members), replication=ReplicationConfig(write_quorum=1))
@@ -170,7 +170,7 @@ def test_aio_has_the_same_modes(tmp_path: Path) -> None:
                 assert receipt.acked_by == (1, 2, 3)
                 with pytest.raises(raftha.InvalidRequest):
                     await node.put(b"a", b"1", write_quorum=1)
-                # In order with what was submitted before it by the same task.
+                # In order with the earlier operations of the same task.
                 future = asyncio.ensure_future(node.put(b"a", b"2"))
                 await asyncio.sleep(0)
                 assert not await node.put(b"a", b"3", mode="async_fire_forget")
@@ -213,7 +213,7 @@ def test_sync_with_a_dead_voter_times_out_and_the_write_is_there(
 
 
 @pytest.mark.slow
-def test_a_server_says_of_a_write_that_lacks_disks_that_it_is_there() -> None:
+def test_a_server_reports_a_write_that_lacks_disks_as_committed() -> None:
     settings = {"replication": {"mode": "sync", "ack_timeout_ms": 300}}
     with LocalCluster(nodes=3, settings=settings) as cluster:
         leader = cluster.wait_ready()
@@ -312,7 +312,7 @@ def test_fire_and_forget_is_refused_by_a_full_queue_and_counts_failures(
     assert node.get_status().fire_forget.submitted == 8
 
 
-def test_backups_and_recovery_say_that_they_are_not_there(nodes: list[raftha.HaManager]) -> None:
+def test_backups_and_recovery_raise_not_available(nodes: list[raftha.HaManager]) -> None:
     node = nodes[0]
     calls: tuple[Callable[[], object], ...] = (
         lambda: node.backup,

@@ -22,7 +22,7 @@ from tests.support.nodes import free_addresses, make_config
 
 
 class BreakableDisk(RealDisk):
-    """The real disk, until it is told to fail; only for the log in `folder`."""
+    """The real disk, until the test makes it fail; only for the log in `folder`."""
 
     def __init__(self) -> None:
         self.error = 0
@@ -68,7 +68,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 
 
 def start_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, delay_s: float) -> None:
-    """Nodes whose every sync takes that long find a leader, and it stays."""
+    """Start nodes whose every sync takes that long, and wait for a leader that stays."""
     disks: list[BreakableDisk] = []
 
     def make_disk() -> BreakableDisk:
@@ -98,7 +98,7 @@ def start_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, dela
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "delay_s"), [(1, 0.03), (1, 0.1), (3, 0.1), (3, 0.25)])
-def test_a_slow_disk_doesn_t_keep_a_leader_from_being_elected(
+def test_a_slow_disk_does_not_keep_a_leader_from_being_elected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, delay_s: float
 ) -> None:
     start_slow(tmp_path, monkeypatch, count, delay_s)
@@ -132,7 +132,7 @@ def test_a_leader_whose_disk_fails_ends_and_the_others_go_on(cluster: Cluster) -
 
 
 @pytest.mark.slow
-def test_a_follower_whose_disk_fails_is_missed_by_nobody_and_can_come_back(
+def test_a_follower_whose_disk_fails_stops_no_writes_and_can_come_back(
     cluster: Cluster,
 ) -> None:
     nodes, disks = cluster
@@ -152,7 +152,7 @@ def test_a_leader_whose_disk_hangs_hands_over_and_writes_go_on(cluster: Cluster)
     nodes, disks = cluster
     hung = leader_of(nodes)
     others = [node for node in nodes if node is not nodes[hung]]
-    nodes[hung].put(b"before", b"1")  # Its session is open: what it takes from here on is sent.
+    nodes[hung].put(b"before", b"1")  # Its session is open, so writes are sent from here on.
     disks[hung].hang.clear()
     try:
         with pytest.raises(raftha.Indeterminate):
@@ -173,7 +173,7 @@ def test_a_full_disk_refuses_writers_and_goes_on_by_itself(cluster: Cluster, pla
     others = [node for node in nodes if node is not nodes[full]]
     disks[full].is_full = True
     value = bytes(MIB)
-    for i in range(70):  # More than the segments that were made ahead.
+    for i in range(70):  # More than fits into the preallocated segments.
         assert others[i % 2].put(b"k%d" % (i % 8), value, timeout=30)
     wait_until(lambda: is_refusing(nodes[full]), "it has not noticed")
     assert nodes[full].get_status().is_running
@@ -182,7 +182,7 @@ def test_a_full_disk_refuses_writers_and_goes_on_by_itself(cluster: Cluster, pla
     disks[full].is_full = False
     assert others[0].put(b"after", b"2")
     assert nodes[full].get(b"after") == b"2"
-    # It writes again, but takes in new writes only once it has made room ahead of them, too.
+    # It writes again, but takes in new writes only once it has preallocated space, too.
     wait_until(lambda: not is_refusing(nodes[full]), "it has not gone on")
     assert nodes[full].put(b"again", b"3")
 
@@ -198,7 +198,7 @@ def is_refusing(node: raftha.HaManager) -> bool:
 
 
 @pytest.mark.slow
-def test_every_caller_hears_of_the_failure_at_once(cluster: Cluster) -> None:
+def test_every_caller_gets_the_failure_at_once(cluster: Cluster) -> None:
     """None of them waits for its deadline, which is 20 s away."""
     nodes, disks = cluster
     failed = leader_of(nodes)
@@ -289,7 +289,7 @@ def test_a_connection_that_never_speaks_is_dropped_in_time(
 def test_a_handshake_that_fails_unawaited_does_not_end_the_node(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As uvloop's `create_connection` leaves it, if it is cancelled just when it is reset."""
+    """As uvloop's `create_connection` leaves it when it is cancelled just as it is reset."""
     members = dict(enumerate(free_addresses(1), start=1))
     with raftha.HaManager(make_config(tmp_path, 1, members)) as node:
         assert node._runtime is not None

@@ -1,4 +1,4 @@
-"""Nodes on a file system that forgets what wasn't synced lose power under load: nothing is lost.
+"""Nodes lose power under load, on a file system that forgets unsynced data: nothing is lost.
 
 Each of three processes has its data directory on a file system of `tests.faultfs`. A node that
 loses power is killed, its file system is unmounted and forgets unsynced bytes and names (none, all,
@@ -36,7 +36,7 @@ pytestmark = [
 def lose_power(
     cluster: LocalCluster, disks: dict[int, FaultFs], node_ids: tuple[int, ...], seed: int
 ) -> None:
-    """Cut these nodes off, and start them again."""
+    """Cut the power of these nodes, and start them again."""
     for node_id in node_ids:
         cluster.kill(node_id)
     for node_id in node_ids:
@@ -79,7 +79,7 @@ def test_no_acknowledged_write_is_lost_when_nodes_lose_power(tmp_path: Path) -> 
 
 
 def test_acknowledged_writes_are_lost_when_all_disks_lie_and_power_fails(tmp_path: Path) -> None:
-    """The test above can fail: without real syncs, what was acknowledged is gone."""
+    """The test above can fail: without real syncs, acknowledged writes are gone."""
     with cluster_on_disks(tmp_path, SETTINGS) as (cluster, disks):
         cluster.call(cluster.wait_leader(), "SET", "before", "kept")
         for disk in disks.values():

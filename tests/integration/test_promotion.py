@@ -1,4 +1,4 @@
-"""Who leads: promoted by an operator, or by region. Three nodes in this process."""
+"""Which node leads: chosen by an operator, or by region. Three nodes in this process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def leader_of(node: raftha.HaManager) -> int:
 
 
 def drop(node: raftha.HaManager) -> None:
-    """End a node as a crash would: it hands nothing over."""
+    """End a node as a crash would, without handing over."""
     assert node._runtime is not None
     node._runtime._call(node._runtime._fail, RuntimeError("planned by the test"))
     wait_until(lambda: not node.get_status().is_running, "it failed")
@@ -63,7 +63,7 @@ def test_without_automatic_failover_an_operator_promotes_a_follower(tmp_path: Pa
             assert second.get_status().is_primary
 
 
-def test_with_quorum_lost_nobody_is_promoted_and_it_is_said(tmp_path: Path) -> None:
+def test_without_a_quorum_no_node_is_promoted_and_the_call_fails(tmp_path: Path) -> None:
     with running(tmp_path, auto_failover=False) as nodes:
         old = leader_of(nodes[1])
         first, second = (node for i, node in nodes.items() if i != old)

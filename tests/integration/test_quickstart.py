@@ -1,4 +1,4 @@
-"""The quick start shows what the README says: three nodes, one is killed, the others go on."""
+"""The quick start does what the README says: three nodes, one is killed, the others go on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROGRAM = REPOSITORY / "raftha" / "quickstart.py"
 
 @dataclass(slots=True)
 class Terminal:
-    """One node, and what it has printed."""
+    """One node, and its output."""
 
     process: subprocess.Popen[bytes]
     output: Path
@@ -114,7 +114,7 @@ def test_the_counter_goes_on_without_its_leader_and_ends_cleanly(room: Room) -> 
         assert "Traceback" not in "\n".join(terminal.lines)
 
 
-def test_without_a_majority_it_says_that_nothing_is_acknowledged(room: Room) -> None:
+def test_without_a_majority_the_quickstart_reports_that_nothing_commits(room: Room) -> None:
     room.start(1)
     room.wait(lambda: any(line.startswith("Unavailable: ") for line in room.terminals[1].lines))
     assert room.terminals[1].total == 0

@@ -1,4 +1,4 @@
-"""A majority is lost for good: one survivor becomes the cluster, and who returns does no harm."""
+"""A majority is lost for good: a survivor becomes the cluster, and nodes that return do no harm."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def cluster() -> Iterator[LocalCluster]:
 def test_a_survivor_becomes_the_cluster_and_new_nodes_join(
     cluster: LocalCluster, survivor: int
 ) -> None:
-    """With the lowest id the others call it, with the highest it would have to call them."""
+    """With the lowest id the others dial it, with the highest it would have to dial them."""
     lost = [i for i in (1, 2, 3) if i != survivor]
     for node_id in (*lost, survivor):
         cluster.kill(node_id)
@@ -65,7 +65,7 @@ def test_a_survivor_becomes_the_cluster_and_new_nodes_join(
     assert sorted(digests) == sorted([survivor, *new])
     assert len({d["hex"] for d in digests.values()}) == 1
 
-    # Those of the earlier life come back with all their data, and were a majority of it.
+    # The lost nodes come back with all their data, and were a majority.
     for node_id in lost:
         cluster.start_node(node_id)
     for node_id in lost:
@@ -77,7 +77,7 @@ def test_a_survivor_becomes_the_cluster_and_new_nodes_join(
         cluster.add_replica(lost[0])
 
 
-def test_what_was_done_is_written_down(cluster: LocalCluster) -> None:
+def test_the_recovery_leaves_a_record(cluster: LocalCluster) -> None:
     cluster.stop()
     before = recover(cluster, 2, "--dry-run", "--json")
     plan = json.loads(before.stdout)
@@ -98,7 +98,7 @@ def test_what_was_done_is_written_down(cluster: LocalCluster) -> None:
     assert "the only voter already" in again.stderr
 
 
-def test_nothing_is_done_unasked_or_while_it_may_do_harm(cluster: LocalCluster) -> None:
+def test_a_recovery_needs_consent_and_refuses_while_it_may_do_harm(cluster: LocalCluster) -> None:
     running = recover(cluster, 1, "--yes")
     assert running.returncode == 2
     assert "in use by another process" in running.stderr

@@ -1,4 +1,4 @@
-"""Real nodes and real TLS: a cluster that trusts only its own, and clients with token and TLS."""
+"""Real nodes and real TLS: a cluster trusts its members only, and clients show a token."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_nodes_replicate_over_tls_and_a_restarted_one_catches_up(
 def test_nodes_stop_and_start_under_load_and_none_fails_or_hangs(
     tmp_path: Path, made: dict[int, Made], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Connections are cut off in every state, handshakes under way among them."""
+    """Connections break in every state, also during handshakes."""
     managers = make_managers(tmp_path, made)
     is_over = threading.Event()
 
@@ -211,7 +211,7 @@ def test_a_stranger_in_plain_text_is_told_nothing(
 def test_strangers_with_certificates_are_refused_and_the_node_goes_on(
     nodes: list[raftha.HaManager], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a peer's own check at its start would prevent, a malicious one leaves out."""
+    """A malicious peer leaves out the check that a peer does at its start."""
     strangers = make_cluster(tmp_path)
     expired = make_late(Path(nodes[0].config.tls_ca).parent, tmp_path)
     for stranger, reason in (
@@ -481,7 +481,7 @@ def test_status_finds_its_way_in(
     assert runner.invoke(app, ["status", address, "--token-file", str(token)]).exit_code == 2
 
 
-def test_without_tls_nobody_gets_further(address: str) -> None:
+def test_without_tls_no_client_gets_further(address: str) -> None:
     with pytest.raises((Disconnected, Unavailable)):
         call(address, ("PING",), 5)
     assert b"PONG" not in talk(address, pack_request(("PING",)), is_last=False)
@@ -505,7 +505,7 @@ def test_silent_connections_are_pushed_out_by_a_client_that_authenticates(
         each.close()
 
 
-def test_a_request_that_makes_no_sense_is_told_so_over_tls(
+def test_a_malformed_request_gets_an_error_reply_over_tls(
     address: str, made: dict[int, Made]
 ) -> None:
     with (
@@ -541,7 +541,7 @@ def plain_address(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     host.run(server.stop())
 
 
-def test_who_does_not_authenticate_has_little_time_and_little_room(plain_address: str) -> None:
+def test_a_client_without_a_token_has_little_time_and_little_room(plain_address: str) -> None:
     assert call(plain_address, ("SET", "a", b"x" * UNKNOWN_BYTES_MAX), 10, Access(TOKEN)) == b"OK"
     with pytest.raises(ReplyError, match="NOAUTH"):
         call(plain_address, ("GET", "a"), 10)
@@ -552,7 +552,9 @@ def test_who_does_not_authenticate_has_little_time_and_little_room(plain_address
     assert time.monotonic() - begun < 10
     with redis.Redis(port=port_of(plain_address), password=TOKEN) as client:
         client.ping()
-        time.sleep(0.6)  # Longer than strangers have; who is in may take their time.
+        time.sleep(
+            0.6
+        )  # Longer than unauthenticated clients have; authenticated ones may take their time.
         assert client.get("a")
 
 
@@ -567,7 +569,7 @@ def test_wrong_tokens_are_logged_without_the_token(
     assert "guess" not in caplog.text
 
 
-def test_a_server_whose_token_can_not_be_read_does_not_start(tmp_path: Path) -> None:
+def test_a_server_whose_token_cannot_be_read_does_not_start(tmp_path: Path) -> None:
     peer, listen = free_addresses(2)
     table = {
         "node_id": 1, "data_dir": str(tmp_path / "data"), "members": {"1": peer},

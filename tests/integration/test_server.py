@@ -453,7 +453,7 @@ def test_a_listener_off_loopback_with_tls_and_a_token_is_allowed() -> None:
     assert "correct" not in repr(config)
 
 
-def test_a_listener_off_loopback_needs_the_word_insecure() -> None:
+def test_a_listener_off_loopback_needs_insecure() -> None:
     config = ServerConfig.from_mapping({**TABLE, "listen": "0.0.0.0:6379", "insecure": True})
     assert config.listen == "0.0.0.0:6379"
 

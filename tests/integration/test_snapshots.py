@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 VALUE = bytes(range(256)) * 1024
 MEMORY_BYTES = 36 * MIB
-"""More log than a leader keeps in memory: those who lag a little need no snapshot."""
+"""More log than a leader keeps in memory: a follower that lags a little needs no snapshot."""
 SETTINGS: dict[str, Any] = {
     "wal_segment_bytes": 16 * MIB,
     "max_wal_size": 4 * MIB,
@@ -114,7 +114,7 @@ def test_a_node_that_was_down_for_long_catches_up_and_restarts(cluster: Cluster)
     assert cluster.has_equal_digests()
 
 
-def test_writes_go_on_and_nobody_is_elected_while_a_snapshot_is_sent(tmp_path: Path) -> None:
+def test_writes_go_on_without_an_election_while_a_snapshot_is_sent(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, snapshot_bytes_per_s=4 * MIB)
     try:
         gone = cluster.follower()
@@ -236,7 +236,7 @@ def test_a_node_killed_while_it_receives_goes_on_where_it_was() -> None:
         assert cluster.call(gone, "GET", "fill7") == VALUE
 
 
-def test_a_node_that_cant_open_a_snapshot_fails_and_can_start_again(
+def test_a_node_that_cannot_open_a_snapshot_fails_and_can_start_again(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Path] = []

@@ -33,7 +33,7 @@ def test_a_read_is_answered_locally_only_while_the_state_is_fresh_enough(
     for peer in (2, 3):
         nodes.pause(peer)
     try:
-        # Nobody answers, so what is answered is this node's own.
+        # No other node answers, so the result comes from this node.
         assert ha.get(b"key", max_staleness_ms=60_000, timeout=1) == b"old"
         assert ha.get_many([b"key"], max_staleness_ms=60_000, timeout=1) == [b"old"]
         assert ha.count(max_staleness_ms=60_000, timeout=1) == 1
@@ -42,7 +42,7 @@ def test_a_read_is_answered_locally_only_while_the_state_is_fresh_enough(
             ha.get(b"key", max_staleness_ms=0, timeout=0.2)
         with pytest.raises(raftha.Unavailable):
             ha.get(b"key", max_staleness_ms=50, timeout=0.2)
-        # The age counts from before the last round of questions, by a clock, not by what came in.
+        # The age counts by the clock, from before the last read-index request, not from its reply.
         age_ms = 1000 * (time.monotonic() - began)
         assert ha.get(b"key", max_staleness_ms=age_ms + 100, timeout=1) == b"old"
     finally:
@@ -60,7 +60,7 @@ def test_a_read_that_is_not_fresh_enough_asks_again_and_sees_all_complete(
         value = b"%d" % number
         nodes.call(nodes.wait_leader(), "SET", "other", value)
         written_at = time.monotonic()
-        # Of an age that lies behind the write, so it must be seen.
+        # The allowed age is less than the time since the write, so the read must see it.
         while (age_ms := 1000 * (time.monotonic() - written_at)) < 2:
             pass
         assert ha.get(b"other", max_staleness_ms=age_ms / 2, timeout=10) == value

@@ -1,4 +1,4 @@
-"""A region of learners as a warm standby: it has all, counts for nothing, can be promoted.
+"""A region of learners as a warm standby: it has all data, doesn't count, can be promoted.
 
 In one's own process, by the command line and by RESP.
 """
@@ -62,7 +62,7 @@ def test_a_region_of_learners_follows_counts_for_nothing_and_is_promoted(
     assert 1 in receipt.acked_by
     wait_until(lambda: row(one, 3).applied_sequence == receipt.sequence, "the standby has it")
     assert others[1].get(b"key", consistency="stale") == b"value"
-    # It stays a standby, however well it follows, and also when leadership begins anew.
+    # It stays a standby, however closely it follows, and also under a new leader.
     with pytest.raises(raftha.TransferFailed, match="learner"):
         one.failover_to(2)
     assert one.promote_region("far", timeout=60) == (2, 3)
@@ -130,8 +130,8 @@ def test_operators_add_and_promote_standbys_by_command_line_and_resp() -> None:
 
 
 @pytest.mark.slow
-def test_without_a_majority_operators_hear_soon_that_nothing_is_changed() -> None:
-    """Not only when a change's own time is over, which a new node may need to get all the data."""
+def test_without_a_majority_operators_soon_get_an_error() -> None:
+    """Not only at the deadline of a change, which is long because a new node needs all the data."""
     with LocalCluster(nodes=2, settings={"request_timeout_s": 1}) as cluster:
         cluster.wait_ready()
         cluster.kill(2)
@@ -142,7 +142,7 @@ def test_without_a_majority_operators_hear_soon_that_nothing_is_changed() -> Non
             assert "nothing was changed" in result.stderr
 
 
-def test_a_member_whose_region_is_not_said_is_in_the_first_there_is(tmp_path: Path) -> None:
+def test_a_member_added_without_a_region_is_in_the_first_region(tmp_path: Path) -> None:
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
     with raftha.HaManager(replace(config, regions=("near", "far"))) as one:
         one.put(b"led", b"by", timeout=30)

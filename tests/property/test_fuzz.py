@@ -1,9 +1,9 @@
-"""Every parser against bytes that nobody sane would send or store: errors of ours, and no others.
+"""Every parser against hostile and malformed bytes: it raises raftha's errors, and no others.
 
-What each parser may answer is named in its test; anything else, an exception of Python's above all,
-would end a node's loop or leave a caller without an outcome. pytest-timeout catches what hangs,
-tracemalloc what reserves memory because a header says so. Requests of clients have theirs in
-tests/unit/test_resp.py, and damage to a log's bits in tests/property/test_wal.py.
+Each test names the results that its parser may have. Anything else, a builtin exception above all,
+would end a node's loop or leave a caller without an outcome. pytest-timeout catches a parser that
+hangs, tracemalloc one that reserves memory because a header claims it. Requests of clients are in
+tests/unit/test_resp.py, damage to a log's bits in tests/property/test_wal.py.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def test_commands_of_garbage_are_commands_or_none(data: bytes, count: int) -> No
 
 
 @given(st.dictionaries(st.text(max_size=3), VALUES))
-def test_a_certificate_with_other_fields_is_for_nobody(fields: dict[str, Any]) -> None:
+def test_a_certificate_with_other_fields_names_no_node(fields: dict[str, Any]) -> None:
     assert certified_uri(fields) == ""
 
 
@@ -236,7 +236,7 @@ def test_a_log_with_a_piece_of_garbage_is_whole_or_corrupt(data: st.DataObject) 
     place = data.draw(places)
     whole = disk.contents(path)
     disk.damage(path, whole[:place] + garbage + whole[place + len(garbage) :])
-    # Everything was synced before the log was closed: nothing may be missing and pass for a tail.
+    # Everything was synced before the log was closed: no missing entry may pass for a torn tail.
     with contextlib.suppress(Corrupt):
         assert read_all(opener(disk)()) == entries
 

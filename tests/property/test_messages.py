@@ -1,10 +1,10 @@
-"""No message, whatever a peer says in it, breaks an assert: those are about a node's own state.
+"""No message of a peer trips an assert: asserts are about a node's own state.
 
-A peer that has gone wrong, or was taken over, speaks the protocol: what it sends has passed the
-decoder, and its entries continue the receiver's chain of hashes. All else in them is arbitrary. The
-core, and the log on disk that takes what it hands out, must go on.
+A faulty or hostile peer speaks the protocol: its messages pass the decoder, and its entries
+continue the receiver's chain of hashes. Everything else in them is arbitrary. The core, and the log
+on disk that takes its writes, must go on.
 
-What a leader puts into a batch is the exception: nothing checks that before it is applied.
+The contents of a leader's batch are the exception: nothing checks them before they are applied.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ BOOLEANS = frozenset({"granted", "pre", "transfer", "ok"})
 
 
 class Node:
-    """A core, and the log on disk that keeps what it is told to."""
+    """A core, and the log on disk that takes its writes."""
 
     def __init__(self, make: Callable[[], Raft]) -> None:
         self.raft = make()
@@ -67,7 +67,7 @@ class Node:
         self.run()
 
     def step(self, message: Message) -> None:
-        """A message arrives, as the transport lets it through."""
+        """Deliver a message, as the transport would."""
         try:
             arrived = decode(encode(message)[4:])
         except WireError:
@@ -75,7 +75,7 @@ class Node:
         self.raft.step(arrived)  # type: ignore[arg-type]  # It is what was encoded.
 
     def run(self) -> None:
-        """Do all that the core asks for."""
+        """Do everything that the core asks for."""
         ready = self.raft.ready()
         while True:
             for request in ready.log_reads:
@@ -114,7 +114,7 @@ def leader(**options: Any) -> Raft:
 
 
 def leader_with_a_lease() -> Raft:
-    """Whose clock goes on by half a second whenever it is asked."""
+    """A leader whose clock advances by half a second at each reading."""
     return leader(lease_ms=1000, clock_ns=count(0, 500_000_000).__next__)
 
 
@@ -131,7 +131,7 @@ ROLES = (follower, candidate, leader, leader_with_a_lease, leader_with_little_me
 
 @st.composite
 def chained(draw: st.DrawFn, raft: Raft) -> tuple[int, int, tuple[Entry, ...]]:
-    """Entries that follow one of this log by their hashes, and in nothing else for certain."""
+    """Entries that follow one of this log by their hashes; all else in them is arbitrary."""
     log = raft.log
     held: list[Entry | LogPosition] = [log.anchor, *log.window]
     before = draw(st.sampled_from(held))
@@ -152,7 +152,7 @@ def chained(draw: st.DrawFn, raft: Raft) -> tuple[int, int, tuple[Entry, ...]]:
 
 @st.composite
 def messages(draw: st.DrawFn, raft: Raft) -> Message:
-    """Anything that a peer might say to this core."""
+    """Any message that a peer might send to this core."""
     terms = st.sampled_from([raft.term, raft.term, raft.term, raft.term + 1, 0, INT_MAX - 1])
     head = OWN, draw(SENDERS), draw(terms)
     behind = tuple(draw(st.lists(st.tuples(SENDERS, NUMBERS), max_size=3).map(_flat)))
@@ -193,7 +193,7 @@ def test_no_message_breaks_an_assert(make: Callable[[], Raft], data: st.DataObje
 
 @pytest.mark.parametrize("index", [0, 3, 100, INT_MAX - 1])
 def test_no_answer_to_an_offer_breaks_an_assert(index: int) -> None:
-    """What a follower says it holds goes to the core as it came."""
+    """The index in a follower's reply goes to the core unchecked."""
     node = Node(leader_with_little_memory)
     raft = node.raft
     raft.log.first_index = 3

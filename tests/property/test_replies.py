@@ -45,7 +45,7 @@ KEYS = [b"%d" % number for number in range(8)]
 
 @dataclass(frozen=True)
 class Request:
-    """A request, and the one reply besides an error that shows that it is this request's."""
+    """A request, and the only reply to it that is no error."""
 
     arguments: tuple[bytes, ...]
     reply: Any
@@ -56,7 +56,7 @@ def value_of(key: bytes) -> bytes:
 
 
 def requests_of(kinds: list[tuple[str, int, int]]) -> Iterator[Request]:
-    """Requests whose replies tell which request they belong to."""
+    """Requests whose replies show which request they belong to."""
     for number, (kind, first, second) in enumerate(kinds):
         one, two = KEYS[first], KEYS[second]
         tag = b"%d" % number
@@ -84,7 +84,7 @@ def requests_of(kinds: list[tuple[str, int, int]]) -> Iterator[Request]:
 
 
 def result_of(kind: str, what: Any, data: st.DataObject) -> Any:
-    """What the manager may answer, an error included."""
+    """A result that the manager may have, or an error."""
     error = data.draw(st.one_of(st.none(), st.none(), st.sampled_from(ERRORS)))
     if error is not None:
         return error
@@ -176,7 +176,7 @@ def test_each_request_has_exactly_one_reply_and_it_is_its_own(
     play(script)
 
 
-def test_requests_left_open_at_the_end_are_not_answered_by_another_ones_reply() -> None:
+def test_requests_open_at_the_end_get_their_own_replies_in_order() -> None:
     """A client that closes its side while reads are under way still gets the replies in order."""
 
     async def script(scene: Scene) -> None:

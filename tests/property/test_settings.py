@@ -32,7 +32,7 @@ NODE = {"node_id": 1, "data_dir": "data", "members": {"1": "127.0.0.1:7101"}}
 TYPES: dict[Any, tuple[type, ...]] = {
     bool: (bool,), int: (int,), float: (int, float), str: (str,), str | Path: (str,),
 }  # fmt: skip
-"""What TOML writes for a type, by its exact Python types."""
+"""The TOML text for a type, by its exact Python types."""
 ANYTHING = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
     | st.binary(max_size=3) | st.lists(st.integers(), max_size=2)
@@ -70,7 +70,7 @@ SETTINGS = [
 
 
 def companions(name: str, value: Any) -> dict[str, Any]:
-    """What else must be set, by the rules over several settings, so that a value is allowed."""
+    """Other settings that a value needs, by the rules over several settings."""
     others: dict[str, dict[str, Any]] = {
         "node_id": {"members": {str(value): "127.0.0.1:7101"}},
         "heartbeat_interval_ms": {"election_timeout_ms": 4_000},
@@ -219,7 +219,7 @@ def test_an_unknown_setting_is_answered_with_the_closest(table: dict[str, Any], 
     assert hint in str(caught.value)
 
 
-def test_an_id_that_stands_twice_is_refused() -> None:
+def test_a_duplicate_id_is_refused() -> None:
     members = {"1": "127.0.0.1:7101", "01": "127.0.0.1:7102"}
     with pytest.raises(ConfigError, match="members has 1 twice"):
         HaConfig.from_mapping({**NODE, "members": members})

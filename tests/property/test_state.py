@@ -34,7 +34,7 @@ from tests.support.entries import Log, group, opening
 
 
 def filled(text: bytes) -> bytes:
-    """Make a long key of a short text; hypothesis shows every long constant in full."""
+    """Make a long key from a short text: hypothesis prints every long constant in full."""
     return text.replace(b"~", text[:1] * 509)
 
 
@@ -105,7 +105,7 @@ def operate(model: Model, operation: tuple[Any, ...]) -> Any:
 
 
 def run(model: Model, packed: bytes) -> Any:
-    """Do what a command says, as plainly as possible."""
+    """Run a command in the plainest possible way."""
     op, *fields = commands.unpack(packed)
     if op == commands.PUT:
         return operate(model, (op, *fields))

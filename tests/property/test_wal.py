@@ -50,7 +50,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(sizes=SIZES, back=st.integers(0, 20), vote=st.none() | st.integers(0, 3))
     def append(self, sizes: list[int], back: int, vote: int | None) -> None:
-        """Append after the last entry or, as a new leader's log does, in place of some."""
+        """Append after the last entry or, as from a new leader, in place of some entries."""
         hard_state = None
         if back or vote is not None:
             self.term += 1
@@ -69,7 +69,7 @@ class LogMachine(RuleBasedStateMachine):
     def append_cut_off(
         self, sizes: list[int], back: int, operations: int, code: int | None, power: bool
     ) -> None:
-        """Append on a disk that stops, or errs once, at some operation; then start again."""
+        """Append on a disk that stops, or fails once, at some operation; then start again."""
         self.disk.fail_after(operations, OSError(code, "failed") if code else Crashed())
         with contextlib.suppress(Crashed, StorageError):
             self.append(sizes, back, 1)
@@ -122,14 +122,14 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def flip_a_bit(self, data: st.DataObject) -> None:
-        """Close, so that every byte is vouched for; damage one; open."""
+        """Close, so that every byte is covered; damage one; open."""
         self.wal.close()
         names = sorted(name for name in self.disk.listdir(FOLDER) if name[0] == "0")
         path = f"{FOLDER}/{data.draw(st.sampled_from(names))}"
         offset = data.draw(st.integers(0, SEGMENT_BYTES - 1))
         bit = data.draw(st.integers(0, 7))
         self.disk.flip(path, offset, bit)
-        with contextlib.suppress(Corrupt):  # If it isn't raised, the bit was one without meaning.
+        with contextlib.suppress(Corrupt):  # If nothing is raised, the bit had no meaning.
             self.open()
         self.disk.flip(path, offset, bit)
         self.open()

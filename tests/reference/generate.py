@@ -2,7 +2,7 @@
 
     python -m tests.reference
 
-rewrites them, and a test compares them with the source. What a page says stands in the source once:
+rewrites them, and a test compares them with the source. The source has everything on a page once:
 facts in annotations and class statements, which are imported, and prose in docstrings. Python keeps
 no docstrings of fields and constants, so these are read from the syntax tree. A new page is a
 function that returns Markdown, and a line in `PAGES`.

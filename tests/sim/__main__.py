@@ -1,9 +1,9 @@
 """Runs seeds (`python -m tests.sim --seeds 1000`) or replays one (`... --replay 42`).
 
-Prints each failing seed's violation, the story of the first, and the command to see it again, and
-at last how often what happened: faults, elections, snapshots, changes, retries. Exits with 1 if a
-seed failed, or if there were many and something never happened; with a planted bug (`--bug NAME`,
-`--bugs` for all), if no seed failed.
+Prints each failing seed's violation, the story of the first, the command that replays it, and at
+the end how often each kind of event happened: faults, elections, snapshots, changes, retries. Exits
+with 1 if a seed failed, or if there were many and something never happened; with a planted bug
+(`--bug NAME`, `--bugs` for all), if no seed failed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NOTICED = 110
 
 
 def main() -> int:
-    """Parse the command line, and do as it says."""
+    """Parse the command line, and run the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="how many seeds to run")
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def run_seeds(seeds: range, bug: str, processes: int) -> bool:
-    """Run many seeds and sum them up; whether all went well."""
+    """Run many seeds and sum them up; return True if all went well."""
     began = time.monotonic()
     coverage = Coverage()
     events = acknowledged = failed = 0
@@ -70,7 +70,7 @@ def run_seeds(seeds: range, bug: str, processes: int) -> bool:
 
 
 def replay(seed: int, bug: str) -> int:
-    """Run one seed twice, tell its story, and see that both runs were the same."""
+    """Run one seed twice, print its story, and check that both runs were the same."""
     outcome = run_one(bug, seed)
     again = run_one(bug, seed)
     tell(outcome, bug, has_story=True)
@@ -113,7 +113,7 @@ def last_line(outcome: Outcome) -> str:
 
 
 def tell(outcome: Outcome, bug: str, *, has_story: bool) -> None:
-    """Print what went wrong, and how to see it again."""
+    """Print what went wrong, and how to replay it."""
     planting = f" --bug {bug}" if bug else ""
     if outcome.violation:
         print(f"\nseed {outcome.seed}: {outcome.violation}")

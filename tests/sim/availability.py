@@ -1,5 +1,4 @@
-"""What a seed has beside faults: regions, standbys, operators who choose the leader, reads of a
-certain age.
+"""What a seed has beside faults: regions, standbys, promotions, reads with bounded staleness.
 
 Theory of operation. Drawn from a stream of its own, on top of what `swarm.py` draws. So a seed that
 gets none of it is the run that it would be without.
@@ -32,7 +31,7 @@ def widen(swarm: Swarm, rng: Random) -> Swarm:
     if swarm.size > 1 and rng.random() < REGIONS_CHANCE:
         count = rng.choice((2, 2, 3))
         swarm = replace(swarm, regions=REGIONS[:count], region_shift=rng.randrange(count))
-    # Where one disk at a time is sick, members must be able to go on without any help.
+    # Where one disk at a time is sick, members must be able to go on without help.
     if swarm.size > 1 and not swarm.is_only_sick and rng.random() < MANUAL_CHANCE:
         swarm = replace(swarm, campaigns=False, promotion_every_s=rng.choice((0.2, 0.5, 1.0)))
     return swarm

@@ -1,9 +1,10 @@
-"""Where leadership is to be when nothing happens any more, and that it stays there.
+"""Where leadership must be when nothing happens any more, and that it stays there.
 
-Theory of operation. All is healed, all members agree, and nobody asks for anything. Then leadership
-must be in the best region that has a voter, or move there, within the time that the rules allow for
-each step; every change of leader on the way is a step to a better region; and once it is there it
-doesn't move again. So a cluster makes no more planned transfers than there are regions.
+Theory of operation. Everything is healed, all members agree, and there are no requests. Then
+leadership must be in the best region that has a voter, or move there, within the time that the
+rules allow for each step; every change of leader on the way is a step to a better region; and once
+it is there it doesn't move again. So a cluster makes no more planned transfers than there are
+regions.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from tests.sim.world import Violation, World
 
 CHECK_S = 0.05
 STEP_S = 1.0
-"""For a step beyond the wait: for those to be known as well who are, and for the transfer."""
+"""For a step beyond the wait: until healthy members are known as such, and for the transfer."""
 HOLD_S = 1.0
 """So long it must stay where it is."""
 
 
 class Calm:
-    """Watches where leadership goes; `leaders` says who led which term."""
+    """Watches where leadership goes; `leaders` says which member led a term."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class Calm:
             world.at(0.0, self._check)
 
     def lacking(self) -> str:
-        """Where leadership is, and where it is to be."""
+        """Where leadership is, and where it should be."""
         region = self._swarm.region(self._leader)
         return f"node {self._leader} in {region} leads term {self._term}"
 

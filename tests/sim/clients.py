@@ -1,9 +1,9 @@
-"""Clients: what they ask of the members, what they hear, and what they may conclude from it.
+"""Clients: their requests to the members, the replies, and what they may conclude from them.
 
-Theory of operation. A `Call` is one write, read or group under way at one member. It ends as the
-member says, or with the member's death. Each write carries its call's id, so the oracle knows what
-became of it: a call that got a receipt took effect exactly once, at the sequence and with the
-result of the receipt; one that was rejected never; any other at most once.
+Theory of operation. A `Call` is one write, read or group under way at one member. It ends with the
+member's reply, or with the member's death. Each write carries its call's id, so the oracle knows
+its fate: a call that got a receipt took effect exactly once, at the sequence and with the result of
+the receipt; one that was rejected never; any other at most once.
 
 Reads and writes of a key are linearizable if they fit the order in which the log wrote that key. A
 call begins when the key is at some version known to be complete: seen by a read or acknowledged as
@@ -92,7 +92,7 @@ class History:
         *,
         is_late: bool = False,
     ) -> None:
-        """A command's receipt has come; `is_late`: before all had it who were to have it."""
+        """A command's receipt has come; `is_late`: fewer replicas than requested had it in time."""
         self.acknowledged.add(command.id)
         self.unknown.discard(command.id)
         if isinstance(receipt, CommandFailed):
@@ -144,7 +144,7 @@ class History:
         self.unknown.discard(command.id)
 
     def count(self) -> None:
-        """Add to the world's counts what became of all calls."""
+        """Add the outcomes of all calls to the world's counts."""
         counts, oracle = self.world.counts, self._invariants.oracle
         counts["acknowledged"] += len(self.acknowledged)
         counts["rejected"] += len(self.rejected)
@@ -153,7 +153,7 @@ class History:
         counts["session expired"] += oracle.expired
 
     def verdict(self) -> None:
-        """At the end: each call took effect as often as its client was told."""
+        """At the end, check that each call took effect as often as its client learned."""
         applications = self._invariants.oracle.applications
         for call, count in applications.items():
             if count > 1:
@@ -317,7 +317,7 @@ class Writer:
         if isinstance(result, StorageFull):
             self._world.counts["heard StorageFull"] += 1
         if isinstance(result, Exception):
-            # Not to stay with a member that answers nothing.
+            # So that it doesn't stay with a member that never answers.
             self._member = self._rng.randint(1, self._swarm.nodes)
         self._later()
 
@@ -389,7 +389,7 @@ class SessionClient:
         member.submit([operation])
 
     def _choose_node(self) -> int:
-        """Any node; when the chaos is over a member, since nothing else can answer any more."""
+        """Any node; after the chaos a member, since other nodes can't answer any more."""
         if self.is_active:
             return self._rng.randint(1, self._swarm.nodes)
         return self._rng.choice(sorted(self.history.memberships.latest.members))

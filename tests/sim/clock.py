@@ -1,4 +1,4 @@
-"""Members' clocks: each begins at a number of its own, runs at a rate of its own, and may be wrong.
+"""Members' clocks: each has its own start and rate, and may be wrong.
 
 Theory of operation. `monotonic` is what time-outs and deadlines are measured with. It never goes
 back, but runs fast or slow while the clock drifts, and is comparable with no other member's. The

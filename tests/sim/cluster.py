@@ -4,9 +4,9 @@ Theory of operation. First *chaos*: clients write and read, faults strike, and a
 invariants hold or the run ends with a `Violation`. Then everything heals, and the cluster must show
 that it has lost nothing and is stuck nowhere: in time (`_limit_s`) a new write through each member
 is acknowledged, one change of membership is made, every call has an answer, and all members that
-the last committed membership names have applied the same log. At last the members' digests must be
-equal, their contents what the oracle reads in the log, and each client's call must have taken
-effect as often as the client was told.
+the last committed membership names have applied the same log. In the end the members' digests must
+be equal, their contents must match the oracle's reading of the log, and each client's call must
+have taken effect as often as the client learned.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ HASTE: list[Patch] = [
     (placement, "RETURN_AFTER_S", 0.6),
     (placement, "RETURN_AFTER_MAX_S", 2.4),
 ]
-"""What takes from seconds to minutes takes less here; the rest of the rules is as it is."""
+"""Intervals of seconds to minutes are shorter here; all other rules are unchanged."""
 POLL_S = 0.05
 PROBE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a seed; `violation` is "" if all went well."""
+    """The result of a seed; `violation` is "" if all went well."""
 
     seed: int
     violation: str
@@ -120,7 +120,7 @@ class Simulation:
         return kind(f"{kind.__name__} {number}", self.history, self.swarm, self.members)
 
     def run(self) -> Outcome:
-        """Run from beginning to end; says what was violated, never raises it."""
+        """Run from beginning to end; report a violation, and never raise it."""
         world = self.world
         violation = ""
         try:
@@ -186,7 +186,7 @@ class Simulation:
         self.promotions.check(member)
 
     def _see_leadership_return(self) -> None:
-        """It goes where it is to be, in a time in which nothing else happens."""
+        """Check that leadership goes where it should be when nothing else happens."""
         world = self.world
         calm = Calm(world, self.swarm, self.invariants.leaders, self._current())
         world.is_done = calm.is_over
@@ -236,7 +236,7 @@ class Simulation:
     # ---------------------------------------------------------------- after the chaos
 
     def _current(self) -> list[Member]:
-        """The members by the last membership that is committed, learners too."""
+        """The members by the last committed membership, learners too."""
         return [self.members[i] for i in sorted(self.invariants.memberships.latest.members)]
 
     def _probe(self, member: Member) -> None:
@@ -285,7 +285,7 @@ class Simulation:
             self.world.is_done = True
 
     def _lacking(self) -> str:
-        """What is still missing; "" if nothing is."""
+        """What is still missing; "" if nothing is missing."""
         current = self._current()
         missing = [f"node {m.id} took no write" for m in current if m.id not in self._probed]
         if self.operator.open:
@@ -311,7 +311,7 @@ class Simulation:
         return "; ".join(missing)
 
     def _can_ask(self, left: Member) -> bool:
-        """Whether a removed member knows of anybody who is still there."""
+        """True if a removed member knows a member that is still there."""
         assert left.node is not None
         return bool(left.membership.members.keys() & self.invariants.memberships.latest.members)
 
@@ -366,8 +366,8 @@ class _DigestWaiter:
 
 def run(seed: int) -> Outcome:
     """Run one seed."""
-    # Looking for garbage in the middle of it takes a quarter of the time, and finds next to none;
-    # to look at the end also through what was there before it takes a twentieth.
+    # A garbage collection in the middle takes a quarter of the time and finds almost nothing; one
+    # at the end that covers everything takes a twentieth.
     gc.disable()
     gc.freeze()
     try:

@@ -1,9 +1,9 @@
-"""What really happened in a run of many seeds: a fault that never strikes proves nothing.
+"""Counts what really happened in a run of many seeds: a fault that never strikes proves nothing.
 
-Theory of operation. Everything worth telling in a simulation is counted in `World.counts`. `ROWS`
-says which of the counts a reader wants to see, in words; `Coverage` adds up seeds; `table` prints
-them, with the number of seeds in which each happened at all, and `missing` names those that never
-did, which is a failure of a run that is long enough.
+Theory of operation. `World.counts` counts every event of interest in a simulation. `ROWS` says
+which of the counts to print, and how to name them; `Coverage` adds up seeds; `table` prints them,
+with the number of seeds in which each happened at all, and `missing` names those that never did,
+which is a failure of a run that is long enough.
 """
 
 from __future__ import annotations

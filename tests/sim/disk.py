@@ -132,7 +132,7 @@ class SimulatedDisk:
 
     @property
     def used_bytes(self) -> int:
-        """How much space all files take."""
+        """The space that all files take."""
         folders = self._folders.values()
         return sum(len(file.cached) for folder in folders for file in folder.names.values())
 

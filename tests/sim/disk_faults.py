@@ -45,19 +45,19 @@ class DiskFaults:
         self.disk.fault = self._on_operation
 
     def break_disk(self, *, is_for_good: bool) -> None:
-        """The next sync fails; if `is_for_good`, all writes and syncs until a restart."""
+        """Make the next sync fail; if `is_for_good`, all writes and syncs until a restart."""
         self._has_error = True
         self._is_broken = is_for_good
         self.disk.fault = self._on_operation
 
     def end(self) -> None:
-        """The disk works again, and no crash is about to come."""
+        """Make the disk work again, and cancel a pending crash."""
         self._countdown = None
         self._has_error = False
         self.disk.fault = None
 
     def hasten(self) -> None:
-        """The disk is as fast as it can be."""
+        """Make the disk as fast as it can be."""
         self.stalled_until = 0.0
         self.slowness = 1.0
 

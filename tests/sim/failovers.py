@@ -1,10 +1,10 @@
-"""What members report of changes of leader: each once, and measured as it was.
+"""Members report each change of leader once, with true measurements.
 
-Theory of operation. A member reports each change of leader that it lived through once: it began, it
-is over; never the one without the other before it. What it measured is compared with what was seen
-of it, by its own clock: when its term rose, when it was first said that there is a leader, when it
-heard from the last one. A member looks at its own doings at the end of a turn, so a time is known
-here up to the length of one: the phases must lie between, and add up.
+Theory of operation. A member reports each change of leader that it lived through once: first its
+start, then its end. The simulator compares the member's measurements with its own observations, by
+the member's clock: when its term rose, when it first reported a leader, when it last had a message
+from the old one. A member looks at its own doings at the end of a turn, so a time is known here up
+to the length of one: the phases must lie between, and add up.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOLERANCE_MS = 0.01
 
 @dataclass(slots=True)
 class _Seen:
-    """What was seen of a member in its present life; times are by its own clock."""
+    """Observations of a member in its present life; times are by its own clock."""
 
     started: tuple[int, float] | None = None
     """The term and the time of the report that a failover began, while it isn't over."""
@@ -30,18 +30,18 @@ class _Seen:
     rises: dict[int, tuple[float, float]] = field(default_factory=dict)
     """When its term rose to this one, and when it had heard from a leader last by then."""
     elected: dict[int, float] = field(default_factory=dict)
-    """When it said who leads this term."""
+    """When it reported the leader of this term."""
 
 
 class Failovers:
-    """Changes of leader, as members report them; `leaders` says who really led which term."""
+    """Changes of leader, as members report them; `leaders` says which member really led a term."""
 
     def __init__(self, members: Mapping[int, Member], leaders: Mapping[int, int]) -> None:
         self._leaders = leaders
         self._seen = {node_id: _Seen() for node_id in members}
 
     def forget(self, node_id: int) -> None:
-        """A member starts: it doesn't know what it has reported before."""
+        """A member starts: it has forgotten its earlier reports."""
         self._seen[node_id] = _Seen()
 
     def on_term(self, member: Member, term: int) -> None:

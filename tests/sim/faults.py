@@ -1,4 +1,4 @@
-"""What goes wrong, and when: each kind of fault comes again and again, as the seed's swarm says.
+"""What goes wrong, and when: each kind of fault strikes again and again, as the seed's swarm says.
 
 Theory of operation. A fault with an interval strikes after random times of that mean, at a random
 victim, preferably the leader. `on_role` strikes at members in the moment they become leader: the
@@ -56,7 +56,7 @@ class Faults:
                 self._repeat(interval, fault)
 
     def heal(self) -> None:
-        """No more faults; what is down starts, what is blocked flows, what is paused goes on."""
+        """End all faults: start members that are down, unblock links, resume paused members."""
         self._is_over = True
         self._network.calm()
         for member in self._members.values():
@@ -64,7 +64,7 @@ class Faults:
             member.start()
 
     def on_role(self, member: Member, role: str) -> None:
-        """A member became something."""
+        """A member's role has changed."""
         if role != "leader" or self._is_over:
             return
         if self._rng.random() < self._swarm.strike_chance:
@@ -166,7 +166,7 @@ class Faults:
             self._network.reset(victim.id, other)
 
     def _clog(self, victim: Member) -> None:
-        """Some ways from or to it let nothing through for a while, and then all of it at once."""
+        """Some links from or to it hold up everything for a while, and then deliver it at once."""
         others = [other for other in self._members if other != victim.id]
         ways = [(victim.id, other) for other in others] + [(other, victim.id) for other in others]
         ways = self._rng.sample(ways, self._rng.randint(0, len(ways)))

@@ -1,9 +1,9 @@
 """What must hold after every event, whatever happens.
 
 Theory of operation. The invariants see what no member can: all of them at once, and the past. They
-keep what has been shown to be true (which hash an entry of a certain index and term has, who leads
-a term, whom a member voted for, what is committed, what each disk must hold) and compare each
-member with it, whenever an event has touched the member, something is sent, or a write is durable.
+keep what has been shown to be true (which hash an entry of a certain index and term has, which
+member leads a term or has a vote, what is committed, what each disk must hold) and compare each
+member with it whenever an event has touched the member, a message is sent, or a write is durable.
 Chained hashes make this cheap: two logs that agree on one hash agree on all before it.
 
     election safety        at most one leader a term
@@ -14,10 +14,10 @@ Chained hashes make this cheap: two logs that agree on one hash agree on all bef
     leader completeness    a leader has all that was committed in earlier terms
     commitment             what is committed is on the disks of a majority of the voters in the
                            leader's log, and never changes
-    membership             see `memberships.py`
-    state machine safety   what a member has applied is the committed log
-    monotonic              term, commit and applied never go back; votes don't change
-    receipts               who is said to have a write has it on its disk; that is a majority while
+    membership             see `memberships.py` state machine safety   what a member has applied is
+    the committed log monotonic              term, commit and applied never go back; votes don't
+    change receipts               a node named in a receipt has the write on disk; they are a
+    majority while
                            the leader that wrote it is the last one
     durability             a restarted member finds what it had made durable
     snapshots              a snapshot takes the place only of a log that doesn't hold what is in it
@@ -50,19 +50,19 @@ from tests.sim.world import Violation
 
 
 class DurableLog:
-    """What a member's disk must hold: all that was ever appended, and not superseded."""
+    """What a member's disk must hold: everything that was appended and not superseded."""
 
     def __init__(self) -> None:
         self.hard_state = HardState(0, 0, 0)
         self._hashes: list[bytes] = []
 
     def lose(self, hashes: list[bytes], position: LogPosition) -> None:
-        """The log was set aside; another one begins behind what the state has applied."""
+        """The log was set aside; another one begins after the last applied entry."""
         self.hard_state = HardState(position.term, 0, position.index)
         self._hashes = hashes
 
     def begin_anew(self, hashes: list[bytes], term_reached: int) -> None:
-        """A snapshot took the place of the log, whose entries would have these hashes."""
+        """A snapshot replaced the log, whose entries would have these hashes."""
         term, vote, commit = self.hard_state
         if term_reached > term:
             term, vote = term_reached, 0
@@ -90,7 +90,7 @@ class DurableLog:
 
 
 class _Seen:
-    """What was seen of a member last; the first half belongs to one life of it."""
+    """The last observations of a member; the first half belongs to one life of it."""
 
     def __init__(self) -> None:
         self.term = self.vote = self.commit = self.applied = 0
@@ -100,10 +100,10 @@ class _Seen:
         self.writing: Write | None = None
         self.reset: LogPosition | None = None
         self.wiped: list[DurableLog] = []
-        """What was on the disks that this member has lost: it was acknowledged in its time."""
+        """The entries on the disks that this member has lost, acknowledged in their time."""
         self.era = 0
         self.eras: dict[int, DurableLog] = {}
-        """What was in its log in earlier ones."""
+        """The entries of its log in earlier eras."""
 
     def has_had(self, entry: Entry) -> bool:
         """Whether the entry is, or was, on a disk of this member."""
@@ -118,7 +118,7 @@ class _Seen:
 
 
 class Invariants:
-    """All that is known to be true of one cluster."""
+    """Everything that is known to be true of one cluster."""
 
     def __init__(self, members: Mapping[int, Member], first: Membership) -> None:
         self.committed: list[Entry] = []
@@ -130,12 +130,12 @@ class Invariants:
         self.memberships = Memberships(first, self.committed)
         self._seen = {node_id: _Seen() for node_id in members}
         self.leaders: dict[int, int] = {}
-        """Who led which term."""
+        """The leader of each term."""
         self.failovers = Failovers(members, self.leaders)
         self._hashes: dict[tuple[int, int], bytes] = {}
         self._votes: dict[tuple[int, int], int] = {}
         self._eras: dict[tuple[int, int, int], int] = {}
-        """Whom a member voted for in an era and a term."""
+        """The vote of a member in an era and a term."""
 
     # ---------------------------------------------------------------- after an event
 
@@ -178,7 +178,7 @@ class Invariants:
             return
         self.leaders[term] = node_id
         self.memberships.check_elected(core, self._votes)
-        # A candidate may hear of its votes late, when a later leader has long been committing.
+        # A candidate may get its votes late, when a later leader has long been committing.
         index = bisect_right(self._commit_terms, term)
         if index and not _holds(core.log, self.committed[index - 1]):
             raise Violation(
@@ -235,7 +235,8 @@ class Invariants:
         now = self._members[voter].node_files.healing_generation
         era = now
         if voter != leader.id and leader.is_leader:
-            # It goes by what the voter said before it lost its log, if it doesn't know of that.
+            # It relies on what the voter reported before it lost its log, if it doesn't know of the
+            # loss.
             era = leader.progress[voter].healing_generation
         return era % 2 == 0 and self._seen[voter].had_in(era, entry, now)
 
@@ -279,7 +280,7 @@ class Invariants:
 
     def _check_vote(self, member: Member, term: int, candidate: int) -> None:
         node_id = member.id
-        # A vote that was lost with the log may be given again: who was to get it can't win.
+        # A vote that was lost with the log may be given again: its first candidate can't win.
         self._votes[node_id, term] = candidate
         earlier = self._eras.setdefault(
             (node_id, member.node_files.healing_generation, term), candidate
@@ -304,7 +305,7 @@ class Invariants:
         for entry in message.entries:
             self._check_entry(entry)
             if core.term > message.term:
-                continue  # It was made in the same turn, before the leader heard of a later term.
+                continue  # It was made in the same turn, before the leader learned of a later term.
             if entry.index > log.last_index or log.term(entry.index) not in (None, entry.term):
                 raise Violation(
                     f"node {member.id} sent entry {entry.index} of term {entry.term}, "
@@ -321,13 +322,13 @@ class Invariants:
         for holder in acked_by:
             if not self._seen[holder].has_had(entry):
                 raise Violation(f"node {holder} is said to have entry {index} on its disk")
-        # A new leader must hear from the others first, and a node that has restarted from its
-        # leader: less may be known than is true.
+        # A new leader must first hear from the others, and a restarted node from its leader: they
+        # may know less than is true.
         if entry.term != max(self.leaders) or index <= self._committed_at_start:
             return
         first = voters(self._first)
         up = [member.node.core for member in self._members.values() if member.node is not None]
-        # Whom the log has removed, committed or not, isn't named, though its disk counted.
+        # A node that the log has removed, committed or not, isn't named, although its disk counted.
         is_as_first = all(voters(core.membership) == first for core in up if not core.is_removed)
         if is_as_first and 2 * len(first & {*acked_by}) <= len(first):
             raise Violation(f"only {acked_by} are known to have entry {index}")
@@ -373,7 +374,7 @@ class Invariants:
         seen.acknowledged, seen.writing, seen.reset = (0, 0), None, None
 
     def on_reset(self, member: Member, wal: Wal, position: LogPosition) -> None:
-        """A member that starts is about to begin its log anew."""
+        """A member that starts is about to reset its log."""
         seen = self._seen[member.id]
         self._check_found(member, wal, seen)
         seen.writing, seen.reset = None, position
@@ -383,7 +384,7 @@ class Invariants:
             raise Violation(f"node {member.id} installs a snapshot over entry {position.index}")
 
     def on_wipe(self, member: Member) -> None:
-        """A member has lost its disk, and all that it knew."""
+        """A member has lost its disk, and everything that it knew."""
         before = self._seen[member.id]
         seen = self._seen[member.id] = _Seen()
         seen.wiped = [*before.wiped, before.durable]

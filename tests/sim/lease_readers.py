@@ -1,10 +1,10 @@
 """Clients that read by lease, from threads of their own.
 
 Theory of operation. A `LeasedReader` asks a member that takes itself for the leader, if there is
-one; there may be two. What `raftha.node.lease_reads` does in one go is done here in two events,
-since the thread may be paused in between, with the process or alone: take the lease and read the
-value, then see whether the lease still holds. Only a read that found both counts; it must be
-linearizable like any other.
+one; there may be two. `raftha.node.lease_reads` does in one step what takes two events here, since
+the thread may be paused in between, with the process or alone: take the lease and read the value,
+then see whether the lease still holds. Only a read that found both counts; it must be linearizable
+like any other.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Member:
         self._machine = machine
         self.life = 0
         self.is_wanted = node_id <= swarm.size
-        """Whether it is to be up: a newcomer isn't yet, one that was removed is no longer."""
+        """True if it should be up: not before it joins, and not after it was removed."""
         self.paused_until = 0.0
         self.took_at = -1.0
         """When it was handed operations last."""
@@ -190,7 +190,7 @@ class Member:
         return Node(self.config, cluster, core, state, self, self.clock, rng.randrange)
 
     def _choose_lease(self) -> int:
-        """This life's setting; what it lets the node promise is noted."""
+        """Choose this life's setting; the promise that it allows is recorded."""
         lease_ms = self._swarm.lease_ms
         if self._swarm.is_lease_changing:
             lease_ms = self._lease_rng.choice((0, 50, lease_ms, lease_ms))
@@ -208,7 +208,7 @@ class Member:
         self.crash(is_power_loss=False, is_silent=False)
 
     def wipe(self) -> None:
-        """Lose the data directory. A start makes another, in which there is no word of the past."""
+        """Lose the data directory. A start makes another one, without any trace of the past."""
         assert self.node is None
         self._make_directory(self.incarnation + 1)
         self._watch.on_wipe(self)
@@ -282,7 +282,7 @@ class Member:
     # ---------------------------------------------------------------- callers
 
     def submit(self, operations: list[Operation]) -> None:
-        """Hand operations over; their waiters hear of a result, or of this member's end."""
+        """Hand operations over; their waiters get a result, or learn of this member's end."""
         assert self.node is not None
         for operation in operations:
             self._waiting[id(operation.waiter)] = operation.waiter
@@ -332,7 +332,7 @@ class Member:
         again: Callable[..., None],
         *args: Any,
     ) -> bool:
-        """What `StorageThreads._when_there_is_space` does; False if `work` is tried again later."""
+        """As `StorageThreads._when_there_is_space`; False if `work` is tried again later."""
         assert self.node is not None
         try:
             work()
@@ -395,7 +395,8 @@ class Member:
             self.node.on_log_read(request, previous, entries)
 
     def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
-        # Not all are as short of space: who helps a member that lags may change with the leader.
+        # Other members may have more space: which one helps a member that lags may change with the
+        # leader.
         is_short = self.id % 2 == 1
         cut = cut._replace(bytes_max=self._swarm.retention_bytes if is_short else 1 << 40)
         job = (self._write_store, frozen, cut, with_digest)
@@ -452,7 +453,7 @@ class Member:
         except StorageFull:
             if self._last_cut is None:
                 raise
-            # What is kept for members that lag goes first: they can be sent a snapshot.
+            # Log that is kept for members that lag is freed first: they can be sent a snapshot.
             self._last_cut._replace(bytes_max=0).apply(self.wal)
             self.wal.prepare_spare()
 
@@ -589,7 +590,7 @@ class Member:
 
     @property
     def membership(self) -> Membership:
-        """The one that this node has applied: whom it calls, and whom it refuses."""
+        """The membership that this node has applied: the members that it dials or refuses."""
         assert self.node is not None
         return self.node.membership
 

@@ -9,9 +9,9 @@ what is known to be committed. So the core's own idea of it can be held against 
     one at a time         no log has two memberships that aren't committed, and no leader appends
                           one before it has committed an entry of its own term
     one voter             a membership has at most one voter more or less than the one before it
-    used up               who was removed never comes back
-    standbys              who came later votes, or is about to, only if an operator wished so
-    only voters lead      elected by a majority of the voters of the membership in the leader's log
+    used up               a removed id never comes back standbys              a later member votes,
+    or is about to, only if an operator wished so only voters lead      elected by a majority of the
+    voters of the membership in the leader's log
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def _decode(entry: bytes) -> Membership:
 
 
 class Memberships:
-    """The committed memberships of one cluster, and how far nodes keep to them."""
+    """The committed memberships of one cluster, and whether nodes follow them."""
 
     def __init__(self, first: Membership, committed: Sequence[Entry]) -> None:
         self._known = [(0, first)]
         self.on_change: Callable[[], None] = lambda: None
         """Called when another membership is committed."""
         self.wanted = {i for i, member in first.members.items() if member.is_voter}
-        """Who is to vote, by those who may say so."""
+        """The ids that should vote, by the operators' wishes."""
         self.standbys: set[int] = set()
-        """Who was a standby, whatever has become of it."""
+        """The ids that were standbys at any time."""
         self._committed = committed
         self._seen = 0
 
@@ -124,7 +124,7 @@ class Memberships:
         return index <= len(self._committed) and self._committed[index - 1].hash == entry.hash
 
     def check_elected(self, core: Raft, votes: Mapping[tuple[int, int], int]) -> None:
-        """A node has become leader; `votes` says whom a node voted for in a term."""
+        """A node has become leader; `votes` has each node's vote in a term."""
         electorate = voters(self.in_force(core.log))
         if core.id not in electorate:
             raise Violation(f"node {core.id} leads term {core.term} and is no voter")

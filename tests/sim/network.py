@@ -119,7 +119,7 @@ class Network:
                 )
 
     def dismiss(self, node: int, removed: Collection[int]) -> None:
-        """`node` has come to know that these were removed: it says so, and ends the connection."""
+        """`node` has learned that these were removed: it tells them, and ends the connection."""
         for peer in sorted(removed):
             if peer != node and self.is_connected(node, peer):
                 if self._link(node, peer).known[node] == self._link(node, peer).generation:
@@ -210,9 +210,9 @@ class Network:
         self._world.at(self._rng.uniform(*self._swarm.redial_s), self._dial, link)
 
     def _call(self, link: Link, lows: Membership, highs: Membership) -> None:
-        """The higher one calls the lower, and who calls a node that has seen it go is told so.
+        """The higher id dials the lower; a removed node that dials learns of its removal.
 
-        A newcomer may know of nobody who is still there: then the lower one calls.
+        A newcomer may know no member that is still there: then the lower id dials.
         """
         if link.low in highs.members and link.high in lows.removed:
             self._tell_removed(link.low, link.high)
@@ -224,8 +224,7 @@ class Network:
             self._begin(link, link.generation, link.low)
 
     def _agree(self, link: Link) -> bool:
-        """Whether each takes the other for the one that it has always known; the called one says
-        so first, and remembers whom it saw."""
+        """True if each side accepts the other's incarnation; the dialled side checks first."""
         low, high = self._stations[link.low], self._stations[link.high]
         if low.admits(link.high, high.incarnation) and high.admits(link.low, low.incarnation):
             return True

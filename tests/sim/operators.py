@@ -1,19 +1,19 @@
-"""The operator, who has nodes come and go while everything else goes wrong.
+"""The operator, which adds and removes nodes while everything else goes wrong.
 
 Theory of operation. Every now and then the operator wants a node added or removed, and asks a node
 that is up, whether or not that one knows a leader, or is a member. What isn't done is asked for
 again, of another node, a few times. A newcomer is started with an empty disk just before it is
-asked for; one that was removed stays up for a while, in which it must harm nobody, and is then shut
-down for good. Now and then nonsense is asked for, too: to add who was removed.
+asked for; a removed one stays up for a while, in which it must do no harm, and is then shut down
+for good. Now and then it asks for nonsense, too: to add a removed id.
 
-Some newcomers are to be standbys, by the swarm's `standby_chance`: learners that stay learners
-until the operator has them promoted, one alone or all of a region, one after the other. Whoever is
-a voter, or about to be, was wished to be one.
+Some newcomers become standbys, by the swarm's `standby_chance`: learners that stay learners until
+the operator promotes them, one alone or all of a region, one after the other. Every voter, or node
+about to be one, was wished to be one.
 
-Where the swarm `is_wiping`, nobody is removed but those who have lost their data directories: one
-at a time, and only where the others can still agree. Such a node is started again under its old id,
-as an operator might who knows no better; the others have to refuse it. It is to be removed, and
-another to come in its place.
+Where the swarm `is_wiping`, only nodes that have lost their data directories are removed: one at a
+time, and only where the others can still agree. Such a node is started again under its old id, as
+an ignorant operator might do; the others have to refuse it. Then it is removed, and another takes
+its place.
 
 When everything has healed there is a last wish, which has to come true.
 """
@@ -42,7 +42,7 @@ class Wish(NamedTuple):
     adds: bool
     is_standby: bool = False
     others: tuple[int, ...] = ()
-    """Who is to be promoted after it."""
+    """The members to promote after it."""
 
     def __str__(self) -> str:
         what = "remove" if not self.adds else "have as standby" if self.is_standby else "add"
@@ -72,7 +72,7 @@ class Operator:
         self._is_over = False
         self._leaving: set[int] = set()
         self.wiped = 0
-        """Who has lost its data directory and isn't removed yet; 0 for nobody."""
+        """The member that has lost its data directory and isn't removed yet; 0 for none."""
         if swarm.change_every_s:
             self._later()
 
@@ -102,7 +102,7 @@ class Operator:
             self._insist(Wish(node_id, adds))
 
     def watch(self) -> None:
-        """See whether somebody was removed: that one is shut down after a while."""
+        """Shut down a removed member after a while."""
         self._world.counts["standby"] += bool(_standbys(self._latest()))
         for node_id in sorted(self._latest().removed - self._leaving):
             self._leaving.add(node_id)
@@ -188,7 +188,7 @@ class Operator:
         self._world.note(member.id, "operator asks", f"{wish}, try {tries}")
         if wish.adds and not wish.is_standby:
             self._memberships.wanted.add(wish.node_id)
-        # Who is a member needs no address to be promoted, but may be given it all the same.
+        # A member needs no address to be promoted, but the request may have one.
         known = self._latest().members
         is_named = wish.adds and (wish.node_id not in known or self._standbys.random() < 0.5)
         operation = MembershipOperation(
@@ -204,7 +204,7 @@ class Operator:
         member.submit([operation])
 
     def answered(self, request: _Request, result: Any) -> None:
-        """A request has its answer, or whoever was asked has died."""
+        """A request has its reply, or the asked member has died."""
         self.open -= 1
         wish = request.wish
         heard = "it is done" if result is None else f"{type(result).__name__}: {result}"

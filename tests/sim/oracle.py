@@ -1,4 +1,4 @@
-"""What the committed log means: a second, plain reading of it, to hold the members' state against.
+"""The meaning of the committed log: a second, plain reading, to compare members' states with.
 
 Theory of operation. The oracle is given each entry once, when it is first known to be committed. It
 shares no code with `raftha.storage` but the parsing of groups: sessions are a dict, outcomes are
@@ -25,7 +25,7 @@ MARK = b"mark "
 
 
 class Counters(StateMachine):
-    """The state machine under test: counters that remember who incremented them."""
+    """The state machine under test: counters that remember the calls that incremented them."""
 
     @command
     def increment(self, txn: Transaction, key: bytes, call: bytes) -> int:
@@ -43,7 +43,7 @@ class Counters(StateMachine):
 
 
 class Effect(NamedTuple):
-    """What became of an applied command: the call that made it, and what that call should hear."""
+    """An applied command: the call that made it, and the result that the call should get."""
 
     call: bytes
     key: bytes

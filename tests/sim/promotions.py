@@ -1,10 +1,10 @@
-"""Operators who say which node is to lead, and what must hold where only they have elections held.
+"""Operators that choose the leader, and what must hold where only they cause elections.
 
-Theory of operation. A promotion asks a node, whether or not it knows a leader, to have a node lead.
-Its answer must be true: who is said to lead has led since it was asked for. Without automatic
-failover (`Swarm.campaigns`), members campaign only when they are asked to: by an operator, by a
-node that an operator has asked, or by a leader that hands over. So nothing is demanded of a
-cluster that has lost its leader until an operator acts: after the chaos one does, some time.
+Theory of operation. A promotion asks a node, whether or not it knows a leader, to make a node the
+leader. Its reply must be true: the named node has led since the request. Without automatic failover
+(`Swarm.campaigns`), members campaign only when they are asked to: by an operator, by a node that an
+operator has asked, or by a leader that hands over. So nothing is demanded of a cluster that has
+lost its leader until an operator acts: after the chaos one does, some time.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tests.sim.world import Violation, World
 
 FAULT_TIMEOUT_S = 0.5
 LAST_PATIENCE_S = 8.0
-"""What was slow before everything healed may be so for four seconds more."""
+"""A link or disk that was slow before everything healed may be slow for four seconds more."""
 LEADERLESS_MAX_S = 1.5
-"""How long nobody acts when everything has healed."""
+"""How long no operator acts when everything has healed."""
 LOOK_S = 0.3
 
 
 class Promotions:
-    """All requests for a certain leader; `leaders` says who led which term."""
+    """All requests for a certain leader; `leaders` says which member led a term."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Promotions:
             self._later()
 
     def stop(self) -> None:
-        """No more of it, but where nobody leads."""
+        """Stop, unless there is no leader."""
         self._is_over = True
         if not self._swarm.campaigns:
             self._world.at(self._rng.uniform(0, LEADERLESS_MAX_S), self._see_to_it)
@@ -72,7 +72,7 @@ class Promotions:
             self.ask(self._rng.choice(up), target, self._rng.choice((0.3, 1.0, 3.0)))
 
     def _see_to_it(self) -> None:
-        """Have somebody lead, if nobody does."""
+        """Make some member the leader, if there is none."""
         if self._world.is_settled:
             return
         self._world.at(LOOK_S, self._see_to_it)
@@ -80,11 +80,11 @@ class Promotions:
         if sum(self._open.values()) or any(_leads(member) for member in up):
             return
         latest = self._latest()
-        # One that came back without its directory is turned away by all others.
+        # All others refuse a member that came back without its directory.
         known = [m for m in up if m.id in latest.members and m.incarnation == 1]
         asked = self._rng.choice(known)
         wanted = [self._members[voter] for voter in sorted(voters(latest))]
-        # An operator doesn't know who lacks what, or heals.
+        # An operator doesn't know which member lacks entries, or heals.
         is_unlucky = self._rng.random() < 0.5
         target = min(wanted, key=_last_index) if is_unlucky else self._rng.choice(wanted)
         self.ask(asked, target.id, LAST_PATIENCE_S, is_last=True)
@@ -97,7 +97,7 @@ class Promotions:
         *,
         is_last: bool = False,
     ) -> None:
-        """Ask `member` to have `target` lead; if this `is_last`, somebody must in the end."""
+        """Ask `member` to make `target` the leader; if `is_last`, there must be one in the end."""
         assert member.node is not None
         self._world.note(member.id, "transfer", f"to {target}")
         if member.node.core.leader is None:
@@ -107,7 +107,7 @@ class Promotions:
         member.submit([TransferOperation(request, member.deadline(timeout_s), target)])
 
     def answered(self, request: _Request, result: Any) -> None:
-        """A request has its answer, or whoever was asked has died."""
+        """A request has its reply, or the asked member has died."""
         self._open[request.asked] -= 1
         if result is not None:
             if not isinstance(result, RafthaError):

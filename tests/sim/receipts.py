@@ -1,12 +1,12 @@
-"""Whether what a receipt says of disks is true, at the moment in which its caller hears of it.
+"""Checks that what a receipt says of disks is true at the moment in which its caller gets it.
 
-Theory of operation. Who is named has the entry: as far as the invariants know the disk; and now and
-then one of those who are named is taken as if it lost its power at this very moment, with all that
-isn't synced, and its log is recovered from what is left. Members whose disks have rotted,
-or that have lost their logs or directories since, are no witnesses: a receipt can't know of that.
+Theory of operation. A named node has the entry, as far as the invariants know its disk. Now and
+then one of the named nodes is treated as if it lost power at this very moment, with all unsynced
+data, and its log is recovered from the rest. Members whose disks have rotted, or that have lost
+their logs or directories since, are no witnesses: a receipt can't know of that.
 
-A caller who wants more than a majority gets a receipt only if so many voters are named in it, by
-the membership that the releasing node goes by; and the regions named are those of the nodes named.
+A caller that wants more than a majority gets a receipt only if it names so many voters, by the
+membership of the releasing node; and its regions are those of the named nodes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.sim.swarm import Swarm
 from tests.sim.world import Violation, World
 
 CHECK_CHANCE = 0.005
-"""How often a disk is looked at: that costs as much as a hundred events."""
+"""How often a disk is checked: that costs as much as a hundred events."""
 
 
 class Receipts:
@@ -42,7 +42,7 @@ class Receipts:
     def check(
         self, asked: Member, acks: int, is_late: bool, entry: Entry, claimed: Acknowledgement
     ) -> None:
-        """A caller of `asked`, who wanted `acks`, is told this; `is_late`: or so few in time."""
+        """A caller of `asked` wanted `acks` and gets this; `is_late`: too few had it in time."""
         counts = self._world.counts
         if asked.node is not None:
             if len(self._swarm.regions) > 1:

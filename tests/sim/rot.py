@@ -2,9 +2,9 @@
 
 Theory of operation. Only what a disk has durably is damaged, and what a later durable write
 testifies to: damage to the last write of a log can't be told from a torn one, and what looks like
-the last write but one may be the last when a power loss has taken an unsynced one. A member that is
-hurt must find out at its next start, at the latest; from then on it heals. Only so many are hurt at
-a time that a majority of the voters isn't, until they have healed.
+the last write but one may be the last when a power loss has taken an unsynced one. A damaged member
+must notice at its next start, at the latest; from then on it heals. At any time a majority of the
+voters is undamaged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Rot:
         self._rng = rng
 
     def strike(self, victim: Member) -> bool:
-        """Damage this member's log or state, if that is allowed now; whether it was."""
+        """Damage this member's log or state, if that is allowed now; return True if it was."""
         hurt = {m.id for m in self._members.values() if m.is_rotten or m.node_files.is_healing}
         if len(hurt | {victim.id}) > (len(self._members) - 1) // 2:
             return False
@@ -46,7 +46,7 @@ class Rot:
         return True
 
     def _damage_log(self, disk: SimulatedDisk) -> bool:
-        fault, disk.fault = disk.fault, None  # This is nobody's operation.
+        fault, disk.fault = disk.fault, None  # This operation belongs to no member.
         try:
             sectors = _certain_sectors(disk)
         except (StorageError, OSError):

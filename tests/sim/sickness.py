@@ -1,4 +1,4 @@
-"""Disks that are full, hang, are slow, or fail; and what the others must be able to do meanwhile.
+"""Disks that are full, hang, are slow, or fail; and what the others must still do.
 
 Theory of operation. Each kind comes again and again, as the seed's swarm says, to a member that the
 faults pick. A *full* disk has room for a little more log, then for none; a disk that *hangs* does
@@ -25,7 +25,7 @@ ENDURED_S = 1.5
 
 
 class Sickness:
-    """All disks' troubles; `pick` says whose turn it is, `acknowledged` is what clients know of."""
+    """Faults of all disks; `pick` chooses the member, `acknowledged` is what clients know of."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Sickness:
             victim.faults.break_disk(is_for_good=is_for_good)
 
     def _stall(self, victim: Member) -> None:
-        # What has begun on a disk that hangs ends when it would have, even after the chaos.
+        # An operation that has begun on a disk that hangs ends at its time, even after the chaos.
         self._hang(victim, min(self._rng.expovariate(1 / self._swarm.stall_s), HANG_MAX_S))
 
     def _hang(self, victim: Member, for_s: float) -> None:

@@ -40,7 +40,8 @@ _REPLIES: tuple[type, ...] = (AppendReply, HeartbeatReply, VoteReply)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swarm:
-    """All that a seed decides beforehand. Times are in seconds; 0 for "every" means never."""
+    """Everything that a seed decides beforehand. Times are in seconds; 0 for "every" means
+    never."""
 
     size: int
     chaos_s: float
@@ -120,9 +121,9 @@ class Swarm:
     regions: tuple[str, ...] = ("primary",)
     region_shift: int = 0
     standby_chance: float = 0.0
-    """Of the nodes that are added, how many are to be learners until they are promoted."""
+    """The share of added nodes that stay learners until they are promoted."""
     aged_chance: float = 0.0
-    """Of the reads, how many are content with a state of a certain age."""
+    """The share of reads that allow a state of a certain age."""
     do_groups_wait: bool = False
     """Whether session clients may want more than a majority to have their groups."""
 
@@ -193,8 +194,8 @@ def _rotting(swarm: Swarm, rng: Random) -> Swarm:
         rot_every_s=rng.choice((0.3, 1.0)),
         rot_crash_chance=rng.choice((0.2, 0.9)),
         ghost_kinds=rng.choice(((), _REPLIES)),
-        # Who heals is sent a lot. Single entries, reordered, would be rejected and sent again by
-        # the ten thousands.
+        # A member that heals gets many entries. Sent singly and reordered, tens of thousands would
+        # be rejected and sent again.
         in_flight_messages_max=rng.choice((1, 4)),
     )
 
@@ -349,9 +350,9 @@ def _failing_power(swarm: Swarm, rng: Random) -> Swarm:
 
 
 def _short_logs(swarm: Swarm, rng: Random) -> Swarm:
-    """Some members cut their logs at every checkpoint, whoever still needs them.
+    """Some members cut their logs at every checkpoint, even if others still need them.
 
-    Snapshots take their place. What the other members keep may help before a snapshot is installed.
+    Snapshots replace them. The logs of the other members may help before a snapshot is installed.
     """
     return replace(
         without_faults(swarm) if rng.random() < 0.8 else swarm,

@@ -113,7 +113,7 @@ def _forgetful(swarm: Swarm, rng: Random) -> Swarm:
 
 
 def _late_replies(swarm: Swarm, rng: Random) -> Swarm:
-    """What a voter promised is heard when the promise has long ended."""
+    """A voter's promise arrives when it has long ended."""
     return replace(
         swarm,
         is_fifo=False,
@@ -127,7 +127,7 @@ def _late_replies(swarm: Swarm, rng: Random) -> Swarm:
 
 
 def _handing_over(swarm: Swarm, rng: Random) -> Swarm:
-    """Leaders begin to hand over and are cut off; the word that hands over may come late."""
+    """Leaders begin to hand over and are cut off; the `TimeoutNow` may come late."""
     return replace(
         swarm,
         is_fifo=False,

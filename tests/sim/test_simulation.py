@@ -1,8 +1,8 @@
 """The simulation in the test suite: seeds that must pass, bugs that must be found, one story twice.
 
 A failing seed prints the invariant it violated, its last events, and how to replay it. A change of
-`swarm.py` makes other runs of the same seeds. So what has once failed in the real code is kept as a
-planted bug that puts the mistake back, and as a unit test.
+`swarm.py` makes other runs of the same seeds. So each failure of the real code is kept as a planted
+bug that puts the mistake back, and as a unit test.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def test_no_seed_violates_an_invariant_and_every_fault_strikes() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_planted_bug_is_found() -> None:
-    """First where the document says; if the simulation has changed since, from seed 1 on."""
+    """First at the seed in the document; if the simulation has changed since, from seed 1 on."""
     hints = [documented_seeds()[name] for name in BUGS]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         found = dict(zip(BUGS, pool.map(find_from, BUGS, hints), strict=True))
@@ -68,7 +68,7 @@ def test_a_seed_tells_the_same_story_in_any_process() -> None:
         assert told.stdout.split() == [str(here.events), str(here.digest)]
 
 
-def test_a_failing_seed_says_what_is_violated_and_what_led_there() -> None:
+def test_a_failing_seed_reports_the_violation_and_the_events_before_it() -> None:
     outcome = find("acknowledge_before_fsync", seeds=20)
     assert outcome is not None
     assert "on its disk" in outcome.violation

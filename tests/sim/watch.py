@@ -1,4 +1,4 @@
-"""What a simulated member tells others: its callers, and those that watch it."""
+"""The observers of a simulated member: its callers, and the watchers of the simulation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Waiter(Protocol):
 
 
 class Watch(Protocol):
-    """What wants to know of a member's doings: the invariants, and the faults."""
+    """A watcher of a member: the invariants, and the faults."""
 
     def on_start(self, member: Member) -> None: ...
     def on_send(self, member: Member, message: PeerMessage) -> None: ...

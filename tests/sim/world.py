@@ -31,7 +31,7 @@ class Violation(Exception):
 
 
 class Actor(Protocol):
-    """Who events may belong to."""
+    """The owner of events."""
 
     life: int
     paused_until: float
@@ -70,12 +70,12 @@ class World:
         heapq.heappush(self._queue, event)
 
     def note(self, node: int, kind: str, detail: Any = "") -> None:
-        """Tell something in the story; `node` 0 is the world."""
+        """Add a line to the story; `node` 0 is the world."""
         self.recent.append((self.now, node, kind, detail))
         self.counts[kind] += 1
 
     def run(self, until: float) -> None:
-        """Let things happen up to the time `until`, or until somebody sets `is_done`."""
+        """Run events up to the time `until`, or until one sets `is_done`."""
         queue = self._queue
         while queue and queue[0][0] <= until and not self.is_done:
             event = heapq.heappop(queue)

@@ -1,1 +1,1 @@
-"""What tests of several folders share; no tests are in here."""
+"""Helpers that tests of several folders share; it has no tests."""

@@ -1,4 +1,4 @@
-"""Tables of asserts: a row corrupts one thing, and names the property that is broken then."""
+"""Tables of asserts: a row corrupts one thing, and names the property that this breaks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 Row = tuple[Callable[[], object], str]
-"""What is done, and what the assert says."""
+"""A corruption, and the message of the assert."""
 
 
 def check(rows: dict[str, Row]) -> pytest.MarkDecorator:
@@ -16,7 +16,7 @@ def check(rows: dict[str, Row]) -> pytest.MarkDecorator:
 
 
 def expect(act: Callable[[], object], says: str) -> None:
-    """Do it, and see that an assert says this."""
+    """Check that calling it fails an assert with this message."""
     with pytest.raises(AssertionError) as caught:
         act()
     assert str(caught.value).splitlines()[0] == says

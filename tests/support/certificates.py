@@ -1,4 +1,4 @@
-"""Certificates for tests: those that `raftha cert` makes, and those that it wouldn't."""
+"""Certificates for tests: those that `raftha cert` makes, and wrong ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLUSTER = "orders"
 
 
 def make_cluster(folder: Path, nodes: int = 3, cluster_name: str = CLUSTER) -> dict[int, Made]:
-    """A CA in `folder`/ca, and a certificate for each node, good for loopback, in `folder`."""
+    """Make a CA in `folder`/ca, and in `folder` a certificate for each node, for loopback."""
     make_ca(cluster_name, folder / "ca")
     return {
         i: make_node(folder / "ca", i, folder, hosts=["127.0.0.1"]) for i in range(1, nodes + 1)
@@ -24,12 +24,12 @@ def make_cluster(folder: Path, nodes: int = 3, cluster_name: str = CLUSTER) -> d
 
 
 def peer_tls(made: Made, cluster_name: str = CLUSTER) -> PeerTls:
-    """A peer that uses what was made, right or wrong."""
+    """The TLS settings of a peer with these files, right or wrong."""
     return PeerTls.load(cluster_name, made.ca, made.certificate, made.key)
 
 
 def expire(made: Made, ca: Path) -> None:
-    """Replace a certificate by one like it that ended a minute ago."""
+    """Replace a certificate by one like it that expired a minute ago."""
     certificate = x509.load_pem_x509_certificate(made.certificate.read_bytes())
     key = serialization.load_pem_private_key((ca / "ca.key").read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)

@@ -1,4 +1,4 @@
-"""Waiting for what other threads, processes and callbacks do."""
+"""Waits for conditions that other threads, processes and callbacks bring about."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def peers_of(raft: Raft) -> list[int]:
 
 
 def finish(raft: Raft, ready: Ready) -> list[Message]:
-    """Do all that a ready asks for, disk writes at once; return what was sent."""
+    """Do everything that a `Ready` asks for, disk writes at once; return what was sent."""
     sent = list(ready.messages)
     while ready.write is not None:
         sent += ready.write.messages
@@ -82,12 +82,12 @@ def finish(raft: Raft, ready: Ready) -> list[Message]:
 
 
 def settle(raft: Raft) -> list[Message]:
-    """Let a core do what it has to do; return what was sent."""
+    """Let a core do all its work; return what was sent."""
     return finish(raft, raft.ready())
 
 
 def step(raft: Raft, message: Message) -> list[Message]:
-    """Give a core a message; return what it sends upon it."""
+    """Give a core a message; return what it sends in response."""
     raft.step(message)
     return settle(raft)
 
@@ -98,7 +98,7 @@ def only(kind: type[M], messages: list[Message]) -> list[M]:
 
 
 def become_candidate(raft: Raft) -> None:
-    """Make it win its pre-vote; its term and vote are durable."""
+    """Make a core win its pre-vote; its term and vote are durable."""
     for _ in range(2 * ELECTION_TICKS):
         if raft.role is Role.FOLLOWER:
             raft.tick()
@@ -110,7 +110,7 @@ def become_candidate(raft: Raft) -> None:
 
 
 def become_leader(raft: Raft) -> list[Message]:
-    """Make it win its election; return what it sends as the leader, with its no-op durable."""
+    """Make a core win its election; return what it sends as leader, with its no-op durable."""
     become_candidate(raft)
     for peer in peers_of(raft)[: raft.membership.quorum - 1]:
         raft.step(VoteReply(raft.id, peer, raft.term, True, False))
@@ -119,19 +119,19 @@ def become_leader(raft: Raft) -> list[Message]:
 
 
 def follow(raft: Raft, leader: int = 2, term: int = 1) -> None:
-    """Make it a follower of `leader`."""
+    """Make a core a follower of `leader`."""
     step(raft, Heartbeat(raft.id, leader, term, 0, 0))
     assert raft.leader == leader
 
 
 def acknowledge(raft: Raft, peer: int, index: int | None = None) -> list[Message]:
-    """A follower says that it has everything up to `index`."""
+    """A follower acknowledges everything up to `index`."""
     last = raft.log.last_index if index is None else index
     return step(raft, AppendReply(raft.id, peer, raft.term, True, last, 0, 0))
 
 
 class Net:
-    """Cores that hear everything the others say, at once, and whose disks take no time."""
+    """Cores that get every message at once, and whose disks take no time."""
 
     def __init__(self, *cores: Raft) -> None:
         self.cores = {raft.id: raft for raft in cores}
@@ -140,7 +140,7 @@ class Net:
         self.reads: dict[int, list[tuple[int, int]]] = {raft.id: [] for raft in cores}
 
     def run(self) -> None:
-        """Deliver until nobody has anything to say."""
+        """Deliver messages until there are none."""
         is_busy = True
         while is_busy:
             is_busy = False
@@ -163,7 +163,7 @@ class Net:
             raft.advance(ready.write)
 
     def elect(self, node_id: int) -> Raft:
-        """Let this one time out first."""
+        """Let this core time out first."""
         raft = self.cores[node_id]
         for _ in range(3 * ELECTION_TICKS):
             if raft.is_leader:

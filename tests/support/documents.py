@@ -1,6 +1,6 @@
-"""Runs the fenced blocks of a Markdown document, in order, from an empty folder, as pasted.
+"""Runs the fenced blocks of a Markdown document as pasted, in order, from an empty folder.
 
-What a block is for follows from its language:
+The language of a block decides what happens with it:
 
     sh       pasted into the document's terminal, a bash; no command in it may fail
     console  `$ ` and a command, then what it prints; see `Block.pattern` for what counts as equal
@@ -10,7 +10,7 @@ What a block is for follows from its language:
 A block of any language whose first line is a comment with a file's name, `# node-1.toml`, is
 written to that file and not run. Other languages are only for such blocks.
 
-What a reader does by hand stands in a comment above the block, `<!-- run: WORD ... -->`:
+A comment above the block says what a reader does by hand, `<!-- run: WORD ... -->`:
 
     background      each line gets a terminal of its own, where it goes on running
     until="text"    go on once each background command of the block has printed `text`
@@ -19,7 +19,7 @@ What a reader does by hand stands in a comment above the block, `<!-- run: WORD 
     skip because="" not run, for that reason
     needs="program" not run where that program isn't installed
 
-What still runs at the end of the document is ended.
+At the end of the document everything that still runs is ended.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ REPOSITORY = Path(__file__).parents[2]
 BLOCK_S = 120.0
 """How long a block may take."""
 END_S = 15.0
-"""How long what still runs may take to end after SIGTERM."""
+"""How long a running process may take to end after SIGTERM."""
 POLL_S = 0.05
 
 _BLOCK = re.compile(
@@ -85,13 +85,13 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The file that this block is, if it is one."""
+        """The name of the file that this block shows, if it is one."""
         match = _FILE.match(self.text)
         return match["name"] if match else None
 
     @property
     def commands(self) -> Iterator[tuple[str, str]]:
-        """The commands of a console block, each with what it is to print."""
+        """The commands of a console block, each with its expected output."""
         for part in re.split(r"^\$ ", self.text, flags=re.MULTILINE)[1:]:
             lines = part.splitlines(keepends=True)
             length = 1 + next(i for i, line in enumerate(lines) if not line.endswith("\\\n"))
@@ -121,7 +121,7 @@ def _parse(directive: str) -> dict[str, str]:
 
 
 def printed_as(expected: str, actual: str) -> bool:
-    """Whether a command printed what the document shows.
+    """True if a command printed what the document shows.
 
     Numbers may differ and so may the amount of space; `...` in the document stands for any text,
     and alone on its line for any lines.
@@ -147,7 +147,7 @@ def wait_until(is_so: Callable[[], bool], problem: Callable[[], str], limit_s: f
 
 
 def check_ports(text: str) -> None:
-    """Fail if a port of this machine that a document uses is taken."""
+    """Fail if a port that a document uses is taken on this machine."""
     for port in sorted(
         {int(port) for port in re.findall(r"(?:127\.0\.0\.1|localhost):(\d+)", text)}
     ):
@@ -184,14 +184,14 @@ class Process:
             )
 
     def send(self, line: str) -> None:
-        """Give it one line to read."""
+        """Send one line to its stdin."""
         assert self._process.stdin is not None
         self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
 
     @property
     def printed(self) -> str:
-        """All that was printed so far, by it and by what it started."""
+        """The output so far, of it and of the processes that it started."""
         return self.output.read_text(encoding="utf-8", errors="replace")
 
     def ask(self, line: str, done: Path) -> str:
@@ -205,8 +205,8 @@ class Process:
         return done.read_text().strip()
 
     def end(self) -> None:
-        """End it, and what it started and is still in its session, by their ids."""
-        self._process.kill()  # First, or a shell would go on with what comes next.
+        """End it, and the processes of its session, by their ids."""
+        self._process.kill()  # First, or a shell would go on with its next command.
         self._process.communicate()
         _signal(self._session(), signal.SIGTERM)
         deadline = time.monotonic() + END_S
@@ -240,7 +240,7 @@ def _signal(pids: list[int], number: signal.Signals) -> None:
 
 @dataclass(slots=True)
 class Reader:
-    """Someone who reads one document and pastes its blocks, in a folder of their own."""
+    """A reader of one document that pastes its blocks, in a folder of its own."""
 
     folder: Path
     scratch: Path
@@ -250,7 +250,7 @@ class Reader:
     _count: int = 0
 
     def follow(self, block: Block) -> None:
-        """Do what a block says; BlockFailed if it doesn't work out."""
+        """Do what a block says; BlockFailed if that fails."""
         try:
             self._follow(block)
         except BlockFailed as error:
@@ -338,7 +338,7 @@ class Reader:
             raise BlockFailed(self._python.printed[start:])
 
     def _terminal(self) -> Process:
-        """The one that blocks are pasted into."""
+        """The terminal that blocks are pasted into."""
         if self._main is None:
             self._main = self._open_terminal()
         return self._main

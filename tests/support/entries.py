@@ -1,4 +1,4 @@
-"""Makes entries that follow each other, for tests of what applies them."""
+"""Makes entries that follow each other, for tests of the state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Log:
 
     @property
     def last(self) -> LogPosition:
-        """Where the next entry will go on."""
+        """The position before the next entry."""
         return self.entries[-1].position if self.entries else LOG_START
 
     def batch(self, *groups: Group, time_us: int = 1_000_000, term: int = 1) -> Entry:

@@ -1,7 +1,7 @@
 """Clients that know exactly what a cluster has acknowledged, and the check that it is all there.
 
 Every client writes unique keys, increments a counter of its own and one shared by all, each with an
-exactly-once call that is sent again, through another node, until it is answered. Afterwards every
+exactly-once call that is sent again, through another node, until it has a reply. Afterwards every
 acknowledged write must be there, every counter must be exact, and all nodes must hold the same
 data.
 """
@@ -31,7 +31,7 @@ SETTINGS = {
 
 @dataclass(slots=True)
 class Record:
-    """What the cluster acknowledged."""
+    """The writes that the cluster acknowledged."""
 
     values: dict[bytes, bytes] = field(default_factory=dict)
     increments: dict[bytes, int] = field(default_factory=dict)
@@ -63,7 +63,7 @@ async def write_until(
 
 
 async def read(client: Client, key: bytes) -> bytes:
-    """A linearizable read; asked again if the node went away, which changes nothing."""
+    """A linearizable read; repeated if the node went away, which changes nothing."""
     while True:
         try:
             value = await client.call("GET", key, timeout_s=3)
@@ -99,14 +99,14 @@ def choose_seed() -> int:
 
 
 def check_alike(cluster: LocalCluster) -> set[int]:
-    """All nodes hold the same data; their ids."""
+    """Check that all nodes hold the same data; return their ids."""
     digests = cluster.digests()
     assert len({(d["sequence"], d["hex"]) for d in digests.values()}) == 1, digests
     return set(digests)
 
 
 def check_values(cluster: LocalCluster, node_id: int, values: Mapping[bytes, bytes]) -> None:
-    """A node holds all of these."""
+    """Check that a node holds all of these."""
     keys = list(values)
     for start in range(0, len(keys), 500):
         part = keys[start : start + 500]
@@ -115,7 +115,7 @@ def check_values(cluster: LocalCluster, node_id: int, values: Mapping[bytes, byt
 
 
 def wait_removed(cluster: LocalCluster, node_id: int) -> dict[str, Any]:
-    """Wait until a node knows that it was removed; its status then."""
+    """Wait until a node knows that it was removed; return its status."""
     found: dict[str, Any] = {}
 
     def is_removed() -> bool:
@@ -127,7 +127,7 @@ def wait_removed(cluster: LocalCluster, node_id: int) -> dict[str, Any]:
 
 
 def check(cluster: LocalCluster, record: Record) -> None:
-    """Nothing lost, nothing twice, everywhere the same; starts all nodes."""
+    """Start all nodes; check that no write is lost or applied twice, and that all nodes agree."""
     cluster.start()
     check_alike(cluster)
     for node_id in cluster.node_ids:

@@ -1,4 +1,4 @@
-"""Nodes in the test's own process, and what becomes of their processes."""
+"""Nodes in the test's own process, and helpers for processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def free_addresses(count: int) -> list[str]:
 
 
 def make_config(folder: Path, node_id: int, members: dict[int, str]) -> raftha.HaConfig:
-    """A node's configuration, with a small log and a patient caller."""
+    """A node's configuration, with a small log and a long request timeout."""
     return raftha.HaConfig(
         node_id=node_id,
         data_dir=folder / str(node_id),

@@ -20,13 +20,13 @@ def receipt(result: Any = None) -> Receipt:
 
 
 class FakeManager:
-    """Records what is asked of it; the test answers."""
+    """Records the calls; the test completes them."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, Any, asyncio.Future[Any]]] = []
         self.refusal: Exception | None = None
         self.lease: dict[bytes, bytes] | None = None
-        """What a read by lease finds, if there is a lease."""
+        """The result of a read by lease, if there is a lease."""
 
     def submit(self, packed: bytes) -> asyncio.Future[Receipt]:
         if self.refusal is not None:
@@ -124,7 +124,7 @@ class Scene:
             await asyncio.sleep(0)
 
     def take(self) -> bytes:
-        """What was written since the last time."""
+        """Return what was written since the last call."""
         written, self.transport.written = self.transport.written, b""
         return written
 

@@ -81,7 +81,7 @@ def connect(address: str) -> socket.socket:
 
 
 def talk(address: str, data: bytes, *, is_last: bool = True) -> bytes:
-    """Send `data`, and nothing after it if `is_last`; return all until the server hangs up."""
+    """Send `data`, and nothing after it if `is_last`; return everything until the server closes."""
     with connect(address) as connection:
         connection.sendall(data)
         if is_last:

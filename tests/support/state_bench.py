@@ -1,4 +1,4 @@
-"""A state over a store, its log and a session, and user commands that do what tests need."""
+"""A state over a store, its log and a session, and user commands for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of the log compare it with: a model that is a list, and entries to put into both."""
+"""A model of the log, which is a list, and entries to put into both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOLDER = "n1/wal"
 
 
 def opener(disk: Disk, folder: str = FOLDER, seed: int = 1) -> Callable[[], Wal]:
-    """What opens the log in `folder`, each time with salts never used before."""
+    """A function that opens the log in `folder`, each time with salts never used before."""
     salt = salts(seed)
     return lambda: Wal.open(disk, folder, segment_bytes=SEGMENT_BYTES, salt=lambda: next(salt))
 
@@ -71,7 +71,7 @@ def segment_names(disk: Disk, folder: str = FOLDER) -> list[str]:
 
 
 def spare_names(disk: Disk, folder: str = FOLDER) -> list[str]:
-    """The files that the log has ready to go on in."""
+    """The spare files that the log has ready."""
     return sorted(name for name in disk.listdir(folder) if name.startswith("spare"))
 
 
@@ -97,7 +97,7 @@ class LogModel:
         return self.entries[index - 1].position if index else LOG_START
 
     def append(self, wal: Wal, hard_state: HardState | None, entries: list[Entry]) -> None:
-        """Append to both; if the log raises, the append stays in doubt until `check`."""
+        """Append to both; if the log raises, the append is in doubt until `check`."""
         self._in_doubt = (hard_state, entries)
         wal.append(hard_state, entries)
         self._in_doubt = None

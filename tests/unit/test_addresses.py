@@ -37,7 +37,7 @@ def test_all_addresses_of_a_name_are_bound_and_none_listens() -> None:
 
 
 @pytest.mark.parametrize(("host", "error"), [("127.0.0.1", OSError), ("a" * 70, UnicodeError)])
-def test_what_can_t_be_bound_raises_and_leaves_nothing_open(
+def test_an_address_that_cannot_be_bound_leaves_nothing_open(
     host: str, error: type[Exception]
 ) -> None:
     """A socket left open would be a ResourceWarning, which the tests make an error."""

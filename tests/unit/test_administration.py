@@ -1,4 +1,4 @@
-"""What operators ask of a cluster, and whom a node asks for it."""
+"""Requests of operators, and the nodes that they are sent to."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from raftha.node.operations import TransferOperation
 
 
 def test_without_a_leader_all_voters_get_their_turn_before_long() -> None:
-    """The wanted node may be of no use as long as nobody leads, and so may be the next one.
+    """The wanted node may be unable to lead, and so may be the next one.
 
-    Each try of an operator begins anew; so it must get round well within a usual deadline.
+    Each attempt of an operator starts over, so it must reach all voters within a usual deadline.
     """
     voters = (1, 2, 3, 4, 5)
     membership = Membership.first({i: f"127.0.0.1:{7100 + i}" for i in voters})

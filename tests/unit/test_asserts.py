@@ -1,7 +1,7 @@
-"""Each assert of core and storage stops a node whose own state is wrong, and says what is.
+"""Each assert of core and storage stops a node whose own state is wrong, and names the fault.
 
-A row corrupts one thing, goes on as if nothing had happened, and names the property that is broken.
-What other nodes or disks say never comes to this: `tests/property/test_messages.py`.
+A row corrupts one thing, goes on as if nothing had happened, and names the property that this
+breaks. Messages and damaged disks never trip an assert: `tests/property/test_messages.py`.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def take_entries_as_leader() -> None:
 
 
 def commit_by(matches: int, *, begins_at: int = 1) -> None:
-    """Commit a third entry, though node 2 has it only as far as `matches` says."""
+    """Commit a third entry, although node 2 matches only up to `matches`."""
     raft = leader()
     leadership = raft._leadership
     assert leadership is not None

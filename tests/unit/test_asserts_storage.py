@@ -25,7 +25,7 @@ from tests.support.wal import entries_after, fill, opener
 
 
 def wal() -> Wal:
-    """A log of three entries of term 2, in a term 2 that it has voted in."""
+    """A log of three entries of term 2, with a vote in term 2."""
     made = opener(SimulatedDisk(Random(1)))()
     made.append(HardState(2, 1, 0), entries_after(made.last, 2, [10, 10, 10]))
     return made
@@ -208,7 +208,7 @@ def test_the_identity(tmp_path: Path, act: Callable[[DataDirectory], None], says
         data.close()
 
 
-def test_healing_ends_in_the_next_epoch(tmp_path: Path) -> None:
+def test_healing_ends_in_the_next_generation(tmp_path: Path) -> None:
     data = DataDirectory(tmp_path, "c", 1)
     data.record_loss(("log",))
     expect(lambda: data.end_healing(3), "healing ends in the next generation")

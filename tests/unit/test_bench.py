@@ -1,4 +1,4 @@
-"""What benchmarks conclude from what they measured: quantiles, comparisons, reports."""
+"""The conclusions of benchmarks: quantiles, comparisons, reports."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make(values: list[float], better: Better = "higher", sync_ms: float = 0.1) -
 # --------------------------------------------------------------------------- connections
 
 
-def test_who_asks_on_a_connection_that_was_lost_is_told() -> None:
+def test_a_call_on_a_lost_connection_ends_with_an_error() -> None:
     async def ask() -> None:
         hung_up = asyncio.Event()
 
@@ -117,7 +117,7 @@ def test_a_quantile_is_the_value_at_the_nearest_rank(q: float, expected: float) 
     assert quantile([1, 2, 3, 4], q) == expected
 
 
-def test_what_a_process_measured_survives_its_way_to_another() -> None:
+def test_measurements_survive_the_way_between_processes() -> None:
     taken = Taken(2.0, array("d", [0.1, 0.3]), array("d", [5.0, 6.0]), 1, 0.5)
     assert Taken.from_dict(taken.as_dict()) == taken
 
@@ -145,7 +145,8 @@ def test_an_open_loop_charges_a_stall_to_all_calls_that_were_due_meanwhile() -> 
 
     taken = asyncio.run(measure())
     assert len(taken.latencies) == 10
-    # Whatever else held them up: each took at least from when it was due until the stall's end.
+    # Each call took at least from its due time until the end of the stall, whatever else delayed
+    # it.
     free_at = min(taken.begun) + 0.1
     for due, latency in zip(taken.begun, taken.latencies, strict=True):
         assert due + latency >= free_at - 0.01
@@ -210,7 +211,9 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
         ("{", "["),
     ],
 )
-def test_a_file_that_is_not_as_described_is_refused(right: str, wrong: str, tmp_path: Path) -> None:
+def test_a_file_that_does_not_match_its_description_is_refused(
+    right: str, wrong: str, tmp_path: Path
+) -> None:
     path = tmp_path / "results.json"
     make([1.0]).write(path)
     text = path.read_text()
@@ -298,7 +301,7 @@ def test_rates_stand_beside_limit_and_best_peer_under_the_same_load() -> None:
 
 
 class Fake:
-    """A system that answers at once, or ends when it is measured."""
+    """A system that replies at once, or fails when it is measured."""
 
     settings = "none"
 

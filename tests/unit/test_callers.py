@@ -1,4 +1,4 @@
-"""What a node takes from its callers, and what it refuses at once."""
+"""The operations that a node takes from its callers, and those that it refuses at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read(read_bytes: int = 0) -> ReadOperation:
     return ReadOperation(None, 0.0, lambda node: None, is_linearizable=True, read_bytes=read_bytes)
 
 
-def test_what_finds_no_room_is_refused_and_smaller_ones_still_fit() -> None:
+def test_operations_without_room_are_refused_and_smaller_ones_fit() -> None:
     queue = SubmitQueue(BYTES_MAX)
     large, small = write(BYTES_MAX), write()
     assert queue.put([large, small], 0, 0) == [large]
@@ -36,7 +36,7 @@ def test_what_finds_no_room_is_refused_and_smaller_ones_still_fit() -> None:
 
 
 def test_writes_without_contents_count_too() -> None:
-    """A flood of tiny writes takes memory for each of them, and is bounded by that."""
+    """Each tiny write of a flood takes memory for its records, and the bound counts that."""
     queue = SubmitQueue(BYTES_MAX)
     assert len(queue.put([write() for _ in range(150)], 0, 0)) == 50
 
@@ -54,7 +54,7 @@ def test_reads_count_by_their_keys_and_are_bounded() -> None:
     assert len(reads) - len(refused) == READ_BYTES_MAX // ((1 << 20) + OPERATION_BYTES)
 
 
-def test_what_operators_ask_is_bounded() -> None:
+def test_operations_of_operators_are_bounded() -> None:
     queue = SubmitQueue(BYTES_MAX)
     fitting = READ_BYTES_MAX // OPERATION_BYTES
     kinds: list[Operation] = [
@@ -75,13 +75,13 @@ def test_writers_do_not_keep_out_readers_and_operators() -> None:
     assert not queue.put([read(), TransferOperation(None, 0.0, 2)], 0, 0)
 
 
-def test_what_the_node_holds_counts() -> None:
+def test_operations_held_by_the_node_count() -> None:
     queue = SubmitQueue(BYTES_MAX)
     assert len(queue.put([write()] * 2, BYTES_MAX - OPERATION_BYTES, 0)) == 1
     assert queue.put([read()], 0, READ_BYTES_MAX)
 
 
-def test_what_was_taken_counts_until_the_node_counts_it() -> None:
+def test_taken_operations_count_until_the_node_counts_them() -> None:
     queue = SubmitQueue(BYTES_MAX)
     queue.put([write()] * 100, 0, 0)
     queue.take()

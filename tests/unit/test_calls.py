@@ -88,7 +88,7 @@ def test_a_read_counts_what_its_keys_take() -> None:
     assert each.size == one.size + 2 * KEY_RECORD_BYTES
 
 
-def test_a_deadline_is_the_config_s_unless_the_call_has_its_own() -> None:
+def test_a_deadline_is_the_configs_unless_the_call_has_its_own() -> None:
     before = time.monotonic()
     made = calls(request_timeout_s=7)
     assert before + 7 <= made.deadline(None) <= time.monotonic() + 7

@@ -1,4 +1,4 @@
-"""`raftha cert`: what it makes fits together, and nothing is ever overwritten."""
+"""`raftha cert`: the files that it makes fit together, and it never overwrites any."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_days_count_from_now(tmp_path: Path) -> None:
         ({"folder": Path("/proc/nowhere")}, "can't write"),
     ],
 )
-def test_what_can_not_be_made_is_explained(
+def test_a_failure_to_make_certificates_is_explained(
     changes: dict[str, object], named: str, tmp_path: Path
 ) -> None:
     make_ca(CLUSTER, tmp_path)
@@ -124,7 +124,7 @@ def test_a_ca_with_the_key_of_another_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"-----BEGIN CERTIFICATE-----\n", b"\xff"])
-def test_what_is_no_ca_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_folder_without_a_ca_is_refused(content: bytes, tmp_path: Path) -> None:
     made = make_ca(CLUSTER, tmp_path)
     made.ca.write_bytes(content)
     with pytest.raises(ConfigError, match="holds no CA"):

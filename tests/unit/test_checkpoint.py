@@ -1,4 +1,4 @@
-"""Stores: the contract that LMDB and the simulator's store both keep, and what is LMDB's alone."""
+"""Stores: the contract that both LMDB and the simulator's store keep, and tests of LMDB only."""
 
 from __future__ import annotations
 

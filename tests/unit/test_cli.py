@@ -57,7 +57,7 @@ def run_process(*args: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 class Fake(socketserver.ThreadingTCPServer):
-    """A node as far as `status` can see: it answers every request with the same bytes."""
+    """A fake node for `status`: it answers every request with the same bytes."""
 
     reply: bytes
     allow_reuse_address = True
@@ -235,7 +235,7 @@ def test_status_finds_all_nodes_from_one() -> None:
     assert "can't be reached" in third["error"]
 
 
-def test_status_shows_a_table_with_lag_and_who_is_not_reached() -> None:
+def test_status_shows_a_table_with_lag_and_the_nodes_not_reached() -> None:
     with fake_cluster(lag=9) as addresses:
         code, out, _ = run("status", addresses[1])
     assert code == 0
@@ -253,7 +253,7 @@ def test_status_shows_a_table_with_lag_and_who_is_not_reached() -> None:
     ("args", "shown"), [(["--json"], '{"leader_id": 1'), ([], "node 1 leads"), ([], "9")]
 )
 def test_status_watches_until_ctrl_c(args: list[str], shown: str) -> None:
-    """On a terminal of its own, as a person would; the screen is drawn again and again."""
+    """On a terminal of its own, where the screen is redrawn."""
     with fake_cluster(lag=9) as addresses:
         command = ("-m", "raftha", "status", addresses[1], "--watch", "--interval", "0.1", *args)
         terminal, its_side = pty.openpty()
@@ -290,7 +290,7 @@ def test_watching_goes_on_when_the_node_that_was_named_is_gone() -> None:
             assert two["status"]["node_id"] == 2
 
 
-def test_events_for_people_have_no_more_digits_than_were_measured(
+def test_readable_events_have_no_more_digits_than_were_measured(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     stamps = {"reporter": 2, "number": 7, "time_us": 1_795_000_000_000_000}
@@ -330,7 +330,7 @@ def test_status_fails_if_no_node_answers() -> None:
 @pytest.mark.parametrize(
     "reply", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+OK\r\n", b"-ERR unknown\r\n", b"$2\r\n{}\r\n"]
 )
-def test_status_recognises_what_is_no_node(reply: bytes) -> None:
+def test_status_recognises_a_server_that_is_no_node(reply: bytes) -> None:
     with listening() as other:
         other.reply = reply
         code, out, _ = run("status", other.address, "--json")
@@ -338,7 +338,7 @@ def test_status_recognises_what_is_no_node(reply: bytes) -> None:
     assert json.loads(out)["nodes"][0]["error"]
 
 
-def test_status_refuses_what_is_no_address() -> None:
+def test_status_refuses_an_invalid_address() -> None:
     code, _, err = run("status", "nowhere")
     assert code == 2
     assert "host:port" in err
@@ -364,7 +364,7 @@ def test_a_deposed_leader_that_does_not_know_it_is_not_the_leader() -> None:
         ("large.txt", b"x" * (1 << 20) + b"y", "row 1"),
     ],
 )
-def test_demo_explains_an_input_it_can_not_use(
+def test_demo_explains_an_input_it_cannot_use(
     tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
     path = tmp_path / name
@@ -376,7 +376,7 @@ def test_demo_explains_an_input_it_can_not_use(
     assert message in err
 
 
-def test_an_error_s_notes_are_printed_below_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_notes_of_an_error_are_printed_below_it(capsys: pytest.CaptureFixture[str]) -> None:
     error = RafthaError("it broke")
     error.add_note("logs are there")
     with pytest.raises(typer.Exit):
@@ -384,12 +384,12 @@ def test_an_error_s_notes_are_printed_below_it(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "error: it broke\n  logs are there\n"
 
 
-def test_status_shows_learners_and_who_was_removed() -> None:
+def test_status_shows_learners_and_removed_nodes() -> None:
     with listening() as first, listening() as second, listening() as gone:
         addresses = {1: first.address, 2: second.address}
         first.reply = status_reply(1, addresses, learner=2, removed=[3, 4])
         second.reply = status_reply(2, addresses, learner=2, removed=[3, 4])
-        # Node 3 doesn't know it yet, and tells of node 4, which is gone.
+        # Node 3 doesn't know of the removal yet, and still lists node 4.
         gone.reply = status_reply(3, {**addresses, 3: gone.address, 4: ""}, commit_index=5)
         code, out, _ = run("status", first.address, gone.address)
         assert code == 0
@@ -416,7 +416,7 @@ def shown_at(width: int, **changes: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
-def test_status_shows_who_is_well_and_where_however_narrow_the_window(width: int) -> None:
+def test_status_shows_health_and_addresses_in_a_narrow_window(width: int) -> None:
     lines = shown_at(width)
     assert max(map(len, lines)) <= width
     rows = {line.split()[0]: line for line in lines if line.strip()[:1].isdigit()}
@@ -470,7 +470,7 @@ def test_member_explains_wrong_usage(args: tuple[str, ...], message: str) -> Non
     assert message in err
 
 
-def test_what_a_server_refuses_is_said_in_its_words_without_the_protocol_s() -> None:
+def test_a_refusal_is_printed_without_the_protocols_prefix() -> None:
     with listening() as node:
         node.reply = b"-ERR node 9 is not a member\r\n"
         asked = ("--connect", node.address)
@@ -484,7 +484,7 @@ def test_what_a_server_refuses_is_said_in_its_words_without_the_protocol_s() -> 
 
 @pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    """As `raftha status | head` does: a pipe that nobody reads."""
+    """As `raftha status | head` does: a pipe without a reader."""
     reading, writing = os.pipe()
     os.close(reading)
     with fake_cluster() as addresses:
@@ -497,7 +497,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert (process.returncode, process.stderr) == (1, b"")
 
 
-def test_failover_says_who_leads() -> None:
+def test_failover_says_which_node_leads() -> None:
     with listening() as node:
         node.reply = b"+OK\r\n"
         assert run("failover", "2", "--connect", node.address) == (0, "node 2 leads now\n", "")
@@ -506,7 +506,7 @@ def test_failover_says_who_leads() -> None:
 
 
 def test_help_has_no_line_that_a_window_of_80_columns_breaks() -> None:
-    """The lines of a help's first paragraph are joined anew; all others are shown as they are."""
+    """The first paragraph of a help text is wrapped again; other lines stay as they are."""
     for group in (app, cert, membership.member):
         for command in group.registered_commands:
             _, *paragraphs = inspect.cleandoc(

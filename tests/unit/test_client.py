@@ -34,7 +34,7 @@ Script = Callable[[list[bytes]], Reply]
 
 
 class ScriptedServer:
-    """Answers by its script, and records every request."""
+    """Replies by its script, and records every request."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -78,7 +78,7 @@ class ScriptedConnection(asyncio.Protocol):
 
 
 def replies(*items: Reply) -> Script:
-    """A script that goes through `items`, whatever is asked, and repeats the last one."""
+    """A script that goes through `items`, for any request, and repeats the last one."""
     left = list(items)
     return lambda _: left.pop(0) if len(left) > 1 else left[0]
 
@@ -103,11 +103,11 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 
 
 IDLE_S = 0.02
-"""So long nothing comes by loopback: then nothing is on its way."""
+"""If nothing arrives by loopback for so long, nothing is under way."""
 
 
 class Selector(selectors.DefaultSelector):
-    """Waits for what comes; where nothing does, the next timer is due at once."""
+    """Waits for input; if nothing comes, the next timer is due at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Selector(selectors.DefaultSelector):
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """Its time passes only by timers: how busy the machine is plays no part."""
+    """Its time passes only by timers, however busy the machine is."""
 
     def __init__(self) -> None:
         self._jumping = Selector()
@@ -141,7 +141,7 @@ def run_timeless(main: Callable[[], Awaitable[None]]) -> None:
 
 
 def closed_address() -> str:
-    """An address where nobody listens: port 1 is reserved."""
+    """An address without a listener: port 1 is reserved."""
     return "127.0.0.1:1"
 
 
@@ -343,7 +343,7 @@ def test_a_refused_write_is_not_sent_again() -> None:
     ],
     ids=["never taken", "lost, then never taken", "no session", "no answer"],
 )
-def test_once_ends_at_its_deadline_with_what_is_known(
+def test_once_ends_at_its_deadline_with_the_outcome_known_so_far(
     script: Script, error: type[Exception]
 ) -> None:
     async def main() -> None:
@@ -368,7 +368,7 @@ def test_each_connection_shows_the_token_before_anything_else() -> None:
     asyncio.run(main())
 
 
-def test_a_wrong_token_is_said_at_once() -> None:
+def test_a_wrong_token_is_reported_at_once() -> None:
     async def main() -> None:
         async with ScriptedServer(lambda _: b"-WRONGPASS no\r\n") as server:
             async with Client([server.address], token="the token") as client:

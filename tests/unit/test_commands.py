@@ -1,4 +1,4 @@
-"""Commands: what can be packed, what comes back, and what bytes that are no commands lead to."""
+"""Commands: what can be packed, what is unpacked, and the errors for malformed bytes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_every_command_comes_back_as_it_was_packed() -> None:
 
 
 @pytest.mark.parametrize("key", [b"", b"x" * 512, "text", bytearray(b"x"), None, 5])
-def test_a_key_that_is_not_1_to_511_bytes_is_refused(key: Any) -> None:
+def test_a_key_outside_1_to_511_bytes_is_refused(key: Any) -> None:
     packers: list[Callable[[], bytes]] = [
         lambda: commands.pack_put(key, b""),
         lambda: commands.pack_delete(key),
@@ -94,7 +94,7 @@ def test_a_transaction_with_too_many_parts_is_refused() -> None:
 
 
 @pytest.mark.parametrize("part", [(b"k", b"v"), b"k", None, Put])
-def test_what_is_no_condition_or_operation_is_refused(part: Any) -> None:
+def test_an_unknown_condition_or_operation_is_refused(part: Any) -> None:
     with pytest.raises(InvalidRequest, match="is not a condition"):
         commands.pack_transaction([part], [])
     with pytest.raises(InvalidRequest, match="is not an operation"):

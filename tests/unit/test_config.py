@@ -1,4 +1,4 @@
-"""`HaConfig`: what it takes, and that everything else is an error that names the setting."""
+"""`HaConfig`: the values that it takes; everything else is an error that names the setting."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_defaults_are_valid() -> None:
     assert config.election_timeout_ms >= 4 * config.heartbeat_interval_ms
 
 
-def test_members_are_sorted_and_can_not_be_changed() -> None:
+def test_members_are_sorted_and_cannot_be_changed() -> None:
     config = make(members=dict(reversed(MEMBERS.items())))
     assert list(config.members) == [1, 2, 3]
     with pytest.raises(TypeError):
@@ -160,7 +160,7 @@ def test_a_wrong_toml_file_is_explained(tmp_path: Path, text: str, named: str) -
         HaConfig.from_toml(path)
 
 
-def test_a_file_that_can_not_be_read_is_a_config_error(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.toml"):
         HaConfig.from_toml(tmp_path / "missing.toml")
     path = tmp_path / "latin.toml"
@@ -182,7 +182,7 @@ def test_an_address_is_split(address: str, expected: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "host", "host:", ":80", "host:x", "host:-1", "host:٨"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="address"):
         parse_address("address", address)
 
@@ -214,7 +214,7 @@ def test_the_references_settings_have_the_references_defaults() -> None:
     assert (config.replication.write_quorum, config.replication.ack_timeout_ms) == (0, 1000)
 
 
-def test_what_is_in_both_configs_may_be_set_in_either() -> None:
+def test_a_setting_of_both_configs_may_be_set_in_either() -> None:
     inner = ReplicationConfig(max_lag_ms=70, auto_failover=False)
     config = make(replication=inner, heartbeat_interval_ms=20)
     assert (config.max_replication_lag_ms, config.auto_failover) == (70, False)
@@ -222,7 +222,7 @@ def test_what_is_in_both_configs_may_be_set_in_either() -> None:
     assert config.replication.max_lag_ms == 70
 
 
-def test_what_is_set_differently_in_both_configs_is_refused() -> None:
+def test_a_setting_that_differs_between_both_configs_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"max_replication_lag_ms is 60, but replication\.max_lag"
     ):
@@ -251,7 +251,7 @@ def test_a_founding_config_refuses_a_write_quorum_below_a_majority() -> None:
         make(replication=ReplicationConfig(write_quorum=1))
 
 
-def test_members_are_in_the_first_region_unless_it_is_said() -> None:
+def test_members_are_in_the_first_region_by_default() -> None:
     config = make(regions=["eu", "us"], member_regions={3: "us"})
     assert config.regions == ("eu", "us")
     assert config.regions_by_member == {1: "eu", 2: "eu", 3: "us"}
@@ -298,6 +298,6 @@ def test_a_lease_of_another_length_is_refused(lease_ms: int) -> None:
 
 
 @pytest.mark.parametrize("drift", [-0.1, 0.95, 1])
-def test_clocks_may_not_be_as_wrong_as_one_likes(drift: float) -> None:
+def test_clock_drift_has_an_upper_limit(drift: float) -> None:
     with pytest.raises(ConfigError, match=r"clock_drift_max must be a number from 0 to 0\.9"):
         make(clock_drift_max=drift)

@@ -23,7 +23,7 @@ def test_the_same_owner_finds_the_same_incarnation(tmp_path: Path) -> None:
     second.close()
 
 
-def test_a_second_user_of_the_directory_is_told_so(tmp_path: Path) -> None:
+def test_a_second_user_of_the_directory_gets_an_error(tmp_path: Path) -> None:
     data = DataDirectory(tmp_path, "cluster", 1)
     with pytest.raises(ConfigError, match="in use by another process"):
         DataDirectory(tmp_path, "cluster", 1)
@@ -60,7 +60,7 @@ def test_a_directory_of_another_node_or_cluster_is_refused(
     DataDirectory(tmp_path, "cluster", 1).close()
 
 
-def test_a_lost_identity_beside_a_log_is_not_made_anew(tmp_path: Path) -> None:
+def test_a_lost_identity_beside_a_log_is_not_created_again(tmp_path: Path) -> None:
     DataDirectory(tmp_path, "cluster", 1).close()
     (tmp_path / "wal").mkdir()
     (tmp_path / "identity").unlink()
@@ -68,8 +68,8 @@ def test_a_lost_identity_beside_a_log_is_not_made_anew(tmp_path: Path) -> None:
         DataDirectory(tmp_path, "cluster", 1)
 
 
-def test_a_log_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
-    """A node that began anew under its old id would have forgotten its votes and promises."""
+def test_a_missing_log_is_not_created_again(tmp_path: Path) -> None:
+    """A node that started empty under its old id would have forgotten its votes and promises."""
     data = DataDirectory(tmp_path, "cluster", 1)
     (tmp_path / "wal").mkdir()
     segment = tmp_path / "wal" / "0000000000000001.seg"
@@ -99,7 +99,7 @@ def test_a_later_format_is_left_alone(tmp_path: Path) -> None:
         DataDirectory(tmp_path, "cluster", 1)
 
 
-def test_a_path_that_cant_be_a_directory_is_a_config_error(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_a_directory_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="can't use data_dir"):
         DataDirectory(tmp_path / "file", "cluster", 1)

@@ -1,4 +1,4 @@
-"""The contract of `Disk`, kept by the real and the simulated one; and how the latter forgets."""
+"""The contract of `Disk`, kept by the real and the simulated disk; and what the latter loses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder(disk: Disk, tmp_path: Path) -> str:
     return path
 
 
-def test_what_is_written_is_read(disk: Disk, folder: str) -> None:
+def test_written_bytes_are_read_back(disk: Disk, folder: str) -> None:
     handle = disk.open(f"{folder}/x", create=True)
     disk.pwrite(handle, b"hello", 0)
     disk.pwrite(handle, b"p!", 3)
@@ -127,7 +127,7 @@ def test_closed_handles_are_errors(disk: Disk, folder: str) -> None:
 def test_the_real_disk_finishes_short_writes_and_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The system may do less than asked; here it does so every time."""
+    """The system may write or read less than asked; here it does so every time."""
     import os
 
     pwrite, pread = os.pwrite, os.pread
@@ -140,7 +140,7 @@ def test_the_real_disk_finishes_short_writes_and_reads(
     disk.close(handle)
 
 
-# What only the simulated one can show.
+# Tests of the simulated disk only.
 
 
 def written(disk: SimulatedDisk, data: bytes) -> int:

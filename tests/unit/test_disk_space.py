@@ -1,4 +1,4 @@
-"""Whose disk is full, who is told, and who is refused for it."""
+"""Which disks are full, which node gets a report of it, and which writes are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VALID_S = 0.5
 
 
 class Surroundings:
-    """A node of three, and what it was made to do."""
+    """A node of three, and the calls that it got."""
 
     def __init__(self, *, leads: bool) -> None:
         self.sent: list[SpaceReport] = []
@@ -51,7 +51,7 @@ def follower() -> Surroundings:
     return Surroundings(leads=False)
 
 
-def test_a_node_with_space_refuses_nobody_and_says_nothing(
+def test_a_node_with_space_refuses_no_writes_and_reports_nothing(
     leader: Surroundings, follower: Surroundings
 ) -> None:
     for node in (leader, follower):
@@ -98,7 +98,7 @@ def test_a_full_leader_hands_over_and_refuses_only_its_own_callers(
     assert leader.disk_space.refusal() == "no room"
 
 
-def test_a_full_leader_first_hears_who_else_is_full(leader: Surroundings) -> None:
+def test_a_full_leader_first_learns_which_others_are_full(leader: Surroundings) -> None:
     follow(leader.core, leader=2, term=leader.core.term + 1)
     leader.tick()
     become_leader(leader.core)

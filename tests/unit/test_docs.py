@@ -1,11 +1,14 @@
-"""The documents: links and anchors resolve, and paths that they name exist."""
+"""The documents: links and anchors resolve, and the paths and names that they cite exist."""
 
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.support.source_names import SourceNames
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -19,6 +22,14 @@ CODE = re.compile(r"`[^`\n]*`")
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 HEADING = re.compile(r"^#{1,6} (.+?) *$", re.MULTILINE)
 PATH = re.compile(r"`((?:raftha|storage|tests)/[\w./*-]*)`")
+NAME = re.compile(
+    r"`("
+    r"[A-Z]\w*\.\w+"  # Class.attribute
+    r"|[a-z]\w*\.(?!py`|md`|toml`|cfg`|txt`|old`)[a-z_]\w*"  # module.function
+    r"|[A-Z][a-z]\w*|_\w+|[A-Z]+_\w+|test_\w+"  # Class, _private, CONSTANT, a test
+    r")(?:\([^`]*\))?`"
+)
+SOURCES = ("raftha", "storage", "tests", "bench")
 
 
 def name_of(page: Path) -> str:
@@ -39,7 +50,7 @@ def anchors_of(text: str) -> set[str]:
 
 
 def broken_link(page: Path, target: str) -> str:
-    """What is wrong with a link of `page`; "" if nothing is, or if it leads elsewhere."""
+    """The fault of a link of `page`; "" if it has none, or leads elsewhere."""
     if re.match(r"[a-z]+:", target):
         return ""
     path, _, anchor = target.partition("#")
@@ -52,7 +63,7 @@ def broken_link(page: Path, target: str) -> str:
 
 
 def section(text: str, heading: str) -> str:
-    """What stands under a heading of the second level."""
+    """The text under a heading of the second level."""
     return text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
 
 
@@ -92,6 +103,44 @@ def test_every_module_of_the_house_exists() -> None:
     assert packages
     assert modules
     assert not [path for path in packages + modules if not (ROOT / path).exists()]
+
+
+def test_the_house_lists_every_module() -> None:
+    house = section(ARCHITECTURE.read_text(encoding="utf-8"), "The house")
+    rows = re.findall(r"^\| `(raftha/[\w/]*)` \| (.*) \|$", house, re.MULTILINE)
+    listed = {package + name for package, names in rows for name in re.findall(r"`(\S+)`", names)}
+    files = [*(ROOT / "raftha").rglob("*.py"), *(ROOT / "storage").rglob("*.py")]
+    paths = (str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py")
+    modules = {f"raftha/{path}" if path.startswith("storage/") else path for path in paths}
+    assert modules - listed == set()
+
+
+@cache
+def source_names() -> SourceNames:
+    return SourceNames(ROOT / folder for folder in SOURCES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_PATHS, ids=name_of)
+def test_every_name_that_is_cited_exists(page: Path) -> None:
+    cited = set(NAME.findall(page.read_text(encoding="utf-8")))
+    assert not [name for name in sorted(cited) if not source_names().has(name)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "is_found"),
+    [
+        ("Raft.propose", True),
+        ("Raft.propose_nothing", False),
+        ("commands.pack_put", True),
+        ("commands.pack_nothing", False),
+        ("loop.call_soon_threadsafe", True),  # Not a module of this project.
+        ("_take_committed", True),
+    ],
+)
+def test_a_name_that_nothing_defines_is_noticed(name: str, is_found: bool) -> None:
+    assert source_names().has(name) == is_found
 
 
 @pytest.mark.parametrize("page", WITH_PATHS, ids=name_of)

@@ -1,4 +1,4 @@
-"""The runner of the documents' blocks notices what is wrong with a document."""
+"""The runner of the documents' blocks notices the faults of a document."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_blocks_share_one_terminal_and_files_are_written_to_its_folder(reader: R
     reader.follow(block("console", "$ grep x $name\nx = 2\n$ echo\n"))
 
 
-def test_what_a_command_prints_is_compared(reader: Reader) -> None:
+def test_the_output_of_a_command_is_compared(reader: Reader) -> None:
     with pytest.raises(BlockFailed, match="not"):
         reader.follow(block("console", "$ echo yes\nno\n"))
 
@@ -63,7 +63,7 @@ def test_a_block_of_another_language_must_be_a_file(reader: Reader) -> None:
         reader.follow(block("toml", "x = 1\n"))
 
 
-def test_an_extra_that_there_is_not_is_noticed(reader: Reader) -> None:
+def test_an_unknown_extra_is_noticed(reader: Reader) -> None:
     text = "python3 -m venv .venv && .venv/bin/pip install '.[{}]' && echo done\n"
     reader.follow(block("sh", text.format("test"), install="", until="done"))
     with pytest.raises(BlockFailed, match="nosuch"):

@@ -1,4 +1,4 @@
-"""Who has which entry on disk, as leaders know it and followers are told."""
+"""Which nodes have an entry on disk, as leaders know and followers learn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_durable_indexes_only_grow() -> None:
     assert sorted(durable_indexes.holders(1)) == [1, 2, 3]
 
 
-def test_what_is_not_committed_counts_for_nothing() -> None:
+def test_uncommitted_entries_count_for_nothing() -> None:
     behind = encode_behind(5, [(1, 9), (2, 5), (3, 2)])
     assert behind == (1, 0, 2, 0, 3, 3)
     durable_indexes = DurableIndexes()
@@ -48,7 +48,7 @@ def test_followers_learn_with_a_commit_which_replicas_have_the_entry() -> None:
     assert all(holders(raft, index) == (1, 2, 3) for raft in net.cores.values())
 
 
-def test_what_was_learned_outlives_its_leader() -> None:
+def test_learned_indexes_outlive_their_leader() -> None:
     net = Net(core(1), core(2), core(3))
     first = net.elect(1)
     first.propose(b"x", 1, 0)
@@ -72,7 +72,7 @@ def test_the_watcher_of_an_entry_is_told_of_each_disk_until_all_have_it() -> Non
         DurableIndexesReply, step(leader, DurableIndexesRequest(1, 2, leader.term, index))
     )
     assert (reply.to, reply.commit, reply.behind) == (2, index, (1, 0, 2, 0, 3, index))
-    # Other news are none to those who watch this entry.
+    # Changes of other entries don't concern the watcher of this entry.
     leader.propose(b"x", 1, 0)
     settle(leader)
     assert only(DurableIndexesReply, acknowledge(leader, 2)) == []
@@ -81,7 +81,7 @@ def test_the_watcher_of_an_entry_is_told_of_each_disk_until_all_have_it() -> Non
     assert only(DurableIndexesReply, acknowledge(leader, 3)) == []
 
 
-def test_a_follower_asks_the_leader_it_knows_and_a_leader_nobody() -> None:
+def test_a_follower_asks_the_leader_it_knows_and_a_leader_asks_no_node() -> None:
     follower = core(1)
     follower.watch_durable_indexes(1)
     assert settle(follower) == []

@@ -1,4 +1,4 @@
-"""Entries and groups: their bytes, the chain of hashes, and that damage is noticed."""
+"""Entries and groups: their bytes, the chain of hashes, and damage that must be noticed."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_groups_cut_short_anywhere_are_refused() -> None:
             list(decode_groups(memoryview(payload[:size])))
 
 
-def test_a_group_that_claims_more_than_there_is_is_refused() -> None:
+def test_a_group_that_claims_more_bytes_than_it_has_is_refused() -> None:
     header = struct.pack("<QQQII", 1, 1, 1, 1, 2**32 - 1)
     assert len(header) == GROUP_HEADER_BYTES
     with pytest.raises(ValueError, match="cut short"):

@@ -1,4 +1,4 @@
-"""The event bus: order, bounds, and subscribers that are slow, raise, or go away."""
+"""The event bus: order, bounds, and subscribers that are slow, raise, or disappear."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def terms(some: list[HaEvent]) -> list[int]:
 
 
 def run_with(callback: Callable[[HaEvent], None], count: int, **options: int) -> EventBus:
-    """A bus, started, through which `count` events went."""
+    """A started bus with `count` published events."""
     bus = EventBus(callback, **options)
     bus.start()
     for term in range(count):
@@ -100,7 +100,7 @@ def test_a_closed_stream_ends_and_gets_nothing_more() -> None:
     assert bus.dropped == 0
 
 
-def test_a_stream_that_nobody_holds_is_forgotten() -> None:
+def test_a_stream_without_references_is_forgotten() -> None:
     bus = EventBus(queue_events_max=1)
     stream = EventStream(bus.subscribe())
     del stream
@@ -137,7 +137,7 @@ def test_an_asynchronous_stream_gives_the_same_events_on_any_loop() -> None:
     assert asyncio.run(close_while_it_waits()) == []
 
 
-def test_an_asynchronous_stream_whose_loop_has_ended_hurts_nobody() -> None:
+def test_an_asynchronous_stream_on_a_closed_loop_does_no_harm() -> None:
     bus = EventBus()
     stream = AsyncEventStream(bus.subscribe())
 
@@ -170,7 +170,7 @@ def test_without_a_callback_there_is_no_thread() -> None:
     bus.join()
 
 
-def test_the_callbacks_thread_ends_with_the_node_and_begins_anew_with_it() -> None:
+def test_the_callbacks_thread_ends_and_restarts_with_the_node() -> None:
     got: list[HaEvent] = []
     before = threading.active_count()
     bus = run_with(got.append, 1)
@@ -256,6 +256,6 @@ def test_a_stop_in_the_callback_returns_and_the_thread_ends() -> None:
 def test_in_a_forked_process_streams_end_and_a_new_one_may_be_made() -> None:
     bus = EventBus(lambda event: None)
     stream = EventStream(bus.subscribe())
-    bus._renew()  # What a fork has the child do; a real one would copy pytest's threads.
+    bus._renew()  # The work of the child after a fork; a real fork would copy pytest's threads.
     assert list(stream) == []
     assert EventStream(bus.subscribe()).next(timeout=0) is None

@@ -1,4 +1,4 @@
-"""What works without the packages of the extras, and what is said where one of them is missing."""
+"""What works without the packages of the extras, and the error where one is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node tells of a change of leader: once each, and how long its phases took."""
+"""What a node reports of a change of leader: each change once, and how long its phases took."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.core import ELECTION_TICKS, acknowledge, chain, core, settle
 
 
 class Watched:
-    """Node 1 with a watch, by a clock that is moved by hand."""
+    """Node 1 with a watch, on a clock that the test moves."""
 
     def __init__(self, raft: Raft) -> None:
         self.raft = raft
@@ -100,7 +100,7 @@ def test_a_fruitless_pre_vote_is_no_failover() -> None:
     assert watched.reported == []
 
 
-def test_phases_are_measured_from_the_last_word_of_the_old_leader() -> None:
+def test_phases_are_measured_from_the_old_leaders_last_message() -> None:
     watched = follower_of_2()
     watched.step(Heartbeat(1, 2, 1, 1, 0), after=5.0)
     watched.now += 0.5
@@ -119,7 +119,7 @@ def test_phases_are_measured_from_the_last_word_of_the_old_leader() -> None:
     assert event.duration_ms == pytest.approx(523)
 
 
-def test_a_voter_reports_another_s_election_once() -> None:
+def test_a_voter_reports_the_election_of_another_once() -> None:
     watched = follower_of_2()
     for _ in range(2 * ELECTION_TICKS):
         watched.raft.tick()
@@ -155,7 +155,7 @@ def test_a_leader_that_goes_before_it_has_committed_ends_no_failover() -> None:
     assert completed_of(watched).new_primary == 2
 
 
-def test_a_handed_over_leadership_is_planned_for_all_who_see_it() -> None:
+def test_a_transfer_is_planned_for_every_node_that_sees_it() -> None:
     target = follower_of_2()
     target.step(TimeoutNow(1, 2, 1))
     target.step(VoteReply(1, 3, 2, True, False))
@@ -177,8 +177,8 @@ def test_an_election_that_follows_a_transfer_in_vain_is_not_planned() -> None:
     assert not completed_of(watched).is_planned
 
 
-def test_who_was_away_reports_the_change_when_it_hears_of_it() -> None:
-    """A paused leader learns from a follower's answer that its term is over."""
+def test_a_node_that_was_away_reports_the_change_when_it_learns_of_it() -> None:
+    """A paused leader learns from a follower's reply that its term is over."""
     watched = follower_of_2()
     watched.wait_until_candidate()
     watched.step(VoteReply(1, 3, 2, True, False))
@@ -191,7 +191,7 @@ def test_who_was_away_reports_the_change_when_it_hears_of_it() -> None:
     assert completed_of(watched).new_primary == 3
 
 
-def test_who_starts_while_others_have_a_leader_reports_nothing() -> None:
+def test_a_node_that_starts_under_a_leader_reports_no_failover() -> None:
     restarted = Watched(core(1, 1, 1))
     restarted.follow(leader=2, term=4)
     assert restarted.reported == []
@@ -204,14 +204,14 @@ def test_who_starts_while_others_have_a_leader_reports_nothing() -> None:
     assert asking.reported == []
 
 
-def test_who_starts_and_takes_part_in_an_election_reports_it_from_nobody() -> None:
+def test_a_node_that_starts_into_an_election_names_no_former_leader() -> None:
     watched = Watched(core(1, 1, 1))
     watched.step(ask_for_vote(3, 2))
     watched.follow(leader=3, term=2)
     assert watched.reported == [started(0, 3, 2), completed_of(watched)]
 
 
-def test_each_change_is_reported_anew() -> None:
+def test_each_change_is_reported_again() -> None:
     watched = follower_of_2()
     for term, leader in ((2, 3), (3, 2), (4, 3)):
         watched.raft.disconnected(watched.raft.leader or 0)

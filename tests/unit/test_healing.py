@@ -1,4 +1,4 @@
-"""Damage at a start: what is set aside and what takes its place, also if the start is cut off."""
+"""Damage at a start: what is set aside and what replaces it, also if the start is cut off."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def directory(tmp_path: Path) -> Directory:
     return Directory(tmp_path / "node")
 
 
-def test_a_corrupt_log_begins_anew_behind_the_state_and_the_node_heals(
+def test_a_corrupt_log_restarts_behind_the_state_and_the_node_heals(
     directory: Directory,
 ) -> None:
     directory.damage_log()
@@ -131,7 +131,7 @@ def test_a_corrupt_log_begins_anew_behind_the_state_and_the_node_heals(
     directory.close()
 
 
-def test_a_damaged_state_is_built_anew_from_a_whole_log(directory: Directory) -> None:
+def test_a_damaged_state_is_rebuilt_from_a_whole_log(directory: Directory) -> None:
     directory.damage_state()
     open_node = directory.open()
     assert directory.data.healing_generation == 0
@@ -173,7 +173,7 @@ def test_each_loss_of_the_log_is_another_generation(directory: Directory) -> Non
     directory.close()
 
 
-def test_who_is_alone_changes_nothing(directory: Directory) -> None:
+def test_a_node_without_other_voters_changes_nothing_on_disk(directory: Directory) -> None:
     directory.has_others = False
     directory.damage_log()
     with pytest.raises(Corrupt, match="no other member has a copy"):

@@ -1,4 +1,4 @@
-"""The checks of members and of the own disk, and what a leader does that is of no use."""
+"""The checks of members and of the own disk, and a leader that must hand over or resign."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STALL_S = 2.0
 
 
 class Surroundings:
-    """A monitor of node 1, with a clock that is moved by hand; members speak unless silenced."""
+    """A monitor of node 1, on a clock that the test moves; all but `silent` members send."""
 
     def __init__(self, raft: Raft) -> None:
         self.core = raft
@@ -73,7 +73,7 @@ class Surroundings:
             self.monitor.write_ended(self.now + self.disk_s)
 
     def check(self, times: int = 1, *, writes: bool = True) -> None:
-        """Let so many checks pass, with a write of the log and a word of each peer before each."""
+        """Let so many checks pass, each after a write of the log and a message of each peer."""
         for _ in range(times):
             if writes and self.disk_s is not None:
                 self.monitor.write_begun(self.now)
@@ -90,7 +90,7 @@ class Surroundings:
         return tuple(self.monitor.health(node_id) for node_id in (1, 2, 3))
 
     def failures(self) -> list[tuple[int, int, str]]:
-        """Whose failures were said, the how many-th it was, and what they counted as."""
+        """The reported failures: the node, their number, and the health."""
         failed = [event for event in self.events if isinstance(event, HealthCheckFailed)]
         return [(e.node_id, e.consecutive_failures, e.health.value) for e in failed]
 
@@ -116,7 +116,7 @@ def follower() -> Surroundings:
     return surroundings
 
 
-def test_all_are_well_while_they_speak_and_nothing_is_asked(leader: Surroundings) -> None:
+def test_members_that_are_not_silent_are_healthy_and_not_asked(leader: Surroundings) -> None:
     leader.check(int(INTERVAL_S / CHECK_S) - 2)
     assert leader.health() == (Health.HEALTHY,) * 3
     assert not leader.events
@@ -159,7 +159,7 @@ def test_a_member_that_stays_away_is_reported_once_an_interval(leader: Surroundi
     assert counts == sorted(counts)
 
 
-def test_a_follower_checks_its_leader_by_what_it_hears(follower: Surroundings) -> None:
+def test_a_follower_checks_its_leader_by_the_messages_it_gets(follower: Surroundings) -> None:
     follower.silent = {2}
     follower.check(3)
     assert follower.health() == (Health.HEALTHY, Health.SUSPECT, Health.HEALTHY)
@@ -190,7 +190,7 @@ def test_an_asked_node_says_how_its_disk_is(leader: Surroundings) -> None:
     assert leader.sent[-1] == HealthReply(2, 1, False)
 
 
-def test_after_a_pause_of_its_own_a_node_blames_nobody(leader: Surroundings) -> None:
+def test_after_a_pause_of_its_own_a_node_blames_no_other(leader: Surroundings) -> None:
     leader.now += 60
     leader.monitor.on_tick(leader.now)
     leader.check()
@@ -225,7 +225,7 @@ def test_a_leader_whose_write_hangs_hands_over(leader: Surroundings) -> None:
     assert leader.handed_to[0] == {2, 3}
 
 
-def test_a_leader_hands_over_to_nobody_who_is_no_better(leader: Surroundings) -> None:
+def test_a_leader_hands_over_to_no_node_that_is_not_better(leader: Surroundings) -> None:
     leader.silent = {3}
     leader.check(6)
     leader.monitor.on_message(HealthReply(1, 2, False))
@@ -240,7 +240,7 @@ def test_a_leader_hands_over_to_nobody_who_is_no_better(leader: Surroundings) ->
 def test_a_member_whose_disk_was_sick_is_asked_until_it_says_it_is_well(
     leader: Surroundings,
 ) -> None:
-    """It speaks all the time, so no silence would have anybody ask; a round may be an hour away."""
+    """It is never silent, so no silence would cause a request; a round may be an hour away."""
     leader.monitor.on_message(HealthReply(1, 2, False))
     assert not leader.monitor.may_lead(2)
     leader.sent.clear()
@@ -295,7 +295,7 @@ def test_a_leader_that_applies_what_it_took_is_healthy_however_much_comes(
     assert not leader.handed_to
 
 
-def test_a_leader_that_nobody_answers_does_not_resign_for_that(leader: Surroundings) -> None:
+def test_a_leader_without_any_answers_does_not_resign_for_that(leader: Surroundings) -> None:
     leader.core.propose(b"", 1, 1)
     leader.silent = {2, 3}
     leader.check(int(3 * STALL_S / CHECK_S))
@@ -306,7 +306,7 @@ def test_a_leader_that_nobody_answers_does_not_resign_for_that(leader: Surroundi
 def test_a_leader_does_not_resign_while_those_it_needs_lack_its_entries(
     leader: Surroundings,
 ) -> None:
-    """Each new leader would begin to send a snapshot anew, and none would ever arrive."""
+    """Each new leader would send a snapshot from the beginning, and none would arrive."""
     leader.core.propose(b"", 1, 1)
     for peer in (2, 3):
         leader.core.progress[peer].mode = Mode.SNAPSHOT
@@ -315,20 +315,20 @@ def test_a_leader_does_not_resign_while_those_it_needs_lack_its_entries(
     assert leader.core.is_leader
 
 
-def test_a_member_that_owes_a_word_for_long_is_hung_up_on(leader: Surroundings) -> None:
+def test_a_member_that_is_silent_for_long_is_disconnected(leader: Surroundings) -> None:
     leader.silent = {3}
     leader.check(int(HANG_UP_S / CHECK_S) - 1)
     assert leader.hung_up == []
     leader.check(2)
     assert set(leader.hung_up) == {3}
-    # It is connected again, which is a word too.
+    # It is connected again, which counts as contact too.
     leader.monitor.record_contact(3, leader.now)
     leader.hung_up.clear()
     leader.check(3)
     assert leader.hung_up == []
 
 
-def test_a_follower_hangs_up_on_peers_that_were_asked_and_do_not_answer(
+def test_a_follower_disconnects_peers_that_do_not_answer(
     follower: Surroundings,
 ) -> None:
     follower.silent = {3}
@@ -339,7 +339,7 @@ def test_a_follower_hangs_up_on_peers_that_were_asked_and_do_not_answer(
     assert set(follower.hung_up) == {3}
 
 
-def test_who_was_away_itself_hangs_up_on_nobody(leader: Surroundings) -> None:
+def test_a_node_that_was_away_itself_closes_no_connection(leader: Surroundings) -> None:
     leader.silent = {3}
     leader.check(8)
     leader.now += 2 * HANG_UP_S

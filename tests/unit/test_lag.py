@@ -1,4 +1,4 @@
-"""Lag and states by their rules, with a clock of our own."""
+"""Lag and states by their rules, on a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIG = HaConfig(
 
 
 class Leader:
-    """Node 1, which leads, and what it says; time passes when it is told to."""
+    """Node 1, which leads, and its reports; the test lets time pass."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -48,7 +48,7 @@ class Leader:
         self.events.append(event)
 
     def pass_time(self, seconds: float, *, deaf: frozenset[int] = frozenset()) -> None:
-        """Heartbeats go around every 50 ms, but not to those who are deaf."""
+        """Heartbeats go to all nodes every 50 ms, except to those in `deaf`."""
         self.net.cut_off = set(deaf)
         for _ in range(round(seconds / 0.05)):
             self.now += 0.05
@@ -72,7 +72,7 @@ def leader() -> Leader:
     return Leader()
 
 
-def test_lag_is_zero_when_all_is_applied_and_heard(leader: Leader) -> None:
+def test_lag_is_zero_when_all_is_applied_and_no_member_is_silent(leader: Leader) -> None:
     assert [leader.row(i).lag_ms for i in (1, 2, 3)] == [0, 0, 0]
     assert leader.lag_tracker.state(leader.now) is ReplicationState.HEALTHY
     leader.pass_time(5)
@@ -86,7 +86,7 @@ def test_lag_is_the_age_of_the_oldest_entry_not_applied(leader: Leader) -> None:
     assert leader.row(2).lag_ms < 100
     assert 540 <= leader.row(3).lag_ms <= 650
     assert leader.row(3).lag_sequences == 3
-    # It is heard of again, and has still applied nothing: silence isn't what counts then.
+    # It replies again and has still applied nothing: then silence doesn't count.
     leader.last_contact[3] = leader.now
     leader.lag_tracker.on_tick(leader.now)
     assert 540 <= leader.row(3).lag_ms <= 650
@@ -94,7 +94,7 @@ def test_lag_is_the_age_of_the_oldest_entry_not_applied(leader: Leader) -> None:
     assert (leader.row(3).lag_ms, leader.row(3).lag_sequences) == (0, 0)
 
 
-def test_silence_is_lag_though_nothing_is_written(leader: Leader) -> None:
+def test_silence_is_lag_even_if_nothing_is_written(leader: Leader) -> None:
     leader.pass_time(0.15, deaf=frozenset({3}))
     assert leader.row(3).lag_ms == 0
     for seconds in (0.5, 1.0, 2.0):
@@ -121,7 +121,7 @@ def test_a_replica_syncs_until_it_has_what_there_was_when_it_connected(leader: L
     assert leader.lag_tracker.state(leader.now) is ReplicationState.HEALTHY
 
 
-def test_a_learner_that_gets_an_old_log_syncs_and_nobody_is_warned(leader: Leader) -> None:
+def test_a_learner_that_gets_an_old_log_syncs_without_a_warning(leader: Leader) -> None:
     leader.pass_time(3)
     leader.net.cores[4] = core(4)
     leader.net.applied[4], leader.net.reads[4] = [], []
@@ -138,7 +138,7 @@ def test_a_learner_that_gets_an_old_log_syncs_and_nobody_is_warned(leader: Leade
     assert leader.core.membership.members[4].is_voter
     assert leader.state_of(4) is ReplicaState.ACTIVE
     assert leader.events == []
-    # From now on it is warned of as all are.
+    # From now on it causes warnings like all others.
     leader.pass_time(2, deaf=frozenset({4}))
     assert leader.state_of(4) is ReplicaState.LAGGING
     assert [type(event) for event in leader.events] == [events.ReplicationLagWarning]
@@ -181,7 +181,7 @@ def test_all_members_are_told_and_an_old_report_ages(leader: Leader) -> None:
     assert {STATES[row.state] for row in later.values()} == {ReplicaState.LAGGING}
 
 
-def test_a_new_leader_goes_on_from_what_its_predecessor_said(leader: Leader) -> None:
+def test_a_new_leader_continues_from_its_predecessors_report(leader: Leader) -> None:
     leader.pass_time(2, deaf=frozenset({3}))
     successor_core = leader.net.cores[2]
     successor = LagTracker(

@@ -1,4 +1,4 @@
-"""Leases: what followers promise, and until when a leader knows that nobody else leads."""
+"""Leases: what followers promise, and until when a leader knows that no other node leads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ START_NS = 5 * MS
 
 
 class Clock:
-    """Goes when it is told to."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now_ns = START_NS
@@ -52,7 +52,7 @@ def make_clock() -> Clock:
 
 
 def follower(clock: Clock, *, lease_ms: int = LEASE_MS, asked_ms: int = LEASE_MS) -> Raft:
-    """Node 1, whose start was long ago, and which has just heard a heartbeat of node 2."""
+    """Node 1, which started long ago and has just got a heartbeat from node 2."""
     raft = core(lease_ms=lease_ms, clock_ns=clock)
     clock.go(10 * LEASE_MS)
     step(raft, Heartbeat(1, 2, 1, 0, 0, sent_ns=7, lease_ms=asked_ms))
@@ -60,7 +60,7 @@ def follower(clock: Clock, *, lease_ms: int = LEASE_MS, asked_ms: int = LEASE_MS
 
 
 def leader(clock: Clock, *, voters: int = 3, drift: float = 0.0) -> Raft:
-    """Node 1, which leads and has its no-op committed, and no lease yet."""
+    """Node 1, which leads and has committed its no-op, without a lease yet."""
     raft = core(voters=voters, lease_ms=LEASE_MS, clock_drift_max=drift, clock_ns=clock)
     clock.go(10 * LEASE_MS)
     become_leader(raft)
@@ -70,7 +70,7 @@ def leader(clock: Clock, *, voters: int = 3, drift: float = 0.0) -> Raft:
 
 
 def beat(raft: Raft) -> dict[int, Heartbeat]:
-    """Let it send heartbeats; they, by receiver."""
+    """Let it send heartbeats; return them by receiver."""
     raft.tick()
     raft.tick()
     return {message.to: message for message in only(Heartbeat, settle(raft))}
@@ -79,13 +79,13 @@ def beat(raft: Raft) -> dict[int, Heartbeat]:
 def promise(
     raft: Raft, heartbeat: Heartbeat, promised_ms: int = LEASE_MS, healing_generation: int = 0
 ) -> None:
-    """The receiver of `heartbeat` answers."""
+    """Deliver the reply of the receiver of `heartbeat`."""
     own = heartbeat.sender, heartbeat.to, heartbeat.term, heartbeat.read_round
     step(raft, HeartbeatReply(*own, 0, 0, healing_generation, heartbeat.sent_ns, promised_ms))
 
 
 def asks(raft: Raft, candidate: int, term: int, *, transfer: bool = False) -> bool:
-    """Whether `candidate` gets its vote."""
+    """True if `candidate` gets its vote."""
     request = VoteRequest(raft.id, candidate, term, 9, 9, False, transfer)
     return any(reply.granted for reply in only(VoteReply, step(raft, request)))
 
@@ -122,7 +122,7 @@ def test_a_promise_outlives_the_connection_to_the_leader(clock: Clock, is_pre: b
 
 
 def test_a_promise_outlives_the_term(clock: Clock) -> None:
-    """The later term may come to be known by other ways than by a request for a vote."""
+    """A node may learn of the later term in other ways than by a vote request."""
     raft = follower(clock)
     step(raft, VoteReply(1, 3, 8, False, True))
     assert (raft.term, raft.leader) == (8, None)
@@ -142,7 +142,7 @@ def test_a_leader_that_hands_over_lets_others_vote_at_once(clock: Clock) -> None
     assert asks(raft, 3, 2, transfer=True)
 
 
-def test_who_is_handed_leadership_campaigns_at_once(clock: Clock) -> None:
+def test_the_target_of_a_transfer_campaigns_at_once(clock: Clock) -> None:
     raft = follower(clock)
     requests = only(VoteRequest, step(raft, TimeoutNow(1, 2, 1)))
     assert requests and all(request.transfer for request in requests)
@@ -172,7 +172,7 @@ def test_the_election_timeout_may_end_before_the_promise(clock: Clock) -> None:
     assert only(VoteRequest, settle(raft))
 
 
-def test_a_node_that_starts_keeps_what_it_may_have_promised(clock: Clock) -> None:
+def test_a_node_that_starts_keeps_every_promise_it_may_have_given(clock: Clock) -> None:
     """Also if its settings have become smaller since."""
     raft = core(lease_ms=0, promised_ms=LEASE_MS, clock_ns=clock)
     for _ in range(5 * ELECTION_TICKS):
@@ -183,7 +183,7 @@ def test_a_node_that_starts_keeps_what_it_may_have_promised(clock: Clock) -> Non
     assert asks(raft, 3, 2)
 
 
-def test_without_leases_nobody_waits() -> None:
+def test_without_leases_no_candidate_waits() -> None:
     def no_clock() -> int:
         raise AssertionError("it isn't asked")
 
@@ -210,7 +210,7 @@ def test_a_lease_is_counted_from_when_the_heartbeat_was_sent(clock: Clock) -> No
     assert not raft.leases.holds()
 
 
-def test_a_lease_is_shorter_by_how_wrong_clocks_may_be(clock: Clock) -> None:
+def test_a_lease_is_shortened_by_the_bound_on_clock_drift(clock: Clock) -> None:
     raft = leader(clock, drift=0.25)
     promise(raft, beat(raft)[2])
     clock.go(LEASE_MS * 0.75 - 1)
@@ -260,7 +260,7 @@ def test_there_is_no_lease_before_an_entry_of_the_own_term_is_committed(clock: C
     assert raft.leases.holds()
 
 
-def test_a_single_voter_needs_nobody_and_does_so_until_there_is_another(clock: Clock) -> None:
+def test_a_single_voter_holds_a_lease_until_there_is_another_voter(clock: Clock) -> None:
     raft = core(voters=1, lease_ms=LEASE_MS, clock_ns=clock)
     clock.go(LEASE_MS)
     for _ in range(2 * ELECTION_TICKS):
@@ -275,13 +275,13 @@ def test_a_single_voter_needs_nobody_and_does_so_until_there_is_another(clock: C
     assert raft.leases.holds()
 
 
-def test_who_heals_is_not_counted(clock: Clock) -> None:
+def test_a_healing_node_counts_for_no_lease(clock: Clock) -> None:
     raft = leader(clock)
     promise(raft, beat(raft)[3], healing_generation=1)
     assert not raft.leases.holds()
 
 
-def test_a_lease_ends_with_a_transfer_and_comes_back_if_no_one_was_told(
+def test_a_lease_ends_with_a_transfer_and_returns_without_timeout_now(
     clock: Clock,
 ) -> None:
     raft = leader(clock)
@@ -300,8 +300,8 @@ def test_a_lease_ends_with_a_transfer_and_comes_back_if_no_one_was_told(
     assert raft.leases.current is not lease
 
 
-def test_there_is_no_lease_in_a_term_in_which_a_voter_was_told_to_campaign(clock: Clock) -> None:
-    """It may hear of it late."""
+def test_a_term_in_which_a_timeout_now_was_sent_has_no_lease(clock: Clock) -> None:
+    """The message may arrive late."""
     raft = leader(clock)
     raft.transfer(2)
     assert only(TimeoutNow, settle(raft))
@@ -313,7 +313,7 @@ def test_there_is_no_lease_in_a_term_in_which_a_voter_was_told_to_campaign(clock
 
 
 @pytest.mark.parametrize("news", [Heartbeat(1, 2, 9, 0, 0), VoteReply(1, 2, 9, False, False)])
-def test_who_no_longer_leads_has_no_lease(clock: Clock, news: Message) -> None:
+def test_a_node_that_no_longer_leads_has_no_lease(clock: Clock, news: Message) -> None:
     raft = leader(clock)
     promise(raft, beat(raft)[2])
     lease = raft.leases.current

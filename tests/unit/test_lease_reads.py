@@ -1,4 +1,4 @@
-"""Reads by lease from the calling thread: when they count, and that they never go back in time."""
+"""Reads by lease from the calling thread: when they count; they never go back in time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAR_NS = 1 << 50
 
 
 class Interrupted(State):
-    """While a value is read, something else happens."""
+    """A state in which something else happens while a value is read."""
 
     def __init__(self, meanwhile: Callable[[], None]) -> None:
         super().__init__(DictStore())
@@ -37,7 +37,7 @@ class Interrupted(State):
 
 
 def leader() -> Raft:
-    """It leads, has applied all that is committed, and holds a lease."""
+    """A core that leads, has applied everything that is committed, and holds a lease."""
     raft = core(lease_ms=100, clock_ns=lambda: FAR_NS)
     raft._election.promise._until_ns = 0
     become_leader(raft)
@@ -56,7 +56,7 @@ def test_a_lease_that_holds_answers() -> None:
     assert lease_reads(leader()).get(b"key") is None
 
 
-def test_what_is_committed_and_not_applied_is_missed() -> None:
+def test_a_read_by_lease_misses_while_committed_entries_are_not_applied() -> None:
     """A follower may have answered its callers already."""
     raft = leader()
     reads = lease_reads(raft)
@@ -75,8 +75,8 @@ def test_a_lease_that_ran_out_while_the_value_was_read_is_missed() -> None:
     assert lease_reads(raft, lambda: raft.leases.renew([0, 0, 0], 2)).get(b"key") is MISSED
 
 
-def test_a_lease_of_another_time_is_none_for_this_read() -> None:
-    """Somebody else may have led between the two."""
+def test_a_lease_of_another_time_does_not_serve_this_read() -> None:
+    """Another node may have led between the two."""
     raft = leader()
 
     def lose_and_win() -> None:

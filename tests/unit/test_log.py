@@ -1,4 +1,4 @@
-"""The log as the core sees it: merging a leader's entries, and the pointers into the log."""
+"""The core's log: merging a leader's entries, and the pointers into the log."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def log_of(terms: Sequence[int], *, commit: int = 0, applied: int = 0) -> RaftLo
 
 
 def append(entries: Sequence[Entry], prev: LogPosition = LOG_START) -> Append:
-    """What a leader would send."""
+    """Merge what a leader would send."""
     term = entries[-1].term if entries else prev.term
     return Append(2, 1, term, prev.index, prev.term, 0, 0, tuple(entries))
 
@@ -72,7 +72,7 @@ def test_a_conflicting_entry_goes_with_all_that_follow_it() -> None:
 
 
 def test_entries_that_match_are_not_cut_off_by_a_late_append() -> None:
-    """R6: a message that was overtaken must not drop what has been acknowledged since."""
+    """R6: a message that was overtaken must not drop entries acknowledged since."""
     log = log_of([1, 1, 1])
     late = log.window[0]
     assert log.merge(append([late])) == 1
@@ -167,7 +167,7 @@ def test_a_hint_skips_all_entries_of_later_terms() -> None:
 
 
 def test_a_hint_goes_below_commit_too_and_ends_where_memory_does() -> None:
-    """A leader has committed what the follower lacks, and must get past it in few rounds."""
+    """A leader must get past committed entries that the follower lacks, in few rounds."""
     assert log_of([1, 3, 3], commit=3).hint(9, 1) == (1, 1)
     log = RaftLog(
         1, chain([1, 2])[1].position, chain([3], chain([1, 2])[1].position), 1 << 20, MEMBERSHIP

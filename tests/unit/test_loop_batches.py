@@ -1,4 +1,4 @@
-"""What the tasks of one event loop submit in one turn goes to the node together."""
+"""Operations that tasks submit in one turn of an event loop go to the node together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write(name: bytes = b"") -> WriteOperation:
 
 
 class Node:
-    """Takes what is submitted, refuses `refused`, or raises `error`."""
+    """Takes operations, refuses those in `refused`, or raises `error`."""
 
     def __init__(self) -> None:
         self.submitted: list[list[Operation]] = []
@@ -48,7 +48,7 @@ def test_one_turn_of_a_loop_is_one_batch_in_order() -> None:
     asyncio.run(scenario())
 
 
-def test_what_is_flushed_is_not_submitted_again() -> None:
+def test_flushed_operations_are_not_submitted_again() -> None:
     async def scenario() -> None:
         node = Node()
         batches = LoopBatches(node.submit, list)

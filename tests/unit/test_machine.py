@@ -1,4 +1,4 @@
-"""User state machines: what commands may do, what is refused, what becomes of an exception."""
+"""User state machines: what commands may do, what is refused, and the effect of an exception."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_two_commands_of_one_name_are_refused() -> None:
             def echo(self, txn: Transaction) -> None: ...
 
 
-def test_what_cannot_be_called_is_refused() -> None:
+def test_an_unknown_command_is_refused() -> None:
     with pytest.raises(ConfigError, match="can't be called"):
 
         class Hidden(Kit):

@@ -1,4 +1,4 @@
-"""Memberships: what can follow what, and their bytes."""
+"""Memberships: which changes are possible, and their bytes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_an_id_is_never_used_again() -> None:
         (1 << 32, "d:1", ""),
     ],
 )
-def test_what_cant_be_a_member_is_refused(node_id: int, address: str, region: str) -> None:
+def test_an_impossible_member_is_refused(node_id: int, address: str, region: str) -> None:
     with pytest.raises(InvalidRequest):
         FIRST.with_learner(node_id, address, region)
 
@@ -84,7 +84,7 @@ def test_a_membership_survives_its_bytes() -> None:
         msgpack.packb([1, {1: ["a:1", "", True]}, 5]),
     ],
 )
-def test_what_is_not_a_membership_is_a_value_error(payload: bytes) -> None:
+def test_a_malformed_membership_is_a_value_error(payload: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         Membership.decode(payload)
 

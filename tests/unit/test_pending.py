@@ -1,4 +1,4 @@
-"""Which operations of a node have no result yet, and how much they hold."""
+"""The operations of a node without a result, and how much they hold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raftha.node.pending import PendingOperations
 
 
 class Scene:
-    """Two writes and something else; notes what is delivered."""
+    """Two writes and a read; records the results."""
 
     def __init__(self) -> None:
         self.delivered: list[tuple[Any, Any]] = []
@@ -53,7 +53,7 @@ def test_operations_count_until_they_have_their_results(scene: Scene) -> None:
     assert scene.pending.all() == []
 
 
-def test_who_has_a_result_gets_no_other_and_is_counted_once(scene: Scene) -> None:
+def test_an_operation_gets_one_result_and_is_counted_once(scene: Scene) -> None:
     scene.pending.deliver(scene.writes[0], 1)
     scene.pending.deliver_each(scene.writes, [10, 20])
     assert scene.delivered == [("a", 1), ("b", 20)]

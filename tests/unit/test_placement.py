@@ -1,4 +1,4 @@
-"""Whose turn it is to lead: timeouts by region, and the way back to the preferred region."""
+"""Which node should lead: timeouts by region, and the way back to the preferred region."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_voter_of_a_less_preferred_region_campaigns_later() -> None:
         follow(raft)
     assert ticks_until_it_campaigns(near) == ELECTION_TICKS
     assert ticks_until_it_campaigns(far) == ELECTION_TICKS + ELECTION_TICKS // 2
-    assert ticks_until_it_campaigns(only_far) == ELECTION_TICKS, "nobody is better"
+    assert ticks_until_it_campaigns(only_far) == ELECTION_TICKS, "no other region is better"
 
 
 def test_a_lost_connection_is_alike_unless_only_the_leader_was_better() -> None:
@@ -82,7 +82,7 @@ def test_without_automatic_failover_the_first_leader_is_still_elected() -> None:
     ticks_until_it_campaigns(alone)
 
 
-def test_an_operator_makes_a_follower_campaign_and_it_gives_up_in_vain() -> None:
+def test_an_operator_makes_a_follower_campaign_until_it_gives_up() -> None:
     raft = core_in(dict.fromkeys((1, 2, 3), "near"), 1, campaigns=False)
     follow(raft, term=1)
     raft.campaign()
@@ -108,7 +108,7 @@ def test_without_automatic_failover_a_leader_still_hands_over() -> None:
 
 
 class Watched:
-    """A leader, node 1 in the far region, looked at twice a second by a clock moved by hand."""
+    """A leader, node 1 in the far region, ticked twice a second by a clock that the test moves."""
 
     def __init__(self) -> None:
         self.raft = core_in({1: "far", 2: "near", 3: "far"})
@@ -137,7 +137,7 @@ def test_leadership_returns_to_the_preferred_region_once_it_stays_fit() -> None:
     assert len(watched.handed_at) == 1
 
 
-def test_a_preferred_voter_that_is_not_well_all_the_time_does_not_get_it() -> None:
+def test_a_preferred_voter_with_gaps_in_its_health_does_not_get_leadership() -> None:
     watched = Watched()
     for _ in range(5):
         watched.run(RETURN_AFTER_S - 1)
@@ -147,7 +147,7 @@ def test_a_preferred_voter_that_is_not_well_all_the_time_does_not_get_it() -> No
     assert watched.handed_at == []
 
 
-def test_a_preferred_voter_that_lags_does_not_get_it() -> None:
+def test_a_preferred_voter_that_lags_does_not_get_leadership() -> None:
     watched = Watched()
     watched.raft.propose(b"", 0, 0)
     settle(watched.raft)
@@ -157,7 +157,7 @@ def test_a_preferred_voter_that_lags_does_not_get_it() -> None:
     assert watched.handed_at == []
 
 
-def test_attempts_in_vain_come_ever_more_rarely_until_it_was_calm() -> None:
+def test_failed_attempts_become_rarer_until_a_calm_period() -> None:
     watched = Watched()
     watched.run(16 * RETURN_AFTER_S)
     gaps = [b - a for a, b in zip(watched.handed_at, watched.handed_at[1:], strict=False)]

@@ -61,7 +61,7 @@ def test_an_old_acknowledgement_changes_nothing(progress: Progress) -> None:
 
 
 def test_an_old_acknowledgement_does_not_end_a_probe(progress: Progress) -> None:
-    """Each would make all that was in flight go out again, and be rejected again."""
+    """Each would resend all entries in flight, and they would be rejected again."""
     progress.acknowledge(10)
     progress.sent(11, 1)
     progress.sent(12, 1)
@@ -74,7 +74,7 @@ def test_an_old_acknowledgement_does_not_end_a_probe(progress: Progress) -> None
 
 
 def test_the_answer_to_a_probe_without_entries_ends_it(progress: Progress) -> None:
-    """It tells nothing new where the follower has just what it is known to have."""
+    """It has no news if the follower has exactly what the leader knows."""
     progress.acknowledge(10)
     progress.probe()
     progress.probed(1, 10)
@@ -119,8 +119,8 @@ def test_after_a_lost_connection_sending_starts_over_from_the_match(progress: Pr
     assert (progress.mode, progress.next, progress.is_paused) == (Mode.PROBE, 11, False)
 
 
-def test_a_lost_connection_to_one_never_heard_of_keeps_the_guess(progress: Progress) -> None:
-    """Entry 1 may be compacted: asking for it would end in a place that only a snapshot leaves."""
+def test_a_lost_connection_before_any_reply_keeps_the_first_guess(progress: Progress) -> None:
+    """Entry 1 may be compacted: probing there would end in a snapshot."""
     progress.probed(1, 10)
     progress.probe()
     assert (progress.next, progress.is_paused) == (11, False)
@@ -131,8 +131,8 @@ def test_nothing_is_sent_while_entries_come_from_the_disk(progress: Progress) ->
     assert progress.is_paused
 
 
-def test_late_rejections_do_not_have_everything_sent_again_each(progress: Progress) -> None:
-    """In order there is none; on a network that reorders they would multiply without end."""
+def test_late_rejections_do_not_each_resend_everything(progress: Progress) -> None:
+    """A network in order has none; on one that reorders they would multiply without end."""
     progress.acknowledge(10)
     progress.sent(11, 1)
     progress.sent(12, 1)
@@ -141,7 +141,7 @@ def test_late_rejections_do_not_have_everything_sent_again_each(progress: Progre
     progress.sent(12, 1)
     assert not progress.reject(12, 12)
     assert progress.mode is Mode.REPLICATE
-    progress.has_fallen_back = False  # As a heartbeat's reply has it.
+    progress.has_fallen_back = False  # As the reply to a heartbeat sets it.
     assert progress.reject(12, 12)
 
 

@@ -1,4 +1,4 @@
-"""The leader's proposal queue: what goes into its log, when, and what doesn't go in twice."""
+"""The leader's proposal queue: what goes into its log and when, and that no group goes in twice."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_full_proposal_queue_takes_nothing_more_but_copies(leader: Raft) -> No
 
 
 def test_groups_without_commands_fill_a_proposal_queue_too(leader: Raft) -> None:
-    """Each is a few records at least; a flood of openings of sessions is one of memory."""
+    """Each takes a few records at least; a flood of session openings would fill memory."""
     proposals = ProposalQueue(leader)
     number = 0
     while proposals.has_room((0, number), 0):
@@ -99,8 +99,8 @@ def test_groups_without_commands_fill_a_proposal_queue_too(leader: Raft) -> None
     assert number * GROUP_BYTES <= PROPOSAL_QUEUE_BYTES_MAX
 
 
-def test_what_one_leadership_left_unapplied_does_not_hold_up_the_next(leader: Raft) -> None:
-    """Its entries may be gone, and would then never be applied."""
+def test_unapplied_batches_of_a_leadership_do_not_hold_up_the_next(leader: Raft) -> None:
+    """Its entries may be cut off, and would then never be applied."""
     proposals = ProposalQueue(leader)
     for number in range(UNCOMMITTED_BYTES_MAX // BATCH_BYTES_MAX + 1):
         proposals.put((5, number), group(BATCH_BYTES_MAX))

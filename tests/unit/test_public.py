@@ -1,4 +1,4 @@
-"""What `import raftha` offers: its names, their docstrings, and the modules it leaves for later."""
+"""What `import raftha` offers: its names, their docstrings, and its lazy modules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAZY = {
     "metrics": ["Collector", "Exposition"],
     "testing": ["LocalCluster", "LocalClusterError"],
 }
-"""Modules that `import raftha` doesn't import, and what users take from them."""
+"""Modules that `import raftha` doesn't import, and their public names."""
 
 NEVER_IMPORTED = ("hiredis", "prometheus_client", "rich", "typer")
 

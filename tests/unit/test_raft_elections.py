@@ -40,7 +40,7 @@ def test_a_node_starts_as_a_follower_that_knows_no_leader() -> None:
     assert (raft.role, raft.leader) == (Role.FOLLOWER, None)
 
 
-def test_a_follower_that_hears_nothing_asks_for_pre_votes_in_its_term() -> None:
+def test_a_follower_without_messages_asks_for_pre_votes_in_its_term() -> None:
     """Thesis 9.6."""
     raft = core()
     for _ in range(2 * ELECTION_TICKS):
@@ -112,7 +112,7 @@ def test_a_candidate_steps_down_on_an_append_from_the_same_term() -> None:
 
 
 @pytest.mark.parametrize("role", [Role.FOLLOWER, Role.CANDIDATE, Role.LEADER])
-def test_a_message_of_a_later_term_makes_anyone_a_follower(role: Role) -> None:
+def test_a_message_of_a_later_term_makes_every_role_a_follower(role: Role) -> None:
     """Raft paper 5.1."""
     raft = core()
     if role is Role.CANDIDATE:
@@ -164,7 +164,7 @@ def test_a_restarted_voter_remembers_its_vote() -> None:
     assert only(VoteReply, step(raft, VoteRequest(1, 2, 5, 9, 5, False, False)))[0].granted
 
 
-def test_a_pre_vote_binds_nobody() -> None:
+def test_a_pre_vote_binds_no_voter() -> None:
     raft = core()
     for who in (2, 3):
         (reply,) = step(raft, VoteRequest(1, who, 1, 0, 0, True, False))
@@ -293,7 +293,7 @@ def test_r2_an_acknowledgement_waits_for_the_current_write_and_its_own() -> None
     assert [m.index for m in only(AppendReply, list(second.messages))] == [2]
 
 
-def test_r2_what_is_durable_already_is_acknowledged_at_once() -> None:
+def test_r2_an_append_that_is_durable_already_is_acknowledged_at_once() -> None:
     raft = core(1, 1, 1, hard_state=HardState(1, 0, 0))
     follow(raft)
     raft.step(Append(1, 2, 1, 0, 0, 0, 0, tuple(chain(1, 1))))
@@ -313,7 +313,7 @@ def test_r2_acknowledgements_to_an_earlier_leader_go_with_its_term() -> None:
 # ---------------------------------------------------------------- R7: check-quorum and lease
 
 
-def test_r7_a_leader_that_hears_from_no_quorum_steps_down() -> None:
+def test_r7_a_leader_without_replies_from_a_quorum_steps_down() -> None:
     raft = core()
     become_leader(raft)
     for _ in range(3 * ELECTION_TICKS):
@@ -321,7 +321,7 @@ def test_r7_a_leader_that_hears_from_no_quorum_steps_down() -> None:
     assert not raft.is_leader
 
 
-def test_r7_a_leader_that_hears_from_a_quorum_stays() -> None:
+def test_r7_a_leader_with_replies_from_a_quorum_stays() -> None:
     raft = core(1, voters=5)
     become_leader(raft)
     for _ in range(5 * ELECTION_TICKS):
@@ -350,10 +350,7 @@ def test_r7_the_lease_gives_way_to_a_candidate_that_the_leader_chose() -> None:
 
 
 def test_a_removed_node_grants_no_votes() -> None:
-    """Nobody needs its vote but nodes that have lost their disks, and with it what was agreed on.
-
-    Those could outvote what the members that replaced them know.
-    """
+    """Only nodes that lost their disks would need its vote. They could outvote their successors."""
     raft = core()
     raft.removed()
     assert not only(VoteReply, step(raft, VoteRequest(1, 3, 1, 0, 0, True, False)))[0].granted
@@ -361,7 +358,7 @@ def test_a_removed_node_grants_no_votes() -> None:
     assert raft.vote == 0
 
 
-def test_r7_the_lease_ends_after_an_election_timeout_without_a_word() -> None:
+def test_r7_the_lease_ends_after_an_election_timeout_of_silence() -> None:
     raft = core()
     follow(raft)
     for _ in range(ELECTION_TICKS):
@@ -371,7 +368,7 @@ def test_r7_the_lease_ends_after_an_election_timeout_without_a_word() -> None:
 
 
 def test_a_candidate_keeps_its_term_until_its_vote_is_durable() -> None:
-    """On a slow disk it would raise the term for ever, and never count a vote."""
+    """On a slow disk it would raise the term again and again, and never count a vote."""
     raft = core(1, voters=1)
     while raft.role is not Role.CANDIDATE:
         raft.tick()
@@ -384,7 +381,7 @@ def test_a_candidate_keeps_its_term_until_its_vote_is_durable() -> None:
     assert raft.is_leader
 
 
-def test_each_term_without_a_leader_makes_a_candidate_more_patient() -> None:
+def test_each_term_without_a_leader_lengthens_the_timeout() -> None:
     raft = core(1)
     ticks = []
     for _ in range(6):
@@ -402,7 +399,7 @@ def test_each_term_without_a_leader_makes_a_candidate_more_patient() -> None:
 
 
 def silent_for(raft: Raft, ticks: int) -> bool:
-    """Let time pass; whether the node's election timeout has passed."""
+    """Let time pass; return True if the node's election timeout has passed."""
     for _ in range(ticks):
         raft.tick()
     return raft.role is not Role.FOLLOWER

@@ -1,4 +1,4 @@
-"""A node that has lost its log, and what the others make of it."""
+"""A node that has lost its log, and how the others treat it."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def leader() -> Raft:
 
 
 @pytest.mark.parametrize("is_pre", [True, False])
-def test_who_heals_gives_no_vote(is_pre: bool) -> None:
+def test_a_healing_node_grants_no_vote(is_pre: bool) -> None:
     raft = healing()
     (reply,) = only(VoteReply, step(raft, VoteRequest(3, 1, 5, 9, 4, is_pre, False)))
     assert (reply.granted, reply.healing_generation) == (False, HEALING)
 
 
-def test_who_heals_never_campaigns_not_even_if_told_to() -> None:
+def test_a_healing_node_never_campaigns_even_if_asked_to() -> None:
     raft = healing()
     raft.step(Heartbeat(3, 1, 1, 0, 0))
     raft.step(TimeoutNow(3, 1, 1))
@@ -91,7 +91,7 @@ def test_acknowledgements_before_a_loss_and_late_replies_count_for_nothing() -> 
     assert raft.progress[3].match == 0, "said before the loss"
 
 
-def test_who_heals_counts_for_no_commit_no_read_and_no_quorum_check() -> None:
+def test_a_healing_node_counts_for_no_commit_no_read_and_no_quorum_check() -> None:
     raft = leader()
     raft.step(HeartbeatReply(1, 3, 1, 0, healing_generation=HEALING))
     settle(raft)
@@ -112,7 +112,7 @@ def test_who_heals_counts_for_no_commit_no_read_and_no_quorum_check() -> None:
     assert not raft.is_leader, "the one that answers doesn't count"
 
 
-def test_it_has_healed_when_it_holds_what_a_majority_without_it_has() -> None:
+def test_a_node_has_healed_when_it_holds_what_the_other_majority_holds() -> None:
     raft = leader()
     raft.step(HeartbeatReply(1, 3, 1, 0, healing_generation=HEALING))
     settle(raft)

@@ -1,4 +1,4 @@
-"""What no correct node sends: it is dropped, or said, and harms nobody."""
+"""Messages that no correct node sends: they are dropped or reported, and do no harm."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def events_of(raft: Raft, kind: type[HaEvent]) -> list[HaEvent]:
     ],
     ids=lambda message: type(message).__name__,
 )
-def test_a_second_leader_of_a_term_is_not_followed_and_said_once(message: Message) -> None:
+def test_a_second_leader_of_a_term_is_not_followed_and_reported_once(message: Message) -> None:
     raft = core()
     follow(raft, leader=2, term=1)
     raft.ready()
@@ -51,7 +51,7 @@ def test_a_second_leader_of_a_term_is_not_followed_and_said_once(message: Messag
     assert (raft.leader, raft.log.last_index) == (2, 0)
 
 
-def test_a_leader_that_hears_another_in_its_term_says_so_and_goes_on() -> None:
+def test_a_leader_reports_a_second_one_in_its_term_and_goes_on() -> None:
     raft = core()
     become_leader(raft)
     raft.step(Heartbeat(1, 3, raft.term, 0, 0))
@@ -59,7 +59,7 @@ def test_a_leader_that_hears_another_in_its_term_says_so_and_goes_on() -> None:
     assert raft.is_leader
 
 
-def test_a_leader_that_is_lost_and_another_of_a_later_term_are_no_second_leader() -> None:
+def test_a_leader_of_a_later_term_is_not_a_second_leader() -> None:
     raft = core()
     follow(raft, leader=2, term=1)
     raft.disconnected(2)
@@ -115,7 +115,7 @@ def test_an_entry_that_cannot_follow_the_log_is_not_taken(
 # ---------------------------------------------------------------- what followers say
 
 
-def test_a_follower_that_claims_more_than_the_log_has_is_asked_for_its_place_again() -> None:
+def test_a_follower_that_claims_more_than_the_log_has_is_probed_again() -> None:
     raft = core(1, 1, 1, 1, window_bytes_max=1)
     become_leader(raft)
     acknowledge(raft, 2)
@@ -128,7 +128,7 @@ def test_a_follower_that_claims_more_than_the_log_has_is_asked_for_its_place_aga
     assert raft.progress[3].mode is Mode.SNAPSHOT, "it needs a snapshot as before"
 
 
-def test_a_promise_upon_a_heartbeat_that_was_not_sent_yet_makes_no_lease() -> None:
+def test_a_promise_for_a_heartbeat_not_yet_sent_makes_no_lease() -> None:
     now = [0]
     raft = core(lease_ms=100, clock_ns=lambda: now[0])
     now[0] = 10**9
@@ -144,7 +144,7 @@ def test_a_promise_upon_a_heartbeat_that_was_not_sent_yet_makes_no_lease() -> No
 # ---------------------------------------------------------------- rare, and right
 
 
-def test_what_was_acknowledged_to_one_leader_the_next_may_cut_off_in_the_same_turn() -> None:
+def test_a_new_leader_may_cut_off_acknowledged_entries_in_the_same_turn() -> None:
     raft = core(1, 1, 1)
     follow(raft, leader=2, term=1)
     raft.step(Append(1, 2, 1, 2, 1, 0, 0, ()))
@@ -153,7 +153,7 @@ def test_what_was_acknowledged_to_one_leader_the_next_may_cut_off_in_the_same_tu
     assert [(reply.term, reply.index) for reply in replies] == [(1, 2), (2, 2)]
 
 
-def test_an_entry_that_is_replaced_and_put_back_while_it_is_written_is_durable() -> None:
+def test_an_entry_replaced_and_restored_during_its_write_is_durable() -> None:
     raft = core()
     follow(raft, leader=2, term=1)
     first, second = chain(1, 1)

@@ -1,4 +1,4 @@
-"""Replication, reads, handing over: rules R3 to R6 and R8 of `raftha.core.raft`."""
+"""Replication, reads, transfers: rules R3 to R6 and R8 of `raftha.core.raft`."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_r5_nothing_is_applied_before_it_is_on_this_disk() -> None:
     assert [e.index for e in raft.ready().committed] == [1, 2]
 
 
-def test_r5_what_the_disk_knows_to_be_committed_is_applied_after_a_restart() -> None:
+def test_r5_entries_committed_on_disk_are_applied_after_a_restart() -> None:
     raft = core(1, 1, 1, 1, hard_state=HardState(1, 0, 2))
     assert [e.index for e in raft.ready().committed] == [1, 2]
 
@@ -335,7 +335,7 @@ def test_an_unknown_follower_that_reconnects_is_not_asked_for_entry_1() -> None:
 
 
 def test_entries_that_wait_for_an_answer_are_not_sent_with_every_heartbeat() -> None:
-    """They may be large, and their way, or the follower's disk, slower than a heartbeat."""
+    """They may be large, and the network or the follower's disk slower than a heartbeat."""
     raft = core(1, 1, 1)
     become_leader(raft)
     for _ in range(3):
@@ -371,7 +371,7 @@ def test_an_append_from_the_disk_is_no_larger_than_others() -> None:
 
 
 def test_late_answers_do_not_make_what_is_in_flight_go_out_again() -> None:
-    """An append was overtaken and rejected. Of the answers to earlier ones none says more."""
+    """An append was overtaken and rejected. The replies to earlier ones have no news."""
     raft = core()
     become_leader(raft)
     acknowledge(raft, 3)
@@ -409,7 +409,7 @@ def test_entries_that_left_the_memory_are_read_from_the_disk_and_sent() -> None:
 
 
 def test_an_answer_from_the_disk_to_an_earlier_leadership_is_not_sent() -> None:
-    """The log may have been replaced in between: node 3 would get entries that nobody has."""
+    """The log may have been replaced in between: node 3 would get entries that no log has."""
     raft = core(1, 1, 1, window_bytes_max=1)
     lagging(raft)
     (request,) = raft.ready().log_reads
@@ -473,7 +473,7 @@ def test_no_proposals_are_taken_during_a_transfer() -> None:
     assert not raft.can_propose
 
 
-def test_a_transfer_that_does_not_happen_is_given_up() -> None:
+def test_a_transfer_that_fails_is_given_up() -> None:
     raft = core()
     become_leader(raft)
     raft.transfer(2)
@@ -494,14 +494,14 @@ def test_only_the_leader_transfers_and_only_to_a_member() -> None:
         raft.transfer(9)
 
 
-def test_timeout_now_from_anyone_but_the_leader_is_ignored() -> None:
+def test_timeout_now_from_any_other_node_than_the_leader_is_ignored() -> None:
     raft = core()
     follow(raft)
     step(raft, TimeoutNow(1, 3, 1))
     assert raft.role is Role.FOLLOWER
 
 
-def test_a_vote_is_given_to_who_may_be_a_member_by_a_later_membership() -> None:
+def test_a_candidate_of_a_later_membership_may_get_a_vote() -> None:
     """Thesis 4.1: a server also answers those that aren't in its own latest configuration."""
     raft = core()
     (reply,) = step(raft, VoteRequest(1, 9, 5, 9, 9, False, False))
@@ -517,7 +517,7 @@ def test_the_votes_of_strangers_do_not_count() -> None:
 
 
 def test_a_leader_that_learns_of_its_removal_leads_no_more() -> None:
-    """It may be of an earlier life of the cluster, which others took for lost for good."""
+    """It may belong to an earlier life of the cluster, which was considered lost for good."""
     raft = core()
     become_leader(raft)
     raft.removed()
@@ -528,7 +528,7 @@ def test_a_leader_that_learns_of_its_removal_leads_no_more() -> None:
     assert raft.role is Role.FOLLOWER
 
 
-def test_what_no_correct_node_sends_ends_nothing() -> None:
+def test_messages_that_no_correct_node_sends_do_no_harm() -> None:
     raft = core()
     become_leader(raft)
     term = raft.term

@@ -1,4 +1,4 @@
-"""What a survivor finds on its disk, and what a recovery writes to it."""
+"""What a survivor finds on its disk, and what a recovery writes there."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def last_of(config: HaConfig) -> tuple[HardState, LogPosition, Membership]:
     return found
 
 
-def test_the_plan_says_how_far_the_log_goes_and_who_is_lost(tmp_path: Path) -> None:
+def test_the_plan_says_how_far_the_log_goes_and_which_nodes_are_lost(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     make_node(config, FIRST.without(5))
     with open_survivor(config) as survivor:
@@ -105,7 +105,7 @@ def test_a_learner_may_be_all_that_is_left(tmp_path: Path) -> None:
     assert last_of(config)[2].members[6] == Member("127.0.0.1:6", "elsewhere")
 
 
-def test_a_node_that_was_removed_can_not_be_the_survivor(tmp_path: Path) -> None:
+def test_a_removed_node_cannot_be_the_survivor(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     make_node(config, FIRST.without(1))
     with open_survivor(config) as survivor, pytest.raises(InvalidRequest, match="not a member"):
@@ -113,7 +113,7 @@ def test_a_node_that_was_removed_can_not_be_the_survivor(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("answering", "is_quorum_there"), [(1, False), (2, True)])
-def test_a_majority_that_seems_to_be_there_is_noticed(
+def test_a_majority_that_answers_is_noticed(
     tmp_path: Path, answering: int, is_quorum_there: bool
 ) -> None:
     """Of five voters this one and two others are a majority."""
@@ -132,7 +132,7 @@ def test_a_majority_that_seems_to_be_there_is_noticed(
     assert plan.is_quorum_there == is_quorum_there
 
 
-def test_a_folder_that_is_no_node_s_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_of_no_node_is_left_as_it_is(tmp_path: Path) -> None:
     with (
         pytest.raises(ConfigError, match="not the data directory"),
         open_survivor(make_config(tmp_path / "none")),

@@ -1,4 +1,4 @@
-"""docs/REFERENCE.md names tests that exist; docs/reference has what the source says."""
+"""docs/REFERENCE.md names existing tests; docs/reference matches the source."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_row_names_a_test_that_exists() -> None:
 
 
 @pytest.mark.parametrize("name", generate.PAGES)
-def test_a_generated_page_is_as_the_source_says(name: str) -> None:
+def test_a_generated_page_matches_the_source(name: str) -> None:
     committed = (generate.FOLDER / name).read_text(encoding="utf-8")
     assert committed == generate.render(name), "rewrite it with `python -m tests.reference`"
 

@@ -1,4 +1,4 @@
-"""Refusals are counted each, and logged once."""
+"""Each refusal is counted, and each reason is logged once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def refused() -> Refusals:
     return Refusals(logging.getLogger("test"), "peer refused node=1")
 
 
-def test_who_tries_again_and_again_is_logged_once_and_counted_each_time(
+def test_repeated_refusals_are_logged_once_and_counted_each_time(
     refused: Refusals, caplog: pytest.LogCaptureFixture
 ) -> None:
     for port in range(100):
@@ -30,7 +30,7 @@ def test_who_tries_again_and_again_is_logged_once_and_counted_each_time(
     ]
 
 
-def test_what_goes_on_is_logged_again_after_a_while(
+def test_a_refusal_that_goes_on_is_logged_again_after_a_while(
     refused: Refusals, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused.add("a:1", "why")

@@ -1,4 +1,4 @@
-"""The reserve: space that is there for a checkpoint when the disk is full."""
+"""The reserve: space for a checkpoint when the disk is full."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def allocated(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
-def test_what_is_taken_is_really_allocated(tmp_path: Path) -> None:
+def test_the_reserve_is_really_allocated(tmp_path: Path) -> None:
     path = tmp_path / "reserve"
     Reserve(path, SIZE).take()
     assert path.stat().st_size == SIZE
     assert allocated(path) >= SIZE
 
 
-def test_it_is_given_up_once_and_can_be_taken_again(tmp_path: Path) -> None:
+def test_the_reserve_is_released_once_and_can_be_taken_again(tmp_path: Path) -> None:
     path = tmp_path / "reserve"
     reserve = Reserve(path, SIZE)
     reserve.take()
@@ -36,7 +36,7 @@ def test_it_is_given_up_once_and_can_be_taken_again(tmp_path: Path) -> None:
     assert allocated(path) >= SIZE
 
 
-def test_what_an_earlier_run_left_is_made_whole_or_cut(tmp_path: Path) -> None:
+def test_leftovers_of_an_earlier_run_are_completed_or_cut(tmp_path: Path) -> None:
     path = tmp_path / "reserve"
     for left in (SIZE // 2, 2 * SIZE):
         with path.open("wb") as file:
@@ -68,10 +68,10 @@ def test_more_than_the_disk_has_is_not_even_tried(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "raised"), [(errno.ENOSPC, StorageFull), (errno.EIO, StorageFailed)]
 )
-def test_what_can_t_be_allocated_is_no_reserve(
+def test_a_reserve_that_cannot_be_allocated_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, raised: type[Exception]
 ) -> None:
-    """The disk may have told less than the truth."""
+    """The disk may have reported more free space than it had."""
 
     def refuse(handle: int, offset: int, size: int) -> None:
         raise OSError(code, os.strerror(code))

@@ -1,4 +1,4 @@
-"""RESP: requests out of bytes, however they are cut and whatever they claim; replies into bytes."""
+"""RESP: requests from bytes, however they are cut and whatever they claim; replies to bytes."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ CLAIMS = [
 
 
 @pytest.mark.parametrize("data", CLAIMS)
-def test_what_a_header_claims_costs_no_memory(data: bytes) -> None:
+def test_a_large_length_in_a_header_costs_no_memory(data: bytes) -> None:
     parse(pack(b"PING"))
     tracemalloc.start()
     try:
@@ -178,7 +178,7 @@ def test_the_limit_is_for_one_request_not_for_what_arrives_together() -> None:
         b"GET 'a b'\r\n",
     ],
 )
-def test_what_is_not_an_array_of_bulk_strings_is_refused(data: bytes) -> None:
+def test_a_request_that_is_no_array_of_bulk_strings_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         parse(data)
 
@@ -258,7 +258,7 @@ def test_a_client_gets_the_class_of_error_that_the_server_met(
         assert read.leader == error.leader
 
 
-def test_an_error_nobody_foresaw_is_indeterminate(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unforeseen_error_is_indeterminate(caplog: pytest.LogCaptureFixture) -> None:
     assert error_reply(ValueError("x")).startswith(b"-INDETERMINATE internal error")
     assert "unexpected error" in caplog.text
 

@@ -1,4 +1,4 @@
-"""The reference server's commands: who is found, what is refused, what is sent to the log."""
+"""The reference server's commands: which are found, what is refused, what goes to the log."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_writes_become_calls(text: str, call: tuple[Any, ...]) -> None:
         ("INCR " + "x" * 512, "a key must be 1 to 511 bytes, got 512"),
     ],
 )
-def test_writes_that_cannot_be_are_refused_before_the_log(text: str, error: str) -> None:
+def test_invalid_writes_are_refused_before_the_log(text: str, error: str) -> None:
     with pytest.raises((ReplyError, InvalidRequest)) as caught:
         packed(text)
     assert str(caught.value) == error

@@ -1,6 +1,6 @@
 """A connection of the reference server: order, pipelining, transactions, and flow control.
 
-The manager is a fake whose futures the test completes, so every order of events can be had.
+The manager is a fake whose futures the test completes, so a test can choose any order of events.
 """
 
 from __future__ import annotations
@@ -331,7 +331,7 @@ def test_reading_pauses_while_many_bytes_wait() -> None:
 
 
 def test_only_so_many_large_replies_are_to_come() -> None:
-    """The reply to each may be of some MiB, and takes up memory as soon as it is done."""
+    """The reply to each may have some MiB, and takes memory as soon as it is done."""
 
     async def script(scene: Scene) -> None:
         await scene.send(*["MULTI", "GET a", "EXEC"] * (LARGE_REPLIES_MAX + 5))
@@ -393,7 +393,7 @@ def test_a_lost_connection_leaves_nothing_behind() -> None:
     play(script)
 
 
-def test_resp3_is_spoken_to_those_who_ask() -> None:
+def test_resp3_is_spoken_to_clients_that_ask() -> None:
     async def script(scene: Scene) -> None:
         await scene.send("HELLO 4", "HELLO 3", "CLIENT GETNAME", "CONFIG GET save", "HELLO 2")
         replies = scene.take()
@@ -450,7 +450,7 @@ def test_ping_and_quit_need_no_token() -> None:
         (b"HELLO", b"2", b"setname", b"x", b"auth", b"default", TOKEN.encode()),
     ],
 )
-def test_who_shows_the_token_is_in_and_stays_in(request_: tuple[bytes, ...]) -> None:
+def test_a_client_that_shows_the_token_stays_in(request_: tuple[bytes, ...]) -> None:
     async def script(scene: Scene) -> None:
         await scene.send("GET a", request_, "SET a 1")
         assert scene.take().startswith(NOAUTH)
@@ -501,7 +501,7 @@ def test_without_a_token_auth_is_an_error_as_in_redis() -> None:
     play(script)
 
 
-def test_who_does_not_show_it_in_time_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_shows_no_token_in_time_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "AUTH_TIMEOUT_S", 0.02)
 
     async def script(scene: Scene) -> None:

@@ -186,7 +186,7 @@ def test_an_exec_that_would_read_too_much_is_rolled_back() -> None:
     assert b"n" not in values
 
 
-def test_an_exec_of_something_else_fails_and_stops_nobody() -> None:
+def test_an_exec_of_anything_else_fails_and_stops_no_node() -> None:
     values: dict[bytes, bytes] = {}
     assert call(values, "exec", ("set", b"a", b"1", "", False), ("exec",))[0] == "KeyError"
     assert not values

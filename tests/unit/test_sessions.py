@@ -1,4 +1,4 @@
-"""Exactly once: repeated groups, floors, expiry, and the bounds of what is remembered."""
+"""Exactly once: repeated groups, floors, expiry, and the bounds of the kept outcomes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_a_session_s_id_is_the_same_on_all_replicas_and_can_t_be_guessed() -> None:
+def test_a_session_id_is_the_same_on_all_replicas_and_unguessable() -> None:
     applied = Bench().apply(opening(7), opening(8))
     assert [(a.session, a.number) for a in applied] == [(0, 7), (0, 8)]
     ids = [a.outcome.session for a in applied]

@@ -105,7 +105,7 @@ def test_a_snapshot_is_whole_and_knows_its_position(
     assert not list((tmp_path / "outgoing").iterdir())
 
 
-def test_receiving_resumes_and_begins_anew_with_another_snapshot(
+def test_receiving_resumes_and_restarts_with_another_snapshot(
     snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path
 ) -> None:
     outgoing, made = snapshot
@@ -130,7 +130,7 @@ def test_a_damaged_chunk_is_not_written(
         data = bytearray(chunk.data)
         data[place] ^= 1
         if unpack_chunk(chunk._replace(data=bytes(data))) is not None:
-            # A bit that zstd doesn't look at: what comes out is what went in.
+            # A bit that zstd ignores: the decompressed data is unchanged.
             assert unpack_chunk(chunk._replace(data=bytes(data))) == unpack_chunk(chunk)
     assert incoming.write(chunk._replace(crc=chunk.crc ^ 1)) == 0
     assert incoming.write(chunk) == CHUNK_BYTES
@@ -141,7 +141,7 @@ def test_a_damaged_chunk_is_not_written(
     [b"", b"junk", zstandard.compress(bytes(CHUNK_BYTES + 1)), zstandard.compress(b"x")[:-1]],
     ids=["empty", "junk", "too large", "cut"],
 )
-def test_a_chunk_that_cant_be_one_is_refused(data: bytes) -> None:
+def test_an_impossible_chunk_is_refused(data: bytes) -> None:
     assert unpack_chunk(Chunk(0, 0, data)) is None
 
 
@@ -264,7 +264,7 @@ def test_an_installation_stopped_at_any_step_is_finished_at_the_next_start(
 def test_a_snapshot_is_not_installed_over_a_log_that_holds_its_last_entry(
     snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path
 ) -> None:
-    """What came after that entry may have been acknowledged since READY was written."""
+    """Entries after it may have been acknowledged since READY was written."""
     data = prepare(tmp_path, snapshot)
     wal = open_wal(data)
     wal.append(None, make_log(70)[5:])

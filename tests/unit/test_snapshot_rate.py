@@ -1,4 +1,4 @@
-"""How fast snapshots are sent: what writes are seen to suffer decides."""
+"""The rate at which snapshots are sent: measured delays of writes decide."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ FOLLOWER_TAKES = 400 * MIB
 
 
 class Leader:
-    """Sends chunks as fast as it may, while writes take as long as `latency` says of the rate."""
+    """Sends chunks as fast as it may; writes take as long as `latency` says for the rate."""
 
     def __init__(self, bytes_per_s_max: int = 0) -> None:
         self.now = 0.0
         self.rate = SnapshotRate(0.0, bytes_per_s_max)
         self.base_s: float | None = 0.005
-        """What a write takes if no snapshot is sent; None if there are none."""
+        """The time of a write if no snapshot is sent; None without writes."""
         self.harmless = 20.0 * MIB
-        """The rate from which on writes are slowed down."""
+        """The rate above which writes slow down."""
         self.sends = False
         self.latencies: list[float] = []
         self.sent = 0
 
     def run(self, seconds: float) -> float:
-        """Let time pass; how many bytes a second were sent."""
+        """Let time pass; return how many bytes a second were sent."""
         self.latencies.clear()
         before = self.sent
         for _ in range(round(seconds / TICK_S)):
@@ -97,14 +97,14 @@ def test_the_rate_never_falls_to_nothing() -> None:
     assert leader.run(20) > RATE_MIN / 2
 
 
-def test_a_limit_is_kept() -> None:
+def test_the_configured_rate_is_not_exceeded() -> None:
     leader = Leader(bytes_per_s_max=MIB)
     leader.sends = True
     leader.run(5)
     assert leader.run(20) < 1.1 * MIB
 
 
-def test_it_begins_gently_and_in_small_portions() -> None:
+def test_the_first_interval_sends_less_than_its_share() -> None:
     rate = SnapshotRate(100.0, 0)
     sent = 0
     while rate.may_send(100.0, CHUNK):

@@ -1,4 +1,4 @@
-"""Snapshots on their way: what goes out when, and what is done when nothing good comes back."""
+"""Snapshots under way: what is sent when, and what happens after errors or silence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHUNK = 100
 
 
 class Files:
-    """Snapshots without files: whatever is asked for is there at once, unless it is held."""
+    """Snapshots without files: each result is there at once, unless it is held."""
 
     chunk_bytes = CHUNK
 
@@ -74,7 +74,7 @@ class Files:
 
 
 class Leader:
-    """A sender, its clock, and what the core of a leader of term 2 shows it."""
+    """A sender, its clock, and the view of a core that leads term 2."""
 
     def __init__(self, bytes_per_s: int = 0) -> None:
         self.now = 100.0
@@ -147,7 +147,7 @@ def test_a_transfer_goes_on_from_what_the_follower_has(leader: Leader) -> None:
     assert leader.offsets() == [150, 250, 350, 450]
 
 
-def test_the_offer_is_repeated_to_a_follower_that_is_silent(leader: Leader) -> None:
+def test_the_offer_is_repeated_to_a_silent_follower(leader: Leader) -> None:
     leader.begin()
     leader.wait(OFFER_AGAIN_AFTER_S + 0.1)
     assert [type(message) for message in leader.sent] == [SnapshotOffer]
@@ -199,7 +199,7 @@ def test_two_followers_share_a_snapshot(leader: Leader) -> None:
     assert leader.files.dropped == [7]
 
 
-def test_a_refused_snapshot_is_made_anew_after_pauses_that_grow(leader: Leader) -> None:
+def test_a_refused_snapshot_is_made_again_after_growing_pauses(leader: Leader) -> None:
     for failures in range(1, 5):
         leader.begin()
         leader.reply(SnapshotStatus.REFUSED, 0)
@@ -220,7 +220,7 @@ def test_a_transfer_without_progress_is_given_up(leader: Leader) -> None:
     assert leader.failed == [SnapshotRequest(2, 2)]
 
 
-def test_who_has_all_of_it_may_take_long_to_check_it(leader: Leader) -> None:
+def test_a_follower_may_take_long_to_check_a_whole_snapshot(leader: Leader) -> None:
     leader.begin()
     for _ in range(int(3 * GIVE_UP_AFTER_S)):
         leader.wait(1)
@@ -278,14 +278,14 @@ def test_a_snapshot_is_received_in_any_order_and_installed() -> None:
     assert follower.files.is_installed
 
 
-def test_a_snapshot_of_what_the_log_holds_is_of_no_use() -> None:
+def test_a_snapshot_of_entries_that_the_log_holds_is_useless() -> None:
     follower = Follower()
     follower.last = 50
     follower.receiver.on_offer(follower.offer)
     assert follower.replies == [(2, 50)]
 
 
-def test_a_snapshot_is_of_no_use_once_another_leaders_log_has_helped() -> None:
+def test_a_snapshot_is_useless_once_another_leaders_log_has_helped() -> None:
     follower = Follower()
     follower.receiver.on_offer(follower.offer)
     follower.chunk(0)
@@ -297,7 +297,7 @@ def test_a_snapshot_is_of_no_use_once_another_leaders_log_has_helped() -> None:
     assert not follower.files.is_installed
 
 
-def test_a_snapshot_that_isnt_sound_is_refused() -> None:
+def test_a_damaged_snapshot_is_refused_before_it_is_installed() -> None:
     follower = Follower()
     follower.files.is_sound = False
     follower.receiver.on_offer(follower.offer)

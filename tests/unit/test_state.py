@@ -171,7 +171,7 @@ def test_a_scan_merges_all_layers_in_both_directions(bench: Bench) -> None:
 
 
 def prepare(bench: Bench, read: Callable[[], T]) -> tuple[T, int]:
-    """What a read returns, and how often it wasn't ready."""
+    """Prepare a read; return its result, and how often it wasn't ready."""
     for times in range(1000):
         try:
             return read(), times
@@ -182,13 +182,13 @@ def prepare(bench: Bench, read: Callable[[], T]) -> tuple[T, int]:
 
 @pytest.fixture
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads have to be prepared in small pieces."""
+    """Make reads need small pieces of preparation."""
     for module, name in ((state, "LOOKUP_PIECE"), (state, "SORT_PIECE"), (buffer, "SORT_PIECE")):
         monkeypatch.setattr(module, name, 16)
 
 
 @pytest.mark.usefixtures("pieces")
-def test_what_takes_long_is_prepared_in_pieces_while_writes_go_on(bench: Bench) -> None:
+def test_long_work_is_prepared_in_pieces_while_writes_go_on(bench: Bench) -> None:
     bench.do(*[put(b"%03d" % n, b"stored") for n in range(0, 600, 2)])
     bench.checkpoint()
     bench.do(*[put(b"%03d" % n, b"frozen") for n in range(0, 600, 3)], delete(b"002"))
@@ -219,7 +219,7 @@ def test_what_takes_long_is_prepared_in_pieces_while_writes_go_on(bench: Bench) 
 
 
 @pytest.mark.usefixtures("pieces")
-def test_what_is_prepared_gets_nearer_however_much_is_written(bench: Bench) -> None:
+def test_preparation_progresses_however_much_is_written(bench: Bench) -> None:
     bench.do(*[put(b"first-%d" % n, b"") for n in range(100)])
     for read in (bench.state.count, bench.state.scan):
         for turn in range(60):

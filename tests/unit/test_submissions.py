@@ -1,4 +1,4 @@
-"""Submissions: what happens to a write between its caller and its outcome, without any network."""
+"""Submissions: a write between its caller and its outcome, without a network."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ ACKNOWLEDGED = Acknowledgement(ReplicationMode.ASYNC_WITH_ACK, (1, 3), ("primary
 
 
 class FakeRouter:
-    """What submissions ask of the rest of a node; a leader is there if `has_leader`.
+    """The parts of a node that submissions use; there is a leader if `has_leader`.
 
-    It is their route, their pending operations and their acknowledgements at once.
+    It is their route, their pending operations and their acknowledgements in one.
     """
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ def test_a_group_without_an_answer_is_sent_again_after_a_while(
     assert [group.number for group in router.routed] == [1, 1]
 
 
-def test_an_outcome_for_somebody_else_is_ignored(
+def test_an_outcome_of_another_submitter_is_ignored(
     submissions: Submissions, router: FakeRouter
 ) -> None:
     submissions.add(write("a"))
@@ -230,7 +230,7 @@ def test_an_overloaded_leader_leaves_a_group_sent_twice_indeterminate(
     assert isinstance(router.delivered[0][1], RequestTimeout)
 
 
-def test_a_leader_without_space_is_no_overloaded_one(
+def test_a_leader_without_space_does_not_report_overload(
     submissions: Submissions, router: FakeRouter
 ) -> None:
     submissions.add(write("a"))
@@ -295,7 +295,7 @@ def test_a_group_that_the_floor_passed_goes_out_in_a_new_session(
     assert [name for name, _ in router.delivered] == ["b", "a"]
 
 
-def test_a_client_can_t_use_the_node_s_own_session(
+def test_a_client_cannot_use_the_nodes_own_session(
     submissions: Submissions, router: FakeRouter
 ) -> None:
     submissions.add_group(GroupOperation("a", 200.0, SESSION, 1, 1, [pack_put(b"a", b"")]))
@@ -303,7 +303,7 @@ def test_a_client_can_t_use_the_node_s_own_session(
     assert isinstance(router.delivered[0][1], InvalidRequest)
 
 
-def test_an_outcome_of_another_s_group_of_our_number_is_not_taken_for_ours(
+def test_an_outcome_of_a_foreign_group_with_our_number_is_not_ours(
     submissions: Submissions, router: FakeRouter
 ) -> None:
     submissions.add(write("a"))
@@ -326,7 +326,7 @@ def test_a_failed_command_fails_only_its_own_caller(
     assert kinds == [Receipt, CommandFailed]
 
 
-def test_a_receipt_says_who_has_the_write_and_its_caller_may_wait_for_more(
+def test_a_receipt_names_the_holders_and_its_caller_may_wait_for_more(
     submissions: Submissions, router: FakeRouter
 ) -> None:
     submissions.add(write("a"))
@@ -339,9 +339,7 @@ def test_a_receipt_says_who_has_the_write_and_its_caller_may_wait_for_more(
     assert (waiter, later.sequence) == ("b", 11)
 
 
-def test_what_a_failed_command_ends_with_waits_for_no_disks(
-    submissions: Submissions, router: FakeRouter
-) -> None:
+def test_a_failed_command_waits_for_no_disks(submissions: Submissions, router: FakeRouter) -> None:
     submissions.add(AcknowledgedWrite("a", 200.0, pack_put(b"a", b"value"), ALL_VOTERS))
     form(submissions)
     failed = outcome(count=1)._replace(results=[(2, "ValueError", "no")])
@@ -360,7 +358,7 @@ def test_the_same_group_asked_for_twice_answers_both(
     assert [name for name, _ in router.delivered] == ["one", "two"]
 
 
-def test_the_end_rejects_what_never_left_and_not_what_did(
+def test_the_end_rejects_unsent_writes_but_not_sent_ones(
     submissions: Submissions, router: FakeRouter
 ) -> None:
     submissions.add(write("sent"))

@@ -1,4 +1,4 @@
-"""TLS settings: what is wrong with which file; and the listener's own limits."""
+"""TLS settings: errors for each kind of wrong file; and the listener's limits."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ def _other_ca(made: dict[int, Made], folder: Path) -> None:
         (lambda made, folder: expire(made[1], folder / "ca"), "certificate has expired"),
     ],
 )
-def test_what_is_wrong_with_a_nodes_files_is_said(
-    damage: Damage, problem: str, tmp_path: Path
-) -> None:
+def test_a_fault_in_a_nodes_files_is_reported(damage: Damage, problem: str, tmp_path: Path) -> None:
     made = make_cluster(tmp_path, 2)
     damage(made, tmp_path)
     with pytest.raises(ConfigError, match=problem):
@@ -106,7 +104,7 @@ def test_a_certificate_is_for_one_node_or_none(certificate: Any, uri: str) -> No
         (b"x" * 20, 0o644, "open to every user"),
     ],
 )
-def test_a_token_file_that_is_no_good_is_refused(
+def test_an_unsafe_or_malformed_token_file_is_refused(
     content: bytes, mode: int, problem: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "token"
@@ -127,7 +125,7 @@ def test_a_token_file_may_end_with_a_newline(tmp_path: Path) -> None:
 
 
 class Scene:
-    """A listener with room for two, and what it refused."""
+    """A listener with room for two, and its refusals."""
 
     def __init__(self, folder: Path) -> None:
         made = make_cluster(folder, 1)[1]
@@ -183,7 +181,9 @@ def test_stuck_handshakes_are_counted_and_end_in_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"*1\r\n$4\r\nPING\r\n", b"\x16\x03\x01\xff\xff" + b"\xff" * 500])
-def test_what_is_not_tls_is_refused_and_the_listener_goes_on(sent: bytes, tmp_path: Path) -> None:
+def test_bytes_that_are_not_tls_are_refused_and_the_listener_goes_on(
+    sent: bytes, tmp_path: Path
+) -> None:
     async def main() -> None:
         scene = Scene(tmp_path)
         host, port = await scene.start()
@@ -208,7 +208,7 @@ def test_a_stopping_listener_ends_handshakes_under_way(tmp_path: Path) -> None:
     uvloop.run(main())
 
 
-def test_an_address_in_use_is_found_before_anyone_is_served(tmp_path: Path) -> None:
+def test_an_address_in_use_is_found_before_any_client_is_served(tmp_path: Path) -> None:
     async def main() -> None:
         scene = Scene(tmp_path)
         with (
@@ -238,8 +238,10 @@ def test_a_failed_accept_is_not_the_end(
 
 
 @pytest.mark.parametrize("turns", range(5))
-def test_who_is_accepted_as_the_server_closes_is_closed_too(tmp_path: Path, turns: int) -> None:
-    """A socket that nobody closes is a warning when it is collected, and warnings are errors."""
+def test_a_connection_accepted_while_the_server_closes_is_closed_too(
+    tmp_path: Path, turns: int
+) -> None:
+    """An unclosed socket is a warning when it is collected, and warnings are errors."""
 
     async def main() -> None:
         scene = Scene(tmp_path)

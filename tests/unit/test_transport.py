@@ -1,4 +1,4 @@
-"""Peers over TLS: who gets in, who doesn't, and that both sides say so and go on."""
+"""Peers over TLS: which are admitted or refused; both sides report it and go on."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.support.conditions import wait_until_async
 
 
 class Peer:
-    """A transport, and what it brought."""
+    """A transport, and what it received."""
 
     def __init__(
         self, node_id: int, members: Mapping[int, str], tls: PeerTls | None, says: int | None = None
     ) -> None:
-        """`says` is who it claims to be, if not itself."""
+        """`says` is the id that it claims, if not its own."""
         self.connected: list[int] = []
         self.reasons: list[str] = []
         self.received: list[PeerMessage] = []
@@ -112,7 +112,7 @@ def test_peers_with_their_own_certificates_talk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("has_tls", [False, True])
-def test_who_loses_a_connection_is_told_why(tmp_path: Path, has_tls: bool) -> None:
+def test_both_sides_of_a_lost_connection_learn_why(tmp_path: Path, has_tls: bool) -> None:
     made = make_cluster(tmp_path, 2) if has_tls else None
 
     async def main() -> None:
@@ -123,7 +123,7 @@ def test_who_loses_a_connection_is_told_why(tmp_path: Path, has_tls: bool) -> No
         for error, reason in ((TimeoutError(110, "timed out"), "timeout"), (None, "network_error")):
             await wait_until_async(lambda: one.connected == [2] and two.connected == [1])
             connection = one.transport._connected[2]
-            # What the kernel says when nobody acknowledges any more, or the other process ends.
+            # As the kernel reports a peer that no longer acknowledges, or a process that ended.
             connection.connection_lost(error)
             connection.abandon()
             assert one.reasons[-1] == reason
@@ -154,7 +154,7 @@ def _of_another_ca(made: dict[int, Made], folder: Path) -> PeerTls | None:
 
 
 def _of_another_cluster_under_the_ca(made: dict[int, Made], folder: Path) -> PeerTls | None:
-    """As if one CA had signed for two clusters: the name must tell them apart."""
+    """As if one CA had signed for two clusters: the cluster's name must differ."""
     del made
     other = make_cluster(folder / "other", 2, "billing")[2]
     contexts = peer_tls(other, "billing")
@@ -202,7 +202,7 @@ STRANGERS = [
         if dials or stranger[0] is not _without_certificate  # Listeners can't go without.
     ],
 )
-def test_a_peer_that_can_not_prove_who_it_is_is_refused_and_both_say_so(
+def test_a_peer_that_cannot_prove_its_id_is_refused_and_both_report_it(
     make_tls: Callable[[dict[int, Made], Path], PeerTls | None],
     reasons: list[str],
     stranger_is_dialler: bool,
@@ -280,7 +280,7 @@ def test_a_removed_node_is_refused_and_learns_it(
 
 
 @pytest.mark.parametrize("uses_tls", [True, False])
-def test_who_merely_connects_can_not_tell_a_node_that_it_was_removed(
+def test_a_stranger_that_connects_cannot_tell_a_node_that_it_was_removed(
     uses_tls: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = make_cluster(tmp_path, 3)

@@ -1,4 +1,4 @@
-"""The log: what it keeps, what it refuses, how it fails."""
+"""The log on disk: what it keeps, what it refuses, how it fails."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_an_empty_folder_is_an_empty_log(open_wal: Callable[[], Wal]) -> None:
     wal.append(None, [])
 
 
-def test_what_was_appended_is_there_after_close_kill_and_crash(
+def test_appended_entries_survive_close_kill_and_crash(
     disk: SimulatedDisk, open_wal: Callable[[], Wal]
 ) -> None:
     wal = open_wal()
@@ -241,7 +241,7 @@ def test_a_spare_is_made_in_parts(disk: SimulatedDisk) -> None:
     [
         (0.0, [True, True, True]),  # Segments a second.
         (0.1, [True, True, True]),
-        (9.0, [False, False, True]),  # The rest is needed soon, until there is little of it.
+        (9.0, [False, False, True]),  # The rest is needed soon, until little of it is left.
         (-1.0, [False, False, False]),  # The log has gone on to the next segment already.
     ],
 )
@@ -268,7 +268,7 @@ def test_making_a_spare_leaves_the_disk_to_the_log_unless_needed_soon(
     assert seen == is_paced
 
 
-def test_making_a_spare_makes_haste_for_whoever_cannot_wait() -> None:
+def test_making_a_spare_hurries_when_the_log_waits_for_it() -> None:
     now = 0.0
     pacer = SparePacer(lambda: 0.1, lambda _: True, lambda: now)
     now = 0.01
@@ -298,9 +298,9 @@ def test_spares_are_used_and_those_of_another_size_removed(disk: SimulatedDisk) 
 def test_records_of_a_files_earlier_life_stay_dead(
     disk: SimulatedDisk, open_wal: Callable[[], Wal], size: int
 ) -> None:
-    """Segments recycled again and again, each with the same layout of records as before.
+    """Segments are recycled many times, each with the same layout of records as before.
 
-    Writes of the second size end with a page, so no zeros stand between them and what was there.
+    Writes of the second size end with a page, so no zeros separate them from the old contents.
     """
     wal = open_wal()
     for _ in range(20):
@@ -366,10 +366,10 @@ def test_a_failed_sync_is_final(disk: SimulatedDisk, open_wal: Callable[[], Wal]
     assert read_all(open_wal())[:3] == entries
 
 
-def test_what_is_recovered_after_a_failed_sync_is_durable(
+def test_entries_recovered_after_a_failed_sync_are_durable(
     disk: SimulatedDisk, open_wal: Callable[[], Wal]
 ) -> None:
-    """The page cache shows the write, the disk hasn't got it, and a second sync would not help."""
+    """The page cache shows the write, the disk lacks it, and a second sync would not help."""
     wal = open_wal()
     disk.fail_after(1, OSError(errno.EIO, "failed"))
     with pytest.raises(StorageFailed):

@@ -1,4 +1,4 @@
-"""The log, cut off at every single disk operation of a fixed workload, and of its recovery."""
+"""The log, cut off at every disk operation of a fixed workload and of its recovery."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def workload(wal: Wal, model: LogModel, rng: Random) -> None:
 
 
 def run_cut_off(seed: int, cut: int, error: Exception, *, power: bool) -> bool:
-    """Run the workload, cut off at operation `cut`; whether it was reached.
+    """Run the workload, cut off at operation `cut`; return True if it was reached.
 
-    Recovery is cut off as well, at a random operation, before it is let through. What it has found
-    must then survive a power cut, since Raft will count on it at once.
+    Recovery is cut off as well, at a random operation, before it may complete. The entries that it
+    found must then survive a power cut, since Raft relies on them at once.
     """
     rng = Random(seed)
     disk = SimulatedDisk(Random(f"{seed} {cut}"))

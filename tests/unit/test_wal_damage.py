@@ -1,4 +1,4 @@
-"""The log: what damage it notices."""
+"""The log on disk: the damage that it notices."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_wal(disk: SimulatedDisk) -> Callable[[], Wal]:
 
 
 def damaged_reads(disk: SimulatedDisk, open_wal: Callable[[], Wal], entries: list[Entry]) -> bool:
-    """Whether the log says that it is damaged; if it doesn't, it must be what was appended."""
+    """True if the log reports damage; otherwise it must hold what was appended."""
     before = {name: disk.contents(f"{FOLDER}/{name}") for name in disk.listdir(FOLDER)}
     try:
         wal = open_wal()
@@ -186,7 +186,7 @@ def test_a_segment_of_another_log_is_noticed(disk: SimulatedDisk) -> None:
 def test_an_entry_of_another_log_is_noticed(
     disk: SimulatedDisk, open_wal: Callable[[], Wal]
 ) -> None:
-    """A checksum can't say so, the chain of hashes does."""
+    """The chain of hashes shows it; a checksum can't."""
     wal = open_wal()
     fill(wal, 2)
     wal.append(None, entries_after(entries_after(LOG_START, 7, [1, 1])[1].position, 7, [5]))

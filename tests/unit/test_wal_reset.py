@@ -1,4 +1,4 @@
-"""The log begun anew, cut off at every single disk operation of that, and of the recovery after."""
+"""A reset of the log, cut off at every disk operation of the reset and of the recovery after it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_reset_log_begins_behind_the_position_and_keeps_term_and_vote() -> Non
 
 
 def test_a_reset_may_go_back_to_before_the_end_of_the_log() -> None:
-    """An entry at the position that differs from the snapshot's makes all behind it void."""
+    """If the entry at the snapshot's position differs, all entries after it are void."""
     disk = SimulatedDisk(Random(1))
     open_wal = opener(disk)
     wal = open_wal()
@@ -60,7 +60,7 @@ def test_a_reset_may_go_back_to_before_the_end_of_the_log() -> None:
     assert read_all(open_wal())[-2:] == entries[-2:]
 
 
-def test_what_stood_before_a_reset_is_given_back() -> None:
+def test_segments_from_before_a_reset_are_freed() -> None:
     disk = SimulatedDisk(Random(1))
     wal = opener(disk)()
     fill(wal)

@@ -1,4 +1,4 @@
-"""The wire format: what goes in comes out, and nothing else gets in."""
+"""The wire format: messages survive it unchanged, and it admits nothing else."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_message_with_a_byte_changed_never_crashes_the_reader(data: st.DataObj
         {"a": 1},
     ],
 )
-def test_what_is_not_a_message_is_refused(values: object) -> None:
+def test_a_malformed_message_is_refused(values: object) -> None:
     with pytest.raises(WireError):
         decode(msgpack.packb(values))
 

@@ -1,4 +1,4 @@
-"""A leader's writes between its queue and its log: what makes a batch, and what asks for a turn."""
+"""A leader's writes between queue and log: what forms a batch, and what asks for a turn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOW = 100.0
 
 
 class Scene:
-    """A leader's `Writes`, and the host and the clock that they see."""
+    """A leader's `Writes`, with a host and a clock."""
 
     def __init__(self) -> None:
         self.core: Raft = core()
@@ -59,7 +59,7 @@ class Scene:
         self.writes.add(iter([write(name) for name in names]))
 
     def apply(self, entry: Entry, *, session: int = 0) -> None:
-        """Report that the state has applied `entry`; `session` is the one that it opened."""
+        """Report that the state has applied `entry`; `session` is the session that it opened."""
         groups = [
             Applied(
                 group.session,
@@ -71,7 +71,7 @@ class Scene:
         self.writes.on_applied(entry, groups, NOW)
 
     def write_log(self) -> Entry:
-        """Make durable what the core has to write; the last entry of it."""
+        """Make the core's pending write durable; return its last entry."""
         ready = self.core.ready()
         assert ready.write is not None
         finish(self.core, ready)
@@ -114,7 +114,7 @@ def test_a_session_that_no_write_waits_for_asks_for_no_turn() -> None:
 
 
 def test_room_for_what_waits_asks_for_a_turn() -> None:
-    """What is proposed and not applied is bounded; once it is applied, the rest may go on."""
+    """Proposed and unapplied entries are bounded; once they are applied, the rest may go on."""
     scene = Scene()
     scene.add("first")
     scene.writes.form_batch()
