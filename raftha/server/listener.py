@@ -32,7 +32,7 @@ ACCEPTED_AT_ONCE_MAX = 64
 ACCEPT_PAUSE_S = 0.1
 """After an accept that failed, which mostly means that no file descriptor was left."""
 GRACE_S = 0.05
-"""How long a connection beyond the limit waits before it is refused: another may just have ended."""
+"""How long a connection beyond the limit waits to be refused: another may just have ended."""
 REFUSED_AT_ONCE_MAX = 100
 """Connections beyond the limit that wait, or may read the reason; more are closed at once."""
 REFUSED_S = 0.2
