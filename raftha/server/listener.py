@@ -31,8 +31,10 @@ from raftha.net.tls import describe
 ACCEPTED_AT_ONCE_MAX = 64
 ACCEPT_PAUSE_S = 0.1
 """After an accept that failed, which mostly means that no file descriptor was left."""
-REFUSED_AT_ONCE_MAX = 32
-"""Refused connections that are open to be sent the reason; more are closed without it."""
+GRACE_S = 0.05
+"""How long a connection beyond the limit waits to be refused: another may just have ended."""
+REFUSED_AT_ONCE_MAX = 100
+"""Connections beyond the limit that wait, or may read the reason; more are closed at once."""
 REFUSED_S = 0.2
 """How long a refused connection is open to read the reason."""
 
@@ -155,8 +157,22 @@ class Listener:
             connection.setblocking(False)
             if len(self._visits) < self.connections_max or self._push_out():
                 self._begin(connection, str(address[0]), str(address))
+            elif len(self._refusing) < REFUSED_AT_ONCE_MAX:
+                self._refusing.add(connection)
+                loop.call_later(GRACE_S, self._decide_late, connection, address)
             else:
-                self._refuse(connection, str(address))
+                connection.close()
+                self._refused(str(address), "too many connections at once")
+
+    def _decide_late(self, connection: socket.socket, address: tuple[object, ...]) -> None:
+        """Let a connection in or refuse it, now that those that had ended are noticed."""
+        if self._is_closed:
+            return
+        if len(self._visits) < self.connections_max:
+            self._refusing.discard(connection)
+            self._begin(connection, str(address[0]), str(address))
+        else:
+            self._refuse(connection, str(address))
 
     def _begin(self, connection: socket.socket, host: str, remote: str) -> None:
         guest = self._make_protocol(self)
@@ -221,8 +237,8 @@ class Listener:
 
     def _refuse(self, connection: socket.socket, remote: str) -> None:
         self._refused(remote, "too many connections at once")
-        if self._tls is not None or len(self._refusing) >= REFUSED_AT_ONCE_MAX:
-            connection.close()
+        if self._tls is not None:
+            self._end_refusal(connection)
             return
         try:
             connection.send(self._refusal)
@@ -230,9 +246,8 @@ class Listener:
             # the reply.
             connection.shutdown(socket.SHUT_WR)
         except OSError:
-            connection.close()
+            self._end_refusal(connection)
             return
-        self._refusing.add(connection)
         asyncio.get_running_loop().call_later(REFUSED_S, self._end_refusal, connection)
 
     def _end_refusal(self, connection: socket.socket) -> None:
