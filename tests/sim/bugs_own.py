@@ -6,10 +6,9 @@ cluster is broken. See `bugs.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from raftha.core import Append, Heartbeat, Message, Raft, RaftLog, Role, Write
+from raftha.core import Append, Heartbeat, Message, Raft, Role, Write
 from raftha.core import leader as leader_module
 from raftha.core.follower import Follower
 from raftha.core.outbox import Outbox
@@ -104,16 +103,6 @@ def written_marked_too_far() -> list[Patch]:
     return [(Outbox, "take_write", take_write)]
 
 
-def replaced_write_counts() -> list[Patch]:
-    """Entries that were replaced while they were written count as durable."""
-
-    def mark_persisted(self: RaftLog, written: Sequence[Entry]) -> None:
-        if written:
-            self.persisted = max(self.persisted, written[-1].index)
-
-    return [(RaftLog, "mark_persisted", mark_persisted)]
-
-
 def commands_miscounted() -> list[Patch]:
     """A leader counts one command less than an entry has."""
 
@@ -157,7 +146,6 @@ BUGS: tuple[Bug, ...] = (
     two_changes_in_one,
     writes_overlap,
     written_marked_too_far,
-    replaced_write_counts,
     commands_miscounted,
     checkpoints_overlap,
     finished_group_applied,
