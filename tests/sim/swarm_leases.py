@@ -89,9 +89,10 @@ def _cut_off(swarm: Swarm, rng: Random) -> Swarm:
 
 
 def _wrong_clocks(swarm: Swarm, rng: Random) -> Swarm:
-    """Leaders are cut off, and clocks go as wrong as they may."""
+    """Leaders are paused and cut off, and clocks go as wrong as they may."""
     return replace(
         _cut_off(swarm, rng),
+        pause_every_s=0.5,
         drift_every_s=0.1,
         drift_max=rng.choice((0.3, 0.5)),
         is_drift_extreme=True,
