@@ -9,8 +9,7 @@ at a terminal reaches only the parent, which then ends them.
 
 A port is reserved by a socket that is bound, allows SO_REUSEADDR, and doesn't listen. No other
 process can take the port, not even as the local end of an outgoing connection. The intended
-listener
-shares the port by setting SO_REUSEADDR too, as the listeners of asyncio and uvloop do."""
+listener shares the port by setting SO_REUSEADDR too, as the listeners of asyncio and uvloop do."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def spawner() -> Spawner:
 
 
 @pytest.mark.slow
-def test_the_process_ends_with_an_error_some_time_after_its_node_has_failed(
+def test_the_process_exits_with_an_error_after_its_node_has_failed(
     tmp_path: Path, spawner: Spawner
 ) -> None:
     path, listen = write_config(tmp_path)

@@ -45,7 +45,7 @@ def campaign_forgotten() -> list[Patch]:
 
 
 def others_not_asked() -> list[Patch]:
-    """Nobody but the wanted node is asked to campaign, though it may not be the one who can win."""
+    """Only the wanted node is asked to campaign, though another may be the only one that can win."""
     return [(Administration, "_whose_turn", lambda self, target, tries: target)]
 
 
@@ -62,12 +62,12 @@ def transfer_done_when_begun() -> list[Patch]:
 
 
 def leadership_stays_away() -> list[Patch]:
-    """Leadership doesn't return to the region in which it is to be."""
+    """Leadership doesn't return to the preferred region."""
     return [(LeaderPlacement, "_better_voters", lambda self: [])]
 
 
 def leadership_wanders() -> list[Patch]:
-    """A leader hands over to whoever is in as good a region, too."""
+    """A leader also hands over to a node in an equally good region."""
 
     def better_voters(self: LeaderPlacement) -> list[int]:
         here = self._place(self._core.id)
@@ -100,7 +100,7 @@ def standbys_become_voters() -> list[Patch]:
 
 
 def standbys_forgotten() -> list[Patch]:
-    """The log doesn't say of a learner that it is to stay one."""
+    """The log doesn't record that a learner is a standby."""
     original = Membership.encode
 
     def encode(self: Membership) -> bytes:
@@ -111,7 +111,7 @@ def standbys_forgotten() -> list[Patch]:
 
 
 def promotion_ignored() -> list[Patch]:
-    """A standby that is to be promoted stays one."""
+    """A promoted standby stays a standby."""
     original = Membership.with_standby
 
     def with_standby(self: Membership, node_id: int, *, is_standby: bool) -> Membership:
@@ -126,7 +126,7 @@ def sync_content_with_a_majority() -> list[Patch]:
 
 
 def durable_indexes_of_what_was_sent() -> list[Patch]:
-    """A follower takes all whom the leader speaks of for holders of what is committed."""
+    """A follower believes that every member named by the leader has what is committed."""
 
     def learn(self: DurableIndexes, commit: int, behind: tuple[int, ...]) -> None:
         for node_id in behind[::2]:

@@ -93,7 +93,7 @@ def loss_not_recorded() -> list[Patch]:
 
 
 def state_replaced_alone() -> list[Patch]:
-    """A state that was lost is begun anew, though the log doesn't go back to its beginning."""
+    """A lost state starts empty, though the log doesn't go back to its beginning."""
     original = SimulatedNodeFiles.record_loss
 
     def record_loss(self: SimulatedNodeFiles, parts: Collection[str], found: Corrupt) -> None:

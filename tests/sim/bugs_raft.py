@@ -24,7 +24,7 @@ from tests.sim.planting import Bug, Patch
 
 
 def vote_not_persisted() -> list[Patch]:
-    """The term is written to the disk, whom this node voted for in it is not (R1)."""
+    """The term is written to the disk, but not the vote in it (R1)."""
     original = Wal.append
 
     def append(self: Wal, hard_state: HardState | None, entries: Sequence[Entry]) -> None:

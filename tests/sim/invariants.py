@@ -25,7 +25,7 @@ Chained hashes make this cheap: two logs that agree on one hash agree on all bef
     failovers              see `failovers.py`
     silent leaders         see `contact.py`
     removed                who knows that it was removed neither leads nor campaigns
-    healing                a member that heals votes for nobody, and isn't counted by who knows it;
+    healing                a healing member gives no vote, and a leader that knows doesn't count it;
                            what it did before it lost its log was then on its disk
 
 A member that loses its log begins another *era*: its healing generation tells them apart.

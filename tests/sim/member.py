@@ -71,9 +71,8 @@ class Member:
         """True if it should be up: not before it joins, and not after it was removed."""
         self.paused_until = 0.0
         self.took_at = -1.0
-        """When it was handed operations last."""
         self.invited_at = -1.0
-        """When it was asked last to campaign."""
+        """When it was handed operations last, and when it was asked last to campaign."""
         self.contact = LeaderContact(world)
         self.is_rotten = False
         """Whether something on its disk is damaged, and it hasn't found out yet."""

@@ -77,7 +77,9 @@ class Memberships:
             if member.is_standby:
                 self.standbys.add(node_id)
             elif node_id not in self.wanted:
-                raise Violation(f"nobody wanted node {node_id} to be more than a standby: {member}")
+                raise Violation(
+                    f"node {node_id} is more than a standby without an operator's wish: {member}"
+                )
             if member.is_voter and member.is_standby:
                 raise Violation(f"node {node_id} votes, and is a standby: {member}")
 

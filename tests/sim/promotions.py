@@ -113,7 +113,7 @@ class Promotions:
             if not isinstance(result, RafthaError):
                 raise Violation(f"a transfer to {request.target} was answered with {result!r}")
             if request.is_last and not any(map(_leads, self._members.values())):
-                raise Violation(f"nobody leads, though an operator asked for it: {result}")
+                raise Violation(f"no node leads, though an operator asked for it: {result}")
             return
         self._world.counts["transfer done"] += 1
         since = (who for term, who in self._leaders.items() if term >= request.term)

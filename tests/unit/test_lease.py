@@ -290,7 +290,7 @@ def test_a_lease_ends_with_a_transfer_and_returns_without_timeout_now(
     raft.transfer(3)
     assert only(TimeoutNow, settle(raft)) == [], "node 3 lacks the no-op"
     assert raft.leases.current is None
-    assert lease is not None and lease.until_ns == 0, "for whoever has taken it as well"
+    assert lease is not None and lease.until_ns == 0, "for the readers that have taken it as well"
     promise(raft, beat(raft)[2])
     assert raft.leases.current is None
     for _ in range(ELECTION_TICKS):

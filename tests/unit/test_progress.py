@@ -145,7 +145,7 @@ def test_late_rejections_do_not_each_resend_everything(progress: Progress) -> No
     assert progress.reject(12, 12)
 
 
-def test_a_follower_that_rejects_its_own_acknowledgement_is_not_sent_it_again(
+def test_a_follower_that_rejects_what_it_acknowledged_gets_no_resend(
     progress: Progress,
 ) -> None:
     """It has lost what it had; it is about to learn of that, and will say so."""

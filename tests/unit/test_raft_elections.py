@@ -484,7 +484,7 @@ def test_a_node_without_a_vote_follows_its_leader_again_when_that_returns() -> N
     ]
 
 
-def test_a_voter_whose_vote_is_on_its_way_to_the_disk_loses_a_silent_leader() -> None:
+def test_a_voter_whose_vote_is_not_durable_yet_loses_a_silent_leader() -> None:
     """It can't ask for votes until its last one is durable; its status is true all the same."""
     raft = core()
     follow(raft)

@@ -154,7 +154,7 @@ def lost_after(raft: Raft, message: Message) -> int:
     return raft.ready().lost_index
 
 
-def test_a_commit_index_beyond_the_log_proves_that_acknowledged_entries_are_lost() -> None:
+def test_a_commit_index_beyond_the_log_proves_that_its_tail_is_lost() -> None:
     raft = holder()
     assert lost_after(raft, beat(3)) == 3
     assert raft.log.commit == 0, "nothing is committed upon it"

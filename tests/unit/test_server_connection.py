@@ -385,7 +385,7 @@ def test_a_lost_connection_leaves_nothing_behind() -> None:
     async def script(scene: Scene) -> None:
         await scene.send("SET a 1", "GET a")
         scene.connection.connection_lost(None)
-        await scene.answer(0, Indeterminate("nobody hears this"))
+        await scene.answer(0, Indeterminate("no client is left"))
         assert scene.ha.kinds() == ["put"]
         assert scene.take() == b""
         assert scene.connection.closed.done()

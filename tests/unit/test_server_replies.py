@@ -66,7 +66,7 @@ def test_stalled_connections_are_cut_off_while_others_wait(
         budget.note_unsent(large, 60)
         budget.note_unsent(small, 40)
         await asyncio.sleep(0.05)
-        assert not large.is_cut_off, "nobody waits"
+        assert not large.is_cut_off, "no reply waits"
         budget.wait(waiter)
         await asyncio.sleep(0.05)
         assert large.is_cut_off
