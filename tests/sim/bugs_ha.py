@@ -45,7 +45,7 @@ def campaign_forgotten() -> list[Patch]:
 
 
 def others_not_asked() -> list[Patch]:
-    """Only the wanted node is asked to campaign, though another may be the only one that can win."""
+    """Only the wanted node is asked to campaign, though it may be unable to win."""
     return [(Administration, "_whose_turn", lambda self, target, tries: target)]
 
 
