@@ -38,7 +38,7 @@ from raftha.errors import (
 from raftha.node.acknowledgements import Acknowledgements
 from raftha.node.operations import GroupOperation, Operation, WriteOperation
 from raftha.node.pending import PendingOperations
-from raftha.storage.state.commands import ARRAY_MAX
+from raftha.storage.state.commands import ARRAY_MAX, COMMAND_BYTES_MAX
 from raftha.storage.state.sessions import Applied, Outcome, Verdict, receipts
 from raftha.types import Receipt
 
@@ -381,7 +381,7 @@ def is_proper(group: Group) -> bool:
     """True if a group meets what the state machine relies on."""
     if group.session == 0:
         return group.count == 0 and not group.commands
-    return group.count <= ARRAY_MAX
+    return group.count <= ARRAY_MAX and len(group.commands) <= COMMAND_BYTES_MAX
 
 
 def _no_leader() -> Unavailable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import weakref
@@ -469,17 +470,25 @@ def test_an_error_in_the_middle_of_a_turn_leaves_no_caller_waiting(
     asyncio.run(use())
 
 
-def test_a_command_that_ends_the_process_ends_the_node_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, OSError, json.JSONDecodeError])
+def test_whatever_a_command_raises_fails_that_command_only(
+    tmp_path: Path, kind: type[BaseException]
+) -> None:
+    """Before and after a restart, which applies the entry again."""
+
     class Rude(raftha.StateMachine):
         @raftha.command
         def leave(self, txn: raftha.Transaction) -> None:
-            raise SystemExit(1)
+            raise kind("planned", "", 0) if kind is json.JSONDecodeError else kind("planned")
 
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
-    with raftha.HaManager(config, state_machine=Rude()) as ha:
-        with pytest.raises((raftha.Disconnected, raftha.Stopped)):
-            ha.execute("leave")
-        assert ha.get_status().role == "failed"
+    for value in (b"before", b"after a restart"):
+        with raftha.HaManager(config, state_machine=Rude()) as ha:
+            with pytest.raises(raftha.CommandFailed) as failure:
+                ha.execute("leave")
+            assert failure.value.kind == kind.__name__
+            ha.put(b"key", value)
+            assert ha.get(b"key") == value
 
 
 def test_a_start_that_was_cancelled_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -531,7 +540,7 @@ def test_a_failed_node_can_be_started_again(tmp_path: Path) -> None:
         @raftha.command
         def fail(self, txn: raftha.Transaction) -> None:
             if is_fragile:
-                raise OSError("not the command's fault")
+                raise MemoryError("planned: memory is not the command's fault")
 
     is_fragile = True
     config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
@@ -539,7 +548,7 @@ def test_a_failed_node_can_be_started_again(tmp_path: Path) -> None:
         with pytest.raises((raftha.Disconnected, raftha.Stopped)):
             ha.execute("fail")
         assert ha.get_status().role == "failed"
-        assert "OSError" in ha.get_status().failure
+        assert "MemoryError" in ha.get_status().failure
         is_fragile = False
         ha.start()
         assert ha.put(b"a", b"b")

@@ -29,7 +29,7 @@ from raftha.node.operations import (
 )
 from raftha.node.pending import PendingOperations
 from raftha.node.submissions import InFlight, Submissions, is_proper
-from raftha.storage.state.commands import pack_put
+from raftha.storage.state.commands import COMMAND_BYTES_MAX, pack_put
 from raftha.storage.state.sessions import Applied, Outcome, Verdict
 from raftha.types import Acknowledgement, Receipt, ReplicationMode
 
@@ -380,7 +380,10 @@ def test_the_end_rejects_unsent_writes_but_not_sent_ones(
         (Group(0, 9, 0, 1, b""), False),
         (Group(0, 9, 0, 0, b"x"), False),
         (Group(1, 1, 1, 1 << 31, b""), False),
+        (Group(1, 1, 1, 1, bytes(COMMAND_BYTES_MAX)), True),
+        (Group(1, 1, 1, 1, bytes(COMMAND_BYTES_MAX + 1)), False),
     ],
+    ids=range(7),
 )
 def test_groups_that_would_trip_the_state_machine_are_improper(group: Group, verdict: bool) -> None:
     assert is_proper(group) is verdict
