@@ -454,7 +454,7 @@ PARTS: dict[str, Row] = {
     "no round": (lambda: ReadRounds().finish(), "a round ends after it began"),
     "sent too early": (send_before_durable, "without a write under way, the whole log is durable"),
     "written twice": (write_twice, "writes complete in the order they were taken (O3)"),
-    "lease of nobody": (
+    "lease without a leader": (
         lambda: core(lease_ms=10).leases.renew([], 1),
         "a quorum is some of the voters",
     ),
