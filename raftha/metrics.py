@@ -100,6 +100,8 @@ def _of_node(status: HaStatus) -> Iterator[Metric]:
     yield _gauge("leader_id", "The node that leads; 0 if none is known.", status.leader_id or 0)
     for name, text in _NUMBERS:
         yield _gauge(name, text, getattr(status, name))
+    yield _gauge("compared_index", "The entry of the last comparison.", status.compared_index)
+    yield _gauge("diverged", "Members whose state differed then.", len(status.diverged))
     yield CounterMetricFamily(
         "raftha_commands_applied",
         "Commands applied over the cluster's life: the sequence number.",

@@ -232,6 +232,9 @@ class HaStatus:
     this node dies for good now: commands handed to it that it doesn't know to be committed. None of
     them was acknowledged; acknowledged writes are on a majority of the disks.
 
+    `compared_index`: the log entry as of which the members' states were compared last, 0 if this
+    node knows of no comparison. `diverged`: the members whose state differed then.
+
     `events_dropped`: events lost because `on_event` or a stream was too slow. `event_errors`: how
     often `on_event` raised. `fire_forget`: the outcomes of this manager's `async_fire_forget`
     writes. `backup_state` and `pitr_sequence` are None: this version has neither.
@@ -263,6 +266,8 @@ class HaStatus:
     replication_lag_ms: int = 0
     rpo_commands: int = 0
     rpo_bytes: int = 0
+    compared_index: int = 0
+    diverged: tuple[int, ...] = ()
     backup_state: None = None
     pitr_sequence: None = None
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raftha.cli.console import errors_as_lines, print_table
+from raftha.cli.digest import digest
 from raftha.cli.events import events
 from raftha.cli.membership import failover, member, recover_quorum
 from raftha.cli.status import status
@@ -42,6 +43,7 @@ app.command()(failover)
 app.command("recover-quorum")(recover_quorum)
 app.command()(status)
 app.command()(events)
+app.command()(digest)
 
 
 def main() -> None:

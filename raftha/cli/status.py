@@ -117,7 +117,11 @@ def _footnote(nodes: Nodes) -> str:
     ]
     removed = find_removed(nodes)
     gone = f"removed for good: {', '.join(map(str, removed))}\n" if removed else ""
-    return "".join(failures) + gone
+    reached = [node["status"] for node in nodes if node["status"] is not None]
+    latest: Mapping[str, Any] = max(reached, key=lambda s: s.get("compared_index", 0), default={})
+    members = ", ".join(map(str, latest.get("diverged", ())))
+    differ = f"states differ as of entry {latest['compared_index']}: {members}\n" if members else ""
+    return "".join(failures) + differ + gone
 
 
 def _no_leader(nodes: Nodes) -> str:

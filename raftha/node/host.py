@@ -70,6 +70,10 @@ class Host(CheckpointWriter, Protocol):
         """The log lacks acknowledged entries up to here: end the node, start it without its log."""
         ...
 
+    def heal_state(self, detail: str) -> None:
+        """The state is not what it should be: end the node, start it with another one."""
+        ...
+
     def end_healing(self, generation: int) -> None:
         """Make this healing generation durable, then call `Node.on_healed`."""
         ...

@@ -37,7 +37,6 @@ from raftha.core import Append, LogRead, Raft, Ready, Write
 from raftha.entry import Entry, EntryKind, LogPosition
 from raftha.errors import Disconnected, StorageFull, Unavailable
 from raftha.events import (
-    CheckpointCompleted,
     ReplicaConnected,
     ReplicaDisconnected,
     StorageFailure,
@@ -51,6 +50,9 @@ from raftha.node.checkpoints import Checkpoints
 from raftha.node.host import Host
 from raftha.node.lease_reads import LeaseReads
 from raftha.node.messages import (
+    DigestReport,
+    DigestRequest,
+    DigestVerdict,
     Forward,
     ForwardReply,
     HealthReply,
@@ -80,7 +82,7 @@ from raftha.node.senders import SenderCheck
 from raftha.node.snapshots import Snapshots
 from raftha.node.watch.watch import Watch
 from raftha.node.writes import Writes
-from raftha.storage.state.state import State
+from raftha.storage.state.state import State, StateDigest
 from raftha.types import HaStatus, ReplicationState
 
 EXPIRY_TICKS = 5
@@ -121,7 +123,7 @@ class Node:
         self._reads = ReadQueue(
             core,
             pending,
-            self._execute,
+            lambda operation: operation.read(self),
             host.wake,
             random_below(1 << 32),
             timeout_s,
@@ -143,7 +145,8 @@ class Node:
             config, state, core.log, host, pending.deliver, now(), self._snapshots.kept_index
         )
         hand_over = self._administration.hand_over
-        self._watch = Watch(config, core, host, hand_over, self._position, now())
+        position, checkpoints = self._position, self._checkpoints
+        self._watch = Watch(config, core, host, hand_over, position, checkpoints, now())
         self._committed_before = core.log.commit
         self._turn_at = now()
         self._next_expiry = float("inf")
@@ -204,9 +207,6 @@ class Node:
             case _:
                 raise AssertionError(f"unknown operation {operation!r}")
 
-    def _execute(self, operation: ReadOperation) -> Any:
-        return operation.read(self)
-
     def deliver(self, operation: Operation, result: Any) -> None:
         """Deliver an operation's result; its caller is released at the end of the turn."""
         self._pending.deliver(operation, result)
@@ -232,6 +232,8 @@ class Node:
             case SnapshotChunk() | SnapshotReply():
                 self._snapshots.on_message(message)
             case HealthRequest() | HealthReply() | SpaceReport() | ReplicaReport():
+                self._watch.on_message(message, now)
+            case DigestRequest() | DigestReport() | DigestVerdict():
                 self._watch.on_message(message, now)
             case _:
                 self.core.step(message)
@@ -408,22 +410,17 @@ class Node:
         """
         return self._checkpoints.is_behind and self._watch.has_space
 
-    def on_checkpoint(
-        self, position: LogPosition, keys: int, digest: str, first_index: int
-    ) -> None:
-        """The buffer frozen at `position` is durable; `digest` is "" unless it was requested."""
-        self._checkpoints.done(position, keys, digest, first_index)
-        duration_s = self._clock.monotonic() - self._checkpoints.began_at
-        self._statistics.checkpoint.observe(duration_s)
-        self._host.emit(
-            CheckpointCompleted(
-                reporter=self.core.id,
-                index=position.index,
-                sequence=position.last_sequence,
-                keys=keys,
-                duration_ms=1000 * duration_s,
-            )
-        )
+    def on_checkpoint(self, position: LogPosition, keys: int, first_index: int) -> None:
+        """The buffer frozen at `position` is durable."""
+        event = self._checkpoints.done(position, keys, first_index, self._clock.monotonic())
+        self._statistics.checkpoint.observe(event.duration_ms / 1000)
+        self._host.emit(event)
+        self._host.wake()
+
+    def on_digest(self, index: int, digest: StateDigest | None) -> None:
+        """The store as of entry `index` is hashed; None if that had to be given up."""
+        self._checkpoints.digested(digest)
+        self._watch.on_digest(index, digest)
         self._host.wake()
 
     # ---------------------------------------------------------------- deadlines, status, the end
@@ -489,6 +486,8 @@ class Node:
             removed=tuple(sorted(core.membership.removed)),
             replication_state=(ReplicationState.FAILED if self.failure else self._watch.state(now)),
             replication_lag_ms=self._watch.max_lag_ms(now),
+            compared_index=self._watch.compared.index,
+            diverged=self._watch.compared.diverged,
             rpo_commands=rpo_commands,
             rpo_bytes=rpo_bytes,
         )

@@ -322,6 +322,10 @@ class Runtime:
         lost = Corrupt(self._data.path / "wal", 0, found)
         self._call_node(self._begin_again, "this node heals from the loss of its log", lost)
 
+    def heal_state(self, detail: str) -> None:
+        self._data.record_damage(detail)
+        self._call_node(self._begin_again, "this node replaces its state")
+
     def _begin_again(self, message: str, lost: Corrupt | None = None) -> None:
         """End the node, as a kill would, and reopen it with what is on the disk.
 
@@ -492,8 +496,9 @@ class Runtime:
             self.node.on_log_read(request, *result)
 
     def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
+        digested = (lambda done: self.node.on_digest(*done)) if with_digest else None
         self._threads.checkpoint(
-            frozen, cut, with_digest=with_digest, done=lambda done: self.node.on_checkpoint(*done)
+            frozen, cut, done=lambda done: self.node.on_checkpoint(*done), digested=digested
         )
 
     def set_members(self, membership: Membership) -> None:

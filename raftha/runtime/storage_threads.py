@@ -31,7 +31,7 @@ from raftha.storage.directory.reserve import Reserve, require_space
 from raftha.storage.log.spares import SparePacer
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.checkpoint import CheckpointStore
-from raftha.storage.state.state import Frozen
+from raftha.storage.state.state import Frozen, StateDigest
 
 FULL_RETRY_S = 0.5
 HUNG_DISK_S = 5.0
@@ -41,12 +41,18 @@ log = logging.getLogger(__name__)
 
 
 class Checkpointed(NamedTuple):
-    """A completed checkpoint: its position, keys and requested digest; the log's first index."""
+    """A completed checkpoint: its position and the keys written; the log's first index."""
 
     position: LogPosition
     keys: int
-    digest: str
     first_index: int
+
+
+class Digested(NamedTuple):
+    """A digest as of entry `index`; None if it had to be given up."""
+
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
+    digest: StateDigest | None
 
 
 class StorageThreads:
@@ -137,11 +143,15 @@ class StorageThreads:
         frozen: Frozen,
         cut: LogCut,
         *,
-        with_digest: bool,
         done: Callable[[Checkpointed], None],
+        digested: Callable[[Digested], None] | None,
     ) -> None:
-        """Write `frozen` to the store, then cut the log, then hash the store `with_digest`."""
-        self._job(partial(self._checkpoint, frozen, cut, with_digest), done)
+        """Write `frozen` to the store and cut the log; then hash the store, if `digested`."""
+        write = partial(self._checkpoint, frozen, cut)
+        if digested is None:
+            self._job(write, done)
+        else:
+            self._job(partial(self._digest, frozen, write, done), digested)
 
     def _run_wal(self) -> None:
         while True:
@@ -181,7 +191,7 @@ class StorageThreads:
         except Compacted as compacted:
             return compacted.first_index
 
-    def _checkpoint(self, frozen: Frozen, cut: LogCut, with_digest: bool) -> Checkpointed:
+    def _checkpoint(self, frozen: Frozen, cut: LogCut) -> Checkpointed:
         write = partial(self._write_checkpoint, frozen)
         if not self._when_there_is_space("checkpoint", write):
             raise Stopped("the node ended while the disk was full")
@@ -189,10 +199,20 @@ class StorageThreads:
             cut.apply(self._wal)
             self._last_cut = cut
         self.preallocate()
-        keys, digest = len(frozen.items), ""
-        if with_digest:
-            digest, keys = self._store.digest()
-        return Checkpointed(frozen.position, keys, digest, self._wal.first_index)
+        return Checkpointed(frozen.position, len(frozen.items), self._wal.first_index)
+
+    def _digest(
+        self,
+        frozen: Frozen,
+        write: Callable[[], Checkpointed],
+        done: Callable[[Checkpointed], None],
+    ) -> Digested:
+        """Write a checkpoint, and hash the store as of it while the node goes on."""
+        written = write()
+        stored = self._store.digest(
+            begun=lambda: self._call(done, written), is_wanted=lambda: not self._is_ending.is_set()
+        )
+        return Digested(written.position.index, stored and frozen.digest_with(stored))
 
     def _write_checkpoint(self, frozen: Frozen) -> None:
         try:

@@ -8,9 +8,9 @@ with a checksum (`records.py`), and `meta` with the one key `checkpoint`.
 Threads. The storage thread calls `write` and `digest`, which exclude each other. The node's thread
 reads at any time, in short transactions, and any thread may `get`. LMDB forbids a change of the
 map's size while a transaction of this process is open, so short reads hold the *gate*, and growth
-takes it: a read waits at most for a remapping, which takes microseconds. A `copy` is one long read;
-checkpoints go on beside it, and only growth waits for its end. `MapFullError` never leaves this
-module: the transaction is rolled back, the map doubled, and the transaction repeated.
+takes it: a read waits at most for a remapping, which takes microseconds. A `copy` and a `digest`
+are long reads; checkpoints go on beside them, and growth ends them. `MapFullError` never leaves
+this module: the transaction is rolled back, the map doubled, and the transaction repeated.
 
 Errors. A full disk is `StorageFull`: nothing has changed, and the write can be tried again. Damage
 is `Corrupt`, also where LMDB finds it in a write. Any other failed write is `StorageFailed` and
@@ -34,6 +34,7 @@ import hashlib
 import os
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -56,6 +57,9 @@ COPY_BYTES = 128 * 1024
 """A copy is handed over in pieces of this size."""
 FULL_BYTES = MIB
 """A disk with less free space than this is full."""
+
+DIGEST_PAIRS, DIGEST_PAUSE_S = 256, 0.0002
+"""A digest is made in pieces, between which other threads get the GIL."""
 
 SMALL_BYTES = 4096
 """Records up to this size are checked faster in one piece with their key."""
@@ -137,8 +141,14 @@ class Store(Protocol):
         """
         ...
 
-    def digest(self) -> StoreDigest:
-        """Hash the whole contents as of the last checkpoint. For the storage thread."""
+    def digest(
+        self, *, begun: Callable[[], None] = ..., is_wanted: Callable[[], bool] = ...
+    ) -> StoreDigest | None:
+        """Hash the whole contents as of the last checkpoint. For the storage thread.
+
+        From the call of `begun` on, later checkpoints make no difference. None if the digest is no
+        longer `is_wanted`, or can't be finished; then it can be tried again.
+        """
         ...
 
     def corrupt(self, detail: str) -> Corrupt:
@@ -198,6 +208,7 @@ class CheckpointStore:
         self._gate = threading.Lock()
         self._writer = threading.Lock()
         self._copier = threading.Lock()
+        self._digester = threading.Lock()
         self._is_growing = False
         self._failure = ""
         self._is_damaged = self._is_closed = False
@@ -276,17 +287,27 @@ class CheckpointStore:
                 while not self._try_write(items, meta):
                     self._grow()
 
-    def digest(self) -> StoreDigest:
+    def digest(
+        self,
+        *,
+        begun: Callable[[], None] = lambda: None,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> StoreDigest | None:
         """Hash the whole contents as of the last checkpoint: see `Store`."""
-        # Too long to hold the gate. It excludes writes instead, and so growth.
         hasher = Hasher()
         previous = b""
-        with self._writer, self._reading(), self._env.begin(self._data) as txn:
-            for key, record in txn.cursor():
-                if key <= previous:
-                    raise self.corrupt(f"key {key[:64].hex()} is not at its place")
-                previous = key
-                hasher.add(key, self._unpack(key, record))
+        with self._digester, self._reading(), self._env.begin(self._data) as txn:
+            begun()
+            steps = iter(txn.cursor())
+            while piece := list(islice(steps, DIGEST_PAIRS)):
+                for key, record in piece:
+                    if key <= previous:
+                        raise self.corrupt(f"key {key[:64].hex()} is not at its place")
+                    previous = key
+                    hasher.add(key, self._unpack(key, record))
+                if self._is_growing or not is_wanted():
+                    return None
+                time.sleep(DIGEST_PAUSE_S)
             entries = txn.stat(self._data)["entries"]
         digest = hasher.finish()
         if digest.keys != entries:
@@ -335,7 +356,7 @@ class CheckpointStore:
 
     def close(self) -> None:
         """Close the files, after any write, digest and copy; mark a sound file as clean."""
-        with self._writer, self._copier, self._gate:
+        with self._writer, self._copier, self._digester, self._gate:
             if self._is_closed:
                 return
             self._is_closed = True
@@ -362,7 +383,7 @@ class CheckpointStore:
         self._is_growing = True
         map_bytes = self.map_bytes
         try:
-            with self._copier, self._gate:
+            with self._copier, self._digester, self._gate:
                 self._env.set_mapsize(2 * map_bytes)
             assert self.map_bytes > map_bytes, "the map grows"
         finally:

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from hashlib import blake2b
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ from raftha.config.limits import VALUE_BYTES_MAX
 from raftha.entry import LOG_START, Entry, EntryKind, Group, LogPosition, decode_groups
 from raftha.errors import ConfigError
 from raftha.storage.state.buffer import SORT_PIECE, Pair, SortedItems, WriteBuffer, overlay
-from raftha.storage.state.checkpoint import Store
+from raftha.storage.state.checkpoint import Store, StoreDigest
 from raftha.storage.state.commands import ARRAY_MAX, PUT, unpack_commands
 from raftha.storage.state.machine import (
     FAILED,
@@ -58,6 +59,7 @@ from raftha.storage.state.sessions import Applied, Outcome, Sessions
 __all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 
 META_VERSION = 2
+DIGEST_BYTES = 32
 GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
 
@@ -75,6 +77,23 @@ class Frozen(NamedTuple):
     items: SortedItems
     meta: bytes
     position: LogPosition
+
+    def digest_with(self, stored: StoreDigest) -> StateDigest:
+        """Return the digest of this checkpoint, whose pairs in the store have the given one."""
+        whole = blake2b(stored.hex.encode() + self.meta, digest_size=DIGEST_BYTES)
+        return StateDigest(stored.hex, stored.keys, whole.digest())
+
+
+class StateDigest(NamedTuple):
+    """The digest of a checkpoint: of all pairs, and of the `whole`.
+
+    The whole covers position, membership and sessions too. Two replicas have the same one as of the
+    same entry, unless their states differ, or are in different formats.
+    """
+
+    hex: str
+    keys: int
+    whole: bytes
 
 
 class NotYet(Exception):

@@ -22,13 +22,14 @@ from raftha.events import FailoverCompleted, HaEvent
 from raftha.membership import Membership
 from raftha.node.messages import PeerMessage
 from raftha.node.operations import DigestOperation, WriteOperation
-from raftha.node.watch import placement
+from raftha.node.watch import divergence, placement
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.commands import pack_call
 from raftha.types import Digest, Receipt
 from tests.sim.availability import widen
 from tests.sim.calm import Calm
 from tests.sim.clients import Command, History, SessionClient, Writer
+from tests.sim.divergences import Divergences, with_divergences
 from tests.sim.faults import Faults
 from tests.sim.invariants import Invariants
 from tests.sim.lease_readers import LeasedReader
@@ -49,6 +50,8 @@ LIVENESS_S = 12.0
 HASTE: list[Patch] = [
     (placement, "RETURN_AFTER_S", 0.6),
     (placement, "RETURN_AFTER_MAX_S", 2.4),
+    (divergence, "RETRY_S", 0.3),
+    (divergence, "ROUND_S", 1.0),
 ]
 """Intervals of seconds to minutes are shorter here; all other rules are unchanged."""
 POLL_S = 0.05
@@ -75,10 +78,9 @@ class Simulation:
     def __init__(self, seed: int, swarm: Swarm | None = None) -> None:
         self.world = World(seed)
         stream = self.world.stream
-        self.swarm = swarm or with_rollbacks(
-            with_leases(widen(draw(stream("swarm")), stream("availability")), stream("leases")),
-            stream("rollbacks"),
-        )
+        drawn = widen(draw(stream("swarm")), stream("availability"))
+        drawn = with_rollbacks(with_leases(drawn, stream("leases")), stream("rollbacks"))
+        self.swarm = swarm or with_divergences(drawn, stream("divergences in the swarm"))
         self.members = {
             node_id: Member(self.world, self.swarm, node_id, Counters(), self)
             for node_id in range(1, self.swarm.nodes + 1)
@@ -108,6 +110,7 @@ class Simulation:
             self.world, self.swarm, self.faults.pick, self.history.acknowledged
         )
         self.rollbacks = Rollbacks(self.world, self.swarm, self.members, self.invariants)
+        self.divergences = Divergences(self.world, self.swarm, self.members)
         memberships = self.invariants.memberships
         self.operator = Operator(self.world, self.swarm, self.members, memberships)
         self.world.after = self.invariants.check if self.swarm.campaigns else self._check
@@ -153,6 +156,7 @@ class Simulation:
         self.operator.stop()
         self.promotions.stop()
         self.rollbacks.stop()
+        self.divergences.stop()
         for client in self.clients:
             client.is_active = False
         for member in self.members.values():
@@ -306,6 +310,8 @@ class Simulation:
             applied = member.node.state.applied.index if member.node is not None else None
             if member.node_files.is_healing:
                 missing.append(f"node {member.id} heals")
+            if member.store.is_altered:
+                missing.append(f"node {member.id} has a state of its own")
             if applied != last:
                 missing.append(f"node {member.id} has applied {applied} of {last}")
         return "; ".join(missing)
