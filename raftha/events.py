@@ -42,6 +42,7 @@ class EventKind(enum.StrEnum):
     HEALING_ENDED = "healing_ended"
     REPLICA_LOST_LOG = "replica_lost_log"
     REPLICA_DIVERGED = "replica_diverged"
+    HISTORY_CONFLICT = "history_conflict"
     REPLICA_HEALING = "replica_healing"
     REPLICA_HEALED = "replica_healed"
     STORAGE_FULL = "storage_full"
@@ -351,6 +352,21 @@ class ReplicaDiverged(HaEvent):
     index: int
     diverged: tuple[int, ...]
     heals: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryConflict(HaEvent):
+    """The leader of `term` has other log entries than this node, where both can't be right.
+
+    Usually a majority of the disks has lost writes that were acknowledged, and this node still has
+    them. It takes nothing from this leader and changes nothing: keep its data directory. Reported
+    once a term; `HaStatus.conflict` shows it. `detail` says where the logs differ.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.HISTORY_CONFLICT
+    leader: int
+    term: int
     detail: str
 
 

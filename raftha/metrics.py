@@ -101,6 +101,7 @@ def _of_node(status: HaStatus) -> Iterator[Metric]:
     for name, text in _NUMBERS:
         yield _gauge(name, text, getattr(status, name))
     yield _gauge("compared_index", "The entry of the last comparison.", status.compared_index)
+    yield _gauge("conflict", "1 if the leader's log contradicts its own.", bool(status.conflict))
     yield _gauge("diverged", "Members whose state differed then.", len(status.diverged))
     yield CounterMetricFamily(
         "raftha_commands_applied",

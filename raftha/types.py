@@ -233,7 +233,9 @@ class HaStatus:
     them was acknowledged; acknowledged writes are on a majority of the disks.
 
     `compared_index`: the log entry as of which the members' states were compared last, 0 if this
-    node knows of no comparison. `diverged`: the members whose state differed then.
+    node knows of no comparison. `diverged`: the members whose state differed then. `conflict`: how
+    the leader's log contradicts this node's, so that this node takes nothing from it; "" if it
+    doesn't.
 
     `events_dropped`: events lost because `on_event` or a stream was too slow. `event_errors`: how
     often `on_event` raised. `fire_forget`: the outcomes of this manager's `async_fire_forget`
@@ -268,6 +270,7 @@ class HaStatus:
     rpo_bytes: int = 0
     compared_index: int = 0
     diverged: tuple[int, ...] = ()
+    conflict: str = ""
     backup_state: None = None
     pitr_sequence: None = None
 

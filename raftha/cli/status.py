@@ -115,6 +115,12 @@ def _footnote(nodes: Nodes) -> str:
         for node in nodes
         if node["status"] is not None and node["status"]["failure"]
     ]
+    failures += [
+        f"node {printable(node['node_id'])} contradicts the leader: "
+        f"{printable(node['status']['conflict'])}\n"
+        for node in nodes
+        if node["status"] is not None and node["status"].get("conflict")
+    ]
     removed = find_removed(nodes)
     gone = f"removed for good: {', '.join(map(str, removed))}\n" if removed else ""
     reached = [node["status"] for node in nodes if node["status"] is not None]

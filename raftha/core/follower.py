@@ -52,11 +52,15 @@ class Follower:
         log = self._log
         self._election.on_leader_contact(message.sender)
         log.durable_indexes.learn(message.commit, message.behind)
+        log.known_commit = max(log.known_commit, message.commit)
         try:
             agreed = log.merge(message)
-        except LogMismatch:
-            # The bytes changed on the way, or the leader is faulty: nothing of it is kept.
+        except LogMismatch as mismatch:
+            # The leader's history is another one, or the bytes changed on the way: nothing of it is
+            # kept, and nothing is acknowledged.
+            self._election.report_conflict(message.sender, str(mismatch))
             return
+        self._election.conflict = ""
         if agreed is None:
             hint_index, hint_term = log.hint(message.prev_index, message.prev_term)
             self.reject(message.sender, message.prev_index, hint_index, hint_term)

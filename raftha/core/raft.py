@@ -213,6 +213,11 @@ class Raft:
         return self._healing_generation.is_healing
 
     @property
+    def conflict(self) -> str:
+        """How the log of this term's leader contradicts this node's; "" if it doesn't."""
+        return self._election.conflict
+
+    @property
     def is_writing(self) -> bool:
         """Whether a write was handed out and `advance` hasn't been called for it."""
         return self._outbox.is_writing

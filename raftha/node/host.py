@@ -40,8 +40,11 @@ class Host(CheckpointWriter, Protocol):
         """Make `write` durable, then call `Node.on_written`."""
         ...
 
-    def seal_log(self) -> None:
-        """Seal the log, then call `Node.on_sealed`; no write is under way."""
+    def seal_log(self, commit: int) -> None:
+        """Seal the log with this commit index, then call `Node.on_sealed`.
+
+        No write is under way. The entries up to there are committed, and on this node's disk.
+        """
         ...
 
     def read_log(self, request: LogRead) -> None:

@@ -488,6 +488,7 @@ class Node:
             replication_lag_ms=self._watch.max_lag_ms(now),
             compared_index=self._watch.compared.index,
             diverged=self._watch.compared.diverged,
+            conflict=core.conflict,
             rpo_commands=rpo_commands,
             rpo_bytes=rpo_bytes,
         )

@@ -483,8 +483,8 @@ class Runtime:
     def write(self, write: Write) -> None:
         self._threads.write(write, self.node.on_written)
 
-    def seal_log(self) -> None:
-        self._threads.seal(self.node.on_sealed)
+    def seal_log(self, commit: int) -> None:
+        self._threads.seal(commit, self.node.on_sealed)
 
     def read_log(self, request: LogRead) -> None:
         self._threads.read_log(request.index, partial(self._on_log_read, request))

@@ -119,9 +119,9 @@ class StorageThreads:
         append = partial(self._wal.append, write.hard_state, write.entries)
         self._writes.put((append, partial(done, write)))
 
-    def seal(self, done: Callable[[], None]) -> None:
+    def seal(self, commit: int, done: Callable[[], None]) -> None:
         """Seal the log, then call `done` on the node's thread."""
-        self._writes.put((self._wal.seal, done))
+        self._writes.put((partial(self._wal.seal, commit), done))
 
     def preallocate(self) -> None:
         """Make the spare segment and the reserve if they are missing, once there is space."""

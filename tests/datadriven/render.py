@@ -28,6 +28,7 @@ from raftha.events import (
     CatchUpGivenUp,
     HaEvent,
     HealingEnded,
+    HistoryConflict,
     LeaderElected,
     LeaderLost,
     MembershipChanged,
@@ -158,6 +159,8 @@ def _member_text(event: HaEvent) -> str:
             )
         case SecondLeader():
             return f"{event.reporter} hears {event.other} as a second leader of term {event.term}"
+        case HistoryConflict():
+            return f"{event.reporter} contradicts {event.leader}: {event.detail}"
         case HealingEnded():
             return f"{event.reporter} has healed"
         case ReplicaLostLog():

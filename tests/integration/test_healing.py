@@ -166,6 +166,35 @@ def test_a_state_that_was_altered_offline_is_found_and_heals() -> None:
         assert "event=ReplicaDiverged" in told
 
 
+def test_the_last_node_with_acknowledged_writes_says_that_the_others_lost_them() -> None:
+    """A directory is put back while the only other node that had the writes is down.
+
+    The two nodes that are left can't know of them. The third one must keep them, and say so.
+    """
+    with LocalCluster(3, settings=SETTINGS) as cluster:
+        write(cluster, 1, 0, 10)
+        leader = cluster.wait_leader()
+        back, away = (i for i in cluster.node_ids if i != leader)
+        cluster.terminate(back)
+        shutil.copytree(cluster.data_of(back), cluster.folder / "earlier")
+        cluster.start_node(back)
+        cluster.wait_ready()
+        cluster.terminate(away)
+        for i in range(10):
+            cluster.call(leader, "SET", f"late{i}", "acknowledged")
+        cluster.kill(back)
+        cluster.kill(leader)
+        shutil.rmtree(cluster.data_of(back))
+        shutil.copytree(cluster.folder / "earlier", cluster.data_of(back))
+        cluster.start_node(back)
+        cluster.start_node(away)
+        now = cluster.wait_leader()
+        assert cluster.call(now, "GET", "late0") is None, "nothing is left of it here"
+        cluster.start_node(leader)
+        wait_until(lambda: bool((cluster.status(leader) or {}).get("conflict")), "it is silent")
+        assert "event=HistoryConflict" in cluster.log_path(leader).read_text()
+
+
 def test_a_leaders_log_heals_as_well() -> None:
     with LocalCluster(3, settings=OFTEN) as cluster:
         write(cluster, 1, 0, 40)

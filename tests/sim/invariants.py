@@ -408,6 +408,10 @@ class Invariants:
     def _check_found(self, member: Member, wal: Wal, seen: _Seen) -> None:
         writing, durable = seen.writing, seen.durable
         found = (wal.last.index, wal.last.hash)
+        sealed = wal.hard_state.commit
+        if durable.hard_state.commit < sealed <= min(durable.last[0], len(self.committed)):
+            # It was sealed meanwhile.
+            durable.hard_state = durable.hard_state._replace(commit=sealed)
         is_old = wal.hard_state == durable.hard_state and found == durable.last
         if not is_old and writing is not None:
             # A crash in the middle of a write may leave any first part of it.

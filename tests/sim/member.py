@@ -351,13 +351,13 @@ class Member:
         self._world.note(self.id, "written", write.hard_state or "")
         self.node.on_written(write)
 
-    def seal_log(self) -> None:
-        self._later(self.faults.pick_time(), self._run, self._seal)
+    def seal_log(self, commit: int) -> None:
+        self._later(self.faults.pick_time(), self._run, self._seal, commit)
 
-    def _seal(self) -> None:
+    def _seal(self, commit: int) -> None:
         assert self.wal is not None
         with contextlib.suppress(StorageFull):
-            self.wal.seal()
+            self.wal.seal(commit)
         self._later(self.rng.uniform(0, 0.001), self._sealed)
 
     def _sealed(self) -> None:
