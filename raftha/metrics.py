@@ -173,6 +173,8 @@ def _of_statistics(statistics: Statistics) -> Iterator[Metric]:
         "Peers, or strangers, that were not let in or thrown out.",
         value=float(statistics.peers_refused),
     )
+    yield _gauge("state_file_bytes", "The size of the state's file.", statistics.state_bytes.file)
+    yield _gauge("state_used_bytes", "What of it is in use.", statistics.state_bytes.used)
     for name, text, histogram in (
         ("log_write_seconds", "One write and sync of the log.", statistics.log_write),
         ("commit_seconds", "From taking a batch to applying it.", statistics.commit),

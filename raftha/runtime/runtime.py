@@ -408,6 +408,7 @@ class Runtime:
         """
         if self.is_inherited:
             raise Forked
+        self.statistics.state_bytes = self._threads.state_bytes
         waiter = ThreadWaiter()
         deadline = self._clock.monotonic() + OBSERVE_TIMEOUT_S
         read = ReadOperation(waiter, deadline, Node.status, is_linearizable=False)

@@ -17,6 +17,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -79,6 +80,8 @@ class StorageThreads:
         self._wal = wal
         self._store = store
         self._reserve = reserve
+        self.state_bytes = store.sizes()
+        """The size of the state's file after the last checkpoint."""
         self._last_cut: LogCut | None = None
         self._is_in_a_hurry = threading.Event()
         """Set while a thread waits for the lock below, or for all work to end."""
@@ -199,7 +202,19 @@ class StorageThreads:
             cut.apply(self._wal)
             self._last_cut = cut
         self.preallocate()
+        self.state_bytes = self._store.sizes()
+        if self.state_bytes.is_wasteful:
+            self._job(self._compact, lambda done: None)
         return Checkpointed(frozen.position, len(frozen.items), self._wal.first_index)
+
+    def _is_going_on(self) -> bool:
+        return not self._is_ending.is_set()
+
+    def _compact(self) -> None:
+        if self._store.compact_if_wasteful(time.monotonic(), self._is_going_on):
+            before, self.state_bytes = self.state_bytes.file, self._store.sizes()
+            after = self.state_bytes.file
+            log.info("node=%d state compacted from=%d to=%d", self._node_id, before, after)
 
     def _digest(
         self,
@@ -210,7 +225,7 @@ class StorageThreads:
         """Write a checkpoint, and hash the store as of it while the node goes on."""
         written = write()
         stored = self._store.digest(
-            begun=lambda: self._call(done, written), is_wanted=lambda: not self._is_ending.is_set()
+            begun=lambda: self._call(done, written), is_wanted=self._is_going_on
         )
         return Digested(written.position.index, stored and frozen.digest_with(stored))
 

@@ -23,6 +23,10 @@ the file, after a crash or a change by another program, `lmdb.verify` reads the 
 seconds for a million keys. Damage to a cleanly closed file that keeps size and time is found by the
 checksums, or by LMDB.
 
+Size. LMDB uses free pages again, but never those that a read which is under way may need, and its
+file never shrinks. So a long read stops pausing once the file has grown much since it began
+(`is_copy_costly`). A file that is mostly free pages all the same is replaced by a compacted copy.
+
 The files are made in a scratch folder and renamed, so a crash can't leave incomplete ones.
 """
 
@@ -30,31 +34,44 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
-import struct
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import lmdb
 from google_crc32c import value as crc32c
-from lmdb.verify import VerifyError, verify
 
-from raftha.config import KEY_BYTES_MAX, MIB
+from raftha.config import MIB
 from raftha.errors import Corrupt, StorageError, StorageFailed, StorageFull
+from raftha.storage.state.lmdb_file import (
+    COPY_BYTES,
+    SPARE_BYTES,
+    StoreSizes,
+    find_damage,
+    mark_of,
+    seek_first,
+    seek_last,
+    sync_folder,
+    used_bytes,
+    write_copy,
+    written_bytes,
+)
 from raftha.storage.state.records import SOUND, pack_record, unpack_record
+from raftha.storage.state.store import Hasher, StoreCensus, StoreDigest
 
 MAP_BYTES_MIN = 256 * MIB
 """The map's initial size for a small file."""
 SCAN_CHUNK_BYTES = MIB
 """A chunk of a scan ends once it has this many bytes, so that the gate is never held for long."""
-COPY_BYTES = 128 * 1024
-"""A copy is handed over in pieces of this size."""
+GROWTH_FACTOR = 0.5
+"""A long read that has made the file grow by this part, and by more than `SPARE_BYTES`, hurries."""
+COMPACT_EVERY_S = 600.0
+"""A file is compacted at most once in this time."""
 FULL_BYTES = MIB
 """A disk with less free space than this is full."""
 
@@ -70,8 +87,6 @@ CLEAN = "CLEAN"
 """The mark of a clean end: a file with size and time of the data file."""
 
 _META_KEY = b"checkpoint"
-_LENGTH = struct.Struct("<I")
-_DIGEST_PART_BYTES = 64 * 1024
 _DAMAGE = (
     lmdb.BadValsizeError,
     lmdb.CorruptedError,
@@ -93,100 +108,6 @@ _UNCLEAR = (
     lmdb.TxnFullError,
 )
 """What LMDB may raise of a damaged file, but also for other reasons."""
-
-
-class StoreDigest(NamedTuple):
-    """BLAKE2b-256 over all pairs in key order, and the number of pairs."""
-
-    hex: str
-    keys: int
-
-
-class StoreCensus(NamedTuple):
-    """Version of the store, its number of keys, and how many of the given keys it has."""
-
-    version: int
-    entries: int
-    present: int
-
-
-class Store(Protocol):
-    """The durable part of the state; the simulator has an implementation in memory."""
-
-    def get(self, key: bytes) -> bytes | None:
-        """Return the value of `key`, None if it doesn't exist. Corrupt, like all reads."""
-        ...
-
-    def scan(
-        self, start: bytes | None, end: bytes | None, *, limit: int, reverse: bool
-    ) -> list[tuple[bytes, bytes]]:
-        """Return pairs with keys in [start, end), in order; an empty list if there are none.
-
-        At most `limit`, and fewer when they are large: only an empty list means the end.
-        """
-        ...
-
-    def census(self, keys: Sequence[bytes]) -> StoreCensus:
-        """Count all keys, and how many of `keys` are there, as of one version of the store."""
-        ...
-
-    def meta(self) -> bytes | None:
-        """Return the meta of the last checkpoint, None if there was none yet."""
-        ...
-
-    def write(self, items: Iterable[tuple[bytes, bytes | None]], meta: bytes) -> None:
-        """Write a checkpoint atomically: `items` in key order, None for deleted keys, and `meta`.
-
-        Durable on return. `items` may be iterated more than once. For the storage thread.
-        """
-        ...
-
-    def digest(
-        self, *, begun: Callable[[], None] = ..., is_wanted: Callable[[], bool] = ...
-    ) -> StoreDigest | None:
-        """Hash the whole contents as of the last checkpoint. For the storage thread.
-
-        From the call of `begun` on, later checkpoints make no difference. None if the digest is no
-        longer `is_wanted`, or can't be finished; then it can be tried again.
-        """
-        ...
-
-    def corrupt(self, detail: str) -> Corrupt:
-        """Return the error for damage in this store's files."""
-        ...
-
-    def close(self) -> None:
-        """Close the files."""
-        ...
-
-
-class Hasher:
-    """The digest of ordered pairs: keys and values, each after its length in 4 bytes."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=32)
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._keys = 0
-
-    def add(self, key: bytes, value: bytes) -> None:
-        """Add the next pair."""
-        self._parts += (_LENGTH.pack(len(key)), key, _LENGTH.pack(len(value)), value)
-        self._size += len(key) + len(value)
-        self._keys += 1
-        if self._size >= _DIGEST_PART_BYTES:
-            self._flush()
-
-    def finish(self) -> StoreDigest:
-        """Return the digest of all pairs."""
-        self._flush()
-        return StoreDigest(self._hash.hexdigest(), self._keys)
-
-    def _flush(self) -> None:
-        # Large pieces, because hashing one releases the GIL.
-        self._hash.update(b"".join(self._parts))
-        self._parts.clear()
-        self._size = 0
 
 
 class CheckpointStore:
@@ -212,23 +133,37 @@ class CheckpointStore:
         self._is_growing = False
         self._failure = ""
         self._is_damaged = self._is_closed = False
+        self._versions_before = 0
+        """Versions of the files before the last compaction, which begins to count again."""
+        self._compact_at = 0.0
+        self._read_from_bytes = 0
         try:
             if not self._path.exists():
                 self._create()
             elif not self._take_mark() and not is_verified:
                 self._verify()
             size = self._path.stat().st_size
+            self._map_bytes_min = map_bytes_min
+            shutil.rmtree(self._compacting, ignore_errors=True)
             self._env = self._open(self._folder, max(map_bytes_min, 2 * size))
         except OSError as error:
             raise StorageFailed(f"{self._folder}: {error.strerror}") from error
         try:
             self._check_length(size)
-            with self._reading():
-                self._data = self._env.open_db(b"data", create=False)
-                self._meta = self._env.open_db(b"meta", create=False)
+            self._open_databases()
         except StorageError:
             self._env.close()
             raise
+
+    def _open_databases(self) -> None:
+        with self._reading():
+            self._data = self._env.open_db(b"data", create=False)
+            self._meta = self._env.open_db(b"meta", create=False)
+
+    @property
+    def _compacting(self) -> Path:
+        """Where a compacted file is made."""
+        return self._folder.with_name(self._folder.name + ".compact")
 
     @property
     def map_bytes(self) -> int:
@@ -258,7 +193,7 @@ class CheckpointStore:
         """Return pairs with keys in [start, end), in order: see `Store`."""
         with self._reading(), self._gate, self._env.begin(self._data) as txn:
             cursor = txn.cursor()
-            if not (_seek_last(cursor, end) if reverse else _seek_first(cursor, start)):
+            if not (seek_last(cursor, end) if reverse else seek_first(cursor, start)):
                 return []
             steps = cursor.iterprev() if reverse else cursor.iternext()
             return self._take(steps, start, end, limit)
@@ -267,7 +202,14 @@ class CheckpointStore:
         """Count all keys, and how many of `keys` are there: see `Store`."""
         with self._reading(), self._gate, self._env.begin(self._data) as txn:
             present = sum(txn.get(key) is not None for key in keys)
-            return StoreCensus(txn.id(), txn.stat(self._data)["entries"], present)
+            version = self._versions_before + txn.id()
+            return StoreCensus(version, txn.stat(self._data)["entries"], present)
+
+    def sizes(self) -> StoreSizes:
+        """Return how large the file is, and how much of it is in use."""
+        with self._reading(), self._gate, self._env.begin() as txn:
+            used = used_bytes(self._env, txn, self._data, self._meta)
+            return StoreSizes(self._path.stat().st_size, used)
 
     def meta(self) -> bytes | None:
         """Return the meta of the last checkpoint, None if there was none yet."""
@@ -297,6 +239,7 @@ class CheckpointStore:
         hasher = Hasher()
         previous = b""
         with self._digester, self._reading(), self._env.begin(self._data) as txn:
+            began_bytes = written_bytes(self._env)
             begun()
             steps = iter(txn.cursor())
             while piece := list(islice(steps, DIGEST_PAIRS)):
@@ -307,7 +250,8 @@ class CheckpointStore:
                     hasher.add(key, self._unpack(key, record))
                 if self._is_growing or not is_wanted():
                     return None
-                time.sleep(DIGEST_PAUSE_S)
+                if not self._is_costly(began_bytes):
+                    time.sleep(DIGEST_PAUSE_S)
             entries = txn.stat(self._data)["entries"]
         digest = hasher.finish()
         if digest.keys != entries:
@@ -322,21 +266,91 @@ class CheckpointStore:
         the file is damaged. An exception of `take` ends the copy too.
         """
         with self._copier:
-            reading, writing = os.pipe()
-            failures: list[Exception] = []
-            copying = threading.Thread(target=self._copy_into, args=(writing, failures))
-            copying.start()
+            self._copy(take)
+
+    @property
+    def is_copy_costly(self) -> bool:
+        """Whether the copy under way has made the file grow so much that it should be quick."""
+        return self._is_costly(self._read_from_bytes)
+
+    def _is_costly(self, began_bytes: int) -> bool:
+        # Pages that are freed during a long read can't be used again until it ends.
+        grown = written_bytes(self._env) - began_bytes
+        return grown > max(GROWTH_FACTOR * began_bytes, SPARE_BYTES)
+
+    def _copy(self, take: Callable[[bytes], None]) -> None:
+        self._read_from_bytes = written_bytes(self._env)
+        reading, writing = os.pipe()
+        failures: list[Exception] = []
+        copying = threading.Thread(target=self._copy_into, args=(writing, failures))
+        copying.start()
+        try:
+            with os.fdopen(reading, "rb", buffering=0) as pipe:
+                while piece := pipe.read(COPY_BYTES):
+                    if self._is_growing:
+                        raise StorageFailed("the copy is unfinished: the map must grow")
+                    take(piece)
+        finally:
+            # If the pipe was closed before its end, the next write to it ends the copy.
+            copying.join()
+        if failures:
+            raise failures[0]
+
+    def compact_if_wasteful(self, now: float, is_wanted: Callable[[], bool]) -> bool:
+        """Replace the file by one without its free pages, if that is worth it; True if done.
+
+        For the storage thread. Checkpoints wait meanwhile, reads don't. A failure costs nothing but
+        the attempt, unless the new file can't be opened: StorageFailed.
+        """
+        sizes = self.sizes()
+        if now < self._compact_at or not sizes.is_wasteful or not self._has_room(sizes.used):
+            return False
+        self._compact_at = now + COMPACT_EVERY_S
+        with self._writer, contextlib.ExitStack() as held:
+            for lock in (self._copier, self._digester):
+                if not lock.acquire(blocking=False):
+                    return False  # A long read is under way, which would keep reads waiting.
+                held.callback(lock.release)
+            if self._failure or self._is_closed:
+                return False
             try:
-                with os.fdopen(reading, "rb", buffering=0) as pipe:
-                    while piece := pipe.read(COPY_BYTES):
-                        if self._is_growing:
-                            raise StorageFailed("the copy is unfinished: the map must grow")
-                        take(piece)
-            finally:
-                # If the pipe was closed before its end, the next write to it ends the copy.
-                copying.join()
-            if failures:
-                raise failures[0]
+                write_copy(self._compacting, self._copy, is_wanted)
+                self._check_copy()
+            except (OSError, lmdb.Error, StorageFailed):
+                shutil.rmtree(self._compacting, ignore_errors=True)
+                return False
+            with self._gate:
+                self._swap()
+            return True
+
+    def _has_room(self, size: int) -> bool:
+        return shutil.disk_usage(self._folder).free > 2 * size + SPARE_BYTES
+
+    def _check_copy(self) -> None:
+        """StorageFailed unless the compacted file has what this one has."""
+        with self._open(self._compacting, self.map_bytes) as env:
+            data, meta = env.open_db(b"data", create=False), env.open_db(b"meta", create=False)
+            with env.begin() as txn:
+                found = txn.stat(data)["entries"], txn.get(_META_KEY, db=meta)
+            env.sync(True)
+        if found != (self.census(()).entries, self.meta()):
+            raise StorageFailed(f"{self._compacting}: it has other contents")
+
+    def _swap(self) -> None:
+        """Put the compacted file into the place of this one; no transaction is open."""
+        with self._env.begin() as txn:
+            self._versions_before += txn.id() + 1
+        self._env.close()
+        try:
+            (self._compacting / "data.mdb").rename(self._path)
+            sync_folder(self._folder)
+            shutil.rmtree(self._compacting, ignore_errors=True)
+            size = max(self._map_bytes_min, 2 * self._path.stat().st_size)
+            self._env = self._open(self._folder, size)
+            self._open_databases()
+        except (OSError, StorageError) as error:
+            self._failure = f"{self._path}: can't be opened after compaction: {error}"
+            raise StorageFailed(self._failure) from error
 
     def _copy_into(self, writing: int, failures: list[Exception]) -> None:
         try:
@@ -396,15 +410,15 @@ class CheckpointStore:
             return False
         mark = path.read_bytes()
         path.unlink()
-        _sync_folder(self._folder)
-        return mark == _mark(self._path)
+        sync_folder(self._folder)
+        return mark == mark_of(self._path)
 
     def _leave_mark(self) -> None:
         with (self._folder / CLEAN).open("wb") as file:
-            file.write(_mark(self._path))
+            file.write(mark_of(self._path))
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
 
     def _verify(self) -> None:
         damage = find_damage(self._path)
@@ -423,9 +437,9 @@ class CheckpointStore:
         env.open_db(b"meta")
         env.sync(True)
         env.close()
-        _sync_folder(scratch)
+        sync_folder(scratch)
         scratch.rename(self._folder)
-        _sync_folder(self._folder.parent)
+        sync_folder(self._folder.parent)
 
     def _open(self, folder: Path, map_bytes: int) -> lmdb.Environment:
         try:
@@ -534,48 +548,3 @@ def _code(error: lmdb.Error | OSError) -> int:
     if isinstance(error, OSError):
         return error.errno or 0
     return getattr(error, "code", 0)
-
-
-def find_damage(path: Path) -> str:
-    """Return the first damage that the verifier finds, "" if none. Reads the whole file."""
-    try:
-        found: list[str] = verify(str(path))  # type: ignore[no-untyped-call]
-    except VerifyError as error:
-        return str(error)
-    except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
-        return f"the verifier can't read it: {error!r}"
-    return found[0] if found else ""
-
-
-def _seek_first(cursor: lmdb.Cursor[bytes], start: bytes | None) -> bool:
-    if not start:
-        return cursor.first()
-    # LMDB refuses keys over its limit. The only key at or after the cut bound but before the whole
-    # bound is the cut bound itself.
-    if not cursor.set_range(start[:KEY_BYTES_MAX]):
-        return False
-    return cursor.key() >= start or cursor.next()
-
-
-def _seek_last(cursor: lmdb.Cursor[bytes], end: bytes | None) -> bool:
-    if end is None:
-        return cursor.last()
-    if not end:
-        return False
-    if not cursor.set_range(end[:KEY_BYTES_MAX]):
-        return cursor.last()
-    return cursor.key() < end or cursor.prev()
-
-
-def _mark(path: Path) -> bytes:
-    """Return the content of the mark of a clean end, for a file as it is now."""
-    found = path.stat()
-    return b"%d %d\n" % (found.st_size, found.st_mtime_ns)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -43,7 +43,6 @@ from raftha.config.limits import VALUE_BYTES_MAX
 from raftha.entry import LOG_START, Entry, EntryKind, Group, LogPosition, decode_groups
 from raftha.errors import ConfigError
 from raftha.storage.state.buffer import SORT_PIECE, Pair, SortedItems, WriteBuffer, overlay
-from raftha.storage.state.checkpoint import Store, StoreDigest
 from raftha.storage.state.commands import ARRAY_MAX, PUT, unpack_commands
 from raftha.storage.state.machine import (
     FAILED,
@@ -55,6 +54,7 @@ from raftha.storage.state.machine import (
     run,
 )
 from raftha.storage.state.sessions import Applied, Outcome, Sessions
+from raftha.storage.state.store import Store, StoreDigest
 
 __all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 

@@ -13,7 +13,8 @@ import msgpack
 from sortedcontainers import SortedDict
 
 from raftha.errors import Corrupt, StorageError, StorageFull
-from raftha.storage.state.checkpoint import SCAN_CHUNK_BYTES, Hasher, StoreCensus, StoreDigest
+from raftha.storage.state.checkpoint import SCAN_CHUNK_BYTES
+from raftha.storage.state.store import Hasher, StoreCensus, StoreDigest
 
 ALIEN_KEY = b"\xffalien"
 """No command writes it, and no client asks for it."""

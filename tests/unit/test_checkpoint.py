@@ -17,16 +17,17 @@ from google_crc32c import extend
 from google_crc32c import value as crc32c
 
 from raftha.errors import Corrupt, StorageFailed
-from raftha.storage.state import checkpoint
+from raftha.storage.directory.snapshot import Outgoing
+from raftha.storage.state import checkpoint, lmdb_file
 from raftha.storage.state.checkpoint import (
     CLEAN,
+    COMPACT_EVERY_S,
     SCAN_CHUNK_BYTES,
     CheckpointStore,
-    Hasher,
-    Store,
-    StoreDigest,
 )
 from raftha.storage.state.records import pack_record, unpack_record
+from raftha.storage.state.state import State
+from raftha.storage.state.store import Hasher, Store, StoreDigest
 from tests.sim.store import DictStore
 from tests.support.rot import rot
 
@@ -267,7 +268,7 @@ def test_a_clean_end_leaves_a_mark_and_a_start_removes_it(
 ) -> None:
     make_store(tmp_path / "state")
     assert (tmp_path / "state" / CLEAN).exists()
-    monkeypatch.setattr(checkpoint, "verify", lambda path: ["it was verified"])
+    monkeypatch.setattr(lmdb_file, "verify", lambda path: ["it was verified"])
     store = CheckpointStore(tmp_path / "state")
     assert not (tmp_path / "state" / CLEAN).exists()
     store.close()
@@ -364,7 +365,7 @@ def test_an_unclear_error_is_damage_only_if_the_verifier_finds_some(
         store.write([(b"a", b"1")], b"x")
     store.close()
     store = CheckpointStore(tmp_path / "state")
-    monkeypatch.setattr(checkpoint, "verify", lambda path: ["a page is gone"])
+    monkeypatch.setattr(lmdb_file, "verify", lambda path: ["a page is gone"])
     with pytest.raises(Corrupt, match="a page is gone"):
         store.write([(b"a", b"1")], b"x")
     store.close()
@@ -532,3 +533,113 @@ def test_a_folder_that_cannot_be_made_is_a_storage_failure(tmp_path: Path) -> No
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageFailed, match="file/state"):
         CheckpointStore(tmp_path / "file" / "state")
+
+
+# --- Size -----------------------------------------------------------------------------------------
+
+
+def pages(store: CheckpointStore, value: int, keys: int = 2000) -> None:
+    """Write a checkpoint that replaces all values: 16 MiB of pages."""
+    meta = State(DictStore()).freeze().meta
+    store.write([(b"%05d" % n, bytes([value]) * 4 * KIB) for n in range(keys)], meta)
+
+
+@pytest.fixture
+def small_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (checkpoint, lmdb_file):
+        monkeypatch.setattr(module, "SPARE_BYTES", MIB)
+
+
+@pytest.mark.usefixtures("small_spare")
+def test_a_slow_copy_under_writes_does_not_make_the_file_grow_without_limit(
+    tmp_path: Path,
+) -> None:
+    """The pages that a copy may need can't be used again: it hurries once they are many."""
+    store = CheckpointStore(tmp_path / "state")
+    pages(store, 0)
+    pages(store, 1)
+    values: list[int] = []
+
+    def pause(size: int) -> None:
+        values.append(len(values) + 2)
+        pages(store, values[-1])
+
+    Outgoing(tmp_path / "outgoing").make(store, 1, pause)
+    sizes = store.sizes()
+    assert 1 <= len(values) <= 3
+    assert sizes.file < 6 * sizes.used
+    for value in range(4):
+        pages(store, value)
+    assert store.sizes().file == sizes.file, "free pages are used again"
+    store.close()
+
+
+@pytest.mark.usefixtures("small_spare")
+def test_a_wasteful_file_is_compacted_beside_reads(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state", map_bytes_min=MIB)
+    pages(store, 1)
+    store.write([(b"%05d" % n, None) for n in range(10, 2000)], b"meta")
+    before, version = digest_of(store), store.census([]).version
+    assert store.sizes().is_wasteful
+    stop = threading.Event()
+    found: list[bytes | None] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            found.append(store.get(b"00001"))
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    assert store.compact_if_wasteful(1000.0, lambda: True)
+    stop.set()
+    reading.join()
+    assert set(found) == {b"\1" * 4 * KIB}
+    assert not store.sizes().is_wasteful
+    assert store.sizes().file < MIB
+    assert digest_of(store) == before
+    assert (store.meta(), store.census([]).version > version) == (b"meta", True)
+    assert not store.compact_if_wasteful(1000.0, lambda: True)
+    pages(store, 2)  # The map grows again.
+    store.close()
+    again = CheckpointStore(tmp_path / "state")
+    assert again.get(b"01999") == b"\2" * 4 * KIB
+    again.close()
+
+
+@pytest.mark.usefixtures("small_spare")
+def test_a_compaction_that_is_given_up_changes_nothing(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state")
+    pages(store, 1)
+    store.write([(b"%05d" % n, None) for n in range(10, 2000)], b"meta")
+    before = digest_of(store)
+    assert not store.compact_if_wasteful(1000.0, lambda: False)
+    assert digest_of(store) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    assert not store.compact_if_wasteful(1000.0 + COMPACT_EVERY_S - 1, lambda: True)
+    assert store.compact_if_wasteful(1000.0 + COMPACT_EVERY_S, lambda: True)
+    store.close()
+
+
+@pytest.mark.usefixtures("small_spare")
+def test_a_file_is_not_compacted_while_it_is_being_copied(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state")
+    pages(store, 1)
+    store.write([(b"%05d" % n, None) for n in range(10, 2000)], b"meta")
+    done: list[bool] = []
+    store.copy(lambda piece: done.append(store.compact_if_wasteful(1000.0, lambda: True)))
+    assert done and not any(done)
+    store.close()
+
+
+def test_a_digest_is_of_the_version_at_its_beginning(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state")
+    store.write([(b"a", b"1")], b"")
+    before = digest_of(store)
+    assert store.digest(begun=lambda: store.write([(b"a", b"2"), (b"b", b"3")], b"")) == before
+    assert digest_of(store) != before
+    store.close()
+
+
+def test_a_digest_that_is_no_longer_wanted_is_given_up(store: Store) -> None:
+    store.write([(b"a", b"1")], b"")
+    assert store.digest(is_wanted=lambda: False) is None
