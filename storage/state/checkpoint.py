@@ -40,7 +40,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import lmdb
@@ -61,13 +61,15 @@ from raftha.storage.state.lmdb_file import (
     write_copy,
     written_bytes,
 )
-from raftha.storage.state.records import SOUND, pack_record, unpack_record
+from raftha.storage.state.records import are_plain, pack_record, unpack_record
 from raftha.storage.state.store import Hasher, StoreCensus, StoreDigest
 
 MAP_BYTES_MIN = 256 * MIB
 """The map's initial size for a small file."""
 SCAN_CHUNK_BYTES = MIB
 """A chunk of a scan ends once it has this many bytes, so that the gate is never held for long."""
+SCAN_PAIRS = 32
+"""A scan reads at most so many pairs at a time, and looks at their size then."""
 GROWTH_FACTOR = 0.5
 """A long read that has made the file grow by this part, and by more than `SPARE_BYTES`, hurries."""
 COMPACT_EVERY_S = 600.0
@@ -183,8 +185,8 @@ class CheckpointStore:
             raise self._unreadable(error) from error
         if record is None:
             return None
-        if len(record) < SMALL_BYTES and crc32c(key + record) == SOUND and not record[0]:
-            return record[1:-4]  # As in `_take`.
+        if len(record) < SMALL_BYTES and not crc32c(key + record):
+            return record[1:-4]  # As in `_unpack_all`.
         return self._unpack(key, record)
 
     def scan(
@@ -243,11 +245,11 @@ class CheckpointStore:
             begun()
             steps = iter(txn.cursor())
             while piece := list(islice(steps, DIGEST_PAIRS)):
-                for key, record in piece:
+                for key, value in self._unpack_all(piece, b"".join(chain.from_iterable(piece))):
                     if key <= previous:
                         raise self.corrupt(f"key {key[:64].hex()} is not at its place")
                     previous = key
-                    hasher.add(key, self._unpack(key, record))
+                    hasher.add(key, value)
                 if self._is_growing or not is_wanted():
                     return None
                 if not self._is_costly(began_bytes):
@@ -508,21 +510,37 @@ class CheckpointStore:
         end: bytes | None,
         limit: int,
     ) -> list[tuple[bytes, bytes]]:
-        pairs: list[tuple[bytes, bytes]] = []
-        size = 0
-        for key, record in islice(steps, limit):
-            if (end is not None and key >= end) or (start is not None and key < start):
+        """Return the next pairs within the bounds; `steps` may go either way."""
+        found: list[tuple[bytes, bytes]] = []
+        size, wanted = 0, 1
+        while size < SCAN_CHUNK_BYTES and limit > len(found):
+            wanted = min(wanted, limit - len(found))
+            piece = list(islice(steps, wanted))
+            # A scan begins within its bounds, and leaves them at the end.
+            while piece and (
+                (end is not None and piece[-1][0] >= end)
+                or (start is not None and piece[-1][0] < start)
+            ):
+                piece.pop()
+            joined = b"".join(chain.from_iterable(piece))
+            found += self._unpack_all(piece, joined)
+            if len(piece) < wanted:
                 break
-            # `unpack_record` without its calls. To join small bytes is faster than to extend a CRC.
-            if crc32c(key + record) == SOUND and not record[0]:
-                value = record[1:-4]
-            else:
-                value = self._unpack(key, record)
-            pairs.append((key, value))
-            size += len(key) + len(value)
-            if size >= SCAN_CHUNK_BYTES:
-                break
-        return pairs
+            size += len(joined)
+            # As many as should fit: values of 1 MiB come one at a time.
+            wanted = min(SCAN_PAIRS, 1 + (SCAN_CHUNK_BYTES - size) * len(found) // size)
+        return found
+
+    def _unpack_all(
+        self, pairs: list[tuple[bytes, bytes]], joined: bytes
+    ) -> list[tuple[bytes, bytes]]:
+        """Return keys with values for pairs of key and record, which are also `joined`.
+
+        Corrupt if a record is damaged.
+        """
+        if are_plain(joined):
+            return [(key, record[1:-4]) for key, record in pairs]
+        return [(key, self._unpack(key, record)) for key, record in pairs]
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

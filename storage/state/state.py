@@ -22,7 +22,7 @@ repeated groups as before.
 
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
-    format version   2 (with it, values have checksums)
+    format version   3 (since 2, values have checksums)
     applied          [index, term, time_us, last_sequence, hash]
     membership       payload of the last MEMBERSHIP entry applied, nil if there was none
     sessions         see `raftha.storage.state.sessions`
@@ -30,10 +30,11 @@ A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterator
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import msgpack
@@ -58,7 +59,7 @@ from raftha.storage.state.store import Store, StoreDigest
 
 __all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 
-META_VERSION = 2
+META_VERSION = 3
 DIGEST_BYTES = 32
 GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
@@ -237,14 +238,17 @@ class State:
         if any(layer.missing > SORT_PIECE for layer in self._layers()):
             self._is_sorting = True
             raise NotYet
-        return collect(self.iterate(start, end, reverse=reverse), limit)
+        return collect(self.iterate(start, end, reverse=reverse, limit=limit), limit)
 
-    def iterate(self, start: bytes | None, end: bytes | None, *, reverse: bool) -> Iterator[Pair]:
+    def iterate(
+        self, start: bytes | None, end: bytes | None, *, reverse: bool, limit: int = sys.maxsize
+    ) -> Iterator[Pair]:
         """Yield the pairs in [start, end) in order, deleted ones as (key, None).
 
-        The iterator must be exhausted before the next entry is applied.
+        About `limit` pairs are wanted; there may be more. The iterator must be exhausted before the
+        next entry is applied.
         """
-        pairs = self._iterate_store(start, end, reverse=reverse)
+        pairs: Iterator[Pair] = chain.from_iterable(self._chunks(start, end, limit, reverse))
         for layer in (self._frozen, self._buffer):
             if layer is not None and layer.values:
                 above = layer.iterate(start, end, reverse=reverse)
@@ -360,17 +364,22 @@ class State:
                 results[place] = result
         return results
 
-    def _iterate_store(
-        self, start: bytes | None, end: bytes | None, *, reverse: bool
-    ) -> Iterator[Pair]:
+    def _chunks(
+        self, start: bytes | None, end: bytes | None, limit: int, reverse: bool
+    ) -> Iterator[list[tuple[bytes, bytes]]]:
+        """Yield the store's pairs in [start, end), many at a time, of which `limit` are wanted."""
         sizes = iter(_CHUNKS)
         size = _CHUNKS[-1]
         while True:
             size = next(sizes, size)
-            pairs = self._store.scan(start, end, limit=size, reverse=reverse)
+            # More than are wanted are needed only if newer layers have deleted some.
+            pairs = self._store.scan(
+                start, end, limit=min(size, max(limit, _CHUNKS[0])), reverse=reverse
+            )
             if not pairs:
                 return
-            yield from pairs
+            limit -= len(pairs)
+            yield pairs
             if reverse:
                 end = pairs[-1][0]
             else:

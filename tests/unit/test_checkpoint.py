@@ -23,9 +23,10 @@ from raftha.storage.state.checkpoint import (
     CLEAN,
     COMPACT_EVERY_S,
     SCAN_CHUNK_BYTES,
+    SCAN_PAIRS,
     CheckpointStore,
 )
-from raftha.storage.state.records import pack_record, unpack_record
+from raftha.storage.state.records import PLAIN, are_plain, pack_record, unpack_record
 from raftha.storage.state.state import State
 from raftha.storage.state.store import Hasher, Store, StoreDigest
 from tests.sim.store import DictStore
@@ -202,9 +203,38 @@ def test_every_flipped_bit_of_a_record_is_found(value: bytes, expires_us: int | 
 
 
 def test_a_record_with_unknown_flags_is_not_believed() -> None:
-    for body, value in ((b"\x02value", None), (b"\x01short", None), (b"\0value", b"value")):
-        record = body + extend(crc32c(b"key"), body).to_bytes(4, "little")
-        assert unpack_record(b"key", record) == value
+    bodies = (b"\x02value", 0), (b"\x01short", 0), (b"\0value", 0), (b"\x01" + bytes(20), PLAIN)
+    for body, mask in bodies:
+        record = body + (extend(crc32c(b"key"), body) ^ mask).to_bytes(4, "little")
+        assert unpack_record(b"key", record) is None
+
+
+def test_sound_records_in_a_row_are_checked_in_one_go() -> None:
+    rng = Random(1)
+    pairs = [(rng.randbytes(rng.randint(1, 20)), rng.randbytes(rng.randint(0, 50))) for _ in "1234"]
+    parts = [part for key, value in pairs for part in (key, pack_record(key, value))]
+    joined = b"".join(parts)
+    assert are_plain(joined) and are_plain(b"")
+    for bit in range(8 * len(joined)):
+        damaged = bytearray(joined)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert not are_plain(bytes(damaged))
+    parts[1], parts[3] = parts[3], parts[1]
+    assert not are_plain(b"".join(parts)), "records have changed places"
+    key, value = pairs[0]
+    assert not are_plain(key + pack_record(key, value, 5) + joined), "a record has flags"
+
+
+def test_a_scan_over_many_pieces_keeps_to_its_bounds_both_ways(store: Store) -> None:
+    pairs = [(b"%04d" % n, b"%d" % n) for n in range(3 * SCAN_PAIRS)]
+    store.write(pairs, b"")
+    for low in (0, 1, SCAN_PAIRS - 1, SCAN_PAIRS, 2 * SCAN_PAIRS + 1):
+        for high in (low, low + 1, low + SCAN_PAIRS, low + SCAN_PAIRS + 1, 3 * SCAN_PAIRS):
+            bounds = b"%04d" % low, b"%04d" % high
+            for limit in (1, SCAN_PAIRS - 1, SCAN_PAIRS, SCAN_PAIRS + 1, 1000):
+                expected = pairs[low:high]
+                assert store.scan(*bounds, limit=limit, reverse=False) == expected[:limit]
+                assert store.scan(*bounds, limit=limit, reverse=True) == expected[::-1][:limit]
 
 
 def test_a_digest_covers_keys_and_values_only(tmp_path: Path) -> None:
