@@ -14,9 +14,10 @@ import pytest
 
 import raftha
 from raftha.config import MIB
-from raftha.net.wire import PROTOCOL_VERSION, Hello, Refusal, encode
+from raftha.net.wire import Hello, Refusal, encode
 from raftha.storage.state.commands import pack_call, pack_put
 from raftha.storage.state.sessions import receipts
+from raftha.version import PROTOCOL_VERSION
 from tests.support.conditions import wait_until
 from tests.support.nodes import free_addresses, make_config
 
