@@ -37,7 +37,7 @@ from raftha.storage.state.versions import (
 )
 
 HOLD_S = 1.0
-"""How long a call waits for its command to become usable."""
+"""How long a call waits for its command to become usable, and a node's last words count."""
 ASK_TICKS = 4
 """Heartbeat intervals between questions to a member that hasn't said what it supports."""
 
@@ -64,7 +64,8 @@ class Upgrades:
         self._now = now
         self._supported: dict[int, Abilities] = {}
         """What the connected members support."""
-        self._unfit: dict[int, str] = {}
+        self._unfit: dict[int, tuple[str, float]] = {}
+        """Why nodes can't take part, and when they said what shows it."""
         self._waiting: list[tuple[float, Call]] = []
         self._proposed: tuple[int, Versions] | None = None
         self._ticks = 0
@@ -99,14 +100,21 @@ class Upgrades:
             self._send(peer, asks=False)
         used = self._state.versions
         reason = abilities.refusal(used) if used is not None else ""
-        if reason and self._unfit.get(peer) != reason:
+        if reason:
+            self._unfit[peer] = reason, self._now()
             self._host.emit(ReplicaUnsupported(reporter=self._core.id, node_id=peer, reason=reason))
-        self._unfit[peer] = reason
+        else:
+            self._unfit.pop(peer, None)
         self.propose_if_due()
 
     def why_unfit(self, node_id: int) -> str:
-        """Why a node can't be a voter, by what it last said that it supports; "" if it can."""
-        return self._unfit.get(node_id, "")
+        """Why a node can't join, by what it supports, or did a moment ago; "" if it can.
+
+        A node that can't take part stops as soon as it sees the log, and is no longer connected
+        when its operator's request is repeated.
+        """
+        reason, since = self._unfit.get(node_id, ("", 0.0))
+        return reason if node_id in self._supported or self._now() - since < HOLD_S else ""
 
     def release(self, node_id: int) -> tuple[str, int]:
         """Return a connected node's version of raftha and of its machine; ("", 0) if unknown."""
