@@ -135,6 +135,11 @@ _CLASSES: dict[int, _Fields] = {
     code: (cls, tuple(get_origin(kind) or kind for kind in get_type_hints(cls).values()))
     for cls, code in _CODES.items()
 }
+_APPEND_ENTRIES = 1 + Append._fields.index("entries")
+"""The place of an append's entries in its frame, behind the code."""
+_pack = msgpack.Packer().pack
+"""One packer for all threads. It packs numbers, strings and arrays of these without releasing the
+GIL; to make one for each message takes as long as to use it."""
 _GREETINGS = {_CODES[cls]: _CLASSES[_CODES[cls]] for cls in (Hello, Refusal)}
 _GREETING_FIELDS_MAX = 32
 """More fields than this version knows, for the Hello of a later one."""
@@ -142,11 +147,10 @@ _GREETING_FIELDS_MAX = 32
 
 def encode(message: Frame) -> bytes:
     """The frame that carries `message`."""
-    fields: tuple[Any, ...] = message
-    if isinstance(message, Append):
-        entries = [entry.data for entry in message.entries]
-        fields = message._replace(entries=entries)  # type: ignore[arg-type]  # as bytes
-    body: bytes = msgpack.packb((_CODES[type(message)], *fields))
+    fields: list[Any] = [_CODES[type(message)], *message]
+    if type(message) is Append:
+        fields[_APPEND_ENTRIES] = [entry.data for entry in message.entries]
+    body: bytes = _pack(fields)
     assert len(body) <= FRAME_BYTES_MAX, "senders keep messages below this limit"
     return _LENGTH.pack(len(body)) + body
 
@@ -259,7 +263,9 @@ def _with_entries(message: Append) -> Append:
         index, term = entry.index, entry.term
     if term > message.term:
         raise WireError(f"an append of term {message.term} holds an entry of term {term}")
-    return message._replace(entries=tuple(entries))
+    fields: list[Any] = [*message]
+    fields[_APPEND_ENTRIES - 1] = tuple(entries)
+    return Append(*fields)
 
 
 class FrameReader:

@@ -370,11 +370,8 @@ class Node:
             self._on_leader()
         self._watch.on_log(self._turn_at)
         self._hand_out(ready)
-        for entry in ready.committed:
-            self._apply(entry)
-        for took_s in self._writes.commit_times(self.state.applied.index, self._clock.monotonic()):
-            self._statistics.commit.observe(took_s)
-            self._snapshots.on_commit_time(took_s)
+        if ready.committed:
+            self._apply_each(ready.committed)
         if self._reads.answer(ready.read_states):
             self._host.wake()
         self._reads.run_confirmed(self.state.applied.index)
@@ -402,6 +399,13 @@ class Node:
             self._host.end_healing(ready.healed)
         if ready.lost_index:
             self._host.heal_log(ready.lost_index)
+
+    def _apply_each(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._apply(entry)
+        for took_s in self._writes.commit_times(self.state.applied.index, self._clock.monotonic()):
+            self._statistics.commit.observe(took_s)
+            self._snapshots.on_commit_time(took_s)
 
     def _apply(self, entry: Entry) -> None:
         self._writes.on_applied(entry, self.state.apply(entry), self._turn_at)
