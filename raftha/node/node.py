@@ -7,9 +7,8 @@ or a clock itself. So the same code runs on an event loop with real threads (`ra
 in the simulator, where a seed decides clock and disk.
 
 A node has nine collaborators: the core and the state; writes, reads, checkpoints, snapshots,
-administration and upgrades, each with the operations or messages that it answers; and the watch
-over health, lag, failovers, disk space and placement. They don't know the node. Results for callers
-go through `PendingOperations`.
+administration and upgrades, each with its operations or messages; and the watch. They don't know
+the node. Results for callers go through `PendingOperations`.
 
 A turn: queued groups become one batch if no write is under way -> the core decides what to write,
 send, apply and read -> the host gets all of it -> futures are completed, all together.
@@ -213,10 +212,8 @@ class Node:
                 self.deliver(operation, Unavailable(REMOVED))
             case WriteOperation() | GroupOperation() if refusal:
                 self.deliver(operation, StorageFull(refusal))
-            case CallOperation() | GroupOperation():
+            case WriteOperation() | GroupOperation():
                 self._upgrades.admit((operation,))
-            case WriteOperation():
-                self._writes.add_checked(operation)
             case TransferOperation():
                 self._administration.begin_transfer(operation)
             case MembershipOperation():
@@ -271,8 +268,8 @@ class Node:
 
     def on_disconnected(self, peer: int, reason: str) -> None:
         """The connection to a peer was lost, with every message in transit."""
-        event = ReplicaDisconnected(reporter=self.core.id, node_id=peer, reason=reason)
-        self._host.emit(event)
+        reporter = self.core.id
+        self._host.emit(ReplicaDisconnected(reporter=reporter, node_id=peer, reason=reason))
         self.core.disconnected(peer)
         self._watch.on_disconnected(self._clock.monotonic())
         self._upgrades.on_disconnected(peer)

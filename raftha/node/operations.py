@@ -41,6 +41,7 @@ class WriteOperation(Operation):
 
     __slots__ = ("command",)
     acks = MAJORITY
+    names: tuple[str, ...] = ()
     is_write = True
 
     def __init__(self, waiter: Any, deadline: float, command: bytes) -> None:

@@ -24,7 +24,7 @@ from raftha.errors import InvalidRequest, RafthaError, Unavailable, UpgradePendi
 from raftha.events import ClusterUpgraded, ReplicaUnsupported
 from raftha.node.host import Host
 from raftha.node.messages import Supported
-from raftha.node.operations import CallOperation, GroupOperation, Operation
+from raftha.node.operations import GroupOperation, Operation, WriteOperation
 from raftha.node.writes import Writes
 from raftha.storage.state.state import State
 from raftha.storage.state.versions import (
@@ -41,7 +41,7 @@ HOLD_S = 1.0
 ASK_TICKS = 4
 """Heartbeat intervals between questions to a member that hasn't said what it supports."""
 
-Call = CallOperation | GroupOperation
+Call = WriteOperation | GroupOperation
 
 
 class Upgrades:
@@ -213,7 +213,7 @@ class Upgrades:
         """Queue calls whose commands the cluster uses; the others wait, or are refused."""
         used = self._state.versions
         for call in calls:
-            if used is not None and used.commands.issuperset(call.names):
+            if not call.names or (used is not None and used.commands.issuperset(call.names)):
                 self._writes.add_checked(call)
                 continue
             refusal = self._refusal(call.names)
