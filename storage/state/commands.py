@@ -182,8 +182,10 @@ def unpack(packed: bytes) -> Any:
     )
 
 
-def check_packed(packed: bytes) -> None:
+def check_packed(packed: bytes) -> str:
     """Raise InvalidRequest unless `packed` is one command of any kind, within its limits.
+
+    Returns the name of the state machine's command that it calls, or "".
 
     A malformed command would make its whole group fail, with the commands of other callers.
     """
@@ -198,6 +200,8 @@ def check_packed(packed: bytes) -> None:
         raise InvalidRequest(
             "not a packed command", hint="pack it with raftha.storage.state.commands"
         )
+    is_call = len(command) == 3 and command[0] == CALL and type(command[1]) is str
+    return command[1] if is_call else ""
 
 
 def unpack_commands(commands: bytes, count: int) -> tuple[Any, ...] | None:
