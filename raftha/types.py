@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from raftha.version import VERSION
+
 
 class ReplicationMode(enum.StrEnum):
     """When the caller of a write is released. The commit rule is the same in all modes."""
@@ -191,6 +193,9 @@ class ReplicaStatus:
     `lag_sequences`: the number of commands that it has not applied. `match_sequence`: a lower bound
     of the last command in its log. `applied_index`, `applied_sequence`: the last entry and command
     that its state has applied. `last_heard_ms`: the time since its last message to the leader.
+
+    `version`: its version of raftha, "" if this node isn't connected to it. `machine_version`: the
+    newest version of the state machine that it supports.
     """
 
     node_id: int
@@ -209,6 +214,8 @@ class ReplicaStatus:
     lag_ms: int = 0
     lag_sequences: int = 0
     last_heard_ms: int = 0
+    version: str = ""
+    machine_version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +243,10 @@ class HaStatus:
     node knows of no comparison. `diverged`: the members whose state differed then. `conflict`: how
     the leader's log contradicts this node's, so that this node takes nothing from it; "" if it
     doesn't.
+    `version`: this node's version of raftha. `protocol_version`, `machine_version`: what the
+    cluster uses by the log, as far as this node has applied it; 0 before its first leader has
+    recorded it.
+    `upgrade_waits_for`: the members that keep the cluster from using all that this node supports.
 
     `events_dropped`: events lost because `on_event` or a stream was too slow. `event_errors`: how
     often `on_event` raised. `fire_forget`: the outcomes of this manager's `async_fire_forget`
@@ -271,6 +282,10 @@ class HaStatus:
     compared_index: int = 0
     diverged: tuple[int, ...] = ()
     conflict: str = ""
+    version: str = VERSION
+    protocol_version: int = 0
+    machine_version: int = 0
+    upgrade_waits_for: tuple[int, ...] = ()
     backup_state: None = None
     pitr_sequence: None = None
 

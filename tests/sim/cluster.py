@@ -21,12 +21,13 @@ from raftha.entry import LogPosition
 from raftha.events import FailoverCompleted, HaEvent
 from raftha.membership import Membership
 from raftha.node.messages import PeerMessage
-from raftha.node.operations import DigestOperation, WriteOperation
+from raftha.node.operations import CallOperation, DigestOperation
 from raftha.node.watch import divergence, placement
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.commands import pack_call
 from raftha.types import Digest, Receipt
 from tests.sim.availability import widen
+from tests.sim.builds import NEW, Builds, with_builds
 from tests.sim.calm import Calm
 from tests.sim.clients import Command, History, SessionClient, Writer
 from tests.sim.divergences import Divergences, with_divergences
@@ -81,14 +82,17 @@ class Simulation:
         drawn = widen(draw(stream("swarm")), stream("availability"))
         drawn = with_rollbacks(with_leases(drawn, stream("leases")), stream("rollbacks"))
         self.swarm = swarm or with_divergences(drawn, stream("divergences in the swarm"))
+        self.swarm = with_builds(self.swarm, stream("with builds"))
         self.members = {
             node_id: Member(self.world, self.swarm, node_id, Counters(), self)
             for node_id in range(1, self.swarm.nodes + 1)
         }
+        self.builds = Builds(self.world, self.swarm, self.members)
         self.network = Network(self.world, self.swarm, self.members)
         config = self.members[1].config
         first = Membership.first(config.members, config.regions_by_member)
         self.invariants = Invariants(self.members, first)
+        self.invariants.on_versions = self.builds.check_raised
         receipts = Receipts(self.world, self.swarm, self.members)
         self.history = History(self.world, self.invariants, receipts)
         self.clients = [
@@ -157,6 +161,7 @@ class Simulation:
         self.promotions.stop()
         self.rollbacks.stop()
         self.divergences.stop()
+        self.builds.stop()
         for client in self.clients:
             client.is_active = False
         for member in self.members.values():
@@ -234,6 +239,10 @@ class Simulation:
     def on_crash(self, member: Member) -> None:
         self.faults.on_crash(member)
 
+    def on_unsupported(self, member: Member, reason: str) -> None:
+        self.world.note(member.id, "unsupported", reason)
+        self.builds.on_unsupported(member, reason)
+
     def on_wipe(self, member: Member) -> None:
         self.invariants.on_wipe(member)
 
@@ -254,7 +263,7 @@ class Simulation:
         command = Command(self.history, "increment", b"probe")
         packed = pack_call("increment", [command.key, command.id])
         probe = _Probe(self, member, command)
-        member.submit([WriteOperation(probe, deadline, packed)])
+        member.submit([CallOperation(probe, deadline, packed, "increment")])
 
     def probed(self, member: Member, command: Command, result: Any) -> None:
         """A probe's answer."""
@@ -303,6 +312,8 @@ class Simulation:
             left = self.members[node_id]
             if left.node is not None and not left.node.core.is_removed and self._can_ask(left):
                 missing.append(f"node {node_id} doesn't know that it was removed")
+        if self.builds.must_be_new and self.builds.used < NEW:
+            missing.append("the cluster doesn't use the version that all members support")
         if any(client.is_busy for client in self.clients):
             missing.append("a client still sends a group again")
         last = len(self.invariants.committed)
