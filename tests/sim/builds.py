@@ -112,8 +112,9 @@ class Builds:
         """The log has come to use a version, with these members."""
         if used < self.used:
             raise Violation(f"the cluster goes from version {self.used} back to {used}")
+        # The first leader doesn't wait for members that it has never heard of.
+        lacking = set(members) - self._have_been_new if self.used else set()
         self.used = used
-        lacking = set(members) - self._have_been_new
         if used >= NEW and lacking:
             raise Violation(f"the cluster uses version {used}, which nodes {lacking} never had")
         self._world.counts["version raised"] += used >= NEW
