@@ -45,8 +45,13 @@ class NewCounters(Counters):
 
 
 def with_builds(swarm: Swarm, rng: Random) -> Swarm:
-    """Have this in some seeds, beside all else; drawn from a stream of its own."""
-    if swarm.rollback_every_s or swarm.is_only_sick or rng.random() >= CHANCE:
+    """Have this in some seeds, beside all else; drawn from a stream of its own.
+
+    Not where members campaign on demand only: all restart at the end, and the operator would have
+    to find a leader in the time that is meant for agreement.
+    """
+    is_unfit = swarm.rollback_every_s or swarm.is_only_sick or not swarm.campaigns
+    if is_unfit or rng.random() >= CHANCE:
         return swarm
     return replace(swarm, upgrade_every_s=rng.choice((0.3, 0.8, 2.0)))
 
