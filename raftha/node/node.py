@@ -131,7 +131,7 @@ class Node:
             uncounted=Node.status,
         )
         membership = applied_membership(state, config)
-        self._upgrades = Upgrades(core, state, host, self._writes, pending.deliver, now)
+        self._upgrades = Upgrades(core, state, host, self._writes, pending.deliver, clock)
         self._administration = Administration(
             core, membership, host.send, pending.deliver, now, self._upgrades.why_unfit
         )
