@@ -48,6 +48,8 @@ class EventKind(enum.StrEnum):
     HEALTH_CHECK_FAILED = "health_check_failed"
     HEALTH_RECOVERED = "health_recovered"
     CHECKPOINT_COMPLETED = "checkpoint_completed"
+    CLOCK_WRONG = "clock_wrong"
+    CLOCK_RIGHT = "clock_right"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -411,3 +413,24 @@ class CheckpointCompleted(HaEvent):
     sequence: int
     keys: int
     duration_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockWrong(HaEvent):
+    """The leader finds a member's wall clock further off than `max_clock_offset_ms`.
+
+    `offset_ms`: how far it is ahead of the clock on which most voters agree, negative if behind. A
+    leader whose own clock is wrong hands over.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.CLOCK_WRONG
+    node_id: int
+    offset_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockRight(HaEvent):
+    """The wall clock of a member that was wrong agrees with the others again."""
+
+    kind: ClassVar[EventKind] = EventKind.CLOCK_RIGHT
+    node_id: int

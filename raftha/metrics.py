@@ -147,10 +147,16 @@ def _of_lag(status: HaStatus) -> Iterator[Metric]:
     behind = GaugeMetricFamily(
         "raftha_replica_lag_commands", "Commands not applied.", labels=["node"]
     )
+    offset = GaugeMetricFamily(
+        "raftha_clock_offset_seconds",
+        "How far a member's wall clock is ahead of the one on which most voters agree.",
+        labels=["node"],
+    )
     for replica in status.replicas:
+        offset.add_metric([str(replica.node_id)], replica.clock_offset_ms / 1000)
         lag.add_metric([str(replica.node_id)], replica.lag_ms / 1000)
         behind.add_metric([str(replica.node_id)], float(replica.lag_sequences))
-    yield from (lag, behind)
+    yield from (lag, behind, offset)
 
 
 def _add_health(family: GaugeMetricFamily, node: list[str], replica: ReplicaStatus) -> None:

@@ -191,6 +191,8 @@ class ReplicaStatus:
     `lag_sequences`: the number of commands that it has not applied. `match_sequence`: a lower bound
     of the last command in its log. `applied_index`, `applied_sequence`: the last entry and command
     that its state has applied. `last_heard_ms`: the time since its last message to the leader.
+    `clock_offset_ms`: how far its wall clock is ahead of the one on which most voters agree,
+    negative if behind, 0 if not known.
     """
 
     node_id: int
@@ -209,6 +211,7 @@ class ReplicaStatus:
     lag_ms: int = 0
     lag_sequences: int = 0
     last_heard_ms: int = 0
+    clock_offset_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

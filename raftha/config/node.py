@@ -13,6 +13,7 @@ from raftha.config.addresses import is_loopback, parse_address
 from raftha.config.checks import Address, Length, Range, check, check_all_or_none, shown
 from raftha.config.limits import (
     CLUSTER_NAME_BYTES_MAX,
+    DAY_MS,
     GIB,
     KIB,
     MEMBERS_MAX,
@@ -151,6 +152,13 @@ class HaConfig:
     """With `lease_ms`, by how much one member's clock may run slower than another's, as a fraction.
     The default covers two clocks that chronyd slews at its fastest, 0.083, in opposite directions.
     A higher value is safer and shortens leases."""
+
+    max_clock_offset_ms: Annotated[int, Range(100, DAY_MS, unit="ms")] = 5000
+    """How far a member's wall clock may be from the one on which most voters agree. Beyond it the
+    leader reports the member, doesn't stamp entries with that clock, and hands over if the clock is
+    its own. Members that follow NTP stay within tens of milliseconds, and a smeared leap second
+    within one second; the default leaves room for both. Safety never depends on wall clocks: only
+    the times that commands see, and the expiry of sessions after an hour."""
 
     request_timeout_s: Annotated[float, Range(0, TIMEOUT_S_MAX, unit="s", above_low=True)] = 10.0
     """The deadline of a call that gives none. Keep it well above 2 `election_timeout_ms`, which a

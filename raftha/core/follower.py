@@ -121,5 +121,6 @@ class Follower:
                 healing_generation=self._healing_generation.current,
                 sent_ns=message.sent_ns,
                 promised_ms=promised_ms,
+                time_us=self._election.clocks.own_us(),
             )
         )

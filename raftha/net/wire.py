@@ -56,7 +56,7 @@ from raftha.node.messages import (
 )
 from raftha.types import ReplicaState
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 FRAME_BYTES_MAX = 32 << 20
 HELLO_BYTES_MAX = 1024
 INT_MAX = 1 << 63

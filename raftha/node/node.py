@@ -50,6 +50,7 @@ from raftha.node.bootstrap import applied_membership
 from raftha.node.checkpoints import Checkpoints
 from raftha.node.host import Host
 from raftha.node.lease_reads import LeaseReads
+from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
     Forward,
     ForwardReply,
@@ -117,7 +118,8 @@ class Node:
         timeout_s = config.election_timeout_ms / 1000
         ack_timeout_s = config.replication.ack_timeout_ms / 1000
         self._senders = SenderCheck(core, timeout_s)
-        self._writes = Writes(core, host, pending, clock, random_below, ack_timeout_s)
+        log_clock = LogClock(core, clock, config.max_clock_offset_ms)
+        self._writes = Writes(core, host, pending, clock, log_clock, random_below, ack_timeout_s)
         self._reads = ReadQueue(
             core,
             pending,
@@ -126,24 +128,20 @@ class Node:
             random_below(1 << 32),
             timeout_s,
             host.statistics.reads,
+            boottime_ns=clock.boottime_ns,
             uncounted=Node.status,
         )
-        membership = applied_membership(state, config)
-        self._administration = Administration(core, membership, host.send, pending.deliver, now)
+        applied = applied_membership(state, config)
+        self._administration = Administration(core, applied, host.send, pending.deliver, now)
+        rate = config.snapshot_bytes_per_s
         self._snapshots = Snapshots(
-            core,
-            host.snapshots,
-            host.send,
-            host.emit,
-            random_below,
-            now,
-            config.snapshot_bytes_per_s,
+            core, host.snapshots, host.send, host.emit, random_below, now, rate
         )
         self._checkpoints = Checkpoints(
             config, state, core.log, host, pending.deliver, now(), self._snapshots.kept_index
         )
-        hand_over = self._administration.hand_over
-        self._watch = Watch(config, core, host, hand_over, self._position, now())
+        hand_over, position = self._administration.hand_over, self._position
+        self._watch = Watch(config, core, host, hand_over, position, log_clock, now())
         self._committed_before = core.log.commit
         self._turn_at = now()
         self._next_expiry = float("inf")
@@ -179,7 +177,7 @@ class Node:
             if kind is WriteOperation and takes_writes:
                 self._writes.add(cast(Iterator[WriteOperation], alike))
             elif kind is ReadOperation and not self.core.is_removed:
-                self._reads.submit(cast(Iterator[ReadOperation], alike), self._clock.monotonic())
+                self._reads.submit(cast(Iterator[ReadOperation], alike))
             else:
                 for operation in alike:
                     self._submit_other(operation, refusal)
@@ -188,7 +186,7 @@ class Node:
     def _submit_other(self, operation: Operation, refusal: str) -> None:
         match operation:
             case ReadOperation(is_linearizable=False):
-                self._reads.submit((operation,), self._clock.monotonic())
+                self._reads.submit((operation,))
             case DigestOperation():
                 self._checkpoints.add(operation)
             case _ if self.core.is_removed:
@@ -285,7 +283,7 @@ class Node:
             if now >= self._next_expiry:
                 self._expire(now)
             self._writes.on_tick(now)
-            self._reads.ask_again_if_overdue(now)
+            self._reads.ask_again_if_overdue()
             self._checkpoints.on_tick(now)
             self._administration.on_tick()
             self._watch.on_tick(now)
@@ -339,7 +337,7 @@ class Node:
         if not self._is_behind:
             self._writes.form_batch()
         self._turn_at = self._clock.monotonic()
-        self._reads.ask(self._turn_at)
+        self._reads.ask()
         ready = self.core.ready()
         if self._watch.on_events(ready.events, self._turn_at):
             self._on_leader()

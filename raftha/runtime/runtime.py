@@ -168,6 +168,7 @@ class Runtime:
             healing_generation=self._data.healing_generation,
             promised_ms=self._data.promised_ms,
             clock_ns=self._clock.boottime_ns,
+            time_us=self._clock.time_us,
         )
         return Node(
             config, config.cluster_id, core, state, self, self._clock, self._random.randrange

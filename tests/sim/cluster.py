@@ -18,7 +18,7 @@ from typing import Any
 
 from raftha.core import Write
 from raftha.entry import LogPosition
-from raftha.events import FailoverCompleted, HaEvent
+from raftha.events import ClockWrong, FailoverCompleted, HaEvent
 from raftha.membership import Membership
 from raftha.node.messages import PeerMessage
 from raftha.node.operations import DigestOperation, WriteOperation
@@ -44,6 +44,7 @@ from tests.sim.sickness import Sickness
 from tests.sim.swarm import Swarm, draw
 from tests.sim.swarm_leases import with_leases
 from tests.sim.world import Violation, World
+from tests.sim.wrong_clocks import WrongClocks, with_wrong_clocks
 
 LIVENESS_S = 12.0
 HASTE: list[Patch] = [
@@ -74,11 +75,7 @@ class Simulation:
 
     def __init__(self, seed: int, swarm: Swarm | None = None) -> None:
         self.world = World(seed)
-        stream = self.world.stream
-        self.swarm = swarm or with_rollbacks(
-            with_leases(widen(draw(stream("swarm")), stream("availability")), stream("leases")),
-            stream("rollbacks"),
-        )
+        self.swarm = swarm or _draw(self.world)
         self.members = {
             node_id: Member(self.world, self.swarm, node_id, Counters(), self)
             for node_id in range(1, self.swarm.nodes + 1)
@@ -86,7 +83,8 @@ class Simulation:
         self.network = Network(self.world, self.swarm, self.members)
         config = self.members[1].config
         first = Membership.first(config.members, config.regions_by_member)
-        self.invariants = Invariants(self.members, first)
+        self.clocks = WrongClocks(self.world, self.swarm, self.members)
+        self.invariants = Invariants(self.members, first, self.clocks.check)
         receipts = Receipts(self.world, self.swarm, self.members)
         self.history = History(self.world, self.invariants, receipts)
         self.clients = [
@@ -153,6 +151,7 @@ class Simulation:
         self.operator.stop()
         self.promotions.stop()
         self.rollbacks.stop()
+        self.clocks.stop()
         for client in self.clients:
             client.is_active = False
         for member in self.members.values():
@@ -215,6 +214,8 @@ class Simulation:
         if isinstance(event, FailoverCompleted):
             self.world.counts["failover"] += 1
             self.world.counts["planned failover"] += event.is_planned
+        if isinstance(event, ClockWrong):
+            self.world.note(member.id, "clock reported", f"node {event.node_id}")
         self.invariants.failovers.on_event(member, event)
 
     def on_turn(self, member: Member) -> None:
@@ -299,6 +300,8 @@ class Simulation:
             left = self.members[node_id]
             if left.node is not None and not left.node.core.is_removed and self._can_ask(left):
                 missing.append(f"node {node_id} doesn't know that it was removed")
+        if self.clocks.lacking():
+            missing.append(self.clocks.lacking())
         if any(client.is_busy for client in self.clients):
             missing.append("a client still sends a group again")
         last = len(self.invariants.committed)
@@ -335,6 +338,14 @@ class Simulation:
                     f"node {member.id} has {len(differing)} wrong values, first {key!r}: "
                     f"{contents.get(key)!r} instead of {values.get(key)!r}"
                 )
+
+
+def _draw(world: World) -> Swarm:
+    """Draw what a seed has, each layer from a stream of its own."""
+    swarm = widen(draw(world.stream("swarm")), world.stream("availability"))
+    swarm = with_leases(swarm, world.stream("leases"))
+    swarm = with_wrong_clocks(swarm, world.stream("wrong clocks"))
+    return with_rollbacks(swarm, world.stream("rollbacks"))
 
 
 class _Probe:

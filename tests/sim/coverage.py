@@ -35,6 +35,8 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("start crashed", "crashes during recovery"),
         ("pause", "processes paused"),
         ("clock step", "wall clocks stepped, forward or back, by up to 2 h"),
+        ("clock wrong", "wall clocks set wrong by up to 200 years"),
+        ("clock reported", "times that a leader reported a wrong clock"),
         ("clock drifts", "clocks made fast or slow, by up to half"),
     ),
     "disks": (

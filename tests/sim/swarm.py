@@ -141,6 +141,10 @@ class Swarm:
     is_lease_changing: bool = False
     """Whether members start with other lease settings now and then."""
     lease_readers: int = 0
+    max_clock_offset_ms: int = 86_400_000
+    """Where clocks are stepped by hours, log time must follow them: sessions expire."""
+    wrong_clock_every_s: float = 0.0
+    """How often one member's wall clock is set wrong by years; see `wrong_clocks.py`."""
     rollback_every_s: float = 0.0
     """Data directories are put back to earlier copies; see `rollbacks.py`."""
     thread_pause_s: float = 0.0
