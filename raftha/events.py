@@ -48,6 +48,7 @@ class EventKind(enum.StrEnum):
     HEALTH_CHECK_FAILED = "health_check_failed"
     HEALTH_RECOVERED = "health_recovered"
     CHECKPOINT_COMPLETED = "checkpoint_completed"
+    CERTIFICATE_EXPIRES = "certificate_expires"
     CLOCK_WRONG = "clock_wrong"
     CLOCK_RIGHT = "clock_right"
 
@@ -434,3 +435,16 @@ class ClockRight(HaEvent):
 
     kind: ClassVar[EventKind] = EventKind.CLOCK_RIGHT
     node_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateExpires(HaEvent):
+    """This node's certificate for its peers, at `path`, expires in `days_left` days, or has.
+
+    Reported 30, 7 and 1 days before and when it has expired; also at a start, if it is due. Peers
+    refuse new connections with an expired certificate.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.CERTIFICATE_EXPIRES
+    path: str
+    days_left: int

@@ -176,6 +176,11 @@ def _of_statistics(statistics: Statistics) -> Iterator[Metric]:
         "Peers, or strangers, that were not let in or thrown out.",
         value=float(statistics.peers_refused),
     )
+    yield _gauge(
+        "certificate_expires_timestamp_seconds",
+        "When the node's certificate for its peers expires, since 1970 UTC; 0 without TLS.",
+        statistics.certificate_expires_at,
+    )
     for name, text, histogram in (
         ("log_write_seconds", "One write and sync of the log.", statistics.log_write),
         ("commit_seconds", "From taking a batch to applying it.", statistics.commit),

@@ -132,6 +132,12 @@ class HaConfig:
     """The private key of `tls_cert`, unencrypted, a PEM file that other users must not be able to
     read."""
 
+    tls_revoked: str | Path = ""
+    """A file of certificates that don't count any more: `node 3` or `serial 4f2a...` (hexadecimal)
+    on each line. A node whose certificate is named is refused, and disconnected within a minute
+    after the file has changed. Give all members the same file. Removing a node does the same for
+    its id, for good."""
+
     heartbeat_interval_ms: HeartbeatMs = 50
     """How often the leader sends a heartbeat to each follower. `election_timeout_ms` must be at
     least 4 heartbeats. Keep it above the round trip between the members."""
@@ -208,6 +214,8 @@ class HaConfig:
         object.__setattr__(self, "data_dir", Path(self.data_dir))
         _agree_on_replication(self)
         check_all_or_none(self, "tls_ca", "tls_cert", "tls_key")
+        if self.tls_revoked and not self.tls_ca:
+            raise ConfigError("tls_revoked needs tls_ca, tls_cert and tls_key")
         _check_members(self)
         _check_own_address(self)
         _check_regions(self)

@@ -142,8 +142,11 @@ class Transport:
             raise
 
     def renew(self, tls: PeerTls) -> None:
-        """Use these certificates for new connections. Existing connections continue."""
+        """Use these certificates for new connections. Existing ones continue, unless revoked."""
         self._tls = tls
+        for peer, connection in list(self._connected.items()):
+            if tls.revoked.names(connection.certificate, peer):
+                connection.drop(f"the certificate of node {peer} is revoked")
         for server in self._servers:
             if isinstance(server, TlsServer):
                 server.renew(tls.server)
@@ -424,7 +427,7 @@ class Connection(asyncio.Protocol):
     def push_out(self) -> None:
         """Close this undecided connection, because a newer one needs its slot."""
         if self._transport is not None:
-            self._drop(TOO_MANY)
+            self.drop(TOO_MANY)
         elif self._handshake is not None:
             self._owner.refused(self.remote, TOO_MANY)
             self._handshake.cancel()
@@ -461,7 +464,7 @@ class Connection(asyncio.Protocol):
             return  # The receiver is about to get `on_disconnected`.
         self._transport.write(frame)
         if self._transport.get_write_buffer_size() > OUTGOING_BYTES_MAX:
-            self._drop(f"it has not taken {OUTGOING_BYTES_MAX} bytes")
+            self.drop(f"it has not taken {OUTGOING_BYTES_MAX} bytes")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have the methods of `asyncio.Transport`, but don't inherit from it.
@@ -471,13 +474,13 @@ class Connection(asyncio.Protocol):
         _notice_silence(transport.get_extra_info("socket"))
         self.certificate = transport.get_extra_info("peercert")
         if not self._owner.opened(self):
-            self._drop("this node accepts no connections now")
+            self.drop("this node accepts no connections now")
             return
         loop = asyncio.get_running_loop()
         # An incoming connection was made when it was accepted, before any TLS handshake.
         begun_at = self._made_at if self.expected is None else loop.time()
         deadline = begun_at + HANDSHAKE_TIMEOUT_S
-        self._timer = loop.call_at(deadline, self._drop, "it sent no hello in time")
+        self._timer = loop.call_at(deadline, self.drop, "it sent no hello in time")
         if self.expected is not None:
             self._transport.write(self._owner.greeting(self.expected))
 
@@ -501,7 +504,7 @@ class Connection(asyncio.Protocol):
                 else:
                     self._owner.received(frame)
         except WireError as error:
-            self._drop(str(error))
+            self.drop(str(error))
 
     def _on_first(self, frame: object) -> None:
         if isinstance(frame, Refusal):
@@ -536,7 +539,8 @@ class Connection(asyncio.Protocol):
             return
         raise WireError(f"it refused us: {refusal.reason}")
 
-    def _drop(self, reason: str) -> None:
+    def drop(self, reason: str) -> None:
+        """Close at once, and count it as a refusal."""
         if self._transport is not None and not self._transport.is_closing():
             self._owner.refused(self.remote, reason)
             self._was_dropped = True

@@ -59,6 +59,8 @@ class LogClock:
         self._core = core
         self._clock = clock
         self._max_us = 1000 * max_offset_ms
+        self._term = 0
+        """The term of the last examination."""
         self._stamped_us = self._boottime_us()
         self._believed_us = self._own_base_us()
         """The own base that a sole voter believes (T4)."""
@@ -68,14 +70,18 @@ class LogClock:
         """The own base at the last examination, if the own clock stamps entries (T2)."""
 
     def begin(self) -> None:
-        """This node begins to lead, or has heard of another leader."""
-        self._good_us = _NEVER
+        """A leader is known, perhaps this node."""
         self._stamped_us = self._boottime_us()
+
+    def on_tick(self) -> None:
+        """A heartbeat interval has passed in which this node didn't lead."""
+        self._believe(self._own_base_us(), self._boottime_us())
 
     def stamp(self, last_us: int) -> int:
         """Return the time of the next entry; `last_us` is that of the last one."""
         boottime_us, base_us = self._boottime_us(), self._own_base_us()
-        if abs(base_us - self._good_us) > STEP_US:
+        if self._term != self._core.term or abs(base_us - self._good_us) > STEP_US:
+            # What this node knew as a follower says nothing about the others' clocks.
             self.examine()
             base_us = self._reference_us if self._good_us == _NEVER else base_us
         time_us = boottime_us + base_us
@@ -86,6 +92,7 @@ class LogClock:
 
     def examine(self) -> Verdict:
         """Compare the clocks of the voters that are known."""
+        self._term = self._core.term
         now_us = self._boottime_us()
         own = ClockReading(self._own_base_us(), 0, now_us)
         known = {

@@ -64,7 +64,8 @@ class AcknowledgedWrite(WriteOperation):
 class GroupOperation(Operation):
     """A whole group, numbered by a client in its own session. Delivers the outcome.
 
-    Session 0 opens a session; the node then chooses `number`. `acks` is as in `AcknowledgedWrite`.
+    Session 0 opens a session of `owner` (`raftha.storage.state.owners`), without commands; the node
+    then chooses `number`. `acks` is as in `AcknowledgedWrite`.
     """
 
     __slots__ = ("acks", "commands", "count", "floor", "number", "session")
@@ -79,13 +80,15 @@ class GroupOperation(Operation):
         floor: int,
         commands: list[bytes],
         acks: int = MAJORITY,
+        *,
+        owner: bytes = b"",
     ) -> None:
         super().__init__(waiter, deadline, sum(map(len, commands)))
         self.acks = acks
         self.session = session
         self.number = number
         self.floor = floor
-        self.commands = b"".join(commands)
+        self.commands = b"".join(commands) if session else owner
         self.count = len(commands)
 
 

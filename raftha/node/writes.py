@@ -33,6 +33,7 @@ from raftha.node.submissions import (
     Submissions,
     is_proper,
 )
+from raftha.storage.state.owners import make_owner
 from raftha.storage.state.sessions import Applied
 
 
@@ -57,7 +58,12 @@ class Writes:
         self._proposals = ProposalQueue(core)
         self._acknowledgements = Acknowledgements(core, pending.deliver, ack_timeout_s)
         self._submissions = Submissions(
-            self.route, pending, self._acknowledgements, clock.monotonic, random_below
+            self.route,
+            pending,
+            self._acknowledgements,
+            clock.monotonic,
+            random_below,
+            make_owner(core.id),
         )
         self._proposed: deque[tuple[int, float]] = deque()
 

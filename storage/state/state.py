@@ -22,7 +22,7 @@ repeated groups as before.
 
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
-    format version   2 (with it, values have checksums)
+    format version   3 (values have checksums, sessions have owners)
     applied          [index, term, time_us, last_sequence, hash]
     membership       payload of the last MEMBERSHIP entry applied, nil if there was none
     sessions         see `raftha.storage.state.sessions`
@@ -57,7 +57,7 @@ from raftha.storage.state.sessions import Applied, Outcome, Sessions
 
 __all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 
-META_VERSION = 2
+META_VERSION = 3
 GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
 
@@ -288,9 +288,9 @@ class State:
         position = (first_sequence, entry.index, entry.term, entry.time_us, group.count)
         if group.session == 0:
             assert place < GROUPS_MAX, "a group's place in its entry has 16 bits"
-            assert group.count == 0, "a group that opens a session is empty"
+            assert group.count == 0, "a group that opens a session has no commands"
             session = self._sessions.new_id(entry.hash, place)
-            self._sessions.open(session, entry.time_us)
+            self._sessions.open(session, entry.time_us, group.commands)
             return Outcome(*position, session=session)
         refusal = self._sessions.admit(group, entry, first_sequence)
         if refusal is not None:

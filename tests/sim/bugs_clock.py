@@ -25,7 +25,7 @@ def step_noticed_late() -> list[Patch]:
     original = LogClock.stamp
 
     def stamp(self: LogClock, last_us: int) -> int:
-        if self._good_us != -(1 << 62):
+        if self._good_us != -(1 << 62) and self._term == self._core.term:
             self._good_us = self._own_base_us()
         return original(self, last_us)
 

@@ -24,11 +24,12 @@ from raftha.node.messages import PeerMessage
 from raftha.node.operations import DigestOperation, WriteOperation
 from raftha.node.watch import placement
 from raftha.storage.log.wal import Wal
+from raftha.storage.state import sessions
 from raftha.storage.state.commands import pack_call
 from raftha.types import Digest, Receipt
-from tests.sim.availability import widen
+from tests.sim.availability import widen, with_crowds
 from tests.sim.calm import Calm
-from tests.sim.clients import Command, History, SessionClient, Writer
+from tests.sim.clients import Command, GreedyClient, History, SessionClient, Writer
 from tests.sim.faults import Faults
 from tests.sim.invariants import Invariants
 from tests.sim.lease_readers import LeasedReader
@@ -84,12 +85,15 @@ class Simulation:
         config = self.members[1].config
         first = Membership.first(config.members, config.regions_by_member)
         self.clocks = WrongClocks(self.world, self.swarm, self.members)
-        self.invariants = Invariants(self.members, first, self.clocks.check)
+        self.invariants = Invariants(
+            self.members, first, self.swarm.sessions_max, self.clocks.check
+        )
         receipts = Receipts(self.world, self.swarm, self.members)
         self.history = History(self.world, self.invariants, receipts)
         self.clients = [
             *(self._client(Writer, i) for i in range(self.swarm.clients)),
             *(self._client(SessionClient, i) for i in range(self.swarm.session_clients)),
+            *(self._client(GreedyClient, i) for i in range(self.swarm.greedy_clients)),
             *(self._client(LeasedReader, i) for i in range(self.swarm.lease_readers)),
         ]
         self.promotions = Promotions(
@@ -122,7 +126,8 @@ class Simulation:
         world = self.world
         violation = ""
         try:
-            with patched(HASTE):
+            crowding: Patch = (sessions, "SESSIONS_MAX", self.swarm.sessions_max)
+            with patched([*HASTE, crowding]):
                 self._run()
         except Violation as error:
             violation = str(error)
@@ -344,6 +349,7 @@ def _draw(world: World) -> Swarm:
     """Draw what a seed has, each layer from a stream of its own."""
     swarm = widen(draw(world.stream("swarm")), world.stream("availability"))
     swarm = with_leases(swarm, world.stream("leases"))
+    swarm = with_crowds(swarm, world.stream("crowds"))
     swarm = with_wrong_clocks(swarm, world.stream("wrong clocks"))
     return with_rollbacks(swarm, world.stream("rollbacks"))
 

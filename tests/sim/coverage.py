@@ -96,6 +96,8 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("disk looked at", "disks looked at, whether what a receipt names would survive now"),
         ("retry", "groups sent again under their number"),
         ("duplicate suppressed", "duplicates in the log that had no second effect"),
+        ("greedy session", "sessions opened by clients that have too many"),
+        ("session crowded out", "sessions that a full table dropped"),
         ("session expired", "groups that came after their session had expired"),
         ("command failed", "commands that raised, and were rolled back"),
     ),

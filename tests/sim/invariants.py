@@ -125,12 +125,13 @@ class Invariants:
         self,
         members: Mapping[int, Member],
         first: Membership,
+        sessions_max: int,
         check_time: Callable[[Entry], None] = lambda entry: None,
     ) -> None:
         """`check_time` is called with each entry as it is committed."""
         self.committed: list[Entry] = []
         self._committed_at_start = 0
-        self.oracle = Oracle()
+        self.oracle = Oracle(sessions_max)
         self._commit_terms: list[int] = []
         self._members = members
         self._check_time = check_time

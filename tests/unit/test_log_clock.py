@@ -164,6 +164,20 @@ def test_votes_bring_readings_before_the_first_entry() -> None:
     assert raft.clocks.by_member[2].base_us == NOW_US + YEARS_US - 2_001_000
 
 
+def test_a_new_leader_examines_its_clock_before_its_first_stamp() -> None:
+    scene = Scene()
+    scene.reply(2)
+    scene.reply(3)
+    assert scene.stamp() == 0
+    for peer in (2, 3):
+        scene.core.clocks.by_member[peer] = scene.core.clocks.by_member[peer]._replace(
+            base_us=NOW_US - YEARS_US // 2
+        )
+    assert scene.stamp() == 0, "it goes by the last examination until the next tick"
+    scene.core._election.term += 1
+    assert scene.stamp() < 0
+
+
 def test_a_reading_with_a_longer_round_trip_replaces_only_what_is_old_or_was_stepped() -> None:
     scene = Scene()
     scene.reply(2)

@@ -49,10 +49,11 @@ class ClockWatch:
 
     def on_tick(self, may_lead: Callable[[int], bool]) -> None:
         """A heartbeat interval has passed."""
-        verdict = self._log_clock.examine()
         if not self._core.is_leader:
+            self._log_clock.on_tick()
             self._offsets_us, self._wrong = {}, set()
             return
+        verdict = self._log_clock.examine()
         self._offsets_us = dict(verdict.offsets_us)
         for node_id in self._wrong - self._offsets_us.keys():
             self._wrong.discard(node_id)
