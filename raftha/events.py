@@ -21,6 +21,7 @@ class EventKind(enum.StrEnum):
     LEADER_ELECTED = "leader_elected"
     LEADER_LOST = "leader_lost"
     SECOND_LEADER = "second_leader"
+    LOGS_DIFFER = "logs_differ"
     FAILOVER_STARTED = "failover_started"
     FAILOVER_COMPLETED = "failover_completed"
     MEMBERSHIP_CHANGED = "membership_changed"
@@ -131,6 +132,23 @@ class SecondLeader(HaEvent):
     term: int
     leader: int
     other: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogsDiffer(HaEvent):
+    """The leader's entries can't follow this node's log, so this node takes none of them.
+
+    From entry `index` on: the leader has another history under the same index and term, which can't
+    happen unless a disk was changed, or a data directory is of another cluster's past. Reported
+    once for each leader and term; `HaStatus.log_mismatch` says so until entries are taken again.
+    Replace this node, or the leader, whichever has the wrong data.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.LOGS_DIFFER
+    leader: int
+    term: int
+    index: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -235,6 +235,9 @@ class HaStatus:
     this node dies for good now: commands handed to it that it doesn't know to be committed. None of
     them was acknowledged; acknowledged writes are on a majority of the disks.
 
+    `log_mismatch`: why this node can't take the leader's entries, "" if it can: their logs differ
+    where they must not.
+
     `events_dropped`: events lost because `on_event` or a stream was too slow. `event_errors`: how
     often `on_event` raised. `fire_forget`: the outcomes of this manager's `async_fire_forget`
     writes. `backup_state` and `pitr_sequence` are None: this version has neither.
@@ -266,6 +269,7 @@ class HaStatus:
     replication_lag_ms: int = 0
     rpo_commands: int = 0
     rpo_bytes: int = 0
+    log_mismatch: str = ""
     backup_state: None = None
     pitr_sequence: None = None
 

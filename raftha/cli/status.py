@@ -116,6 +116,11 @@ def _footnote(nodes: Nodes) -> str:
         for node in nodes
         if node["status"] is not None and node["status"]["failure"]
     ]
+    failures += [
+        f"node {printable(node['node_id'])}: {printable(mismatch)}\n"
+        for node in nodes
+        if node["status"] is not None and (mismatch := node["status"].get("log_mismatch"))
+    ]
     removed = find_removed(nodes)
     gone = f"removed for good: {', '.join(map(str, removed))}\n" if removed else ""
     clocks = [

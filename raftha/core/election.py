@@ -107,6 +107,10 @@ class Election:
         """Send a message of this term."""
         self._outbox.send(message, self.term, self.vote)
 
+    def report(self, event: HaEvent) -> None:
+        """Have the caller report an event."""
+        self._events.append(event)
+
     # ---------------------------------------------------------------- timeouts
 
     def tick(self) -> None:

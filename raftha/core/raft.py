@@ -216,6 +216,11 @@ class Raft:
         return self._healing_generation.is_healing
 
     @property
+    def mismatch(self) -> str:
+        """Why the leader's last entries can't follow this node's log; "" if they can."""
+        return self._follower.mismatch
+
+    @property
     def is_writing(self) -> bool:
         """Whether a write was handed out and `advance` hasn't been called for it."""
         return self._outbox.is_writing

@@ -29,12 +29,11 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, cast
 
 from raftha.config import parse_address
 from raftha.errors import WireError
-from raftha.net.addresses import bind, look_up
+from raftha.net.addresses import Names, bind
 from raftha.net.refusals import Refusals
 from raftha.net.slots import Slots
 from raftha.net.tls import PeerTls, TlsServer, describe, handshake_failure
@@ -110,7 +109,7 @@ class Transport:
         self._open: set[Connection] = set()
         self._dialers: dict[int, asyncio.Task[None]] = {}
         self._servers: list[asyncio.Server | TlsServer] = []
-        self._names = ThreadPoolExecutor(2, thread_name_prefix=f"raftha-{self.id}-names")
+        self._names = Names(f"raftha-{self.id}-names")
         self._is_paused = False
 
     async def start(self) -> None:
@@ -156,6 +155,7 @@ class Transport:
         self._is_paused = False
         self._members, self._removed = dict(addresses), removed
         self._hosts = {peer: hosts for peer, hosts in self._hosts.items() if peer in addresses}
+        self._names.keep({parse_address("address", a) for a in addresses.values()})
         for peer, address in addresses.items():
             # A name is added once it has been looked up, a numeric address at once.
             self._add_host(peer, parse_address("address", address)[0])
@@ -179,7 +179,7 @@ class Transport:
             await asyncio.wait(farewells, timeout=FAREWELL_S)
         for server in self._servers:
             server.close()
-        self._names.shutdown(wait=False, cancel_futures=True)
+        self._names.close()
         await self.pause()
         for server in self._servers:
             if isinstance(server, TlsServer):
@@ -269,7 +269,7 @@ class Transport:
                 "server_hostname": "",  # The certificate names a node, not a host.
                 "ssl_handshake_timeout": HANDSHAKE_TIMEOUT_S,
             }
-        numbers = await look_up(host, port, self._names)
+        numbers = await self._names.look_up(host, port)
         assert connection.expected is not None, "this node dials members only"
         for number in numbers:
             self._add_host(connection.expected, number)

@@ -489,6 +489,7 @@ class Node:
             replication_lag_ms=self._watch.max_lag_ms(now),
             rpo_commands=rpo_commands,
             rpo_bytes=rpo_bytes,
+            log_mismatch=core.mismatch,
         )
 
     def _role(self) -> str:
