@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from raftha.version import VERSION
+
 
 class ReplicationMode(enum.StrEnum):
     """When the caller of a write is released. The commit rule is the same in all modes."""
@@ -193,6 +195,9 @@ class ReplicaStatus:
     that its state has applied. `last_heard_ms`: the time since its last message to the leader.
     `clock_offset_ms`: how far its wall clock is ahead of the one on which most voters agree,
     negative if behind, 0 if not known.
+
+    `version`: its version of raftha, "" if this node isn't connected to it. `machine_version`: the
+    newest version of the state machine that it supports.
     """
 
     node_id: int
@@ -212,6 +217,8 @@ class ReplicaStatus:
     lag_sequences: int = 0
     last_heard_ms: int = 0
     clock_offset_ms: int = 0
+    version: str = ""
+    machine_version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +244,10 @@ class HaStatus:
 
     `log_mismatch`: why this node can't take the leader's entries, "" if it can: their logs differ
     where they must not.
+    `version`: this node's version of raftha. `protocol_version`, `machine_version`: what the
+    cluster uses by the log, as far as this node has applied it; 0 before its first leader has
+    recorded it.
+    `upgrade_waits_for`: the members that keep the cluster from using all that this node supports.
 
     `events_dropped`: events lost because `on_event` or a stream was too slow. `event_errors`: how
     often `on_event` raised. `fire_forget`: the outcomes of this manager's `async_fire_forget`
@@ -270,6 +281,10 @@ class HaStatus:
     rpo_commands: int = 0
     rpo_bytes: int = 0
     log_mismatch: str = ""
+    version: str = VERSION
+    protocol_version: int = 0
+    machine_version: int = 0
+    upgrade_waits_for: tuple[int, ...] = ()
     backup_state: None = None
     pitr_sequence: None = None
 

@@ -37,7 +37,7 @@ from raftha.net.addresses import Names, bind
 from raftha.net.refusals import Refusals
 from raftha.net.slots import Slots
 from raftha.net.tls import PeerTls, TlsServer, describe, handshake_failure
-from raftha.net.wire import PROTOCOL_VERSION, FrameReader, Hello, Refusal, encode
+from raftha.net.wire import FrameReader, Hello, Refusal, encode
 from raftha.node.messages import PeerMessage
 
 HANDSHAKE_TIMEOUT_S = 5.0
@@ -75,6 +75,10 @@ class Receiver(Protocol):
 
     def on_refused(self) -> None:
         """A connection was refused, or closed for a violation of the protocol."""
+        ...
+
+    def on_unsupported(self, peer: int, reason: str) -> None:
+        """A member was refused, because the two have no protocol in common."""
         ...
 
     def check_hello(self, hello: Hello) -> str:
@@ -324,8 +328,11 @@ class Transport:
     def judge(self, connection: Connection, hello: Hello) -> str:
         """Why `hello` is refused; "" if the connection now counts."""
         own = self._hello
-        if hello.protocol_version != PROTOCOL_VERSION:
-            return f"protocol version {hello.protocol_version}, here it is {PROTOCOL_VERSION}"
+        if not (
+            own.protocol_oldest <= hello.protocol_version
+            and hello.protocol_oldest <= own.protocol_version
+        ):
+            return self._no_common_protocol(connection, hello)
         if hello.cluster_id != own.cluster_id:
             return f"cluster {hello.cluster_id}, here it is {own.cluster_id}"
         if hello.to != self.id:
@@ -346,6 +353,21 @@ class Transport:
         if not is_expected:
             return f"node {hello.sender} is not expected to dial this node"
         return self._receiver.check_hello(hello)
+
+    def _no_common_protocol(self, connection: Connection, hello: Hello) -> str:
+        own = self._hello
+        if hello.protocol_version < own.protocol_oldest:
+            oldest, which = hello.protocol_oldest or hello.protocol_version, f"node {hello.sender}"
+        else:
+            oldest, which = hello.protocol_oldest, f"node {own.sender}"
+        reason = (
+            f"node {hello.sender} speaks protocol {oldest} to {hello.protocol_version}, node "
+            f"{own.sender} {own.protocol_oldest} to {own.protocol_version}: upgrade {which}"
+        )
+        is_member = hello.cluster_id == own.cluster_id and hello.sender in self._members
+        if is_member and not self.check_certificate(connection, hello.sender):
+            self._receiver.on_unsupported(hello.sender, reason)
+        return reason
 
     def check_certificate(self, connection: Connection, node_id: int) -> str:
         """Why the certificate of `connection` isn't that of `node_id`; "" if it is, or no TLS."""

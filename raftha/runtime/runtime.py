@@ -43,13 +43,14 @@ from raftha.errors import (
     Stopped,
     StorageFailed,
     Unavailable,
+    UpgradeRequired,
 )
-from raftha.events import HaEvent, RoleChanged, SnapshotFailed
+from raftha.events import HaEvent, ReplicaUnsupported, RoleChanged, SnapshotFailed
 from raftha.membership import Membership
 from raftha.net import certificate_renewal
 from raftha.net.certificate_renewal import Renewal
 from raftha.net.transport import Transport
-from raftha.net.wire import PROTOCOL_VERSION, Hello
+from raftha.net.wire import Hello
 from raftha.node.bootstrap import HEARTBEAT_TICKS, make_core
 from raftha.node.checkpoints import LogCut
 from raftha.node.messages import PeerMessage
@@ -96,14 +97,17 @@ class Runtime:
         self._clock = SystemClock()
         self._process = os.getpid()
         self._open_all()
+        abilities = self.node.state.abilities
         hello = Hello(
-            PROTOCOL_VERSION,
+            abilities.protocol,
             config.cluster_id,
             config.node_id,
             0,
             self._data.incarnation,
             config.client_address,
+            abilities.protocol_oldest,
         )
+        self._unsupported: dict[int, str] = {}
         self._transport = Transport(hello, config.own_address, self, self._random.random, self._tls)
         self._thread = threading.Thread(
             target=self._run, name=f"raftha-{config.node_id}", daemon=True
@@ -385,6 +389,9 @@ class Runtime:
             with contextlib.suppress(OSError):
                 self._data.record_damage(error.detail)
         log.critical("node=%d failed reason=%s", self.config.node_id, reason, exc_info=error)
+        if isinstance(error, UpgradeRequired):
+            own = self.config.node_id
+            self.emit(ReplicaUnsupported(reporter=own, node_id=own, reason=str(error)))
         unsent = Stopped(f"this node has failed: {reason}")
         self.node.fail(reason, unsent, Disconnected(unsent.args[0]))
         self._loop.create_task(self._transport.stop())
@@ -563,7 +570,21 @@ class Runtime:
         if not self.node.failure:
             self.node.on_disconnected(peer, reason)
 
+    def on_unsupported(self, peer: int, reason: str) -> None:
+        if self._unsupported.get(peer) != reason:  # It dials again and again.
+            self._unsupported[peer] = reason
+            self.emit(ReplicaUnsupported(reporter=self.config.node_id, node_id=peer, reason=reason))
+
     def check_hello(self, hello: Hello) -> str:
+        used = self.node.state.versions
+        if used is not None and hello.protocol_version < used.protocol:
+            reason = (
+                f"the cluster uses protocol {used.protocol}, and node {hello.sender} supports "
+                f"{hello.protocol_oldest} to {hello.protocol_version}: upgrade it"
+            )
+            self.on_unsupported(hello.sender, reason)
+            return reason
         if self._data.check_peer(hello.sender, hello.incarnation):
+            self._unsupported.pop(hello.sender, None)
             return ""
         return f"node {hello.sender} has lost its data directory and can't return under its old id"

@@ -33,7 +33,7 @@ from raftha.errors import ConfigError, Disconnected, RafthaError, Unavailable
 from raftha.net import certificate_renewal
 from raftha.net.certificates import Made, make_node
 from raftha.net.tls import client_context
-from raftha.net.wire import PROTOCOL_VERSION, Hello, encode
+from raftha.net.wire import Hello, encode
 from raftha.node.messages import Forward, MembershipRequest
 from raftha.server import Server, ServerConfig
 from raftha.server import access as server_access
@@ -41,6 +41,7 @@ from raftha.server.access import UNKNOWN_BYTES_MAX
 from raftha.storage.state.commands import pack_put
 from raftha.testing import LocalCluster
 from raftha.testing.processes import reserve_port
+from raftha.version import PROTOCOL_VERSION
 from tests.support.certificates import CLUSTER, expire, make_cluster, peer_tls
 from tests.support.conditions import wait_until
 from tests.support.nodes import free_addresses, make_config

@@ -21,13 +21,14 @@ from raftha.entry import LogPosition
 from raftha.events import ClockWrong, FailoverCompleted, HaEvent
 from raftha.membership import Membership
 from raftha.node.messages import PeerMessage
-from raftha.node.operations import DigestOperation, WriteOperation
+from raftha.node.operations import CallOperation, DigestOperation
 from raftha.node.watch import placement
 from raftha.storage.log.wal import Wal
 from raftha.storage.state import sessions
 from raftha.storage.state.commands import pack_call
 from raftha.types import Digest, Receipt
 from tests.sim.availability import widen, with_crowds
+from tests.sim.builds import NEW, Builds, with_builds
 from tests.sim.calm import Calm
 from tests.sim.clients import Command, GreedyClient, History, SessionClient, Writer
 from tests.sim.faults import Faults
@@ -81,6 +82,7 @@ class Simulation:
             node_id: Member(self.world, self.swarm, node_id, Counters(), self)
             for node_id in range(1, self.swarm.nodes + 1)
         }
+        self.builds = Builds(self.world, self.swarm, self.members)
         self.network = Network(self.world, self.swarm, self.members)
         config = self.members[1].config
         first = Membership.first(config.members, config.regions_by_member)
@@ -88,6 +90,7 @@ class Simulation:
         self.invariants = Invariants(
             self.members, first, self.swarm.sessions_max, self.clocks.check
         )
+        self.invariants.on_versions = self.builds.check_raised
         receipts = Receipts(self.world, self.swarm, self.members)
         self.history = History(self.world, self.invariants, receipts)
         self.clients = [
@@ -157,6 +160,7 @@ class Simulation:
         self.promotions.stop()
         self.rollbacks.stop()
         self.clocks.stop()
+        self.builds.stop()
         for client in self.clients:
             client.is_active = False
         for member in self.members.values():
@@ -236,6 +240,10 @@ class Simulation:
     def on_crash(self, member: Member) -> None:
         self.faults.on_crash(member)
 
+    def on_unsupported(self, member: Member, reason: str) -> None:
+        self.world.note(member.id, "unsupported", reason)
+        self.builds.on_unsupported(member, reason)
+
     def on_wipe(self, member: Member) -> None:
         self.invariants.on_wipe(member)
 
@@ -256,7 +264,7 @@ class Simulation:
         command = Command(self.history, "increment", b"probe")
         packed = pack_call("increment", [command.key, command.id])
         probe = _Probe(self, member, command)
-        member.submit([WriteOperation(probe, deadline, packed)])
+        member.submit([CallOperation(probe, deadline, packed, "increment")])
 
     def probed(self, member: Member, command: Command, result: Any) -> None:
         """A probe's answer."""
@@ -307,6 +315,8 @@ class Simulation:
                 missing.append(f"node {node_id} doesn't know that it was removed")
         if self.clocks.lacking():
             missing.append(self.clocks.lacking())
+        if self.builds.must_be_new and self.builds.used < NEW:
+            missing.append("the cluster doesn't use the version that all members support")
         if any(client.is_busy for client in self.clients):
             missing.append("a client still sends a group again")
         last = len(self.invariants.committed)
@@ -351,7 +361,8 @@ def _draw(world: World) -> Swarm:
     swarm = with_leases(swarm, world.stream("leases"))
     swarm = with_crowds(swarm, world.stream("crowds"))
     swarm = with_wrong_clocks(swarm, world.stream("wrong clocks"))
-    return with_rollbacks(swarm, world.stream("rollbacks"))
+    swarm = with_rollbacks(swarm, world.stream("rollbacks"))
+    return with_builds(swarm, world.stream("with builds"))
 
 
 class _Probe:

@@ -18,13 +18,19 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from raftha.config import HaConfig
-from raftha.core import CoreConfig, LogRead, Raft, RaftLog, TimeoutNow, Write
+from raftha.core import LogRead, Raft, RaftLog, TimeoutNow, Write
 from raftha.entry import Entry, HardState, LogPosition
-from raftha.errors import Compacted, Corrupt, Disconnected, StorageFailed, StorageFull
+from raftha.errors import (
+    Compacted,
+    Corrupt,
+    Disconnected,
+    StorageFailed,
+    StorageFull,
+    UpgradeRequired,
+)
 from raftha.events import HaEvent, LeaderLost, Removed, ReplicaBehindLog, RoleChanged
 from raftha.membership import Membership
-from raftha.node.bootstrap import HEARTBEAT_TICKS, applied_membership
+from raftha.node.bootstrap import applied_membership
 from raftha.node.checkpoints import LogCut
 from raftha.node.messages import PeerMessage, TransferRequest
 from raftha.node.node import Node
@@ -42,17 +48,14 @@ from tests.sim.disk import SimulatedDisk
 from tests.sim.disk_faults import DiskFaults, SimulatedCrash
 from tests.sim.network import Network
 from tests.sim.node_files import SimulatedNodeFiles
+from tests.sim.settings import TICK_S, WAL, core_config, node_config
 from tests.sim.snapshots import SimulatedSnapshots
 from tests.sim.store import DictStore
 from tests.sim.swarm import Swarm
 from tests.sim.watch import Waiter, Watch
 from tests.sim.world import Violation, World
 
-HEARTBEAT_MS = 50
-ELECTION_MS = 250
-TICK_S = HEARTBEAT_MS / 1000 / HEARTBEAT_TICKS
 FULL_RETRY_S = 0.1
-WAL = "wal"
 _INVITATIONS = (TimeoutNow, TransferRequest)
 
 
@@ -65,7 +68,7 @@ class Member:
         self.id = node_id
         self._world = world
         self._swarm = swarm
-        self._machine = machine
+        self.machine = machine
         self.life = 0
         self.is_wanted = node_id <= swarm.size
         """True if it should be up: not before it joins, and not after it was removed."""
@@ -88,21 +91,7 @@ class Member:
         self._lease_rng = world.stream(f"lease {node_id}")
         self._promised_ms = 0
         """What a real node has in its identity: the longest promise that it may have given."""
-        self.config = HaConfig(
-            node_id=node_id,
-            data_dir=WAL,
-            members={i: f"127.0.0.1:{7100 + i}" for i in range(1, swarm.size + 1)},
-            address=f"127.0.0.1:{7100 + node_id}",
-            heartbeat_interval_ms=HEARTBEAT_MS,
-            election_timeout_ms=ELECTION_MS,
-            checkpoint_interval_sec=swarm.checkpoint_s,
-            auto_failover=swarm.campaigns,
-            regions=swarm.regions,
-            member_regions={i: swarm.region(i) for i in range(1, swarm.size + 1)},
-            lease_ms=swarm.lease_ms,
-            clock_drift_max=swarm.clock_drift_max,
-            max_clock_offset_ms=swarm.max_clock_offset_ms,
-        )
+        self.config = node_config(node_id, swarm)
         self._watch = watch
         self._is_calm = self._is_turn_due = self._is_preallocating = False
         self._last_cut: LogCut | None = None
@@ -125,7 +114,7 @@ class Member:
         self.faults.disk = self.disk
         self.store = DictStore()
         self.snapshots = SimulatedSnapshots(self, self._swarm.chunk_bytes)
-        self.node_files = SimulatedNodeFiles(self, WAL, self._machine)
+        self.node_files = SimulatedNodeFiles(self, WAL)
 
     # ---------------------------------------------------------------- life
 
@@ -146,6 +135,10 @@ class Member:
             self._world.note(self.id, "start found no space")
             self._lose(is_power_loss=False)
             return
+        except UpgradeRequired as error:
+            self._watch.on_unsupported(self, str(error))
+            self._lose(is_power_loss=False)
+            return
         self.is_rotten = False
         self._world.note(self.id, "start", f"log ends at {self.node.core.log.last_index}")
         self._watch.on_start(self)
@@ -163,22 +156,11 @@ class Member:
         )
 
     def _open(self) -> Node:
-        swarm, rng = self._swarm, self.rng
+        rng, lease_ms = self.rng, self._choose_lease()
         self.wal, state, entries = wal, _, _ = open_or_heal(self.node_files)
-        config = CoreConfig(
-            node_id=self.id,
-            heartbeat_ticks=HEARTBEAT_TICKS,
-            election_ticks=ELECTION_MS * HEARTBEAT_TICKS // HEARTBEAT_MS,
-            campaigns=swarm.campaigns,
-            regions=swarm.regions,
-            append_bytes_max=swarm.append_bytes_max,
-            in_flight_messages_max=swarm.in_flight_messages_max,
-            window_bytes_max=swarm.window_bytes_max,
-            write_bytes_max=swarm.write_bytes_max,
-            lease_ms=self._choose_lease(),
-            promised_ms=self._promised_ms,
-            clock_drift_max=swarm.clock_drift_max,
-        )
+        state.check_supported(e for e in entries if e.index <= wal.hard_state.commit)
+        promised_ms = self._promised_ms
+        config = core_config(self.id, self._swarm, lease_ms=lease_ms, promised_ms=promised_ms)
         membership = applied_membership(state, self.config)
         log = RaftLog(wal.first_index, state.applied, entries, config.window_bytes_max, membership)
         generation, clock_ns = self.node_files.healing_generation, self.clock.boottime_ns
@@ -195,6 +177,11 @@ class Member:
             lease_ms = self._lease_rng.choice((0, 50, lease_ms, lease_ms))
         self._promised_ms = max(self._promised_ms, lease_ms)
         return lease_ms
+
+    def run_build(self, machine: StateMachine) -> None:
+        """From its next start on it runs another build of the program."""
+        assert self.node is None
+        self.machine = machine
 
     def install(self) -> None:
         """Have a newcomer started, with nothing on its disk."""
@@ -550,7 +537,12 @@ class Member:
     def _turn(self) -> None:
         self._is_turn_due = False
         assert self.node is not None
-        self.node.turn()
+        try:
+            self.node.turn()
+        except UpgradeRequired as error:
+            self.crash(is_power_loss=False, is_silent=False)
+            self._watch.on_unsupported(self, str(error))
+            return
         self._watch.on_turn(self)
 
     def _tick(self) -> None:

@@ -149,6 +149,8 @@ class Swarm:
     """Where clocks are stepped by hours, log time must follow them: sessions expire."""
     wrong_clock_every_s: float = 0.0
     """How often one member's wall clock is set wrong by years; see `wrong_clocks.py`."""
+    upgrade_every_s: float = 0.0
+    """How often a member changes to another build of the program; see `builds.py`."""
     rollback_every_s: float = 0.0
     """Data directories are put back to earlier copies; see `rollbacks.py`."""
     thread_pause_s: float = 0.0
