@@ -103,10 +103,9 @@ def _of_node(status: HaStatus) -> Iterator[Metric]:
     for name, text in _NUMBERS:
         yield _gauge(name, text, getattr(status, name))
     yield _gauge("compared_index", "The entry of the last comparison.", status.compared_index)
-    yield _gauge("conflict", "1 if the leader's log contradicts its own.", bool(status.conflict))
     yield _gauge("diverged", "Members whose state differed then.", len(status.diverged))
     yield _gauge(
-        "upgrade_waits_for",
+        "members_to_upgrade",
         "Members that keep the cluster from using all that this node supports.",
         len(status.upgrade_waits_for),
     )
@@ -160,10 +159,16 @@ def _of_lag(status: HaStatus) -> Iterator[Metric]:
     behind = GaugeMetricFamily(
         "raftha_replica_lag_commands", "Commands not applied.", labels=["node"]
     )
+    offset = GaugeMetricFamily(
+        "raftha_clock_offset_seconds",
+        "How far a member's wall clock is ahead of the one on which most voters agree.",
+        labels=["node"],
+    )
     for replica in status.replicas:
+        offset.add_metric([str(replica.node_id)], replica.clock_offset_ms / 1000)
         lag.add_metric([str(replica.node_id)], replica.lag_ms / 1000)
         behind.add_metric([str(replica.node_id)], float(replica.lag_sequences))
-    yield from (lag, behind)
+    yield from (lag, behind, offset)
 
 
 def _add_health(family: GaugeMetricFamily, node: list[str], replica: ReplicaStatus) -> None:
@@ -185,6 +190,11 @@ def _of_statistics(statistics: Statistics) -> Iterator[Metric]:
     )
     yield _gauge("state_file_bytes", "The size of the state's file.", statistics.state_bytes.file)
     yield _gauge("state_used_bytes", "What of it is in use.", statistics.state_bytes.used)
+    yield _gauge(
+        "certificate_expires_timestamp_seconds",
+        "When the node's certificate for its peers expires, since 1970 UTC; 0 without TLS.",
+        statistics.certificate_expires_at,
+    )
     for name, text, histogram in (
         ("log_write_seconds", "One write and sync of the log.", statistics.log_write),
         ("commit_seconds", "From taking a batch to applying it.", statistics.commit),

@@ -35,6 +35,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raftha.core import timeouts
+from raftha.core.clocks import ClockReadings
 from raftha.core.healing_generation import HealingGeneration
 from raftha.core.lease import Promise
 from raftha.core.log import RaftLog
@@ -43,7 +44,7 @@ from raftha.core.outbox import Outbox
 from raftha.core.ready import CoreConfig
 from raftha.core.role import Role
 from raftha.entry import HardState
-from raftha.events import HaEvent, HistoryConflict, LeaderElected, LeaderLost, RoleChanged
+from raftha.events import HaEvent, LeaderElected, LeaderLost, RoleChanged
 
 
 class Election:
@@ -59,7 +60,7 @@ class Election:
         events: list[HaEvent],
         *,
         random_below: Callable[[int], int],
-        clock_ns: Callable[[], int],
+        clocks: ClockReadings,
     ) -> None:
         """Start as a follower that knows no leader, in the term that is on disk."""
         self.id = config.node_id
@@ -67,9 +68,8 @@ class Election:
         self.role = Role.FOLLOWER
         self.leader: int | None = None
         self.is_removed = False
-        self.conflict = ""
-        """How the log of this term's leader contradicts this node's; "" if it doesn't."""
-        self.promise = Promise(config.lease_ms, config.promised_ms, clock_ns)
+        self.clocks = clocks
+        self.promise = Promise(config.lease_ms, config.promised_ms, clocks.boottime_ns)
         self._config = config
         self._log = log
         self._outbox = outbox
@@ -77,6 +77,8 @@ class Election:
         self._events = events
         self._random_below = random_below
         self._votes: dict[int, bool] = {}
+        self._asked_term = 0
+        self._asked_ns = 0
         self._elapsed_ticks = 0
         self._timeout_ticks = 0
         # This node knows no leader. If there is one, asking for pre-votes early does no harm.
@@ -109,6 +111,10 @@ class Election:
     def send(self, message: Message) -> None:
         """Send a message of this term."""
         self._outbox.send(message, self.term, self.vote)
+
+    def report(self, event: HaEvent) -> None:
+        """Have the caller report an event."""
+        self._events.append(event)
 
     # ---------------------------------------------------------------- timeouts
 
@@ -209,13 +215,6 @@ class Election:
         self._set_role(Role.LEADER)
         self._set_leader(self.id)
 
-    def report_conflict(self, leader: int, detail: str) -> None:
-        """This term's leader has another history than this node."""
-        if not self.conflict:
-            self.conflict = detail
-            event = HistoryConflict(reporter=self.id, leader=leader, term=self.term, detail=detail)
-            self._events.append(event)
-
     def lose_leader(self, reason: str) -> None:
         """Forget the leader, and report it lost."""
         if self.leader is not None:
@@ -227,7 +226,7 @@ class Election:
         self._terms_without_leader = 0 if has_leader else self._terms_without_leader
         if term != self.term:
             assert term > self.term, "a term never goes back"
-            self.term, self.vote, self.conflict = term, 0, ""
+            self.term, self.vote = term, 0
             self._terms_without_leader += not has_leader
             self._outbox.drop_acknowledgements()
         self._elapsed_ticks = 0
@@ -267,7 +266,10 @@ class Election:
     def on_vote_reply(self, message: VoteReply) -> bool:
         """A voter has replied; True if that wins the election."""
         wanted = Role.PRE_CANDIDATE if message.pre else Role.CANDIDATE
-        return self.role is wanted and self._count_vote(message.sender, message.granted)
+        if self.role is not wanted:
+            return False
+        self.clocks.record(message.sender, self._asked_ns, message.time_us)
+        return self._count_vote(message.sender, message.granted)
 
     def count_own_vote(self) -> bool:
         """Count this node's own vote, now durable (R1); True if that wins the election."""
@@ -285,6 +287,9 @@ class Election:
             self._vote_for(self.id)
             self._set_role(Role.CANDIDATE)
         term = self.term + 1 if pre else self.term
+        if self._asked_term != term:
+            # Of several requests for the same term, a reply doesn't say which one it answers.
+            self._asked_term, self._asked_ns = term, self.clocks.boottime_ns()
         last_index, last_term = self._log.last_index, self._log.last_term
         for peer in self._log.membership.voters:
             if peer == self.id:
@@ -357,5 +362,6 @@ class Election:
                 granted=granted,
                 pre=request.pre,
                 healing_generation=self._healing_generation.current,
+                time_us=self.clocks.own_us(),
             )
         )

@@ -39,6 +39,7 @@ class Statistics:
     so that each number has one writer; `errors` that callers got instead of a result, by class;
     `events` by kind; `peers_refused`, the connections refused or closed for a peer's fault.
     `state_bytes`: the size of the state's file, set by the runtime when metrics are read.
+    `certificate_expires_at`, in seconds since 1970 UTC, is 0 without TLS between members.
 
     Histograms, in seconds: `log_write`, one write and sync of the log; `commit`, from the proposal
     of a batch until the leader has applied it; `checkpoint`.
@@ -51,6 +52,7 @@ class Statistics:
         self.events: Counter[str] = Counter()
         self.peers_refused = 0
         self.state_bytes = StoreSizes(0, 0)
+        self.certificate_expires_at = 0.0
         self.log_write = Histogram()
         self.commit = Histogram()
         self.checkpoint = Histogram()

@@ -11,10 +11,10 @@ import json
 import logging
 import time
 
-from raftha.events import HaEvent, HistoryConflict, ReplicaDiverged, ReplicaLostLog
+from raftha.events import HaEvent, LogsDiffer, ReplicaDiverged, ReplicaLostLog
 
 LEVELS = ("debug", "info", "warning", "error")
-_ERRORS = (HistoryConflict, ReplicaDiverged, ReplicaLostLog)
+_ERRORS = (LogsDiffer, ReplicaDiverged, ReplicaLostLog)
 """Events that say that acknowledged data is lost or differs somewhere; others are information."""
 _TIME = "%Y-%m-%dT%H:%M:%S"
 

@@ -62,6 +62,7 @@ from raftha.runtime.callers import Results, SubmitQueue, ThreadWaiter
 from raftha.runtime.event_bus import EventBus
 from raftha.runtime.logs import log_event
 from raftha.runtime.node_storage import NodeStorage
+from raftha.storage.directory import skips
 from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import OpenNode
 from raftha.storage.log.disk import RealDisk
@@ -106,6 +107,7 @@ class Runtime:
             self._data.incarnation,
             config.client_address,
             abilities.protocol_oldest,
+            skips.fingerprint(self.node.state.skips),
         )
         self._unsupported: dict[int, str] = {}
         self._transport = Transport(hello, config.own_address, self, self._random.random, self._tls)
@@ -153,8 +155,7 @@ class Runtime:
             self.snapshots = storage.snapshots
             node = self._make_node(open_node)
             self._threads = storage.make_threads(node)
-            # Only now: until then, `_close_files` closes the storage of the life before.
-            self._storage = storage
+            self._storage = storage  # Until now `_close_files` closes that of the life before.
             opened.pop_all()
             return node
 
@@ -172,6 +173,7 @@ class Runtime:
             healing_generation=self._data.healing_generation,
             promised_ms=self._data.promised_ms,
             clock_ns=self._clock.boottime_ns,
+            time_us=self._clock.time_us,
         )
         return Node(
             config, config.cluster_id, core, state, self, self._clock, self._random.randrange
@@ -260,6 +262,10 @@ class Runtime:
 
     async def _renew_tls(self) -> None:
         while self._tls is not None:
+            self.statistics.certificate_expires_at = self._renewal.expires_at
+            expiry = self._renewal.expiry(self._clock.time_us() / 1e6)
+            if expiry is not None:
+                self.emit(expiry)
             await asyncio.sleep(certificate_renewal.CHECK_INTERVAL_S)
             tls = await self._loop.run_in_executor(None, self._renewal.renewed)
             if tls is not None:
@@ -383,6 +389,9 @@ class Runtime:
         if self.node.failure:
             return
         reason = f"{type(error).__name__}: {error}"
+        applying = self.node.state.applying
+        if applying is not None:
+            reason += f" (applying entry {applying.index} {applying.hash.hex()})"
         if isinstance(error, Corrupt) and error.path.is_relative_to(self._data.path / "state"):
             # The next start would only find it by reading all of the state.
             with contextlib.suppress(OSError):
@@ -416,8 +425,7 @@ class Runtime:
         if self.is_inherited:
             raise Forked
         self.statistics.state_bytes = self._threads.state_bytes
-        waiter = ThreadWaiter()
-        deadline = self._clock.monotonic() + OBSERVE_TIMEOUT_S
+        waiter, deadline = ThreadWaiter(), self._clock.monotonic() + OBSERVE_TIMEOUT_S
         read = ReadOperation(waiter, deadline, Node.status, is_linearizable=False)
         with contextlib.suppress(Stopped):
             self.submit((read,))
@@ -504,10 +512,7 @@ class Runtime:
             self.node.on_log_read(request, *result)
 
     def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
-        digested = (lambda done: self.node.on_digest(*done)) if with_digest else None
-        self._threads.checkpoint(
-            frozen, cut, done=lambda done: self.node.on_checkpoint(*done), digested=digested
-        )
+        self._threads.checkpoint(frozen, cut, with_digest=with_digest)
 
     def set_members(self, membership: Membership) -> None:
         addresses = {
@@ -583,6 +588,10 @@ class Runtime:
                 f"the cluster uses protocol {used.protocol}, and node {hello.sender} supports "
                 f"{hello.protocol_oldest} to {hello.protocol_version}: upgrade it"
             )
+            self.on_unsupported(hello.sender, reason)
+            return reason
+        if hello.skips != skips.fingerprint(self.node.state.skips):
+            reason = "the two skip different entries: run `raftha skip-entry` alike on all nodes"
             self.on_unsupported(hello.sender, reason)
             return reason
         if self._data.check_peer(hello.sender, hello.incarnation):

@@ -70,11 +70,13 @@ class StorageThreads:
         *,
         on_full: Callable[[str, str], None],
         on_space: Callable[[str], None],
+        on_checkpoint: Callable[[Checkpointed], None],
+        on_digest: Callable[[Digested], None],
     ) -> None:
         """`call` calls a function on the node's thread, unless the node has ended.
 
-        `fail` ends the node, from any thread. `on_full` (reason, place) and `on_space` (place) run
-        on the node's thread.
+        `fail` ends the node, from any thread. `on_full` (reason, place), `on_space` (place) and
+        the others run on the node's thread.
         """
         self._node_id = node_id
         self._wal = wal
@@ -93,6 +95,8 @@ class StorageThreads:
         self._fail = fail
         self._on_full = on_full
         self._on_space = on_space
+        self._on_checkpoint = on_checkpoint
+        self._on_digest = on_digest
         self._is_ending = threading.Event()
         name = f"raftha-{node_id}"
         self._writes: queue.SimpleQueue[tuple[Callable[[], None], Callable[[], None]] | None]
@@ -141,20 +145,12 @@ class StorageThreads:
         """Read entries from `index` on; `done` gets the log's first index if `index` is cut off."""
         self._job(partial(self._read_log, index), done)
 
-    def checkpoint(
-        self,
-        frozen: Frozen,
-        cut: LogCut,
-        *,
-        done: Callable[[Checkpointed], None],
-        digested: Callable[[Digested], None] | None,
-    ) -> None:
-        """Write `frozen` to the store and cut the log; then hash the store, if `digested`."""
-        write = partial(self._checkpoint, frozen, cut)
-        if digested is None:
-            self._job(write, done)
+    def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
+        """Write `frozen` to the store and cut the log; then hash the store `with_digest`."""
+        if with_digest:
+            self._job(partial(self._digest, frozen, cut), self._on_digest)
         else:
-            self._job(partial(self._digest, frozen, write, done), digested)
+            self._job(partial(self._checkpoint, frozen, cut), self._on_checkpoint)
 
     def _run_wal(self) -> None:
         while True:
@@ -216,16 +212,11 @@ class StorageThreads:
             after = self.state_bytes.file
             log.info("node=%d state compacted from=%d to=%d", self._node_id, before, after)
 
-    def _digest(
-        self,
-        frozen: Frozen,
-        write: Callable[[], Checkpointed],
-        done: Callable[[Checkpointed], None],
-    ) -> Digested:
+    def _digest(self, frozen: Frozen, cut: LogCut) -> Digested:
         """Write a checkpoint, and hash the store as of it while the node goes on."""
-        written = write()
+        written = self._checkpoint(frozen, cut)
         stored = self._store.digest(
-            begun=lambda: self._call(done, written), is_wanted=self._is_going_on
+            begun=lambda: self._call(self._on_checkpoint, written), is_wanted=self._is_going_on
         )
         return Digested(written.position.index, stored and frozen.digest_with(stored))
 

@@ -28,7 +28,6 @@ from raftha.events import (
     CatchUpGivenUp,
     HaEvent,
     HealingEnded,
-    HistoryConflict,
     LeaderElected,
     LeaderLost,
     MembershipChanged,
@@ -159,8 +158,6 @@ def _member_text(event: HaEvent) -> str:
             )
         case SecondLeader():
             return f"{event.reporter} hears {event.other} as a second leader of term {event.term}"
-        case HistoryConflict():
-            return f"{event.reporter} contradicts {event.leader}: {event.detail}"
         case HealingEnded():
             return f"{event.reporter} has healed"
         case ReplicaLostLog():

@@ -191,8 +191,8 @@ def test_the_last_node_with_acknowledged_writes_says_that_the_others_lost_them()
         now = cluster.wait_leader()
         assert cluster.call(now, "GET", "late0") is None, "nothing is left of it here"
         cluster.start_node(leader)
-        wait_until(lambda: bool((cluster.status(leader) or {}).get("conflict")), "it is silent")
-        assert "event=HistoryConflict" in cluster.log_path(leader).read_text()
+        wait_until(lambda: bool((cluster.status(leader) or {}).get("log_mismatch")), "it is silent")
+        assert "event=LogsDiffer" in cluster.log_path(leader).read_text()
 
 
 def test_a_leaders_log_heals_as_well() -> None:

@@ -16,6 +16,7 @@ from raftha.core.reads import Read, ReadRounds
 from raftha.entry import Entry, EntryKind, Group, HardState, LogPosition, make_entry
 from raftha.errors import Unavailable
 from raftha.membership import Membership
+from raftha.node.log_clock import LogClock
 from raftha.node.reads import ReadQueue
 from raftha.node.submissions import InFlight, Submissions
 from raftha.storage.directory import datadir
@@ -237,7 +238,7 @@ def quorum_of_the_old_members() -> list[Patch]:
         if not hasattr(self, "_first"):
             self._first = self._log.membership  # type: ignore[attr-defined]
 
-    def commit(self: Leadership) -> None:
+    def commit(self: Leadership, _: Mapping[int, int]) -> None:
         first: Membership = self._first  # type: ignore[attr-defined]
         matches = {peer: progress.match for peer, progress in self.progress.items()}
         matches[self.id] = self._log.persisted
@@ -311,7 +312,10 @@ def log_time_goes_back() -> list[Patch]:
         earlier = previous._replace(time_us=0) if time_us else previous
         return make_entry(earlier, term, time_us, kind, payload, count)
 
-    return [(leader_module, "make_entry", by_the_clock)]
+    def stamp(self: LogClock, last_us: int) -> int:
+        return self._clock.time_us()
+
+    return [(leader_module, "make_entry", by_the_clock), (LogClock, "stamp", stamp)]
 
 
 def applied_before_durable() -> list[Patch]:

@@ -29,6 +29,7 @@ def node_config(node_id: int, swarm: Swarm) -> HaConfig:
         lease_ms=swarm.lease_ms,
         clock_drift_max=swarm.clock_drift_max,
         digest_interval_hours=swarm.digest_every_s / 3600,
+        max_clock_offset_ms=swarm.max_clock_offset_ms,
     )
 
 

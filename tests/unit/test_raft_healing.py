@@ -19,7 +19,7 @@ from raftha.core import (
 )
 from raftha.entry import HardState
 from raftha.errors import TransferFailed
-from raftha.events import HaEvent, HistoryConflict, ReplicaLostLog
+from raftha.events import HaEvent, LogsDiffer, ReplicaLostLog
 from tests.support.core import ELECTION_TICKS, become_leader, chain, core, only, settle, step
 
 HEALING = 1
@@ -250,8 +250,8 @@ def test_a_node_that_lacks_what_is_known_to_be_committed_does_not_campaign() -> 
     assert only(VoteRequest, settle(raft))
 
 
-def conflicts(raft: Raft) -> list[HistoryConflict]:
-    return [event for event in raft.ready().events if isinstance(event, HistoryConflict)]
+def conflicts(raft: Raft) -> list[LogsDiffer]:
+    return [event for event in raft.ready().events if isinstance(event, LogsDiffer)]
 
 
 def test_a_leader_without_what_is_committed_here_is_reported_and_not_acknowledged() -> None:
@@ -262,8 +262,8 @@ def test_a_leader_without_what_is_committed_here_is_reported_and_not_acknowledge
         raft.step(Append(1, 2, 2, 2, 1, 0, 0, entries))
     (event,) = conflicts(raft)
     assert (event.leader, event.term) == (2, 2)
-    assert "entry 3, which is committed here, is of term 1, the leader's of term 2" in event.detail
-    assert raft.conflict == event.detail
+    assert "entry 3, which is committed here, is of term 1, the leader's of term 2" in event.reason
+    assert event.reason in raft.mismatch
     assert not only(AppendReply, settle(raft))
     assert raft.log.last_term == 1
 
@@ -272,6 +272,6 @@ def test_a_conflict_is_over_when_the_leaders_entries_fit() -> None:
     raft = core(1, 1, 1, 1, hard_state=HardState(1, 0, 3))
     (other,) = chain(2, after=chain(1, 1)[-1].position)
     raft.step(Append(1, 2, 2, 2, 1, 0, 0, (other,)))
-    assert raft.conflict
-    raft.step(Append(1, 2, 2, 3, 1, 0, 0, ()))
-    assert not raft.conflict
+    assert raft.mismatch
+    raft.step(Append(1, 2, 2, 3, 1, 0, 0, tuple(chain(2, after=raft.log.last))))
+    assert not raft.mismatch

@@ -10,6 +10,7 @@ leadership.
     failover   when leadership changed, and how long each phase took (`FailoverWatch`)
     placement  whether leadership should return to a preferred region (`LeaderPlacement`)
     divergence whether the members' states are the same (`DivergenceWatch`)
+    clocks     whose wall clock is wrong (`ClockWatch`)
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from raftha.events import HaEvent, LeaderElected
 from raftha.membership import Membership
 from raftha.node.checkpoints import Checkpoints
 from raftha.node.host import Host
+from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
     DigestMessage,
     DigestReport,
@@ -33,6 +35,7 @@ from raftha.node.messages import (
     ReplicaReport,
     SpaceReport,
 )
+from raftha.node.watch.clocks import ClockWatch
 from raftha.node.watch.disk_space import DiskSpace
 from raftha.node.watch.divergence import Compared, DivergenceWatch
 from raftha.node.watch.failover import FailoverWatch
@@ -54,6 +57,8 @@ class Watch:
         hand_over: Callable[[Collection[int]], None],
         position: Callable[[], tuple[int, int]],
         checkpoints: Checkpoints,
+        log_clock: LogClock,
+        *,
         now: float,
     ) -> None:
         """`hand_over` makes one of the given nodes the leader, if it can.
@@ -67,7 +72,16 @@ class Watch:
         self._failover = FailoverWatch(core, now)
         self._placement = LeaderPlacement(core, config.regions, hand_over)
         self._divergence = DivergenceWatch(config, core, host, checkpoints, now)
-        self._lag_tracker = LagTracker(config, core, host, self._health.last_contact, position, now)
+        self._clocks = ClockWatch(core, log_clock, host.emit, hand_over, config.max_clock_offset_ms)
+        self._lag_tracker = LagTracker(
+            config,
+            core,
+            host,
+            self._health.last_contact,
+            position,
+            now,
+            self._clocks.offset_ms,
+        )
 
     # ---------------------------------------------------------------- peers
 
@@ -163,10 +177,14 @@ class Watch:
     def on_tick(self, now: float) -> None:
         """A heartbeat interval has passed."""
         self._health.on_tick(now)
-        self._placement.on_tick(now, self._health.may_lead)
-        self._disk_space.on_tick(now, self._health.may_lead)
+        self._clocks.on_tick(self._health.may_lead)
+        self._placement.on_tick(now, self._may_lead)
+        self._disk_space.on_tick(now, self._may_lead)
         self._lag_tracker.on_tick(now)
         self._divergence.on_tick(now)
+
+    def _may_lead(self, node_id: int) -> bool:
+        return self._health.may_lead(node_id) and self._clocks.is_right(node_id)
 
     # ---------------------------------------------------------------- what is known
 
