@@ -31,6 +31,7 @@ class EventKind(enum.StrEnum):
     REPLICA_DISCONNECTED = "replica_disconnected"
     REPLICA_UNSUPPORTED = "replica_unsupported"
     CLUSTER_UPGRADED = "cluster_upgraded"
+    ENTRY_SKIPPED = "entry_skipped"
     REPLICA_ADDED = "replica_added"
     REPLICA_REMOVED = "replica_removed"
     REPLICATION_LAG_WARNING = "replication_lag_warning"
@@ -259,6 +260,18 @@ class ClusterUpgraded(HaEvent):
     protocol: int
     machine_version: int
     commands: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntrySkipped(HaEvent):
+    """This node passes over the commands of an entry, because an operator has told every node to.
+
+    Reported at each start that is to apply the entry.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.ENTRY_SKIPPED
+    index: int
+    hash: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,7 +103,7 @@ def _of_node(status: HaStatus) -> Iterator[Metric]:
     for name, text in _NUMBERS:
         yield _gauge(name, text, getattr(status, name))
     yield _gauge(
-        "upgrade_waits_for",
+        "members_to_upgrade",
         "Members that keep the cluster from using all that this node supports.",
         len(status.upgrade_waits_for),
     )

@@ -285,7 +285,7 @@ def recover_quorum(
     """
     from raftha.runtime.quorum_recovery import open_survivor
 
-    with errors_as_lines(), open_survivor(_survivor_config(config, node_id, data_dir)) as survivor:
+    with errors_as_lines(), open_survivor(node_config(config, node_id, data_dir)) as survivor:
         plan = survivor.plan()
         if not as_json:
             _show_plan(plan)
@@ -303,7 +303,8 @@ def recover_quorum(
             typer.echo(f"Done; {record} says what. Start the node, then add new ones.")
 
 
-def _survivor_config(path: Path, node_id: int, data_dir: Path | None) -> HaConfig:
+def node_config(path: Path, node_id: int, data_dir: Path | None) -> HaConfig:
+    """Return the settings of a stopped node from its file, which must be node `node_id`'s."""
     from raftha.config import HaConfig, read_toml
     from raftha.server import ServerConfig
 

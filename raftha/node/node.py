@@ -134,7 +134,7 @@ class Node:
             uncounted=Node.status,
         )
         applied = applied_membership(state, config)
-        self._upgrades = Upgrades(core, state, host, self._writes, pending.deliver, now)
+        self._upgrades = Upgrades(core, state, host, self._writes, pending.deliver, clock)
         self._administration = Administration(
             core, applied, host.send, pending.deliver, now, self._upgrades.why_unfit
         )

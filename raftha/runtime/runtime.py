@@ -62,6 +62,7 @@ from raftha.runtime.callers import Results, SubmitQueue, ThreadWaiter
 from raftha.runtime.event_bus import EventBus
 from raftha.runtime.logs import log_event
 from raftha.runtime.node_storage import NodeStorage
+from raftha.storage.directory import skips
 from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import OpenNode
 from raftha.storage.log.disk import RealDisk
@@ -106,6 +107,7 @@ class Runtime:
             self._data.incarnation,
             config.client_address,
             abilities.protocol_oldest,
+            skips.fingerprint(self.node.state.skips),
         )
         self._unsupported: dict[int, str] = {}
         self._transport = Transport(hello, config.own_address, self, self._random.random, self._tls)
@@ -384,6 +386,9 @@ class Runtime:
         if self.node.failure:
             return
         reason = f"{type(error).__name__}: {error}"
+        applying = self.node.state.applying
+        if applying is not None:
+            reason += f" (applying entry {applying.index} {applying.hash.hex()})"
         if isinstance(error, Corrupt) and error.path.is_relative_to(self._data.path / "state"):
             # The next start would only find it by reading all of the state.
             with contextlib.suppress(OSError):
@@ -582,6 +587,10 @@ class Runtime:
                 f"the cluster uses protocol {used.protocol}, and node {hello.sender} supports "
                 f"{hello.protocol_oldest} to {hello.protocol_version}: upgrade it"
             )
+            self.on_unsupported(hello.sender, reason)
+            return reason
+        if hello.skips != skips.fingerprint(self.node.state.skips):
+            reason = "the two skip different entries: run `raftha skip-entry` alike on all nodes"
             self.on_unsupported(hello.sender, reason)
             return reason
         if self._data.check_peer(hello.sender, hello.incarnation):

@@ -33,7 +33,7 @@ A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -127,12 +127,15 @@ class State:
 
     def __init__(self, store: Store, machine: StateMachine | None = None) -> None:
         self._store = store
-        self._machine = machine
+        self.machine = machine
         self._buffer = WriteBuffer()
         self._frozen: WriteBuffer | None = None
         self._census: _Census | None = None
         self._is_counting = self._is_sorting = False
-        self._is_applying = False
+        self.applying: Entry | None = None
+        """The entry that is being applied, or whose application has failed."""
+        self.skips: Mapping[int, bytes] = {}
+        """Hashes of entries whose commands are passed over, by index; see `directory/skips.py`."""
         self._buffer_bytes = 0
         self.applied = LOG_START
         self.membership: bytes | None = None
@@ -188,8 +191,8 @@ class State:
         assert entry.index == self.applied.index + 1, "entries are applied in order, each once"
         assert entry.term >= self.applied.term, "terms never decrease along the log"
         assert entry.time_us >= self.applied.time_us, "log time never goes back"
-        assert not self._is_applying, "a fault while applying is final"
-        self._is_applying = True
+        assert self.applying is None, "a fault while applying is final"
+        self.applying = entry
         self._sessions.expire(entry.time_us)
         sequence = self.applied.last_sequence
         applied = []
@@ -207,7 +210,7 @@ class State:
         assert sequence == entry.last_sequence, "an entry's groups have as many commands as it says"
         self._buffer.keep_sorted()
         self.applied = entry.position
-        self._is_applying = False
+        self.applying = None
         return applied
 
     def get(self, key: bytes) -> bytes | None:
@@ -292,7 +295,7 @@ class State:
     def freeze(self) -> Frozen:
         """Begin a checkpoint of the current state, without later changes."""
         assert self._frozen is None, "one checkpoint at a time"
-        assert not self._is_applying, "a fault while applying is final"
+        assert self.applying is None, "a fault while applying is final"
         assert self.applied.index >= self._frozen_at, "a checkpoint never goes back"
         assert self._buffer.missing >= 0, "the ordered view has no key that the buffer lacks"
         self._frozen_at = self.applied.index
@@ -330,7 +333,10 @@ class State:
         if group.count <= ARRAY_MAX:
             commands = unpack_commands(group.commands, group.count)
         results: list[Result | None] | None
-        if commands is None:
+        if self.skips and self.skips.get(entry.index) == entry.hash:
+            results = [(FAILED, "Skipped", f"an operator skipped entry {entry.index}")]
+            results *= group.count
+        elif commands is None:
             results = [(FAILED, "InvalidRequest", "the group can't be parsed")] * group.count
         else:
             self._buffer_bytes += len(group.commands)
@@ -361,7 +367,7 @@ class State:
                     values[key] = value
                     continue
             txn = Transaction(self, time_us, first_sequence + place, self.versions)
-            result = run(command, txn, self._machine)
+            result = run(command, txn, self.machine)
             written = txn.finish()
             if result is None or result[0] != FAILED:
                 values.update(written)

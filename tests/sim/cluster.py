@@ -304,6 +304,8 @@ class Simulation:
         missing = [f"node {m.id} took no write" for m in current if m.id not in self._probed]
         if self.operator.open:
             missing.append(f"{self.operator.open} changes of membership without an answer")
+        if self.promotions.has_open:
+            missing.append("a request for another leader without an answer")
         if self.operator.has_wish:
             missing.append("the operator's last wish")
         if self.history.open:
