@@ -174,6 +174,7 @@ class Runtime:
             healing_generation=self._data.healing_generation,
             promised_ms=self._data.promised_ms,
             clock_ns=self._clock.boottime_ns,
+            time_us=self._clock.time_us,
         )
         return Node(
             config, config.cluster_id, core, state, self, self._clock, self._random.randrange
@@ -262,6 +263,10 @@ class Runtime:
 
     async def _renew_tls(self) -> None:
         while self._tls is not None:
+            self.statistics.certificate_expires_at = self._renewal.expires_at
+            expiry = self._renewal.expiry(self._clock.time_us() / 1e6)
+            if expiry is not None:
+                self.emit(expiry)
             await asyncio.sleep(certificate_renewal.CHECK_INTERVAL_S)
             tls = await self._loop.run_in_executor(None, self._renewal.renewed)
             if tls is not None:

@@ -22,7 +22,8 @@ repeated groups as before.
 
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
-    format version   3 (since 2 values have checksums, since 3 there are versions)
+    format version   4 (since 2 values have checksums, since 3 there are versions, since 4 sessions
+                     have owners)
     applied          [index, term, time_us, last_sequence, hash]
     membership       payload of the last MEMBERSHIP entry applied, nil if there was none
     sessions         see `raftha.storage.state.sessions`
@@ -59,7 +60,9 @@ from raftha.storage.state.versions import Versions, abilities_of, decode_version
 
 __all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 
-META_VERSION = 3
+META_VERSION = 4
+META_READ_TOO = 3
+"""The format before, without owners of sessions."""
 GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
 
@@ -319,9 +322,9 @@ class State:
         position = (first_sequence, entry.index, entry.term, entry.time_us, group.count)
         if group.session == 0:
             assert place < GROUPS_MAX, "a group's place in its entry has 16 bits"
-            assert group.count == 0, "a group that opens a session is empty"
+            assert group.count == 0, "a group that opens a session has no commands"
             session = self._sessions.new_id(entry.hash, place)
-            self._sessions.open(session, entry.time_us)
+            self._sessions.open(session, entry.time_us, group.commands)
             return Outcome(*position, session=session)
         refusal = self._sessions.admit(group, entry, first_sequence)
         if refusal is not None:
@@ -435,7 +438,7 @@ class State:
             raise self._store.corrupt("the checkpoint's meta is damaged")
         try:
             version, *fields = msgpack.unpackb(meta[4:], raw=False)
-            if version != META_VERSION:
+            if version not in {META_READ_TOO, META_VERSION}:
                 raise ConfigError(
                     f"the state is in format {version}; this raftha reads {META_VERSION}",
                     hint="use the version of raftha that wrote it; nothing is lost",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from tests.sim import (
+    bugs_clock,
     bugs_disk,
     bugs_ha,
     bugs_heal,
@@ -23,7 +24,16 @@ from tests.sim.planting import Bug, patched
 
 BUGS: dict[str, Bug] = {
     bug.__name__: bug
-    for module in (bugs_raft, bugs_own, bugs_disk, bugs_heal, bugs_ha, bugs_lease, bugs_versions)
+    for module in (
+        bugs_raft,
+        bugs_own,
+        bugs_disk,
+        bugs_heal,
+        bugs_ha,
+        bugs_lease,
+        bugs_versions,
+        bugs_clock,
+    )
     for bug in module.BUGS
 }
 
