@@ -67,8 +67,7 @@ def lead(ha: raftha.HaManager) -> None:
 
 
 def main() -> None:
-    config = read_config(Path(sys.argv[1]))
-    with raftha.HaManager(config, state_machine=RedisMachine()) as ha:
+    with raftha.HaManager(read_config(Path(sys.argv[1])), state_machine=RedisMachine()) as ha:
         reader = Reader(ha, Path(sys.argv[2]))
         print(json.dumps({}), flush=True)
         for line in sys.stdin:
