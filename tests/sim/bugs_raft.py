@@ -238,7 +238,7 @@ def quorum_of_the_old_members() -> list[Patch]:
         if not hasattr(self, "_first"):
             self._first = self._log.membership  # type: ignore[attr-defined]
 
-    def commit(self: Leadership) -> None:
+    def commit(self: Leadership, _: Mapping[int, int]) -> None:
         first: Membership = self._first  # type: ignore[attr-defined]
         matches = {peer: progress.match for peer, progress in self.progress.items()}
         matches[self.id] = self._log.persisted
