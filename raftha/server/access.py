@@ -6,8 +6,9 @@ cluster itself, `admin` all. The name goes into the log with each administrative
 never does.
 
 A token file has one token a line, `name role token`. Blank lines and lines that begin with # are
-skipped. A line that holds nothing but a token names it `default`, with the role `admin`. So a new
-token is put beside an old one, clients change over, and the old line is deleted. The file is read
+skipped. A file with one line that has no name and role holds nothing but a token: it is named
+`default`, and has the role `admin`. So a new token is put beside an old one, clients change over,
+and the old line is deleted. The file is read
 again within a minute after it has changed. Clients whose token is gone are disconnected then. A
 file that can't be used is logged, and the tokens stay as they are.
 
@@ -56,6 +57,9 @@ class Role(enum.Enum):
 
     DATA = "data"
     ADMIN = "admin"
+
+
+_ROLES = {role.value for role in Role}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +149,17 @@ def _read(setting: str, path: Path) -> list[tuple[str, Role, str]]:
 def parse_tokens(name: str, text: str) -> list[tuple[str, Role, str]]:
     """The tokens in the text of a file, which `name` stands for in errors. ConfigError."""
     tokens: list[tuple[str, Role, str]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
-            continue
-        where = f"{name}, line {number}:"
-        if len(words) == 1:
-            words = [DEFAULT, Role.ADMIN.value, words[0]]
-        if len(words) != 3 or words[1] not in {role.value for role in Role}:
-            raise ConfigError(f"{where} not a token", hint="as in: name admin token, or data")
+    lines = [
+        (number, line.strip())
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    for number, line in lines:
+        words, where = line.split(None, 2), f"{name}, line {number}:"
+        if len(words) < 3 or words[1] not in _ROLES:
+            if len(lines) > 1:
+                raise ConfigError(f"{where} not a token", hint="as in: name admin token, or data")
+            words = [DEFAULT, Role.ADMIN.value, line]
         check_token(f"{where} the token", words[2])
         if len(words[0]) > NAME_CHARACTERS_MAX or not words[0].isprintable():
             raise ConfigError(f"{where} a name has at most {NAME_CHARACTERS_MAX} characters")

@@ -409,8 +409,8 @@ class Connection(asyncio.Protocol):
                     if not is_started:
                         break
                 except RafthaError as error:
-                    if self._queue is not None:
-                        self._queue.is_broken = True
+                    if self._queue is not None and self._queue.refuse():
+                        self.is_ending = self._is_faulty = True
                     self._answer(error_reply(error))
             if self.is_ending:
                 waiting.clear()

@@ -14,6 +14,10 @@ QUEUED_KEYS_MAX = 10_000
 """Keys that all commands between MULTI and EXEC name: all nodes apply them in one step."""
 
 
+REFUSED_MAX = 16
+"""Refused commands in a transaction; a client that sends more is disconnected."""
+
+
 class QueuedCalls:
     """The calls of `RedisMachine` that EXEC will make."""
 
@@ -21,6 +25,7 @@ class QueuedCalls:
         self.calls: list[Call] = []
         self.is_broken = False
         """True once a command was refused: EXEC is refused too."""
+        self._refused = 0
         self._bytes = 0
         self._keys = 0
 
@@ -38,6 +43,16 @@ class QueuedCalls:
                 f"the commands of a transaction name at most {QUEUED_KEYS_MAX} keys"
             )
         self.calls.append(command.parse(request, value_bytes_max))
+
+    def refuse(self) -> bool:
+        """A command was refused; return True if that was one too many.
+
+        A client that sends a large pipeline doesn't read the errors. To parse all the rest of it
+        only to refuse it would keep other clients waiting.
+        """
+        self.is_broken = True
+        self._refused += 1
+        return self._refused > REFUSED_MAX
 
     def largest_reply(self, value_bytes_max: int) -> int:
         """Return the most bytes of values that the reply of EXEC has."""

@@ -19,6 +19,7 @@ from raftha.core import Heartbeat
 from raftha.net.transport import Transport
 from raftha.node.messages import PeerMessage
 from raftha.node.watch import health
+from raftha.server.machine import RedisMachine
 from raftha.testing import LocalCluster
 from tests.support.conditions import wait_until
 from tests.support.nodes import free_addresses, make_config, read_config
@@ -33,7 +34,9 @@ class Watched:
         self.cluster = cluster
         self.seen: list[events.HaEvent] = []
         config = read_config(cluster.config_of(1))
-        self.ha = raftha.HaManager(replace(config, on_event=self.seen.append))
+        self.ha = raftha.HaManager(
+            replace(config, on_event=self.seen.append), state_machine=RedisMachine()
+        )
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [event for event in self.seen if isinstance(event, kind)]

@@ -88,7 +88,12 @@ class Promotions:
         # All others refuse a member that came back without its directory.
         known = [m for m in up if m.id in latest.members and m.incarnation == 1]
         asked = self._rng.choice(known)
-        wanted = [self._members[voter] for voter in sorted(voters(latest))]
+        assert asked.node is not None
+        # A node refuses a target that its own log has removed; its operator would ask another.
+        own = set(asked.node.core.membership.voters)
+        wanted = [self._members[voter] for voter in sorted(voters(latest)) if voter in own]
+        if not wanted:
+            return
         # An operator doesn't know which member lacks entries, or heals.
         is_unlucky = self._rng.random() < 0.5
         target = min(wanted, key=_last_index) if is_unlucky else self._rng.choice(wanted)

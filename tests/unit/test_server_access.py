@@ -39,9 +39,10 @@ def test_a_file_has_several_tokens_with_names_and_roles(tmp_path: Path) -> None:
     assert read_admin_token("f", tmp_path / "tokens") == OPS
 
 
-def test_a_bare_token_is_the_default_administrators(tmp_path: Path) -> None:
-    tokens = TokenFile("f", write(tmp_path / "tokens", f"{OPS}\n")).load()
-    found = tokens.find(OPS.encode())
+@pytest.mark.parametrize("secret", [OPS, "correct horse battery staple"])
+def test_a_bare_token_is_the_default_administrators(tmp_path: Path, secret: str) -> None:
+    tokens = TokenFile("f", write(tmp_path / "tokens", f"{secret}\n")).load()
+    found = tokens.find(secret.encode())
     assert found is not None
     assert (found.name, found.role) == ("default", Role.ADMIN)
 
@@ -51,8 +52,8 @@ def test_a_bare_token_is_the_default_administrators(tmp_path: Path) -> None:
     [
         (f"ops admin {OPS}\nops data {WEB}", "line 2: the name or the token stands twice"),
         (f"ops admin {OPS}\nweb data {OPS}", "line 2: the name or the token stands twice"),
-        (f"ops root {OPS}", "line 1: not a token"),
-        (f"ops admin {OPS} more", "line 1: not a token"),
+        (f"ops admin {OPS}\nweb root {WEB}", "line 2: not a token"),
+        (f"{OPS}\n{WEB}", "line 1: not a token"),
         ("ops admin short", "16 to 1024 characters"),
         (f"{'n' * 65} admin {OPS}", "at most 64 characters"),
         ("# nothing", f"1 to {TOKENS_MAX} tokens, got 0"),
@@ -78,7 +79,7 @@ def test_a_changed_file_is_loaded_again_and_a_broken_one_is_not(tmp_path: Path) 
     renewed = file.changed()
     assert renewed is not None
     assert renewed.find(WEB.encode()) is None
-    write(path, "broken file\n")
+    write(path, "broken\n")
     with pytest.raises(ConfigError):
         file.changed()
     assert file.changed() is None

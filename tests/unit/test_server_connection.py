@@ -18,7 +18,7 @@ from raftha.server.connection import (
     WAITING_BYTES_MAX,
     WAITING_MAX,
 )
-from raftha.server.transaction import QUEUED_KEYS_MAX
+from raftha.server.transaction import QUEUED_KEYS_MAX, REFUSED_MAX
 from tests.support.scene import Scene, Script, play, receipt
 
 
@@ -523,5 +523,26 @@ def test_a_transaction_whose_commands_name_too_many_keys_is_refused() -> None:
         assert refused == b"-ERR the commands of a transaction name at most 10000 keys"
         assert aborted.startswith(b"-EXECABORT")
         assert scene.ha.kinds() == []
+
+    play(script)
+
+
+def test_a_client_that_goes_on_with_a_refused_transaction_is_disconnected() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("MULTI", *["SET a"] * (REFUSED_MAX + 10), "EXEC")
+        written = scene.take()
+        assert written.count(b"-ERR wrong number of arguments") == REFUSED_MAX + 1
+        assert b"EXECABORT" not in written
+        assert scene.transport.is_half_closed
+
+    play(script)
+
+
+def test_a_few_refused_commands_end_the_transaction_only() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.send("MULTI", *["SET a"] * REFUSED_MAX, "EXEC", "PING")
+        written = scene.take()
+        assert b"EXECABORT" in written
+        assert written.endswith(b"+PONG\r\n")
 
     play(script)
