@@ -45,6 +45,7 @@ class EventKind(enum.StrEnum):
     STORAGE_DAMAGED = "storage_damaged"
     HEALING_ENDED = "healing_ended"
     REPLICA_LOST_LOG = "replica_lost_log"
+    REPLICA_DIVERGED = "replica_diverged"
     REPLICA_HEALING = "replica_healing"
     REPLICA_HEALED = "replica_healed"
     STORAGE_FULL = "storage_full"
@@ -397,6 +398,22 @@ class ReplicaLostLog(HaEvent):
     kind: ClassVar[EventKind] = EventKind.REPLICA_LOST_LOG
     node_id: int
     acknowledged: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaDiverged(HaEvent):
+    """The states of members differ as of entry `index`: those of `diverged` from a majority's.
+
+    With `heals` these members replace their states. Without it nothing is changed: no majority has
+    the same state, or the same members have diverged again since they were replaced. `detail` says
+    which.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.REPLICA_DIVERGED
+    index: int
+    diverged: tuple[int, ...]
+    heals: bool
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

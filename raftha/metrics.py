@@ -102,6 +102,8 @@ def _of_node(status: HaStatus) -> Iterator[Metric]:
     yield _gauge("leader_id", "The node that leads; 0 if none is known.", status.leader_id or 0)
     for name, text in _NUMBERS:
         yield _gauge(name, text, getattr(status, name))
+    yield _gauge("compared_index", "The entry of the last comparison.", status.compared_index)
+    yield _gauge("diverged", "Members whose state differed then.", len(status.diverged))
     yield _gauge(
         "members_to_upgrade",
         "Members that keep the cluster from using all that this node supports.",
@@ -186,6 +188,8 @@ def _of_statistics(statistics: Statistics) -> Iterator[Metric]:
         "Peers, or strangers, that were not let in or thrown out.",
         value=float(statistics.peers_refused),
     )
+    yield _gauge("state_file_bytes", "The size of the state's file.", statistics.state_bytes.file)
+    yield _gauge("state_used_bytes", "What of it is in use.", statistics.state_bytes.used)
     yield _gauge(
         "certificate_expires_timestamp_seconds",
         "When the node's certificate for its peers expires, since 1970 UTC; 0 without TLS.",

@@ -242,6 +242,8 @@ class HaStatus:
     this node dies for good now: commands handed to it that it doesn't know to be committed. None of
     them was acknowledged; acknowledged writes are on a majority of the disks.
 
+    `compared_index`: the log entry as of which the members' states were compared last, 0 if this
+    node knows of no comparison. `diverged`: the members whose state differed then.
     `log_mismatch`: why this node can't take the leader's entries, "" if it can: their logs differ
     where they must not.
     `version`: this node's version of raftha. `protocol_version`, `machine_version`: what the
@@ -280,6 +282,8 @@ class HaStatus:
     replication_lag_ms: int = 0
     rpo_commands: int = 0
     rpo_bytes: int = 0
+    compared_index: int = 0
+    diverged: tuple[int, ...] = ()
     log_mismatch: str = ""
     version: str = VERSION
     protocol_version: int = 0

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raftha.cli.console import errors_as_lines, print_table
+from raftha.cli.digest import digest
 from raftha.cli.events import events
 from raftha.cli.membership import failover, member, recover_quorum
 from raftha.cli.skipping import skip_entry
@@ -44,6 +45,7 @@ app.command("recover-quorum")(recover_quorum)
 app.command("skip-entry")(skip_entry)
 app.command()(status)
 app.command()(events)
+app.command()(digest)
 
 
 def main() -> None:

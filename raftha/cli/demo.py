@@ -37,7 +37,7 @@ from rich.table import Table
 from raftha.cli.demo_data import Record, load_records, unicode_records
 from raftha.client import Client
 from raftha.errors import RafthaError
-from raftha.storage.state.checkpoint import Hasher
+from raftha.storage.state.store import Hasher
 from raftha.testing import LocalCluster
 
 WRITERS = 64

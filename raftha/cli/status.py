@@ -123,13 +123,17 @@ def _footnote(nodes: Nodes) -> str:
     ]
     removed = find_removed(nodes)
     gone = f"removed for good: {', '.join(map(str, removed))}\n" if removed else ""
+    reached = [node["status"] for node in nodes if node["status"] is not None]
+    latest: Mapping[str, Any] = max(reached, key=lambda s: s.get("compared_index", 0), default={})
+    members = ", ".join(map(str, latest.get("diverged", ())))
+    differ = f"states differ as of entry {latest['compared_index']}: {members}\n" if members else ""
     clocks = [
         f"the clock of node {printable(row['node_id'])} is {abs(offset_ms) / 1000:,.1f} s"
         f" {'ahead' if offset_ms > 0 else 'behind'}\n"
         for row in rows_by_leader(nodes).values()
         if abs(offset_ms := row.get("clock_offset_ms", 0)) >= CLOCK_SHOWN_MS
     ]
-    return "".join(failures) + "".join(clocks) + gone + _versions(nodes)
+    return "".join(failures) + "".join(clocks) + differ + gone + _versions(nodes)
 
 
 def _versions(nodes: Nodes) -> str:

@@ -205,6 +205,11 @@ class HaConfig:
     """The longest time between two checkpoints while anything is written. `max_wal_size` starts
     them earlier. A low value shortens the recovery at a start and writes more."""
 
+    digest_interval_hours: Annotated[float, Range(0.0001, 8760, unit="hours", or_zero=True)] = 24
+    """How often the leader compares the members' states, in the background; 0 means never. A member
+    whose state differs from that of a majority replaces it. A comparison reads each member's whole
+    state once: about 3 s for a million keys."""
+
     submit_queue_bytes_max: Annotated[int, Range(8 * MIB, 16 * GIB, unit="bytes")] = 64 * MIB
     """The memory for commands of this node's callers that have no outcome yet. Beyond it, calls
     raise `Overloaded` at once. A higher value hides an overload behind longer waits."""

@@ -21,6 +21,11 @@ first election of a new cluster.
 A follower that receives nothing from its leader for its timeout no longer knows a leader. That
 doesn't depend on its right to campaign: learners, standbys and healing nodes lose it, too.
 
+A node that knows of a committed entry never helps to elect a log that ends before it, its own
+included. Raft alone doesn't need this rule. It matters if a voter has lost entries that it
+acknowledged (`follower.py`): a node that lags but has heard the leader's commit index then waits
+for a member that has these entries.
+
 A node that isn't a voter by its own log, that was removed, or that heals from the loss of its log
 never campaigns. A removed or healing node grants no votes either.
 """
@@ -170,7 +175,8 @@ class Election:
         """Whether this node may ask for votes now; a transfer skips this check."""
         # On a slow disk the last vote may not be durable yet. A node that asked for the next term
         # before that vote counts would never win one.
-        return self.is_voter and self.is_durable and not self.promise.forbids(self.id)
+        is_free = self.is_voter and self.is_durable and not self.promise.forbids(self.id)
+        return is_free and self._log.last_index >= self._log.known_commit
 
     def _campaigns_by_itself(self) -> bool:
         """Whether the timeout starts a campaign; an empty log wins only in a new cluster."""
@@ -326,6 +332,8 @@ class Election:
         # candidate must have.
         may_vote = may_vote and not self._healing_generation.is_healing
         granted = may_vote and self._log.is_up_to_date(message.last_index, message.last_term)
+        # Then this node, or a voter, has lost what it acknowledged.
+        granted = granted and message.last_index >= self._log.known_commit
         # Only candidates that have lost their disks could need the vote of a removed node. Enough
         # removed nodes would agree on another log than the members that replaced them.
         granted = granted and not self.is_removed

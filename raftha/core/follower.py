@@ -56,6 +56,7 @@ class Follower:
         log = self._log
         self._election.on_leader_contact(message.sender)
         log.durable_indexes.learn(message.commit, message.behind)
+        log.known_commit = max(log.known_commit, message.commit)
         try:
             agreed = log.merge(message)
         except LogMismatch as error:

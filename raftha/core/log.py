@@ -62,6 +62,8 @@ class RaftLog:
         self.applied = self.commit = anchor.index
         self.applied_sequence = anchor.last_sequence
         self.compact_index = 0
+        self.known_commit = anchor.index
+        """The highest commit index that a leader has reported; this log may still lack entries."""
         self.persisted = self.written = self.last_index
         self.durable_indexes = DurableIndexes()
         self._memberships = [(anchor.index, membership)]
@@ -170,6 +172,7 @@ class RaftLog:
             if entry.index != index or entry.term > message.term:
                 raise LogMismatch(f"entry {entry.index} of term {entry.term} in place of {index}")
         if prev_index < self.commit:
+            self._check_committed(message)
             # Committed entries are the same everywhere; only the entries after them are news.
             entries = entries[self.commit - prev_index :]
             if not entries:
@@ -181,6 +184,20 @@ class RaftLog:
                 self._extend(entries[position:])
                 break
         return entries[-1].index if entries else prev_index
+
+    def _check_committed(self, message: Append) -> None:
+        """LogMismatch if the leader has other entries than those that are committed here.
+
+        That can't happen unless disks of a majority have lost what was acknowledged.
+        """
+        overlap = message.entries[: self.commit - message.prev_index]
+        before = (message.prev_index, message.prev_term)
+        for index, term in (before, *((entry.index, entry.term) for entry in overlap)):
+            if self.term(index) not in (None, term):
+                raise LogMismatch(
+                    f"entry {index}, which is committed here, is of term {self.term(index)}, the "
+                    f"leader's of term {term}"
+                )
 
     def _extend(self, entries: tuple[Entry, ...]) -> None:
         """Add entries, after dropping this log's own from the first of them on.

@@ -39,6 +39,9 @@ from raftha.core.durable_indexes import BEHIND_MAX
 from raftha.entry import ENTRY_HEADER_BYTES, Entry, decode_entry
 from raftha.errors import WireError
 from raftha.node.messages import (
+    DigestReport,
+    DigestRequest,
+    DigestVerdict,
     Forward,
     ForwardReply,
     HealthReply,
@@ -130,6 +133,9 @@ _CODES: dict[type[Any], int] = {
     Healed: 26,
     ReplicaReport: 27,
     Supported: 28,
+    DigestRequest: 29,
+    DigestReport: 30,
+    DigestVerdict: 31,
 }
 _WITH_DURABLE_INDEXES = frozenset((Append, Heartbeat, DurableIndexesReply))
 _Fields: TypeAlias = tuple[type[Any], tuple[type, ...]]
@@ -177,6 +183,8 @@ def decode(body: bytes) -> Frame:
         _check_behind(message.behind)
     if cls is ReplicaReport:
         return cast(Frame, message._replace(rows=_decode_rows(message.rows)))
+    if cls is DigestVerdict:
+        _check_ids(message.diverged)
     return _with_entries(message) if cls is Append else cast(Frame, message)
 
 
@@ -238,6 +246,13 @@ def _decode_rows(rows: tuple[Any, ...]) -> tuple[ReplicaRow, ...]:
         if row[1] >= len(ReplicaState):
             raise WireError(f"{row[1]} is not a state of a replica")
     return tuple(ReplicaRow(*row) for row in rows)
+
+
+def _check_ids(ids: tuple[Any, ...]) -> None:
+    if len(ids) > MEMBERS_MAX:
+        raise WireError(f"at most {MEMBERS_MAX} members can have diverged, got {len(ids)}")
+    if not all(type(number) is int and 0 < number < INT_MAX for number in ids):
+        raise WireError("the ids of members must be whole numbers")
 
 
 def _check_behind(behind: tuple[Any, ...]) -> None:

@@ -4,10 +4,14 @@ Theory of operation. A checkpoint freezes the write buffer between two entries. 
 out (`Host.checkpoint`) while the next buffer fills. At most one checkpoint is under way. A
 checkpoint is due by size, after so many bytes of log or buffered keys, or by age.
 
-A digest is a checkpoint at a given command; the store is hashed once the checkpoint is durable.
-That needs no second copy and stops no writes. While a digest waits for its command, no checkpoint
-starts by age. A checkpoint that is due by size still starts, since the buffer must not grow without
-limit; a digest that becomes due meanwhile starts after it, at a later command.
+A digest is a checkpoint at a given command; the store is hashed once the checkpoint is durable
+(`Node.on_digest`), while later checkpoints are written. That needs no second copy and stops no
+writes. While a digest waits for its command, no checkpoint starts by age. A checkpoint that is due
+by size still starts, since the buffer must not grow without limit; a digest that becomes due
+meanwhile starts after it, at a later command. One digest is made at a time.
+
+A comparison of replicas (`watch/divergence.py`) needs a digest as of exactly one entry. If a
+checkpoint or a digest is under way when that entry is applied, there is none.
 
 Entries applied while a checkpoint runs stay in memory for the next one. When they reach
 `BEHIND_FACTOR` times the size that makes a checkpoint due, the disk is too slow for the load
@@ -27,9 +31,10 @@ from typing import Any, NamedTuple, Protocol
 from raftha.config import HaConfig
 from raftha.core import RaftLog
 from raftha.entry import Entry, LogPosition
+from raftha.events import CheckpointCompleted
 from raftha.node.operations import DigestOperation
 from raftha.storage.log.wal import Wal
-from raftha.storage.state.state import Frozen, State
+from raftha.storage.state.state import Frozen, State, StateDigest
 from raftha.types import Digest
 
 BUFFER_KEYS_MAX = 1 << 18
@@ -39,10 +44,13 @@ BEHIND_FACTOR = 2
 
 
 class CheckpointWriter(Protocol):
-    """Writes checkpoints and calls `Node.on_checkpoint` when one is durable."""
+    """Writes checkpoints."""
 
     def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
-        """Write `frozen` to the store and cut the log."""
+        """Write `frozen` to the store, cut the log, call `Node.on_checkpoint`.
+
+        `with_digest`: then hash the store as of this checkpoint, and call `Node.on_digest`.
+        """
         ...
 
 
@@ -87,6 +95,10 @@ class Checkpoints:
         self._is_running = False
         self._waiting: list[DigestOperation] = []
         self._running: list[DigestOperation] = []
+        self._compared_index = 0
+        """The entry at which a comparison wants a digest, once it is applied."""
+        self._is_digesting = False
+        self._digested = state.applied
 
     @property
     def is_behind(self) -> bool:
@@ -98,10 +110,23 @@ class Checkpoints:
         """Queue a digest; it may start at the next entry or tick."""
         self._waiting.append(operation)
 
+    def compare_at(self, index: int) -> None:
+        """Take a digest for a comparison once entry `index` is applied, if that is possible then.
+
+        It takes the place of an earlier request.
+        """
+        self._compared_index = index
+
+    def is_coming(self, index: int) -> bool:
+        """Whether the digest that a comparison wants at `index` is still to be expected."""
+        if self._is_digesting and self._digested.index == index:
+            return True
+        return index == self._compared_index > self._state.applied.index
+
     def on_applied(self, entry: Entry, now: float) -> None:
         """The state has applied another entry."""
         self._log_bytes += len(entry.data)
-        if self._waiting:
+        if self._waiting or entry.index == self._compared_index:
             self._digest_if_due(now)
 
     def on_tick(self, now: float) -> None:
@@ -120,17 +145,37 @@ class Checkpoints:
         ):
             self._begin(now)
 
-    def done(self, position: LogPosition, keys: int, digest: str, first_index: int) -> None:
+    def done(
+        self, position: LogPosition, keys: int, first_index: int, now: float
+    ) -> CheckpointCompleted:
         """The checkpoint at `position` is durable; the log on disk now begins at `first_index`."""
         self._state.checkpoint_done()
         self._is_running = False
         self.last = position
         self._log.first_index = first_index
+        return CheckpointCompleted(
+            reporter=self._config.node_id,
+            index=position.index,
+            sequence=position.last_sequence,
+            keys=keys,
+            duration_ms=1000 * (now - self.began_at),
+        )
+
+    def digested(self, digest: StateDigest | None) -> None:
+        """The digest under way is made; None if it had to be given up, then it starts over."""
+        position = self._digested
+        self._is_digesting = False
         running, self._running = self._running, []
+        if digest is None:
+            self._waiting = running + self._waiting
+            return
         for operation in running:
             if operation.waiter is not None:
                 result = Digest(
-                    sequence=position.last_sequence, index=position.index, hex=digest, keys=keys
+                    sequence=position.last_sequence,
+                    index=position.index,
+                    hex=digest.hex,
+                    keys=digest.keys,
                 )
                 self._deliver(operation, result)
 
@@ -143,20 +188,21 @@ class Checkpoints:
         self._waiting = [operation for operation in self._waiting if operation.waiter is not None]
 
     def _digest_if_due(self, now: float) -> None:
-        if self._is_running:
+        if self._is_running or self._is_digesting:
             return
-        sequence = self._state.applied.last_sequence
-        self._running = [operation for operation in self._waiting if operation.sequence <= sequence]
-        self._waiting = [operation for operation in self._waiting if operation.sequence > sequence]
-        if self._running:
-            self._begin(now)
+        applied = self._state.applied
+        running = [o for o in self._waiting if o.sequence <= applied.last_sequence]
+        if running or applied.index == self._compared_index:
+            self._waiting = [o for o in self._waiting if o.sequence > applied.last_sequence]
+            self._running = running
+            self._is_digesting, self._digested = True, applied
+            self._begin(now, with_digest=True)
 
-    def _begin(self, now: float) -> None:
+    def _begin(self, now: float, *, with_digest: bool = False) -> None:
         self._is_running = True
         self.began_at = now
         self._log_bytes = 0
         kept_index = self._kept_index()
         limit = self.last.index if kept_index is None else min(self.last.index, kept_index)
         cut = LogCut(min(limit, self._log.compact_index), limit, self._config.log_retention_bytes)
-        frozen = self._state.freeze()
-        self._writer.checkpoint(frozen, cut, with_digest=bool(self._running))
+        self._writer.checkpoint(self._state.freeze(), cut, with_digest=with_digest)

@@ -40,8 +40,11 @@ class Host(CheckpointWriter, Protocol):
         """Make `write` durable, then call `Node.on_written`."""
         ...
 
-    def seal_log(self) -> None:
-        """Seal the log, then call `Node.on_sealed`; no write is under way."""
+    def seal_log(self, commit: int) -> None:
+        """Seal the log with this commit index, then call `Node.on_sealed`.
+
+        No write is under way. The entries up to there are committed, and on this node's disk.
+        """
         ...
 
     def read_log(self, request: LogRead) -> None:
@@ -68,6 +71,10 @@ class Host(CheckpointWriter, Protocol):
 
     def heal_log(self, lost_index: int) -> None:
         """The log lacks acknowledged entries up to here: end the node, start it without its log."""
+        ...
+
+    def heal_state(self, detail: str) -> None:
+        """The state is not what it should be: end the node, start it with another one."""
         ...
 
     def end_healing(self, generation: int) -> None:

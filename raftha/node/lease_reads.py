@@ -56,14 +56,19 @@ class LeaseReads:
 
     def get(self, key: bytes) -> bytes | Missed | None:
         """Return the value of `key`, which must be valid; or `MISSED`."""
-        lease = self._leases.current
-        if lease is not None:
-            value = self.read_applied(key)
-            if value is not MISSED and self.holds(lease):
-                # No other thread writes to this count, so none is lost.
-                self._counts[get_ident()] += 1
-                return value
-        return MISSED
+        # Steps 1 to 4 in one piece: their calls would take a tenth of the time of a read.
+        lease, state = self._leases.current, self._state
+        if lease is None or state.applied.index < self._log.commit:
+            return MISSED
+        try:
+            value = state.get(key)
+        except StorageError:
+            return MISSED  # As in `read_applied`.
+        if self._clock_ns() >= lease.until_ns:
+            return MISSED
+        # No other thread writes to this count, so none is lost.
+        self._counts[get_ident()] += 1
+        return value
 
     def take(self) -> Lease | None:
         """Step 1, for callers that take the steps one by one."""

@@ -127,6 +127,43 @@ class ReplicaReport(NamedTuple):
     rows: tuple[ReplicaRow, ...]
 
 
+class DigestRequest(NamedTuple):
+    """The leader asks for the digest of the receiver's state as of entry `index`, which follows."""
+
+    to: int
+    sender: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
+
+
+class DigestReport(NamedTuple):
+    """The digest of the sender's state as of entry `index`; empty if it could take none there.
+
+    Only digests of states in the same format are comparable.
+    """
+
+    to: int
+    sender: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
+    state_format: int
+    digest: bytes
+
+
+class DigestVerdict(NamedTuple):
+    """What the leader found when it compared the members' digests as of entry `index`.
+
+    `digest` is the one that a majority has; `diverged` are the members that have another one. If
+    it is empty, no majority has the same, and these are all members that were compared. `heals`:
+    the receiver has diverged, and has to replace its state.
+    """
+
+    to: int
+    sender: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
+    digest: bytes
+    diverged: tuple[int, ...]
+    heals: bool
+
+
 class Supported(NamedTuple):
     """What the sender's build supports (`raftha.storage.state.versions.Abilities`).
 
@@ -184,6 +221,7 @@ class SnapshotStatus(enum.IntEnum):
 AdminMessage = TransferRequest | TransferReply | MembershipRequest | MembershipReply
 SnapshotMessage = SnapshotChunk | SnapshotReply
 HealthMessage = HealthRequest | HealthReply
+DigestMessage = DigestRequest | DigestReport | DigestVerdict
 PeerMessage = (
     Message
     | Forward
@@ -194,4 +232,5 @@ PeerMessage = (
     | SpaceReport
     | ReplicaReport
     | Supported
+    | DigestMessage
 )

@@ -36,7 +36,6 @@ from raftha.core import Append, LogRead, Raft, Ready, Write
 from raftha.entry import Entry, EntryKind, LogPosition
 from raftha.errors import Disconnected, StorageFull, Unavailable
 from raftha.events import (
-    CheckpointCompleted,
     ReplicaConnected,
     ReplicaDisconnected,
     StorageFailure,
@@ -51,6 +50,9 @@ from raftha.node.host import Host
 from raftha.node.lease_reads import LeaseReads
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
+    DigestReport,
+    DigestRequest,
+    DigestVerdict,
     Forward,
     ForwardReply,
     HealthReply,
@@ -84,7 +86,7 @@ from raftha.node.status import STOPPED, StatusReport
 from raftha.node.upgrades import Upgrades
 from raftha.node.watch.watch import Watch
 from raftha.node.writes import Writes
-from raftha.storage.state.state import State
+from raftha.storage.state.state import State, StateDigest
 from raftha.types import HaStatus
 
 EXPIRY_TICKS = 5
@@ -145,8 +147,9 @@ class Node:
         self._checkpoints = Checkpoints(
             config, state, core.log, host, pending.deliver, now(), self._snapshots.kept_index
         )
-        hand_over, position = self._administration.hand_over, self._position
-        self._watch = Watch(config, core, host, hand_over, position, log_clock, now())
+        hand_over, checkpoints = self._administration.hand_over, self._checkpoints
+        parts = hand_over, self._position, checkpoints, log_clock
+        self._watch = Watch(config, core, host, *parts, now=now())
         self._status = StatusReport(
             cluster_id,
             core=core,
@@ -244,6 +247,8 @@ class Node:
             case SnapshotChunk() | SnapshotReply():
                 self._snapshots.on_message(message)
             case HealthRequest() | HealthReply() | SpaceReport() | ReplicaReport():
+                self._watch.on_message(message, now)
+            case DigestRequest() | DigestReport() | DigestVerdict():
                 self._watch.on_message(message, now)
             case Supported():
                 self._upgrades.on_message(message)
@@ -436,22 +441,17 @@ class Node:
         """
         return self._checkpoints.is_behind and self._watch.has_space
 
-    def on_checkpoint(
-        self, position: LogPosition, keys: int, digest: str, first_index: int
-    ) -> None:
-        """The buffer frozen at `position` is durable; `digest` is "" unless it was requested."""
-        self._checkpoints.done(position, keys, digest, first_index)
-        duration_s = self._clock.monotonic() - self._checkpoints.began_at
-        self._statistics.checkpoint.observe(duration_s)
-        self._host.emit(
-            CheckpointCompleted(
-                reporter=self.core.id,
-                index=position.index,
-                sequence=position.last_sequence,
-                keys=keys,
-                duration_ms=1000 * duration_s,
-            )
-        )
+    def on_checkpoint(self, position: LogPosition, keys: int, first_index: int) -> None:
+        """The buffer frozen at `position` is durable."""
+        event = self._checkpoints.done(position, keys, first_index, self._clock.monotonic())
+        self._statistics.checkpoint.observe(event.duration_ms / 1000)
+        self._host.emit(event)
+        self._host.wake()
+
+    def on_digest(self, index: int, digest: StateDigest | None) -> None:
+        """The store as of entry `index` is hashed; None if that had to be given up."""
+        self._checkpoints.digested(digest)
+        self._watch.on_digest(index, digest)
         self._host.wake()
 
     # ---------------------------------------------------------------- deadlines, status, the end

@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict
 
+from raftha.storage.state.lmdb_file import StoreSizes
+
 SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
     10.0,
@@ -36,6 +38,7 @@ class Statistics:
     """Counters: `reads` by consistency; `lease_reads`, answered on the callers' threads, by thread,
     so that each number has one writer; `errors` that callers got instead of a result, by class;
     `events` by kind; `peers_refused`, the connections refused or closed for a peer's fault.
+    `state_bytes`: the size of the state's file, set by the runtime when metrics are read.
     `certificate_expires_at`, in seconds since 1970 UTC, is 0 without TLS between members.
 
     Histograms, in seconds: `log_write`, one write and sync of the log; `commit`, from the proposal
@@ -48,6 +51,7 @@ class Statistics:
         self.errors: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
         self.peers_refused = 0
+        self.state_bytes = StoreSizes(0, 0)
         self.certificate_expires_at = 0.0
         self.log_write = Histogram()
         self.commit = Histogram()

@@ -68,6 +68,8 @@ class StatusReport:
             removed=tuple(sorted(core.membership.removed)),
             replication_state=ReplicationState.FAILED if failure else self._watch.state(now),
             replication_lag_ms=self._watch.max_lag_ms(now),
+            compared_index=self._watch.compared.index,
+            diverged=self._watch.compared.diverged,
             rpo_commands=rpo_commands,
             rpo_bytes=rpo_bytes,
             log_mismatch=core.mismatch,

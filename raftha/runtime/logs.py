@@ -11,9 +11,11 @@ import json
 import logging
 import time
 
-from raftha.events import HaEvent
+from raftha.events import HaEvent, LogsDiffer, ReplicaDiverged, ReplicaLostLog
 
 LEVELS = ("debug", "info", "warning", "error")
+_ERRORS = (LogsDiffer, ReplicaDiverged, ReplicaLostLog)
+"""Events that say that acknowledged data is lost or differs somewhere; others are information."""
 _TIME = "%Y-%m-%dT%H:%M:%S"
 
 
@@ -59,7 +61,8 @@ def log_event(logger: logging.Logger, event: HaEvent) -> None:
     """Write one line for an event."""
     fields = event_fields(event).items()
     values = " ".join(f"{name}={_quoted(str(value))}" for name, value in fields)
-    logger.info("event=%s %s", type(event).__name__, values, extra={"event": event})
+    level = logging.ERROR if isinstance(event, _ERRORS) else logging.INFO
+    logger.log(level, "event=%s %s", type(event).__name__, values, extra={"event": event})
 
 
 def _quoted(value: str) -> str:

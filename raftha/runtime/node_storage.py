@@ -148,6 +148,8 @@ class NodeStorage:
             self._fail,
             on_full=node.on_storage_full,
             on_space=node.on_storage_space,
+            on_checkpoint=lambda done: node.on_checkpoint(*done),
+            on_digest=lambda done: node.on_digest(*done),
         )
         return self._threads
 

@@ -155,8 +155,7 @@ class Runtime:
             self.snapshots = storage.snapshots
             node = self._make_node(open_node)
             self._threads = storage.make_threads(node)
-            # Only now: until then, `_close_files` closes the storage of the life before.
-            self._storage = storage
+            self._storage = storage  # Until now `_close_files` closes that of the life before.
             opened.pop_all()
             return node
 
@@ -333,6 +332,10 @@ class Runtime:
         lost = Corrupt(self._data.path / "wal", 0, found)
         self._call_node(self._begin_again, "this node heals from the loss of its log", lost)
 
+    def heal_state(self, detail: str) -> None:
+        self._data.record_damage(detail)
+        self._call_node(self._begin_again, "this node replaces its state")
+
     def _begin_again(self, message: str, lost: Corrupt | None = None) -> None:
         """End the node, as a kill would, and reopen it with what is on the disk.
 
@@ -421,8 +424,8 @@ class Runtime:
         """
         if self.is_inherited:
             raise Forked
-        waiter = ThreadWaiter()
-        deadline = self._clock.monotonic() + OBSERVE_TIMEOUT_S
+        self.statistics.state_bytes = self._threads.state_bytes
+        waiter, deadline = ThreadWaiter(), self._clock.monotonic() + OBSERVE_TIMEOUT_S
         read = ReadOperation(waiter, deadline, Node.status, is_linearizable=False)
         with contextlib.suppress(Stopped):
             self.submit((read,))
@@ -496,8 +499,8 @@ class Runtime:
     def write(self, write: Write) -> None:
         self._threads.write(write, self.node.on_written)
 
-    def seal_log(self) -> None:
-        self._threads.seal(self.node.on_sealed)
+    def seal_log(self, commit: int) -> None:
+        self._threads.seal(commit, self.node.on_sealed)
 
     def read_log(self, request: LogRead) -> None:
         self._threads.read_log(request.index, partial(self._on_log_read, request))
@@ -509,9 +512,7 @@ class Runtime:
             self.node.on_log_read(request, *result)
 
     def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
-        self._threads.checkpoint(
-            frozen, cut, with_digest=with_digest, done=lambda done: self.node.on_checkpoint(*done)
-        )
+        self._threads.checkpoint(frozen, cut, with_digest=with_digest)
 
     def set_members(self, membership: Membership) -> None:
         addresses = {

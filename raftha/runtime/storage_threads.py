@@ -17,6 +17,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,7 +32,7 @@ from raftha.storage.directory.reserve import Reserve, require_space
 from raftha.storage.log.spares import SparePacer
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.checkpoint import CheckpointStore
-from raftha.storage.state.state import Frozen
+from raftha.storage.state.state import Frozen, StateDigest
 
 FULL_RETRY_S = 0.5
 HUNG_DISK_S = 5.0
@@ -41,12 +42,18 @@ log = logging.getLogger(__name__)
 
 
 class Checkpointed(NamedTuple):
-    """A completed checkpoint: its position, keys and requested digest; the log's first index."""
+    """A completed checkpoint: its position and the keys written; the log's first index."""
 
     position: LogPosition
     keys: int
-    digest: str
     first_index: int
+
+
+class Digested(NamedTuple):
+    """A digest as of entry `index`; None if it had to be given up."""
+
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
+    digest: StateDigest | None
 
 
 class StorageThreads:
@@ -63,16 +70,20 @@ class StorageThreads:
         *,
         on_full: Callable[[str, str], None],
         on_space: Callable[[str], None],
+        on_checkpoint: Callable[[Checkpointed], None],
+        on_digest: Callable[[Digested], None],
     ) -> None:
         """`call` calls a function on the node's thread, unless the node has ended.
 
-        `fail` ends the node, from any thread. `on_full` (reason, place) and `on_space` (place) run
-        on the node's thread.
+        `fail` ends the node, from any thread. `on_full` (reason, place), `on_space` (place) and
+        the others run on the node's thread.
         """
         self._node_id = node_id
         self._wal = wal
         self._store = store
         self._reserve = reserve
+        self.state_bytes = store.sizes()
+        """The size of the state's file after the last checkpoint."""
         self._last_cut: LogCut | None = None
         self._is_in_a_hurry = threading.Event()
         """Set while a thread waits for the lock below, or for all work to end."""
@@ -84,6 +95,8 @@ class StorageThreads:
         self._fail = fail
         self._on_full = on_full
         self._on_space = on_space
+        self._on_checkpoint = on_checkpoint
+        self._on_digest = on_digest
         self._is_ending = threading.Event()
         name = f"raftha-{node_id}"
         self._writes: queue.SimpleQueue[tuple[Callable[[], None], Callable[[], None]] | None]
@@ -113,9 +126,9 @@ class StorageThreads:
         append = partial(self._wal.append, write.hard_state, write.entries)
         self._writes.put((append, partial(done, write)))
 
-    def seal(self, done: Callable[[], None]) -> None:
+    def seal(self, commit: int, done: Callable[[], None]) -> None:
         """Seal the log, then call `done` on the node's thread."""
-        self._writes.put((self._wal.seal, done))
+        self._writes.put((partial(self._wal.seal, commit), done))
 
     def preallocate(self) -> None:
         """Make the spare segment and the reserve if they are missing, once there is space."""
@@ -132,16 +145,12 @@ class StorageThreads:
         """Read entries from `index` on; `done` gets the log's first index if `index` is cut off."""
         self._job(partial(self._read_log, index), done)
 
-    def checkpoint(
-        self,
-        frozen: Frozen,
-        cut: LogCut,
-        *,
-        with_digest: bool,
-        done: Callable[[Checkpointed], None],
-    ) -> None:
-        """Write `frozen` to the store, then cut the log, then hash the store `with_digest`."""
-        self._job(partial(self._checkpoint, frozen, cut, with_digest), done)
+    def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
+        """Write `frozen` to the store and cut the log; then hash the store `with_digest`."""
+        if with_digest:
+            self._job(partial(self._digest, frozen, cut), self._on_digest)
+        else:
+            self._job(partial(self._checkpoint, frozen, cut), self._on_checkpoint)
 
     def _run_wal(self) -> None:
         while True:
@@ -181,7 +190,7 @@ class StorageThreads:
         except Compacted as compacted:
             return compacted.first_index
 
-    def _checkpoint(self, frozen: Frozen, cut: LogCut, with_digest: bool) -> Checkpointed:
+    def _checkpoint(self, frozen: Frozen, cut: LogCut) -> Checkpointed:
         write = partial(self._write_checkpoint, frozen)
         if not self._when_there_is_space("checkpoint", write):
             raise Stopped("the node ended while the disk was full")
@@ -189,10 +198,27 @@ class StorageThreads:
             cut.apply(self._wal)
             self._last_cut = cut
         self.preallocate()
-        keys, digest = len(frozen.items), ""
-        if with_digest:
-            digest, keys = self._store.digest()
-        return Checkpointed(frozen.position, keys, digest, self._wal.first_index)
+        self.state_bytes = self._store.sizes()
+        if self.state_bytes.is_wasteful:
+            self._job(self._compact, lambda done: None)
+        return Checkpointed(frozen.position, len(frozen.items), self._wal.first_index)
+
+    def _is_going_on(self) -> bool:
+        return not self._is_ending.is_set()
+
+    def _compact(self) -> None:
+        if self._store.compact_if_wasteful(time.monotonic(), self._is_going_on):
+            before, self.state_bytes = self.state_bytes.file, self._store.sizes()
+            after = self.state_bytes.file
+            log.info("node=%d state compacted from=%d to=%d", self._node_id, before, after)
+
+    def _digest(self, frozen: Frozen, cut: LogCut) -> Digested:
+        """Write a checkpoint, and hash the store as of it while the node goes on."""
+        written = self._checkpoint(frozen, cut)
+        stored = self._store.digest(
+            begun=lambda: self._call(self._on_checkpoint, written), is_wanted=self._is_going_on
+        )
+        return Digested(written.position.index, stored and frozen.digest_with(stored))
 
     def _write_checkpoint(self, frozen: Frozen) -> None:
         try:

@@ -104,15 +104,15 @@ class ReadRun:
             return reply * count
         results = future.result()
         assert 0 < len(results) <= len(self._requests), "a fetch has a result for each request"
-        return b"".join([self._finish(*self._requests.popleft(), result) for result in results])
-
-    def _finish(
-        self, read: Read, keys: Sequence[bytes], result: Sequence[bytes | None] | RafthaError
-    ) -> bytes:
-        if isinstance(result, RafthaError):
-            return error_reply(result)
-        assert len(result) == len(keys), "a read has a value for each key"
-        return encode(read.finish(result), self._null)
+        null, replies = self._null, []
+        for result in results:
+            read, keys = self._requests.popleft()
+            if type(result) is list:
+                assert len(result) == len(keys), "a read has a value for each key"
+                replies.append(encode(read.finish(result), null))
+            else:
+                replies.append(error_reply(result))
+        return b"".join(replies)
 
     @property
     def is_complete(self) -> bool:

@@ -43,7 +43,8 @@ from google_crc32c import value as crc32c
 from raftha.entry import LOG_START, LogPosition
 from raftha.errors import Corrupt, RafthaError, StorageFailed
 from raftha.storage.log.wal import Wal
-from raftha.storage.state.checkpoint import CheckpointStore, find_damage
+from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.lmdb_file import find_damage
 from raftha.storage.state.state import State
 
 CHUNK_BYTES = 128 * 1024
@@ -121,7 +122,8 @@ class Outgoing:
                         # Not for durability: a crash discards the file. But the kernel would
                         # write all of it at once later, and the log's syncs would wait.
                         os.fdatasync(file.fileno())
-                    throttle(len(piece))
+                    if not store.is_copy_costly:
+                        throttle(len(piece))
 
                 store.copy(take)
                 size = file.tell()

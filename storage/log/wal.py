@@ -219,13 +219,15 @@ class Wal:
             self._write(part_hard_state, part)
         assert not entries or self.last.index == last, "the log ends with the last entry"
 
-    def seal(self) -> None:
-        """Append an empty write, durably, so that damage to the write before it can be detected.
+    def seal(self, commit: int = 0) -> None:
+        """Append a write without entries, durably: damage to the write before it is then detected.
 
-        StorageFull loses nothing.
+        `commit`: up to there, entries on this disk are committed. StorageFull loses nothing.
         """
         self._check()
-        self._write(None, ())
+        is_news = commit > self.hard_state.commit
+        self._write(self.hard_state._replace(commit=commit) if is_news else None, ())
+        self._is_sealed = True  # The commit index is a hint: losing it loses nothing.
 
     def read(self, lo: int, bytes_max: int) -> list[Entry]:
         """Return entries from index `lo` on, about `bytes_max` bytes; at least one if there is one.

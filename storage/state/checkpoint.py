@@ -8,9 +8,9 @@ with a checksum (`records.py`), and `meta` with the one key `checkpoint`.
 Threads. The storage thread calls `write` and `digest`, which exclude each other. The node's thread
 reads at any time, in short transactions, and any thread may `get`. LMDB forbids a change of the
 map's size while a transaction of this process is open, so short reads hold the *gate*, and growth
-takes it: a read waits at most for a remapping, which takes microseconds. A `copy` is one long read;
-checkpoints go on beside it, and only growth waits for its end. `MapFullError` never leaves this
-module: the transaction is rolled back, the map doubled, and the transaction repeated.
+takes it: a read waits at most for a remapping, which takes microseconds. A `copy` and a `digest`
+are long reads; checkpoints go on beside them, and growth ends them. `MapFullError` never leaves
+this module: the transaction is rolled back, the map doubled, and the transaction repeated.
 
 Errors. A full disk is `StorageFull`: nothing has changed, and the write can be tried again. Damage
 is `Corrupt`, also where LMDB finds it in a write. Any other failed write is `StorageFailed` and
@@ -23,6 +23,10 @@ the file, after a crash or a change by another program, `lmdb.verify` reads the 
 seconds for a million keys. Damage to a cleanly closed file that keeps size and time is found by the
 checksums, or by LMDB.
 
+Size. LMDB uses free pages again, but never those that a read which is under way may need, and its
+file never shrinks. So a long read stops pausing once the file has grown much since it began
+(`is_copy_costly`). A file that is mostly free pages all the same is replaced by a compacted copy.
+
 The files are made in a scratch folder and renamed, so a crash can't leave incomplete ones.
 """
 
@@ -30,34 +34,53 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
-import struct
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import lmdb
 from google_crc32c import value as crc32c
-from lmdb.verify import VerifyError, verify
 
-from raftha.config import KEY_BYTES_MAX, MIB
+from raftha.config import MIB
 from raftha.errors import Corrupt, StorageError, StorageFailed, StorageFull
-from raftha.storage.state.records import SOUND, pack_record, unpack_record
+from raftha.storage.state.lmdb_file import (
+    COPY_BYTES,
+    SPARE_BYTES,
+    StoreSizes,
+    find_damage,
+    mark_of,
+    seek_first,
+    seek_last,
+    sync_folder,
+    used_bytes,
+    write_copy,
+    written_bytes,
+)
+from raftha.storage.state.records import are_plain, pack_record, unpack_record
+from raftha.storage.state.store import Hasher, StoreCensus, StoreDigest
 
 MAP_BYTES_MIN = 256 * MIB
 """The map's initial size for a small file."""
 SCAN_CHUNK_BYTES = MIB
 """A chunk of a scan ends once it has this many bytes, so that the gate is never held for long."""
-COPY_BYTES = 128 * 1024
-"""A copy is handed over in pieces of this size."""
+SCAN_PAIRS = 32
+"""A scan reads at most so many pairs at a time, and looks at their size then."""
+GROWTH_FACTOR = 0.5
+"""A long read that has made the file grow by this part, and by more than `SPARE_BYTES`, hurries."""
+COMPACT_EVERY_S = 600.0
+"""A file is compacted at most once in this time."""
 FULL_BYTES = MIB
 """A disk with less free space than this is full."""
 NEARLY_FULL_BYTES = 1024 * MIB
 """Segments and the reserve, which are made and removed meanwhile, have fewer bytes than this."""
+
+DIGEST_PAIRS, DIGEST_PAUSE_S = 256, 0.0002
+"""A digest is made in pieces, between which other threads get the GIL."""
 
 SMALL_BYTES = 4096
 """Records up to this size are checked faster in one piece with their key."""
@@ -68,8 +91,6 @@ CLEAN = "CLEAN"
 """The mark of a clean end: a file with size and time of the data file."""
 
 _META_KEY = b"checkpoint"
-_LENGTH = struct.Struct("<I")
-_DIGEST_PART_BYTES = 64 * 1024
 _DAMAGE = (
     lmdb.BadValsizeError,
     lmdb.CorruptedError,
@@ -93,94 +114,6 @@ _UNCLEAR = (
 """What LMDB may raise of a damaged file, but also for other reasons."""
 
 
-class StoreDigest(NamedTuple):
-    """BLAKE2b-256 over all pairs in key order, and the number of pairs."""
-
-    hex: str
-    keys: int
-
-
-class StoreCensus(NamedTuple):
-    """Version of the store, its number of keys, and how many of the given keys it has."""
-
-    version: int
-    entries: int
-    present: int
-
-
-class Store(Protocol):
-    """The durable part of the state; the simulator has an implementation in memory."""
-
-    def get(self, key: bytes) -> bytes | None:
-        """Return the value of `key`, None if it doesn't exist. Corrupt, like all reads."""
-        ...
-
-    def scan(
-        self, start: bytes | None, end: bytes | None, *, limit: int, reverse: bool
-    ) -> list[tuple[bytes, bytes]]:
-        """Return pairs with keys in [start, end), in order; an empty list if there are none.
-
-        At most `limit`, and fewer when they are large: only an empty list means the end.
-        """
-        ...
-
-    def census(self, keys: Sequence[bytes]) -> StoreCensus:
-        """Count all keys, and how many of `keys` are there, as of one version of the store."""
-        ...
-
-    def meta(self) -> bytes | None:
-        """Return the meta of the last checkpoint, None if there was none yet."""
-        ...
-
-    def write(self, items: Iterable[tuple[bytes, bytes | None]], meta: bytes) -> None:
-        """Write a checkpoint atomically: `items` in key order, None for deleted keys, and `meta`.
-
-        Durable on return. `items` may be iterated more than once. For the storage thread.
-        """
-        ...
-
-    def digest(self) -> StoreDigest:
-        """Hash the whole contents as of the last checkpoint. For the storage thread."""
-        ...
-
-    def corrupt(self, detail: str) -> Corrupt:
-        """Return the error for damage in this store's files."""
-        ...
-
-    def close(self) -> None:
-        """Close the files."""
-        ...
-
-
-class Hasher:
-    """The digest of ordered pairs: keys and values, each after its length in 4 bytes."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=32)
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._keys = 0
-
-    def add(self, key: bytes, value: bytes) -> None:
-        """Add the next pair."""
-        self._parts += (_LENGTH.pack(len(key)), key, _LENGTH.pack(len(value)), value)
-        self._size += len(key) + len(value)
-        self._keys += 1
-        if self._size >= _DIGEST_PART_BYTES:
-            self._flush()
-
-    def finish(self) -> StoreDigest:
-        """Return the digest of all pairs."""
-        self._flush()
-        return StoreDigest(self._hash.hexdigest(), self._keys)
-
-    def _flush(self) -> None:
-        # Large pieces, because hashing one releases the GIL.
-        self._hash.update(b"".join(self._parts))
-        self._parts.clear()
-        self._size = 0
-
-
 class CheckpointStore:
     """The LMDB store in `folder`, made if missing; its map has at least `map_bytes_min`."""
 
@@ -200,26 +133,41 @@ class CheckpointStore:
         self._gate = threading.Lock()
         self._writer = threading.Lock()
         self._copier = threading.Lock()
+        self._digester = threading.Lock()
         self._is_growing = False
         self._failure = ""
         self._is_damaged = self._is_closed = False
+        self._versions_before = 0
+        """Versions of the files before the last compaction, which begins to count again."""
+        self._compact_at = 0.0
+        self._read_from_bytes = 0
         try:
             if not self._path.exists():
                 self._create()
             elif not self._take_mark() and not is_verified:
                 self._verify()
             size = self._path.stat().st_size
+            self._map_bytes_min = map_bytes_min
+            shutil.rmtree(self._compacting, ignore_errors=True)
             self._env = self._open(self._folder, max(map_bytes_min, 2 * size))
         except OSError as error:
             raise StorageFailed(f"{self._folder}: {error.strerror}") from error
         try:
             self._check_length(size)
-            with self._reading():
-                self._data = self._env.open_db(b"data", create=False)
-                self._meta = self._env.open_db(b"meta", create=False)
+            self._open_databases()
         except StorageError:
             self._env.close()
             raise
+
+    def _open_databases(self) -> None:
+        with self._reading():
+            self._data = self._env.open_db(b"data", create=False)
+            self._meta = self._env.open_db(b"meta", create=False)
+
+    @property
+    def _compacting(self) -> Path:
+        """Where a compacted file is made."""
+        return self._folder.with_name(self._folder.name + ".compact")
 
     @property
     def map_bytes(self) -> int:
@@ -239,8 +187,8 @@ class CheckpointStore:
             raise self._unreadable(error) from error
         if record is None:
             return None
-        if len(record) < SMALL_BYTES and crc32c(key + record) == SOUND and not record[0]:
-            return record[1:-4]  # As in `_take`.
+        if len(record) < SMALL_BYTES and not crc32c(key + record):
+            return record[1:-4]  # As in `_unpack_all`.
         return self._unpack(key, record)
 
     def scan(
@@ -249,7 +197,7 @@ class CheckpointStore:
         """Return pairs with keys in [start, end), in order: see `Store`."""
         with self._reading(), self._gate, self._env.begin(self._data) as txn:
             cursor = txn.cursor()
-            if not (_seek_last(cursor, end) if reverse else _seek_first(cursor, start)):
+            if not (seek_last(cursor, end) if reverse else seek_first(cursor, start)):
                 return []
             steps = cursor.iterprev() if reverse else cursor.iternext()
             return self._take(steps, start, end, limit)
@@ -258,7 +206,14 @@ class CheckpointStore:
         """Count all keys, and how many of `keys` are there: see `Store`."""
         with self._reading(), self._gate, self._env.begin(self._data) as txn:
             present = sum(txn.get(key) is not None for key in keys)
-            return StoreCensus(txn.id(), txn.stat(self._data)["entries"], present)
+            version = self._versions_before + txn.id()
+            return StoreCensus(version, txn.stat(self._data)["entries"], present)
+
+    def sizes(self) -> StoreSizes:
+        """Return how large the file is, and how much of it is in use."""
+        with self._reading(), self._gate, self._env.begin() as txn:
+            used = used_bytes(self._env, txn, self._data, self._meta)
+            return StoreSizes(self._path.stat().st_size, used)
 
     def meta(self) -> bytes | None:
         """Return the meta of the last checkpoint, None if there was none yet."""
@@ -285,17 +240,29 @@ class CheckpointStore:
                     # the node has freed space since. A disk that has failed fails again.
                     self._write_or_grow(items, meta)
 
-    def digest(self) -> StoreDigest:
+    def digest(
+        self,
+        *,
+        begun: Callable[[], None] = lambda: None,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> StoreDigest | None:
         """Hash the whole contents as of the last checkpoint: see `Store`."""
-        # Too long to hold the gate. It excludes writes instead, and so growth.
         hasher = Hasher()
         previous = b""
-        with self._writer, self._reading(), self._env.begin(self._data) as txn:
-            for key, record in txn.cursor():
-                if key <= previous:
-                    raise self.corrupt(f"key {key[:64].hex()} is not at its place")
-                previous = key
-                hasher.add(key, self._unpack(key, record))
+        with self._digester, self._reading(), self._env.begin(self._data) as txn:
+            began_bytes = written_bytes(self._env)
+            begun()
+            steps = iter(txn.cursor())
+            while piece := list(islice(steps, DIGEST_PAIRS)):
+                for key, value in self._unpack_all(piece, b"".join(chain.from_iterable(piece))):
+                    if key <= previous:
+                        raise self.corrupt(f"key {key[:64].hex()} is not at its place")
+                    previous = key
+                    hasher.add(key, value)
+                if self._is_growing or not is_wanted():
+                    return None
+                if not self._is_costly(began_bytes):
+                    time.sleep(DIGEST_PAUSE_S)
             entries = txn.stat(self._data)["entries"]
         digest = hasher.finish()
         if digest.keys != entries:
@@ -310,21 +277,91 @@ class CheckpointStore:
         the file is damaged. An exception of `take` ends the copy too.
         """
         with self._copier:
-            reading, writing = os.pipe()
-            failures: list[Exception] = []
-            copying = threading.Thread(target=self._copy_into, args=(writing, failures))
-            copying.start()
+            self._copy(take)
+
+    @property
+    def is_copy_costly(self) -> bool:
+        """Whether the copy under way has made the file grow so much that it should be quick."""
+        return self._is_costly(self._read_from_bytes)
+
+    def _is_costly(self, began_bytes: int) -> bool:
+        # Pages that are freed during a long read can't be used again until it ends.
+        grown = written_bytes(self._env) - began_bytes
+        return grown > max(GROWTH_FACTOR * began_bytes, SPARE_BYTES)
+
+    def _copy(self, take: Callable[[bytes], None]) -> None:
+        self._read_from_bytes = written_bytes(self._env)
+        reading, writing = os.pipe()
+        failures: list[Exception] = []
+        copying = threading.Thread(target=self._copy_into, args=(writing, failures))
+        copying.start()
+        try:
+            with os.fdopen(reading, "rb", buffering=0) as pipe:
+                while piece := pipe.read(COPY_BYTES):
+                    if self._is_growing:
+                        raise StorageFailed("the copy is unfinished: the map must grow")
+                    take(piece)
+        finally:
+            # If the pipe was closed before its end, the next write to it ends the copy.
+            copying.join()
+        if failures:
+            raise failures[0]
+
+    def compact_if_wasteful(self, now: float, is_wanted: Callable[[], bool]) -> bool:
+        """Replace the file by one without its free pages, if that is worth it; True if done.
+
+        For the storage thread. Checkpoints wait meanwhile, reads don't. A failure costs nothing but
+        the attempt, unless the new file can't be opened: StorageFailed.
+        """
+        sizes = self.sizes()
+        if now < self._compact_at or not sizes.is_wasteful or not self._has_room(sizes.used):
+            return False
+        self._compact_at = now + COMPACT_EVERY_S
+        with self._writer, contextlib.ExitStack() as held:
+            for lock in (self._copier, self._digester):
+                if not lock.acquire(blocking=False):
+                    return False  # A long read is under way, which would keep reads waiting.
+                held.callback(lock.release)
+            if self._failure or self._is_closed:
+                return False
             try:
-                with os.fdopen(reading, "rb", buffering=0) as pipe:
-                    while piece := pipe.read(COPY_BYTES):
-                        if self._is_growing:
-                            raise StorageFailed("the copy is unfinished: the map must grow")
-                        take(piece)
-            finally:
-                # If the pipe was closed before its end, the next write to it ends the copy.
-                copying.join()
-            if failures:
-                raise failures[0]
+                write_copy(self._compacting, self._copy, is_wanted)
+                self._check_copy()
+            except (OSError, lmdb.Error, StorageFailed):
+                shutil.rmtree(self._compacting, ignore_errors=True)
+                return False
+            with self._gate:
+                self._swap()
+            return True
+
+    def _has_room(self, size: int) -> bool:
+        return shutil.disk_usage(self._folder).free > 2 * size + SPARE_BYTES
+
+    def _check_copy(self) -> None:
+        """StorageFailed unless the compacted file has what this one has."""
+        with self._open(self._compacting, self.map_bytes) as env:
+            data, meta = env.open_db(b"data", create=False), env.open_db(b"meta", create=False)
+            with env.begin() as txn:
+                found = txn.stat(data)["entries"], txn.get(_META_KEY, db=meta)
+            env.sync(True)
+        if found != (self.census(()).entries, self.meta()):
+            raise StorageFailed(f"{self._compacting}: it has other contents")
+
+    def _swap(self) -> None:
+        """Put the compacted file into the place of this one; no transaction is open."""
+        with self._env.begin() as txn:
+            self._versions_before += txn.id() + 1
+        self._env.close()
+        try:
+            (self._compacting / "data.mdb").rename(self._path)
+            sync_folder(self._folder)
+            shutil.rmtree(self._compacting, ignore_errors=True)
+            size = max(self._map_bytes_min, 2 * self._path.stat().st_size)
+            self._env = self._open(self._folder, size)
+            self._open_databases()
+        except (OSError, StorageError) as error:
+            self._failure = f"{self._path}: can't be opened after compaction: {error}"
+            raise StorageFailed(self._failure) from error
 
     def _copy_into(self, writing: int, failures: list[Exception]) -> None:
         try:
@@ -344,7 +381,7 @@ class CheckpointStore:
 
     def close(self) -> None:
         """Close the files, after any write, digest and copy; mark a sound file as clean."""
-        with self._writer, self._copier, self._gate:
+        with self._writer, self._copier, self._digester, self._gate:
             if self._is_closed:
                 return
             self._is_closed = True
@@ -375,7 +412,7 @@ class CheckpointStore:
         self._is_growing = True
         map_bytes = self.map_bytes
         try:
-            with self._copier, self._gate:
+            with self._copier, self._digester, self._gate:
                 self._env.set_mapsize(2 * map_bytes)
             assert self.map_bytes > map_bytes, "the map grows"
         finally:
@@ -388,15 +425,15 @@ class CheckpointStore:
             return False
         mark = path.read_bytes()
         path.unlink()
-        _sync_folder(self._folder)
-        return mark == _mark(self._path)
+        sync_folder(self._folder)
+        return mark == mark_of(self._path)
 
     def _leave_mark(self) -> None:
         with (self._folder / CLEAN).open("wb") as file:
-            file.write(_mark(self._path))
+            file.write(mark_of(self._path))
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
 
     def _verify(self) -> None:
         damage = find_damage(self._path)
@@ -415,9 +452,9 @@ class CheckpointStore:
         env.open_db(b"meta")
         env.sync(True)
         env.close()
-        _sync_folder(scratch)
+        sync_folder(scratch)
         scratch.rename(self._folder)
-        _sync_folder(self._folder.parent)
+        sync_folder(self._folder.parent)
 
     def _open(self, folder: Path, map_bytes: int) -> lmdb.Environment:
         try:
@@ -486,21 +523,37 @@ class CheckpointStore:
         end: bytes | None,
         limit: int,
     ) -> list[tuple[bytes, bytes]]:
-        pairs: list[tuple[bytes, bytes]] = []
-        size = 0
-        for key, record in islice(steps, limit):
-            if (end is not None and key >= end) or (start is not None and key < start):
+        """Return the next pairs within the bounds; `steps` may go either way."""
+        found: list[tuple[bytes, bytes]] = []
+        size, wanted = 0, 1
+        while size < SCAN_CHUNK_BYTES and limit > len(found):
+            wanted = min(wanted, limit - len(found))
+            piece = list(islice(steps, wanted))
+            # A scan begins within its bounds, and leaves them at the end.
+            while piece and (
+                (end is not None and piece[-1][0] >= end)
+                or (start is not None and piece[-1][0] < start)
+            ):
+                piece.pop()
+            joined = b"".join(chain.from_iterable(piece))
+            found += self._unpack_all(piece, joined)
+            if len(piece) < wanted:
                 break
-            # `unpack_record` without its calls. To join small bytes is faster than to extend a CRC.
-            if crc32c(key + record) == SOUND and not record[0]:
-                value = record[1:-4]
-            else:
-                value = self._unpack(key, record)
-            pairs.append((key, value))
-            size += len(key) + len(value)
-            if size >= SCAN_CHUNK_BYTES:
-                break
-        return pairs
+            size += len(joined)
+            # As many as should fit: values of 1 MiB come one at a time.
+            wanted = min(SCAN_PAIRS, 1 + (SCAN_CHUNK_BYTES - size) * len(found) // size)
+        return found
+
+    def _unpack_all(
+        self, pairs: list[tuple[bytes, bytes]], joined: bytes
+    ) -> list[tuple[bytes, bytes]]:
+        """Return keys with values for pairs of key and record, which are also `joined`.
+
+        Corrupt if a record is damaged.
+        """
+        if are_plain(joined):
+            return [(key, record[1:-4]) for key, record in pairs]
+        return [(key, self._unpack(key, record)) for key, record in pairs]
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -527,48 +580,3 @@ def _code(error: lmdb.Error | OSError) -> int:
     if isinstance(error, OSError):
         return error.errno or 0
     return getattr(error, "code", 0)
-
-
-def find_damage(path: Path) -> str:
-    """Return the first damage that the verifier finds, "" if none. Reads the whole file."""
-    try:
-        found: list[str] = verify(str(path))  # type: ignore[no-untyped-call]
-    except VerifyError as error:
-        return str(error)
-    except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
-        return f"the verifier can't read it: {error!r}"
-    return found[0] if found else ""
-
-
-def _seek_first(cursor: lmdb.Cursor[bytes], start: bytes | None) -> bool:
-    if not start:
-        return cursor.first()
-    # LMDB refuses keys over its limit. The only key at or after the cut bound but before the whole
-    # bound is the cut bound itself.
-    if not cursor.set_range(start[:KEY_BYTES_MAX]):
-        return False
-    return cursor.key() >= start or cursor.next()
-
-
-def _seek_last(cursor: lmdb.Cursor[bytes], end: bytes | None) -> bool:
-    if end is None:
-        return cursor.last()
-    if not end:
-        return False
-    if not cursor.set_range(end[:KEY_BYTES_MAX]):
-        return cursor.last()
-    return cursor.key() < end or cursor.prev()
-
-
-def _mark(path: Path) -> bytes:
-    """Return the content of the mark of a clean end, for a file as it is now."""
-    found = path.stat()
-    return b"%d %d\n" % (found.st_size, found.st_mtime_ns)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

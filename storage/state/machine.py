@@ -375,9 +375,10 @@ def check_scan(start: bytes | None, end: bytes | None, limit: int) -> None:
 
 def collect(pairs: Iterator[Pair], limit: int) -> list[tuple[bytes, bytes]]:
     """Return the first `limit` pairs that exist; InvalidRequest if they exceed the limit."""
-    found: list[tuple[bytes, bytes]] = []
+    found: list[Any] = []  # Pairs whose values are there.
     total = 0
-    for key, value in pairs:
+    for pair in pairs:
+        key, value = pair
         if value is None:
             continue
         total += len(key) + len(value)
@@ -386,7 +387,7 @@ def collect(pairs: Iterator[Pair], limit: int) -> list[tuple[bytes, bytes]]:
                 f"a scan returns at most {SCAN_BYTES_MAX} bytes",
                 hint="use a smaller limit, and continue from the last key",
             )
-        found.append((key, value))
+        found.append(pair)
         if len(found) == limit:
             break
     return found

@@ -22,8 +22,8 @@ repeated groups as before.
 
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
-    format version   4 (since 2 values have checksums, since 3 there are versions, since 4 sessions
-                     have owners)
+    format version   5 (since 2 values have checksums, since 3 there are versions, since 4 sessions
+                     have owners, since 5 the checksums make the CRC of a value's record 0)
     applied          [index, term, time_us, last_sequence, hash]
     membership       payload of the last MEMBERSHIP entry applied, nil if there was none
     sessions         see `raftha.storage.state.sessions`
@@ -32,9 +32,11 @@ A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from hashlib import blake2b
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import msgpack
@@ -44,7 +46,6 @@ from raftha.config.limits import VALUE_BYTES_MAX
 from raftha.entry import LOG_START, Entry, EntryKind, Group, LogPosition, decode_groups
 from raftha.errors import ConfigError, UpgradeRequired
 from raftha.storage.state.buffer import SORT_PIECE, Pair, SortedItems, WriteBuffer, overlay
-from raftha.storage.state.checkpoint import Store
 from raftha.storage.state.commands import ARRAY_MAX, PUT, unpack_commands
 from raftha.storage.state.machine import (
     FAILED,
@@ -56,13 +57,15 @@ from raftha.storage.state.machine import (
     run,
 )
 from raftha.storage.state.sessions import Applied, Outcome, Sessions
+from raftha.storage.state.store import Store, StoreDigest
 from raftha.storage.state.versions import Versions, abilities_of, decode_versions
 
 __all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 
-META_VERSION = 4
-META_READ_TOO = 3
-"""The format before, without owners of sessions."""
+META_VERSION = 5
+DIGEST_BYTES = 32
+META_READ_TOO = (3, 4)
+"""The formats before: without owners of sessions, and with plain checksums in values."""
 GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
 
@@ -80,6 +83,23 @@ class Frozen(NamedTuple):
     items: SortedItems
     meta: bytes
     position: LogPosition
+
+    def digest_with(self, stored: StoreDigest) -> StateDigest:
+        """Return the digest of this checkpoint, whose pairs in the store have the given one."""
+        whole = blake2b(stored.hex.encode() + self.meta, digest_size=DIGEST_BYTES)
+        return StateDigest(stored.hex, stored.keys, whole.digest())
+
+
+class StateDigest(NamedTuple):
+    """The digest of a checkpoint: of all pairs, and of the `whole`.
+
+    The whole covers position, membership and sessions too. Two replicas have the same one as of the
+    same entry, unless their states differ, or are in different formats.
+    """
+
+    hex: str
+    keys: int
+    whole: bytes
 
 
 class NotYet(Exception):
@@ -245,14 +265,17 @@ class State:
         if any(layer.missing > SORT_PIECE for layer in self._layers()):
             self._is_sorting = True
             raise NotYet
-        return collect(self.iterate(start, end, reverse=reverse), limit)
+        return collect(self.iterate(start, end, reverse=reverse, limit=limit), limit)
 
-    def iterate(self, start: bytes | None, end: bytes | None, *, reverse: bool) -> Iterator[Pair]:
+    def iterate(
+        self, start: bytes | None, end: bytes | None, *, reverse: bool, limit: int = sys.maxsize
+    ) -> Iterator[Pair]:
         """Yield the pairs in [start, end) in order, deleted ones as (key, None).
 
-        The iterator must be exhausted before the next entry is applied.
+        About `limit` pairs are wanted; there may be more. The iterator must be exhausted before the
+        next entry is applied.
         """
-        pairs = self._iterate_store(start, end, reverse=reverse)
+        pairs: Iterator[Pair] = chain.from_iterable(self._chunks(start, end, limit, reverse))
         for layer in (self._frozen, self._buffer):
             if layer is not None and layer.values:
                 above = layer.iterate(start, end, reverse=reverse)
@@ -378,17 +401,22 @@ class State:
                 results[place] = result
         return results
 
-    def _iterate_store(
-        self, start: bytes | None, end: bytes | None, *, reverse: bool
-    ) -> Iterator[Pair]:
+    def _chunks(
+        self, start: bytes | None, end: bytes | None, limit: int, reverse: bool
+    ) -> Iterator[list[tuple[bytes, bytes]]]:
+        """Yield the store's pairs in [start, end), many at a time, of which `limit` are wanted."""
         sizes = iter(_CHUNKS)
         size = _CHUNKS[-1]
         while True:
             size = next(sizes, size)
-            pairs = self._store.scan(start, end, limit=size, reverse=reverse)
+            # More than are wanted are needed only if newer layers have deleted some.
+            pairs = self._store.scan(
+                start, end, limit=min(size, max(limit, _CHUNKS[0])), reverse=reverse
+            )
             if not pairs:
                 return
-            yield from pairs
+            limit -= len(pairs)
+            yield pairs
             if reverse:
                 end = pairs[-1][0]
             else:
@@ -438,7 +466,7 @@ class State:
             raise self._store.corrupt("the checkpoint's meta is damaged")
         try:
             version, *fields = msgpack.unpackb(meta[4:], raw=False)
-            if version not in {META_READ_TOO, META_VERSION}:
+            if version not in (*META_READ_TOO, META_VERSION):
                 raise ConfigError(
                     f"the state is in format {version}; this raftha reads {META_VERSION}",
                     hint="use the version of raftha that wrote it; nothing is lost",

@@ -22,6 +22,7 @@ from raftha.config import MIB
 from raftha.storage.log.disk import RealDisk
 from raftha.storage.log.recovery import close_all, live_ids, recover
 from raftha.storage.log.segment import HEADER_BYTES, scan
+from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.testing import LocalCluster
 from tests.support.conditions import wait_until
 from tests.support.nodes import free_addresses, make_config
@@ -140,6 +141,58 @@ def test_a_directory_that_is_put_back_heals_while_its_leader_stays() -> None:
         wait_until(lambda: quarantined(data) == ["wal"], "it didn't notice")
         check_whole(cluster, hurt, 40)
         assert "event=StorageDamaged" in cluster.log_path(hurt).read_text()
+
+
+def test_a_state_that_was_altered_offline_is_found_and_heals() -> None:
+    """All checksums fit; only a comparison with the others shows that the state is another one."""
+    settings = {**SETTINGS, "digest_interval_hours": 0.0003}
+    with LocalCluster(3, settings=settings) as cluster:
+        write(cluster, 1, 0, 20)
+        cluster.wait_caught_up()
+        hurt = follower(cluster)
+        cluster.call(hurt, "RAFTHA", "DIGEST")  # A checkpoint.
+        cluster.terminate(hurt)
+        store = CheckpointStore(cluster.data_of(hurt) / "state")
+        meta = store.meta()
+        assert meta is not None
+        store.write([(b"k3", b"other")], meta)
+        store.close()
+        cluster.start_node(hurt)
+        wait_until(lambda: quarantined(cluster.data_of(hurt)) == ["state"], "it didn't notice")
+        check_whole(cluster, hurt, 20)
+        leader = cluster.wait_leader()
+        wait_until(lambda: (cluster.status(leader) or {}).get("diverged") == [], "still so")
+        told = "".join(cluster.log_path(node_id).read_text() for node_id in cluster.node_ids)
+        assert "event=ReplicaDiverged" in told
+
+
+def test_the_last_node_with_acknowledged_writes_says_that_the_others_lost_them() -> None:
+    """A directory is put back while the only other node that had the writes is down.
+
+    The two nodes that are left can't know of them. The third one must keep them, and say so.
+    """
+    with LocalCluster(3, settings=SETTINGS) as cluster:
+        write(cluster, 1, 0, 10)
+        leader = cluster.wait_leader()
+        back, away = (i for i in cluster.node_ids if i != leader)
+        cluster.terminate(back)
+        shutil.copytree(cluster.data_of(back), cluster.folder / "earlier")
+        cluster.start_node(back)
+        cluster.wait_ready()
+        cluster.terminate(away)
+        for i in range(10):
+            cluster.call(leader, "SET", f"late{i}", "acknowledged")
+        cluster.kill(back)
+        cluster.kill(leader)
+        shutil.rmtree(cluster.data_of(back))
+        shutil.copytree(cluster.folder / "earlier", cluster.data_of(back))
+        cluster.start_node(back)
+        cluster.start_node(away)
+        now = cluster.wait_leader()
+        assert cluster.call(now, "GET", "late0") is None, "nothing is left of it here"
+        cluster.start_node(leader)
+        wait_until(lambda: bool((cluster.status(leader) or {}).get("log_mismatch")), "it is silent")
+        assert "event=LogsDiffer" in cluster.log_path(leader).read_text()
 
 
 def test_a_leaders_log_heals_as_well() -> None:

@@ -24,11 +24,12 @@ from hypothesis.stateful import (
 
 from raftha.entry import Group
 from raftha.storage.state import commands
-from raftha.storage.state.checkpoint import CheckpointStore, Hasher
+from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.commands import Delete, Equals, Exists, Get, Missing, Put
 from raftha.storage.state.machine import DONE, FAILED, REFUSED, StateMachine, Transaction, command
 from raftha.storage.state.sessions import Outcome, Verdict
 from raftha.storage.state.state import Frozen, State
+from raftha.storage.state.store import Hasher
 from tests.sim.store import DictStore
 from tests.support.entries import Log, group, opening
 

@@ -11,10 +11,13 @@ from raftha.core.follower import Follower
 from raftha.core.healing_generation import HealingGeneration
 from raftha.core.leader import Leadership
 from raftha.core.progress import Progress
-from raftha.entry import EntryKind
+from raftha.entry import Entry, EntryKind
 from raftha.errors import Corrupt
+from raftha.node.checkpoints import Checkpoints
+from raftha.node.watch.divergence import DivergenceWatch
 from raftha.storage.directory.healing import LOG
 from raftha.storage.log import recovery
+from raftha.storage.state.state import Frozen, StateDigest
 from tests.sim.node_files import SimulatedNodeFiles
 from tests.sim.planting import Bug, Patch
 
@@ -121,6 +124,45 @@ def loss_seen_everywhere() -> list[Patch]:
     return [(Follower, "on_append", on_append)]
 
 
+def divergence_unnoticed() -> list[Patch]:
+    """The digests of all states are alike."""
+    return [(Frozen, "digest_with", lambda self, stored: StateDigest("", 0, b"1"))]
+
+
+def digests_of_different_entries() -> list[Patch]:
+    """A member that could take no digest at the agreed entry compares one of a later entry."""
+    digest_if_due = Checkpoints._digest_if_due
+
+    def due_later(self: Checkpoints, now: float) -> None:
+        if 0 < self._compared_index < self._state.applied.index:
+            self._compared_index = self._state.applied.index
+        digest_if_due(self, now)
+        if self._is_digesting:
+            self._compared_index = 0
+
+    def on_applied(self: Checkpoints, entry: Entry, now: float) -> None:
+        self._log_bytes += len(entry.data)
+        if self._waiting or self._compared_index:
+            self._digest_if_due(now)
+
+    def on_digest(self: DivergenceWatch, index: int, digest: StateDigest | None) -> None:
+        if self._wanted is not None and digest is not None:
+            self._own = self._wanted.index, digest.whole
+            self._answer(self._wanted, digest.whole)
+
+    return [
+        (Checkpoints, "_digest_if_due", due_later),
+        (Checkpoints, "on_applied", on_applied),
+        (Checkpoints, "is_coming", lambda self, index: True),
+        (DivergenceWatch, "on_digest", on_digest),
+    ]
+
+
+def minority_decides() -> list[Patch]:
+    """The state that most members have replaces the others' without a majority."""
+    return [(DivergenceWatch, "_is_majority", lambda self, voters: voters > 0)]
+
+
 BUGS: tuple[Bug, ...] = (
     healing_node_votes,
     healing_node_counts,
@@ -131,4 +173,7 @@ BUGS: tuple[Bug, ...] = (
     state_replaced_alone,
     lost_tail_unnoticed,
     loss_seen_everywhere,
+    divergence_unnoticed,
+    digests_of_different_entries,
+    minority_decides,
 )

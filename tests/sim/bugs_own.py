@@ -120,8 +120,8 @@ def checkpoints_overlap() -> list[Patch]:
     """A checkpoint begins while another is under way (N3)."""
     original = Checkpoints._begin
 
-    def begin(self: Checkpoints, now: float) -> None:
-        original(self, now)
+    def begin(self: Checkpoints, now: float, *, with_digest: bool = False) -> None:
+        original(self, now, with_digest=with_digest)
         self._is_running = False
 
     return [(Checkpoints, "_begin", begin)]

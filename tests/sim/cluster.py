@@ -22,7 +22,7 @@ from raftha.events import ClockWrong, FailoverCompleted, HaEvent
 from raftha.membership import Membership
 from raftha.node.messages import PeerMessage
 from raftha.node.operations import CallOperation, DigestOperation
-from raftha.node.watch import placement
+from raftha.node.watch import divergence, placement
 from raftha.storage.log.wal import Wal
 from raftha.storage.state import sessions
 from raftha.storage.state.commands import pack_call
@@ -31,6 +31,7 @@ from tests.sim.availability import widen, with_crowds
 from tests.sim.builds import NEW, Builds, with_builds
 from tests.sim.calm import Calm
 from tests.sim.clients import Command, GreedyClient, History, SessionClient, Writer
+from tests.sim.divergences import Divergences, with_divergences
 from tests.sim.faults import Faults
 from tests.sim.invariants import Invariants
 from tests.sim.lease_readers import LeasedReader
@@ -52,6 +53,8 @@ LIVENESS_S = 12.0
 HASTE: list[Patch] = [
     (placement, "RETURN_AFTER_S", 0.6),
     (placement, "RETURN_AFTER_MAX_S", 2.4),
+    (divergence, "RETRY_S", 0.3),
+    (divergence, "ROUND_S", 1.0),
 ]
 """Intervals of seconds to minutes are shorter here; all other rules are unchanged."""
 POLL_S = 0.05
@@ -113,6 +116,7 @@ class Simulation:
             self.world, self.swarm, self.faults.pick, self.history.acknowledged
         )
         self.rollbacks = Rollbacks(self.world, self.swarm, self.members, self.invariants)
+        self.divergences = Divergences(self.world, self.swarm, self.members)
         memberships = self.invariants.memberships
         self.operator = Operator(self.world, self.swarm, self.members, memberships)
         self.world.after = self.invariants.check if self.swarm.campaigns else self._check
@@ -159,6 +163,7 @@ class Simulation:
         self.operator.stop()
         self.promotions.stop()
         self.rollbacks.stop()
+        self.divergences.stop()
         self.clocks.stop()
         self.builds.stop()
         for client in self.clients:
@@ -326,6 +331,8 @@ class Simulation:
             applied = member.node.state.applied.index if member.node is not None else None
             if member.node_files.is_healing:
                 missing.append(f"node {member.id} heals")
+            if member.store.is_altered:
+                missing.append(f"node {member.id} has a state of its own")
             if applied != last:
                 missing.append(f"node {member.id} has applied {applied} of {last}")
         return "; ".join(missing)
@@ -364,6 +371,7 @@ def _draw(world: World) -> Swarm:
     swarm = with_crowds(swarm, world.stream("crowds"))
     swarm = with_wrong_clocks(swarm, world.stream("wrong clocks"))
     swarm = with_rollbacks(swarm, world.stream("rollbacks"))
+    swarm = with_divergences(swarm, world.stream("divergences in the swarm"))
     return with_builds(swarm, world.stream("with builds"))
 
 

@@ -53,6 +53,7 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("put back", "directories put back to earlier copies, which lack acknowledged entries"),
         ("damage found", "damages found, upon which the node begins to heal from the others"),
         ("healed", "nodes that healed, and vote again"),
+        ("state altered", "states altered, which only a comparison of digests can notice"),
         ("wiped", "nodes that lost their directories, and came back under their old ids"),
         ("stranger refused", "times that such a node was refused"),
     ),

@@ -111,9 +111,13 @@ class _Seen:
         disks = (self.durable, *self.eras.values(), *self.wiped)
         return any(disk.hash_at(entry.index) == entry.hash for disk in disks)
 
-    def had_in(self, era: int, entry: Entry, now: int) -> bool:
-        """Whether the entry was on this member's disk in an era, or on one that was wiped."""
-        log = self.durable if era == now else self.eras.get(era)
+    def had_in(self, era: int, entry: Entry) -> bool:
+        """Whether the entry was on this member's disk in an era, or on one that was wiped.
+
+        `durable` is the log of all eras since the last loss. A loss is recorded, and so begins an
+        era, before the log is set aside.
+        """
+        log = self.durable if era >= self.era else self.eras.get(era)
         disks = (*self.wiped, log) if log is not None else self.wiped
         return any(disk.hash_at(entry.index) == entry.hash for disk in disks)
 
@@ -246,13 +250,12 @@ class Invariants:
 
     def _is_holder(self, leader: Raft, voter: int, entry: Entry) -> bool:
         """Whether `leader` may count this voter for an entry."""
-        now = self._members[voter].node_files.healing_generation
-        era = now
+        era = self._members[voter].node_files.healing_generation
         if voter != leader.id and leader.is_leader:
             # It relies on what the voter reported before it lost its log, if it doesn't know of the
             # loss.
             era = leader.progress[voter].healing_generation
-        return era % 2 == 0 and self._seen[voter].had_in(era, entry, now)
+        return era % 2 == 0 and self._seen[voter].had_in(era, entry)
 
     def _check_applied(self, node_id: int, applied: LogPosition, log: RaftLog, seen: _Seen) -> None:
         if applied.index < seen.applied or applied.index > log.commit:
@@ -428,6 +431,10 @@ class Invariants:
     def _check_found(self, member: Member, wal: Wal, seen: _Seen) -> None:
         writing, durable = seen.writing, seen.durable
         found = (wal.last.index, wal.last.hash)
+        sealed = wal.hard_state.commit
+        if durable.hard_state.commit < sealed <= min(durable.last[0], len(self.committed)):
+            # It was sealed meanwhile.
+            durable.hard_state = durable.hard_state._replace(commit=sealed)
         is_old = wal.hard_state == durable.hard_state and found == durable.last
         if not is_old and writing is not None:
             # A crash in the middle of a write may leave any first part of it.

@@ -337,13 +337,13 @@ class Member:
         self._world.note(self.id, "written", write.hard_state or "")
         self.node.on_written(write)
 
-    def seal_log(self) -> None:
-        self._later(self.faults.pick_time(), self._run, self._seal)
+    def seal_log(self, commit: int) -> None:
+        self._later(self.faults.pick_time(), self._run, self._seal, commit)
 
-    def _seal(self) -> None:
+    def _seal(self, commit: int) -> None:
         assert self.wal is not None
         with contextlib.suppress(StorageFull):
-            self.wal.seal()
+            self.wal.seal(commit)
         self._later(self.rng.uniform(0, 0.001), self._sealed)
 
     def _sealed(self) -> None:
@@ -370,13 +370,13 @@ class Member:
 
     def _on_log_read(self, request: LogRead, result: tuple[LogPosition, list[Entry]] | int) -> None:
         assert self.node is not None
-        peer = request.peer
         if isinstance(result, int):
-            self._world.note(self.id, "log read", f"for {peer}: compacted up to {result}")
+            detail = f"for {request.peer}: compacted up to {result}"
+            self._world.note(self.id, "log read", detail)
             self.node.on_log_compacted(request, result)
         else:
             previous, entries = result
-            detail = f"for {peer}: {len(entries)} entries after {previous.index}"
+            detail = f"for {request.peer}: {len(entries)} entries after {previous.index}"
             self._world.note(self.id, "log read", detail)
             self.node.on_log_read(request, previous, entries)
 
@@ -385,13 +385,12 @@ class Member:
         # leader.
         is_short = self.id % 2 == 1
         cut = cut._replace(bytes_max=self._swarm.retention_bytes if is_short else 1 << 40)
-        job = (self._write_store, frozen, cut, with_digest)
-        self._later(self.faults.pick_time(), self._run, *job, False)
+        job = (self._write_store, frozen, cut, with_digest, False)
+        self._later(self.faults.pick_time(), self._run, *job)
 
     def _write_store(self, frozen: Frozen, cut: LogCut, with_digest: bool, was_full: bool) -> None:
-        write = partial(self.store.write, frozen.items, frozen.meta)
-        again = (self._write_store, frozen, cut, with_digest)
-        if not self._has_space_for("checkpoint", write, was_full, *again):
+        write, again = partial(self.store.write, frozen.items, frozen.meta), self._write_store
+        if not self._has_space_for("checkpoint", write, was_full, again, frozen, cut, with_digest):
             return
         self._world.note(self.id, "checkpoint", f"at {frozen.position.index}")
         self._later(self.faults.pick_time(), self._run, self._compact, frozen, cut, with_digest)
@@ -410,17 +409,13 @@ class Member:
         if self.wal.first_index != first_index:
             self._world.note(self.id, "compacted", f"to {self.wal.first_index}")
         self._preallocate()
-        keys, digest = len(frozen.items), ""
+        done = frozen.position, len(frozen.items), self.wal.first_index
+        self._later(self.rng.uniform(0, 0.001), self.node.on_checkpoint, *done)
         if with_digest:
-            digest, keys = self.store.digest()
-        self._later(
-            self.rng.uniform(0, 0.001),
-            self.node.on_checkpoint,
-            frozen.position,
-            keys,
-            digest,
-            self.wal.first_index,
-        )
+            stored = self.store.digest()
+            digest = frozen.digest_with(stored) if stored else None
+            took_s = 0.001 + self.faults.pick_time()
+            self._later(took_s, self.node.on_digest, frozen.position.index, digest)
 
     def _preallocate(self) -> None:
         """Make the next segment ahead of need: what `StorageThreads.preallocate` does."""
@@ -476,6 +471,10 @@ class Member:
         found = Corrupt(WAL, 0, f"entries up to {lost_index} are missing")
         self.node_files.record_loss((LOG,), found)
         self.crash(is_power_loss=False, is_silent=False)
+
+    def heal_state(self, detail: str) -> None:
+        self.store.is_damaged, self.is_rotten = True, self.store.is_altered
+        self._later(0.0, partial(self.crash, is_power_loss=False, is_silent=False))
 
     # ---------------------------------------------------------------- snapshots
 

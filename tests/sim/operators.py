@@ -237,7 +237,10 @@ class Operator:
 
     def _insist(self, wish: Wish) -> None:
         up = [i for i in sorted(self._latest().members) if self._members[i].is_up]
-        self._send(self._rng.choice(up), wish, TRIES_MAX + 1)
+        if up:
+            self._send(self._rng.choice(up), wish, TRIES_MAX + 1)
+        else:  # All of them start again, for a snapshot or with another build.
+            self._world.at(LAST_WISH_S / 20, self._insist, wish)
 
 
 class _Request:

@@ -6,14 +6,18 @@ it returns, so a crash finds the last completed one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import msgpack
 from sortedcontainers import SortedDict
 
 from raftha.errors import Corrupt, StorageError, StorageFull
-from raftha.storage.state.checkpoint import SCAN_CHUNK_BYTES, Hasher, StoreCensus, StoreDigest
+from raftha.storage.state.checkpoint import SCAN_CHUNK_BYTES
+from raftha.storage.state.store import Hasher, StoreCensus, StoreDigest
+
+ALIEN_KEY = b"\xffalien"
+"""No command writes it, and no client asks for it."""
 
 
 class DictStore:
@@ -86,9 +90,17 @@ class DictStore:
         self._meta = meta
         self._version += 1
 
-    def digest(self) -> StoreDigest:
+    def digest(
+        self,
+        *,
+        begun: Callable[[], None] = lambda: None,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> StoreDigest | None:
         """Hash the whole contents as of the last checkpoint."""
         assert self._is_open
+        begun()
+        if not is_wanted():
+            return None
         hasher = Hasher()
         for key, value in self._values.items():
             self._check(key)
@@ -107,6 +119,15 @@ class DictStore:
         """Damage the value of `key`, which is there."""
         assert key in self._values
         self._rotten.add(key)
+
+    def alter(self) -> None:
+        """Have a pair that no command has written."""
+        self._values[ALIEN_KEY] = b"1"
+
+    @property
+    def is_altered(self) -> bool:
+        """Whether it has that pair."""
+        return ALIEN_KEY in self._values
 
     def _check(self, key: bytes) -> None:
         if key in self._rotten:

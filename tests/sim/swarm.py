@@ -153,6 +153,10 @@ class Swarm:
     """How often a member changes to another build of the program; see `builds.py`."""
     rollback_every_s: float = 0.0
     """Data directories are put back to earlier copies; see `rollbacks.py`."""
+    digest_every_s: float = 0.0
+    """How often members' states are compared."""
+    alter_every_s: float = 0.0
+    """A state is altered; see `divergences.py`."""
     thread_pause_s: float = 0.0
     """How long a reader's thread may be paused in the middle of a lease read, on average."""
 

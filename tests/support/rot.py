@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from raftha.storage.state.checkpoint import CheckpointStore, Store
+from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.store import Store
 from tests.sim.store import DictStore
 
 

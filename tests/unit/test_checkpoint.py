@@ -17,16 +17,18 @@ from google_crc32c import extend
 from google_crc32c import value as crc32c
 
 from raftha.errors import Corrupt, StorageFailed
-from raftha.storage.state import checkpoint
+from raftha.storage.directory.snapshot import Outgoing
+from raftha.storage.state import checkpoint, lmdb_file
 from raftha.storage.state.checkpoint import (
     CLEAN,
+    COMPACT_EVERY_S,
     SCAN_CHUNK_BYTES,
+    SCAN_PAIRS,
     CheckpointStore,
-    Hasher,
-    Store,
-    StoreDigest,
 )
-from raftha.storage.state.records import pack_record, unpack_record
+from raftha.storage.state.records import PLAIN, are_plain, pack_record, unpack_record
+from raftha.storage.state.state import State
+from raftha.storage.state.store import Hasher, Store, StoreDigest
 from tests.sim.store import DictStore
 from tests.support.rot import rot
 
@@ -43,6 +45,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 def reopened(store: Store, tmp_path: Path) -> Store:
     store.close()
     return store.crash() if isinstance(store, DictStore) else CheckpointStore(tmp_path / "state")
+
+
+def digest_of(store: Store) -> StoreDigest:
+    digest = store.digest()
+    assert digest is not None
+    return digest
 
 
 # --- The contract ---------------------------------------------------------------------------------
@@ -140,7 +148,7 @@ def test_a_digest_depends_on_keys_values_and_where_they_part(store: Store) -> No
     digests = set()
     for items in ([(b"ab", b"c")], [(b"ab", None), (b"a", b"bc")], [(b"a", b"")], [(b"a", None)]):
         store.write(items, b"")
-        digests.add(store.digest().hex)
+        digests.add(digest_of(store))
     assert len(digests) == 4
 
 
@@ -150,7 +158,7 @@ def test_a_digest_does_not_depend_on_history(store: Store) -> None:
     other = DictStore()
     other.write([(b"b", b"4"), (b"c", b"3")], b"z")
     assert store.digest() == other.digest()
-    assert store.digest().keys == 2
+    assert digest_of(store).keys == 2
 
 
 @pytest.mark.parametrize("key", [b"a", b"b", b"c"])
@@ -195,9 +203,38 @@ def test_every_flipped_bit_of_a_record_is_found(value: bytes, expires_us: int | 
 
 
 def test_a_record_with_unknown_flags_is_not_believed() -> None:
-    for body, value in ((b"\x02value", None), (b"\x01short", None), (b"\0value", b"value")):
-        record = body + extend(crc32c(b"key"), body).to_bytes(4, "little")
-        assert unpack_record(b"key", record) == value
+    bodies = (b"\x02value", 0), (b"\x01short", 0), (b"\x01" + bytes(20), PLAIN)
+    for body, mask in bodies:
+        record = body + (extend(crc32c(b"key"), body) ^ mask).to_bytes(4, "little")
+        assert unpack_record(b"key", record) is None
+
+
+def test_sound_records_in_a_row_are_checked_in_one_go() -> None:
+    rng = Random(1)
+    pairs = [(rng.randbytes(rng.randint(1, 20)), rng.randbytes(rng.randint(0, 50))) for _ in "1234"]
+    parts = [part for key, value in pairs for part in (key, pack_record(key, value))]
+    joined = b"".join(parts)
+    assert are_plain(joined) and are_plain(b"")
+    for bit in range(8 * len(joined)):
+        damaged = bytearray(joined)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert not are_plain(bytes(damaged))
+    parts[1], parts[3] = parts[3], parts[1]
+    assert not are_plain(b"".join(parts)), "records have changed places"
+    key, value = pairs[0]
+    assert not are_plain(key + pack_record(key, value, 5) + joined), "a record has flags"
+
+
+def test_a_scan_over_many_pieces_keeps_to_its_bounds_both_ways(store: Store) -> None:
+    pairs = [(b"%04d" % n, b"%d" % n) for n in range(3 * SCAN_PAIRS)]
+    store.write(pairs, b"")
+    for low in (0, 1, SCAN_PAIRS - 1, SCAN_PAIRS, 2 * SCAN_PAIRS + 1):
+        for high in (low, low + 1, low + SCAN_PAIRS, low + SCAN_PAIRS + 1, 3 * SCAN_PAIRS):
+            bounds = b"%04d" % low, b"%04d" % high
+            for limit in (1, SCAN_PAIRS - 1, SCAN_PAIRS, SCAN_PAIRS + 1, 1000):
+                expected = pairs[low:high]
+                assert store.scan(*bounds, limit=limit, reverse=False) == expected[:limit]
+                assert store.scan(*bounds, limit=limit, reverse=True) == expected[::-1][:limit]
 
 
 def test_a_digest_covers_keys_and_values_only(tmp_path: Path) -> None:
@@ -261,7 +298,7 @@ def test_a_clean_end_leaves_a_mark_and_a_start_removes_it(
 ) -> None:
     make_store(tmp_path / "state")
     assert (tmp_path / "state" / CLEAN).exists()
-    monkeypatch.setattr(checkpoint, "verify", lambda path: ["it was verified"])
+    monkeypatch.setattr(lmdb_file, "verify", lambda path: ["it was verified"])
     store = CheckpointStore(tmp_path / "state")
     assert not (tmp_path / "state" / CLEAN).exists()
     store.close()
@@ -358,7 +395,7 @@ def test_an_unclear_error_is_damage_only_if_the_verifier_finds_some(
         store.write([(b"a", b"1")], b"x")
     store.close()
     store = CheckpointStore(tmp_path / "state")
-    monkeypatch.setattr(checkpoint, "verify", lambda path: ["a page is gone"])
+    monkeypatch.setattr(lmdb_file, "verify", lambda path: ["a page is gone"])
     with pytest.raises(Corrupt, match="a page is gone"):
         store.write([(b"a", b"1")], b"x")
     store.close()
@@ -399,12 +436,12 @@ def test_a_digest_and_a_growing_write_keep_each_other_out(tmp_path: Path) -> Non
     store = CheckpointStore(tmp_path / "state", map_bytes_min=128 * KIB)
     store.write([(b"%03d" % n, bytes(2 * KIB)) for n in range(200)], b"")
     first = store.digest()
-    digests: list[StoreDigest] = []
+    digests: list[StoreDigest | None] = []
     hashing = threading.Thread(target=lambda: digests.extend(store.digest() for _ in range(10)))
     hashing.start()
     store.write([(b"x%03d" % n, bytes(20 * KIB)) for n in range(200)], b"")
     hashing.join()
-    assert set(digests) <= {first, store.digest()}
+    assert set(digests) <= {first, store.digest(), None}
     store.close()
 
 
@@ -549,3 +586,113 @@ def test_a_folder_that_cannot_be_made_is_a_storage_failure(tmp_path: Path) -> No
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageFailed, match="file/state"):
         CheckpointStore(tmp_path / "file" / "state")
+
+
+# --- Size -----------------------------------------------------------------------------------------
+
+
+def pages(store: CheckpointStore, value: int, keys: int = 2000) -> None:
+    """Write a checkpoint that replaces all values: 16 MiB of pages."""
+    meta = State(DictStore()).freeze().meta
+    store.write([(b"%05d" % n, bytes([value]) * 4 * KIB) for n in range(keys)], meta)
+
+
+@pytest.fixture
+def small_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (checkpoint, lmdb_file):
+        monkeypatch.setattr(module, "SPARE_BYTES", MIB)
+
+
+@pytest.mark.usefixtures("small_spare")
+def test_a_slow_copy_under_writes_does_not_make_the_file_grow_without_limit(
+    tmp_path: Path,
+) -> None:
+    """The pages that a copy may need can't be used again: it hurries once they are many."""
+    store = CheckpointStore(tmp_path / "state")
+    pages(store, 0)
+    pages(store, 1)
+    values: list[int] = []
+
+    def pause(size: int) -> None:
+        values.append(len(values) + 2)
+        pages(store, values[-1])
+
+    Outgoing(tmp_path / "outgoing").make(store, 1, pause)
+    sizes = store.sizes()
+    assert 1 <= len(values) <= 3
+    assert sizes.file < 6 * sizes.used
+    for value in range(4):
+        pages(store, value)
+    assert store.sizes().file == sizes.file, "free pages are used again"
+    store.close()
+
+
+@pytest.mark.usefixtures("small_spare")
+def test_a_wasteful_file_is_compacted_beside_reads(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state", map_bytes_min=MIB)
+    pages(store, 1)
+    store.write([(b"%05d" % n, None) for n in range(10, 2000)], b"meta")
+    before, version = digest_of(store), store.census([]).version
+    assert store.sizes().is_wasteful
+    stop = threading.Event()
+    found: list[bytes | None] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            found.append(store.get(b"00001"))
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    assert store.compact_if_wasteful(1000.0, lambda: True)
+    stop.set()
+    reading.join()
+    assert set(found) == {b"\1" * 4 * KIB}
+    assert not store.sizes().is_wasteful
+    assert store.sizes().file < MIB
+    assert digest_of(store) == before
+    assert (store.meta(), store.census([]).version > version) == (b"meta", True)
+    assert not store.compact_if_wasteful(1000.0, lambda: True)
+    pages(store, 2)  # The map grows again.
+    store.close()
+    again = CheckpointStore(tmp_path / "state")
+    assert again.get(b"01999") == b"\2" * 4 * KIB
+    again.close()
+
+
+@pytest.mark.usefixtures("small_spare")
+def test_a_compaction_that_is_given_up_changes_nothing(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state")
+    pages(store, 1)
+    store.write([(b"%05d" % n, None) for n in range(10, 2000)], b"meta")
+    before = digest_of(store)
+    assert not store.compact_if_wasteful(1000.0, lambda: False)
+    assert digest_of(store) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    assert not store.compact_if_wasteful(1000.0 + COMPACT_EVERY_S - 1, lambda: True)
+    assert store.compact_if_wasteful(1000.0 + COMPACT_EVERY_S, lambda: True)
+    store.close()
+
+
+@pytest.mark.usefixtures("small_spare")
+def test_a_file_is_not_compacted_while_it_is_being_copied(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state")
+    pages(store, 1)
+    store.write([(b"%05d" % n, None) for n in range(10, 2000)], b"meta")
+    done: list[bool] = []
+    store.copy(lambda piece: done.append(store.compact_if_wasteful(1000.0, lambda: True)))
+    assert done and not any(done)
+    store.close()
+
+
+def test_a_digest_is_of_the_version_at_its_beginning(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state")
+    store.write([(b"a", b"1")], b"")
+    before = digest_of(store)
+    assert store.digest(begun=lambda: store.write([(b"a", b"2"), (b"b", b"3")], b"")) == before
+    assert digest_of(store) != before
+    store.close()
+
+
+def test_a_digest_that_is_no_longer_wanted_is_given_up(store: Store) -> None:
+    store.write([(b"a", b"1")], b"")
+    assert store.digest(is_wanted=lambda: False) is None

@@ -67,7 +67,7 @@ class Surroundings:
     def hang_up(self, peer: int) -> None:
         self.hung_up.append(peer)
 
-    def seal_log(self) -> None:
+    def seal_log(self, commit: int) -> None:
         self.seals += 1
         if self.disk_s is not None:
             self.monitor.write_ended(self.now + self.disk_s)

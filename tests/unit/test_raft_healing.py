@@ -19,7 +19,7 @@ from raftha.core import (
 )
 from raftha.entry import HardState
 from raftha.errors import TransferFailed
-from raftha.events import HaEvent, ReplicaLostLog
+from raftha.events import HaEvent, LogsDiffer, ReplicaLostLog
 from tests.support.core import ELECTION_TICKS, become_leader, chain, core, only, settle, step
 
 HEALING = 1
@@ -214,3 +214,64 @@ def test_a_follower_that_lost_its_tail_is_sent_all_of_it_once_it_heals() -> None
     settle(raft)
     sent = step(raft, AppendReply(1, 2, 1, False, 2, 0, 0, healing_generation=HEALING))
     assert (0, 1) in [(m.prev_index, m.entries[0].index) for m in only(Append, sent) if m.entries]
+
+
+# ---------------------------------------------------------------- a tail that is lost for good
+
+
+def asks(raft: Raft, last_index: int, last_term: int) -> bool:
+    """Whether node 3 gets this node's vote for term 9 with such a log."""
+    request = VoteRequest(1, 3, 9, last_index, last_term, False, False)
+    (reply,) = only(VoteReply, step(raft, request))
+    return reply.granted
+
+
+@pytest.mark.parametrize(("last_index", "granted"), [(3, False), (4, False), (5, True)])
+def test_no_vote_for_a_log_that_lacks_what_is_known_to_be_committed(
+    last_index: int, granted: bool
+) -> None:
+    """Entries 3 to 5 were committed with a voter that has lost them; this node still lacks them."""
+    raft = core(1, 1, 1)
+    step(raft, Append(1, 2, 1, 2, 1, 5, 0, ()))
+    assert raft.log.commit == 2
+    raft.disconnected(2)
+    assert asks(raft, last_index, 1) is granted
+
+
+def test_a_node_that_lacks_what_is_known_to_be_committed_does_not_campaign() -> None:
+    raft = core(1, 1, 1)
+    step(raft, Append(1, 2, 1, 2, 1, 3, 0, ()))
+    for _ in range(10 * ELECTION_TICKS):
+        raft.tick()
+        assert not only(VoteRequest, settle(raft))
+    step(raft, Append(1, 2, 1, 2, 1, 3, 0, tuple(chain(1, after=raft.log.last))))
+    for _ in range(3 * ELECTION_TICKS):
+        raft.tick()
+    assert only(VoteRequest, settle(raft))
+
+
+def conflicts(raft: Raft) -> list[LogsDiffer]:
+    return [event for event in raft.ready().events if isinstance(event, LogsDiffer)]
+
+
+def test_a_leader_without_what_is_committed_here_is_reported_and_not_acknowledged() -> None:
+    """This node alone has kept entry 3, which was acknowledged; the leader has another one."""
+    raft = core(1, 1, 1, 1, hard_state=HardState(1, 0, 3))
+    (other,) = chain(2, after=chain(1, 1)[-1].position)
+    for entries in ((other,), (other, *chain(2, after=other.position))):
+        raft.step(Append(1, 2, 2, 2, 1, 0, 0, entries))
+    (event,) = conflicts(raft)
+    assert (event.leader, event.term) == (2, 2)
+    assert "entry 3, which is committed here, is of term 1, the leader's of term 2" in event.reason
+    assert event.reason in raft.mismatch
+    assert not only(AppendReply, settle(raft))
+    assert raft.log.last_term == 1
+
+
+def test_a_conflict_is_over_when_the_leaders_entries_fit() -> None:
+    raft = core(1, 1, 1, 1, hard_state=HardState(1, 0, 3))
+    (other,) = chain(2, after=chain(1, 1)[-1].position)
+    raft.step(Append(1, 2, 2, 2, 1, 0, 0, (other,)))
+    assert raft.mismatch
+    raft.step(Append(1, 2, 2, 3, 1, 0, 0, tuple(chain(2, after=raft.log.last))))
+    assert not raft.mismatch

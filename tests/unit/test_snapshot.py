@@ -29,7 +29,7 @@ from raftha.storage.directory.snapshot import (
 )
 from raftha.storage.log.disk import RealDisk
 from raftha.storage.log.wal import Wal
-from raftha.storage.state import checkpoint
+from raftha.storage.state import lmdb_file
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.commands import pack_put
 from raftha.storage.state.state import State
@@ -364,7 +364,7 @@ def test_an_installed_snapshot_was_verified_once(
 ) -> None:
     data = prepare(tmp_path, snapshot)
     wal = open_wal(data)
-    monkeypatch.setattr(checkpoint, "verify", lambda path: ["it was verified again"])
+    monkeypatch.setattr(lmdb_file, "verify", lambda path: ["it was verified again"])
     assert install(data, wal)
     CheckpointStore(data / "state").close()
     wal.close()

@@ -217,6 +217,15 @@ def test_a_log_of_another_format_is_no_damage(
     assert not isinstance(caught.value, Corrupt)
 
 
+def test_a_seal_keeps_the_commit_index_of_an_idle_log(open_wal: Callable[[], Wal]) -> None:
+    wal = open_wal()
+    fill(wal, 3)
+    before = wal.hard_state
+    wal.seal(3)
+    wal.seal(2)
+    assert open_wal().hard_state == before._replace(commit=3)
+
+
 def test_damage_to_the_last_write_is_noticed_once_the_log_is_sealed(
     disk: SimulatedDisk, open_wal: Callable[[], Wal]
 ) -> None:

@@ -57,7 +57,7 @@ class HealthHost(Protocol):
         """Close the connection to a silent member, if there is one."""
         ...
 
-    def seal_log(self) -> None:
+    def seal_log(self, commit: int) -> None:
         """Seal the idle log, which writes to the disk, then call `write_ended`."""
         ...
 
@@ -297,7 +297,7 @@ class HealthMonitor:
         is_wanted = not is_well or (is_round and not self._disk.has_worked)
         if not self._disk.is_busy and (is_wanted or self._disk.is_unsealed(now - SEAL_AFTER_S)):
             self._disk.begin(now, is_seal=True)
-            self._host.seal_log()
+            self._host.seal_log(min(self._core.log.commit, self._core.log.persisted))
         if is_round:
             self._disk.has_worked = False
 

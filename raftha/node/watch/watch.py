@@ -9,6 +9,7 @@ leadership.
     lag        how far behind each replica is, and whether there is a quorum (`LagTracker`)
     failover   when leadership changed, and how long each phase took (`FailoverWatch`)
     placement  whether leadership should return to a preferred region (`LeaderPlacement`)
+    divergence whether the members' states are the same (`DivergenceWatch`)
     clocks     whose wall clock is wrong (`ClockWatch`)
 """
 
@@ -20,9 +21,14 @@ from raftha.config import HaConfig
 from raftha.core import Raft
 from raftha.events import HaEvent, LeaderElected
 from raftha.membership import Membership
+from raftha.node.checkpoints import Checkpoints
 from raftha.node.host import Host
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
+    DigestMessage,
+    DigestReport,
+    DigestRequest,
+    DigestVerdict,
     HealthReply,
     HealthRequest,
     PeerMessage,
@@ -31,10 +37,12 @@ from raftha.node.messages import (
 )
 from raftha.node.watch.clocks import ClockWatch
 from raftha.node.watch.disk_space import DiskSpace
+from raftha.node.watch.divergence import Compared, DivergenceWatch
 from raftha.node.watch.failover import FailoverWatch
 from raftha.node.watch.health import HealthMonitor
 from raftha.node.watch.lag import LagTracker
 from raftha.node.watch.placement import LeaderPlacement
+from raftha.storage.state.state import StateDigest
 from raftha.types import ReplicaStatus, ReplicationState
 
 
@@ -48,7 +56,9 @@ class Watch:
         host: Host,
         hand_over: Callable[[Collection[int]], None],
         position: Callable[[], tuple[int, int]],
+        checkpoints: Checkpoints,
         log_clock: LogClock,
+        *,
         now: float,
     ) -> None:
         """`hand_over` makes one of the given nodes the leader, if it can.
@@ -61,6 +71,7 @@ class Watch:
         self._disk_space = DiskSpace(core, host.send, hand_over, config.election_timeout_ms / 1000)
         self._failover = FailoverWatch(core, now)
         self._placement = LeaderPlacement(core, config.regions, hand_over)
+        self._divergence = DivergenceWatch(config, core, host, checkpoints, now)
         self._clocks = ClockWatch(core, log_clock, host.emit, hand_over, config.max_clock_offset_ms)
         self._lag_tracker = LagTracker(
             config,
@@ -79,10 +90,14 @@ class Watch:
         self._health.record_contact(peer, now)
 
     def on_message(
-        self, message: HealthRequest | HealthReply | SpaceReport | ReplicaReport, now: float
+        self,
+        message: HealthRequest | HealthReply | SpaceReport | ReplicaReport | DigestMessage,
+        now: float,
     ) -> None:
-        """A member asks for health, or reports its own, its disk space or its lag table."""
+        """A member asks for health or a digest, or reports one of what the watchers know."""
         match message:
+            case DigestRequest() | DigestReport() | DigestVerdict():
+                self._divergence.on_message(message, now)
             case SpaceReport():
                 self._disk_space.on_message(message, now)
             case ReplicaReport():
@@ -121,6 +136,10 @@ class Watch:
     def on_written(self, now: float) -> float:
         """The write is durable, or the log is sealed; return the seconds that took."""
         return self._health.write_ended(now)
+
+    def on_digest(self, index: int, digest: StateDigest | None) -> None:
+        """The state as of entry `index` is hashed; None if that had to be given up."""
+        self._divergence.on_digest(index, digest)
 
     def on_full(self, place: str, reason: str) -> bool:
         """A write at `place` found no space; return True if this node had space until now."""
@@ -162,6 +181,7 @@ class Watch:
         self._placement.on_tick(now, self._may_lead)
         self._disk_space.on_tick(now, self._may_lead)
         self._lag_tracker.on_tick(now)
+        self._divergence.on_tick(now)
 
     def _may_lead(self, node_id: int) -> bool:
         return self._health.may_lead(node_id) and self._clocks.is_right(node_id)
@@ -172,6 +192,11 @@ class Watch:
     def has_space(self) -> bool:
         """True if this node's disk has space for what it writes."""
         return self._disk_space.has_space
+
+    @property
+    def compared(self) -> Compared:
+        """The last comparison of the members' states."""
+        return self._divergence.last
 
     @property
     def is_majority_full(self) -> bool:
