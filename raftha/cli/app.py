@@ -19,6 +19,7 @@ import typer
 
 from raftha.cli.console import errors_as_lines, print_table
 from raftha.cli.events import events
+from raftha.cli.founding import init
 from raftha.cli.membership import failover, member, recover_quorum
 from raftha.cli.status import status
 from raftha.errors import ConfigError, RafthaError
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(member, name="member")
 app.command()(failover)
+app.command()(init)
 app.command("recover-quorum")(recover_quorum)
 app.command()(status)
 app.command()(events)

@@ -3,10 +3,13 @@
 Theory of operation. Of two members, the one with the higher id dials, and redials whenever the
 connection is lost. The other one listens. Both send `Hello` first. A connection counts once both
 sides have accepted the other's Hello: the same protocol version and cluster, the expected ids, and
-the incarnation that the peer had before. Until then the peer may be anyone. It can send nothing
+a data directory that may speak for its node. Until then the peer may be anyone. It can send nothing
 else, and must be accepted within `HANDSHAKE_TIMEOUT_S` of connecting, TLS handshake included. A
 refused peer receives a `Refusal`, and is counted. `raftha.net.slots` bounds how many incoming
 connections may be undecided at once.
+
+A node without a cluster is accepted by all, and accepts all (`raftha/node/founding.py`). Nodes of
+one cluster with different lineages refuse each other: an operator has forked the cluster's history.
 
 With TLS (`raftha.net.tls`) both sides present certificates before Hello, and the sender of a Hello
 must be the node that its connection's certificate names.
@@ -14,7 +17,8 @@ must be the node that its connection's certificate names.
 A removed node learns of its removal when it dials, or at once if it is connected. One with a low
 id, which was away at that time, would wait for peers that never dial it. So a node that a member
 hasn't dialled for `ASK_S` dials that member, and receives the answer. This is also how the members
-find a new node that knows none of them, because all of its `members` have left the cluster.
+find a new node that knows none of them, because all of its `members` have left the cluster. Only
+an accepted peer whose incarnation this node's log records can tell it that it was removed.
 
 The node learns of a lost connection at once (`on_disconnected`), since for a follower this is the
 best sign that its leader died. The transport never resends: Raft does, and a copy kept here would
@@ -35,10 +39,11 @@ from typing import Any, Protocol, cast
 from raftha.config import parse_address
 from raftha.errors import WireError
 from raftha.net.addresses import bind, look_up
+from raftha.net.introductions import OTHER_DISK, difference
 from raftha.net.refusals import Refusals
 from raftha.net.slots import Slots
 from raftha.net.tls import PeerTls, TlsServer, describe, handshake_failure
-from raftha.net.wire import PROTOCOL_VERSION, FrameReader, Hello, Refusal, encode
+from raftha.net.wire import FrameReader, Hello, Refusal, encode
 from raftha.node.messages import PeerMessage
 
 HANDSHAKE_TIMEOUT_S = 5.0
@@ -101,6 +106,7 @@ class Transport:
         self._removed: frozenset[int] = frozenset()
         self._refusals = Refusals(log, f"peer refused node={hello.sender}")
         self._hello = hello
+        self._recorded: Mapping[int, int] = {}
         self._receiver = receiver
         self._random = random
         self._tls = tls
@@ -148,10 +154,27 @@ class Transport:
             if isinstance(server, TlsServer):
                 server.renew(tls.server)
 
-    def set_members(self, addresses: Mapping[int, str], removed: frozenset[int]) -> None:
-        """Dial those of the members that this node has to dial, and refuse the removed ones."""
+    def introduce(self, *, cluster_id: str, incarnation: int, stance: int) -> None:
+        """Say this of the own node in each Hello from now on."""
+        self._hello = self._hello._replace(
+            cluster_id=cluster_id, incarnation=incarnation, stance=stance
+        )
+
+    def set_members(
+        self,
+        addresses: Mapping[int, str],
+        removed: frozenset[int],
+        recorded: Mapping[int, int] | None = None,
+        lineage: str = "",
+    ) -> None:
+        """Dial those of the members that this node has to dial, and refuse the removed ones.
+
+        `recorded` has the incarnations that the membership records, of this `lineage`.
+        """
         self._is_paused = False
         self._members, self._removed = dict(addresses), removed
+        self._recorded = recorded or {}
+        self._hello = self._hello._replace(lineage=lineage)
         self._hosts = {peer: hosts for peer, hosts in self._hosts.items() if peer in addresses}
         for peer, address in addresses.items():
             # A name is added once it has been looked up, a numeric address at once.
@@ -316,15 +339,13 @@ class Transport:
             self._slots.set_members(set().union(*self._hosts.values()))
 
     def greeting(self, peer: int) -> bytes:
-        return encode(self._hello._replace(to=peer))
+        return encode(self._hello._replace(to=peer, recorded=self._recorded.get(peer, 0)))
 
     def judge(self, connection: Connection, hello: Hello) -> str:
         """Why `hello` is refused; "" if the connection now counts."""
-        own = self._hello
-        if hello.protocol_version != PROTOCOL_VERSION:
-            return f"protocol version {hello.protocol_version}, here it is {PROTOCOL_VERSION}"
-        if hello.cluster_id != own.cluster_id:
-            return f"cluster {hello.cluster_id}, here it is {own.cluster_id}"
+        reason = difference(self._hello, hello)
+        if reason:
+            return reason
         if hello.to != self.id:
             return f"meant for node {hello.to}, this is node {self.id}"
         if hello.sender == self.id:
@@ -343,6 +364,10 @@ class Transport:
         if not is_expected:
             return f"node {hello.sender} is not expected to dial this node"
         return self._receiver.check_hello(hello)
+
+    def may_report_removal(self, hello: Hello) -> bool:
+        """Whether this accepted peer is a member that the own log knows, disk and all."""
+        return hello.incarnation == self._recorded.get(hello.sender, 0) != 0
 
     def check_certificate(self, connection: Connection, node_id: int) -> str:
         """Why the certificate of `connection` isn't that of `node_id`; "" if it is, or no TLS."""
@@ -397,6 +422,7 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._made_at = asyncio.get_running_loop().time()
         self._peer: int | None = None
+        self._hello: Hello | None = None
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._closed = asyncio.get_running_loop().create_future()
@@ -511,6 +537,9 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         reason = self._owner.judge(self, frame)
         if reason:
+            if self.expected is None and reason in (REMOVED, OTHER_DISK):
+                # The peer believes this only of a node that has introduced itself.
+                self._transport.write(self._owner.greeting(frame.sender))
             self._transport.write(encode(Refusal(reason, reason == REMOVED)))
             self._owner.refused(self.remote, reason)
             self._is_abandoned = True
@@ -520,15 +549,14 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         if self.expected is None:
             self._transport.write(self._owner.greeting(frame.sender))
-        self._peer = frame.sender
+        self._peer, self._hello = frame.sender, frame
         self._reader.is_greeted = True
         self._owner.accepted(self, frame)
 
     def _on_refusal(self, refusal: Refusal) -> None:
-        # Only a known peer can report a removal: the one dialled, or one whose Hello was accepted.
-        speaker = self._peer if self._peer is not None else self.expected
-        is_member = speaker is not None and not self._owner.check_certificate(self, speaker)
-        if refusal.is_removed and is_member:
+        # What listens at a member's address need not be that member.
+        is_known = self._hello is not None and self._owner.may_report_removal(self._hello)
+        if refusal.is_removed and is_known:
             self.end = "removed"
             self._owner.on_removed()
         elif refusal.reason == SHUTDOWN and self._peer is not None:

@@ -56,7 +56,7 @@ from raftha.node.messages import (
 )
 from raftha.types import ReplicaState
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 FRAME_BYTES_MAX = 32 << 20
 HELLO_BYTES_MAX = 1024
 INT_MAX = 1 << 63
@@ -70,7 +70,12 @@ _TLS_HANDSHAKE = b"\x16\x03"
 
 
 class Hello(NamedTuple):
-    """The identity of the sender and of the intended receiver. The first frame each way."""
+    """The identity of the sender and of the intended receiver. The first frame each way.
+
+    `cluster_id` is "" for a node that has no cluster yet, `lineage` for one without a log.
+    `recorded`: the incarnation of the receiver by the sender's membership, 0 if there is none.
+    `stance` is a `Stance` (`raftha/node/founding.py`). `nonce`: a random number of this start.
+    """
 
     protocol_version: int
     cluster_id: str
@@ -78,6 +83,11 @@ class Hello(NamedTuple):
     to: int
     incarnation: int
     client_address: str
+    cluster_name: str = ""
+    lineage: str = ""
+    recorded: int = 0
+    stance: int = 0
+    nonce: int = 0
 
 
 class Refusal(NamedTuple):

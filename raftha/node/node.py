@@ -46,7 +46,6 @@ from raftha.events import (
 )
 from raftha.membership import Membership
 from raftha.node.administration import Administration
-from raftha.node.bootstrap import applied_membership
 from raftha.node.checkpoints import Checkpoints
 from raftha.node.host import Host
 from raftha.node.lease_reads import LeaseReads
@@ -76,6 +75,7 @@ from raftha.node.operations import (
 )
 from raftha.node.pending import PendingOperations
 from raftha.node.reads import ReadQueue
+from raftha.node.role_name import STOPPED, role_name
 from raftha.node.senders import SenderCheck
 from raftha.node.snapshots import Snapshots
 from raftha.node.watch.watch import Watch
@@ -84,7 +84,6 @@ from raftha.storage.state.state import State
 from raftha.types import HaStatus, ReplicationState
 
 EXPIRY_TICKS = 5
-STOPPED = "stopped"
 REMOVED = "this node was removed from the cluster"
 
 
@@ -94,7 +93,6 @@ class Node:
     def __init__(
         self,
         config: HaConfig,
-        cluster_id: str,
         core: Raft,
         state: State,
         host: Host,
@@ -102,10 +100,10 @@ class Node:
         random_below: Callable[[int], int],
     ) -> None:
         self.config = config
-        self.cluster_id = cluster_id
         self.core = core
         self.state = state
         self.failure = ""
+        self.waits_for: Callable[[], str] = str
         self.lease_reads = LeaseReads(core, state, clock.boottime_ns, host.statistics.lease_reads)
         self._client_addresses = {config.node_id: config.client_address}
         self._host = host
@@ -128,7 +126,7 @@ class Node:
             host.statistics.reads,
             uncounted=Node.status,
         )
-        membership = applied_membership(state, config)
+        membership = core.log.first_membership
         self._administration = Administration(core, membership, host.send, pending.deliver, now)
         self._snapshots = Snapshots(
             core,
@@ -238,11 +236,11 @@ class Node:
         self._watch.on_stepped(message, now)
         self._host.wake()
 
-    def on_connected(self, peer: int, client_address: str) -> None:
-        """A connection to a peer was established."""
+    def on_connected(self, peer: int, client_address: str, incarnation: int = 0) -> None:
+        """A connection to a peer with this data directory was established."""
         self._client_addresses[peer] = client_address
         self._host.emit(ReplicaConnected(reporter=self.core.id, node_id=peer))
-        self.core.connected(peer)
+        self.core.connected(peer, incarnation)
         self._watch.on_connected(peer, self._clock.monotonic())
         self._snapshots.on_connected(peer)
         if peer == self.core.leader:
@@ -463,6 +461,11 @@ class Node:
             self.deliver(operation, sent)
         self._host.flush()
 
+    def replace(self) -> Sequence[Operation]:
+        """End this node, which never had a cluster; its operations are for the one after it."""
+        self.failure = STOPPED
+        return self._pending.all()
+
     def status(self) -> HaStatus:
         """Return this node's current status."""
         core, log, now = self.core, self.core.log, self._clock.monotonic()
@@ -472,8 +475,8 @@ class Node:
             is_primary=core.is_leader and not self.failure,
             has_lease=core.leases.holds(),
             node_id=core.id,
-            cluster_id=self.cluster_id,
-            role=self._role(),
+            cluster_id=core.membership.cluster_id,
+            role=role_name(core, self.failure, is_waiting=bool(self.waits_for())),
             term=core.term,
             leader_id=None if self.failure else core.leader,
             first_index=log.first_index,
@@ -485,6 +488,7 @@ class Node:
             sequence=self.state.applied.last_sequence,
             is_healing=core.is_healing,
             failure="" if self.failure == STOPPED else self.failure,
+            waits_for=self.waits_for(),
             replicas=self._watch.statuses(now, self._client_addresses),
             removed=tuple(sorted(core.membership.removed)),
             replication_state=(ReplicationState.FAILED if self.failure else self._watch.state(now)),
@@ -492,8 +496,3 @@ class Node:
             rpo_commands=rpo_commands,
             rpo_bytes=rpo_bytes,
         )
-
-    def _role(self) -> str:
-        if not self.failure:
-            return "removed" if self.core.is_removed else self.core.role.value
-        return STOPPED if self.failure == STOPPED else "failed"

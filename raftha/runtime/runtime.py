@@ -49,16 +49,17 @@ from raftha.membership import Membership
 from raftha.net import certificate_renewal
 from raftha.net.certificate_renewal import Renewal
 from raftha.net.transport import Transport
-from raftha.net.wire import PROTOCOL_VERSION, Hello
+from raftha.net.wire import Hello
 from raftha.node.bootstrap import HEARTBEAT_TICKS, make_core
 from raftha.node.checkpoints import LogCut
 from raftha.node.messages import PeerMessage
 from raftha.node.node import Node
 from raftha.node.operations import Operation, ReadOperation
 from raftha.node.statistics import Statistics
-from raftha.runtime import forks
+from raftha.runtime import forks, introductions
 from raftha.runtime.callers import Results, SubmitQueue, ThreadWaiter
 from raftha.runtime.event_bus import EventBus
+from raftha.runtime.founding import Waiting
 from raftha.runtime.logs import log_event
 from raftha.runtime.node_storage import NodeStorage
 from raftha.storage.directory.datadir import DataDirectory
@@ -85,6 +86,8 @@ class Runtime:
         self._tls = self._renewal.load()
         self._machine = machine
         self._reopening: asyncio.Task[None] | None = None
+        self._waiting: Waiting | None = None
+        self._carried: Sequence[Operation] = ()
         self._submitted = SubmitQueue(config.submit_queue_bytes_max)
         self._results = Results()
         self.statistics = Statistics()
@@ -96,15 +99,9 @@ class Runtime:
         self._clock = SystemClock()
         self._process = os.getpid()
         self._open_all()
-        hello = Hello(
-            PROTOCOL_VERSION,
-            config.cluster_id,
-            config.node_id,
-            0,
-            self._data.incarnation,
-            config.client_address,
-        )
+        hello = introductions.make_hello(config, self._data)
         self._transport = Transport(hello, config.own_address, self, self._random.random, self._tls)
+        self._introduce()
         self._thread = threading.Thread(
             target=self._run, name=f"raftha-{config.node_id}", daemon=True
         )
@@ -119,7 +116,8 @@ class Runtime:
             opened.callback(forks.remove_node, self)
             if forks.is_inherited(Path(config.data_dir)):
                 raise Forked
-            self._data = DataDirectory(Path(config.data_dir), config.cluster_id, config.node_id)
+            path = Path(config.data_dir)
+            self._data = DataDirectory(path, config.cluster_name, config.node_id)
             opened.callback(self._data.close)
             self.node = self._open()
             forks.renew_in_child(self, Runtime._end_lease)
@@ -155,7 +153,7 @@ class Runtime:
             return node
 
     def _make_node(self, open_node: OpenNode) -> Node:
-        config = self.config
+        config, data = self.config, self._data
         wal, state, entries = open_node
         self._data.record_promise(config.lease_ms)
         core = make_core(
@@ -165,12 +163,24 @@ class Runtime:
             state,
             entries,
             self._random.randrange,
-            healing_generation=self._data.healing_generation,
-            promised_ms=self._data.promised_ms,
+            healing_generation=data.healing_generation,
+            promised_ms=data.promised_ms,
             clock_ns=self._clock.boottime_ns,
         )
-        return Node(
-            config, config.cluster_id, core, state, self, self._clock, self._random.randrange
+        if core.membership.cluster_id and not data.cluster_id:
+            data.join(core.membership.cluster_id, heals=False)  # It was cut off while it founded.
+        node = Node(config, core, state, self, self._clock, self._random.randrange)
+        self._waiting = None
+        if not data.cluster_id:
+            self._waiting = Waiting(config, data, self._clock.monotonic, self._become)
+            node.waits_for = self._waiting.message
+        return node
+
+    def _introduce(self) -> None:
+        data, waiting = self._data, self._waiting
+        stance = introductions.stance_of(data) if waiting is None else waiting.stance
+        self._transport.introduce(
+            cluster_id=data.cluster_id, incarnation=data.incarnation, stance=stance
         )
 
     def _end_lease(self) -> None:
@@ -332,22 +342,34 @@ class Runtime:
             self._reopening = self._loop.create_task(self._reopen(lost))
             self.node.fail("", Unavailable(message), Disconnected(message))
 
-    async def _reopen(self, lost: Corrupt | None) -> None:
+    def _become(self, message: str, change: Callable[[], None]) -> None:
+        """Begin again as a member: `change` is made to the disk between. No call fails for it."""
+        log.info("node=%d %s", self.config.node_id, message)
+        with self._submitted.lock:
+            self._reopening = self._loop.create_task(self._reopen(None, change))
+            self._carried = self.node.replace()
+
+    async def _reopen(self, lost: Corrupt | None, change: Callable[[], None] | None = None) -> None:
         await self._transport.pause()
         try:
             if not await self._close_files():
                 raise StorageFailed("the disk hangs")
+            if change is not None:
+                await self._loop.run_in_executor(None, change)
             node = await self._loop.run_in_executor(None, self._open, lost)
         except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
             self._reopening = None
             self.node.failure = ""
-            self._fail(error)
+            self._fail(error)  # With what was carried.
             self._drain()
             return
         self._threads.start()
         self._threads.preallocate()
         self.node, self._reopening = node, None
+        self._introduce()
         self.set_members(node.membership)
+        carried, self._carried = self._carried, ()
+        node.submit(carried)
         self._drain()
         self.wake()
 
@@ -366,6 +388,8 @@ class Runtime:
         interval_s = self.config.heartbeat_interval_ms / 1000 / HEARTBEAT_TICKS
         if not self.node.failure:
             self.node.on_tick()
+            if self._waiting is not None:
+                self._waiting.on_tick()
         # A process that was paused doesn't make up for missed ticks: the other nodes kept time.
         due = max(due, self._loop.time() - interval_s) + interval_s
         self._loop.call_at(due, self._tick, due)
@@ -502,7 +526,8 @@ class Runtime:
             for node_id, member in membership.members.items()
             if node_id != self.config.node_id
         }
-        self._transport.set_members(addresses, membership.removed)
+        recorded = {i: member.incarnation for i, member in membership.members.items()}
+        self._transport.set_members(addresses, membership.removed, recorded, membership.lineage)
 
     def on_refused(self) -> None:
         self.statistics.peers_refused += 1
@@ -513,6 +538,7 @@ class Runtime:
 
     def end_healing(self, generation: int) -> None:
         self._data.end_healing(generation)
+        self._introduce()
         self.node.on_healed(generation)
 
     def deliver(self, waiter: Any, result: Any) -> None:
@@ -548,17 +574,21 @@ class Runtime:
 
     def on_message(self, message: PeerMessage) -> None:
         if not self.node.failure:
-            self.node.on_message(message)
+            (self._waiting or self.node).on_message(message)
 
     def on_connected(self, peer: int, hello: Hello) -> None:
-        if not self.node.failure:
-            self.node.on_connected(peer, hello.client_address)
+        if self.node.failure:
+            return
+        if self._waiting is not None:
+            self._waiting.on_connected(peer, hello)
+            return
+        self.node.on_connected(peer, hello.client_address, hello.incarnation)
+        if introductions.must_heal(self.node.core, self._data.incarnation, hello):
+            self.heal_log(self.node.core.log.last_index)
 
     def on_disconnected(self, peer: int, reason: str) -> None:
         if not self.node.failure:
-            self.node.on_disconnected(peer, reason)
+            (self._waiting or self.node).on_disconnected(peer, reason)
 
     def check_hello(self, hello: Hello) -> str:
-        if self._data.check_peer(hello.sender, hello.incarnation):
-            return ""
-        return f"node {hello.sender} has lost its data directory and can't return under its old id"
+        return introductions.refusal(self.node.core, hello)

@@ -51,6 +51,8 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("put back", "directories put back to earlier copies, which lack acknowledged entries"),
         ("damage found", "damages found, upon which the node begins to heal from the others"),
         ("healed", "nodes that healed, and vote again"),
+        ("joined", "nodes with empty directories that joined the cluster"),
+        ("wiped and healed", "nodes that lost their directories, and were healed"),
         ("wiped", "nodes that lost their directories, and came back under their old ids"),
         ("stranger refused", "times that such a node was refused"),
     ),
