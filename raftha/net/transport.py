@@ -366,8 +366,12 @@ class Transport:
         return self._receiver.check_hello(hello)
 
     def may_report_removal(self, hello: Hello) -> bool:
-        """Whether this accepted peer is a member that the own log knows, disk and all."""
-        return hello.incarnation == self._recorded.get(hello.sender, 0) != 0
+        """Whether this accepted peer is a member that the own log knows, disk and all.
+
+        A node without a log knows none, and has nothing to lose.
+        """
+        is_known = hello.incarnation == self._recorded.get(hello.sender, 0) != 0
+        return is_known or not any(self._recorded.values())
 
     def check_certificate(self, connection: Connection, node_id: int) -> str:
         """Why the certificate of `connection` isn't that of `node_id`; "" if it is, or no TLS."""

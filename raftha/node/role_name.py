@@ -11,6 +11,6 @@ def role_name(core: Raft, failure: str, *, is_waiting: bool) -> str:
     """The `role` of a node's status; `failure` is `Node.failure`."""
     if failure:
         return STOPPED if failure == STOPPED else "failed"
-    if is_waiting:
-        return "waiting"
-    return "removed" if core.is_removed else core.role.value
+    if core.is_removed:
+        return "removed"
+    return "waiting" if is_waiting else core.role.value

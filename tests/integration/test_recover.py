@@ -80,7 +80,7 @@ def test_a_survivor_becomes_the_cluster_and_new_nodes_join(
     assert cluster.call(survivor, "GET", "after") == b"recovery"
     assert cluster.call(lost[0], "GET", "after") is None
     with pytest.raises(ReplyError, match="was removed"):
-        cluster.add_replica(lost[0])
+        cluster.call(survivor, "RAFTHA", "ADD", lost[0], "127.0.0.1:1")
 
 
 def test_the_recovery_leaves_a_record(cluster: LocalCluster) -> None:

@@ -54,7 +54,6 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("joined", "nodes with empty directories that joined the cluster"),
         ("wiped and healed", "nodes that lost their directories, and were healed"),
         ("wiped", "nodes that lost their directories, and came back under their old ids"),
-        ("stranger refused", "times that such a node was refused"),
     ),
     "the cluster": (
         ("leader", "elections won"),

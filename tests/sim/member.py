@@ -515,6 +515,7 @@ class Member:
         assert self.node is not None
         self.may_crash()
         self.node_files.end_healing(generation)
+        self._world.counts["wiped and healed"] += self.incarnation > 1 and generation == 2
         self._world.note(self.id, "healed", f"generation {generation}")
         self._later(self.rng.uniform(0, 0.001), self.node.on_healed, generation)
 

@@ -74,6 +74,7 @@ class Operator:
         self.wiped = 0
         """The member that has lost its data directory, and isn't healed or removed yet; 0 for
         none."""
+        self._last_wiped = 0
         self._is_patient = world.stream("patience").random() < 0.7
         """Whether it waits until such a member has healed, rather than remove it."""
         if swarm.is_late:
@@ -172,7 +173,10 @@ class Operator:
     def _wipe_one(self, candidates: set[int]) -> None:
         """Where the others are a majority."""
         if len(candidates) > 0 and len(voters(self._latest())) > 2:
-            self._wipe(self._members[self._rng.choice(sorted(candidates))])
+            is_again = self._last_wiped in candidates and self._rng.random() < 0.6
+            chosen = self._last_wiped if is_again else self._rng.choice(sorted(candidates))
+            self._last_wiped = chosen
+            self._wipe(self._members[chosen])
 
     def _see_return(self) -> None:
         """Whether the member that was wiped is whole again."""
@@ -181,7 +185,6 @@ class Operator:
             recorded = self._latest().recorded(member.id)
             is_whole = member.has_cluster and not member.node_files.is_healing
             if is_whole and recorded == member.incarnation:
-                self._world.counts["wiped and healed"] += 1
                 self.wiped = 0
 
     def _wipe(self, victim: Member) -> None:

@@ -289,7 +289,7 @@ def test_a_node_with_another_data_directory_cannot_tell_a_member_that_it_was_rem
         members = free_members(2)
         one = Peer(1, {1: members[1]}, None)
         two = Peer(2, members, None)
-        two.recorded = {1: recorded}
+        two.recorded = {1: recorded, 2: 1}
         await one.start(frozenset({2}))
         await two.start()
         await wait_until_async(lambda: two.refused >= 3)
