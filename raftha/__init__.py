@@ -44,6 +44,8 @@ from raftha.errors import (
     StorageFull,
     TransferFailed,
     Unavailable,
+    UpgradePending,
+    UpgradeRequired,
 )
 from raftha.events import EventKind, HaEvent
 from raftha.manager import HaManager, ReplicationManager
@@ -119,6 +121,8 @@ __all__ = [
     "Transaction",
     "TransferFailed",
     "Unavailable",
+    "UpgradePending",
+    "UpgradeRequired",
     "__version__",
     "aio",
     "command",

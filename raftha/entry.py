@@ -21,10 +21,10 @@ Entry, little endian:
         16     8  time_us         leader's clock, microseconds since 1970 UTC, never going backwards
         24     8  last_sequence
         32    16  hash
-        48     1  kind            1 batch, 2 no-op, 3 membership
+        48     1  kind            1 batch, 2 no-op, 3 membership, 4 administration
         49     3  zero
         52     4  payload size
-        56     -  payload         a batch: groups in sequence; a membership: see `membership.py`
+        56     -  payload         a batch: groups in sequence; others: see `EntryKind`
 
 Group:
 
@@ -56,14 +56,17 @@ assert ENTRY_HEADER_BYTES == 56 and GROUP_HEADER_BYTES == 32
 
 
 class EntryKind(enum.IntEnum):
-    """The kind of an entry's payload."""
+    """The kind of an entry's payload.
+
+    A membership is described in `raftha/membership.py`, an administrative entry in
+    `raftha/storage/state/versions.py`. An entry of a kind that isn't here comes from a later
+    version: a log may hold it, and a node that must apply it stops.
+    """
 
     BATCH = 1
     NOOP = 2
     MEMBERSHIP = 3
-
-
-_KINDS = frozenset(EntryKind)
+    ADMIN = 4
 
 
 class LogPosition(NamedTuple):
@@ -143,8 +146,8 @@ def decode_entry(data: bytes) -> Entry:
     index, term, time_us, last_sequence, digest, kind, size = _ENTRY.unpack_from(data)
     if size != len(data) - ENTRY_HEADER_BYTES:
         raise ValueError(f"entry {index} declares {size} payload bytes, has {len(data) - 56}")
-    if kind not in _KINDS:
-        raise ValueError(f"entry {index} is of unknown kind {kind}")
+    if kind == 0:
+        raise ValueError(f"entry {index} is of no kind")
     return Entry(index, term, time_us, last_sequence, digest, kind, data)
 
 

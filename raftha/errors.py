@@ -24,6 +24,18 @@ class ConfigError(RafthaError):
     """A setting is wrong, or doesn't match the data directory."""
 
 
+class UpgradeRequired(ConfigError):
+    """This node doesn't support what the cluster's log uses. Nothing is lost: upgrade the node."""
+
+    HINT = (
+        "install a version of your program that supports it, and start this node again; "
+        "nothing is lost, and the other members go on"
+    )
+
+    def __init__(self, message: str, *, hint: str = HINT) -> None:
+        super().__init__(message, hint=hint)
+
+
 class Rejected(RafthaError):
     """The operation did not happen and will not."""
 
@@ -81,6 +93,17 @@ class NotAvailable(Rejected):
 
 class MembershipChangePending(Rejected):
     """The previous membership change isn't committed yet. Members change one at a time."""
+
+
+class UpgradePending(Rejected):
+    """Not all members support this yet. `nodes` are the ids of those that don't, as far as known.
+
+    Upgrade them. A member that doesn't answer counts as one that doesn't: start or remove it.
+    """
+
+    def __init__(self, message: str, nodes: tuple[int, ...] = (), *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.nodes = nodes
 
 
 class ReplicaTooSlow(Rejected):

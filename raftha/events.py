@@ -28,6 +28,8 @@ class EventKind(enum.StrEnum):
     REMOVED = "removed"
     REPLICA_CONNECTED = "replica_connected"
     REPLICA_DISCONNECTED = "replica_disconnected"
+    REPLICA_UNSUPPORTED = "replica_unsupported"
+    CLUSTER_UPGRADED = "cluster_upgraded"
     REPLICA_ADDED = "replica_added"
     REPLICA_REMOVED = "replica_removed"
     REPLICATION_LAG_WARNING = "replication_lag_warning"
@@ -210,6 +212,32 @@ class ReplicaDisconnected(HaEvent):
     kind: ClassVar[EventKind] = EventKind.REPLICA_DISCONNECTED
     node_id: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaUnsupported(HaEvent):
+    """A node runs a version that can't take part in this cluster; `reason` says why.
+
+    Its `node_id` is the reporter's own if this node is the one to be upgraded: it has stopped.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.REPLICA_UNSUPPORTED
+    node_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterUpgraded(HaEvent):
+    """All members support more than before, and from now on the cluster uses it.
+
+    `protocol`, `machine_version`: the versions in use. `commands`: how many commands of the state
+    machine may be called. From here on, a node that supports less can't take part.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.CLUSTER_UPGRADED
+    protocol: int
+    machine_version: int
+    commands: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

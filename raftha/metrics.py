@@ -43,6 +43,8 @@ _NUMBERS = (
     ("commit_index", "The last entry that is committed, as far as this node knows."),
     ("applied_index", "The last entry whose commands this node has applied."),
     ("checkpoint_index", "The last entry whose effects LMDB holds durably."),
+    ("protocol_version", "The protocol that the cluster uses."),
+    ("machine_version", "The version of the state machine that the cluster uses."),
 )
 
 
@@ -100,6 +102,14 @@ def _of_node(status: HaStatus) -> Iterator[Metric]:
     yield _gauge("leader_id", "The node that leads; 0 if none is known.", status.leader_id or 0)
     for name, text in _NUMBERS:
         yield _gauge(name, text, getattr(status, name))
+    yield _gauge(
+        "upgrade_waits_for",
+        "Members that keep the cluster from using all that this node supports.",
+        len(status.upgrade_waits_for),
+    )
+    info = GaugeMetricFamily("raftha_info", "1 for this version.", labels=["version"])
+    info.add_metric([status.version], 1.0)
+    yield info
     yield CounterMetricFamily(
         "raftha_commands_applied",
         "Commands applied over the cluster's life: the sequence number.",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from raftha.version import VERSION
+
 
 class ReplicationMode(enum.StrEnum):
     """When the caller of a write is released. The commit rule is the same in all modes."""
@@ -191,6 +193,9 @@ class ReplicaStatus:
     `lag_sequences`: the number of commands that it has not applied. `match_sequence`: a lower bound
     of the last command in its log. `applied_index`, `applied_sequence`: the last entry and command
     that its state has applied. `last_heard_ms`: the time since its last message to the leader.
+
+    `version`: its version of raftha, "" if this node isn't connected to it. `machine_version`: the
+    newest version of the state machine that it supports.
     """
 
     node_id: int
@@ -209,6 +214,8 @@ class ReplicaStatus:
     lag_ms: int = 0
     lag_sequences: int = 0
     last_heard_ms: int = 0
+    version: str = ""
+    machine_version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +239,11 @@ class HaStatus:
     `replication_lag_ms`: the largest lag of a voter. `rpo_commands`, `rpo_bytes`: what is lost if
     this node dies for good now: commands handed to it that it doesn't know to be committed. None of
     them was acknowledged; acknowledged writes are on a majority of the disks.
+
+    `version`: this node's version of raftha. `protocol_version`, `machine_version`: what the
+    cluster uses by the log, as far as this node has applied it; 0 before its first leader has
+    recorded it.
+    `upgrade_waits_for`: the members that keep the cluster from using all that this node supports.
 
     `events_dropped`: events lost because `on_event` or a stream was too slow. `event_errors`: how
     often `on_event` raised. `fire_forget`: the outcomes of this manager's `async_fire_forget`
@@ -265,6 +277,10 @@ class HaStatus:
     replication_lag_ms: int = 0
     rpo_commands: int = 0
     rpo_bytes: int = 0
+    version: str = VERSION
+    protocol_version: int = 0
+    machine_version: int = 0
+    upgrade_waits_for: tuple[int, ...] = ()
     backup_state: None = None
     pitr_sequence: None = None
 

@@ -30,6 +30,7 @@ from raftha.node.operations import (
     AT_ONCE,
     MAJORITY,
     AcknowledgedWrite,
+    CallOperation,
     DigestOperation,
     GroupOperation,
     MembershipOperation,
@@ -98,11 +99,21 @@ class Calls:
         return self._write(commands.pack_transaction(*parts, self._value_bytes_max), mode, quorum)
 
     def execute(self, name: str, args: Sequence[Any], mode: Mode, quorum: Quorum) -> WriteOperation:
-        return self._write(commands.pack_call(name, args), mode, quorum)
+        return self._call(commands.pack_call(name, args), name, mode, quorum)
 
     def submit(self, packed: bytes, mode: Mode, quorum: Quorum) -> WriteOperation:
-        commands.check_packed(packed)
+        name = commands.check_packed(packed)
+        if name:
+            return self._call(packed, name, mode, quorum)
         return self._write(packed, mode, quorum)
+
+    def _call(self, packed: bytes, name: str, mode: Mode, quorum: Quorum) -> WriteOperation:
+        acks = self._acks
+        if mode is not None or quorum is not None:
+            acks = acks_of(self._config.replication, mode, quorum)
+        if acks == AT_ONCE:
+            return CallOperation(RELEASED, 0.0, packed, name)
+        return CallOperation(None, 0.0, packed, name, acks)
 
     def _write(self, packed: bytes, mode: Mode, quorum: Quorum) -> WriteOperation:
         acks = self._acks
@@ -122,10 +133,10 @@ class Calls:
     def submit_once(
         self, session: int, number: int, floor: int, packed: Sequence[bytes]
     ) -> GroupOperation:
-        check_group(session, number, floor, packed)
+        names = check_group(session, number, floor, packed)
         # A client that numbers its groups needs their outcomes, whatever the config's mode.
         acks = MAJORITY if self._acks == AT_ONCE else self._acks
-        return GroupOperation(None, 0.0, session, number, floor, list(packed), acks)
+        return GroupOperation(None, 0.0, session, number, floor, list(packed), acks, names=names)
 
     # ---------------------------------------------------------------- reads
 

@@ -40,7 +40,7 @@ LAG_BLOCKS = 8
 LAG_RED_MS = 5_000
 
 NUMBERS = ("term", "leader", "commit", "applied", "sequence")
-COLUMNS = ("node", "role", "state", "region", *NUMBERS, "lag", "address")
+COLUMNS = ("node", "role", "state", "region", *NUMBERS, "lag", "version", "address")
 EXPENDABLE = ("sequence", "commit", "leader", "term", "applied", "region")
 """Columns to drop, in this order, where space is short; the rest shows which nodes are well."""
 WIDTH_MAX = 10_000
@@ -117,7 +117,23 @@ def _footnote(nodes: Nodes) -> str:
     ]
     removed = find_removed(nodes)
     gone = f"removed for good: {', '.join(map(str, removed))}\n" if removed else ""
-    return "".join(failures) + gone
+    return "".join(failures) + gone + _versions(nodes)
+
+
+def _versions(nodes: Nodes) -> str:
+    """What the cluster uses, by the node that has seen most of the log, and what holds it back."""
+    statuses = [node["status"] for node in nodes if node["status"] is not None]
+    if not statuses:
+        return ""
+    used = max(statuses, key=lambda status: status["applied_index"])
+    if not used.get("protocol_version"):
+        return ""
+    protocol, machine = printable(used["protocol_version"]), printable(used["machine_version"])
+    line = f"in use: protocol {protocol}, state machine version {machine}\n"
+    waits_for = sorted({i for status in statuses for i in status.get("upgrade_waits_for", ())})
+    if waits_for:
+        line += f"an upgrade waits for node {', '.join(map(printable, waits_for))}\n"
+    return line
 
 
 def _no_leader(nodes: Nodes) -> str:
@@ -188,6 +204,9 @@ def _cells(node: Mapping[str, Any], nodes: Nodes) -> dict[str, str]:
             "applied": _shown(status["applied_index"]),
             "sequence": _shown(status["sequence"]),
         }
+        others = {other["status"].get("version") for other in nodes if other["status"] is not None}
+        if len(others) > 1:
+            cells["version"] = _shown(status.get("version", ""))
     return cells
 
 

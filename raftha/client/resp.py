@@ -22,6 +22,7 @@ The first word of an error says what happened to the request. `error_from_reply`
     TRANSFERFAILED  TransferFailed           no
     CHANGEPENDING   MembershipChangePending  no
     REPLICATOOSLOW  ReplicaTooSlow           not yet: the node is a learner
+    UPGRADEPENDING  UpgradePending           no
     SESSIONEXPIRED  SessionExpired           not by this try; maybe by an earlier one
     STORAGEFULL     StorageFull              no
     ACKTIMEOUT      AcknowledgementTimeout   yes, but not on all the disks wanted
@@ -56,6 +57,7 @@ from raftha.errors import (
     StorageFull,
     TransferFailed,
     Unavailable,
+    UpgradePending,
 )
 from raftha.extras import extra
 from raftha.storage.state.commands import COMMAND_BYTES_MAX
@@ -322,6 +324,7 @@ _WORDS: tuple[tuple[type[RafthaError], str], ...] = (
     (TransferFailed, "TRANSFERFAILED"),
     (MembershipChangePending, "CHANGEPENDING"),
     (ReplicaTooSlow, "REPLICATOOSLOW"),
+    (UpgradePending, "UPGRADEPENDING"),
     (SessionExpired, "SESSIONEXPIRED"),
     (StorageFull, "STORAGEFULL"),
     (StorageError, "STORAGEFAILED"),
@@ -335,6 +338,7 @@ _CLASSES: dict[str, type[RafthaError]] = {
     "TRANSFERFAILED": TransferFailed,
     "CHANGEPENDING": MembershipChangePending,
     "REPLICATOOSLOW": ReplicaTooSlow,
+    "UPGRADEPENDING": UpgradePending,
     "SESSIONEXPIRED": SessionExpired,
     "STORAGEFULL": StorageFull,
     "STORAGEFAILED": StorageFailed,

@@ -9,7 +9,7 @@ a while, and gets it back before it counts again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 
 from raftha.config import MEMBERS_MAX
 
@@ -32,17 +32,25 @@ class DurableIndexes:
             if index > known.get(node_id, 0):
                 known[node_id] = index
 
+    def record(self, commit: int, matches: Mapping[int, int]) -> None:
+        """As the leader: record what each member's disk has, up to the commit index."""
+        known = self._known
+        for node_id, match in matches.items():
+            index = min(match, commit)
+            if index > known.get(node_id, 0):
+                known[node_id] = index
+
     def holders(self, index: int) -> Iterator[int]:
         """The members that have this committed entry, in no order."""
         return (node_id for node_id, last in self._known.items() if last >= index)
 
 
-def encode_behind(commit: int, matches: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+def encode_behind(commit: int, matches: Mapping[int, int]) -> tuple[int, ...]:
     """For each member, its id and how many entries up to `commit` its disk lacks.
 
     These are small numbers, nearly always 0, because they travel with every append.
     """
     behind: list[int] = []
-    for node_id, match in matches:
+    for node_id, match in matches.items():
         behind += (node_id, commit - match if match < commit else 0)
     return tuple(behind)

@@ -63,20 +63,20 @@ class Follower:
             return
         log.commit_to(max(log.commit, min(message.commit, agreed)))
         log.compact_index = max(log.compact_index, message.compact_index)
-        self._election.send(
-            AppendReply(
-                to=message.sender,
-                sender=self.id,
-                term=self._election.term,
-                ok=True,
-                index=agreed,
-                hint_index=0,
-                hint_term=0,
-                applied=log.applied,
-                applied_sequence=log.applied_sequence,
-                healing_generation=self._healing_generation.current,
-            )
+        # By position, in the order of the fields: names double its time, and a write waits for it.
+        reply = AppendReply(
+            message.sender,
+            self.id,
+            self._election.term,
+            True,  # ok
+            agreed,
+            0,  # No hint.
+            0,
+            log.applied,
+            log.applied_sequence,
+            self._healing_generation.current,
         )
+        self._election.send(reply)
 
     def reject(self, leader: int, index: int, hint_index: int = 0, hint_term: int = 0) -> None:
         """Reply that the entry at `index` doesn't match, or that the leader's term is over."""

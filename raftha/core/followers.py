@@ -8,7 +8,7 @@ snapshot of the state (`SnapshotRequest`). `leader.py` counts the replies, and d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from raftha.core.durable_indexes import encode_behind
 from raftha.core.log import RaftLog, fitting
@@ -83,8 +83,11 @@ class Followers:
     def send_append(self, peer: int) -> None:
         """Send the entries the follower lacks, within its limits; a probe if there are none."""
         progress = self.progress[peer]
-        assert progress.next <= self._log.last_index + 1, "the next entry to send is in the log"
+        last_index = self._log.last_index
+        assert progress.next <= last_index + 1, "the next entry to send is in the log"
         while not progress.is_paused:
+            if progress.mode is Mode.REPLICATE and progress.next > last_index:
+                return
             previous_index = progress.next - 1
             previous_term = self._log.term(previous_index)
             if previous_term is None:
@@ -102,8 +105,6 @@ class Followers:
                     )
                 return
             entries = self._log.slice(progress.next, self._config.append_bytes_max)
-            if not entries and progress.mode is Mode.REPLICATE:
-                return
             self._send_entries(peer, progress, previous_index, previous_term, entries)
 
     def _send_entries(
@@ -154,18 +155,19 @@ class Followers:
         previous_term: int,
         entries: tuple[Entry, ...],
     ) -> None:
-        commit, compact = self._log.commit, self._log.compact_index
+        commit = self._log.commit
         progress.commit_sent = commit
+        # By position, in the order of the fields: names double its time, and a write waits for it.
         message = Append(
-            to=peer,
-            sender=self.id,
-            term=self.term,
-            prev_index=previous_index,
-            prev_term=previous_term,
-            commit=commit,
-            compact_index=compact,
-            entries=entries,
-            behind=self.behind(commit),
+            peer,
+            self.id,
+            self.term,
+            previous_index,
+            previous_term,
+            commit,
+            self._log.compact_index,
+            entries,
+            self.behind(commit),
         )
         self._send(message)
 
@@ -228,11 +230,12 @@ class Followers:
 
     # ---------------------------------------------------------------- what each disk has
 
-    def matches(self) -> Iterator[tuple[int, int]]:
-        """Each member, and the last entry that counts as being on its disk."""
-        yield self.id, self._log.persisted
+    def matches(self) -> dict[int, int]:
+        """For each member, the last entry that counts as being on its disk."""
+        matches = {self.id: self._log.persisted}
         for peer, progress in self.progress.items():
-            yield peer, progress.counted
+            matches[peer] = progress.counted
+        return matches
 
     def behind(self, commit: int) -> tuple[int, ...]:
         """How far each member's disk is behind `commit`, encoded for messages.
@@ -255,7 +258,7 @@ class Followers:
         for peer, progress in self.progress.items():
             if not progress.watched_index:
                 continue
-            matches, voters = dict(self.matches()), self._log.membership.voters
+            matches, voters = self.matches(), self._log.membership.voters
             holders = sum(matches[voter] >= progress.watched_index for voter in voters)
             if holders > progress.watched_holders:
                 progress.watched_holders = holders

@@ -97,7 +97,6 @@ class Leadership:
         """Handle a follower's reply or request of this term."""
         if message.sender not in self.progress:
             return  # It was removed in the meantime.
-        self._followers.disks_changed()
         if isinstance(message, AppendReply | HeartbeatReply):
             self._record_generation(message.sender, message.healing_generation)
         match message:
@@ -213,6 +212,7 @@ class Leadership:
             self.advance_commit()
         elif generation != progress.healing_generation:
             progress.lost(generation)
+            self._followers.disks_changed()
         if progress.is_healing and progress.heals_at is None:
             self._events.append(ReplicaHealing(reporter=self.id, node_id=peer))
             progress.heals_at = self.append(EntryKind.NOOP, b"", 0, 0)
@@ -258,6 +258,10 @@ class Leadership:
         changed = self._log.membership.changed(membership)
         assert len(changed) <= 1, "memberships differ by one node"
         return self.append(EntryKind.MEMBERSHIP, membership.encode(), 0, 0)
+
+    def propose_admin(self, payload: bytes) -> int | None:
+        """Append an administrative entry; None until an entry of this term is committed."""
+        return self.append(EntryKind.ADMIN, payload, 0, 0) if self.can_read else None
 
     def on_membership(self) -> None:
         """The log's membership has changed: follow new members, forget those that left."""
@@ -327,39 +331,32 @@ class Leadership:
     def advance_commit(self) -> None:
         """A disk has more of the log: commit what a quorum holds, and record which disks do."""
         self._followers.disks_changed()
-        before = self._log.commit
-        self._commit()
+        before, matches = self._log.commit, self._followers.matches()
+        self._commit(matches)
         commit = self._log.commit
         if commit != before:
-            self._check_commit(before, commit)
-        self._log.durable_indexes.learn(commit, self._followers.behind(commit))
+            self._check_commit(before, commit, matches)
+        self._log.durable_indexes.record(commit, matches)
 
-    def _check_commit(self, before: int, commit: int) -> None:
+    def _check_commit(self, before: int, commit: int, matches: Mapping[int, int]) -> None:
         """Assert the conditions that make a new commit index safe."""
-        log, progress, membership = self._log, self.progress, self._log.membership
-        holders = 0
-        for voter in membership.voters:
-            match = log.persisted if voter == self.id else progress[voter].counted
-            holders += match >= commit
+        membership = self._log.membership
+        holders = sum([matches[voter] >= commit for voter in membership.voters])
         assert commit > before, "commit never goes back"
         assert holders >= membership.quorum, "committed entries are on the disks of a quorum (R3)"
         assert self._has_committed, "only entries of this term are committed by counting (R4)"
 
-    def _commit(self) -> None:
+    def _commit(self, matches: Mapping[int, int]) -> None:
         """Commit the entries that a quorum has on disk, if the last is of this term (R3, R4)."""
-        membership = self._log.membership
-        everywhere = min((p.match for p in self.progress.values()), default=self._log.persisted)
-        compact_index = min(everywhere, self._log.persisted)
-        self._log.compact_index = max(self._log.compact_index, compact_index)
-        matches = sorted(
-            (self._log.persisted if voter == self.id else self.progress[voter].counted)
-            for voter in membership.voters
-        )
-        index = matches[-membership.quorum]
-        if index <= self._log.commit or not self._may_commit(index):
+        log, membership = self._log, self._log.membership
+        everywhere = min([log.persisted, *[p.match for p in self.progress.values()]])
+        log.compact_index = max(log.compact_index, everywhere)
+        ordered = sorted([matches[voter] for voter in membership.voters])
+        index = ordered[-membership.quorum]
+        if index <= log.commit or not self._may_commit(index):
             return
-        assert matches[-1] <= self._log.last_index, "no disk has more than the leader's log"
-        self._log.commit_to(index)
+        assert ordered[-1] <= log.last_index, "no disk has more than the leader's log"
+        log.commit_to(index)
         if self._leases.current is None:
             self._renew_lease()
         for peer, progress in self.progress.items():

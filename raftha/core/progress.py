@@ -84,7 +84,7 @@ class Progress:
     @property
     def counted(self) -> int:
         """Up to where it counts for a quorum: `match`, or 0 while it heals."""
-        return 0 if self.is_healing else self.match
+        return 0 if self.healing_generation % 2 else self.match
 
     def lost(self, generation: int) -> None:
         """It has lost its log since its last reply, with all that it acknowledged before.

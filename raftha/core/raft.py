@@ -311,6 +311,12 @@ class Raft:
             return None
         return self._leadership.append(EntryKind.BATCH, payload, count, time_us)
 
+    def propose_admin(self, payload: bytes) -> int | None:
+        """Append an administrative entry; its index, or None if this node can't take it now."""
+        if self._leadership is None or not self.can_propose:
+            return None
+        return self._leadership.propose_admin(payload)
+
     def change_membership(self, membership: Membership) -> int:
         """Append a new membership; its index. NotLeader, MembershipChangePending."""
         if self._leadership is None:

@@ -14,6 +14,9 @@ import socket
 from concurrent.futures import Executor
 from functools import partial
 
+SILENCE_S = 10
+"""The kernel ends a connection whose other side is silent for this long."""
+
 
 async def look_up(host: str, port: int, threads: Executor | None) -> list[str]:
     """The numeric addresses of `host`, best first. OSError or UnicodeError if it has none.
@@ -54,3 +57,11 @@ async def bind(host: str, port: int) -> list[socket.socket]:
             listener.close()
         raise
     return bound
+
+
+def notice_silence(connection: socket.socket) -> None:
+    """Have the kernel end a connection whose other side has vanished."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_S)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_S // 2)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)

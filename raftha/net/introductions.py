@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raftha.net.wire import PROTOCOL_VERSION, Hello
+from raftha.net.wire import Hello
 from raftha.node.founding import Stance
 
 FORKED = "recover-quorum has forked the cluster's history"
@@ -12,8 +12,6 @@ _STANCES = frozenset(Stance)
 
 def difference(own: Hello, other: Hello) -> str:
     """Why `other` can't be of the same cluster as `own`; "" if it can."""
-    if other.protocol_version != PROTOCOL_VERSION:
-        return f"protocol version {other.protocol_version}, here it is {PROTOCOL_VERSION}"
     if other.cluster_name != own.cluster_name:
         return f"cluster {other.cluster_name!r}, here it is {own.cluster_name!r}"
     if other.cluster_id and own.cluster_id and other.cluster_id != own.cluster_id:
@@ -23,3 +21,16 @@ def difference(own: Hello, other: Hello) -> str:
     if other.stance not in _STANCES:
         return f"stance {other.stance} is unknown"
     return ""
+
+
+def no_common_protocol(own: Hello, other: Hello) -> str:
+    """Why the two share no protocol, and which of them to upgrade; "" if they share one."""
+    is_older = other.protocol_version < own.protocol_oldest
+    if not is_older and other.protocol_oldest <= own.protocol_version:
+        return ""
+    oldest = other.protocol_oldest or other.protocol_version if is_older else other.protocol_oldest
+    return (
+        f"node {other.sender} speaks protocol {oldest} to {other.protocol_version}, node "
+        f"{own.sender} {own.protocol_oldest} to {own.protocol_version}: upgrade node "
+        f"{other.sender if is_older else own.sender}"
+    )

@@ -8,8 +8,7 @@ else, and must be accepted within `HANDSHAKE_TIMEOUT_S` of connecting, TLS hands
 refused peer receives a `Refusal`, and is counted. `raftha.net.slots` bounds how many incoming
 connections may be undecided at once.
 
-A node without a cluster is accepted by all, and accepts all (`raftha/node/founding.py`). Nodes of
-one cluster with different lineages refuse each other: an operator has forked the cluster's history.
+A node without a cluster is accepted by all, and accepts all (`raftha/node/founding.py`).
 
 With TLS (`raftha.net.tls`) both sides present certificates before Hello, and the sender of a Hello
 must be the node that its connection's certificate names.
@@ -38,8 +37,8 @@ from typing import Any, Protocol, cast
 
 from raftha.config import parse_address
 from raftha.errors import WireError
-from raftha.net.addresses import bind, look_up
-from raftha.net.introductions import OTHER_DISK, difference
+from raftha.net.addresses import bind, look_up, notice_silence
+from raftha.net.introductions import OTHER_DISK, difference, no_common_protocol
 from raftha.net.refusals import Refusals
 from raftha.net.slots import Slots
 from raftha.net.tls import PeerTls, TlsServer, describe, handshake_failure
@@ -50,7 +49,6 @@ HANDSHAKE_TIMEOUT_S = 5.0
 REDIAL_MIN_S, REDIAL_MAX_S = 0.02, 0.5
 ASK_S = 2.0
 OUTGOING_BYTES_MAX = 64 << 20
-SILENCE_S = 10
 HOSTS_MAX = 16
 """Numeric addresses of one member that are kept."""
 CLOSE_S = 1.0
@@ -81,6 +79,10 @@ class Receiver(Protocol):
 
     def on_refused(self) -> None:
         """A connection was refused, or closed for a violation of the protocol."""
+        ...
+
+    def on_unsupported(self, peer: int, reason: str) -> None:
+        """A member was refused, because the two have no protocol in common."""
         ...
 
     def check_hello(self, hello: Hello) -> str:
@@ -154,11 +156,9 @@ class Transport:
             if isinstance(server, TlsServer):
                 server.renew(tls.server)
 
-    def introduce(self, *, cluster_id: str, incarnation: int, stance: int) -> None:
+    def introduce(self, **changes: Any) -> None:
         """Say this of the own node in each Hello from now on."""
-        self._hello = self._hello._replace(
-            cluster_id=cluster_id, incarnation=incarnation, stance=stance
-        )
+        self._hello = self._hello._replace(**changes)
 
     def set_members(
         self,
@@ -343,7 +343,10 @@ class Transport:
 
     def judge(self, connection: Connection, hello: Hello) -> str:
         """Why `hello` is refused; "" if the connection now counts."""
-        reason = difference(self._hello, hello)
+        reason = no_common_protocol(self._hello, hello)
+        if reason:
+            self._on_unsupported(connection, hello, reason)
+        reason = reason or difference(self._hello, hello)
         if reason:
             return reason
         if hello.to != self.id:
@@ -372,6 +375,11 @@ class Transport:
         """
         is_known = hello.incarnation == self._recorded.get(hello.sender, 0) != 0
         return is_known or not any(self._recorded.values())
+
+    def _on_unsupported(self, connection: Connection, hello: Hello, reason: str) -> None:
+        is_member = hello.cluster_id == self._hello.cluster_id and hello.sender in self._members
+        if is_member and not self.check_certificate(connection, hello.sender):
+            self._receiver.on_unsupported(hello.sender, reason)
 
     def check_certificate(self, connection: Connection, node_id: int) -> str:
         """Why the certificate of `connection` isn't that of `node_id`; "" if it is, or no TLS."""
@@ -498,7 +506,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         remote = transport.get_extra_info("peername")
         self.remote, self.host = str(remote), str(remote[0]) if remote else ""
-        _notice_silence(transport.get_extra_info("socket"))
+        notice_silence(transport.get_extra_info("socket"))
         self.certificate = transport.get_extra_info("peercert")
         if not self._owner.opened(self):
             self._drop("this node accepts no connections now")
@@ -590,11 +598,3 @@ class Connection(asyncio.Protocol):
             if isinstance(exc, TimeoutError):
                 self.end = "timeout"
             self._owner.closed(self, self._peer)
-
-
-def _notice_silence(connection: socket.socket) -> None:
-    """Have the kernel end a connection whose other side has vanished."""
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_S)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_S // 2)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)

@@ -51,12 +51,13 @@ from raftha.node.messages import (
     SnapshotChunk,
     SnapshotReply,
     SpaceReport,
+    Supported,
     TransferReply,
     TransferRequest,
 )
 from raftha.types import ReplicaState
+from raftha.version import PROTOCOL_OLDEST
 
-PROTOCOL_VERSION = 6
 FRAME_BYTES_MAX = 32 << 20
 HELLO_BYTES_MAX = 1024
 INT_MAX = 1 << 63
@@ -72,6 +73,10 @@ _TLS_HANDSHAKE = b"\x16\x03"
 class Hello(NamedTuple):
     """The identity of the sender and of the intended receiver. The first frame each way.
 
+    The sender speaks the protocols from `protocol_oldest` to `protocol_version`. The code and
+    `protocol_version` stay the first two values of this frame for ever, so that two nodes of any
+    versions can tell each other why they can't talk. Later versions add fields at the end.
+
     `cluster_id` is "" for a node that has no cluster yet, `lineage` for one without a log.
     `recorded`: the incarnation of the receiver by the sender's membership, 0 if there is none.
     `stance` is a `Stance` (`raftha/node/founding.py`). `nonce`: a random number of this start.
@@ -83,6 +88,7 @@ class Hello(NamedTuple):
     to: int
     incarnation: int
     client_address: str
+    protocol_oldest: int = PROTOCOL_OLDEST
     cluster_name: str = ""
     lineage: str = ""
     recorded: int = 0
@@ -130,6 +136,7 @@ _CODES: dict[type[Any], int] = {
     DurableIndexesReply: 25,
     Healed: 26,
     ReplicaReport: 27,
+    Supported: 28,
 }
 _WITH_DURABLE_INDEXES = frozenset((Append, Heartbeat, DurableIndexesReply))
 _Fields: TypeAlias = tuple[type[Any], tuple[type, ...]]
@@ -137,17 +144,22 @@ _CLASSES: dict[int, _Fields] = {
     code: (cls, tuple(get_origin(kind) or kind for kind in get_type_hints(cls).values()))
     for cls, code in _CODES.items()
 }
+_APPEND_ENTRIES = 1 + Append._fields.index("entries")
+"""The place of an append's entries in its frame, behind the code."""
+_pack = msgpack.Packer().pack
+"""One packer for all threads. It packs numbers, strings and arrays of these without releasing the
+GIL; to make one for each message takes as long as to use it."""
 _GREETINGS = {_CODES[cls]: _CLASSES[_CODES[cls]] for cls in (Hello, Refusal)}
-_GREETING_FIELDS_MAX = 1 + max(len(kinds) for _, kinds in _GREETINGS.values())
+_GREETING_FIELDS_MAX = 32
+"""More fields than this version knows, for the Hello of a later one."""
 
 
 def encode(message: Frame) -> bytes:
     """The frame that carries `message`."""
-    fields: tuple[Any, ...] = message
-    if isinstance(message, Append):
-        entries = [entry.data for entry in message.entries]
-        fields = message._replace(entries=entries)  # type: ignore[arg-type]  # as bytes
-    body: bytes = msgpack.packb((_CODES[type(message)], *fields))
+    fields: list[Any] = [_CODES[type(message)], *message]
+    if type(message) is Append:
+        fields[_APPEND_ENTRIES] = [entry.data for entry in message.entries]
+    body: bytes = _pack(fields)
     assert len(body) <= FRAME_BYTES_MAX, "senders keep messages below this limit"
     return _LENGTH.pack(len(body)) + body
 
@@ -156,7 +168,7 @@ def decode_greeting(body: bytes) -> Hello | Refusal:
     """Decode the body of a first frame. WireError unless it is a Hello or a Refusal."""
     if len(body) > HELLO_BYTES_MAX:
         raise WireError(f"the first frame has {len(body)} bytes, over the limit {HELLO_BYTES_MAX}")
-    message = _build(_unpack(body, _GREETING_FIELDS_MAX), _GREETINGS)
+    message = _build(_of_this_version(_unpack(body, _GREETING_FIELDS_MAX)), _GREETINGS)
     assert isinstance(message, Hello | Refusal), "there are no other classes in _GREETINGS"
     return message
 
@@ -173,6 +185,22 @@ def decode(body: bytes) -> Frame:
     if cls is ReplicaReport:
         return cast(Frame, message._replace(rows=_decode_rows(message.rows)))
     return _with_entries(message) if cls is Append else cast(Frame, message)
+
+
+def _of_this_version(values: Any) -> Any:
+    """A greeting of any version with the fields of this one.
+
+    Fields that a later version adds are left out. The missing ones of an earlier version are empty:
+    the receiver refuses that version by its number.
+    """
+    if type(values) is not tuple or len(values) < 2 or values[0] != _CODES[Hello]:
+        return values
+    _, kinds = _GREETINGS[values[0]]
+    known = values[: 1 + len(kinds)]
+    version = known[1]
+    if type(version) is int and version < PROTOCOL_OLDEST:
+        known += tuple(kind() for kind in kinds[len(known) - 1 :])
+    return known
 
 
 def _unpack(body: bytes, array_length_max: int) -> Any:
@@ -244,7 +272,9 @@ def _with_entries(message: Append) -> Append:
         index, term = entry.index, entry.term
     if term > message.term:
         raise WireError(f"an append of term {message.term} holds an entry of term {term}")
-    return message._replace(entries=tuple(entries))
+    fields: list[Any] = [*message]
+    fields[_APPEND_ENTRIES - 1] = tuple(entries)
+    return Append(*fields)
 
 
 class FrameReader:

@@ -30,6 +30,7 @@ from raftha.errors import (
     RequestTimeout,
     TransferFailed,
     Unavailable,
+    UpgradePending,
 )
 from raftha.membership import Membership
 from raftha.node.messages import (
@@ -46,7 +47,13 @@ ASKS_UNTIL_OTHERS = 4
 
 _REFUSALS: dict[str, type[Rejected]] = {
     kind.__name__: kind
-    for kind in (InvalidRequest, MembershipChangePending, ReplicaTooSlow, TransferFailed)
+    for kind in (
+        InvalidRequest,
+        MembershipChangePending,
+        ReplicaTooSlow,
+        TransferFailed,
+        UpgradePending,
+    )
 }
 
 
@@ -60,8 +67,13 @@ class Administration:
         send: Callable[[AdminMessage], None],
         deliver: Callable[[Operation, Any], None],
         now: Callable[[], float],
+        why_unfit: Callable[[int], str] = lambda node_id: "",
     ) -> None:
-        """`membership` is the one that this node's state has applied."""
+        """`membership` is the one that this node's state has applied.
+
+        `why_unfit` says why a node's version can't take part in the cluster, "" if it can.
+        """
+        self._why_unfit = why_unfit
         self.applied = membership
         self._core = core
         self._send = send
@@ -313,6 +325,9 @@ class Administration:
         member = membership.members.get(node_id)
         if not core.is_leader:
             raise NotLeader(core.leader)
+        unfit = self._why_unfit(node_id) if request.adds else ""
+        if unfit:
+            raise UpgradePending(f"node {node_id} can't join: {unfit}", (node_id,))
         if not request.adds:
             if node_id in membership.removed:
                 return

@@ -52,17 +52,20 @@ def check_consistency(
     return True, max_staleness_ms / 1000
 
 
-def check_group(session: int, number: int, floor: int, packed: Sequence[bytes]) -> None:
-    """Raise InvalidRequest unless these can be a group of a client's session."""
+def check_group(session: int, number: int, floor: int, packed: Sequence[bytes]) -> tuple[str, ...]:
+    """Raise InvalidRequest unless these can be a group of a client's session.
+
+    Returns the names of the state machine's commands that it calls.
+    """
     for name, value in (("session", session), ("number", number), ("floor", floor)):
         check_count(name, value)
     if not (session and 0 < floor <= number):
         raise InvalidRequest("session and floor must be at least 1, and floor at most number")
-    for command in packed:
-        commands.check_packed(command)
+    names = {commands.check_packed(command) for command in packed}
     size = sum(map(len, packed))
     if size > commands.COMMAND_BYTES_MAX or len(packed) > commands.ARRAY_MAX:
         raise InvalidRequest(
             f"a group has at most {commands.ARRAY_MAX} commands and"
             f" {commands.COMMAND_BYTES_MAX} bytes, got {len(packed)} and {size}"
         )
+    return tuple(sorted(names - {""}))

@@ -50,7 +50,8 @@ def make_core(
     """Make the core of a node with this data on its disk.
 
     `entries` follow the last entry that `state` has applied. `promised_ms` is the longest lease
-    promise that the node may have given.
+    promise that the node may have given. UpgradeRequired if the committed log uses what this node
+    doesn't support.
     """
     core_config = CoreConfig(
         node_id=config.node_id,
@@ -62,6 +63,7 @@ def make_core(
         promised_ms=promised_ms,
         clock_drift_max=config.clock_drift_max,
     )
+    state.check_supported(e for e in entries if e.index <= hard_state.commit)
     membership = applied_membership(state, config)
     log = RaftLog(first_index, state.applied, entries, core_config.window_bytes_max, membership)
     return Raft(core_config, hard_state, log, random_below, healing_generation, clock_ns)

@@ -124,6 +124,24 @@ class ReplicaReport(NamedTuple):
     rows: tuple[ReplicaRow, ...]
 
 
+class Supported(NamedTuple):
+    """What the sender's build supports (`raftha.storage.state.versions.Abilities`).
+
+    `asks`: the sender doesn't know yet what the receiver supports. `commands` is packed, since it
+    may have more items than any other array of a small message.
+    """
+
+    to: int
+    sender: int
+    asks: bool
+    release: str
+    protocol_oldest: int
+    protocol: int
+    machine_oldest: int
+    machine: int
+    commands: bytes
+
+
 class SnapshotChunk(NamedTuple):
     """A part of the snapshot offered as `snapshot_id`, starting at byte `offset` of the file.
 
@@ -172,4 +190,5 @@ PeerMessage = (
     | HealthMessage
     | SpaceReport
     | ReplicaReport
+    | Supported
 )

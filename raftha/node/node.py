@@ -6,10 +6,9 @@ everything that arrived since the last turn. It never waits, and it never touche
 or a clock itself. So the same code runs on an event loop with real threads (`raftha.runtime`) and
 in the simulator, where a seed decides clock and disk.
 
-A node has eight collaborators: the core and the state; writes, reads, checkpoints, snapshots and
-administration, each with the operations or messages that it answers; and the watch over health,
-lag, failovers, disk space and placement. They don't know the node. Results for callers go through
-`PendingOperations`.
+A node has nine collaborators: the core and the state; writes, reads, checkpoints, snapshots,
+administration and upgrades, each with its operations or messages; and the watch. They don't know
+the node. Results for callers go through `PendingOperations`.
 
 A turn: queued groups become one batch if no write is under way -> the core decides what to write,
 send, apply and read -> the host gets all of it -> futures are completed, all together.
@@ -61,10 +60,12 @@ from raftha.node.messages import (
     SnapshotChunk,
     SnapshotReply,
     SpaceReport,
+    Supported,
     TransferReply,
     TransferRequest,
 )
 from raftha.node.operations import (
+    CallOperation,
     DigestOperation,
     GroupOperation,
     MembershipOperation,
@@ -75,13 +76,14 @@ from raftha.node.operations import (
 )
 from raftha.node.pending import PendingOperations
 from raftha.node.reads import ReadQueue
-from raftha.node.role_name import STOPPED, role_name
 from raftha.node.senders import SenderCheck
 from raftha.node.snapshots import Snapshots
+from raftha.node.status import STOPPED, StatusReport
+from raftha.node.upgrades import Upgrades
 from raftha.node.watch.watch import Watch
 from raftha.node.writes import Writes
 from raftha.storage.state.state import State
-from raftha.types import HaStatus, ReplicationState
+from raftha.types import HaStatus
 
 EXPIRY_TICKS = 5
 REMOVED = "this node was removed from the cluster"
@@ -103,7 +105,6 @@ class Node:
         self.core = core
         self.state = state
         self.failure = ""
-        self.waits_for: Callable[[], str] = str
         self.lease_reads = LeaseReads(core, state, clock.boottime_ns, host.statistics.lease_reads)
         self._client_addresses = {config.node_id: config.client_address}
         self._host = host
@@ -119,15 +120,18 @@ class Node:
         self._reads = ReadQueue(
             core,
             pending,
-            self._execute,
+            lambda operation: operation.read(self),
             host.wake,
             random_below(1 << 32),
             timeout_s,
             host.statistics.reads,
             uncounted=Node.status,
         )
-        membership = core.log.first_membership
-        self._administration = Administration(core, membership, host.send, pending.deliver, now)
+        self._upgrades = Upgrades(core, state, host, self._writes, pending.deliver, now)
+        applied = core.log.first_membership
+        self._administration = Administration(
+            core, applied, host.send, pending.deliver, now, self._upgrades.why_unfit
+        )
         self._snapshots = Snapshots(
             core,
             host.snapshots,
@@ -142,10 +146,18 @@ class Node:
         )
         hand_over = self._administration.hand_over
         self._watch = Watch(config, core, host, hand_over, self._position, now())
+        self.report = StatusReport(
+            core=core,
+            state=state,
+            writes=self._writes,
+            checkpoints=self._checkpoints,
+            watch=self._watch,
+            upgrades=self._upgrades,
+            client_addresses=self._client_addresses,
+        )
         self._committed_before = core.log.commit
         self._turn_at = now()
-        self._next_expiry = float("inf")
-        self._ticks = 0
+        self._next_expiry, self._ticks = float("inf"), 0
 
     def _position(self) -> tuple[int, int]:
         """The last index and sequence that the state has applied."""
@@ -176,6 +188,8 @@ class Node:
         for kind, alike in groupby(operations, type):
             if kind is WriteOperation and takes_writes:
                 self._writes.add(cast(Iterator[WriteOperation], alike))
+            elif kind is CallOperation and takes_writes:
+                self._upgrades.admit(cast(Iterator[CallOperation], alike))
             elif kind is ReadOperation and not self.core.is_removed:
                 self._reads.submit(cast(Iterator[ReadOperation], alike), self._clock.monotonic())
             else:
@@ -194,16 +208,13 @@ class Node:
             case WriteOperation() | GroupOperation() if refusal:
                 self.deliver(operation, StorageFull(refusal))
             case WriteOperation() | GroupOperation():
-                self._writes.add_checked(operation)
+                self._upgrades.admit((operation,))
             case TransferOperation():
                 self._administration.begin_transfer(operation)
             case MembershipOperation():
                 self._administration.begin_change(operation)
             case _:
                 raise AssertionError(f"unknown operation {operation!r}")
-
-    def _execute(self, operation: ReadOperation) -> Any:
-        return operation.read(self)
 
     def deliver(self, operation: Operation, result: Any) -> None:
         """Deliver an operation's result; its caller is released at the end of the turn."""
@@ -231,6 +242,8 @@ class Node:
                 self._snapshots.on_message(message)
             case HealthRequest() | HealthReply() | SpaceReport() | ReplicaReport():
                 self._watch.on_message(message, now)
+            case Supported():
+                self._upgrades.on_message(message)
             case _:
                 self.core.step(message)
         self._watch.on_stepped(message, now)
@@ -243,16 +256,18 @@ class Node:
         self.core.connected(peer, incarnation)
         self._watch.on_connected(peer, self._clock.monotonic())
         self._snapshots.on_connected(peer)
+        self._upgrades.on_connected(peer)
         if peer == self.core.leader:
             self._on_leader()
         self._host.wake()
 
     def on_disconnected(self, peer: int, reason: str) -> None:
         """The connection to a peer was lost, with every message in transit."""
-        event = ReplicaDisconnected(reporter=self.core.id, node_id=peer, reason=reason)
-        self._host.emit(event)
+        reporter = self.core.id
+        self._host.emit(ReplicaDisconnected(reporter=reporter, node_id=peer, reason=reason))
         self.core.disconnected(peer)
         self._watch.on_disconnected(self._clock.monotonic())
+        self._upgrades.on_disconnected(peer)
         self._host.wake()
 
     def on_removed(self) -> None:
@@ -262,6 +277,7 @@ class Node:
         self.core.removed()
         self._administration.on_removed()
         self._writes.abort(Unavailable(REMOVED), Disconnected(REMOVED))
+        self._upgrades.abort(Unavailable(REMOVED))
         for operation in (*self._reads.pending(), *self._administration.pending()):
             self.deliver(operation, Unavailable(REMOVED))
         self._reads.forget_expired()
@@ -286,6 +302,7 @@ class Node:
             self._reads.ask_again_if_overdue(now)
             self._checkpoints.on_tick(now)
             self._administration.on_tick()
+            self._upgrades.on_tick(now)
             self._watch.on_tick(now)
         self._host.wake()
 
@@ -334,7 +351,9 @@ class Node:
         """Act on everything that arrived since the last turn."""
         if self.failure:
             return
-        if not self._is_behind:
+        if self.state.versions is None:
+            self._upgrades.propose_if_due()  # Before the first batch of the cluster.
+        elif not self._is_behind:
             self._writes.form_batch()
         self._turn_at = self._clock.monotonic()
         self._reads.ask(self._turn_at)
@@ -343,11 +362,8 @@ class Node:
             self._on_leader()
         self._watch.on_log(self._turn_at)
         self._hand_out(ready)
-        for entry in ready.committed:
-            self._apply(entry)
-        for took_s in self._writes.commit_times(self.state.applied.index, self._clock.monotonic()):
-            self._statistics.commit.observe(took_s)
-            self._snapshots.on_commit_time(took_s)
+        if ready.committed:
+            self._apply_each(ready.committed)
         if self._reads.answer(ready.read_states):
             self._host.wake()
         self._reads.run_confirmed(self.state.applied.index)
@@ -376,9 +392,20 @@ class Node:
         if ready.lost_index:
             self._host.heal_log(ready.lost_index)
 
+    def _apply_each(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._apply(entry)
+        for took_s in self._writes.commit_times(self.state.applied.index, self._clock.monotonic()):
+            self._statistics.commit.observe(took_s)
+            self._snapshots.on_commit_time(took_s)
+
     def _apply(self, entry: Entry) -> None:
         self._writes.on_applied(entry, self.state.apply(entry), self._turn_at)
         self._checkpoints.on_applied(entry, self._turn_at)
+        if entry.kind == EntryKind.ADMIN:
+            self._upgrades.on_applied(is_new=entry.index > self._committed_before)
+        elif self.state.versions is None:
+            self._host.wake()  # The leader's first entry lets it record the versions.
         if entry.kind == EntryKind.MEMBERSHIP:
             membership = Membership.decode(bytes(entry.payload))
             if entry.index > self._committed_before:
@@ -450,6 +477,7 @@ class Node:
         if reason:
             self._host.emit(StorageFailure(reporter=self.core.id, reason=reason))
         self._writes.abort(unsent, sent)
+        self._upgrades.abort(unsent)
         for operation in (
             *self._reads.pending(),
             *self._checkpoints.pending(),
@@ -468,31 +496,4 @@ class Node:
 
     def status(self) -> HaStatus:
         """Return this node's current status."""
-        core, log, now = self.core, self.core.log, self._clock.monotonic()
-        rpo_commands, rpo_bytes = self._writes.unfinished()
-        return HaStatus(
-            is_running=not self.failure,
-            is_primary=core.is_leader and not self.failure,
-            has_lease=core.leases.holds(),
-            node_id=core.id,
-            cluster_id=core.membership.cluster_id,
-            role=role_name(core, self.failure, is_waiting=bool(self.waits_for())),
-            term=core.term,
-            leader_id=None if self.failure else core.leader,
-            first_index=log.first_index,
-            last_index=log.last_index,
-            persisted_index=log.persisted,
-            commit_index=log.commit,
-            applied_index=self.state.applied.index,
-            checkpoint_index=self._checkpoints.last.index,
-            sequence=self.state.applied.last_sequence,
-            is_healing=core.is_healing,
-            failure="" if self.failure == STOPPED else self.failure,
-            waits_for=self.waits_for(),
-            replicas=self._watch.statuses(now, self._client_addresses),
-            removed=tuple(sorted(core.membership.removed)),
-            replication_state=(ReplicationState.FAILED if self.failure else self._watch.state(now)),
-            replication_lag_ms=self._watch.max_lag_ms(now),
-            rpo_commands=rpo_commands,
-            rpo_bytes=rpo_bytes,
-        )
+        return self.report.make(self.failure, self._clock.monotonic())

@@ -41,6 +41,7 @@ class WriteOperation(Operation):
 
     __slots__ = ("command",)
     acks = MAJORITY
+    names: tuple[str, ...] = ()
     is_write = True
 
     def __init__(self, waiter: Any, deadline: float, command: bytes) -> None:
@@ -61,13 +62,30 @@ class AcknowledgedWrite(WriteOperation):
         self.acks = acks  # The slot shadows the class attribute.
 
 
+class CallOperation(WriteOperation):
+    """A call of the state machine's command `name`, which all members must know.
+
+    `acks` is as in `AcknowledgedWrite`.
+    """
+
+    __slots__ = ("acks", "names")
+
+    def __init__(
+        self, waiter: Any, deadline: float, command: bytes, name: str, acks: int = MAJORITY
+    ) -> None:
+        super().__init__(waiter, deadline, command)
+        self.names = (name,)
+        self.acks = acks
+
+
 class GroupOperation(Operation):
     """A whole group, numbered by a client in its own session. Delivers the outcome.
 
     Session 0 opens a session; the node then chooses `number`. `acks` is as in `AcknowledgedWrite`.
+    `names` are the state machine's commands that it calls.
     """
 
-    __slots__ = ("acks", "commands", "count", "floor", "number", "session")
+    __slots__ = ("acks", "commands", "count", "floor", "names", "number", "session")
     is_write = True
 
     def __init__(
@@ -79,9 +97,12 @@ class GroupOperation(Operation):
         floor: int,
         commands: list[bytes],
         acks: int = MAJORITY,
+        *,
+        names: tuple[str, ...] = (),
     ) -> None:
         super().__init__(waiter, deadline, sum(map(len, commands)))
         self.acks = acks
+        self.names = names
         self.session = session
         self.number = number
         self.floor = floor

@@ -7,8 +7,8 @@ a certificate may exist before its node is a member. So a message must pass two 
       elections, and a term near the largest number would leave no room for the next one. A
       violation is a WireError, which closes the connection.
   M2  A node that follows a live leader, or leads, drops messages of ids that aren't in its
-      membership: their terms, votes, entries, snapshots and requests. Only checks of health are
-      answered, since they change nothing.
+      membership: their terms, votes, entries, snapshots and requests. Only checks of health, and
+      what a build supports, are answered, since they change nothing.
 
 M2 needs the leader. A node that was away knows an old membership, and its leader may be a stranger
 to it (thesis 4.1). Such a node has no live leader that it knows, so it accepts everything. A
@@ -19,9 +19,10 @@ from __future__ import annotations
 
 from raftha.core import Raft
 from raftha.errors import WireError
-from raftha.node.messages import HealthReply, HealthRequest, PeerMessage
+from raftha.node.messages import HealthReply, HealthRequest, PeerMessage, Supported
 
 TERM_JUMP_MAX = 1 << 32
+_OF_ANY = HealthRequest | HealthReply | Supported
 
 
 class SenderCheck:
@@ -43,7 +44,7 @@ class SenderCheck:
             if message.sender == core.leader:
                 self._leader_contact_at = now
             return True
-        return not self._has_live_leader(now) or isinstance(message, HealthRequest | HealthReply)
+        return not self._has_live_leader(now) or isinstance(message, _OF_ANY)
 
     def _has_live_leader(self, now: float) -> bool:
         core = self._core

@@ -111,9 +111,9 @@ class Waiting:
         config: HaConfig,
         data: DataDirectory,
         now: Callable[[], float],
-        begin_again: Callable[[str, Callable[[], None]], None],
+        begin_again: Callable[[Callable[[], None]], None],
     ) -> None:
-        """`begin_again` ends the node with a message, calls a function, and opens the node."""
+        """`begin_again` ends the node, calls a function, and opens the node."""
         self.stance = _stance(config, data)
         self._config = config
         self._data = data
@@ -175,7 +175,7 @@ class Waiting:
             ",".join(map(str, voters)),
         )
         change = partial(found, self._data, membership, self._config.wal_segment_bytes)
-        self._end("this node founds its cluster", change)
+        self._end(change)
 
     def _join(self, hello: Hello) -> None:
         heals = founding.is_another(self._data.incarnation, hello.recorded)
@@ -187,9 +187,9 @@ class Waiting:
             heals,
         )
         change = partial(self._data.join, hello.cluster_id, heals=heals)
-        self._end("this node joins its cluster", change)
+        self._end(change)
 
-    def _end(self, message: str, change: Callable[[], None]) -> None:
+    def _end(self, change: Callable[[], None]) -> None:
         if not self._is_over:
             self._is_over = True
-            self._begin_again(message, change)
+            self._begin_again(change)

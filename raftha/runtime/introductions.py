@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 from raftha.config import HaConfig
 from raftha.core import Raft
 from raftha.net.introductions import OTHER_DISK
-from raftha.net.wire import PROTOCOL_VERSION, Hello
+from raftha.net.wire import Hello
 from raftha.node import founding
 from raftha.node.founding import Stance
+from raftha.runtime.founding import Waiting
 from raftha.storage.directory.datadir import DataDirectory
+from raftha.storage.state.versions import Abilities, Versions
 
 
-def make_hello(config: HaConfig, data: DataDirectory) -> Hello:
+def make_hello(config: HaConfig, data: DataDirectory, abilities: Abilities) -> Hello:
     """The Hello of a node that starts."""
     return Hello(
-        PROTOCOL_VERSION,
+        abilities.protocol,
         data.cluster_id,
         config.node_id,
         0,
         data.incarnation,
         config.client_address,
+        abilities.protocol_oldest,
         config.cluster_name,
         nonce=secrets.randbits(62),
     )
 
 
-def stance_of(data: DataDirectory) -> Stance:
-    """What a node with a cluster says of itself."""
-    return Stance.HEALS if data.is_healing else Stance.MEMBER
+def said_of(data: DataDirectory, waiting: Waiting | None) -> dict[str, Any]:
+    """What a node says of itself, now that its directory is like this: fields of its Hello."""
+    stance = Stance.HEALS if data.is_healing else Stance.MEMBER
+    return {
+        "cluster_id": data.cluster_id,
+        "incarnation": data.incarnation,
+        "stance": waiting.stance if waiting is not None else stance,
+    }
+
+
+def unsupported(used: Versions | None, hello: Hello) -> str:
+    """Why a peer's build is too old for the versions that the cluster uses; "" if it isn't."""
+    if used is None or hello.protocol_version >= used.protocol:
+        return ""
+    return (
+        f"the cluster uses protocol {used.protocol}, and node {hello.sender} supports "
+        f"{hello.protocol_oldest} to {hello.protocol_version}: upgrade it"
+    )
 
 
 def refusal(core: Raft, hello: Hello) -> str:

@@ -43,8 +43,9 @@ from raftha.errors import (
     Stopped,
     StorageFailed,
     Unavailable,
+    UpgradeRequired,
 )
-from raftha.events import HaEvent, RoleChanged, SnapshotFailed
+from raftha.events import HaEvent, ReplicaUnsupported, RoleChanged, SnapshotFailed
 from raftha.membership import Membership
 from raftha.net import certificate_renewal
 from raftha.net.certificate_renewal import Renewal
@@ -99,9 +100,10 @@ class Runtime:
         self._clock = SystemClock()
         self._process = os.getpid()
         self._open_all()
-        hello = introductions.make_hello(config, self._data)
+        hello = introductions.make_hello(config, self._data, self.node.state.abilities)
+        self._unsupported: dict[int, str] = {}
         self._transport = Transport(hello, config.own_address, self, self._random.random, self._tls)
-        self._introduce()
+        self._transport.introduce(**introductions.said_of(self._data, self._waiting))
         self._thread = threading.Thread(
             target=self._run, name=f"raftha-{config.node_id}", daemon=True
         )
@@ -153,8 +155,7 @@ class Runtime:
             return node
 
     def _make_node(self, open_node: OpenNode) -> Node:
-        config, data = self.config, self._data
-        wal, state, entries = open_node
+        config, data, (wal, state, entries) = self.config, self._data, open_node
         self._data.record_promise(config.lease_ms)
         core = make_core(
             config,
@@ -173,15 +174,8 @@ class Runtime:
         self._waiting = None
         if not data.cluster_id:
             self._waiting = Waiting(config, data, self._clock.monotonic, self._become)
-            node.waits_for = self._waiting.message
+            node.report.waits_for = self._waiting.message
         return node
-
-    def _introduce(self) -> None:
-        data, waiting = self._data, self._waiting
-        stance = introductions.stance_of(data) if waiting is None else waiting.stance
-        self._transport.introduce(
-            cluster_id=data.cluster_id, incarnation=data.incarnation, stance=stance
-        )
 
     def _end_lease(self) -> None:
         """In a forked process: its copy of the node's state is stale from now on."""
@@ -342,9 +336,8 @@ class Runtime:
             self._reopening = self._loop.create_task(self._reopen(lost))
             self.node.fail("", Unavailable(message), Disconnected(message))
 
-    def _become(self, message: str, change: Callable[[], None]) -> None:
-        """Begin again as a member: `change` is made to the disk between. No call fails for it."""
-        log.info("node=%d %s", self.config.node_id, message)
+    def _become(self, change: Callable[[], None]) -> None:
+        """Begin again as a member, with this change to the disk. No call fails for it."""
         with self._submitted.lock:
             self._reopening = self._loop.create_task(self._reopen(None, change))
             self._carried = self.node.replace()
@@ -354,8 +347,7 @@ class Runtime:
         try:
             if not await self._close_files():
                 raise StorageFailed("the disk hangs")
-            if change is not None:
-                await self._loop.run_in_executor(None, change)
+            await self._loop.run_in_executor(None, change or (lambda: None))
             node = await self._loop.run_in_executor(None, self._open, lost)
         except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
             self._reopening = None
@@ -366,7 +358,7 @@ class Runtime:
         self._threads.start()
         self._threads.preallocate()
         self.node, self._reopening = node, None
-        self._introduce()
+        self._transport.introduce(**introductions.said_of(self._data, self._waiting))
         self.set_members(node.membership)
         carried, self._carried = self._carried, ()
         node.submit(carried)
@@ -404,6 +396,9 @@ class Runtime:
             with contextlib.suppress(OSError):
                 self._data.record_damage(error.detail)
         log.critical("node=%d failed reason=%s", self.config.node_id, reason, exc_info=error)
+        if isinstance(error, UpgradeRequired):
+            own = self.config.node_id
+            self.emit(ReplicaUnsupported(reporter=own, node_id=own, reason=str(error)))
         unsent = Stopped(f"this node has failed: {reason}")
         self.node.fail(reason, unsent, Disconnected(unsent.args[0]))
         self._loop.create_task(self._transport.stop())
@@ -538,7 +533,7 @@ class Runtime:
 
     def end_healing(self, generation: int) -> None:
         self._data.end_healing(generation)
-        self._introduce()
+        self._transport.introduce(**introductions.said_of(self._data, self._waiting))
         self.node.on_healed(generation)
 
     def deliver(self, waiter: Any, result: Any) -> None:
@@ -582,6 +577,7 @@ class Runtime:
         if self._waiting is not None:
             self._waiting.on_connected(peer, hello)
             return
+        self._unsupported.pop(peer, None)
         self.node.on_connected(peer, hello.client_address, hello.incarnation)
         if introductions.must_heal(self.node.core, self._data.incarnation, hello):
             self.heal_log(self.node.core.log.last_index)
@@ -590,5 +586,13 @@ class Runtime:
         if not self.node.failure:
             (self._waiting or self.node).on_disconnected(peer, reason)
 
+    def on_unsupported(self, peer: int, reason: str) -> None:
+        if self._unsupported.get(peer) != reason:  # It dials again and again.
+            self._unsupported[peer] = reason
+            self.emit(ReplicaUnsupported(reporter=self.config.node_id, node_id=peer, reason=reason))
+
     def check_hello(self, hello: Hello) -> str:
-        return introductions.refusal(self.node.core, hello)
+        reason = introductions.unsupported(self.node.state.versions, hello)
+        if reason:
+            self.on_unsupported(hello.sender, reason)
+        return reason or introductions.refusal(self.node.core, hello)

@@ -69,7 +69,9 @@ class DirectoryNodeFiles:
         install(self._data.path, wal)
         assert self._store is None, "one state is open at a time"
         self._store = CheckpointStore(self._state_folder)
-        return State(self._store, self._machine)
+        state = State(self._store, self._machine)
+        state.check_supported()
+        return state
 
     def peek(self) -> tuple[LogPosition, bytes | None]:
         if not self._state_folder.exists():

@@ -56,6 +56,8 @@ COPY_BYTES = 128 * 1024
 """A copy is handed over in pieces of this size."""
 FULL_BYTES = MIB
 """A disk with less free space than this is full."""
+NEARLY_FULL_BYTES = 1024 * MIB
+"""Segments and the reserve, which are made and removed meanwhile, have fewer bytes than this."""
 
 SMALL_BYTES = 4096
 """Records up to this size are checked faster in one piece with their key."""
@@ -273,8 +275,15 @@ class CheckpointStore:
             if self._failure:
                 raise StorageFailed(self._failure)
             with self._writing():
-                while not self._try_write(items, meta):
-                    self._grow()
+                try:
+                    self._write_or_grow(items, meta)
+                except lmdb.Error as error:
+                    is_unclear = FULL_BYTES <= self._free_bytes() < NEARLY_FULL_BYTES
+                    if _code(error) != errno.EIO or not is_unclear:
+                        raise
+                    # Perhaps a short write on a disk that was full for a moment: other work of
+                    # the node has freed space since. A disk that has failed fails again.
+                    self._write_or_grow(items, meta)
 
     def digest(self) -> StoreDigest:
         """Hash the whole contents as of the last checkpoint: see `Store`."""
@@ -344,6 +353,10 @@ class CheckpointStore:
                 # Without the mark the next opening takes longer; nothing else is lost.
                 with contextlib.suppress(OSError):
                     self._leave_mark()
+
+    def _write_or_grow(self, items: Iterable[tuple[bytes, bytes | None]], meta: bytes) -> None:
+        while not self._try_write(items, meta):
+            self._grow()
 
     def _try_write(self, items: Iterable[tuple[bytes, bytes | None]], meta: bytes) -> bool:
         try:
@@ -495,17 +508,18 @@ class CheckpointStore:
             yield
         except (lmdb.Error, OSError) as error:
             code = _code(error)
-            if code in (errno.ENOSPC, errno.EDQUOT) or (code == errno.EIO and self._is_full()):
+            is_short = code == errno.EIO and self._free_bytes() < FULL_BYTES
+            if code in (errno.ENOSPC, errno.EDQUOT) or is_short:
                 raise StorageFull(f"{self._path}: no space for a checkpoint") from error
             fault = self._fault(error, "can't write")
             self._failure = str(fault)
             raise fault from error
 
-    def _is_full(self) -> bool:
+    def _free_bytes(self) -> int:
         # LMDB reports a short write as EIO, and its usual cause is a full disk. A repetition is
         # safe in either case: the next transaction writes all its pages again.
         disk = os.statvfs(self._folder)
-        return disk.f_bavail * disk.f_frsize < FULL_BYTES
+        return disk.f_bavail * disk.f_frsize
 
 
 def _code(error: lmdb.Error | OSError) -> int:

@@ -7,13 +7,14 @@ the state below. Its writes take effect when the command returns, and are droppe
 
 Whatever a user's command raises is an outcome: recorded, replicated, and raised at the caller as
 `CommandFailed`. That includes `OSError`, `SystemExit` and a `StorageError` of the command's own
-making, since every replica raises the same. Three kinds of errors depend on the machine and are no
+making, since every replica raises the same. Four kinds of errors depend on the machine and are no
 outcomes, because recording them would make the states of replicas differ silently:
 
 - a failed read of the transaction: the view notes it where it arises, whatever the command makes of
   it afterwards;
 - `MemoryError`;
-- `RecursionError`: the depth of the stack differs between replicas, and the limit is the host's.
+- `RecursionError`: the depth of the stack differs between replicas, and the limit is the host's;
+- a command of the log that this node's machine doesn't have, although the cluster uses it.
 
 They leave `run`, and the node stops with a message: the operator can repair the command or the
 machine, but not states that have diverged.
@@ -33,7 +34,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, overload
 
 from raftha.config import MIB
-from raftha.errors import ConfigError, InvalidRequest
+from raftha.errors import ConfigError, InvalidRequest, UpgradeRequired
 from raftha.storage.state.buffer import Pair, WriteBuffer, overlay
 from raftha.storage.state.commands import (
     CALL,
@@ -52,6 +53,12 @@ from raftha.storage.state.commands import (
     check_value,
     pack_result,
     unpack_result,
+)
+from raftha.storage.state.versions import (
+    COMMANDS_BYTES_MAX,
+    COMMANDS_MAX,
+    MACHINE_VERSION_MAX,
+    Versions,
 )
 
 DONE, REFUSED, FAILED = range(3)
@@ -90,21 +97,41 @@ class Transaction:
     """A command's view: the state after the previous command, and the command's own writes.
 
     `time_us` is the leader's time of the log entry, the same on all replicas. `sequence` is the
-    command's own number, useful for unique ids. The view can't be used after its command.
+    command's own number, useful for unique ids. `machine_version` is the version of the state
+    machine that the cluster uses at this place in the log: see `StateMachine.version`. The view
+    can't be used after its command.
     `fault` is the error of a read that failed: no outcome even if the command caught it, because
     its further work depends on this machine's disk.
     """
 
-    __slots__ = ("_is_open", "_state", "_written", "fault", "sequence", "time_us", "write_bytes")
+    __slots__ = (
+        "_is_open",
+        "_state",
+        "_written",
+        "fault",
+        "sequence",
+        "time_us",
+        "versions",
+        "write_bytes",
+    )
 
-    def __init__(self, state: Readable, time_us: int, sequence: int) -> None:
+    def __init__(
+        self, state: Readable, time_us: int, sequence: int, versions: Versions | None = None
+    ) -> None:
+        """`versions` are what the cluster uses; None for a cluster that has none yet."""
         self.time_us = time_us
         self.sequence = sequence
+        self.versions = versions
         self.write_bytes = 0
         self._state = state
         self._written = WriteBuffer()
         self._is_open = True
         self.fault: BaseException | None = None
+
+    @property
+    def machine_version(self) -> int:
+        """The version of the state machine in use, the same on all replicas."""
+        return self.versions.machine if self.versions is not None else 0
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`, None if it doesn't exist."""
@@ -229,7 +256,22 @@ class StateMachine:
     - sorts sets, and anything else without a defined order, before it iterates over them;
     - takes and returns types that msgpack supports: None, bool, int of 64 bits, float, str, bytes,
       lists and dicts of them. Lists arrive as tuples in arguments, tuples as lists in results;
-    - is the same code on all nodes: to change a command, register the new one under a new name.
+    - does the same on all nodes: to change a command, register the new one under a new name, or
+      raise `version` and ask `txn.machine_version`.
+
+    `version` is the version of this machine, 1 if you don't set it. Raise it when a command that
+    exists must behave differently, and let the command decide by `txn.machine_version`:
+
+            version = 2
+
+            @raftha.command
+            def withdraw(self, txn, account: bytes, amount: int) -> int:
+                fee = 1 if txn.machine_version >= 2 else 0
+
+    The cluster uses version 2 once all members support it, from one entry of the log on. Until then
+    the new build behaves like the old one. `oldest_version` is the oldest version whose behaviour
+    this machine still has; a node whose machine can't behave as the log requires refuses to run. A
+    new command needs no new version: calls are refused until all members know it.
 
     A command that raises any exception is rolled back, on all replicas alike, and the caller gets
     `CommandFailed`. Only `MemoryError` and `RecursionError`, which depend on the machine, are no
@@ -238,6 +280,10 @@ class StateMachine:
 
     commands: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """The name of the method that runs each command, by the command's name."""
+    version: ClassVar[int] = 1
+    """The newest version whose behaviour this machine has."""
+    oldest_version: ClassVar[int] = 0
+    """The oldest version whose behaviour this machine has."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -257,7 +303,24 @@ class StateMachine:
         for name, attribute in registry.items():
             if not callable(getattr(cls, attribute, None)):
                 raise ConfigError(f"command {name!r} of {cls.__name__} can't be called")
+        _check_machine(cls.__name__, registry, cls.oldest_version, cls.version)
         cls.commands = MappingProxyType(registry)
+
+
+def _check_machine(name: str, commands: Mapping[str, str], oldest: Any, newest: Any) -> None:
+    for number in (oldest, newest):
+        if type(number) is not int or not 0 <= number <= MACHINE_VERSION_MAX:
+            raise ConfigError(f"{name}'s versions must be whole numbers, got {number!r:.40}")
+    if newest < 1 or oldest > newest:
+        raise ConfigError(
+            f"{name}.version must be at least 1 and not less than oldest_version, {oldest}"
+        )
+    size = sum(len(command.encode()) for command in commands)
+    if len(commands) > COMMANDS_MAX or size > COMMANDS_BYTES_MAX:
+        raise ConfigError(
+            f"{name} has {len(commands)} commands with names of {size} bytes; the limits are "
+            f"{COMMANDS_MAX} and {COMMANDS_BYTES_MAX}"
+        )
 
 
 def run(packed: Any, txn: Transaction, machine: StateMachine | None) -> Result | None:
@@ -269,7 +332,7 @@ def run(packed: Any, txn: Transaction, machine: StateMachine | None) -> Result |
     fatal: BaseException | None = None
     try:
         result = _dispatch(packed, txn, machine)
-    except (MemoryError, RecursionError) as error:
+    except (MemoryError, RecursionError, UpgradeRequired) as error:
         fatal = error
     except Exception as error:  # noqa: BLE001 - an exception of a command is its outcome
         result = _failure(error)
@@ -386,8 +449,11 @@ def _call(txn: Transaction, machine: StateMachine | None, name: Any, args: Any) 
     if type(name) is not str or type(args) is not tuple:
         raise InvalidRequest("a call must have a name and an array of arguments")
     attribute = None if machine is None else machine.commands.get(name)
+    if txn.versions is not None and name not in txn.versions.commands:
+        # By the log, so on all replicas alike: whether this node knows it makes no difference.
+        raise InvalidRequest(f"unknown command {name!r:.100}: not all members know it")
     if attribute is None:
-        raise InvalidRequest(f"unknown command {name!r:.100}")
+        raise UpgradeRequired(f"this node doesn't know command {name!r:.100} of the log")
     try:
         result = getattr(machine, attribute)(txn, *args)
     except (MemoryError, RecursionError):

@@ -22,16 +22,17 @@ repeated groups as before.
 
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
-    format version   2 (with it, values have checksums)
+    format version   3 (since 2 values have checksums, since 3 there are versions)
     applied          [index, term, time_us, last_sequence, hash]
     membership       payload of the last MEMBERSHIP entry applied, nil if there was none
     sessions         see `raftha.storage.state.sessions`
+    versions         what the cluster uses, [protocol, machine, [command, ...]], nil at first
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ import msgpack
 from raftha.config import KEY_BYTES_MAX
 from raftha.config.limits import VALUE_BYTES_MAX
 from raftha.entry import LOG_START, Entry, EntryKind, Group, LogPosition, decode_groups
-from raftha.errors import ConfigError
+from raftha.errors import ConfigError, UpgradeRequired
 from raftha.storage.state.buffer import SORT_PIECE, Pair, SortedItems, WriteBuffer, overlay
 from raftha.storage.state.checkpoint import Store
 from raftha.storage.state.commands import ARRAY_MAX, PUT, unpack_commands
@@ -54,10 +55,11 @@ from raftha.storage.state.machine import (
     run,
 )
 from raftha.storage.state.sessions import Applied, Outcome, Sessions
+from raftha.storage.state.versions import Versions, abilities_of, decode_versions
 
 __all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 
-META_VERSION = 2
+META_VERSION = 3
 GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
 
@@ -132,6 +134,10 @@ class State:
         self.applied = LOG_START
         self.membership: bytes | None = None
         """The payload of the last membership entry that was applied."""
+        self.versions: Versions | None = None
+        """What the cluster uses; None until the first leader has recorded it."""
+        self.abilities = abilities_of(machine)
+        """What this node supports."""
         self._sessions = Sessions()
         meta = store.meta()
         if meta is not None:
@@ -159,11 +165,22 @@ class State:
         """The number of sessions."""
         return len(self._sessions)
 
+    def check_supported(self, committed: Iterable[Entry] = ()) -> None:
+        """Raise UpgradeRequired unless this node supports what the cluster uses.
+
+        `committed` are entries that it is about to apply.
+        """
+        if self.versions is not None:
+            self.abilities.check(self.versions)
+        for entry in committed:
+            if entry.kind == EntryKind.ADMIN:
+                self.abilities.check(decode_versions(bytes(entry.payload)))
+
     def apply(self, entry: Entry) -> list[Applied]:
         """Apply the next committed entry; return its groups' outcomes, in order.
 
-        MemoryError, RecursionError, OSError and StorageError leave this state incomplete for good:
-        the node must stop, and start again from its last checkpoint.
+        MemoryError, RecursionError, OSError, StorageError and UpgradeRequired leave this state
+        incomplete for good: the node must stop, and start again from its last checkpoint.
         """
         assert entry.index == self.applied.index + 1, "entries are applied in order, each once"
         assert entry.term >= self.applied.term, "terms never decrease along the log"
@@ -180,6 +197,10 @@ class State:
                 sequence += group.count
         elif entry.kind == EntryKind.MEMBERSHIP:
             self.membership = bytes(entry.payload)
+        elif entry.kind == EntryKind.ADMIN:
+            self._raise_versions(decode_versions(bytes(entry.payload)))
+        elif entry.kind != EntryKind.NOOP:
+            raise UpgradeRequired(f"this node doesn't know entries of kind {entry.kind}")
         assert sequence == entry.last_sequence, "an entry's groups have as many commands as it says"
         self._buffer.keep_sorted()
         self.applied = entry.position
@@ -284,6 +305,13 @@ class State:
         self._frozen = None
         self._census = None
 
+    def _raise_versions(self, raised: Versions) -> None:
+        """The cluster uses these from here on, and what it used before."""
+        if self.versions is not None:
+            raised = self.versions.raised(raised)
+        self.abilities.check(raised)
+        self.versions = raised
+
     def _apply_group(self, entry: Entry, group: Group, place: int, first_sequence: int) -> Outcome:
         position = (first_sequence, entry.index, entry.term, entry.time_us, group.count)
         if group.session == 0:
@@ -329,7 +357,7 @@ class State:
                 ):
                     values[key] = value
                     continue
-            txn = Transaction(self, time_us, first_sequence + place)
+            txn = Transaction(self, time_us, first_sequence + place, self.versions)
             result = run(command, txn, self._machine)
             written = txn.finish()
             if result is None or result[0] != FAILED:
@@ -385,7 +413,14 @@ class State:
         return None if len(census) else entries - census.present
 
     def _dump(self) -> bytes:
-        fields = [META_VERSION, list(self.applied), self.membership, self._sessions.dump()]
+        versions = None if self.versions is None else self.versions.dump()
+        fields = [
+            META_VERSION,
+            list(self.applied),
+            self.membership,
+            self._sessions.dump(),
+            versions,
+        ]
         packed: bytes = msgpack.packb(fields)
         return zlib.crc32(packed).to_bytes(4, "little") + packed
 
@@ -397,9 +432,10 @@ class State:
             if version != META_VERSION:
                 raise ConfigError(
                     f"the state is in format {version}; this raftha reads {META_VERSION}",
-                    hint="use the version of raftha that wrote it",
+                    hint="use the version of raftha that wrote it; nothing is lost",
                 )
-            applied, self.membership, sessions = fields
+            applied, self.membership, sessions, versions = fields
             self.applied, self._sessions = LogPosition(*applied), Sessions.load(sessions)
+            self.versions = None if versions is None else Versions.load(versions)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise self._store.corrupt(f"the checkpoint's meta can't be read: {error}") from error

@@ -14,9 +14,10 @@ import pytest
 
 import raftha
 from raftha.config import MIB
-from raftha.net.wire import PROTOCOL_VERSION, Hello, Refusal, encode
+from raftha.net.wire import Hello, Refusal, encode
 from raftha.storage.state.commands import pack_call, pack_put
 from raftha.storage.state.sessions import receipts
+from raftha.version import PROTOCOL_VERSION
 from tests.support.conditions import wait_until
 from tests.support.nodes import free_addresses, make_config
 
@@ -129,7 +130,7 @@ def test_a_users_command_returns_and_rolls_back_everywhere(nodes: list[raftha.Ha
         nodes[1].execute("withdraw", b"alice", 15)
     assert failure.value.kind == "ValueError"
     assert [node.get(b"alice") for node in nodes] == [b"10"] * 3
-    with pytest.raises(raftha.CommandFailed, match="steal"):
+    with pytest.raises(raftha.InvalidRequest, match="unknown command 'steal'"):
         nodes[2].execute("steal", b"alice")
 
 
@@ -315,8 +316,8 @@ def test_an_address_that_is_taken_is_a_config_error(tmp_path: Path) -> None:
         b"\x00" * 64,
         b"\xff" * 64,
         b"\x05\x00\x00\x00hello",
-        encode(Hello(PROTOCOL_VERSION, "another cluster", 3, 1, 1, "")),
-        encode(Hello(PROTOCOL_VERSION + 1, "", 3, 1, 1, "")),
+        encode(Hello(PROTOCOL_VERSION, "another cluster", 3, 1, 1, "", cluster_name="raftha")),
+        encode(Hello(PROTOCOL_VERSION + 1, "", 3, 1, 1, "", cluster_name="raftha")),
         encode(Refusal("no", False)),
     ],
 )

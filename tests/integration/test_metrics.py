@@ -56,7 +56,7 @@ def test_scraped_metrics_match_what_happened(nodes: list[raftha.HaManager]) -> N
         nodes[0].put(b"key", b"value")
     nodes[0].get(b"key")
     nodes[0].get(b"key", consistency="stale")
-    with pytest.raises(raftha.CommandFailed):
+    with pytest.raises(raftha.InvalidRequest):
         nodes[0].execute("nothing of this name")
     wait_until(lambda: nodes[0].get_status().leader_id is not None, "there is a leader")
     scraped = [scrape(node) for node in nodes]
@@ -67,7 +67,7 @@ def test_scraped_metrics_match_what_happened(nodes: list[raftha.HaManager]) -> N
     assert first["raftha_commit_index", ()] == status.commit_index
     assert first["raftha_reads_total", ("linearizable",)] == 1
     assert first["raftha_reads_total", ("stale",)] == 1
-    assert first["raftha_errors_total", ("CommandFailed",)] == 1
+    assert first["raftha_errors_total", ("InvalidRequest",)] == 1
     assert first["raftha_log_write_seconds_count", ()] >= 5
     assert first["raftha_voters", ()] == 3
     assert first["raftha_peer_connected", ("2",)] == 1

@@ -33,13 +33,14 @@ from raftha.errors import ConfigError, Disconnected, RafthaError, Unavailable
 from raftha.net import certificate_renewal
 from raftha.net.certificates import Made, make_node
 from raftha.net.tls import client_context
-from raftha.net.wire import PROTOCOL_VERSION, Hello, encode
+from raftha.net.wire import Hello, encode
 from raftha.node.messages import Forward, MembershipRequest
 from raftha.server import Server, ServerConfig, connection
 from raftha.server.connection import UNKNOWN_BYTES_MAX
 from raftha.storage.state.commands import pack_put
 from raftha.testing import LocalCluster
 from raftha.testing.processes import reserve_port
+from raftha.version import PROTOCOL_VERSION
 from tests.support.certificates import CLUSTER, expire, make_cluster, peer_tls
 from tests.support.conditions import wait_until
 from tests.support.nodes import found_once, free_addresses, make_config
@@ -196,7 +197,7 @@ def test_a_stranger_in_plain_text_is_told_nothing(
     nodes: list[raftha.HaManager], caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster_id = nodes[0].get_status().cluster_id
-    hello = Hello(PROTOCOL_VERSION, cluster_id, 3, 1, 1, "", CLUSTER)
+    hello = Hello(PROTOCOL_VERSION, cluster_id, 3, 1, 1, "", cluster_name=CLUSTER)
     with socket.create_connection(address_of(nodes[0]), 10) as stranger:
         stranger.sendall(encode(hello))
         received = b""
@@ -258,7 +259,7 @@ def test_a_stranger_is_refused_and_counted_each_time_and_logged_once(
     for manager in managers:
         manager.start()
     one, two, three = managers
-    hello = Hello(PROTOCOL_VERSION, one.get_status().cluster_id, 3, 1, 1, "", CLUSTER)
+    hello = Hello(PROTOCOL_VERSION, one.get_status().cluster_id, 3, 1, 1, "", cluster_name=CLUSTER)
 
     def expect(reason: str, made: Made | None, hello: Hello) -> None:
         caplog.clear()
@@ -296,7 +297,9 @@ def open_as(node: raftha.HaManager, sender: int) -> socket.socket:
     stranger = socket.create_connection(address_of(node), 10)
     stranger.settimeout(10)
     cluster_id, name = node.get_status().cluster_id, config.cluster_name
-    hello = Hello(PROTOCOL_VERSION, cluster_id, sender, config.node_id, sender, "", name)
+    hello = Hello(
+        PROTOCOL_VERSION, cluster_id, sender, config.node_id, sender, "", cluster_name=name
+    )
     stranger.sendall(encode(hello))
     assert stranger.recv(4096)
     return stranger

@@ -10,12 +10,30 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from tests.sim import bugs_disk, bugs_found, bugs_ha, bugs_heal, bugs_lease, bugs_own, bugs_raft
+from tests.sim import (
+    bugs_disk,
+    bugs_found,
+    bugs_ha,
+    bugs_heal,
+    bugs_lease,
+    bugs_own,
+    bugs_raft,
+    bugs_versions,
+)
 from tests.sim.planting import Bug, patched
 
 BUGS: dict[str, Bug] = {
     bug.__name__: bug
-    for module in (bugs_raft, bugs_found, bugs_own, bugs_disk, bugs_heal, bugs_ha, bugs_lease)
+    for module in (
+        bugs_raft,
+        bugs_found,
+        bugs_own,
+        bugs_disk,
+        bugs_heal,
+        bugs_ha,
+        bugs_lease,
+        bugs_versions,
+    )
     for bug in module.BUGS
 }
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 from raftha.core import Append, Heartbeat, Raft, RaftLog, ReadState, Role, VoteReply, VoteRequest
 from raftha.core import leader as leader_module
+from raftha.core.durable_indexes import encode_behind
 from raftha.core.election import Election
 from raftha.core.followers import Followers
 from raftha.core.leader import Leadership
@@ -90,9 +91,9 @@ def leader_counts_itself_early() -> list[Patch]:
     """A leader counts its own disk in before the write is done (R3)."""
     original = Leadership._commit
 
-    def commit(self: Leadership) -> None:
+    def commit(self: Leadership, matches: Mapping[int, int]) -> None:
         persisted, self._log.persisted = self._log.persisted, self._log.last_index
-        original(self)
+        original(self, {**matches, self.id: self._log.last_index})
         self._log.persisted = persisted
 
     return [(Leadership, "_commit", commit)]
@@ -101,12 +102,11 @@ def leader_counts_itself_early() -> list[Patch]:
 def receipts_name_who_was_only_sent_it() -> list[Patch]:
     """A leader says that an entry is on a follower's disk once it is on its way there."""
 
-    def matches(self: Followers) -> Iterator[tuple[int, int]]:
-        yield self.id, self._log.persisted
-        for peer, progress in self.progress.items():
-            yield peer, progress.next - 1
+    def behind(self: Followers, commit: int) -> tuple[int, ...]:
+        sent = {peer: progress.next - 1 for peer, progress in self.progress.items()}
+        return encode_behind(commit, {self.id: self._log.persisted, **sent})
 
-    return [(Followers, "matches", matches)]
+    return [(Followers, "behind", behind)]
 
 
 def read_without_quorum() -> list[Patch]:

@@ -37,6 +37,7 @@ from raftha.node.operations import (
     ALL_VOTERS,
     MAJORITY,
     AcknowledgedWrite,
+    CallOperation,
     GroupOperation,
     Operation,
     ReadOperation,
@@ -175,6 +176,8 @@ class Command:
         self.key = key
         self.began_at = history.world.now
         self.floor = history.complete(_versioned(kind, key))
+        self.name = kind if kind in ("increment", "fail") else ""
+        """The state machine's command that it calls."""
 
     def pack(self, rng: Random, known: list[bytes]) -> bytes:
         """The command's bytes; `known` are values that a comparison may expect."""
@@ -184,7 +187,7 @@ class Command:
             expected = rng.choice(known) if known and rng.random() < 0.8 else None
             return pack_compare_and_set(self.key, expected, self.id)
         if self.kind == "increment":
-            return pack_call("increment", [self.key, self.id])
+            return pack_call(self.name, [self.key, self.id])
         return pack_call("fail", [self.id])
 
 
@@ -258,12 +261,15 @@ class Writer:
             if not self._swarm.is_majority_enough:
                 larger = _larger_quorum(self._swarm)
                 call.acks = self._modes.choice((MAJORITY, MAJORITY, ALL_VOTERS, larger))
+            if command.name and "advance" in member.machine.commands and self._modes.random() < 0.3:
+                command.name = command.name.replace("increment", "advance")
             packed = command.pack(rng, self._known)
-            operation = (
-                AcknowledgedWrite(call, deadline, packed, call.acks)
-                if call.acks
-                else WriteOperation(call, deadline, packed)
-            )
+            if command.name:
+                operation = CallOperation(call, deadline, packed, command.name, call.acks)
+            elif call.acks:
+                operation = AcknowledgedWrite(call, deadline, packed, call.acks)
+            else:
+                operation = WriteOperation(call, deadline, packed)
         self._world.note(member.id, f"client {kind}", f"{command.id!r} {key!r}")
         member.submit([operation])
 
@@ -382,7 +388,14 @@ class SessionClient:
         if self._swarm.do_groups_wait and self._session and self.is_active:
             call.acks = self._modes.choice((MAJORITY, ALL_VOTERS, _larger_quorum(self._swarm)))
         operation = GroupOperation(
-            call, deadline, self._session, self._number, self._number, self._packed, call.acks
+            call,
+            deadline,
+            self._session,
+            self._number,
+            self._number,
+            self._packed,
+            call.acks,
+            names=tuple(sorted({command.name for command in self._group} - {""})),
         )
         what = f"number {self._number} try {self._tries}" if self._session else "opening"
         self._world.note(member.id, "session client", f"{self._session} {what}")

@@ -20,12 +20,13 @@ from raftha.core import Write
 from raftha.entry import LogPosition
 from raftha.events import FailoverCompleted, HaEvent
 from raftha.node.messages import PeerMessage
-from raftha.node.operations import DigestOperation, WriteOperation
+from raftha.node.operations import CallOperation, DigestOperation
 from raftha.node.watch import placement
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.commands import pack_call
 from raftha.types import Digest, Receipt
 from tests.sim.availability import widen
+from tests.sim.builds import NEW, Builds, with_builds
 from tests.sim.calm import Calm
 from tests.sim.clients import Command, History, SessionClient, Writer
 from tests.sim.faults import Faults
@@ -78,12 +79,15 @@ class Simulation:
             with_leases(widen(draw(stream("swarm")), stream("availability")), stream("leases")),
             stream("rollbacks"),
         )
+        self.swarm = with_builds(self.swarm, stream("with builds"))
         self.members = {
             node_id: Member(self.world, self.swarm, node_id, Counters(), self)
             for node_id in range(1, self.swarm.nodes + 1)
         }
+        self.builds = Builds(self.world, self.swarm, self.members)
         self.network = Network(self.world, self.swarm, self.members)
         self.invariants = Invariants(self.members, self.members[1].first)
+        self.invariants.on_versions = self.builds.check_raised
         receipts = Receipts(self.world, self.swarm, self.members)
         self.history = History(self.world, self.invariants, receipts)
         self.clients = [
@@ -150,6 +154,7 @@ class Simulation:
         self.operator.stop()
         self.promotions.stop()
         self.rollbacks.stop()
+        self.builds.stop()
         for client in self.clients:
             client.is_active = False
         for member in self.members.values():
@@ -227,6 +232,10 @@ class Simulation:
     def on_crash(self, member: Member) -> None:
         self.faults.on_crash(member)
 
+    def on_unsupported(self, member: Member, reason: str) -> None:
+        self.world.note(member.id, "unsupported", reason)
+        self.builds.on_unsupported(member, reason)
+
     def on_wipe(self, member: Member) -> None:
         self.invariants.on_wipe(member)
 
@@ -247,7 +256,7 @@ class Simulation:
         command = Command(self.history, "increment", b"probe")
         packed = pack_call("increment", [command.key, command.id])
         probe = _Probe(self, member, command)
-        member.submit([WriteOperation(probe, deadline, packed)])
+        member.submit([CallOperation(probe, deadline, packed, "increment")])
 
     def probed(self, member: Member, command: Command, result: Any) -> None:
         """A probe's answer."""
@@ -297,6 +306,8 @@ class Simulation:
             is_unaware = left.node is not None and not left.node.core.is_removed
             if is_unaware and left.founding is None and self._can_ask(left):
                 missing.append(f"node {node_id} doesn't know that it was removed")
+        if self.builds.must_be_new and self.builds.used < NEW:
+            missing.append("the cluster doesn't use the version that all members support")
         if any(client.is_busy for client in self.clients):
             missing.append("a client still sends a group again")
         last = len(self.invariants.committed)

@@ -74,6 +74,10 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("standby", "changes of membership with a standby in it"),
         ("standby promoted", "standbys promoted"),
         ("region promoted", "times that all standbys of a region were to be promoted"),
+        ("upgraded", "members that came back with the next build of the program"),
+        ("downgraded", "members that came back with the build before"),
+        ("version raised", "clusters that came to use the next version of the state machine"),
+        ("too old to run", "members with the build before, which then refused to run"),
         ("knows it was removed", "nodes that learned that they were removed"),
     ),
     "clients": (

@@ -35,10 +35,10 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from raftha.core import Append, AppendReply, Raft, RaftLog, Role, VoteReply, VoteRequest, Write
-from raftha.entry import LOG_START, Entry, HardState, LogPosition
+from raftha.entry import LOG_START, Entry, EntryKind, HardState, LogPosition
 from raftha.membership import Membership
 from raftha.node.messages import PeerMessage
 from raftha.storage.log.wal import Wal
@@ -128,6 +128,8 @@ class Invariants:
         self._members = members
         self._first = first
         self.memberships = Memberships(first, self.committed)
+        self.on_versions: Callable[[int, Collection[int]], None] = lambda used, members: None
+        """Told the version of the machine that the log uses, and the members at that entry."""
         self._seen = {node_id: _Seen() for node_id in members}
         self.leaders: dict[int, int] = {}
         """The leader of each term."""
@@ -211,6 +213,8 @@ class Invariants:
         self.committed.append(entry)
         self._commit_terms.append(term)
         self.oracle.apply(entry)
+        if entry.kind == EntryKind.ADMIN:
+            self.on_versions(self.oracle.machine_version, self.memberships.latest.members.keys())
         # The first to commit is the leader, so it is its membership that counts.
         electorate = voters(self.memberships.in_force(member.node.core.log))
         holders = [
@@ -252,6 +256,12 @@ class Invariants:
         if seen.durable.hash_at(applied.index) != applied.hash:
             raise Violation(f"node {node_id} applied {applied.index} before it was durable there")
         seen.applied = applied.index
+        node = self._members[node_id].node
+        if node is not None and applied.index == len(self.committed):
+            used, oracle = node.state.versions, self.oracle
+            found = (0, frozenset()) if used is None else (used.machine, used.commands)
+            if found != (oracle.machine_version, oracle.commands):
+                raise Violation(f"node {node_id} uses {used} after entry {applied.index}")
 
     # ---------------------------------------------------------------- what is sent
 

@@ -18,10 +18,8 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from raftha.config import HaConfig
 from raftha.core import (
     Append,
-    CoreConfig,
     Heartbeat,
     LogRead,
     Raft,
@@ -31,13 +29,20 @@ from raftha.core import (
     Write,
 )
 from raftha.entry import Entry, HardState, LogPosition
-from raftha.errors import Compacted, Corrupt, Disconnected, StorageFailed, StorageFull
+from raftha.errors import (
+    Compacted,
+    Corrupt,
+    Disconnected,
+    StorageFailed,
+    StorageFull,
+    UpgradeRequired,
+)
 from raftha.events import HaEvent, LeaderLost, Removed, ReplicaBehindLog, RoleChanged
 from raftha.membership import Membership
 from raftha.net import introductions as introduction
-from raftha.net.wire import PROTOCOL_VERSION, Hello
+from raftha.net.wire import Hello
 from raftha.node import founding
-from raftha.node.bootstrap import HEARTBEAT_TICKS, configured_members, decode_membership
+from raftha.node.bootstrap import configured_members, decode_membership
 from raftha.node.checkpoints import LogCut
 from raftha.node.founding import Founding, Stance, first_membership
 from raftha.node.messages import PeerMessage, TransferRequest
@@ -50,23 +55,21 @@ from raftha.storage.directory.replay import read_from
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.state import Frozen
+from raftha.version import PROTOCOL_VERSION
 from tests.sim.clock import MemberClock
 from tests.sim.contact import LeaderContact
 from tests.sim.disk import SimulatedDisk
 from tests.sim.disk_faults import DiskFaults, SimulatedCrash
 from tests.sim.network import Network
 from tests.sim.node_files import SimulatedNodeFiles
+from tests.sim.settings import TICK_S, WAL, core_config, node_config
 from tests.sim.snapshots import SimulatedSnapshots
 from tests.sim.store import DictStore
 from tests.sim.swarm import Swarm
 from tests.sim.watch import Waiter, Watch
 from tests.sim.world import Violation, World
 
-HEARTBEAT_MS = 50
-ELECTION_MS = 250
-TICK_S = HEARTBEAT_MS / 1000 / HEARTBEAT_TICKS
 FULL_RETRY_S = 0.1
-WAL = "wal"
 _INVITATIONS = (TimeoutNow, TransferRequest)
 
 
@@ -79,7 +82,7 @@ class Member:
         self.id = node_id
         self._world = world
         self._swarm = swarm
-        self._machine = machine
+        self.machine = machine
         self.life = 0
         self.is_wanted = node_id <= swarm.size - swarm.is_late
         """True if it should be up: not before it joins, and not after it was removed."""
@@ -105,20 +108,7 @@ class Member:
         self._lease_rng = world.stream(f"lease {node_id}")
         self._promised_ms = 0
         """What a real node has in its identity: the longest promise that it may have given."""
-        self.config = HaConfig(
-            node_id=node_id,
-            data_dir=WAL,
-            members={i: f"127.0.0.1:{7100 + i}" for i in range(1, swarm.size + 1)},
-            address=f"127.0.0.1:{7100 + node_id}",
-            heartbeat_interval_ms=HEARTBEAT_MS,
-            election_timeout_ms=ELECTION_MS,
-            checkpoint_interval_sec=swarm.checkpoint_s,
-            auto_failover=swarm.campaigns,
-            regions=swarm.regions,
-            member_regions={i: swarm.region(i) for i in range(1, swarm.size + 1)},
-            lease_ms=swarm.lease_ms,
-            clock_drift_max=swarm.clock_drift_max,
-        )
+        self.config = node_config(node_id, swarm)
         self.founding: Founding | None = None
         """Set while it is up and has no cluster."""
         self._hellos: dict[int, Hello] = {}
@@ -150,7 +140,7 @@ class Member:
         self.faults.disk = self.disk
         self.store = DictStore()
         self.snapshots = SimulatedSnapshots(self, self._swarm.chunk_bytes)
-        self.node_files = SimulatedNodeFiles(self, WAL, self._machine)
+        self.node_files = SimulatedNodeFiles(self, WAL)
 
     # ---------------------------------------------------------------- life
 
@@ -172,6 +162,10 @@ class Member:
             self._world.note(self.id, "start found no space")
             self._lose(is_power_loss=False)
             return
+        except UpgradeRequired as error:
+            self._watch.on_unsupported(self, str(error))
+            self._lose(is_power_loss=False)
+            return
         self.is_rotten = False
         self._world.note(self.id, "start", f"log ends at {self.node.core.log.last_index}")
         self._watch.on_start(self)
@@ -189,22 +183,11 @@ class Member:
         )
 
     def _open(self) -> Node:
-        swarm, rng = self._swarm, self.rng
+        rng, lease_ms = self.rng, self._choose_lease()
         self.wal, state, entries = wal, _, _ = open_or_heal(self.node_files)
-        config = CoreConfig(
-            node_id=self.id,
-            heartbeat_ticks=HEARTBEAT_TICKS,
-            election_ticks=ELECTION_MS * HEARTBEAT_TICKS // HEARTBEAT_MS,
-            campaigns=swarm.campaigns,
-            regions=swarm.regions,
-            append_bytes_max=swarm.append_bytes_max,
-            in_flight_messages_max=swarm.in_flight_messages_max,
-            window_bytes_max=swarm.window_bytes_max,
-            write_bytes_max=swarm.write_bytes_max,
-            lease_ms=self._choose_lease(),
-            promised_ms=self._promised_ms,
-            clock_drift_max=swarm.clock_drift_max,
-        )
+        state.check_supported(e for e in entries if e.index <= wal.hard_state.commit)
+        promised_ms = self._promised_ms
+        config = core_config(self.id, self._swarm, lease_ms=lease_ms, promised_ms=promised_ms)
         membership = Membership.decode(state.membership) if state.membership else self.first
         if not self.has_cluster:
             membership = decode_membership(None, self.config)
@@ -231,6 +214,11 @@ class Member:
             lease_ms = self._lease_rng.choice((0, 50, lease_ms, lease_ms))
         self._promised_ms = max(self._promised_ms, lease_ms)
         return lease_ms
+
+    def run_build(self, machine: StateMachine) -> None:
+        """From its next start on it runs another build of the program."""
+        assert self.node is None
+        self.machine = machine
 
     def install(self) -> None:
         """Have a newcomer started, with nothing on its disk."""
@@ -587,7 +575,12 @@ class Member:
     def _turn(self) -> None:
         self._is_turn_due = False
         assert self.node is not None
-        self.node.turn()
+        try:
+            self.node.turn()
+        except UpgradeRequired as error:
+            self.crash(is_power_loss=False, is_silent=False)
+            self._watch.on_unsupported(self, str(error))
+            return
         self._watch.on_turn(self)
 
     def _tick(self) -> None:

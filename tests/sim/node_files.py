@@ -24,6 +24,7 @@ from tests.sim.store import DictStore
 class Keeper(Protocol):
     """The member whose files these are."""
 
+    machine: StateMachine
     disk: SimulatedDisk
     store: DictStore
     snapshots: SimulatedSnapshots
@@ -37,12 +38,11 @@ class Keeper(Protocol):
 class SimulatedNodeFiles:
     """The files of one member, over all its lives."""
 
-    def __init__(self, keeper: Keeper, folder: str, machine: StateMachine) -> None:
+    def __init__(self, keeper: Keeper, folder: str) -> None:
         self.healing_generation = 0
         self.lost: dict[str, str] = {}
         self._keeper = keeper
         self._folder = folder
-        self._machine = machine
         self._wal: Wal | None = None
         self._losses = 0
 
@@ -57,7 +57,9 @@ class SimulatedNodeFiles:
 
     def open_state(self, wal: Wal) -> State:
         self._keeper.snapshots.install_if_ready(wal)
-        return State(self._keeper.store, self._machine)
+        state = State(self._keeper.store, self._keeper.machine)
+        state.check_supported()
+        return state
 
     def peek(self) -> tuple[LogPosition, bytes | None]:
         state = State(self._keeper.store)

@@ -67,6 +67,8 @@ class Oracle:
         self.applications: Counter[bytes] = Counter()
         self.versions: dict[tuple[bytes, bytes], int] = {}
         self.sequence = 0
+        self.machine_version = 0
+        self.commands: frozenset[str] = frozenset()
         self.duplicates = 0
         self.expired = 0
         self._sessions: dict[int, _Session] = {}
@@ -85,6 +87,12 @@ class Oracle:
                 elif self._is_first(group, entry.time_us):
                     self._run(group)
                 self.sequence += group.count
+
+        elif entry.kind == EntryKind.ADMIN:
+            form, what, _, machine_version, commands = msgpack.unpackb(entry.payload)
+            assert (form, what) == (1, "versions")
+            self.machine_version = max(self.machine_version, machine_version)
+            self.commands |= set(commands)
 
     def _is_first(self, group: Group, time_us: int) -> bool:
         session = self._sessions.get(group.session)
@@ -124,10 +132,11 @@ class Oracle:
             return Effect(value, key, is_equal, None)
         assert packed[0] == CALL
         name, args = packed[1:]
+        assert name in self.commands, f"the log calls {name}, which not all members know"
         if name == "fail":
             return Effect(args[0], b"", True, ValueError)
         key, call = args
-        value = int(self.values.get(COUNTER + key, b"0")) + 1
+        value = int(self.values.get(COUNTER + key, b"0")) + (2 if self.machine_version >= 2 else 1)
         self._set(sequence, COUNTER + key, b"%d" % value)
         self.values[MARK + call] = b"1"
         return Effect(call, COUNTER + key, True, value)

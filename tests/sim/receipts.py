@@ -21,8 +21,9 @@ from raftha.errors import StorageError
 from raftha.node.operations import ALL_VOTERS, MAJORITY
 from raftha.storage.log.wal import Wal
 from raftha.types import Acknowledgement
-from tests.sim.member import WAL, Member
+from tests.sim.member import Member
 from tests.sim.memberships import voters
+from tests.sim.settings import WAL
 from tests.sim.swarm import Swarm
 from tests.sim.world import Violation, World
 

@@ -17,7 +17,8 @@ from raftha.errors import StorageError
 from raftha.storage.log.recovery import close_all, live_ids, recover
 from raftha.storage.log.segment import HEADER_BYTES, Segment, scan
 from tests.sim.disk import SECTOR_BYTES, SimulatedDisk
-from tests.sim.member import WAL, Member
+from tests.sim.member import Member
+from tests.sim.settings import WAL
 from tests.sim.world import World
 
 UNCERTAIN_WRITES = 2

@@ -143,6 +143,8 @@ class Swarm:
     is_lease_changing: bool = False
     """Whether members start with other lease settings now and then."""
     lease_readers: int = 0
+    upgrade_every_s: float = 0.0
+    """How often a member changes to another build of the program; see `builds.py`."""
     rollback_every_s: float = 0.0
     """Data directories are put back to earlier copies; see `rollbacks.py`."""
     thread_pause_s: float = 0.0

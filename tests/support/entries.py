@@ -26,6 +26,12 @@ class Log:
         self.entries.append(entry)
         return entry
 
+    def add(self, kind: EntryKind, payload: bytes) -> Entry:
+        """Add an entry without commands."""
+        entry = make_entry(self.last, 1, 1_000_000, kind, payload, 0)
+        self.entries.append(entry)
+        return entry
+
     def noop(self, time_us: int = 1_000_000, term: int = 1) -> Entry:
         """Add an entry without commands, as a new leader does."""
         entry = make_entry(self.last, term, time_us, EntryKind.NOOP, b"", 0)

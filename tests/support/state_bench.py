@@ -15,6 +15,7 @@ from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.machine import StateMachine, Transaction, command
 from raftha.storage.state.sessions import Applied, receipts
 from raftha.storage.state.state import State
+from raftha.storage.state.versions import common
 from raftha.types import Receipt
 from tests.sim.store import DictStore
 from tests.support.entries import Log, group, opening
@@ -109,6 +110,7 @@ class Bench:
         self.log = Log()
         self.store = DictStore() if store is None else store
         self.state = State(self.store, Kit())
+        self.state.versions = common([self.state.abilities])
         self.session = self.apply(opening())[0].outcome.session
         self.number = 0
 

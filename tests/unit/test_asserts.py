@@ -286,7 +286,7 @@ def commit_by(matches: int, *, begins_at: int = 1) -> None:
     settle(raft)
     raft.progress[2].match = matches
     leadership._begins_at = begins_at
-    leadership._commit = lambda: raft.log.commit_to(2)  # type: ignore[method-assign]
+    leadership._commit = lambda _: raft.log.commit_to(2)  # type: ignore[method-assign, assignment]
     leadership.advance_commit()
 
 

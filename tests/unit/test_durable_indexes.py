@@ -20,7 +20,7 @@ def test_durable_indexes_only_grow() -> None:
 
 
 def test_uncommitted_entries_count_for_nothing() -> None:
-    behind = encode_behind(5, [(1, 9), (2, 5), (3, 2)])
+    behind = encode_behind(5, {1: 9, 2: 5, 3: 2})
     assert behind == (1, 0, 2, 0, 3, 3)
     durable_indexes = DurableIndexes()
     durable_indexes.learn(5, behind)

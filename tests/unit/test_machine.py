@@ -10,6 +10,7 @@ from raftha.errors import (
     ConfigError,
     InvalidRequest,
     StorageFailed,
+    UpgradeRequired,
 )
 from raftha.storage.state import commands, machine
 from raftha.storage.state.machine import StateMachine, Transaction, command
@@ -136,11 +137,12 @@ def test_a_view_bounds_what_a_command_writes(monkeypatch: pytest.MonkeyPatch) ->
         view.put(b"b", b"")
 
 
-def test_user_commands_without_a_machine_fail() -> None:
+def test_a_command_of_the_log_that_the_node_does_not_have_ends_it() -> None:
     bench = Bench()
     bench.state = State(bench.store)
     bench.state.apply(bench.log.entries[0])
-    assert "unknown command 'add'" in bench.failure(call("add", [b"n", 1])).detail
+    with pytest.raises(UpgradeRequired, match=r"command 'add'.*start this node again"):
+        bench.do(call("add", [b"n", 1]))
 
 
 def test_commands_are_inherited_and_can_be_overridden() -> None:

@@ -17,7 +17,7 @@ HaManager HaStatus Health Indeterminate InvalidRequest MembershipChangePending M
 Overloaded Put RafthaError Receipt Rejected ReplicaState ReplicaStatus ReplicaTooSlow
 ReplicationConfig ReplicationManager ReplicationMode ReplicationState RequestTimeout SessionExpired
 StateMachine Stopped StorageError StorageFailed StorageFull Transaction TransferFailed Unavailable
-__version__ aio command config events
+UpgradePending UpgradeRequired __version__ aio command config events
 """
 
 LAZY = {

@@ -21,8 +21,9 @@ from raftha.net.certificates import Made, make_ca, make_node
 from raftha.net.introductions import difference
 from raftha.net.tls import PeerTls
 from raftha.net.transport import Transport
-from raftha.net.wire import PROTOCOL_VERSION, Hello, Refusal, encode
+from raftha.net.wire import Hello, Refusal, encode
 from raftha.node.messages import Forward, PeerMessage
+from raftha.version import PROTOCOL_VERSION
 from tests.support.certificates import CLUSTER, expire, make_cluster, peer_tls
 from tests.support.conditions import wait_until_async
 
@@ -42,6 +43,7 @@ class Peer:
         self.members = members
         self.removed = False
         self.refused = 0
+        self.unsupported: list[tuple[int, str]] = []
         random_ = random.Random(node_id).random
         self.transport = Transport(hello, members[node_id], self, random_, tls)
 
@@ -65,6 +67,9 @@ class Peer:
 
     def on_refused(self) -> None:
         self.refused += 1
+
+    def on_unsupported(self, peer: int, reason: str) -> None:
+        self.unsupported.append((peer, reason))
 
     def check_hello(self, hello: Hello) -> str:
         return ""

@@ -54,17 +54,18 @@ class FailoverWatch:
     def observe(self, now: float, message: PeerMessage | None = None) -> None:
         """Observe the core after a possible change, caused by `message` if given."""
         core = self._core
-        if core.term != self._term:
-            self._term = core.term
+        term, leader = core.term, core.leader
+        if term != self._term:
+            self._term = term
             self._on_term(now, message)
-        if core.leader is None:
+        if leader is None:
             return
-        if core.leader == core.id or (message is not None and message.sender == core.leader):
+        if leader == core.id or (message is not None and message.sender == leader):
             self._last_contact_at = now
-        self._leader = core.leader
+        self._leader = leader
         episode = self._episode
-        if episode is not None and episode.elected_term != core.term:
-            episode.leader, episode.elected_term, episode.elected_at = core.leader, core.term, now
+        if episode is not None and episode.elected_term != term:
+            episode.leader, episode.elected_term, episode.elected_at = leader, term, now
 
     def _on_term(self, now: float, message: PeerMessage | None) -> None:
         core = self._core
@@ -83,6 +84,11 @@ class FailoverWatch:
             self._episode = _Episode(self._last_contact_at, now, started)
         is_transfer = isinstance(message, VoteRequest) and message.transfer
         self._episode.is_planned = is_transfer or isinstance(message, TimeoutNow)
+
+    @property
+    def is_under_way(self) -> bool:
+        """True from the start of a failover until its end was taken."""
+        return self._episode is not None
 
     def take_started(self) -> FailoverStarted | None:
         """Return the start of a failover, once."""

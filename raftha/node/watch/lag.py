@@ -167,8 +167,9 @@ class LagTracker:
 
     def record_appends(self, now: float) -> None:
         """The log may have grown."""
-        if self._append_times is not None:
-            self._append_times.record_appends(self._core.log.last_index, now)
+        times = self._append_times
+        if times is not None and (last_index := self._core.log.last_index) > times.last_index:
+            times.record_appends(last_index, now)
 
     def on_report(self, report: ReplicaReport, now: float) -> None:
         """A report arrived; accept it if it is the current leader's."""

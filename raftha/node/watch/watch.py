@@ -127,6 +127,8 @@ class Watch:
         The start of a failover is emitted before them, its end after them.
         """
         self._failover.observe(now)
+        if not events and not self._failover.is_under_way:
+            return False
         started = self._failover.take_started()
         completed = self._failover.take_completed(now)
         for event in (started, *events, completed):
