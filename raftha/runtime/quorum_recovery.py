@@ -185,7 +185,8 @@ class Survivor:
         now = datetime.now(UTC)
         path = self._data.path / f"recover-quorum-{now:%Y%m%dT%H%M%S.%fZ}.json"
         document = {"time": now.isoformat(), "raftha_version": VERSION, **plan.as_dict()}
-        with path.open("x", encoding="utf-8") as file:
+        path.touch(0o600, exist_ok=False)
+        with path.open("w", encoding="utf-8") as file:
             json.dump(document, file, indent=2)
             file.flush()
             os.fsync(file.fileno())

@@ -159,7 +159,7 @@ class DataDirectory:
         if target.exists():
             shutil.rmtree(folder, ignore_errors=True)
         elif folder.exists():
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(mode=0o700, exist_ok=True)
             folder.rename(target)
             sync_folder(target.parent)
         sync_folder(self.path)

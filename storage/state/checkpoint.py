@@ -392,6 +392,7 @@ class CheckpointStore:
         return mark == _mark(self._path)
 
     def _leave_mark(self) -> None:
+        (self._folder / CLEAN).touch(0o600)
         with (self._folder / CLEAN).open("wb") as file:
             file.write(_mark(self._path))
             file.flush()
@@ -407,7 +408,7 @@ class CheckpointStore:
         if self._folder.exists() and any(self._folder.iterdir()):
             raise self.corrupt("the file is missing, though its folder isn't empty")
         scratch = self._folder.with_name(self._folder.name + ".new")
-        scratch.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in scratch.iterdir():
             leftover.unlink()
         env = self._open(scratch, MIB)
@@ -423,6 +424,7 @@ class CheckpointStore:
         try:
             return lmdb.open(
                 str(folder),
+                mode=0o600,
                 map_size=map_bytes,
                 subdir=True,
                 max_dbs=4,

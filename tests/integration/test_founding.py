@@ -145,6 +145,9 @@ def test_a_node_that_is_alone_founds_its_cluster_by_itself(tmp_path: Path) -> No
     with raftha.HaManager(config) as ha:
         assert ha.get(b"key") == b"value"
         assert ha.get_status().cluster_id == cluster_id != ""
+        ha.digest()
+    assert not [path for path in tmp_path.glob("1/**/*") if path.stat().st_mode & 0o077]
+    assert not (tmp_path / "1").stat().st_mode & 0o077
     shutil.rmtree(tmp_path / "1")
     with raftha.HaManager(config) as ha:
         ha.put(b"key", b"other")

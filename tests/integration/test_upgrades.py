@@ -76,6 +76,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         members = dict(enumerate(free_addresses(3), start=1))
+        found_once(folder, members)
         self._configs = {}
         for node_id in members:
             table = "\n".join(f'{i} = "{address}"' for i, address in members.items())

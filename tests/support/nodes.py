@@ -40,11 +40,17 @@ def make_config(folder: Path, node_id: int, members: dict[int, str]) -> raftha.H
     )
 
 
-def found_once(folder: Path, members: Mapping[int, str], cluster_name: str = "raftha") -> None:
+def found_once(
+    folder: Path,
+    members: Mapping[int, str],
+    cluster_name: str = "raftha",
+    regions: Mapping[int, str] | None = None,
+) -> None:
     """Found a cluster in the folders of its members, unless there is one of them."""
     directories = {i: folder / str(i) for i in members}
     if not any(path.exists() for path in directories.values()):
-        found_together(directories, Membership.first(members).members, cluster_name, 16 * MIB)
+        first = Membership.first(members, regions).members
+        found_together(directories, first, cluster_name, 16 * MIB)
 
 
 def read_config(path: Path) -> raftha.HaConfig:
