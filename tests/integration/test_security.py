@@ -365,7 +365,7 @@ def test_a_node_does_not_start_with_the_certificate_of_another(
     manager = make_managers(tmp_path, {**made, 1: made[2]})[0]
     with pytest.raises(ConfigError, match="is for raftha://orders/node/2, this node is"):
         manager.start()
-    assert not (tmp_path / "1").exists()
+    assert not (tmp_path / "1" / "state").exists()
 
 
 def test_a_cluster_of_processes_speaks_tls(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from raftha.errors import UpgradePending, UpgradeRequired
 from raftha.events import ReplicaUnsupported
 from tests.integration.upgrading_host import Old
 from tests.support.conditions import wait_until
-from tests.support.nodes import free_addresses, make_config, wait_leader
+from tests.support.nodes import found_once, free_addresses, make_config, wait_leader
 
 ROOT = Path(__file__).parents[2]
 
