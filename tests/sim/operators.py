@@ -179,8 +179,8 @@ class Operator:
             self._wipe(self._members[chosen])
 
     def _see_return(self) -> None:
-        """Whether the member that was wiped is whole again."""
-        if self.wiped:
+        """Whether the member that was wiped is whole again, where that is waited for."""
+        if self.wiped and self._is_patient:
             member = self._members[self.wiped]
             recorded = self._latest().recorded(member.id)
             is_whole = member.has_cluster and not member.node_files.is_healing
