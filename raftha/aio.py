@@ -196,13 +196,14 @@ class HaManager:
 
     # ---------------------------------------------------------------- sessions of outside clients
 
-    async def open_session(self, *, timeout: float | None = None) -> int:
+    async def open_session(self, client: str = "", *, timeout: float | None = None) -> int:
         """Open a session for a client outside this process. Returns the session's id.
 
         With it, `submit_once` through any node applies each of the client's groups once, however
-        often the client sends it. A session ends after an hour without use.
+        often the client sends it. A session ends after an hour without use. `client`: its host, a
+        space, and what names its connection; one with too many sessions loses its own.
         """
-        return (await self._run(self._calls.open_session(), timeout)).session
+        return (await self._run(self._calls.open_session(client), timeout)).session
 
     def submit_once(
         self,

@@ -21,6 +21,7 @@ class EventKind(enum.StrEnum):
     LEADER_ELECTED = "leader_elected"
     LEADER_LOST = "leader_lost"
     SECOND_LEADER = "second_leader"
+    LOGS_DIFFER = "logs_differ"
     FAILOVER_STARTED = "failover_started"
     FAILOVER_COMPLETED = "failover_completed"
     MEMBERSHIP_CHANGED = "membership_changed"
@@ -30,6 +31,7 @@ class EventKind(enum.StrEnum):
     REPLICA_DISCONNECTED = "replica_disconnected"
     REPLICA_UNSUPPORTED = "replica_unsupported"
     CLUSTER_UPGRADED = "cluster_upgraded"
+    ENTRY_SKIPPED = "entry_skipped"
     REPLICA_ADDED = "replica_added"
     REPLICA_REMOVED = "replica_removed"
     REPLICATION_LAG_WARNING = "replication_lag_warning"
@@ -50,6 +52,9 @@ class EventKind(enum.StrEnum):
     HEALTH_CHECK_FAILED = "health_check_failed"
     HEALTH_RECOVERED = "health_recovered"
     CHECKPOINT_COMPLETED = "checkpoint_completed"
+    CERTIFICATE_EXPIRES = "certificate_expires"
+    CLOCK_WRONG = "clock_wrong"
+    CLOCK_RIGHT = "clock_right"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +135,23 @@ class SecondLeader(HaEvent):
     term: int
     leader: int
     other: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogsDiffer(HaEvent):
+    """The leader's entries can't follow this node's log, so this node takes none of them.
+
+    From entry `index` on: the leader has another history under the same index and term, which can't
+    happen unless a disk was changed, or a data directory is of another cluster's past. Reported
+    once for each leader and term; `HaStatus.log_mismatch` says so until entries are taken again.
+    Replace this node, or the leader, whichever has the wrong data.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.LOGS_DIFFER
+    leader: int
+    term: int
+    index: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +260,18 @@ class ClusterUpgraded(HaEvent):
     protocol: int
     machine_version: int
     commands: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntrySkipped(HaEvent):
+    """This node passes over the commands of an entry, because an operator has told every node to.
+
+    Reported at each start that is to apply the entry.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.ENTRY_SKIPPED
+    index: int
+    hash: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -439,3 +473,37 @@ class CheckpointCompleted(HaEvent):
     sequence: int
     keys: int
     duration_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockWrong(HaEvent):
+    """The leader finds a member's wall clock further off than `max_clock_offset_ms`.
+
+    `offset_ms`: how far it is ahead of the clock on which most voters agree, negative if behind. A
+    leader whose own clock is wrong hands over.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.CLOCK_WRONG
+    node_id: int
+    offset_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockRight(HaEvent):
+    """The wall clock of a member that was wrong agrees with the others again."""
+
+    kind: ClassVar[EventKind] = EventKind.CLOCK_RIGHT
+    node_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateExpires(HaEvent):
+    """This node's certificate for its peers, at `path`, expires in `days_left` days, or has.
+
+    Reported 30, 7 and 1 days before and when it has expired; also at a start, if it is due. Peers
+    refuse new connections with an expired certificate.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.CERTIFICATE_EXPIRES
+    path: str
+    days_left: int

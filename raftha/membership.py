@@ -121,6 +121,8 @@ class Membership:
             raise InvalidRequest(f"a cluster has at most {MEMBERS_MAX} members")
         if len(region.encode()) > REGION_BYTES_MAX:
             raise InvalidRequest(f"a region's name has at most {REGION_BYTES_MAX} bytes")
+        if not region.isprintable():
+            raise InvalidRequest("a region's name has no control characters")
         try:
             parse_address("address", address)
         except ConfigError as error:

@@ -103,7 +103,7 @@ def _of_node(status: HaStatus) -> Iterator[Metric]:
     for name, text in _NUMBERS:
         yield _gauge(name, text, getattr(status, name))
     yield _gauge(
-        "upgrade_waits_for",
+        "members_to_upgrade",
         "Members that keep the cluster from using all that this node supports.",
         len(status.upgrade_waits_for),
     )
@@ -157,10 +157,16 @@ def _of_lag(status: HaStatus) -> Iterator[Metric]:
     behind = GaugeMetricFamily(
         "raftha_replica_lag_commands", "Commands not applied.", labels=["node"]
     )
+    offset = GaugeMetricFamily(
+        "raftha_clock_offset_seconds",
+        "How far a member's wall clock is ahead of the one on which most voters agree.",
+        labels=["node"],
+    )
     for replica in status.replicas:
+        offset.add_metric([str(replica.node_id)], replica.clock_offset_ms / 1000)
         lag.add_metric([str(replica.node_id)], replica.lag_ms / 1000)
         behind.add_metric([str(replica.node_id)], float(replica.lag_sequences))
-    yield from (lag, behind)
+    yield from (lag, behind, offset)
 
 
 def _add_health(family: GaugeMetricFamily, node: list[str], replica: ReplicaStatus) -> None:
@@ -179,6 +185,11 @@ def _of_statistics(statistics: Statistics) -> Iterator[Metric]:
         "raftha_peers_refused",
         "Peers, or strangers, that were not let in or thrown out.",
         value=float(statistics.peers_refused),
+    )
+    yield _gauge(
+        "certificate_expires_timestamp_seconds",
+        "When the node's certificate for its peers expires, since 1970 UTC; 0 without TLS.",
+        statistics.certificate_expires_at,
     )
     for name, text, histogram in (
         ("log_write_seconds", "One write and sync of the log.", statistics.log_write),

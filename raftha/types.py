@@ -193,6 +193,8 @@ class ReplicaStatus:
     `lag_sequences`: the number of commands that it has not applied. `match_sequence`: a lower bound
     of the last command in its log. `applied_index`, `applied_sequence`: the last entry and command
     that its state has applied. `last_heard_ms`: the time since its last message to the leader.
+    `clock_offset_ms`: how far its wall clock is ahead of the one on which most voters agree,
+    negative if behind, 0 if not known.
 
     `version`: its version of raftha, "" if this node isn't connected to it. `machine_version`: the
     newest version of the state machine that it supports.
@@ -214,6 +216,7 @@ class ReplicaStatus:
     lag_ms: int = 0
     lag_sequences: int = 0
     last_heard_ms: int = 0
+    clock_offset_ms: int = 0
     version: str = ""
     machine_version: int = 0
 
@@ -240,6 +243,8 @@ class HaStatus:
     this node dies for good now: commands handed to it that it doesn't know to be committed. None of
     them was acknowledged; acknowledged writes are on a majority of the disks.
 
+    `log_mismatch`: why this node can't take the leader's entries, "" if it can: their logs differ
+    where they must not.
     `version`: this node's version of raftha. `protocol_version`, `machine_version`: what the
     cluster uses by the log, as far as this node has applied it; 0 before its first leader has
     recorded it.
@@ -277,6 +282,7 @@ class HaStatus:
     replication_lag_ms: int = 0
     rpo_commands: int = 0
     rpo_bytes: int = 0
+    log_mismatch: str = ""
     version: str = VERSION
     protocol_version: int = 0
     machine_version: int = 0

@@ -19,6 +19,7 @@ import raftha
 from bench.harness import namespaces
 from bench.harness.embedded import read_config
 from raftha.events import FailoverCompleted
+from raftha.server.machine import RedisMachine
 from raftha.testing import LocalCluster
 
 OWN, OTHERS = 1, (2, 3)
@@ -176,7 +177,10 @@ def _round(total_s: float, event: FailoverCompleted) -> Round:
 def measure(how: str, rounds: int, lease_ms: int = 0) -> list[Round]:
     """Start a cluster and let its leaders fail."""
     if how == "silent":
-        with namespaces.network(lease_ms) as network, raftha.HaManager(network.config()) as ha:
+        with (
+            namespaces.network(lease_ms) as network,
+            raftha.HaManager(network.config(), state_machine=RedisMachine()) as ha,
+        ):
             ha.put(b"warm", b"up", timeout=60)
             return Bench(ha, network.cut_off, network.reconnect).run(rounds)
     with LocalCluster(nodes=3, settings={"lease_ms": lease_ms}) as cluster:
@@ -186,6 +190,8 @@ def measure(how: str, rounds: int, lease_ms: int = 0) -> list[Round]:
             "planned": (None, None),
         }
         cluster.terminate(OWN)
-        with raftha.HaManager(read_config(cluster.config_of(OWN))) as ha:
+        with raftha.HaManager(
+            read_config(cluster.config_of(OWN)), state_machine=RedisMachine()
+        ) as ha:
             ha.put(b"warm", b"up", timeout=60)
             return Bench(ha, *ways[how]).run(rounds)

@@ -25,6 +25,7 @@ from bench.harness.embedded import read_config
 from bench.harness.load import VALUE_BYTES, Call, Load, key_of, put_under
 from bench.harness.worker import serve
 from raftha.events import CheckpointCompleted
+from raftha.server.machine import RedisMachine
 
 FILLERS = 512
 
@@ -102,7 +103,7 @@ class Leader:
 
 async def main(config: Path) -> None:
     """Run the node until its input ends."""
-    async with raftha.aio.HaManager(read_config(config)) as ha:
+    async with raftha.aio.HaManager(read_config(config), state_machine=RedisMachine()) as ha:
         await serve(Leader(ha).answer)
 
 

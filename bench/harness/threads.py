@@ -27,6 +27,7 @@ from bench.harness.embedded import read_config
 from bench.harness.load import VALUE_BYTES, Load, key_of
 from bench.harness.samples import Taken
 from bench.harness.worker import serve
+from raftha.server.machine import RedisMachine
 
 SAMPLED_EVERY = 256
 
@@ -126,7 +127,7 @@ class Threads:
 
 async def main(config: Path) -> None:
     """Run the node until its input ends."""
-    with raftha.HaManager(read_config(config)) as ha:
+    with raftha.HaManager(read_config(config), state_machine=RedisMachine()) as ha:
         await serve(Threads(ha).answer)
 
 

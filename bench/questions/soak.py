@@ -25,6 +25,7 @@ import raftha
 from bench.harness.embedded import read_config
 from raftha.config import MIB
 from raftha.events import EventKind
+from raftha.server.machine import RedisMachine
 from raftha.testing import LocalCluster
 
 OWN, FOLLOWERS = 1, (2, 3)
@@ -83,7 +84,10 @@ def _lead(ha: raftha.HaManager) -> None:
 def run(cluster: LocalCluster, minutes: float) -> Soak:
     """Load the cluster for so long, and count."""
     counts: Counter[str] = Counter()
-    with raftha.HaManager(read_config(cluster.config_of(OWN))) as ha, ha.events() as events:
+    with (
+        raftha.HaManager(read_config(cluster.config_of(OWN)), state_machine=RedisMachine()) as ha,
+        ha.events() as events,
+    ):
         _lead(ha)
         while events.next(timeout=0.5) is not None:
             pass

@@ -28,6 +28,7 @@ from bench.harness.embedded import read_config
 from bench.harness.load import KEYS, VALUE_BYTES, closed_loop, key_of
 from bench.harness.machine import fdatasync_ms
 from bench.harness.samples import Sample
+from raftha.server.machine import RedisMachine
 from raftha.testing import LocalCluster
 
 
@@ -54,7 +55,9 @@ async def measure(ha: raftha.aio.HaManager, callers: int, seconds: float) -> Run
 async def run(cluster: LocalCluster, callers: list[int], seconds: float, runs: int) -> list[Run]:
     """The median run for each number of callers."""
     results = []
-    async with raftha.aio.HaManager(read_config(cluster.config_of(1))) as ha:
+    async with raftha.aio.HaManager(
+        read_config(cluster.config_of(1)), state_machine=RedisMachine()
+    ) as ha:
         await ha.put(b"warm", b"up", timeout=60)
         await ha.failover_to(1)
         for count in callers:

@@ -42,6 +42,7 @@ from raftha.runtime.runtime import Runtime
 from raftha.storage.state import commands
 from raftha.storage.state.commands import Condition
 from raftha.storage.state.commands import Operation as TransactionOperation
+from raftha.storage.state.owners import make_owner
 from raftha.types import RELEASED, HaStatus
 
 AdminOperation = TransferOperation | MembershipOperation
@@ -127,8 +128,9 @@ class Calls:
 
     # ---------------------------------------------------------------- sessions of outside clients
 
-    def open_session(self) -> GroupOperation:
-        return GroupOperation(None, 0.0, 0, 0, 0, [])
+    def open_session(self, client: str) -> GroupOperation:
+        owner = make_owner(self._config.node_id, client)
+        return GroupOperation(None, 0.0, 0, 0, 0, [], owner=owner)
 
     def submit_once(
         self, session: int, number: int, floor: int, packed: Sequence[bytes]

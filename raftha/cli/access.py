@@ -31,9 +31,10 @@ def find_access(
 ) -> Access:
     """Read the given files, else those of `server`; ConfigError if one can't be read."""
     from raftha.client.call import Access
-    from raftha.net.tls import client_context, read_token
+    from raftha.net.tls import client_context
+    from raftha.server.access import read_admin_token
 
-    token = read_token("--token-file", token_file) if token_file else ""
+    token = read_admin_token("--token-file", token_file) if token_file else ""
     if server is not None:
         token = token or server.token
         if server.listen_tls_cert and server.ha.tls_ca:

@@ -21,6 +21,7 @@ from raftha.cli.console import errors_as_lines, print_table
 from raftha.cli.events import events
 from raftha.cli.founding import init
 from raftha.cli.membership import failover, member, recover_quorum
+from raftha.cli.skipping import skip_entry
 from raftha.cli.status import status
 from raftha.errors import ConfigError, RafthaError
 from raftha.runtime.logs import LEVELS, log_to_stderr
@@ -42,6 +43,7 @@ app.add_typer(member, name="member")
 app.command()(failover)
 app.command()(init)
 app.command("recover-quorum")(recover_quorum)
+app.command("skip-entry")(skip_entry)
 app.command()(status)
 app.command()(events)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from raftha.cli.console import errors_as_lines
-from raftha.cli.settings import node_config
+from raftha.cli.settings import read_config
 from raftha.errors import InvalidRequest
 
 
@@ -30,7 +30,7 @@ def init(
     from raftha.runtime.founding import order_founding
 
     with errors_as_lines():
-        settings = node_config(config)
+        settings = read_config(config)
         members = ", ".join(f"{i} ({address})" for i, address in settings.members.items())
         name, node_id = settings.cluster_name, settings.node_id
         question = f"Found a new cluster {name!r} of the nodes {members}? None of them has data?"

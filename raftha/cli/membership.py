@@ -20,7 +20,7 @@ from rich.table import Table
 
 from raftha.cli.access import TlsCa, TokenFile, find_access
 from raftha.cli.console import errors_as_lines, print_table, printable
-from raftha.cli.settings import node_config
+from raftha.cli.settings import read_config
 from raftha.client.cluster_view import kind_of
 from raftha.errors import ConfigError, InvalidRequest, RafthaError
 
@@ -286,7 +286,7 @@ def recover_quorum(
     """
     from raftha.runtime.quorum_recovery import open_survivor
 
-    with errors_as_lines(), open_survivor(_survivor_config(config, node_id, data_dir)) as survivor:
+    with errors_as_lines(), open_survivor(node_config(config, node_id, data_dir)) as survivor:
         plan = survivor.plan()
         if not as_json:
             _show_plan(plan)
@@ -304,8 +304,9 @@ def recover_quorum(
             typer.echo(f"Done; {record} says what. Start the node, then add new ones.")
 
 
-def _survivor_config(path: Path, node_id: int, data_dir: Path | None) -> HaConfig:
-    config = node_config(path, data_dir)
+def node_config(path: Path, node_id: int, data_dir: Path | None) -> HaConfig:
+    """Return the settings of a stopped node from its file, which must be node `node_id`'s."""
+    config = read_config(path, data_dir)
     if config.node_id != node_id:
         raise ConfigError(f"{path} is node {config.node_id}'s, not node {node_id}'s")
     return config

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from raftha.config import HaConfig
 
 
-def node_config(path: Path, data_dir: Path | None = None) -> HaConfig:
+def read_config(path: Path, data_dir: Path | None = None) -> HaConfig:
     """Read a node's settings; `data_dir` takes the place of the one in the file."""
     from raftha.config import HaConfig, read_toml
     from raftha.server import ServerConfig

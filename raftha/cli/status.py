@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 LAG_BLOCKS = 8
 LAG_RED_MS = 5_000
+CLOCK_SHOWN_MS = 1_000
 
 NUMBERS = ("term", "leader", "commit", "applied", "sequence")
 COLUMNS = ("node", "role", "state", "region", *NUMBERS, "lag", "version", "address")
@@ -115,9 +116,20 @@ def _footnote(nodes: Nodes) -> str:
         for node in nodes
         if node["status"] is not None and node["status"]["failure"]
     ]
+    failures += [
+        f"node {printable(node['node_id'])}: {printable(mismatch)}\n"
+        for node in nodes
+        if node["status"] is not None and (mismatch := node["status"].get("log_mismatch"))
+    ]
     removed = find_removed(nodes)
     gone = f"removed for good: {', '.join(map(str, removed))}\n" if removed else ""
-    return "".join(failures) + gone + _versions(nodes)
+    clocks = [
+        f"the clock of node {printable(row['node_id'])} is {abs(offset_ms) / 1000:,.1f} s"
+        f" {'ahead' if offset_ms > 0 else 'behind'}\n"
+        for row in rows_by_leader(nodes).values()
+        if abs(offset_ms := row.get("clock_offset_ms", 0)) >= CLOCK_SHOWN_MS
+    ]
+    return "".join(failures) + "".join(clocks) + gone + _versions(nodes)
 
 
 def _versions(nodes: Nodes) -> str:

@@ -9,11 +9,16 @@ from raftha.errors import ConfigError
 
 
 def split_address(address: str) -> tuple[str, int] | None:
-    """Split "host:port" (or "[v6]:port"); None if `address` has another form."""
+    """Split "host:port" (or "[v6]:port"); None if `address` has another form.
+
+    Control characters have no place in a host: addresses are shown on terminals.
+    """
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     is_port = port.isascii() and port.isdigit() and len(port) <= 20 and int(port) <= PORT_MAX
     if not colon or not is_port or not 1 <= len(host) <= HOST_CHARACTERS_MAX:
+        return None
+    if not host.isprintable():
         return None
     return host, int(port)
 

@@ -12,6 +12,7 @@ from raftha.config.addresses import is_loopback, parse_address
 from raftha.config.checks import Address, Length, Range, check, check_all_or_none, shown
 from raftha.config.limits import (
     CLUSTER_NAME_BYTES_MAX,
+    DAY_MS,
     GIB,
     KIB,
     MEMBERS_MAX,
@@ -137,6 +138,12 @@ class HaConfig:
     """The private key of `tls_cert`, unencrypted, a PEM file that other users must not be able to
     read."""
 
+    tls_revoked: str | Path = ""
+    """A file of certificates that don't count any more: `node 3` or `serial 4f2a...` (hexadecimal)
+    on each line. A node whose certificate is named is refused, and disconnected within a minute
+    after the file has changed. Give all members the same file. Removing a node does the same for
+    its id, for good."""
+
     heartbeat_interval_ms: HeartbeatMs = 50
     """How often the leader sends a heartbeat to each follower. `election_timeout_ms` must be at
     least 4 heartbeats. Keep it above the round trip between the members."""
@@ -157,6 +164,13 @@ class HaConfig:
     """With `lease_ms`, by how much one member's clock may run slower than another's, as a fraction.
     The default covers two clocks that chronyd slews at its fastest, 0.083, in opposite directions.
     A higher value is safer and shortens leases."""
+
+    max_clock_offset_ms: Annotated[int, Range(100, DAY_MS, unit="ms")] = 5000
+    """How far a member's wall clock may be from the one on which most voters agree. Beyond it the
+    leader reports the member, doesn't stamp entries with that clock, and hands over if the clock is
+    its own. Members that follow NTP stay within tens of milliseconds, and a smeared leap second
+    within one second; the default leaves room for both. Safety never depends on wall clocks: only
+    the times that commands see, and the expiry of sessions after an hour."""
 
     request_timeout_s: Annotated[float, Range(0, TIMEOUT_S_MAX, unit="s", above_low=True)] = 10.0
     """The deadline of a call that gives none. Keep it well above 2 `election_timeout_ms`, which a
@@ -206,6 +220,8 @@ class HaConfig:
         object.__setattr__(self, "data_dir", Path(self.data_dir))
         _agree_on_replication(self)
         check_all_or_none(self, "tls_ca", "tls_cert", "tls_key")
+        if self.tls_revoked and not self.tls_ca:
+            raise ConfigError("tls_revoked needs tls_ca, tls_cert and tls_key")
         _check_members(self)
         _check_own_address(self)
         _check_regions(self)

@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raftha.core import timeouts
+from raftha.core.clocks import ClockReadings
 from raftha.core.healing_generation import HealingGeneration
 from raftha.core.lease import Promise
 from raftha.core.log import RaftLog
@@ -54,7 +55,7 @@ class Election:
         events: list[HaEvent],
         *,
         random_below: Callable[[int], int],
-        clock_ns: Callable[[], int],
+        clocks: ClockReadings,
     ) -> None:
         """Start as a follower that knows no leader, in the term that is on disk."""
         self.id = config.node_id
@@ -62,7 +63,8 @@ class Election:
         self.role = Role.FOLLOWER
         self.leader: int | None = None
         self.is_removed = False
-        self.promise = Promise(config.lease_ms, config.promised_ms, clock_ns)
+        self.clocks = clocks
+        self.promise = Promise(config.lease_ms, config.promised_ms, clocks.boottime_ns)
         self._config = config
         self._log = log
         self._outbox = outbox
@@ -70,6 +72,8 @@ class Election:
         self._events = events
         self._random_below = random_below
         self._votes: dict[int, bool] = {}
+        self._asked_term = 0
+        self._asked_ns = 0
         self._elapsed_ticks = 0
         self._timeout_ticks = 0
         # This node knows no leader. If there is one, asking for pre-votes early does no harm.
@@ -102,6 +106,10 @@ class Election:
     def send(self, message: Message) -> None:
         """Send a message of this term."""
         self._outbox.send(message, self.term, self.vote)
+
+    def report(self, event: HaEvent) -> None:
+        """Have the caller report an event."""
+        self._events.append(event)
 
     # ---------------------------------------------------------------- timeouts
 
@@ -252,7 +260,10 @@ class Election:
     def on_vote_reply(self, message: VoteReply) -> bool:
         """A voter has replied; True if that wins the election."""
         wanted = Role.PRE_CANDIDATE if message.pre else Role.CANDIDATE
-        return self.role is wanted and self._count_vote(message.sender, message.granted)
+        if self.role is not wanted:
+            return False
+        self.clocks.record(message.sender, self._asked_ns, message.time_us)
+        return self._count_vote(message.sender, message.granted)
 
     def count_own_vote(self) -> bool:
         """Count this node's own vote, now durable (R1); True if that wins the election."""
@@ -270,6 +281,9 @@ class Election:
             self._vote_for(self.id)
             self._set_role(Role.CANDIDATE)
         term = self.term + 1 if pre else self.term
+        if self._asked_term != term:
+            # Of several requests for the same term, a reply doesn't say which one it answers.
+            self._asked_term, self._asked_ns = term, self.clocks.boottime_ns()
         last_index, last_term = self._log.last_index, self._log.last_term
         for peer in self._log.membership.voters:
             if peer == self.id:
@@ -340,5 +354,6 @@ class Election:
                 granted=granted,
                 pre=request.pre,
                 healing_generation=self._healing_generation.current,
+                time_us=self.clocks.own_us(),
             )
         )

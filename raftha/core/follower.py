@@ -28,6 +28,7 @@ from raftha.core.election import Election
 from raftha.core.healing_generation import HealingGeneration
 from raftha.core.log import LogMismatch, RaftLog
 from raftha.core.messages import Append, AppendReply, Heartbeat, HeartbeatReply
+from raftha.events import LogsDiffer
 
 
 class Follower:
@@ -41,6 +42,9 @@ class Follower:
         self._election = election
         self._healing_generation = healing_generation
         self._lost_index = 0
+        self.mismatch = ""
+        """Why the leader's last entries can't follow this log; "" if they can."""
+        self._reported: tuple[int, int] | None = None
 
     def take_lost(self) -> int:
         """The last entry that this node is known to have lost, 0 for none; returned once."""
@@ -54,9 +58,13 @@ class Follower:
         log.durable_indexes.learn(message.commit, message.behind)
         try:
             agreed = log.merge(message)
-        except LogMismatch:
-            # The bytes changed on the way, or the leader is faulty: nothing of it is kept.
+        except LogMismatch as error:
+            # The leader has another history under an index and term of this log, or it is faulty.
+            # Nothing of it is kept.
+            self._report_mismatch(message, str(error))
             return
+        if self.mismatch and message.entries and agreed is not None:
+            self.mismatch = ""
         if agreed is None:
             hint_index, hint_term = log.hint(message.prev_index, message.prev_term)
             self.reject(message.sender, message.prev_index, hint_index, hint_term)
@@ -77,6 +85,21 @@ class Follower:
             self._healing_generation.current,
         )
         self._election.send(reply)
+
+    def _report_mismatch(self, message: Append, reason: str) -> None:
+        """Report it once for each leader and term: the leader sends the entries again."""
+        self.mismatch = f"node {message.sender} sends entries that can't follow this log: {reason}"
+        if self._reported != (message.sender, message.term):
+            self._reported = message.sender, message.term
+            self._election.report(
+                LogsDiffer(
+                    reporter=self.id,
+                    leader=message.sender,
+                    term=message.term,
+                    index=message.prev_index + 1,
+                    reason=reason,
+                )
+            )
 
     def reject(self, leader: int, index: int, hint_index: int = 0, hint_term: int = 0) -> None:
         """Reply that the entry at `index` doesn't match, or that the leader's term is over."""
@@ -121,5 +144,6 @@ class Follower:
                 healing_generation=self._healing_generation.current,
                 sent_ns=message.sent_ns,
                 promised_ms=promised_ms,
+                time_us=self._election.clocks.own_us(),
             )
         )

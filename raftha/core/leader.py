@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import assert_never
 
 from raftha.core.catch_up import CatchUps
+from raftha.core.clocks import ClockReadings
 from raftha.core.followers import Followers
 from raftha.core.lease import FOR_EVER, Leases
 from raftha.core.log import RaftLog
@@ -64,6 +65,7 @@ class Leadership:
         *,
         leases: Leases,
         incarnations: Mapping[int, int],
+        clocks: ClockReadings,
     ) -> None:
         """The lists and `requests` are shared with the core, and are part of its next `Ready`.
 
@@ -75,6 +77,7 @@ class Leadership:
         self._has_sent_timeout_now = False
         self._leases = leases
         self._incarnations = incarnations
+        self._clocks = clocks
         self._followers = Followers(config, term, log, send, events, requests)
         self.progress = self._followers.progress
         self._config = config
@@ -373,8 +376,7 @@ class Leadership:
     def send_heartbeats(self) -> None:
         """Send a heartbeat to every follower; their replies confirm that this node leads."""
         # Read the clock before the heartbeats leave: a lease counts from here (L3).
-        lease_ms = self._leases.lease_ms
-        sent_ns = self._leases.clock_ns() if lease_ms else 0
+        lease_ms, sent_ns = self._leases.lease_ms, self._clocks.boottime_ns()
         for peer, progress in self.progress.items():
             # Beyond `match` the follower's log may differ, so its commit index must end there.
             commit = min(progress.match, self._log.commit)
@@ -398,6 +400,7 @@ class Leadership:
         progress.is_active = True
         progress.has_fallen_back = False
         progress.has_applied(message.applied, message.applied_sequence)
+        self._clocks.record(peer, message.sent_ns, message.time_us)
         self._confirm_healing(peer, progress)
         if message.promised_ms and message.sent_ns <= self._leases.clock_ns():
             # A time in the future can't be an echo of this leader's heartbeat.

@@ -30,7 +30,10 @@ class VoteRequest(NamedTuple):
 
 
 class VoteReply(NamedTuple):
-    """`term` is the requested term if granted, the voter's own if not."""
+    """`term` is the requested term if granted, the voter's own if not.
+
+    `time_us`: the voter's wall clock (`clocks.py`).
+    """
 
     to: int
     sender: int
@@ -38,6 +41,7 @@ class VoteReply(NamedTuple):
     granted: bool
     pre: bool
     healing_generation: int = 0
+    time_us: int = 0
 
 
 class Append(NamedTuple):
@@ -85,7 +89,7 @@ class Heartbeat(NamedTuple):
     `read_round` numbers the rounds in which the leader confirms its leadership for reads. `behind`
     is that of `Append`, as of `commit`. `healing_generation`: the receiver's generation in which it
     acknowledged that much. `lease_ms`: the promise that the receiver is asked for (`lease.py`), 0
-    for none; `sent_ns`: when this was sent, by the leader's clock for leases.
+    for none; `sent_ns`: when this was sent, by the leader's clock that runs on in suspend.
     """
 
     to: int
@@ -103,7 +107,8 @@ class HeartbeatReply(NamedTuple):
     """The sender accepts the receiver as leader of `term`, as of `read_round`.
 
     `applied`, `applied_sequence`: as in `AppendReply`. `sent_ns`: that of the heartbeat.
-    `promised_ms`: what the sender promised when it handled that heartbeat.
+    `promised_ms`: what the sender promised when it handled that heartbeat. `time_us`: the sender's
+    wall clock (`clocks.py`).
     """
 
     to: int
@@ -115,6 +120,7 @@ class HeartbeatReply(NamedTuple):
     healing_generation: int = 0
     sent_ns: int = 0
     promised_ms: int = 0
+    time_us: int = 0
 
 
 class Healed(NamedTuple):

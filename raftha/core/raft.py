@@ -1,4 +1,4 @@
-"""Raft as a pure state machine: inputs in, `Ready` out. No I/O, and no time but for leases.
+"""Raft as a pure state machine: inputs in, `Ready` out. No I/O, and no decision from a wall clock.
 
 Theory of operation
 ===================
@@ -67,6 +67,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
+from raftha.core.clocks import ClockReadings
 from raftha.core.election import Election
 from raftha.core.follower import Follower
 from raftha.core.healing_generation import HealingGeneration
@@ -123,10 +124,11 @@ class Raft:
         random_below: Callable[[int], int],
         healing_generation: int = 0,
         clock_ns: Callable[[], int] = lambda: 0,
+        time_us: Callable[[], int] = lambda: 0,
     ) -> None:
         """Start as a follower with what is on disk; `random_below(n)` returns 0 to n-1.
 
-        `clock_ns` is for leases (`lease.py`).
+        `clock_ns` is for leases (`lease.py`), `time_us` for replies (`clocks.py`).
         """
         assert hard_state.term >= log.last_term, "an entry of a term implies that term"
         self.id = config.node_id
@@ -134,6 +136,7 @@ class Raft:
         self.log = log
         self._healing_generation = HealingGeneration(healing_generation)
         log.commit_to(max(log.commit, min(hard_state.commit, log.last_index)))
+        self.clocks = ClockReadings(clock_ns, time_us)
         self.leases = Leases(config.lease_ms, config.clock_drift_max, clock_ns)
         self._events: list[HaEvent] = []
         self._outbox = Outbox(log, hard_state, config.write_bytes_max)
@@ -145,7 +148,7 @@ class Raft:
             self._healing_generation,
             self._events,
             random_below=random_below,
-            clock_ns=clock_ns,
+            clocks=self.clocks,
         )
         self._follower = Follower(log, self._election, self._healing_generation)
         self._send = self._election.send
@@ -218,6 +221,11 @@ class Raft:
     def is_healing(self) -> bool:
         """Whether this node has lost its log and may lack entries that it has acknowledged."""
         return self._healing_generation.is_healing
+
+    @property
+    def mismatch(self) -> str:
+        """Why the leader's last entries can't follow this node's log; "" if they can."""
+        return self._follower.mismatch
 
     @property
     def is_writing(self) -> bool:
@@ -578,6 +586,7 @@ class Raft:
             self._requests,
             leases=self.leases,
             incarnations=self._incarnations,
+            clocks=self.clocks,
         )
         self._leadership.append(EntryKind.NOOP, b"", 0, 0)
 

@@ -66,15 +66,55 @@ def certified_uri(certificate: Mapping[str, Any] | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Revoked:
+    """Certificates that don't count any more, though they are valid: by node, by serial number."""
+
+    nodes: frozenset[int] = frozenset()
+    serials: frozenset[int] = frozenset()
+
+    @classmethod
+    def load(cls, path: Path) -> Revoked:
+        """Read a file with `node 3` or `serial 4f2a...` (hexadecimal) on each line. ConfigError."""
+        nodes, serials = set(), set()
+        text = read_file("tls_revoked", path).decode(errors="replace")
+        for number, line in enumerate(text.splitlines(), 1):
+            words = line.partition("#")[0].split()
+            try:
+                match words:
+                    case []:
+                        pass
+                    case ["node", given]:
+                        nodes.add(int(given))
+                    case ["serial", given]:
+                        serials.add(int(given.replace(":", ""), 16))
+                    case _:
+                        raise ValueError
+            except ValueError:
+                raise ConfigError(
+                    f"tls_revoked {path}, line {number}: not a certificate",
+                    hint="as in: node 3, or serial 4f2a",
+                ) from None
+        return cls(frozenset(nodes), frozenset(serials))
+
+    def names(self, certificate: Mapping[str, Any] | None, node_id: int) -> bool:
+        """True if this verified certificate of `node_id` is revoked."""
+        serial = int(certificate.get("serialNumber") or "0", 16) if certificate else 0
+        return node_id in self.nodes or serial in self.serials
+
+
+@dataclass(frozen=True, slots=True)
 class PeerTls:
     """This node's contexts for TLS with its peers: it proves its own id and checks theirs."""
 
     cluster_name: str
     server: ssl.SSLContext
     client: ssl.SSLContext
+    revoked: Revoked = Revoked()
 
     @classmethod
-    def load(cls, cluster_name: str, ca: Path, certificate: Path, key: Path) -> PeerTls:
+    def load(
+        cls, cluster_name: str, ca: Path, certificate: Path, key: Path, revoked: Path | None = None
+    ) -> PeerTls:
         """Read the files. ConfigError names the file and what is wrong with it."""
         contexts = []
         for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
@@ -86,10 +126,14 @@ class PeerTls:
             _load_pair(context, "tls_cert", certificate, "tls_key", key)
             contexts.append(context)
         contexts[0].num_tickets = 0  # No resumption: each connection presents its certificate.
-        return cls(cluster_name, *contexts)
+        server, client = contexts
+        return cls(cluster_name, server, client, Revoked.load(revoked) if revoked else Revoked())
 
-    def check_own(self, node_id: int, path: Path) -> None:
-        """ConfigError unless peers accept our own certificate, at `path`, as that of `node_id`."""
+    def check_own(self, node_id: int, path: Path) -> float:
+        """Return when our own certificate, at `path`, expires, in seconds since 1970 UTC.
+
+        ConfigError unless peers accept it as that of `node_id`.
+        """
         certificate = self._shake_hands_with_self(path)
         uri = certified_uri(certificate)
         if uri != node_uri(self.cluster_name, node_id):
@@ -98,9 +142,11 @@ class PeerTls:
                 f" this node is {node_uri(self.cluster_name, node_id)}",
                 hint="`raftha cert node` makes a certificate for a node",
             )
-        left_s = ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()
+        expires_at = float(ssl.cert_time_to_seconds(certificate["notAfter"]))
+        left_s = expires_at - time.time()
         level = logging.WARNING if left_s < EXPIRY_WARNING_S else logging.INFO
         log.log(level, "tls node=%d certificate=%s days_left=%d", node_id, path, left_s // 86_400)
+        return expires_at
 
     def _shake_hands_with_self(self, path: Path) -> dict[str, Any]:
         to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -122,6 +168,8 @@ class PeerTls:
 
     def refusal(self, certificate: Mapping[str, Any] | None, node_id: int) -> str:
         """Why a peer with this certificate is not `node_id` of our cluster; "" if it is."""
+        if self.revoked.names(certificate, node_id):
+            return "its certificate is revoked"
         uri, wanted = certified_uri(certificate), node_uri(self.cluster_name, node_id)
         return "" if uri == wanted else f"its certificate is for {uri or 'no node'}, not {wanted}"
 
@@ -185,16 +233,6 @@ def read_secret(name: str, path: Path) -> bytes:
     if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
         raise ConfigError(f"{name} {path} is open to every user", hint=f"chmod 600 {path}")
     return content
-
-
-def read_token(name: str, path: Path) -> str:
-    """The token in a file. ConfigError if every user can read the file, or if it holds no token."""
-    try:
-        token = read_secret(name, path).decode().strip()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name} {path} is not text") from error
-    check_token(f"{name} {path}", token)
-    return token
 
 
 def check_token(name: str, token: str) -> None:

@@ -32,12 +32,11 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, cast
 
 from raftha.config import parse_address
 from raftha.errors import WireError
-from raftha.net.addresses import bind, look_up, notice_silence
+from raftha.net.addresses import Names, bind, notice_silence
 from raftha.net.introductions import OTHER_DISK, difference, no_common_protocol
 from raftha.net.refusals import Refusals
 from raftha.net.slots import Slots
@@ -118,7 +117,7 @@ class Transport:
         self._open: set[Connection] = set()
         self._dialers: dict[int, asyncio.Task[None]] = {}
         self._servers: list[asyncio.Server | TlsServer] = []
-        self._names = ThreadPoolExecutor(2, thread_name_prefix=f"raftha-{self.id}-names")
+        self._names = Names(f"raftha-{self.id}-names")
         self._is_paused = False
 
     async def start(self) -> None:
@@ -150,8 +149,11 @@ class Transport:
             raise
 
     def renew(self, tls: PeerTls) -> None:
-        """Use these certificates for new connections. Existing connections continue."""
+        """Use these certificates for new connections. Existing ones continue, unless revoked."""
         self._tls = tls
+        for peer, connection in list(self._connected.items()):
+            if tls.revoked.names(connection.certificate, peer):
+                connection.drop(f"the certificate of node {peer} is revoked")
         for server in self._servers:
             if isinstance(server, TlsServer):
                 server.renew(tls.server)
@@ -167,15 +169,13 @@ class Transport:
         recorded: Mapping[int, int] | None = None,
         lineage: str = "",
     ) -> None:
-        """Dial those of the members that this node has to dial, and refuse the removed ones.
-
-        `recorded` has the incarnations that the membership records, of this `lineage`.
-        """
+        """Dial those members that this node has to dial; `recorded` has their incarnations."""
         self._is_paused = False
         self._members, self._removed = dict(addresses), removed
         self._recorded = recorded or {}
         self._hello = self._hello._replace(lineage=lineage)
         self._hosts = {peer: hosts for peer, hosts in self._hosts.items() if peer in addresses}
+        self._names.keep({parse_address("address", a) for a in addresses.values()})
         for peer, address in addresses.items():
             # A name is added once it has been looked up, a numeric address at once.
             self._add_host(peer, parse_address("address", address)[0])
@@ -199,7 +199,7 @@ class Transport:
             await asyncio.wait(farewells, timeout=FAREWELL_S)
         for server in self._servers:
             server.close()
-        self._names.shutdown(wait=False, cancel_futures=True)
+        self._names.close()
         await self.pause()
         for server in self._servers:
             if isinstance(server, TlsServer):
@@ -289,7 +289,7 @@ class Transport:
                 "server_hostname": "",  # The certificate names a node, not a host.
                 "ssl_handshake_timeout": HANDSHAKE_TIMEOUT_S,
             }
-        numbers = await look_up(host, port, self._names)
+        numbers = await self._names.look_up(host, port)
         assert connection.expected is not None, "this node dials members only"
         for number in numbers:
             self._add_host(connection.expected, number)
@@ -369,10 +369,7 @@ class Transport:
         return self._receiver.check_hello(hello)
 
     def may_report_removal(self, hello: Hello) -> bool:
-        """Whether this accepted peer is a member that the own log knows, disk and all.
-
-        A node without a log knows none, and has nothing to lose.
-        """
+        """Whether the own log, if there is one, records this accepted peer's incarnation."""
         is_known = hello.incarnation == self._recorded.get(hello.sender, 0) != 0
         return is_known or not any(self._recorded.values())
 
@@ -462,7 +459,7 @@ class Connection(asyncio.Protocol):
     def push_out(self) -> None:
         """Close this undecided connection, because a newer one needs its slot."""
         if self._transport is not None:
-            self._drop(TOO_MANY)
+            self.drop(TOO_MANY)
         elif self._handshake is not None:
             self._owner.refused(self.remote, TOO_MANY)
             self._handshake.cancel()
@@ -499,7 +496,7 @@ class Connection(asyncio.Protocol):
             return  # The receiver is about to get `on_disconnected`.
         self._transport.write(frame)
         if self._transport.get_write_buffer_size() > OUTGOING_BYTES_MAX:
-            self._drop(f"it has not taken {OUTGOING_BYTES_MAX} bytes")
+            self.drop(f"it has not taken {OUTGOING_BYTES_MAX} bytes")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have the methods of `asyncio.Transport`, but don't inherit from it.
@@ -509,13 +506,13 @@ class Connection(asyncio.Protocol):
         notice_silence(transport.get_extra_info("socket"))
         self.certificate = transport.get_extra_info("peercert")
         if not self._owner.opened(self):
-            self._drop("this node accepts no connections now")
+            self.drop("this node accepts no connections now")
             return
         loop = asyncio.get_running_loop()
         # An incoming connection was made when it was accepted, before any TLS handshake.
         begun_at = self._made_at if self.expected is None else loop.time()
         deadline = begun_at + HANDSHAKE_TIMEOUT_S
-        self._timer = loop.call_at(deadline, self._drop, "it sent no hello in time")
+        self._timer = loop.call_at(deadline, self.drop, "it sent no hello in time")
         if self.expected is not None:
             self._transport.write(self._owner.greeting(self.expected))
 
@@ -539,7 +536,7 @@ class Connection(asyncio.Protocol):
                 else:
                     self._owner.received(frame)
         except WireError as error:
-            self._drop(str(error))
+            self.drop(str(error))
 
     def _on_first(self, frame: object) -> None:
         if isinstance(frame, Refusal):
@@ -576,7 +573,8 @@ class Connection(asyncio.Protocol):
             return
         raise WireError(f"it refused us: {refusal.reason}")
 
-    def _drop(self, reason: str) -> None:
+    def drop(self, reason: str) -> None:
+        """Close at once, and count it as a refusal."""
         if self._transport is not None and not self._transport.is_closing():
             self._owner.refused(self.remote, reason)
             self._was_dropped = True

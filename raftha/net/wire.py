@@ -89,6 +89,8 @@ class Hello(NamedTuple):
     incarnation: int
     client_address: str
     protocol_oldest: int = PROTOCOL_OLDEST
+    skips: str = ""
+    """Stands for the entries that the sender skips (`raftha/storage/directory/skips.py`)."""
     cluster_name: str = ""
     lineage: str = ""
     recorded: int = 0

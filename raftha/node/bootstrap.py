@@ -46,6 +46,7 @@ def make_core(
     healing_generation: int,
     promised_ms: int,
     clock_ns: Callable[[], int],
+    time_us: Callable[[], int],
 ) -> Raft:
     """Make the core of a node with this data on its disk.
 
@@ -66,4 +67,4 @@ def make_core(
     state.check_supported(e for e in entries if e.index <= hard_state.commit)
     membership = applied_membership(state, config)
     log = RaftLog(first_index, state.applied, entries, core_config.window_bytes_max, membership)
-    return Raft(core_config, hard_state, log, random_below, healing_generation, clock_ns)
+    return Raft(core_config, hard_state, log, random_below, healing_generation, clock_ns, time_us)

@@ -101,7 +101,8 @@ class SpaceReport(NamedTuple):
 class ReplicaRow(NamedTuple):
     """One member's progress as the leader knows it; `state` is an index of `tuple(ReplicaState)`.
 
-    `match_sequence` is a lower bound. Times are milliseconds before the report.
+    `match_sequence` is a lower bound. Times are milliseconds before the report. The member's wall
+    clock is `clock_ahead_ms` ahead of the cluster's, or `clock_behind_ms` behind.
     """
 
     node_id: int
@@ -113,6 +114,8 @@ class ReplicaRow(NamedTuple):
     lag_ms: int
     lag_sequences: int
     silent_ms: int
+    clock_ahead_ms: int = 0
+    clock_behind_ms: int = 0
 
 
 class ReplicaReport(NamedTuple):

@@ -48,6 +48,7 @@ from raftha.node.administration import Administration
 from raftha.node.checkpoints import Checkpoints
 from raftha.node.host import Host
 from raftha.node.lease_reads import LeaseReads
+from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
     Forward,
     ForwardReply,
@@ -116,7 +117,8 @@ class Node:
         timeout_s = config.election_timeout_ms / 1000
         ack_timeout_s = config.replication.ack_timeout_ms / 1000
         self._senders = SenderCheck(core, timeout_s)
-        self._writes = Writes(core, host, pending, clock, random_below, ack_timeout_s)
+        log_clock = LogClock(core, clock, config.max_clock_offset_ms)
+        self._writes = Writes(core, host, pending, clock, log_clock, random_below, ack_timeout_s)
         self._reads = ReadQueue(
             core,
             pending,
@@ -125,27 +127,23 @@ class Node:
             random_below(1 << 32),
             timeout_s,
             host.statistics.reads,
+            boottime_ns=clock.boottime_ns,
             uncounted=Node.status,
         )
-        self._upgrades = Upgrades(core, state, host, self._writes, pending.deliver, now)
         applied = core.log.first_membership
+        self._upgrades = Upgrades(core, state, host, self._writes, pending.deliver, clock)
         self._administration = Administration(
             core, applied, host.send, pending.deliver, now, self._upgrades.why_unfit
         )
+        rate = config.snapshot_bytes_per_s
         self._snapshots = Snapshots(
-            core,
-            host.snapshots,
-            host.send,
-            host.emit,
-            random_below,
-            now,
-            config.snapshot_bytes_per_s,
+            core, host.snapshots, host.send, host.emit, random_below, now, rate
         )
         self._checkpoints = Checkpoints(
             config, state, core.log, host, pending.deliver, now(), self._snapshots.kept_index
         )
-        hand_over = self._administration.hand_over
-        self._watch = Watch(config, core, host, hand_over, self._position, now())
+        hand_over, position = self._administration.hand_over, self._position
+        self._watch = Watch(config, core, host, hand_over, position, log_clock, now())
         self.report = StatusReport(
             core=core,
             state=state,
@@ -191,7 +189,7 @@ class Node:
             elif kind is CallOperation and takes_writes:
                 self._upgrades.admit(cast(Iterator[CallOperation], alike))
             elif kind is ReadOperation and not self.core.is_removed:
-                self._reads.submit(cast(Iterator[ReadOperation], alike), self._clock.monotonic())
+                self._reads.submit(cast(Iterator[ReadOperation], alike))
             else:
                 for operation in alike:
                     self._submit_other(operation, refusal)
@@ -200,7 +198,7 @@ class Node:
     def _submit_other(self, operation: Operation, refusal: str) -> None:
         match operation:
             case ReadOperation(is_linearizable=False):
-                self._reads.submit((operation,), self._clock.monotonic())
+                self._reads.submit((operation,))
             case DigestOperation():
                 self._checkpoints.add(operation)
             case _ if self.core.is_removed:
@@ -299,7 +297,7 @@ class Node:
             if now >= self._next_expiry:
                 self._expire(now)
             self._writes.on_tick(now)
-            self._reads.ask_again_if_overdue(now)
+            self._reads.ask_again_if_overdue()
             self._checkpoints.on_tick(now)
             self._administration.on_tick()
             self._upgrades.on_tick(now)
@@ -356,7 +354,7 @@ class Node:
         elif not self._is_behind:
             self._writes.form_batch()
         self._turn_at = self._clock.monotonic()
-        self._reads.ask(self._turn_at)
+        self._reads.ask()
         ready = self.core.ready()
         if self._watch.on_events(ready.events, self._turn_at):
             self._on_leader()

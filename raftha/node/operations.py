@@ -81,7 +81,8 @@ class CallOperation(WriteOperation):
 class GroupOperation(Operation):
     """A whole group, numbered by a client in its own session. Delivers the outcome.
 
-    Session 0 opens a session; the node then chooses `number`. `acks` is as in `AcknowledgedWrite`.
+    Session 0 opens a session of `owner` (`raftha.storage.state.owners`), without commands; the node
+    then chooses `number`. `acks` is as in `AcknowledgedWrite`.
     `names` are the state machine's commands that it calls.
     """
 
@@ -98,6 +99,7 @@ class GroupOperation(Operation):
         commands: list[bytes],
         acks: int = MAJORITY,
         *,
+        owner: bytes = b"",
         names: tuple[str, ...] = (),
     ) -> None:
         super().__init__(waiter, deadline, sum(map(len, commands)))
@@ -106,7 +108,7 @@ class GroupOperation(Operation):
         self.session = session
         self.number = number
         self.floor = floor
-        self.commands = b"".join(commands)
+        self.commands = b"".join(commands) if session else owner
         self.count = len(commands)
 
 

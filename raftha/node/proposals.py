@@ -13,6 +13,7 @@ queue refuses forwarded groups.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from raftha.core import Raft
@@ -73,14 +74,17 @@ class ProposalQueue:
             self._queued[key] = group
             self.queued_bytes += GROUP_BYTES + len(group.encoded)
 
-    def propose(self, time_us: int) -> None:
-        """Propose a batch of the queued groups, if there are any."""
+    def propose(self, stamp: Callable[[int], int]) -> None:
+        """Propose a batch of the queued groups, if there are any.
+
+        `stamp` returns the time of the batch, from that of the entry before it.
+        """
         if not self._queued:
             return
         batch, size = self._take_batch()
         payload = b"".join([group.encoded for group in batch.values()])
         count = sum(group.count for group in batch.values())
-        index = self._core.propose(payload, count, time_us)
+        index = self._core.propose(payload, count, stamp(self._core.log.last.time_us))
         assert index is not None, "can_propose was checked"
         self._proposed.update(dict.fromkeys(batch, index))
         self._unapplied.append((index, size))

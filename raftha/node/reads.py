@@ -7,7 +7,7 @@ back into the queue and are requested under a new id. That is safe, since a read
 
 A confirmed index that is applied also shows how fresh the state is: the state holds every write
 that was complete when the request was sent. A read that allows such an age runs at once. Only this
-node's monotonic clock is involved.
+node's clock that runs on in suspend is involved: a machine that wakes up holds an old state.
 
 A read that the state isn't prepared for is unready. It runs again in each turn, and each turn
 prepares a piece of the state, so that the read delays nothing else.
@@ -39,6 +39,7 @@ class ReadQueue:
         timeout_s: float,
         counts: Counter[str],
         *,
+        boottime_ns: Callable[[], int],
         uncounted: Callable[[Any], Any],
     ) -> None:
         """`execute` carries out one read. An unanswered request is repeated after `timeout_s`.
@@ -51,6 +52,7 @@ class ReadQueue:
         self._pending = pending
         self._execute = execute
         self._wake = wake
+        self._boottime_ns = boottime_ns
         self._timeout_s = timeout_s
         self._counts = counts
         self._uncounted = uncounted
@@ -62,7 +64,7 @@ class ReadQueue:
         self._fresh_at = float("-inf")
         self._unready: list[ReadOperation] = []
 
-    def submit(self, operations: Iterable[ReadOperation], now: float) -> None:
+    def submit(self, operations: Iterable[ReadOperation]) -> None:
         """Run the reads that may run at once, and queue the others."""
         at_once: list[ReadOperation] = []
         for operation in operations:
@@ -70,7 +72,7 @@ class ReadQueue:
                 at_once.append(operation)
                 self._counts["stale"] += operation.read is not self._uncounted
             elif operation.max_age_s:
-                is_fresh = self.is_fresh(operation.max_age_s, now)
+                is_fresh = self.is_fresh(operation.max_age_s, self._now())
                 (at_once if is_fresh else self._waiting).append(operation)
                 self._counts["bounded"] += 1
             else:
@@ -88,11 +90,18 @@ class ReadQueue:
         """True if a read waits for the state to be prepared."""
         return bool(self._unready)
 
-    def ask(self, now: float) -> None:
+    def _now(self) -> float:
+        return self._boottime_ns() / 1e9
+
+    def ask(self) -> None:
         """Request a read index, if reads wait and no request is under way."""
-        if self._waiting and not self._asking and self._core.read_index(self._id + 1):
+        if not self._waiting or self._asking:
+            return
+        # Before the request leaves: the age of the state counts from here.
+        asked_at = self._now()
+        if self._core.read_index(self._id + 1):
             self._id += 1
-            self._asked_at = now
+            self._asked_at = asked_at
             self._asking, self._waiting = self._waiting, []
 
     def ask_again(self) -> None:
@@ -100,9 +109,9 @@ class ReadQueue:
         self._waiting = self._asking + self._waiting
         self._asking = []
 
-    def ask_again_if_overdue(self, now: float) -> None:
+    def ask_again_if_overdue(self) -> None:
         """Repeat a request that has had no answer for too long."""
-        if self._asking and now - self._asked_at > self._timeout_s:
+        if self._asking and self._now() - self._asked_at > self._timeout_s:
             self.ask_again()
 
     def answer(self, answers: Iterable[ReadState]) -> bool:

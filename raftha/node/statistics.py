@@ -36,6 +36,7 @@ class Statistics:
     """Counters: `reads` by consistency; `lease_reads`, answered on the callers' threads, by thread,
     so that each number has one writer; `errors` that callers got instead of a result, by class;
     `events` by kind; `peers_refused`, the connections refused or closed for a peer's fault.
+    `certificate_expires_at`, in seconds since 1970 UTC, is 0 without TLS between members.
 
     Histograms, in seconds: `log_write`, one write and sync of the log; `commit`, from the proposal
     of a batch until the leader has applied it; `checkpoint`.
@@ -47,6 +48,7 @@ class Statistics:
         self.errors: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
         self.peers_refused = 0
+        self.certificate_expires_at = 0.0
         self.log_write = Histogram()
         self.commit = Histogram()
         self.checkpoint = Histogram()

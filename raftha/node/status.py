@@ -71,6 +71,7 @@ class StatusReport:
             replication_lag_ms=self._watch.max_lag_ms(now),
             rpo_commands=rpo_commands,
             rpo_bytes=rpo_bytes,
+            log_mismatch=core.mismatch,
             version=VERSION,
             protocol_version=state.versions.protocol if state.versions is not None else 0,
             machine_version=state.versions.machine if state.versions is not None else 0,

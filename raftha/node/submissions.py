@@ -39,6 +39,7 @@ from raftha.node.acknowledgements import Acknowledgements
 from raftha.node.operations import GroupOperation, Operation, WriteOperation
 from raftha.node.pending import PendingOperations
 from raftha.storage.state.commands import ARRAY_MAX, COMMAND_BYTES_MAX
+from raftha.storage.state.owners import OWNER_BYTES
 from raftha.storage.state.sessions import Applied, Outcome, Verdict, receipts
 from raftha.types import Receipt
 
@@ -85,8 +86,11 @@ class Submissions:
         acknowledgements: Acknowledgements,
         now: Callable[[], float],
         random_below: Callable[[int], int],
+        owner: bytes = b"",
     ) -> None:
-        """`route` sends a group to the leader and returns False if no leader is reachable."""
+        """`owner`: that of this node's own session (`raftha.storage.state.owners`).
+
+        `route` sends a group to the leader and returns False if no leader is reachable."""
         self.queue: deque[WriteOperation] = deque()
         self.in_flight_bytes = 0
         """Bytes of the encoded groups in flight, without the operations that wait for them."""
@@ -96,6 +100,7 @@ class Submissions:
         self._acknowledgements = acknowledgements
         self._now = now
         self._random_below = random_below
+        self._owner = owner
         self._session = 0
         self._is_opening = False
         self._next_number = 1
@@ -183,7 +188,7 @@ class Submissions:
         if not self._is_opening:
             self._is_opening = True
             nonce = self._random_below(1 << 63)
-            self._launch(InFlight(Group(0, nonce, 0, 0, b""), [], is_own=True))
+            self._launch(InFlight(Group(0, nonce, 0, 0, self._owner), [], is_own=True))
 
     def _launch(self, group: InFlight) -> None:
         self.in_flight[group.session, group.number] = group
@@ -380,7 +385,7 @@ class Submissions:
 def is_proper(group: Group) -> bool:
     """True if a group meets what the state machine relies on."""
     if group.session == 0:
-        return group.count == 0 and not group.commands
+        return group.count == 0 and len(group.commands) <= OWNER_BYTES
     return group.count <= ARRAY_MAX and len(group.commands) <= COMMAND_BYTES_MAX
 
 

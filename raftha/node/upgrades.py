@@ -5,7 +5,7 @@ ask again for what was lost. The leader compares: once every member of the membe
 and supports more than the log uses, it proposes an ADMIN entry with that
 (`raftha/storage/state/versions.py`). A member that is down holds this up until it is back or
 removed: it may come back with its old version. Only the first entry of a cluster doesn't wait for
-members that have yet to start, since nothing that they could lack has been used so far.
+members that it has yet to hear of, since nothing that they could lack has been used so far.
 
 A cluster forms no batches before that first entry. So the replicas agree from the first command on.
 
@@ -19,12 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from raftha.clock import Clock
 from raftha.core import Raft
 from raftha.errors import InvalidRequest, RafthaError, Unavailable, UpgradePending, WireError
 from raftha.events import ClusterUpgraded, ReplicaUnsupported
 from raftha.node.host import Host
 from raftha.node.messages import Supported
 from raftha.node.operations import GroupOperation, Operation, WriteOperation
+from raftha.node.trials import Trials
 from raftha.node.writes import Writes
 from raftha.storage.state.state import State
 from raftha.storage.state.versions import (
@@ -38,6 +40,8 @@ from raftha.storage.state.versions import (
 
 HOLD_S = 1.0
 """How long a call waits for its command to become usable, and a node's last words count."""
+UNFIT_MAX = 64
+"""Nodes whose reasons are kept."""
 ASK_TICKS = 4
 """Heartbeat intervals between questions to a member that hasn't said what it supports."""
 
@@ -54,16 +58,19 @@ class Upgrades:
         host: Host,
         writes: Writes,
         deliver: Callable[[Operation, Any], None],
-        now: Callable[[], float],
+        clock: Clock,
     ) -> None:
         self._core = core
         self._state = state
         self._host = host
         self._writes = writes
         self._deliver = deliver
-        self._now = now
+        self._now = clock.monotonic
+        self._trials = Trials(state, clock.time_us)
         self._supported: dict[int, Abilities] = {}
         """What the connected members support."""
+        self._heard: dict[int, Abilities] = {}
+        """The same, and what those supported that are away now: for the first entry only."""
         self._unfit: dict[int, tuple[str, float]] = {}
         """Why nodes can't take part, and when they said what shows it."""
         self._waiting: list[tuple[float, Call]] = []
@@ -96,10 +103,14 @@ class Upgrades:
             commands,
         )
         self._supported[peer] = abilities
+        if self._state.versions is None:
+            self._heard[peer] = abilities
         if message.asks:
             self._send(peer, asks=False)
         used = self._state.versions
         reason = abilities.refusal(used) if used is not None else ""
+        if len(self._unfit) > UNFIT_MAX:
+            self._unfit.clear()
         if reason:
             self._unfit[peer] = reason, self._now()
             self._host.emit(ReplicaUnsupported(reporter=self._core.id, node_id=peer, reason=reason))
@@ -182,9 +193,10 @@ class Upgrades:
         """The versions to propose; None if a member supports no more than is used."""
         used, own = self._state.versions, self._state.abilities
         others = self._others()
-        known = [self._supported[member] for member in others if member in self._supported]
         if used is None:
-            return common([own, *known]) or common([own])
+            heard = [self._heard[member] for member in others if member in self._heard]
+            return common([own, *heard]) or common([own])
+        known = [self._supported[member] for member in others if member in self._supported]
         if len(known) < len(others):
             return None
         versions = common([own, *known])
@@ -214,7 +226,11 @@ class Upgrades:
         used = self._state.versions
         for call in calls:
             if not call.names or (used is not None and used.commands.issuperset(call.names)):
-                self._writes.add_checked(call)
+                unfit = self._trials.refusal(call) if call.names else None
+                if unfit is None:
+                    self._writes.add_checked(call)
+                else:
+                    self._deliver(call, unfit)
                 continue
             refusal = self._refusal(call.names)
             if refusal is not None:

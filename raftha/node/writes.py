@@ -21,6 +21,7 @@ from raftha.entry import Entry, decode_groups
 from raftha.errors import InvalidRequest
 from raftha.node.acknowledgements import Acknowledgements, check_wanted
 from raftha.node.host import Host
+from raftha.node.log_clock import LogClock
 from raftha.node.messages import Forward, ForwardReply
 from raftha.node.operations import GroupOperation, WriteOperation
 from raftha.node.pending import PendingOperations
@@ -32,6 +33,7 @@ from raftha.node.submissions import (
     Submissions,
     is_proper,
 )
+from raftha.storage.state.owners import make_owner
 from raftha.storage.state.sessions import Applied
 
 
@@ -44,6 +46,7 @@ class Writes:
         host: Host,
         pending: PendingOperations,
         clock: Clock,
+        log_clock: LogClock,
         random_below: Callable[[int], int],
         ack_timeout_s: float,
     ) -> None:
@@ -51,11 +54,16 @@ class Writes:
         self._core = core
         self._host = host
         self._pending = pending
-        self._clock = clock
+        self._log_clock = log_clock
         self._proposals = ProposalQueue(core)
         self._acknowledgements = Acknowledgements(core, pending.deliver, ack_timeout_s)
         self._submissions = Submissions(
-            self.route, pending, self._acknowledgements, clock.monotonic, random_below
+            self.route,
+            pending,
+            self._acknowledgements,
+            clock.monotonic,
+            random_below,
+            make_owner(core.id),
         )
         self._proposed: deque[tuple[int, float]] = deque()
 
@@ -118,6 +126,7 @@ class Writes:
 
     def on_leader(self) -> None:
         """A leader is known: send it everything that may have been lost in transit."""
+        self._log_clock.begin()
         self._proposals.clear()
         self._submissions.send_again()
 
@@ -134,7 +143,7 @@ class Writes:
             # Some room for this node's own callers, however much other nodes forward.
             room = max(BATCH_BYTES_MAX - self._proposals.queued_bytes, GROUP_BYTES_MAX)
             self._submissions.form_groups(room, 1 << 30)
-            self._proposals.propose(self._clock.time_us())
+            self._proposals.propose(self._log_clock.stamp)
 
     def route(self, group: InFlight) -> bool:
         """Send a group to the leader; False if no leader is reachable.

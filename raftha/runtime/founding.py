@@ -131,13 +131,14 @@ class Waiting:
         """What the node waits for; "" once it has a cluster."""
         return "" if self._is_over else self._founding.message()
 
-    def on_connected(self, peer: int, hello: Hello) -> None:
-        """A node has connected, and says what it is."""
+    def on_connected(self, peer: int, hello: Hello) -> bool:
+        """A node has connected, and says what it is. True: nothing else has to know."""
         self._hellos[peer] = hello
         stance = Stance(hello.stance)
         self._founding.heard(peer, hello.cluster_id, hello.incarnation, stance)
         if hello.cluster_id and hello.recorded == self._data.incarnation:
             self._join(hello)  # Its founder has counted this directory in.
+        return True
 
     def on_disconnected(self, peer: int, reason: str) -> None:
         """A connection has ended."""

@@ -12,12 +12,14 @@ from raftha.net.wire import Hello
 from raftha.node import founding
 from raftha.node.founding import Stance
 from raftha.runtime.founding import Waiting
+from raftha.storage.directory import skips
 from raftha.storage.directory.datadir import DataDirectory
-from raftha.storage.state.versions import Abilities, Versions
+from raftha.storage.state.state import State
 
 
-def make_hello(config: HaConfig, data: DataDirectory, abilities: Abilities) -> Hello:
+def make_hello(config: HaConfig, data: DataDirectory, state: State) -> Hello:
     """The Hello of a node that starts."""
+    abilities = state.abilities
     return Hello(
         abilities.protocol,
         data.cluster_id,
@@ -26,6 +28,7 @@ def make_hello(config: HaConfig, data: DataDirectory, abilities: Abilities) -> H
         data.incarnation,
         config.client_address,
         abilities.protocol_oldest,
+        skips.fingerprint(state.skips),
         config.cluster_name,
         nonce=secrets.randbits(62),
     )
@@ -41,8 +44,11 @@ def said_of(data: DataDirectory, waiting: Waiting | None) -> dict[str, Any]:
     }
 
 
-def unsupported(used: Versions | None, hello: Hello) -> str:
-    """Why a peer's build is too old for the versions that the cluster uses; "" if it isn't."""
+def unsupported(state: State, hello: Hello) -> str:
+    """Why a peer can't take part with its build, or with what it skips; "" if it can."""
+    used = state.versions
+    if hello.skips != skips.fingerprint(state.skips):
+        return "the two skip different entries: run `raftha skip-entry` alike on all nodes"
     if used is None or hello.protocol_version >= used.protocol:
         return ""
     return (

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection
 
 from raftha.config import HaConfig
 from raftha.errors import Corrupt, StorageError
-from raftha.events import HaEvent, StorageDamaged
+from raftha.events import EntrySkipped, HaEvent, StorageDamaged
 from raftha.node.bootstrap import decode_membership
 from raftha.node.node import Node
 from raftha.runtime.snapshot_thread import SnapshotThread
@@ -33,6 +33,7 @@ from raftha.storage.log.disk import Disk
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.machine import StateMachine
+from raftha.storage.state.state import State
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class NodeStorage:
                 node_files.record_loss((LOG,), lost)
             open_node = open_or_heal(node_files)
             self._wal, self._store = open_node.wal, node_files.store
+            self._report_skips(open_node.state)
             self.snapshots = SnapshotThread(
                 f"raftha-{self._config.node_id}",
                 self._data.path,
@@ -103,6 +105,12 @@ class NodeStorage:
             )
             opened.pop_all()
             return open_node
+
+    def _report_skips(self, state: State) -> None:
+        for index, digest in sorted(state.skips.items()):
+            if index > state.applied.index:
+                own = self._config.node_id
+                self._emit(EntrySkipped(reporter=own, index=index, hash=digest.hex()))
 
     def _has_others(self, membership: bytes | None) -> bool:
         """True if there is another voter to heal from, as far as is known."""

@@ -100,13 +100,12 @@ class Runtime:
         self._clock = SystemClock()
         self._process = os.getpid()
         self._open_all()
-        hello = introductions.make_hello(config, self._data, self.node.state.abilities)
+        hello = introductions.make_hello(config, self._data, self.node.state)
         self._unsupported: dict[int, str] = {}
         self._transport = Transport(hello, config.own_address, self, self._random.random, self._tls)
         self._transport.introduce(**introductions.said_of(self._data, self._waiting))
-        self._thread = threading.Thread(
-            target=self._run, name=f"raftha-{config.node_id}", daemon=True
-        )
+        name = f"raftha-{config.node_id}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def _open_all(self) -> None:
         """Lock the data directory and open its files; on an error, leave nothing open."""
@@ -167,6 +166,7 @@ class Runtime:
             healing_generation=data.healing_generation,
             promised_ms=data.promised_ms,
             clock_ns=self._clock.boottime_ns,
+            time_us=self._clock.time_us,
         )
         if core.membership.cluster_id and not data.cluster_id:
             data.join(core.membership.cluster_id, heals=False)  # It was cut off while it founded.
@@ -260,6 +260,10 @@ class Runtime:
 
     async def _renew_tls(self) -> None:
         while self._tls is not None:
+            self.statistics.certificate_expires_at = self._renewal.expires_at
+            expiry = self._renewal.expiry(self._clock.time_us() / 1e6)
+            if expiry is not None:
+                self.emit(expiry)
             await asyncio.sleep(certificate_renewal.CHECK_INTERVAL_S)
             tls = await self._loop.run_in_executor(None, self._renewal.renewed)
             if tls is not None:
@@ -309,8 +313,6 @@ class Runtime:
             return False
         self._storage.close()
         return True
-
-    # ---------------------------------------------------------------- begin again
 
     @property
     def has_ended(self) -> bool:
@@ -391,6 +393,9 @@ class Runtime:
         if self.node.failure:
             return
         reason = f"{type(error).__name__}: {error}"
+        applying = self.node.state.applying
+        if applying is not None:
+            reason += f" (applying entry {applying.index} {applying.hash.hex()})"
         if isinstance(error, Corrupt) and error.path.is_relative_to(self._data.path / "state"):
             # The next start would only find it by reading all of the state.
             with contextlib.suppress(OSError):
@@ -572,10 +577,7 @@ class Runtime:
             (self._waiting or self.node).on_message(message)
 
     def on_connected(self, peer: int, hello: Hello) -> None:
-        if self.node.failure:
-            return
-        if self._waiting is not None:
-            self._waiting.on_connected(peer, hello)
+        if self.node.failure or (self._waiting and self._waiting.on_connected(peer, hello)):
             return
         self._unsupported.pop(peer, None)
         self.node.on_connected(peer, hello.client_address, hello.incarnation)
@@ -592,7 +594,7 @@ class Runtime:
             self.emit(ReplicaUnsupported(reporter=self.config.node_id, node_id=peer, reason=reason))
 
     def check_hello(self, hello: Hello) -> str:
-        reason = introductions.unsupported(self.node.state.versions, hello)
+        reason = introductions.unsupported(self.node.state, hello)
         if reason:
             self.on_unsupported(hello.sender, reason)
         return reason or introductions.refusal(self.node.core, hello)

@@ -1,12 +1,13 @@
 """The commands of the reference server: their names, their arguments, and how each is executed.
 
 Theory of operation. `find_command` checks the name of a request and the number of its arguments,
-and returns a command of one of six kinds. The kind tells a connection (`raftha.server.connection`)
-how to order the request with others:
+and returns a command of one of seven kinds. The kind tells a connection
+(`raftha.server.connection`) how to order the request with others:
 
     Write   a call of `RedisMachine`, through the log
     Exec    EXEC: all calls queued since MULTI, as one Write
     Once    RAFTHA ONCE: a Write in an envelope that makes it safe to retry through any node
+    Session RAFTHA SESSION: opens a session for Once, in the client's name
     Read    keys to fetch, and a function of their values; neighbouring reads become one fetch
     Task    a coroutine: it waits for all requests before it, and all after it wait for it
     Local   answered at once from the state of the connection
@@ -16,7 +17,7 @@ Error texts are those of Redis wherever Redis has the same error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -107,6 +108,11 @@ class Once:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """RAFTHA SESSION."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Read:
     """A command that names keys; `finish` converts their values into the reply."""
 
@@ -120,9 +126,13 @@ class Read:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """A command that may wait; its coroutine returns the reply."""
+    """A command that may wait; its coroutine returns the reply.
 
-    run: Callable[[tasks.Service, Arguments], Coroutine[Any, Any, Any]]
+    `is_admin`: it changes or burdens the cluster itself, and needs a token with the role admin.
+    """
+
+    run: tasks.Run
+    is_admin: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,7 +146,7 @@ class Local:
     in_transaction: bool = False
 
 
-Command: TypeAlias = Write | Exec | Once | Read | Task | Local
+Command: TypeAlias = Write | Exec | Once | Session | Read | Task | Local
 
 
 def find_command(request: Arguments) -> Command:
@@ -386,12 +396,12 @@ _COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
     "RAFTHA": {
         b"STATUS": (Task(tasks.status), 2, 2),
         b"EVENTS": (Task(tasks.events), 5, 5),
-        b"DIGEST": (Task(tasks.digest), 2, 3),
-        b"FAILOVER": (Task(tasks.failover), 3, 3),
-        b"ADD": (Task(tasks.add_replica), 4, 6),
-        b"PROMOTE": (Task(tasks.promote), 3, 4),
-        b"REMOVE": (Task(tasks.remove_replica), 3, 3),
-        b"SESSION": (Task(tasks.open_session), 2, 2),
+        b"DIGEST": (Task(tasks.digest, is_admin=True), 2, 3),
+        b"FAILOVER": (Task(tasks.failover, is_admin=True), 3, 3),
+        b"ADD": (Task(tasks.add_replica, is_admin=True), 4, 6),
+        b"PROMOTE": (Task(tasks.promote, is_admin=True), 3, 4),
+        b"REMOVE": (Task(tasks.remove_replica, is_admin=True), 3, 3),
+        b"SESSION": (Session(), 2, 2),
         b"ONCE": (Once(), 6, _MANY),
         b"HELP": (Local(lambda _client, _request: encode(HELP)), 2, 2),
     },

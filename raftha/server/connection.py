@@ -21,10 +21,7 @@ and a client that takes none for STALLED_S is cut off. One turn reads about RUN_
 most, unless one request names more, and starts at most WAITING_MAX requests. An EXEC or a SET with
 options may have a large reply: it waits while LARGE_REPLIES_MAX replies are outstanding.
 
-If the server requires a token, a client that has not authenticated may send only a few commands, in
-requests of at most UNKNOWN_BYTES_MAX and UNKNOWN_ARGUMENTS_MAX, which are parsed one by one. It is
-closed AUTH_TIMEOUT_S after it was accepted, or after UNKNOWN_REQUESTS_MAX requests. After a wrong
-token a connection is not read for a while, and after AUTH_FAILURES_MAX it is closed.
+A client that has not authenticated is limited more strictly (`raftha.server.access`).
 
 All connections share a budget of bytes for replies (`raftha.server.replies`): a read, and a write
 whose reply may be large, waits while it is used up.
@@ -56,6 +53,8 @@ from raftha.client.resp import (
 )
 from raftha.errors import RafthaError
 from raftha.node.lease_reads import Missed
+from raftha.server import access
+from raftha.server.access import NOBODY, Token
 from raftha.server.commands import (
     SET,
     Command,
@@ -63,6 +62,7 @@ from raftha.server.commands import (
     Local,
     Once,
     Read,
+    Session,
     Task,
     Write,
     find_command,
@@ -78,7 +78,7 @@ from raftha.server.places import (
     finish_once,
     finish_put,
 )
-from raftha.server.tasks import Arguments, Service
+from raftha.server.tasks import Arguments, Service, administer
 from raftha.server.transaction import QueuedCalls, largest_reply
 from raftha.storage.state.commands import pack_call
 
@@ -94,17 +94,6 @@ READ_RESERVED_MAX = 32 << 20
 LARGE_REPLIES_MAX = 16
 STALLED_S = 30.0
 LINGER_S = 2.0
-AUTH_TIMEOUT_S = 10.0
-UNKNOWN_BYTES_MAX = 8 * 1024
-"""Bytes of one request before AUTH."""
-UNKNOWN_ARGUMENTS_MAX = 16
-"""Arguments of one request before AUTH."""
-UNKNOWN_REQUESTS_MAX = 64
-"""Requests before AUTH."""
-AUTH_FAILURES_MAX = 5
-"""Wrong tokens on one connection; the last of them ends it."""
-AUTH_PAUSE_S = 0.25
-"""How long a connection is not read after its first wrong token; doubled each time."""
 _LARGE = frozenset((Exec, Once))
 """Kinds of commands whose reply may be large, as may that of SET with options."""
 _QUEUED = b"+QUEUED\r\n"
@@ -128,8 +117,9 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self.is_authenticated = not service.needs_token
+        self.token: Token | None = None if service.needs_token else NOBODY
         self._find_command = find_command if self.is_authenticated else find_open_command
-        limits = () if self.is_authenticated else (UNKNOWN_BYTES_MAX, UNKNOWN_ARGUMENTS_MAX)
+        limits = () if self.is_authenticated else access.UNKNOWN_LIMITS
         self._parser = RequestParser(*limits)
         self._unknown_requests = self._auth_failures = 0
         self._auth_pause: asyncio.TimerHandle | None = None  # Not read until then.
@@ -161,7 +151,7 @@ class Connection(asyncio.Protocol):
             self._report_decided()
         else:
             # The time of the TLS handshake counts too: this object is made at accept.
-            self._unknown = self._loop.call_at(self._made_at + AUTH_TIMEOUT_S, self.abort)
+            self._unknown = self._loop.call_at(self._made_at + access.AUTH_TIMEOUT_S, self.abort)
 
     def data_received(self, data: bytes) -> None:
         if self.is_ending or self._is_faulty:
@@ -189,7 +179,7 @@ class Connection(asyncio.Protocol):
             if not self._parser.parse_one(self._waiting):
                 return
             self._unknown_requests += 1
-            if self._unknown_requests > UNKNOWN_REQUESTS_MAX:
+            if self._unknown_requests > access.UNKNOWN_REQUESTS_MAX:
                 self._waiting.pop()
                 raise ProtocolError("too many requests before AUTH")
             self._advance()
@@ -245,7 +235,6 @@ class Connection(asyncio.Protocol):
         self._replies.forget(self)
 
     def on_room(self) -> None:
-        """Try again, now that the budget of replies may have room."""
         self._is_awaiting_room = False
         self._schedule()
 
@@ -263,9 +252,11 @@ class Connection(asyncio.Protocol):
         """Execute AUTH."""
         if not self._service.needs_token:
             raise ReplyError("ERR AUTH <password> called without any password configured.")
-        if not self._service.is_token(token) or user != b"default":
+        found = self._service.find_token(user, token)
+        if found is None:
             self._punish_wrong_token()
             raise ReplyError("WRONGPASS invalid username-password pair or user is disabled.")
+        self.token = found
         self.is_authenticated = True
         self._find_command = find_command
         self._parser.request_bytes_max = REQUEST_BYTES_MAX
@@ -273,6 +264,12 @@ class Connection(asyncio.Protocol):
         self._report_decided()
         if self._unknown is not None:
             self._unknown.cancel()
+
+    @property
+    def host(self) -> str:
+        """The client's address, without its port."""
+        peer = self._transport.get_extra_info("peername") if self._transport else None
+        return str(peer[0]) if peer else "unknown"
 
     def _report_decided(self) -> None:
         if self._on_decided is not None:
@@ -282,10 +279,10 @@ class Connection(asyncio.Protocol):
     def _punish_wrong_token(self) -> None:
         """Read nothing for a while, longer each time; in the end, close the connection."""
         self._auth_failures += 1
-        if self._auth_failures >= AUTH_FAILURES_MAX:
+        if self._auth_failures >= access.AUTH_FAILURES_MAX:
             self.is_ending = self._is_faulty = True
         elif not self.is_authenticated and self._transport is not None:
-            pause_s = AUTH_PAUSE_S * 2 ** (self._auth_failures - 1)
+            pause_s = access.AUTH_PAUSE_S * 2 ** (self._auth_failures - 1)
             self._auth_pause = self._loop.call_later(pause_s, self._end_auth_pause)
             if not self._is_reading_paused:
                 self._transport.pause_reading()
@@ -503,6 +500,10 @@ class Connection(asyncio.Protocol):
             self._execute()
         elif isinstance(command, Once):
             self._submit_once(request)
+        elif isinstance(command, Session):
+            self._start_task(self._service.ha.open_session(f"{self.host} {self.id}"))
+        elif isinstance(command, Task) and command.is_admin:
+            self._start_task(administer(self._service, command.run, request, self))
         elif isinstance(command, Task):
             self._start_task(command.run(self._service, request))
 

@@ -59,14 +59,17 @@ class _Metered:
 
 
 class RedisMachine(StateMachine):
-    """The commands that the server calls; results are replies for `raftha.client.resp.encode`."""
+    """The commands that the server calls; results are replies for `raftha.client.resp.encode`.
 
-    @command
+    None of them recurses, and all arguments are bounded, so no call needs a trial.
+    """
+
+    @command(trial=False)
     def get(self, txn: Transaction, key: bytes) -> bytes | None:
         """GET, inside `exec`."""
         return txn.get(key)
 
-    @command
+    @command(trial=False)
     def mget(self, txn: Transaction, *keys: bytes) -> list[bytes | None]:
         """MGET, inside `exec`."""
         values = []
@@ -79,12 +82,12 @@ class RedisMachine(StateMachine):
             values.append(value)
         return values
 
-    @command
+    @command(trial=False)
     def exists(self, txn: Transaction, *keys: bytes) -> int:
         """EXISTS, inside `exec`: a key given twice counts twice."""
         return sum(txn.get(key) is not None for key in keys)
 
-    @command
+    @command(trial=False)
     def set(
         self, txn: Transaction, key: bytes, value: bytes, condition: str, returns_old: bool
     ) -> str | bytes | None:
@@ -97,14 +100,14 @@ class RedisMachine(StateMachine):
             return old
         return "OK" if is_met else None
 
-    @command
+    @command(trial=False)
     def mset(self, txn: Transaction, *pairs: bytes) -> str:
         """MSET key value key value ..."""
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             txn.put(key, value)
         return "OK"
 
-    @command
+    @command(trial=False)
     def incrby(self, txn: Transaction, key: bytes, amount: int) -> int:
         """INCRBY and its variants; a missing key counts as 0."""
         old = txn.get(key)
@@ -114,12 +117,12 @@ class RedisMachine(StateMachine):
         txn.put(key, b"%d" % number)
         return number
 
-    @command
+    @command(trial=False)
     def delete(self, txn: Transaction, *keys: bytes) -> int:
         """DEL: return how many of `keys` existed."""
         return sum(txn.delete(key) for key in keys)
 
-    @command
+    @command(trial=False)
     def exec(self, txn: Transaction, *calls: tuple[Any, ...]) -> list[Any]:
         """EXEC: run `calls`, each a name and its arguments; return one reply or error for each."""
         methods: dict[str, Callable[..., Any]] = {

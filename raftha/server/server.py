@@ -38,13 +38,22 @@ from raftha.config.checks import (
     check_all_or_none,
 )
 from raftha.errors import ConfigError, RafthaError, Stopped
+from raftha.net.certificate_renewal import CHECK_INTERVAL_S
 from raftha.net.tls import (
     TOKEN_CHARACTERS_MAX,
     TOKEN_CHARACTERS_MIN,
     listener_context,
-    read_token,
 )
-from raftha.server.connection import AUTH_TIMEOUT_S, Connection
+from raftha.server.access import (
+    AUTH_TIMEOUT_S,
+    DEFAULT,
+    Role,
+    TokenFile,
+    Tokens,
+    make_token,
+    read_admin_token,
+)
+from raftha.server.connection import Connection
 from raftha.server.descriptors import fit_connections
 from raftha.server.http import HttpServer
 from raftha.server.listener import Listener
@@ -101,7 +110,10 @@ class ServerConfig:
     `auth_token_file`, which keeps the token out of this file."""
 
     auth_token_file: str | Path = ""
-    """A file with the token, instead of `auth_token`. Other users must not be able to read it."""
+    """A file with tokens, instead of `auth_token`: one a line, as `name role token`, with the role
+    `data` or `admin`; or just one token, which has all rights. A file that is replaced while the
+    server runs is loaded within a minute, and clients whose token is gone are disconnected. Other
+    users must not be able to read it."""
 
     listen_tls_cert: str | Path = ""
     """The certificate that clients are shown, a PEM file. With `listen_tls_key`, clients speak TLS.
@@ -129,9 +141,9 @@ class ServerConfig:
 
     @property
     def token(self) -> str:
-        """The token, from either setting, "" if clients need none; ConfigError if unreadable."""
+        """A token with all rights, "" if clients need none; ConfigError if unreadable."""
         if self.auth_token_file:
-            return read_token("auth_token_file", Path(self.auth_token_file))
+            return read_admin_token("auth_token_file", Path(self.auth_token_file))
         return self.auth_token
 
     @classmethod
@@ -184,9 +196,15 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.ha = HaManager(config.ha, state_machine=RedisMachine())
-        self._service = Service(
-            self.ha, value_bytes_max=config.ha.value_bytes_max, token=config.token
-        )
+        self._token_file: TokenFile | None = None
+        tokens = Tokens()
+        if config.auth_token_file:
+            self._token_file = TokenFile("auth_token_file", Path(config.auth_token_file))
+            tokens = self._token_file.load()
+        elif config.auth_token:
+            tokens = Tokens([make_token(DEFAULT, Role.ADMIN, config.auth_token)])
+        self._service = Service(self.ha, value_bytes_max=config.ha.value_bytes_max, tokens=tokens)
+        self._renewing: asyncio.Task[None] | None = None
         self._tls: ssl.SSLContext | None = None
         if config.listen_tls_cert:
             self._tls = listener_context(Path(config.listen_tls_cert), Path(config.listen_tls_key))
@@ -216,6 +234,8 @@ class Server:
             await self.stop()
             raise
         listener.start_serving()
+        if self._token_file is not None:
+            self._renewing = asyncio.create_task(self._renew_tokens(self._token_file))
         logger.info("serving node=%d listen=%s", self.config.ha.node_id, self.config.listen)
 
     async def _show_metrics(self) -> None:
@@ -242,8 +262,23 @@ class Server:
         await listener.bind(host, port)
         return listener
 
+    async def _renew_tokens(self, file: TokenFile) -> None:
+        """Load the token file again when it changes."""
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            try:
+                tokens = file.changed()
+            except ConfigError as error:
+                logger.warning("the changed tokens are not used: %s", error)
+            else:
+                if tokens is not None:
+                    self._service.renew(tokens)
+                    logger.info("tokens loaded again from=%s", self.config.auth_token_file)
+
     async def stop(self) -> None:
         """Answer the requests under way, close all connections, stop the node."""
+        if self._renewing is not None:
+            self._renewing.cancel()
         if self._listener is not None:
             self._listener.close()
         self._service.journal.close()

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hmac
 import json
 import logging
 import os
 import random
 import time
 from collections import OrderedDict
-from hashlib import sha256
-from typing import Any, TypeAlias
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeAlias
 
 from raftha.aio import HaManager
 from raftha.client.resp import ReplyError
 from raftha.errors import Indeterminate, InvalidRequest, Unavailable
 from raftha.net.refusals import Refusals
+from raftha.server.access import DEFAULT, Role, Token, Tokens
 from raftha.server.glob import Glob
 from raftha.server.journal import Journal
 from raftha.server.machine import parse_int64
@@ -42,6 +42,8 @@ MATCHED_AT_ONCE = 32
 CHANGE_S = 300.0
 """How long a membership change may take: a new node has to receive all the data first."""
 EVENTS_WAIT_MS_MAX = 60_000
+LOGGED_MAX = 500
+"""Characters of an administrative command in the log."""
 CURSORS_MAX = 4_096
 """The most scans under way at once; beyond it, the least recently continued one is dropped."""
 
@@ -49,12 +51,14 @@ CURSORS_MAX = 4_096
 class Service:
     """The state that all connections of a server share."""
 
-    def __init__(self, ha: HaManager, *, value_bytes_max: int, token: str = "") -> None:
-        """`token`: the token that clients must send; "" if they need none."""
+    def __init__(
+        self, ha: HaManager, *, value_bytes_max: int, tokens: Tokens | None = None
+    ) -> None:
+        """`tokens`: those that clients must send one of; none if they need none."""
         self.ha = ha
         self.journal = Journal(ha)
-        self.needs_token = bool(token)
-        self._token_hash = _hash(token.encode())
+        self.tokens = tokens or Tokens()
+        self.needs_token = bool(self.tokens)
         self.wrong_tokens = 0
         self.refusals = Refusals(logger, "client refused")
         self.value_bytes_max = value_bytes_max
@@ -71,15 +75,21 @@ class Service:
         self._client_id += 1
         return self._client_id
 
-    def is_token(self, given: bytes) -> bool:
-        """True if `given` is the token; the time this takes reveals nothing about the token."""
-        # Comparing hashes hides the token's length too.
-        if hmac.compare_digest(_hash(given), self._token_hash):
-            return True
+    def find_token(self, user: bytes, given: bytes) -> Token | None:
+        """Return the token with this secret, if `user` is its name, or the default user."""
+        token = self.tokens.find(given)
+        if token is not None and user.decode(errors="replace") in (DEFAULT, token.name):
+            return token
         self.wrong_tokens += 1
         if self.wrong_tokens.bit_count() == 1:  # The 1st, 2nd, 4th, 8th ...
             logger.warning("a client sent a wrong token total=%d", self.wrong_tokens)
-        return False
+        return None
+
+    def renew(self, tokens: Tokens) -> None:
+        """Accept these tokens from now on, and disconnect the clients of any other."""
+        self.tokens = tokens
+        for client in [c for c in self.clients if c.token is not None and c.token not in tokens]:
+            client.abort()
 
     def remember(self, last_key: bytes) -> int:
         """Return a cursor for continuing after `last_key`."""
@@ -103,8 +113,40 @@ class Service:
         return int(time.monotonic() - self._started)
 
 
-def _hash(token: bytes) -> bytes:
-    return sha256(token).digest()
+Run: TypeAlias = Callable[[Service, Arguments], Coroutine[Any, Any, Any]]
+
+
+class Administrator(Protocol):
+    """A client that sends an administrative command."""
+
+    token: Token | None
+
+    @property
+    def host(self) -> str: ...
+
+
+def administer(
+    service: Service, run: Run, request: Arguments, client: Administrator
+) -> Coroutine[Any, Any, Any]:
+    """Carry out an administrative command. ReplyError if the client's role is another."""
+    if client.token is None or client.token.role is not Role.ADMIN:
+        raise ReplyError("NOPERM this command needs a token with the role admin")
+    who = f"client={client.host} token={client.token.name or 'none'}"
+    return _administer(run(service, request), request, who)
+
+
+async def _administer(run: Coroutine[Any, Any, Any], request: Arguments, who: str) -> Any:
+    """Carry out an administrative command; log it, whose it is, and how it ended."""
+    # Arguments are written as Python would: control characters never reach a log or a terminal.
+    words = " ".join(ascii(word.decode(errors="replace"))[1:-1] for word in request)[:LOGGED_MAX]
+    logger.info("admin command=%r %s", words, who)
+    try:
+        reply = await run
+    except Exception as error:
+        logger.info("admin failed command=%r %s error=%r", words, who, str(error))
+        raise
+    logger.info("admin done command=%r %s", words, who)
+    return reply
 
 
 async def scan(service: Service, request: Arguments) -> list[Any]:
@@ -281,7 +323,3 @@ async def remove_replica(service: Service, request: Arguments) -> str:
     await _need_majority(service)
     await service.ha.remove_replica(node_id, timeout=CHANGE_S)
     return "OK"
-
-
-async def open_session(service: Service, _: Arguments) -> int:
-    return await service.ha.open_session()

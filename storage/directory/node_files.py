@@ -8,6 +8,7 @@ from pathlib import Path
 
 from raftha.entry import LOG_START, LogPosition
 from raftha.errors import Corrupt
+from raftha.storage.directory import skips
 from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.snapshot import Incoming, install
 from raftha.storage.log.disk import Disk
@@ -70,6 +71,7 @@ class DirectoryNodeFiles:
         assert self._store is None, "one state is open at a time"
         self._store = CheckpointStore(self._state_folder)
         state = State(self._store, self._machine)
+        state.skips = skips.load(self._data.path)
         state.check_supported()
         return state
 

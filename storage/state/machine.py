@@ -78,6 +78,7 @@ DETAIL_MAX = 1000
 """Characters of an exception's message that an outcome keeps."""
 
 _MARK = "_raftha_command"
+_UNTRIED = "_raftha_untried"
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -209,11 +210,15 @@ class Transaction:
 @overload
 def command(function: _Function) -> _Function: ...
 @overload
-def command(*, name: str) -> Callable[[_Function], _Function]: ...
+def command(*, name: str | None = None, trial: bool = True) -> Callable[[_Function], _Function]: ...
 def command(
-    function: _Function | None = None, *, name: str | None = None
+    function: _Function | None = None, *, name: str | None = None, trial: bool = True
 ) -> _Function | Callable[[_Function], _Function]:
-    """Register a method of a `StateMachine` as a command, under its own name or `name`."""
+    """Register a method of a `StateMachine` as a command, under its own name or `name`.
+
+    Without `trial`, calls enter the log without a trial on the node that takes them. That saves
+    time, for a command that can't raise RecursionError or MemoryError whatever its arguments are.
+    """
 
     def register(function: _Function) -> _Function:
         if not inspect.isfunction(function):
@@ -226,6 +231,7 @@ def command(
         if inspect.isgeneratorfunction(function):
             raise ConfigError(f"command {registered} is a generator; it must return a list instead")
         setattr(function, _MARK, registered)
+        setattr(function, _UNTRIED, not trial)
         return function
 
     return register if function is None else register(function)
@@ -275,11 +281,15 @@ class StateMachine:
 
     A command that raises any exception is rolled back, on all replicas alike, and the caller gets
     `CommandFailed`. Only `MemoryError` and `RecursionError`, which depend on the machine, are no
-    outcomes: they stop the node.
+    outcomes. The node that takes a call tries it first, on a view that is thrown away, and refuses
+    it with `InvalidRequest` if it raises one of them. (`command(trial=False)` leaves that out.) In
+    the log they would stop the nodes.
     """
 
     commands: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """The name of the method that runs each command, by the command's name."""
+    untried_commands: ClassVar[frozenset[str]] = frozenset()
+    """The commands that are called without a trial."""
     version: ClassVar[int] = 1
     """The newest version whose behaviour this machine has."""
     oldest_version: ClassVar[int] = 0
@@ -305,6 +315,13 @@ class StateMachine:
                 raise ConfigError(f"command {name!r} of {cls.__name__} can't be called")
         _check_machine(cls.__name__, registry, cls.oldest_version, cls.version)
         cls.commands = MappingProxyType(registry)
+        cls.untried_commands = frozenset(
+            name for name, attribute in registry.items() if _is_untried(cls, attribute)
+        )
+
+
+def _is_untried(cls: type[StateMachine], attribute: str) -> bool:
+    return bool(getattr(getattr(cls, attribute), _UNTRIED, False))
 
 
 def _check_machine(name: str, commands: Mapping[str, str], oldest: Any, newest: Any) -> None:

@@ -8,11 +8,12 @@ A group's *floor* states that every number below it is finished, so the table dr
 The rules that bound the table depend on the log only, because all replicas must drop the same
 outcomes at the same entry:
 
-- a session expires after an hour of log time without a group; beyond 10,000 sessions, the session
-  that was idle longest is dropped;
+- a session expires after an hour of log time without a group; beyond 10,000 sessions, the client
+  that has the most loses the one that was idle longest (`owners.py`);
 - outcomes take at most 8 MiB in a session and 64 MiB in all. Beyond that, floors rise, the lowest
-  number first, in the session that was idle longest. A repetition below the floor is not applied
-  and has no outcome: `Verdict.FORGOTTEN`.
+  number first. In all sessions together, that makes room for 8 MiB, and at the cost of the hosts
+  with the most, until none has more than its fair share; each one's longest idle session first. A
+  repetition below the floor is not applied and has no outcome: `Verdict.FORGOTTEN`.
 
 Sizes count an exception's message as a constant. A message may contain an object's address, which
 differs between replicas, but sizes must not.
@@ -21,8 +22,8 @@ differs between replicas, but sizes must not.
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -31,12 +32,15 @@ from raftha.entry import Entry, Group
 from raftha.errors import CommandFailed, Indeterminate, SessionExpired
 from raftha.storage.state.commands import pack_result, unpack_result
 from raftha.storage.state.machine import FAILED, REFUSED, Result
+from raftha.storage.state.owners import HOST_BYTES, OWNER_BYTES, Owners
 from raftha.types import UNACKNOWLEDGED, Acknowledgement, Receipt
 
 SESSION_TTL_US = 3600 * 1_000_000
 SESSIONS_MAX = 10_000
 SESSION_BYTES_MAX = 8 * MIB
 OUTCOMES_BYTES_MAX = 64 * MIB
+SHRUNK_TO = 7 / 8
+"""The share of `OUTCOMES_BYTES_MAX` that is left when outcomes of all sessions are dropped."""
 
 _OUTCOME_BYTES = 256  # Approximate memory of an outcome without results.
 _FAILURE_BYTES = 1024
@@ -131,10 +135,11 @@ class _Kept(NamedTuple):
 
 
 class _Session:
-    __slots__ = ("floor", "kept", "size", "used_us")
+    __slots__ = ("floor", "kept", "owner", "size", "used_us")
 
-    def __init__(self, floor: int, used_us: int) -> None:
+    def __init__(self, floor: int, used_us: int, owner: bytes) -> None:
         self.floor = floor
+        self.owner = owner
         self.used_us = used_us
         self.kept: dict[int, _Kept] = {}
         self.size = 0
@@ -145,6 +150,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self._sessions: OrderedDict[int, _Session] = OrderedDict()
+        self._owners = Owners()
         self._size = 0
 
     def __len__(self) -> int:
@@ -171,12 +177,12 @@ class Sessions:
             session += 1
         return session
 
-    def open(self, session: int, time_us: int) -> None:
+    def open(self, session: int, time_us: int, owner: bytes) -> None:
         """Begin `session`."""
         assert session not in self._sessions, "ids come from the log's positions, each used once"
-        self._sessions[session] = _Session(floor=1, used_us=time_us)
-        if len(self._sessions) > SESSIONS_MAX:
-            self._drop(next(iter(self._sessions)))
+        while len(self._sessions) >= SESSIONS_MAX:
+            self._drop(self._owners.find_greediest(self._listed()))
+        self._add(session, _Session(1, time_us, owner[:OWNER_BYTES]))
         assert len(self._sessions) <= SESSIONS_MAX, "there are only so many sessions"
 
     def admit(self, group: Group, entry: Entry, first_sequence: int) -> Outcome | None:
@@ -187,6 +193,7 @@ class Sessions:
             return refusal._replace(verdict=Verdict.SESSION_EXPIRED)
         session.used_us = entry.time_us
         self._sessions.move_to_end(group.session)
+        self._owners.use(group.session, session.owner)
         if group.number < session.floor:
             return refusal._replace(verdict=Verdict.FORGOTTEN)
         kept = session.kept.get(group.number)
@@ -224,16 +231,24 @@ class Sessions:
                 session.floor,
                 session.used_us,
                 [[n, *kept] for n, kept in session.kept.items()],
+                session.owner,
             ]
             for number, session in self._sessions.items()
         ]
 
     @classmethod
     def load(cls, dumped: Sequence[Any]) -> Sessions:
-        """Load a dumped table; ValueError or TypeError if it is malformed."""
+        """Load a dumped table; ValueError or TypeError if it is malformed.
+
+        A table of format 3 of the state has no owners: they stay unknown.
+        """
         table = cls()
-        for number, floor, used_us, outcomes in dumped:
-            session = table._sessions[number] = _Session(floor, used_us)
+        for number, floor, used_us, outcomes, *rest in dumped:
+            (owner,) = rest or (b"",)
+            if type(owner) is not bytes or len(owner) > OWNER_BYTES:
+                raise ValueError("a session's owner is malformed")
+            session = _Session(floor, used_us, owner)
+            table._add(number, session)
             for group_number, *kept in outcomes:
                 session.kept[group_number] = _Kept(*kept)
             session.size = sum(kept.size for kept in session.kept.values())
@@ -255,12 +270,39 @@ class Sessions:
         session.floor = floor
 
     def _shrink(self) -> None:
+        """Drop outcomes of the hosts with the most, until there is room."""
+        sizes: defaultdict[bytes, int] = defaultdict(int)
         for session in self._sessions.values():
-            while session.kept and self._size > OUTCOMES_BYTES_MAX:
+            sizes[session.owner[:HOST_BYTES]] += session.size
+        share = _fair_share(sizes.values(), int(OUTCOMES_BYTES_MAX * SHRUNK_TO))
+        for session in self._sessions.values():
+            host, before = session.owner[:HOST_BYTES], session.size
+            while session.kept and sizes[host] - before + session.size > share:
                 self._raise_floor(session, min(session.kept) + 1)
+            sizes[host] += session.size - before
+
+    def _listed(self) -> Iterator[tuple[int, bytes]]:
+        return ((number, session.owner) for number, session in self._sessions.items())
+
+    def _add(self, number: int, session: _Session) -> None:
+        self._sessions[number] = session
+        self._owners.add(number, session.owner)
 
     def _drop(self, number: int) -> None:
-        self._size -= self._sessions.pop(number).size
+        session = self._sessions.pop(number)
+        self._owners.drop(number, session.owner)
+        self._size -= session.size
+
+
+def _fair_share(sizes: Iterable[int], total: int) -> int:
+    """The largest share that keeps the sum of `sizes`, each cut to it, within `total`."""
+    left, count = total, len(ascending := sorted(sizes))
+    for place, size in enumerate(ascending):
+        share = left // (count - place)
+        if size > share:
+            return share
+        left -= size
+    return total
 
 
 def _results_size(results: Sequence[Result | None]) -> int:

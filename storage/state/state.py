@@ -22,7 +22,8 @@ repeated groups as before.
 
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
-    format version   3 (since 2 values have checksums, since 3 there are versions)
+    format version   4 (since 2 values have checksums, since 3 there are versions, since 4 sessions
+                     have owners)
     applied          [index, term, time_us, last_sequence, hash]
     membership       payload of the last MEMBERSHIP entry applied, nil if there was none
     sessions         see `raftha.storage.state.sessions`
@@ -32,7 +33,7 @@ A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -59,7 +60,9 @@ from raftha.storage.state.versions import Versions, abilities_of, decode_version
 
 __all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 
-META_VERSION = 3
+META_VERSION = 4
+META_READ_TOO = 3
+"""The format before, without owners of sessions."""
 GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
 
@@ -124,12 +127,15 @@ class State:
 
     def __init__(self, store: Store, machine: StateMachine | None = None) -> None:
         self._store = store
-        self._machine = machine
+        self.machine = machine
         self._buffer = WriteBuffer()
         self._frozen: WriteBuffer | None = None
         self._census: _Census | None = None
         self._is_counting = self._is_sorting = False
-        self._is_applying = False
+        self.applying: Entry | None = None
+        """The entry that is being applied, or whose application has failed."""
+        self.skips: Mapping[int, bytes] = {}
+        """Hashes of entries whose commands are passed over, by index; see `directory/skips.py`."""
         self._buffer_bytes = 0
         self.applied = LOG_START
         self.membership: bytes | None = None
@@ -185,8 +191,8 @@ class State:
         assert entry.index == self.applied.index + 1, "entries are applied in order, each once"
         assert entry.term >= self.applied.term, "terms never decrease along the log"
         assert entry.time_us >= self.applied.time_us, "log time never goes back"
-        assert not self._is_applying, "a fault while applying is final"
-        self._is_applying = True
+        assert self.applying is None, "a fault while applying is final"
+        self.applying = entry
         self._sessions.expire(entry.time_us)
         sequence = self.applied.last_sequence
         applied = []
@@ -204,7 +210,7 @@ class State:
         assert sequence == entry.last_sequence, "an entry's groups have as many commands as it says"
         self._buffer.keep_sorted()
         self.applied = entry.position
-        self._is_applying = False
+        self.applying = None
         return applied
 
     def get(self, key: bytes) -> bytes | None:
@@ -289,7 +295,7 @@ class State:
     def freeze(self) -> Frozen:
         """Begin a checkpoint of the current state, without later changes."""
         assert self._frozen is None, "one checkpoint at a time"
-        assert not self._is_applying, "a fault while applying is final"
+        assert self.applying is None, "a fault while applying is final"
         assert self.applied.index >= self._frozen_at, "a checkpoint never goes back"
         assert self._buffer.missing >= 0, "the ordered view has no key that the buffer lacks"
         self._frozen_at = self.applied.index
@@ -316,9 +322,9 @@ class State:
         position = (first_sequence, entry.index, entry.term, entry.time_us, group.count)
         if group.session == 0:
             assert place < GROUPS_MAX, "a group's place in its entry has 16 bits"
-            assert group.count == 0, "a group that opens a session is empty"
+            assert group.count == 0, "a group that opens a session has no commands"
             session = self._sessions.new_id(entry.hash, place)
-            self._sessions.open(session, entry.time_us)
+            self._sessions.open(session, entry.time_us, group.commands)
             return Outcome(*position, session=session)
         refusal = self._sessions.admit(group, entry, first_sequence)
         if refusal is not None:
@@ -327,7 +333,10 @@ class State:
         if group.count <= ARRAY_MAX:
             commands = unpack_commands(group.commands, group.count)
         results: list[Result | None] | None
-        if commands is None:
+        if self.skips and self.skips.get(entry.index) == entry.hash:
+            results = [(FAILED, "Skipped", f"an operator skipped entry {entry.index}")]
+            results *= group.count
+        elif commands is None:
             results = [(FAILED, "InvalidRequest", "the group can't be parsed")] * group.count
         else:
             self._buffer_bytes += len(group.commands)
@@ -358,7 +367,7 @@ class State:
                     values[key] = value
                     continue
             txn = Transaction(self, time_us, first_sequence + place, self.versions)
-            result = run(command, txn, self._machine)
+            result = run(command, txn, self.machine)
             written = txn.finish()
             if result is None or result[0] != FAILED:
                 values.update(written)
@@ -429,7 +438,7 @@ class State:
             raise self._store.corrupt("the checkpoint's meta is damaged")
         try:
             version, *fields = msgpack.unpackb(meta[4:], raw=False)
-            if version != META_VERSION:
+            if version not in {META_READ_TOO, META_VERSION}:
                 raise ConfigError(
                     f"the state is in format {version}; this raftha reads {META_VERSION}",
                     hint="use the version of raftha that wrote it; nothing is lost",

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import raftha
+from raftha.server.machine import RedisMachine
 from tests.support.nodes import read_config
 
 KEY = b"key"
@@ -66,7 +67,7 @@ def lead(ha: raftha.HaManager) -> None:
 
 
 def main() -> None:
-    with raftha.HaManager(read_config(Path(sys.argv[1]))) as ha:
+    with raftha.HaManager(read_config(Path(sys.argv[1])), state_machine=RedisMachine()) as ha:
         reader = Reader(ha, Path(sys.argv[2]))
         print(json.dumps({}), flush=True)
         for line in sys.stdin:

@@ -10,6 +10,7 @@ import pytest
 
 import raftha
 from raftha.events import FailoverCompleted, FailoverStarted, HaEvent
+from raftha.server.machine import RedisMachine
 from raftha.testing import LocalCluster
 from tests.support.conditions import wait_until
 from tests.support.nodes import read_config
@@ -64,7 +65,9 @@ def observed() -> Iterator[Observed]:
     with LocalCluster(3) as cluster:
         cluster.terminate(OWN)
         with (
-            raftha.HaManager(read_config(cluster.config_of(OWN))) as ha,
+            raftha.HaManager(
+                read_config(cluster.config_of(OWN)), state_machine=RedisMachine()
+            ) as ha,
             ha.events() as stream,
         ):
             yield Observed(cluster, ha, stream)

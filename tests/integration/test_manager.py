@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -538,7 +539,7 @@ def test_a_clients_group_in_a_nodes_session_is_refused(tmp_path: Path) -> None:
 
 def test_a_failed_node_can_be_started_again(tmp_path: Path) -> None:
     class Fragile(raftha.StateMachine):
-        @raftha.command
+        @raftha.command(trial=False)
         def fail(self, txn: raftha.Transaction) -> None:
             if is_fragile:
                 raise MemoryError("planned: memory is not the command's fault")
@@ -553,6 +554,25 @@ def test_a_failed_node_can_be_started_again(tmp_path: Path) -> None:
         is_fragile = False
         ha.start()
         assert ha.put(b"a", b"b")
+
+
+@pytest.mark.parametrize("args", [("[" * 50_000 + "]" * 50_000,), ("[1]", 1 << 60)])
+def test_a_call_that_would_end_every_node_is_refused_and_they_go_on(
+    tmp_path: Path, args: tuple[Any, ...]
+) -> None:
+    class Documents(raftha.StateMachine):
+        @raftha.command
+        def store(self, txn: raftha.Transaction, text: str, size: int = 0) -> int:
+            txn.put(b"text", text.encode() + b" " * size)
+            return len(json.loads(text))
+
+    config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
+    with raftha.HaManager(config, state_machine=Documents()) as ha:
+        assert ha.execute("store", "[1, 2]").result == 2
+        with pytest.raises(raftha.InvalidRequest, match="in a trial"):
+            ha.execute("store", *args)
+        assert ha.get(b"text") == b"[1, 2]"
+        assert ha.get_status().is_primary
 
 
 def test_acknowledged_writes_survive_the_end_of_the_process(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_every_caller_gets_the_failure_at_once(cluster: Cluster) -> None:
 
 def test_a_broken_invariant_ends_the_node_and_not_the_process(tmp_path: Path) -> None:
     class Broken(raftha.StateMachine):
-        @raftha.command
+        @raftha.command(trial=False)
         def explode(self, txn: raftha.Transaction) -> Any:
             raise MemoryError("not the command's fault")
 

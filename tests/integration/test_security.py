@@ -35,8 +35,9 @@ from raftha.net.certificates import Made, make_node
 from raftha.net.tls import client_context
 from raftha.net.wire import Hello, encode
 from raftha.node.messages import Forward, MembershipRequest
-from raftha.server import Server, ServerConfig, connection
-from raftha.server.connection import UNKNOWN_BYTES_MAX
+from raftha.server import Server, ServerConfig
+from raftha.server import access as server_access
+from raftha.server.access import UNKNOWN_BYTES_MAX
 from raftha.storage.state.commands import pack_put
 from raftha.testing import LocalCluster
 from raftha.testing.processes import reserve_port
@@ -159,6 +160,36 @@ def shown_by(node: raftha.HaManager, made: Made) -> str:
         certificate = connection.getpeercert()
     assert certificate is not None
     return str(certificate["serialNumber"])
+
+
+def test_a_revoked_certificate_is_cut_off_and_kept_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate_renewal, "CHECK_INTERVAL_S", 0.02)
+    made = make_cluster(tmp_path)
+    revoked = tmp_path / "revoked"
+    revoked.write_text("")
+    managers = [
+        raftha.HaManager(dataclasses.replace(manager.config, tls_revoked=revoked))
+        for manager in make_managers(tmp_path / "nodes", made)
+    ]
+    for manager in managers:
+        manager.start()
+    try:
+        managers[0].put(b"key", b"value")
+        revoked.write_text("node 3\n")
+        wait_until(lambda: not connected(managers[0], 3), "it is still connected")
+        managers[0].put(b"key", b"other")
+        assert not connected(managers[1], 3)
+        revoked.write_text("")
+        wait_until(lambda: connected(managers[0], 3), "it is not let in again")
+    finally:
+        for manager in managers:
+            manager.stop()
+
+
+def connected(manager: raftha.HaManager, node_id: int) -> bool:
+    return next(r.connected for r in manager.get_status().replicas if r.node_id == node_id)
 
 
 def test_a_renewed_certificate_is_taken_up_without_a_restart(
@@ -532,7 +563,7 @@ def test_a_malformed_request_gets_an_error_reply_over_tls(
 
 @pytest.fixture
 def plain_address(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(connection, "AUTH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(server_access, "AUTH_TIMEOUT_S", 0.5)
     peer, listen = free_addresses(2)
     server = host.make(
         ServerConfig.from_mapping(

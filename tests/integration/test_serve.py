@@ -29,7 +29,7 @@ from raftha.storage.state.machine import command
 def mset(self, txn, *pairs):
     raise MemoryError("not the command's fault")
 
-RedisMachine.mset = command(mset)
+RedisMachine.mset = command(trial=False)(mset)
 server.FAILED_S = 1.0
 server.run(ServerConfig.from_toml(sys.argv[1]))
 """

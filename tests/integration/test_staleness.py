@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import raftha
+from raftha.server.machine import RedisMachine
 from raftha.testing import LocalCluster
 from tests.support.nodes import read_config
 
@@ -17,7 +18,7 @@ def cluster() -> Iterator[tuple[LocalCluster, raftha.HaManager]]:
     """A follower in this process, and a leader of its own."""
     with LocalCluster(nodes=3) as nodes:
         nodes.terminate(1)
-        with raftha.HaManager(read_config(nodes.config_of(1))) as ha:
+        with raftha.HaManager(read_config(nodes.config_of(1)), state_machine=RedisMachine()) as ha:
             ha.put(b"key", b"old", timeout=30)
             ha.failover_to(2, timeout=30)
             yield nodes, ha

@@ -130,8 +130,8 @@ def test_a_rolling_upgrade_under_load_goes_forward_and_back(cluster: Cluster) ->
     cluster.run(3, "new")
     new = cluster.programs[3]
     new.wait_for("status", lambda status: status["waits_for"] == [1, 2])
-    refusal = new.ask("double total")
-    assert refusal.startswith("UpgradePending: not all members know 'double': node 1, 2")
+    refusal = "UpgradePending: not all members know 'double': node 1, 2"
+    new.wait_for("double total", lambda answer: answer.startswith(refusal))
     assert new.ask("status")["machine"] == 1
     cluster.run(3, "old")
     for node_id in (3, 2, 1):

@@ -16,6 +16,7 @@ REGIONS_CHANCE = 0.12
 STANDBY_CHANCE = 0.5
 AGED_CHANCE = 0.4
 GROUPS_CHANCE = 0.3
+CROWD_CHANCE = 0.12
 REGIONS = ("east", "west", "north")
 
 
@@ -35,3 +36,12 @@ def widen(swarm: Swarm, rng: Random) -> Swarm:
     if swarm.size > 1 and not swarm.is_only_sick and rng.random() < MANUAL_CHANCE:
         swarm = replace(swarm, campaigns=False, promotion_every_s=rng.choice((0.2, 0.5, 1.0)))
     return swarm
+
+
+def with_crowds(swarm: Swarm, rng: Random) -> Swarm:
+    """Have too many sessions in some seeds: clients that open them without end."""
+    if not swarm.session_clients or rng.random() >= CROWD_CHANCE:
+        return swarm
+    # Each node has a session of its own, and each life of it opens another one.
+    sessions_max = swarm.nodes + swarm.session_clients + rng.choice((2, 10))
+    return replace(swarm, sessions_max=sessions_max, greedy_clients=rng.choice((1, 3)))

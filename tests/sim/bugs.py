@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from tests.sim import (
+    bugs_clock,
     bugs_disk,
     bugs_found,
     bugs_ha,
@@ -33,6 +34,7 @@ BUGS: dict[str, Bug] = {
         bugs_ha,
         bugs_lease,
         bugs_versions,
+        bugs_clock,
     )
     for bug in module.BUGS
 }

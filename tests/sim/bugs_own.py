@@ -6,6 +6,7 @@ cluster is broken. See `bugs.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from raftha.core import Append, Heartbeat, Message, Raft, Role, Write
@@ -15,6 +16,7 @@ from raftha.core.outbox import Outbox
 from raftha.entry import Entry, EntryKind, Group, HardState, LogPosition, make_entry
 from raftha.membership import Membership
 from raftha.node.checkpoints import Checkpoints
+from raftha.storage.state.owners import Owners
 from raftha.storage.state.sessions import Outcome, Sessions
 from tests.sim.planting import Bug, Patch
 
@@ -138,7 +140,29 @@ def finished_group_applied() -> list[Patch]:
     return [(Sessions, "admit", admit)]
 
 
+def longest_idle_session_dropped() -> list[Patch]:
+    """A full table drops the session that was idle longest, whoever fills the table (S1)."""
+
+    def find_greediest(self: Owners, sessions: Iterable[tuple[int, bytes]]) -> int:
+        return next(iter(sessions))[0]
+
+    return [(Owners, "find_greediest", find_greediest)]
+
+
+def owners_forgotten_at_restart() -> list[Patch]:
+    """A replica that starts from a checkpoint doesn't know its sessions' owners."""
+    original = Sessions.load.__func__  # type: ignore[attr-defined]
+
+    def load(cls: type[Sessions], dumped: Sequence[Any]) -> Sessions:
+        loaded: Sessions = original(cls, [[*row[:-1], b""] for row in dumped])
+        return loaded
+
+    return [(Sessions, "load", classmethod(load))]
+
+
 BUGS: tuple[Bug, ...] = (
+    longest_idle_session_dropped,
+    owners_forgotten_at_restart,
     stale_leader_followed,
     own_vote_before_durable,
     commit_taken_as_told,

@@ -16,6 +16,7 @@ from raftha.core.reads import Read, ReadRounds
 from raftha.entry import Entry, EntryKind, Group, HardState, LogPosition, make_entry
 from raftha.errors import Unavailable
 from raftha.membership import Membership
+from raftha.node.log_clock import LogClock
 from raftha.node.reads import ReadQueue
 from raftha.node.submissions import InFlight, Submissions
 from raftha.storage.log.wal import Wal
@@ -305,7 +306,10 @@ def log_time_goes_back() -> list[Patch]:
         earlier = previous._replace(time_us=0) if time_us else previous
         return make_entry(earlier, term, time_us, kind, payload, count)
 
-    return [(leader_module, "make_entry", by_the_clock)]
+    def stamp(self: LogClock, last_us: int) -> int:
+        return self._clock.time_us()
+
+    return [(leader_module, "make_entry", by_the_clock), (LogClock, "stamp", stamp)]
 
 
 def applied_before_durable() -> list[Patch]:

@@ -45,8 +45,13 @@ class NewCounters(Counters):
 
 
 def with_builds(swarm: Swarm, rng: Random) -> Swarm:
-    """Have this in some seeds, beside all else; drawn from a stream of its own."""
-    if swarm.rollback_every_s or swarm.is_only_sick or rng.random() >= CHANCE:
+    """Have this in some seeds, beside all else; drawn from a stream of its own.
+
+    Not where members campaign on demand only: all restart at the end, and the operator would have
+    to find a leader in the time that is meant for agreement.
+    """
+    is_unfit = swarm.rollback_every_s or swarm.is_only_sick or not swarm.campaigns
+    if is_unfit or rng.random() >= CHANCE:
         return swarm
     return replace(swarm, upgrade_every_s=rng.choice((0.3, 0.8, 2.0)))
 
@@ -112,8 +117,9 @@ class Builds:
         """The log has come to use a version, with these members."""
         if used < self.used:
             raise Violation(f"the cluster goes from version {self.used} back to {used}")
+        # The first leader doesn't wait for members that it has never heard of.
+        lacking = set(members) - self._have_been_new if self.used else set()
         self.used = used
-        lacking = set(members) - self._have_been_new
         if used >= NEW and lacking:
             raise Violation(f"the cluster uses version {used}, which nodes {lacking} never had")
         self._world.counts["version raised"] += used >= NEW

@@ -44,6 +44,7 @@ from raftha.node.operations import (
     WriteOperation,
 )
 from raftha.storage.state.commands import pack_call, pack_compare_and_set, pack_put
+from raftha.storage.state.owners import make_owner
 from raftha.storage.state.sessions import Outcome, Verdict, receipts
 from raftha.types import Receipt
 from tests.sim.invariants import Invariants
@@ -152,6 +153,7 @@ class History:
         counts["unknown"] += len(self.unknown)
         counts["duplicate suppressed"] += oracle.duplicates
         counts["session expired"] += oracle.expired
+        counts["session crowded out"] += oracle.crowded_out
 
     def verdict(self) -> None:
         """At the end, check that each call took effect as often as its client learned."""
@@ -199,7 +201,7 @@ class Call:
     """An operation under way at `member`; `client.ended` is told its result."""
 
     def __init__(
-        self, client: Writer | SessionClient, member: Member, commands: list[Command]
+        self, client: Writer | SessionClient | GreedyClient, member: Member, commands: list[Command]
     ) -> None:
         self.member = member
         self.commands = commands
@@ -341,6 +343,7 @@ class SessionClient:
     ) -> None:
         self.history = history
         self.is_active = True
+        self._name = name.replace(" ", "-")
         self._world = history.world
         self._rng = history.world.stream(name)
         self._modes = history.world.stream(f"{name} modes")
@@ -395,6 +398,7 @@ class SessionClient:
             self._number,
             self._packed,
             call.acks,
+            owner=make_owner(member.id, f"{self._name} 1"),
             names=tuple(sorted({command.name for command in self._group} - {""})),
         )
         what = f"number {self._number} try {self._tries}" if self._session else "opening"
@@ -443,6 +447,43 @@ class SessionClient:
         self._group, self._packed = [], []
         if outcome.verdict is not Verdict.APPLIED:
             self._session, self._number = 0, 0
+
+
+class GreedyClient:
+    """Opens one session after the other, on few connections, and uses none of them."""
+
+    def __init__(
+        self, name: str, history: History, swarm: Swarm, members: Mapping[int, Member]
+    ) -> None:
+        self.history = history
+        self.is_active = True
+        self.is_busy = False
+        self._name = name.replace(" ", "-")
+        self._world = history.world
+        self._rng = history.world.stream(name)
+        self._swarm = swarm
+        self._members = members
+        self._later()
+
+    def _later(self) -> None:
+        self._world.at(self._swarm.think_s * self._rng.expovariate(1), self._ask)
+
+    def _ask(self) -> None:
+        if not self.is_active:
+            return
+        member = self._members[self._rng.randint(1, self._swarm.nodes)]
+        if not member.is_up:
+            self._later()
+            return
+        owner = make_owner(member.id, f"{self._name} {self._rng.randrange(3)}")
+        deadline = member.deadline(self._swarm.timeout_s)
+        operation = GroupOperation(Call(self, member, []), deadline, 0, 0, 0, [], owner=owner)
+        member.submit([operation])
+
+    def ended(self, call: Call, result: Any) -> None:
+        """The answer is of no interest."""
+        self._world.counts["greedy session"] += isinstance(result, Outcome)
+        self._later()
 
 
 def _larger_quorum(swarm: Swarm) -> int:

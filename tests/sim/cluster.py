@@ -18,17 +18,18 @@ from typing import Any
 
 from raftha.core import Write
 from raftha.entry import LogPosition
-from raftha.events import FailoverCompleted, HaEvent
+from raftha.events import ClockWrong, FailoverCompleted, HaEvent
 from raftha.node.messages import PeerMessage
 from raftha.node.operations import CallOperation, DigestOperation
 from raftha.node.watch import placement
 from raftha.storage.log.wal import Wal
+from raftha.storage.state import sessions
 from raftha.storage.state.commands import pack_call
 from raftha.types import Digest, Receipt
-from tests.sim.availability import widen
+from tests.sim.availability import widen, with_crowds
 from tests.sim.builds import NEW, Builds, with_builds
 from tests.sim.calm import Calm
-from tests.sim.clients import Command, History, SessionClient, Writer
+from tests.sim.clients import Command, GreedyClient, History, SessionClient, Writer
 from tests.sim.faults import Faults
 from tests.sim.invariants import Invariants
 from tests.sim.lease_readers import LeasedReader
@@ -44,6 +45,7 @@ from tests.sim.sickness import Sickness
 from tests.sim.swarm import Swarm, draw
 from tests.sim.swarm_leases import with_leases
 from tests.sim.world import Violation, World
+from tests.sim.wrong_clocks import WrongClocks, with_wrong_clocks
 
 LIVENESS_S = 12.0
 HASTE: list[Patch] = [
@@ -74,25 +76,25 @@ class Simulation:
 
     def __init__(self, seed: int, swarm: Swarm | None = None) -> None:
         self.world = World(seed)
-        stream = self.world.stream
-        self.swarm = swarm or with_rollbacks(
-            with_leases(widen(draw(stream("swarm")), stream("availability")), stream("leases")),
-            stream("rollbacks"),
-        )
-        self.swarm = with_builds(self.swarm, stream("with builds"))
+        self.swarm = swarm or _draw(self.world)
         self.members = {
             node_id: Member(self.world, self.swarm, node_id, Counters(), self)
             for node_id in range(1, self.swarm.nodes + 1)
         }
         self.builds = Builds(self.world, self.swarm, self.members)
         self.network = Network(self.world, self.swarm, self.members)
-        self.invariants = Invariants(self.members, self.members[1].first)
+        first = self.members[1].first
+        self.clocks = WrongClocks(self.world, self.swarm, self.members)
+        self.invariants = Invariants(
+            self.members, first, self.swarm.sessions_max, self.clocks.check
+        )
         self.invariants.on_versions = self.builds.check_raised
         receipts = Receipts(self.world, self.swarm, self.members)
         self.history = History(self.world, self.invariants, receipts)
         self.clients = [
             *(self._client(Writer, i) for i in range(self.swarm.clients)),
             *(self._client(SessionClient, i) for i in range(self.swarm.session_clients)),
+            *(self._client(GreedyClient, i) for i in range(self.swarm.greedy_clients)),
             *(self._client(LeasedReader, i) for i in range(self.swarm.lease_readers)),
         ]
         self.promotions = Promotions(
@@ -125,7 +127,8 @@ class Simulation:
         world = self.world
         violation = ""
         try:
-            with patched(HASTE):
+            crowding: Patch = (sessions, "SESSIONS_MAX", self.swarm.sessions_max)
+            with patched([*HASTE, crowding]):
                 self._run()
         except Violation as error:
             violation = str(error)
@@ -154,6 +157,7 @@ class Simulation:
         self.operator.stop()
         self.promotions.stop()
         self.rollbacks.stop()
+        self.clocks.stop()
         self.builds.stop()
         for client in self.clients:
             client.is_active = False
@@ -217,6 +221,8 @@ class Simulation:
         if isinstance(event, FailoverCompleted):
             self.world.counts["failover"] += 1
             self.world.counts["planned failover"] += event.is_planned
+        if isinstance(event, ClockWrong):
+            self.world.note(member.id, "clock reported", f"node {event.node_id}")
         self.invariants.failovers.on_event(member, event)
 
     def on_turn(self, member: Member) -> None:
@@ -296,6 +302,8 @@ class Simulation:
         missing = [f"node {m.id} took no write" for m in current if m.id not in self._probed]
         if self.operator.open:
             missing.append(f"{self.operator.open} changes of membership without an answer")
+        if self.promotions.has_open:
+            missing.append("a request for another leader without an answer")
         if self.operator.has_wish:
             missing.append("the operator's last wish")
         if self.history.open:
@@ -306,6 +314,8 @@ class Simulation:
             is_unaware = left.node is not None and not left.node.core.is_removed
             if is_unaware and left.founding is None and self._can_ask(left):
                 missing.append(f"node {node_id} doesn't know that it was removed")
+        if self.clocks.lacking():
+            missing.append(self.clocks.lacking())
         if self.builds.must_be_new and self.builds.used < NEW:
             missing.append("the cluster doesn't use the version that all members support")
         if any(client.is_busy for client in self.clients):
@@ -346,6 +356,16 @@ class Simulation:
                     f"node {member.id} has {len(differing)} wrong values, first {key!r}: "
                     f"{contents.get(key)!r} instead of {values.get(key)!r}"
                 )
+
+
+def _draw(world: World) -> Swarm:
+    """Draw what a seed has, each layer from a stream of its own."""
+    swarm = widen(draw(world.stream("swarm")), world.stream("availability"))
+    swarm = with_leases(swarm, world.stream("leases"))
+    swarm = with_crowds(swarm, world.stream("crowds"))
+    swarm = with_wrong_clocks(swarm, world.stream("wrong clocks"))
+    swarm = with_rollbacks(swarm, world.stream("rollbacks"))
+    return with_builds(swarm, world.stream("with builds"))
 
 
 class _Probe:

@@ -35,6 +35,8 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("start crashed", "crashes during recovery"),
         ("pause", "processes paused"),
         ("clock step", "wall clocks stepped, forward or back, by up to 2 h"),
+        ("clock wrong", "wall clocks set wrong by up to 200 years"),
+        ("clock reported", "times that a leader reported a wrong clock"),
         ("clock drifts", "clocks made fast or slow, by up to half"),
     ),
     "disks": (
@@ -99,6 +101,8 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("disk looked at", "disks looked at, whether what a receipt names would survive now"),
         ("retry", "groups sent again under their number"),
         ("duplicate suppressed", "duplicates in the log that had no second effect"),
+        ("greedy session", "sessions opened by clients that have too many"),
+        ("session crowded out", "sessions that a full table dropped"),
         ("session expired", "groups that came after their session had expired"),
         ("command failed", "commands that raised, and were rolled back"),
     ),

@@ -21,7 +21,8 @@ Chained hashes make this cheap: two logs that agree on one hash agree on all bef
                            the leader that wrote it is the last one
     durability             a restarted member finds what it had made durable
     snapshots              a snapshot takes the place only of a log that doesn't hold what is in it
-    log time               never goes back along the log, whatever the clocks of leaders do
+    log time               never goes back along the log, whatever the clocks of leaders do; and see
+                           `wrong_clocks.py`
     failovers              see `failovers.py`
     silent leaders         see `contact.py`
     removed                who knows that it was removed neither leads nor campaigns
@@ -120,12 +121,20 @@ class _Seen:
 class Invariants:
     """Everything that is known to be true of one cluster."""
 
-    def __init__(self, members: Mapping[int, Member], first: Membership) -> None:
+    def __init__(
+        self,
+        members: Mapping[int, Member],
+        first: Membership,
+        sessions_max: int,
+        check_time: Callable[[Entry], None] = lambda entry: None,
+    ) -> None:
+        """`check_time` is called with each entry as it is committed."""
         self.committed: list[Entry] = []
         self._committed_at_start = 0
-        self.oracle = Oracle()
+        self.oracle = Oracle(sessions_max)
         self._commit_terms: list[int] = []
         self._members = members
+        self._check_time = check_time
         self._first = first
         self.memberships = Memberships(first, self.committed)
         self.on_versions: Callable[[int, Collection[int]], None] = lambda used, members: None
@@ -210,6 +219,7 @@ class Invariants:
         assert not self._commit_terms or term >= self._commit_terms[-1]
         if self.committed and entry.time_us < self.committed[-1].time_us:
             raise Violation(f"entry {entry.index} is older than the one before it")
+        self._check_time(entry)
         self.committed.append(entry)
         self._commit_terms.append(term)
         self.oracle.apply(entry)

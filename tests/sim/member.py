@@ -88,8 +88,7 @@ class Member:
         """True if it should be up: not before it joins, and not after it was removed."""
         self.paused_until = 0.0
         self.took_at = -1.0
-        self.invited_at = -1.0
-        """When it was handed operations last, and when it was asked last to campaign."""
+        self.invited_at = -1.0  # When it was handed operations last, or asked to campaign.
         self.contact = LeaderContact(world)
         self.is_rotten = False
         """Whether something on its disk is damaged, and it hasn't found out yet."""
@@ -117,9 +116,7 @@ class Member:
         )
         """The membership that the cluster began with; all have their first data directories."""
         self._watch = watch
-        self._is_calm = False
-        self._is_turn_due = False
-        self._is_preallocating = False
+        self._is_calm = self._is_turn_due = self._is_preallocating = False
         self._last_cut: LogCut | None = None
         self._delivered: list[tuple[Waiter, Any]] = []
         self._waiting: dict[int, Waiter] = {}
@@ -193,7 +190,9 @@ class Member:
             membership = decode_membership(None, self.config)
         log = RaftLog(wal.first_index, state.applied, entries, config.window_bytes_max, membership)
         generation, clock_ns = self.node_files.healing_generation, self.clock.boottime_ns
-        core = Raft(config, wal.hard_state, log, rng.randrange, generation, clock_ns)
+        core = Raft(
+            config, wal.hard_state, log, rng.randrange, generation, clock_ns, self.clock.time_us
+        )
         return Node(self.config, core, state, self, self.clock, rng.randrange)
 
     def _wait_for_cluster(self) -> None:

@@ -52,8 +52,9 @@ class Effect(NamedTuple):
 
 
 class _Session:
-    def __init__(self, used_us: int) -> None:
+    def __init__(self, used_us: int, owner: bytes) -> None:
         self.used_us = used_us
+        self.owner = owner
         self.floor = 1
         self.seen: set[int] = set()
 
@@ -61,7 +62,9 @@ class _Session:
 class Oracle:
     """The state that the committed log leads to."""
 
-    def __init__(self) -> None:
+    def __init__(self, sessions_max: int) -> None:
+        self.crowded_out = 0
+        self._sessions_max = sessions_max
         self.values: dict[bytes, bytes] = {}
         self.effects: dict[int, Effect] = {}
         self.applications: Counter[bytes] = Counter()
@@ -83,7 +86,10 @@ class Oracle:
                 if group.session == 0:
                     digest = sha256(entry.hash + place.to_bytes(4, "little")).digest()
                     opened = int.from_bytes(digest[:8], "little") >> 1
-                    self._sessions[opened] = _Session(entry.time_us)
+                    if len(self._sessions) == self._sessions_max:
+                        del self._sessions[self._greediest()]
+                        self.crowded_out += 1
+                    self._sessions[opened] = _Session(entry.time_us, group.commands)
                 elif self._is_first(group, entry.time_us):
                     self._run(group)
                 self.sequence += group.count
@@ -94,11 +100,24 @@ class Oracle:
             self.machine_version = max(self.machine_version, machine_version)
             self.commands |= set(commands)
 
+    def _greediest(self) -> int:
+        """The session that makes room: of the host, then of the connection, with the most."""
+        idle_longest = list(self._sessions.items())
+        for length in (10, 16):
+            counts = Counter(session.owner[:length] for _, session in idle_longest)
+            most = max(counts.values())
+            name = next(
+                s.owner[:length] for _, s in idle_longest if counts[s.owner[:length]] == most
+            )
+            idle_longest = [each for each in idle_longest if each[1].owner[:length] == name]
+        return idle_longest[0][0]
+
     def _is_first(self, group: Group, time_us: int) -> bool:
-        session = self._sessions.get(group.session)
+        session = self._sessions.pop(group.session, None)
         if session is None:
             self.expired += 1
             return False
+        self._sessions[group.session] = session  # The last in the order, as just used.
         session.used_us = time_us
         if group.number < session.floor:
             self.duplicates += 1

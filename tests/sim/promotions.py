@@ -59,6 +59,11 @@ class Promotions:
         if not self._swarm.campaigns:
             self._world.at(self._rng.uniform(0, LEADERLESS_MAX_S), self._see_to_it)
 
+    @property
+    def has_open(self) -> bool:
+        """Whether a request for another leader has no answer: it may still move leadership."""
+        return any(self._open.values())
+
     def _later(self) -> None:
         self._world.at(self._rng.expovariate(1 / self._swarm.promotion_every_s), self._promote)
 

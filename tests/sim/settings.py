@@ -28,6 +28,7 @@ def node_config(node_id: int, swarm: Swarm) -> HaConfig:
         member_regions={i: swarm.region(i) for i in range(1, swarm.size + 1)},
         lease_ms=swarm.lease_ms,
         clock_drift_max=swarm.clock_drift_max,
+        max_clock_offset_ms=swarm.max_clock_offset_ms,
     )
 
 

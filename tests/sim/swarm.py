@@ -143,6 +143,14 @@ class Swarm:
     is_lease_changing: bool = False
     """Whether members start with other lease settings now and then."""
     lease_readers: int = 0
+    sessions_max: int = 10_000
+    """How many sessions a state holds."""
+    greedy_clients: int = 0
+    """Clients that open one session after the other."""
+    max_clock_offset_ms: int = 86_400_000
+    """Where clocks are stepped by hours, log time must follow them: sessions expire."""
+    wrong_clock_every_s: float = 0.0
+    """How often one member's wall clock is set wrong by years; see `wrong_clocks.py`."""
     upgrade_every_s: float = 0.0
     """How often a member changes to another build of the program; see `builds.py`."""
     rollback_every_s: float = 0.0

@@ -9,6 +9,7 @@ from typing import Any, cast
 from raftha.aio import HaManager
 from raftha.client.resp import pack_request
 from raftha.node.lease_reads import MISSED, Missed
+from raftha.server.access import Role, Tokens, make_token
 from raftha.server.connection import Connection
 from raftha.server.tasks import Service
 from raftha.storage.state.commands import PUT, unpack
@@ -45,6 +46,9 @@ class FakeManager:
     async def count(self) -> Any:
         return await self._ask("count", None)
 
+    async def failover_to(self, node_id: int) -> None:
+        await self._ask("failover_to", node_id)
+
     def _ask(self, kind: str, what: Any) -> asyncio.Future[Any]:
         future = asyncio.get_running_loop().create_future()
         self.asked.append((kind, what, future))
@@ -76,6 +80,9 @@ class FakeTransport:
         self.written += data
         self.writes += 1
 
+    def get_extra_info(self, name: str) -> object:
+        return ("127.0.0.1", 1) if name == "peername" else None
+
     def get_write_buffer_size(self) -> int:
         return len(self.written)
 
@@ -103,9 +110,10 @@ class FakeTransport:
 class Scene:
     """A connection between a fake socket and a fake manager."""
 
-    def __init__(self, token: str = "") -> None:
+    def __init__(self, token: str = "", role: Role = Role.ADMIN) -> None:
         self.ha = FakeManager()
-        service = Service(cast(HaManager, self.ha), value_bytes_max=1 << 20, token=token)
+        tokens = Tokens([make_token("default", role, token)] if token else [])
+        service = Service(cast(HaManager, self.ha), value_bytes_max=1 << 20, tokens=tokens)
         self.connection = Connection(service)
         self.transport = FakeTransport()
         self.connection.connection_made(cast(asyncio.Transport, self.transport))

@@ -127,7 +127,7 @@ def freeze_the_past() -> None:
 
 def session(floor: int) -> tuple[Sessions, Outcome]:
     sessions = Sessions()
-    sessions.open(7, 0)
+    sessions.open(7, 0, b"")
     sessions._sessions[7].floor = floor
     return sessions, Outcome(1, 1, 1, 1, 0)
 
@@ -151,7 +151,7 @@ def record_what_was_never_dropped() -> None:
 
 def open_twice() -> None:
     sessions, _ = session(1)
-    sessions.open(7, 0)
+    sessions.open(7, 0, b"")
 
 
 STATE: dict[str, Row] = {
@@ -161,7 +161,7 @@ STATE: dict[str, Row] = {
     "miscounted": (apply_miscounted, "an entry's groups have as many commands as it says"),
     "opening with commands": (
         apply_an_opening_with_commands,
-        "a group that opens a session is empty",
+        "a group that opens a session has no commands",
     ),
     "frozen twice": (freeze_twice, "one checkpoint at a time"),
     "frozen in the past": (freeze_the_past, "a checkpoint never goes back"),

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+import raftha
 from raftha.errors import ConfigError
+from raftha.net.certificate_renewal import Renewal
 from raftha.net.certificates import make_ca, make_node
-from raftha.net.tls import node_uri
+from raftha.net.tls import Revoked, node_uri
 from tests.support.certificates import CLUSTER, make_cluster, peer_tls
 
 
@@ -139,3 +141,48 @@ def test_a_nodes_certificate_is_no_ca(tmp_path: Path) -> None:
     (tmp_path / "fake" / "ca.key").chmod(0o600)
     with pytest.raises(ConfigError, match="holds no CA"):
         make_node(tmp_path / "fake", 2, tmp_path)
+
+
+def test_revocations_name_nodes_and_serial_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "revoked"
+    path.write_text("# lost\nnode 3\n\nserial 0A:ff  # stolen\n")
+    revoked = Revoked.load(path)
+    assert revoked == Revoked(frozenset({3}), frozenset({0x0AFF}))
+    assert revoked.names({"serialNumber": "0AFF"}, 1)
+    assert revoked.names({"serialNumber": "01"}, 3)
+    assert not revoked.names({"serialNumber": "01"}, 1)
+    assert not revoked.names(None, 1)
+
+
+@pytest.mark.parametrize("line", ["node x", "serial xyz", "node", "3", "node 3 4"])
+def test_a_malformed_revocation_is_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "revoked"
+    path.write_text(f"node 1\n{line}\n")
+    with pytest.raises(ConfigError, match="line 2: not a certificate"):
+        Revoked.load(path)
+
+
+def test_an_expiry_is_reported_ahead_of_time_each_time_once(tmp_path: Path) -> None:
+    made = make_cluster(tmp_path)[1]
+    config = raftha.HaConfig(
+        node_id=1,
+        data_dir=tmp_path / "data",
+        members={1: "127.0.0.1:7101"},
+        cluster_name=CLUSTER,
+        tls_ca=made.ca,
+        tls_cert=made.certificate,
+        tls_key=made.key,
+    )
+    renewal = Renewal(config)
+    assert renewal.expiry(0) is None, "nothing is loaded"
+    assert renewal.load() is not None
+    end, day = renewal.expires_at, 86_400
+    assert renewal.expiry(end - 31 * day) is None
+    reported = [
+        renewal.expiry(end - left * day) for left in (29.5, 29, 6.5, 2, 0.5, 0.1, -0.5, -1, -300)
+    ]
+    assert [event.days_left if event else None for event in reported] == [
+        29, None, 6, None, 0, None, 0, None, None,
+    ]  # fmt: skip
+    assert renewal.load() is not None
+    assert renewal.expiry(end - 3 * day) is not None, "renewed, and it expires soon, too"

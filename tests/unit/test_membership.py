@@ -45,6 +45,8 @@ def test_an_id_is_never_used_again() -> None:
         (4, "a:1", ""),
         (4, "nonsense", ""),
         (4, "d:1", "x" * 65),
+        (4, "d:1", "\x1b[31mred"),
+        (4, "d\x1b]0;owned\x07:1", ""),
         (0, "d:1", ""),
         (1 << 32, "d:1", ""),
     ],

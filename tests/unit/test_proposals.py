@@ -35,7 +35,7 @@ def test_all_that_waits_goes_into_one_batch(leader: Raft) -> None:
     proposals = ProposalQueue(leader)
     for number in (1, 2, 3):
         proposals.put((5, number), QueuedGroup(2, number, b"%d" % number))
-    proposals.propose(0)
+    proposals.propose(lambda last_us: 0)
     assert last_payload(leader) == b"123"
     assert leader.log.last.last_sequence == 1 + 2 + 3
     assert proposals.queued_bytes == 0
@@ -43,14 +43,14 @@ def test_all_that_waits_goes_into_one_batch(leader: Raft) -> None:
 
 def test_an_empty_proposal_queue_proposes_nothing(leader: Raft) -> None:
     last = leader.log.last_index
-    ProposalQueue(leader).propose(0)
+    ProposalQueue(leader).propose(lambda last_us: 0)
     assert leader.log.last_index == last
 
 
 def test_one_batch_a_write(leader: Raft) -> None:
     proposals = ProposalQueue(leader)
     proposals.put((5, 1), group())
-    proposals.propose(0)
+    proposals.propose(lambda last_us: 0)
     write = leader.ready().write
     assert write is not None
     assert not proposals.can_propose
@@ -62,14 +62,14 @@ def test_a_group_sent_twice_is_in_the_log_once_until_it_is_applied(leader: Raft)
     proposals = ProposalQueue(leader)
     proposals.put((5, 1), group())
     proposals.put((5, 1), group())
-    proposals.propose(0)
+    proposals.propose(lambda last_us: 0)
     last = leader.log.last_index
     proposals.put((5, 1), group())
-    proposals.propose(0)
+    proposals.propose(lambda last_us: 0)
     assert leader.log.last_index == last
     proposals.on_group_applied((5, 1))
     proposals.put((5, 1), group())
-    proposals.propose(0)
+    proposals.propose(lambda last_us: 0)
     assert leader.log.last_index == last + 1
 
 
@@ -77,7 +77,7 @@ def test_a_batch_is_bounded_but_takes_any_one_group(leader: Raft) -> None:
     proposals = ProposalQueue(leader)
     proposals.put((5, 1), group(BATCH_BYTES_MAX + 1))
     proposals.put((5, 2), group())
-    proposals.propose(0)
+    proposals.propose(lambda last_us: 0)
     assert len(last_payload(leader)) == BATCH_BYTES_MAX + 1
     assert proposals.queued_bytes == GROUP_BYTES + 10
 
@@ -104,13 +104,13 @@ def test_unapplied_batches_of_a_leadership_do_not_hold_up_the_next(leader: Raft)
     proposals = ProposalQueue(leader)
     for number in range(UNCOMMITTED_BYTES_MAX // BATCH_BYTES_MAX + 1):
         proposals.put((5, number), group(BATCH_BYTES_MAX))
-        proposals.propose(0)
+        proposals.propose(lambda last_us: 0)
         settle(leader)
     assert not proposals.can_propose
     proposals.clear()
     assert proposals.can_propose
     proposals.put((5, 0), group())
-    proposals.propose(0)
+    proposals.propose(lambda last_us: 0)
     assert len(last_payload(leader)) == 10
 
 
@@ -118,7 +118,7 @@ def test_applying_makes_room(leader: Raft) -> None:
     proposals = ProposalQueue(leader)
     for number in range(UNCOMMITTED_BYTES_MAX // BATCH_BYTES_MAX + 1):
         proposals.put((5, number), group(BATCH_BYTES_MAX))
-        proposals.propose(0)
+        proposals.propose(lambda last_us: 0)
         settle(leader)
     proposals.on_applied(leader.log.last_index)
     assert proposals.can_propose

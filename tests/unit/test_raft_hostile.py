@@ -19,7 +19,7 @@ from raftha.core import log as log_module
 from raftha.core.log import LogMismatch
 from raftha.core.progress import Mode
 from raftha.entry import Entry, EntryKind, LogPosition, make_entry
-from raftha.events import HaEvent, SecondLeader
+from raftha.events import HaEvent, LogsDiffer, SecondLeader
 from raftha.membership import Membership
 from tests.support.core import acknowledge, become_leader, chain, core, follow, only, settle, step
 
@@ -110,6 +110,28 @@ def test_an_entry_that_cannot_follow_the_log_is_not_taken(
         raft.log.merge(Append(1, 2, 3, 1, 2, 0, 0, (wrong(last),)))
     assert step(raft, Append(1, 2, 3, 1, 2, 0, 0, (wrong(last),))) == []
     assert raft.log.last == last
+
+
+def test_another_history_of_the_leader_is_reported_once_and_until_entries_are_taken() -> None:
+    raft = core()
+    first = make_entry(raft.log.last, 2, 9, EntryKind.BATCH, b"", 5)
+    other = make_entry(raft.log.last, 2, 9, EntryKind.BATCH, b"other", 5)
+    step(raft, Append(1, 2, 3, 0, 0, 0, 0, (first,)))
+    assert raft.mismatch == ""
+    follower_of_other = make_entry(other.position, 2, 9, EntryKind.NOOP, b"", 0)
+    for _ in range(3):
+        raft.step(Append(1, 2, 3, 1, 2, 0, 0, (follower_of_other,)))
+    (event,) = events_of(raft, LogsDiffer)
+    assert isinstance(event, LogsDiffer)
+    assert (event.leader, event.term, event.index) == (2, 3, 2)
+    assert "node 2 sends entries" in raft.mismatch
+    step(raft, Append(1, 2, 3, 1, 2, 0, 0, ()))
+    assert raft.mismatch, "an append without entries proves nothing"
+    step(
+        raft,
+        Append(1, 2, 3, 1, 2, 0, 0, (make_entry(first.position, 2, 9, EntryKind.NOOP, b"", 0),)),
+    )
+    assert raft.mismatch == ""
 
 
 # ---------------------------------------------------------------- what followers say

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from raftha.server import connection
-from raftha.server.connection import (
+from raftha.server import access
+from raftha.server.access import (
     AUTH_FAILURES_MAX,
     UNKNOWN_ARGUMENTS_MAX,
     UNKNOWN_BYTES_MAX,
@@ -78,7 +78,7 @@ def test_a_client_that_only_pings_is_closed_after_some_requests() -> None:
 def test_a_wrong_token_slows_the_connection_down_and_in_the_end_closes_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "AUTH_PAUSE_S", 0.01)
+    monkeypatch.setattr(access, "AUTH_PAUSE_S", 0.01)
 
     async def script() -> None:
         scene = Scene(TOKEN)
@@ -95,7 +95,7 @@ def test_a_wrong_token_slows_the_connection_down_and_in_the_end_closes_it(
 
 
 def test_the_right_token_after_a_wrong_one_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "AUTH_PAUSE_S", 0.01)
+    monkeypatch.setattr(access, "AUTH_PAUSE_S", 0.01)
 
     async def script() -> None:
         scene = Scene(TOKEN)

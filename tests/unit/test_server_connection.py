@@ -11,7 +11,7 @@ import pytest
 
 from raftha.client.resp import pack_request
 from raftha.errors import Indeterminate, InvalidRequest, Overloaded, Unavailable
-from raftha.server import connection
+from raftha.server import access
 from raftha.server.connection import (
     LARGE_REPLIES_MAX,
     RUN_KEYS_MAX,
@@ -502,7 +502,7 @@ def test_without_a_token_auth_is_an_error_as_in_redis() -> None:
 
 
 def test_a_client_that_shows_no_token_in_time_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "AUTH_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(access, "AUTH_TIMEOUT_S", 0.02)
 
     async def script(scene: Scene) -> None:
         await scene.send("PING")

@@ -9,6 +9,7 @@ from raftha.errors import (
     SessionExpired,
 )
 from raftha.storage.state import commands, machine, sessions
+from raftha.storage.state.owners import make_owner
 from raftha.storage.state.sessions import Verdict, receipts
 from tests.support.entries import group, opening
 from tests.support.state_bench import Bench
@@ -89,6 +90,59 @@ def test_beyond_the_most_sessions_the_longest_idle_goes(monkeypatch: pytest.Monk
         for session in (bench.session, second, third)
     ]
     assert verdicts == [Verdict.APPLIED, Verdict.SESSION_EXPIRED, Verdict.APPLIED]
+
+
+def test_a_full_table_drops_a_session_of_the_client_that_has_the_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions, "SESSIONS_MAX", 8)
+    bench = Bench()
+    victims = [opening(i)._replace(commands=make_owner(1, f"10.0.0.{i} 1")) for i in (1, 2)]
+    same_host = opening(3)._replace(commands=make_owner(1, "10.0.0.9 8"))
+    kept = [a.outcome.session for a in bench.apply(*victims, same_host)]
+    greedy = [opening(n)._replace(commands=make_owner(1, "10.0.0.9 9")) for n in range(10, 60)]
+    opened = [a.outcome.session for a in bench.apply(*greedy)]
+    alive = [*kept, bench.session, *opened[-4:]]
+    for session in alive:
+        assert bench.apply(group(session, 1, []))[0].outcome.verdict is Verdict.APPLIED
+    for session in opened[:-4]:
+        expired = bench.apply(group(session, 1, []))[0].outcome
+        assert expired.verdict is Verdict.SESSION_EXPIRED
+
+
+def test_a_host_with_many_connections_loses_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "SESSIONS_MAX", 8)
+    bench = Bench()
+    victim = bench.apply(opening()._replace(commands=make_owner(1, "10.0.0.1 1")))
+    for n in range(50):
+        bench.apply(opening(n)._replace(commands=make_owner(1, f"10.0.0.9 {n}")))
+    kept = bench.apply(group(victim[0].outcome.session, 1, []))[0].outcome
+    assert kept.verdict is Verdict.APPLIED
+
+
+def test_outcomes_are_dropped_at_the_cost_of_the_host_with_the_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions, "OUTCOMES_BYTES_MAX", 20_000)
+    bench = Bench()
+    openings = [opening(i)._replace(commands=make_owner(1, f"10.0.0.{i} 1")) for i in (1, 2)]
+    victim, greedy = (a.outcome.session for a in bench.apply(*openings))
+    echo = call("echo", [bytes(1000)])
+    kept = group(victim, 1, [echo])
+    bench.apply(kept)
+    numbered = [group(greedy, n, [echo]) for n in range(1, 40)]
+    for each in numbered:
+        bench.apply(each)
+    assert bench.apply(kept)[0].outcome.verdict is Verdict.APPLIED
+    assert bench.apply(numbered[0])[0].outcome.verdict is Verdict.FORGOTTEN
+    assert bench.apply(numbered[-1])[0].outcome.verdict is Verdict.APPLIED
+
+
+@pytest.mark.parametrize(
+    ("sizes", "total", "share"), [([1, 2, 3], 6, 6), ([1, 2, 3], 5, 2), ([9, 9], 4, 2), ([], 5, 5)]
+)
+def test_shares_are_cut_from_the_largest(sizes: list[int], total: int, share: int) -> None:
+    assert sessions._fair_share(sizes, total) == share
 
 
 def test_outcomes_over_the_limit_are_forgotten_lowest_number_first(

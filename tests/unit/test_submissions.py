@@ -378,12 +378,13 @@ def test_the_end_rejects_unsent_writes_but_not_sent_ones(
         (Group(1, 1, 1, 1, b"x"), True),
         (Group(0, 9, 0, 0, b""), True),
         (Group(0, 9, 0, 1, b""), False),
-        (Group(0, 9, 0, 0, b"x"), False),
+        (Group(0, 9, 0, 0, bytes(16)), True),
+        (Group(0, 9, 0, 0, bytes(17)), False),
         (Group(1, 1, 1, 1 << 31, b""), False),
         (Group(1, 1, 1, 1, bytes(COMMAND_BYTES_MAX)), True),
         (Group(1, 1, 1, 1, bytes(COMMAND_BYTES_MAX + 1)), False),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_groups_that_would_trip_the_state_machine_are_improper(group: Group, verdict: bool) -> None:
     assert is_proper(group) is verdict

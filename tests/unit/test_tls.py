@@ -16,7 +16,8 @@ import uvloop
 from raftha.errors import ConfigError
 from raftha.net import tls
 from raftha.net.certificates import Made, make_ca, make_node
-from raftha.net.tls import TlsServer, certified_uri, client_context, listener_context, read_token
+from raftha.net.tls import TlsServer, certified_uri, client_context, listener_context
+from raftha.server.access import read_admin_token
 from tests.support.certificates import CLUSTER, expire, make_cluster, peer_tls
 from tests.support.conditions import wait_until_async
 
@@ -111,14 +112,14 @@ def test_an_unsafe_or_malformed_token_file_is_refused(
     path.write_bytes(content)
     path.chmod(mode)
     with pytest.raises(ConfigError, match=problem):
-        read_token("auth_token_file", path)
+        read_admin_token("auth_token_file", path)
 
 
 def test_a_token_file_may_end_with_a_newline(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("0123456789abcdef\n")
     path.chmod(0o640)
-    assert read_token("auth_token_file", path) == "0123456789abcdef"
+    assert read_admin_token("auth_token_file", path) == "0123456789abcdef"
 
 
 # ---------------------------------------------------------------- the listener

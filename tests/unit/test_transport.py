@@ -516,3 +516,46 @@ def test_a_peer_that_takes_nothing_is_dropped_before_it_takes_all_memory(
         await peer.transport.stop()
 
     run(main)
+
+
+@pytest.mark.parametrize(
+    ("spoken", "upgrade"),
+    [((PROTOCOL_VERSION + 1, PROTOCOL_VERSION + 1), 1), ((PROTOCOL_VERSION - 1, 1), 2)],
+)
+def test_members_without_a_common_protocol_say_which_must_be_upgraded(
+    spoken: tuple[int, int], upgrade: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        members = free_members(2)
+        one = Peer(1, members, None)
+        await one.start()
+        host, port = members[1].split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        newest, oldest = spoken
+        writer.write(encode(Hello(newest, "c" * 32, 2, 1, 1, "", oldest)))
+        answer = await reader.read(1000)
+        assert f"upgrade node {upgrade}".encode() in answer
+        assert [(peer, f"upgrade node {upgrade}" in why) for peer, why in one.unsupported] == [
+            (2, True)
+        ]
+        writer.close()
+        await one.transport.stop()
+
+    run(main)
+
+
+def test_members_with_overlapping_protocols_connect() -> None:
+    async def main() -> None:
+        members = free_members(2)
+        one = Peer(1, members, None)
+        await one.start()
+        host, port = members[1].split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        wider = Hello(PROTOCOL_VERSION + 1, "c" * 32, 2, 1, 1, "", PROTOCOL_VERSION)
+        writer.write(encode(wider))
+        await wait_until_async(lambda: one.connected == [2])
+        assert not one.unsupported
+        writer.close()
+        await one.transport.stop()
+
+    run(main)

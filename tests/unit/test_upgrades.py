@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from raftha import version
+from raftha.clock import Clock
 from raftha.entry import EntryKind
 from raftha.errors import InvalidRequest, Unavailable, UpgradePending, WireError
 from raftha.events import ClusterUpgraded, HaEvent, ReplicaUnsupported
@@ -15,6 +16,7 @@ from raftha.node.messages import PeerMessage, Supported
 from raftha.node.operations import CallOperation, Operation
 from raftha.node.upgrades import ASK_TICKS, HOLD_S, Upgrades
 from raftha.node.writes import Writes
+from raftha.storage.state.commands import pack_call
 from raftha.storage.state.machine import StateMachine, Transaction, command
 from raftha.storage.state.state import State
 from raftha.storage.state.versions import Versions, abilities_of, pack_names
@@ -54,7 +56,7 @@ class Scene:
             cast(Host, self),
             cast(Writes, self),
             self._deliver,
-            lambda: self.now,
+            cast(Clock, self),
         )
 
     def send(self, message: PeerMessage) -> None:
@@ -63,6 +65,12 @@ class Scene:
 
     def emit(self, event: HaEvent) -> None:
         self.events.append(event)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time_us(self) -> int:
+        return 1_000
 
     def wake(self) -> None: ...
 
@@ -109,7 +117,7 @@ class Scene:
         self.commit()
 
     def call(self, name: str, waiter: str) -> None:
-        self.upgrades.admit([CallOperation(waiter, self.now + 10, b"", name)])
+        self.upgrades.admit([CallOperation(waiter, self.now + 10, pack_call(name, ()), name)])
 
     def tick(self, times: int = 1) -> None:
         for _ in range(times):

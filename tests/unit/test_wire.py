@@ -33,6 +33,7 @@ from raftha.net.wire import (
     Hello,
     Refusal,
     decode,
+    decode_greeting,
     encode,
 )
 from raftha.node.messages import (
@@ -45,9 +46,12 @@ from raftha.node.messages import (
     SnapshotChunk,
     SnapshotReply,
     SpaceReport,
+    Supported,
     TransferReply,
     TransferRequest,
 )
+from raftha.storage.state.versions import pack_names
+from raftha.version import PROTOCOL_OLDEST, PROTOCOL_VERSION
 
 FIRST = make_entry(LOG_START, 3, 1_000, EntryKind.NOOP, b"", 0)
 SECOND = make_entry(FIRST.position, 4, 2_000, EntryKind.BATCH, b"payload", 7)
@@ -78,6 +82,7 @@ MESSAGES: list[Frame] = [
     SnapshotOffer(1, 2, 3, 1 << 62, 50, 2, 1 << 40, b"s" * 32),
     SnapshotChunk(1, 2, 1 << 62, 524288, 1 << 31, bytes(600_000)),
     SnapshotReply(1, 2, 1 << 62, 1, 1 << 40),
+    Supported(1, 2, True, "0.1.0", 6, 7, 0, 2, pack_names(frozenset({"add", "move"}))),
 ]
 
 
@@ -203,3 +208,25 @@ def test_an_append_of_the_smallest_entries_is_within_the_array_limit() -> None:
         entries.append(make_entry(entries[-1].position, 1, 1, EntryKind.NOOP, b"", 0))
     message = Append(1, 2, 1, 0, 0, 0, 0, tuple(entries))
     assert list(reader().feed(encode(message))) == [message]
+
+
+def hello_frame(*fields: object) -> bytes:
+    packed: bytes = msgpack.packb([1, *fields])
+    return packed
+
+
+def test_a_hello_of_a_later_version_may_have_more_fields() -> None:
+    hello = Hello(PROTOCOL_VERSION + 3, "c" * 32, 1, 2, 9, "", PROTOCOL_VERSION + 1)
+    assert decode_greeting(hello_frame(*hello, "new", 7, b"bytes")) == hello
+
+
+def test_a_hello_of_an_earlier_version_can_be_told_why_it_is_refused() -> None:
+    decoded = decode_greeting(hello_frame(PROTOCOL_OLDEST - 1, "c" * 32, 1, 2, 9))
+    assert isinstance(decoded, Hello)
+    assert (decoded.protocol_version, decoded.sender) == (PROTOCOL_OLDEST - 1, 1)
+    assert (decoded.client_address, decoded.protocol_oldest) == ("", 0)
+
+
+def test_a_hello_of_this_version_has_all_its_fields() -> None:
+    with pytest.raises(WireError, match="Hello has 8 fields, got 5"):
+        decode_greeting(hello_frame(PROTOCOL_VERSION, "c" * 32, 1, 2, 9))

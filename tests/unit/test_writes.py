@@ -10,6 +10,7 @@ from raftha.clock import Clock
 from raftha.core import Raft
 from raftha.entry import Entry, decode_groups
 from raftha.node.host import Host
+from raftha.node.log_clock import LogClock
 from raftha.node.messages import Forward, ForwardReply, PeerMessage
 from raftha.node.operations import ALL_VOTERS, AcknowledgedWrite, WriteOperation
 from raftha.node.pending import PendingOperations
@@ -34,7 +35,13 @@ class Scene:
         self.delivered: list[tuple[Any, Any]] = []
         pending = PendingOperations(self._deliver, self._deliver_each, Counter())
         self.writes = Writes(
-            self.core, cast(Host, self), pending, cast(Clock, self), lambda limit: 5 % limit, 1.0
+            self.core,
+            cast(Host, self),
+            pending,
+            cast(Clock, self),
+            LogClock(self.core, cast(Clock, self), 5000),
+            lambda limit: 5 % limit,
+            1.0,
         )
 
     def wake(self) -> None:
@@ -48,6 +55,9 @@ class Scene:
 
     def time_us(self) -> int:
         return 1_000
+
+    def boottime_ns(self) -> int:
+        return 0
 
     def _deliver(self, waiter: Any, result: Any) -> None:
         self.delivered.append((waiter, result))

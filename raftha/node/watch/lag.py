@@ -122,15 +122,18 @@ class LagTracker:
         last_contact: Mapping[int, float],
         position: Callable[[], tuple[int, int]],
         now: float,
+        clock_offset_ms: Callable[[int], int] = lambda node_id: 0,
     ) -> None:
         """`last_contact` holds the time of each member's last message.
 
-        `position` returns the last index and sequence that this node has applied.
+        `position` returns the last index and sequence that this node has applied, and
+        `clock_offset_ms` how far a member's wall clock is ahead of the cluster's.
         """
         self._core = core
         self._host = host
         self._last_contact = last_contact
         self._position = position
+        self._clock_offset_ms = clock_offset_ms
         self._factor = config.replication_factor
         self._max_lag_s = config.replication.max_lag_ms / 1000
         self._timeout_s = config.election_timeout_ms / 1000
@@ -253,6 +256,7 @@ class LagTracker:
             lag_ms=row.lag_ms,
             lag_sequences=row.lag_sequences,
             last_heard_ms=row.silent_ms,
+            clock_offset_ms=row.clock_ahead_ms - row.clock_behind_ms,
         )
 
     def state(self, now: float) -> ReplicationState:
@@ -330,6 +334,7 @@ class LagTracker:
             lag_s = max(lag_s, silent_s)
         state = self._decide_state(peer, replica, applied, lag_s, silent_s, now)
         match_sequence = log.sequence(match)
+        clock_offset_ms = self._clock_offset_ms(peer)
         return ReplicaRow(
             node_id=peer,
             state=STATES.index(state),
@@ -340,6 +345,8 @@ class LagTracker:
             lag_ms=int(1000 * lag_s),
             lag_sequences=max(log.last.last_sequence - sequence, 0),
             silent_ms=int(1000 * silent_s),
+            clock_ahead_ms=max(clock_offset_ms, 0),
+            clock_behind_ms=max(-clock_offset_ms, 0),
         )
 
     def _behind_s(self, replica: _ReplicaLag, applied: int, now: float) -> float:

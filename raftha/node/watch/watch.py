@@ -1,4 +1,4 @@
-"""A node's five watchers, and which of them is notified of what.
+"""A node's six watchers, and which of them is notified of what.
 
 Theory of operation. The watchers don't know each other; `Watch` passes on what one needs from
 another. They act through the node: they send messages, emit events, and request a transfer of
@@ -9,6 +9,7 @@ leadership.
     lag        how far behind each replica is, and whether there is a quorum (`LagTracker`)
     failover   when leadership changed, and how long each phase took (`FailoverWatch`)
     placement  whether leadership should return to a preferred region (`LeaderPlacement`)
+    clocks     whose wall clock is wrong (`ClockWatch`)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from raftha.core import Raft
 from raftha.events import HaEvent, LeaderElected
 from raftha.membership import Membership
 from raftha.node.host import Host
+from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
     HealthReply,
     HealthRequest,
@@ -27,6 +29,7 @@ from raftha.node.messages import (
     ReplicaReport,
     SpaceReport,
 )
+from raftha.node.watch.clocks import ClockWatch
 from raftha.node.watch.disk_space import DiskSpace
 from raftha.node.watch.failover import FailoverWatch
 from raftha.node.watch.health import HealthMonitor
@@ -45,6 +48,7 @@ class Watch:
         host: Host,
         hand_over: Callable[[Collection[int]], None],
         position: Callable[[], tuple[int, int]],
+        log_clock: LogClock,
         now: float,
     ) -> None:
         """`hand_over` makes one of the given nodes the leader, if it can.
@@ -57,7 +61,16 @@ class Watch:
         self._disk_space = DiskSpace(core, host.send, hand_over, config.election_timeout_ms / 1000)
         self._failover = FailoverWatch(core, now)
         self._placement = LeaderPlacement(core, config.regions, hand_over)
-        self._lag_tracker = LagTracker(config, core, host, self._health.last_contact, position, now)
+        self._clocks = ClockWatch(core, log_clock, host.emit, hand_over, config.max_clock_offset_ms)
+        self._lag_tracker = LagTracker(
+            config,
+            core,
+            host,
+            self._health.last_contact,
+            position,
+            now,
+            self._clocks.offset_ms,
+        )
 
     # ---------------------------------------------------------------- peers
 
@@ -145,9 +158,13 @@ class Watch:
     def on_tick(self, now: float) -> None:
         """A heartbeat interval has passed."""
         self._health.on_tick(now)
-        self._placement.on_tick(now, self._health.may_lead)
-        self._disk_space.on_tick(now, self._health.may_lead)
+        self._clocks.on_tick(self._health.may_lead)
+        self._placement.on_tick(now, self._may_lead)
+        self._disk_space.on_tick(now, self._may_lead)
         self._lag_tracker.on_tick(now)
+
+    def _may_lead(self, node_id: int) -> bool:
+        return self._health.may_lead(node_id) and self._clocks.is_right(node_id)
 
     # ---------------------------------------------------------------- what is known
 
