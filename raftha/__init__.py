@@ -7,7 +7,7 @@ node_id 1, 2 and 3:
     import raftha
 
     members = {1: "127.0.0.1:7101", 2: "127.0.0.1:7102", 3: "127.0.0.1:7103"}
-    config = raftha.HaConfig(node_id=1, data_dir="data/1", members=members)
+    config = raftha.HaConfig(node_id=1, data_dir="data/1", members=members, bootstrap=True)
     with raftha.HaManager(config) as ha:
         receipt = ha.put(b"key", b"value")      # on disk on two of three when it returns
         assert ha.get(b"key") == b"value"       # linearizable, on any node

@@ -8,8 +8,15 @@ a node. A new node is a *learner* first: it receives the log and counts for no q
 voter once it has caught up (thesis 4.2.1). The ids of removed nodes are recorded, and never used
 again.
 
-Payload of a MEMBERSHIP entry, msgpack: [version 1, {id: [address, region, is_voter]}, [removed
-ids]]. A standby has a fourth field, true.
+A voter's *incarnation*, the random number of its data directory, is recorded with it. A node that
+comes back with another directory has lost its promises, so its votes and acknowledgements count for
+nothing until a leader has healed it and an entry records the new incarnation.
+
+Each membership names the cluster and the *lineage*: the history that the log belongs to. An
+operator who makes a cluster go on from one survivor forks the history, and gives it a new lineage.
+
+Payload of a MEMBERSHIP entry, msgpack: [version 2, {id: [address, region, is_voter, is_standby,
+incarnation]}, [removed ids], cluster id, lineage].
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ import msgpack
 from raftha.config import MEMBERS_MAX, REGION_BYTES_MAX, parse_address
 from raftha.errors import ConfigError, InvalidRequest
 
-VERSION = 1
+VERSION = 2
 REMOVED_MAX = 10_000
 DEFAULT_REGION = "primary"
 
@@ -33,12 +40,14 @@ class Member(NamedTuple):
     """A node of the cluster. `address` is "host:port" of its peer listener.
 
     `is_standby`: a learner that stays one, even if it has caught up, until it is promoted.
+    `incarnation`: that of its data directory, 0 for a node that was never a voter.
     """
 
     address: str
     region: str = DEFAULT_REGION
     is_voter: bool = True
     is_standby: bool = False
+    incarnation: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class Membership:
 
     members: Mapping[int, Member]
     removed: frozenset[int] = frozenset()
+    cluster_id: str = ""
+    lineage: str = ""
 
     @classmethod
     def first(
@@ -60,6 +71,15 @@ class Membership:
                 for node_id, address in sorted(addresses.items())
             }
         )
+
+    def recorded(self, node_id: int) -> int:
+        """The incarnation recorded for a node; 0 if none is."""
+        member = self.members.get(node_id)
+        return member.incarnation if member is not None else 0
+
+    def knows(self, node_id: int, incarnation: int) -> bool:
+        """Whether nothing recorded contradicts this incarnation; 0 stands for an unknown one."""
+        return incarnation == 0 or self.recorded(node_id) in (0, incarnation)
 
     @cached_property
     def voters(self) -> tuple[int, ...]:
@@ -110,10 +130,17 @@ class Membership:
         learner = Member(address, region, is_voter=False, is_standby=is_standby)
         return replace(self, members={**self.members, node_id: learner})
 
-    def with_voter(self, node_id: int) -> Membership:
-        """With a learner turned into a voter."""
-        voter = self.members[node_id]._replace(is_voter=True, is_standby=False)
+    def with_voter(self, node_id: int, incarnation: int = 0) -> Membership:
+        """With a learner turned into a voter, and its incarnation recorded."""
+        voter = self.members[node_id]._replace(
+            is_voter=True, is_standby=False, incarnation=incarnation
+        )
         return replace(self, members={**self.members, node_id: voter})
+
+    def with_incarnation(self, node_id: int, incarnation: int) -> Membership:
+        """With a member that has another data directory, and has healed in it."""
+        member = self.members[node_id]._replace(incarnation=incarnation)
+        return replace(self, members={**self.members, node_id: member})
 
     def with_standby(self, node_id: int, *, is_standby: bool) -> Membership:
         """With a learner that is, or is no longer, a standby. InvalidRequest for a voter."""
@@ -131,7 +158,7 @@ class Membership:
         if len(self.removed) >= REMOVED_MAX:
             raise InvalidRequest(f"{REMOVED_MAX} nodes were removed already")
         members = {i: member for i, member in self.members.items() if i != node_id}
-        return Membership(members, self.removed | {node_id})
+        return replace(self, members=members, removed=self.removed | {node_id})
 
     def changed(self, other: Membership) -> set[int]:
         """The ids of the nodes that differ in `other`."""
@@ -141,8 +168,10 @@ class Membership:
 
     def encode(self) -> bytes:
         """The payload of the log entry for this membership."""
-        members = {i: _encode(member) for i, member in sorted(self.members.items())}
-        packed: bytes = msgpack.packb([VERSION, members, sorted(self.removed)])
+        members = {i: tuple(member) for i, member in sorted(self.members.items())}
+        packed: bytes = msgpack.packb(
+            [VERSION, members, sorted(self.removed), self.cluster_id, self.lineage]
+        )
         return packed
 
     @classmethod
@@ -150,20 +179,28 @@ class Membership:
         """Decode the bytes of `encode`. ValueError if they are not a membership."""
         try:
             values: Any = msgpack.unpackb(payload, strict_map_key=False, use_list=False)
-            version, members, removed = values
+            version, members, removed, cluster_id, lineage = values
             if version != VERSION:
                 raise ValueError(f"membership format {version}; this raftha reads {VERSION}")
             membership = cls(
-                {int(node_id): Member(*member) for node_id, member in members.items()},
+                {int(node_id): _decode_member(fields) for node_id, fields in members.items()},
                 frozenset(removed),
+                cluster_id,
+                lineage,
             )
         except (TypeError, AttributeError, msgpack.UnpackException) as error:
             raise ValueError(f"not a membership: {error}") from error
+        if type(cluster_id) is not str or type(lineage) is not str:
+            raise ValueError("the ids of a cluster and a lineage are text")
         if not membership.voters:
             raise ValueError("a membership has a voter")
         return membership
 
 
-def _encode(member: Member) -> tuple[Any, ...]:
-    """A member's fields; the last one only if it is true."""
-    return tuple(member) if member.is_standby else tuple(member[:-1])
+def _decode_member(fields: tuple[Any, ...]) -> Member:
+    kinds = (str, str, bool, bool, int)
+    if len(fields) != len(kinds) or not all(
+        type(field) is kind for field, kind in zip(fields, kinds, strict=True)
+    ):
+        raise ValueError(f"a member has {len(kinds)} fields, of their types")
+    return Member(*fields)

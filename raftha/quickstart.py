@@ -26,7 +26,9 @@ def watch(event: raftha.HaEvent) -> None:
 if __name__ == "__main__":
     node = int(sys.argv[1])
     folder = f"quickstart-data/{node}"
-    config = raftha.HaConfig(node_id=node, data_dir=folder, members=MEMBERS, on_event=watch)
+    config = raftha.HaConfig(
+        node_id=node, data_dir=folder, members=MEMBERS, bootstrap=True, on_event=watch
+    )
     ha = raftha.HaManager(config, state_machine=Counter())
     with contextlib.suppress(KeyboardInterrupt), ha:
         print(f"node {node} is up: Ctrl-C stops it, `kill -9 {os.getpid()}` crashes it")

@@ -225,9 +225,10 @@ class ReplicaStatus:
 class HaStatus:
     """The state of a node at one moment.
 
-    `role`: follower, pre_candidate, candidate, leader, removed, stopped or failed. `failure`: why
-    the node has failed, "" if it hasn't. `is_primary`: true if this node leads. `leader_id`: the
-    leader, None if this node knows none.
+    `role`: waiting, follower, pre_candidate, candidate, leader, removed, stopped or failed.
+    `waits_for`: what a node without a cluster waits for, "" once it has one; `cluster_id` is ""
+    until then. `failure`: why the node has failed, "" if it hasn't. `is_primary`: true if this node
+    leads. `leader_id`: the leader, None if this node knows none.
 
     Log pointers: first_index - 1 <= applied_index <= commit_index <= last_index, and
     persisted_index <= last_index. `checkpoint_index`: the last entry whose effect LMDB holds
@@ -273,6 +274,7 @@ class HaStatus:
     is_healing: bool = False
     has_lease: bool = False
     failure: str
+    waits_for: str = ""
     replicas: tuple[ReplicaStatus, ...]
     removed: tuple[int, ...] = ()
     events_dropped: int = 0
@@ -293,13 +295,13 @@ class HaStatus:
     pitr_sequence: None = None
 
     @classmethod
-    def unstarted(cls, node_id: int, cluster_id: str) -> HaStatus:
+    def unstarted(cls, node_id: int) -> HaStatus:
         """The status of a node that was not started in this process."""
         return cls(
             is_running=False,
             is_primary=False,
             node_id=node_id,
-            cluster_id=cluster_id,
+            cluster_id="",
             role="stopped",
             term=0,
             leader_id=None,

@@ -90,7 +90,8 @@ class Network:
         members = "".join(f'{i} = "{address}"\n' for i, address in self._members.items())
         (folder / "node.toml").write_text(
             f'node_id = {node_id}\ndata_dir = "data"\nlisten = "127.0.0.1:6379"\n'
-            f"insecure = true\nlease_ms = {self._lease_ms}\n[members]\n{members}"
+            f"insecure = true\nbootstrap = true\nlease_ms = {self._lease_ms}\n"
+            f"[members]\n{members}"
         )
         command = ["ip", "netns", "exec", namespace, sys.executable, "-m", "raftha", "serve"]
         command += ["--config", "node.toml"]
@@ -104,6 +105,7 @@ class Network:
             members=self._members,
             lease_ms=self._lease_ms,
             insecure=True,
+            bootstrap=True,
         )
 
     def cut_off(self, node_id: int) -> None:

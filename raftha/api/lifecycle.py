@@ -22,7 +22,7 @@ def check_asserts() -> None:
 def last_status(runtime: Runtime | None, config: HaConfig) -> HaStatus:
     """The status of a node that was not started here, or has ended. Raises Forked in a child."""
     if runtime is None:
-        return HaStatus.unstarted(config.node_id, config.cluster_id)
+        return HaStatus.unstarted(config.node_id)
     if runtime.is_inherited:
         raise Forked
     return runtime.node.status()

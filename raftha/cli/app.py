@@ -20,6 +20,7 @@ import typer
 from raftha.cli.console import errors_as_lines, print_table
 from raftha.cli.digest import digest
 from raftha.cli.events import events
+from raftha.cli.founding import init
 from raftha.cli.membership import failover, member, recover_quorum
 from raftha.cli.skipping import skip_entry
 from raftha.cli.status import status
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(member, name="member")
 app.command()(failover)
+app.command()(init)
 app.command("recover-quorum")(recover_quorum)
 app.command("skip-entry")(skip_entry)
 app.command()(status)

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from raftha.cli.access import TlsCa, TokenFile, find_access
 from raftha.cli.console import errors_as_lines, print_table, printable
+from raftha.cli.settings import read_config
 from raftha.client.cluster_view import kind_of
 from raftha.errors import ConfigError, InvalidRequest, RafthaError
 
@@ -305,14 +306,7 @@ def recover_quorum(
 
 def node_config(path: Path, node_id: int, data_dir: Path | None) -> HaConfig:
     """Return the settings of a stopped node from its file, which must be node `node_id`'s."""
-    from raftha.config import HaConfig, read_toml
-    from raftha.server import ServerConfig
-
-    table = read_toml(path)
-    if data_dir is not None:
-        table["data_dir"] = str(data_dir)
-    is_server = "listen" in table
-    config = ServerConfig.from_mapping(table).ha if is_server else HaConfig.from_mapping(table)
+    config = read_config(path, data_dir)
     if config.node_id != node_id:
         raise ConfigError(f"{path} is node {config.node_id}'s, not node {node_id}'s")
     return config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -38,10 +37,11 @@ Region: TypeAlias = Annotated[str, Length(1, REGION_BYTES_MAX)]
 class HaConfig:
     """How one node runs.
 
-    `cluster_name`, `members` and `member_regions` must be the same on all members of a cluster, and
-    stay as they are: the cluster's id is made from them. All other settings may differ from member
-    to member, and take effect at the next start. Members of one cluster should have the same times
-    (`heartbeat_interval_ms`, `election_timeout_ms`, `lease_ms`, `clock_drift_max`).
+    `cluster_name` must be the same on all members of a cluster. A cluster begins with `members` and
+    `member_regions` of the node that founds it; later it records its members itself. All other
+    settings may differ from member to member, and take effect at the next start. Members of one
+    cluster should have the same times (`heartbeat_interval_ms`, `election_timeout_ms`, `lease_ms`,
+    `clock_drift_max`).
     """
 
     node_id: NodeId
@@ -68,6 +68,12 @@ class HaConfig:
     client_address: Annotated[str, Address(or_empty=True)] = ""
     """"host:port" where the host process serves its own clients. It appears in statuses, so that
     clients find the other members; the node itself does not use it."""
+
+    bootstrap: bool = False
+    """Whether this node founds the cluster. It does so once, with an empty data directory, when all
+    `members` are up and have no cluster either; then the setting has no effect any more. It may be
+    set on all members. If one can't be started, use `raftha init` instead. A node that is alone in
+    `members` needs neither."""
 
     replication_factor: Voters = 3
     """The number of voters that the cluster should have. With fewer it reports the state degraded;
@@ -237,13 +243,6 @@ class HaConfig:
     def regions_by_member(self) -> dict[int, str]:
         """The region of each of `members`, by id."""
         return {i: self.member_regions.get(i, self.regions[0]) for i in self.members}
-
-    @property
-    def cluster_id(self) -> str:
-        """The id of the cluster: 32 hex digits, a hash of its name, members and regions."""
-        text = f"{self.cluster_name}\n" + "\n".join(f"{i} {a}" for i, a in self.members.items())
-        text += "".join(f"\n{i} {r}" for i, r in self.member_regions.items())
-        return sha256(text.encode()).hexdigest()[:32]
 
     @classmethod
     def from_mapping(cls, table: Mapping[str, Any]) -> HaConfig:

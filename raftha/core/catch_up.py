@@ -67,7 +67,8 @@ class CatchUps:
         After a slower round the next one begins, or the leader gives up.
         """
         catch_up = self._rounds[peer]
-        if catch_up.is_given_up or match < catch_up.end:
+        # One that has nothing yet may not even run, also where the round began with an empty log.
+        if catch_up.is_given_up or match < max(catch_up.end, 1):
             return False
         if self._ticks - catch_up.began_ticks <= self._election_ticks:
             return True

@@ -179,9 +179,9 @@ class Election:
         return is_free and self._log.last_index >= self._log.known_commit
 
     def _campaigns_by_itself(self) -> bool:
-        """Whether the timeout starts a campaign; an empty log wins only in a new cluster."""
+        """Whether the timeout starts a campaign; a new log wins only in a new cluster."""
         is_alone = self._log.membership.voters == (self.id,)
-        return self._config.campaigns or is_alone or not self._log.last_index
+        return self._config.campaigns or is_alone or self._log.is_new
 
     # ---------------------------------------------------------------- terms and roles
 

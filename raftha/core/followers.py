@@ -47,13 +47,22 @@ class Followers:
         self.disks_changed()
         for peer in members:
             if peer != self.id and peer not in self.progress:
-                self.progress[peer] = Progress(
-                    self._log.last_index + 1,
-                    self._config.in_flight_messages_max,
-                    self._config.in_flight_bytes_max,
-                )
+                self._begin(peer)
         for peer in [peer for peer in self.progress if peer not in members]:
             del self.progress[peer]
+
+    def _begin(self, peer: int) -> None:
+        self.progress[peer] = Progress(
+            self._log.last_index + 1,
+            self._config.in_flight_messages_max,
+            self._config.in_flight_bytes_max,
+        )
+
+    def forget(self, peer: int) -> None:
+        """Another data directory answers for this follower: nothing that it had is there."""
+        if peer in self.progress:
+            self.disks_changed()
+            self._begin(peer)
 
     def disks_changed(self) -> None:
         """A disk may have gained or lost entries: compute `behind` again."""

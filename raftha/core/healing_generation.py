@@ -11,6 +11,9 @@ it has healed. The generation is durable, never goes back, and is part of each o
 replies. So a node recognises replies from before a loss and ignores them: they describe a disk that
 is gone.
 
+A node that lost its whole data directory comes back with another *incarnation* and begins with
+generation 1, so what was known of the earlier directory's generations is forgotten (`forget`).
+
 `leader.py` decides when healing is over. docs/internals/healing.md has the proof.
 """
 
@@ -41,6 +44,10 @@ class HealingGeneration:
         latest = self._latest.get(message.sender, 0)
         self._latest[message.sender] = max(latest, message.healing_generation)
         return message.healing_generation < latest
+
+    def forget(self, peer: int) -> None:
+        """Another data directory answers for `peer`, which counts its generations from 1."""
+        self._latest.pop(peer, None)
 
     def on_healed(self, message: Healed) -> None:
         """A leader reports that this node has healed, in this generation or an earlier one."""

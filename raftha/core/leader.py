@@ -10,7 +10,8 @@ own term is committed (paper, section 8).
 
 A follower that heals (`healing_generation.py`) receives entries like any other and counts for
 nothing. It has healed when it holds a no-op that was appended after the leader learned of the loss,
-and that a majority without it has on disk.
+and that a majority without it has on disk. If it has another data directory than the membership
+records, the leader first records the new one in the log.
 """
 
 from __future__ import annotations
@@ -63,14 +64,19 @@ class Leadership:
         requests: Requests,
         *,
         leases: Leases,
+        incarnations: Mapping[int, int],
         clocks: ClockReadings,
     ) -> None:
-        """The lists and `requests` are shared with the core, and are part of its next `Ready`."""
+        """The lists and `requests` are shared with the core, and are part of its next `Ready`.
+
+        `incarnations`, also shared, has the data directory that answers for each node.
+        """
         self.id = config.node_id
         self.term = term
         self.transfer_target: int | None = None
         self._has_sent_timeout_now = False
         self._leases = leases
+        self._incarnations = incarnations
         self._clocks = clocks
         self._followers = Followers(config, term, log, send, events, requests)
         self.progress = self._followers.progress
@@ -168,8 +174,13 @@ class Leadership:
 
     # ---------------------------------------------------------------- followers
 
-    def connected(self, peer: int) -> None:
-        """Messages in flight to `peer` are lost; ask where its log ends."""
+    def connected(self, peer: int, *, is_other_disk: bool = False) -> None:
+        """Messages in flight to `peer` are lost; ask where its log ends.
+
+        With another data directory than before, it holds nothing of what it acknowledged.
+        """
+        if is_other_disk:
+            self._followers.forget(peer)
         self._followers.connected(peer)
 
     def disconnected(self, peer: int) -> None:
@@ -212,7 +223,8 @@ class Leadership:
     def _confirm_healing(self, peer: int, progress: Progress) -> None:
         """Send `Healed` to a follower that has healed, until its replies show that it knows."""
         heals_at = progress.heals_at
-        if heals_at is not None and heals_at <= min(progress.match, self._log.commit):
+        has_healed = heals_at is not None and heals_at <= min(progress.match, self._log.commit)
+        if has_healed and self._is_disk_recorded(peer):
             self._send(
                 Healed(
                     to=peer,
@@ -221,6 +233,15 @@ class Leadership:
                     healing_generation=progress.healing_generation,
                 )
             )
+
+    def _is_disk_recorded(self, peer: int) -> bool:
+        """Whether the log records for good the data directory of `peer`; if not, begin to."""
+        membership, incarnation = self._log.membership, self._incarnations.get(peer, 0)
+        if membership.knows(peer, incarnation):
+            return self._log.membership_index <= self._log.commit
+        with suppress(Unavailable, MembershipChangePending):
+            self.change_membership(membership.with_incarnation(peer, incarnation))
+        return False
 
     # ---------------------------------------------------------------- membership
 
@@ -275,7 +296,8 @@ class Leadership:
             match = self.progress[peer].counted
             if self._catch_ups.has_caught_up(peer, match, self._log.last_index):
                 with suppress(Unavailable, MembershipChangePending):
-                    self.change_membership(self._log.membership.with_voter(peer))
+                    incarnation = self._incarnations.get(peer, 0)
+                    self.change_membership(self._log.membership.with_voter(peer, incarnation))
 
     # ---------------------------------------------------------------- replication
 

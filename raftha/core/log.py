@@ -76,6 +76,16 @@ class RaftLog:
         return self._memberships[-1][1]
 
     @property
+    def first_membership(self) -> Membership:
+        """The oldest membership that is known: at a start, the one that the state has applied."""
+        return self._memberships[0][1]
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the log has nothing but the founding of its cluster."""
+        return self.last_index == 0 or (self.last_index == 1 and self.membership_index == 1)
+
+    @property
     def membership_index(self) -> int:
         """The entry that `membership` comes from, or the position the log started with."""
         return self._memberships[-1][0]

@@ -161,6 +161,8 @@ class Raft:
         self._read_states: list[ReadState] = []
         self._requests = Requests()
         self._snapshot_offers: list[SnapshotOffer] = []
+        self._incarnations: dict[int, int] = {}
+        """The data directory that answers for each node, by its latest connection."""
 
     # ---------------------------------------------------------------- state
 
@@ -211,6 +213,11 @@ class Raft:
         return self._election.is_voter
 
     @property
+    def has_lost_log(self) -> bool:
+        """Whether this node has ever healed from a loss, or heals now."""
+        return self._healing_generation.current > 0
+
+    @property
     def is_healing(self) -> bool:
         """Whether this node has lost its log and may lack entries that it has acknowledged."""
         return self._healing_generation.is_healing
@@ -249,10 +256,27 @@ class Raft:
         assert message.sender != self.id, "the transport accepts no peer under this node's id"
         # The sender may be unknown to this log: a later membership may have added it.
         if not (
-            self._healing_generation.is_outdated(message) or self._election.breaks_promise(message)
+            self._healing_generation.is_outdated(message)
+            or self._election.breaks_promise(message)
+            or self._is_of_other_disk(message)
         ):
             self._step(message)
         self._check_membership()
+
+    def _is_of_other_disk(self, message: Message) -> bool:
+        """Whether this would count, and comes from a data directory that isn't the recorded one.
+
+        A node that lost its disk has lost its votes and entries with it. Until it has healed and
+        the log records its new directory, it grants nothing and acknowledges nothing that counts.
+        Nor does an old directory that comes back once another one is recorded.
+        """
+        if isinstance(message, AppendReply | HeartbeatReply):
+            is_counted = message.healing_generation % 2 == 0
+        else:
+            is_counted = isinstance(message, VoteReply) and message.granted
+        return is_counted and not self.log.membership.knows(
+            message.sender, self._incarnations.get(message.sender, 0)
+        )
 
     def _step(self, message: Message) -> None:
         term = self._election.term
@@ -382,10 +406,17 @@ class Raft:
             self._become_follower(self.term, None)
             self._election.stand_back()
 
-    def connected(self, peer: int) -> None:
-        """The transport reached `peer`; messages in flight before are lost."""
+    def connected(self, peer: int, incarnation: int = 0) -> None:
+        """The transport reached `peer`; messages in flight before are lost.
+
+        `incarnation` is that of its data directory; 0 if it isn't known.
+        """
+        is_other = self._incarnations.get(peer, incarnation) != incarnation
+        self._incarnations[peer] = incarnation
+        if is_other:
+            self._healing_generation.forget(peer)
         if self._leadership is not None:
-            self._leadership.connected(peer)
+            self._leadership.connected(peer, is_other_disk=is_other)
 
     def disconnected(self, peer: int) -> None:
         """The connection to `peer` broke."""
@@ -554,6 +585,7 @@ class Raft:
             self._read_states,
             self._requests,
             leases=self.leases,
+            incarnations=self._incarnations,
             clocks=self.clocks,
         )
         self._leadership.append(EntryKind.NOOP, b"", 0, 0)

@@ -23,6 +23,9 @@ import socket
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 
+SILENCE_S = 10
+"""The kernel ends a connection whose other side is silent for this long."""
+
 NAMES_MAX = 16
 """Names of members that are looked up at the same time; more than a cluster has members."""
 PATIENCE_S = 0.5
@@ -107,3 +110,11 @@ async def bind(host: str, port: int) -> list[socket.socket]:
             listener.close()
         raise
     return bound
+
+
+def notice_silence(connection: socket.socket) -> None:
+    """Have the kernel end a connection whose other side has vanished."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_S)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_S // 2)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)

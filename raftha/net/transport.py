@@ -3,10 +3,12 @@
 Theory of operation. Of two members, the one with the higher id dials, and redials whenever the
 connection is lost. The other one listens. Both send `Hello` first. A connection counts once both
 sides have accepted the other's Hello: the same protocol version and cluster, the expected ids, and
-the incarnation that the peer had before. Until then the peer may be anyone. It can send nothing
+a data directory that may speak for its node. Until then the peer may be anyone. It can send nothing
 else, and must be accepted within `HANDSHAKE_TIMEOUT_S` of connecting, TLS handshake included. A
 refused peer receives a `Refusal`, and is counted. `raftha.net.slots` bounds how many incoming
 connections may be undecided at once.
+
+A node without a cluster is accepted by all, and accepts all (`raftha/node/founding.py`).
 
 With TLS (`raftha.net.tls`) both sides present certificates before Hello, and the sender of a Hello
 must be the node that its connection's certificate names.
@@ -14,7 +16,8 @@ must be the node that its connection's certificate names.
 A removed node learns of its removal when it dials, or at once if it is connected. One with a low
 id, which was away at that time, would wait for peers that never dial it. So a node that a member
 hasn't dialled for `ASK_S` dials that member, and receives the answer. This is also how the members
-find a new node that knows none of them, because all of its `members` have left the cluster.
+find a new node that knows none of them, because all of its `members` have left the cluster. Only
+an accepted peer whose incarnation this node's log records can tell it that it was removed.
 
 The node learns of a lost connection at once (`on_disconnected`), since for a follower this is the
 best sign that its leader died. The transport never resends: Raft does, and a copy kept here would
@@ -33,7 +36,8 @@ from typing import Any, Protocol, cast
 
 from raftha.config import parse_address
 from raftha.errors import WireError
-from raftha.net.addresses import Names, bind
+from raftha.net.addresses import Names, bind, notice_silence
+from raftha.net.introductions import OTHER_DISK, difference, no_common_protocol
 from raftha.net.refusals import Refusals
 from raftha.net.slots import Slots
 from raftha.net.tls import PeerTls, TlsServer, describe, handshake_failure
@@ -44,7 +48,6 @@ HANDSHAKE_TIMEOUT_S = 5.0
 REDIAL_MIN_S, REDIAL_MAX_S = 0.02, 0.5
 ASK_S = 2.0
 OUTGOING_BYTES_MAX = 64 << 20
-SILENCE_S = 10
 HOSTS_MAX = 16
 """Numeric addresses of one member that are kept."""
 CLOSE_S = 1.0
@@ -104,6 +107,7 @@ class Transport:
         self._removed: frozenset[int] = frozenset()
         self._refusals = Refusals(log, f"peer refused node={hello.sender}")
         self._hello = hello
+        self._recorded: Mapping[int, int] = {}
         self._receiver = receiver
         self._random = random
         self._tls = tls
@@ -154,10 +158,22 @@ class Transport:
             if isinstance(server, TlsServer):
                 server.renew(tls.server)
 
-    def set_members(self, addresses: Mapping[int, str], removed: frozenset[int]) -> None:
-        """Dial those of the members that this node has to dial, and refuse the removed ones."""
+    def introduce(self, **changes: Any) -> None:
+        """Say this of the own node in each Hello from now on."""
+        self._hello = self._hello._replace(**changes)
+
+    def set_members(
+        self,
+        addresses: Mapping[int, str],
+        removed: frozenset[int],
+        recorded: Mapping[int, int] | None = None,
+        lineage: str = "",
+    ) -> None:
+        """Dial those members that this node has to dial; `recorded` has their incarnations."""
         self._is_paused = False
         self._members, self._removed = dict(addresses), removed
+        self._recorded = recorded or {}
+        self._hello = self._hello._replace(lineage=lineage)
         self._hosts = {peer: hosts for peer, hosts in self._hosts.items() if peer in addresses}
         self._names.keep({parse_address("address", a) for a in addresses.values()})
         for peer, address in addresses.items():
@@ -323,18 +339,16 @@ class Transport:
             self._slots.set_members(set().union(*self._hosts.values()))
 
     def greeting(self, peer: int) -> bytes:
-        return encode(self._hello._replace(to=peer))
+        return encode(self._hello._replace(to=peer, recorded=self._recorded.get(peer, 0)))
 
     def judge(self, connection: Connection, hello: Hello) -> str:
         """Why `hello` is refused; "" if the connection now counts."""
-        own = self._hello
-        if not (
-            own.protocol_oldest <= hello.protocol_version
-            and hello.protocol_oldest <= own.protocol_version
-        ):
-            return self._no_common_protocol(connection, hello)
-        if hello.cluster_id != own.cluster_id:
-            return f"cluster {hello.cluster_id}, here it is {own.cluster_id}"
+        reason = no_common_protocol(self._hello, hello)
+        if reason:
+            self._on_unsupported(connection, hello, reason)
+        reason = reason or difference(self._hello, hello)
+        if reason:
+            return reason
         if hello.to != self.id:
             return f"meant for node {hello.to}, this is node {self.id}"
         if hello.sender == self.id:
@@ -354,20 +368,15 @@ class Transport:
             return f"node {hello.sender} is not expected to dial this node"
         return self._receiver.check_hello(hello)
 
-    def _no_common_protocol(self, connection: Connection, hello: Hello) -> str:
-        own = self._hello
-        if hello.protocol_version < own.protocol_oldest:
-            oldest, which = hello.protocol_oldest or hello.protocol_version, f"node {hello.sender}"
-        else:
-            oldest, which = hello.protocol_oldest, f"node {own.sender}"
-        reason = (
-            f"node {hello.sender} speaks protocol {oldest} to {hello.protocol_version}, node "
-            f"{own.sender} {own.protocol_oldest} to {own.protocol_version}: upgrade {which}"
-        )
-        is_member = hello.cluster_id == own.cluster_id and hello.sender in self._members
+    def may_report_removal(self, hello: Hello) -> bool:
+        """Whether the own log, if there is one, records this accepted peer's incarnation."""
+        is_known = hello.incarnation == self._recorded.get(hello.sender, 0) != 0
+        return is_known or not any(self._recorded.values())
+
+    def _on_unsupported(self, connection: Connection, hello: Hello, reason: str) -> None:
+        is_member = hello.cluster_id == self._hello.cluster_id and hello.sender in self._members
         if is_member and not self.check_certificate(connection, hello.sender):
             self._receiver.on_unsupported(hello.sender, reason)
-        return reason
 
     def check_certificate(self, connection: Connection, node_id: int) -> str:
         """Why the certificate of `connection` isn't that of `node_id`; "" if it is, or no TLS."""
@@ -422,6 +431,7 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._made_at = asyncio.get_running_loop().time()
         self._peer: int | None = None
+        self._hello: Hello | None = None
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._closed = asyncio.get_running_loop().create_future()
@@ -493,7 +503,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         remote = transport.get_extra_info("peername")
         self.remote, self.host = str(remote), str(remote[0]) if remote else ""
-        _notice_silence(transport.get_extra_info("socket"))
+        notice_silence(transport.get_extra_info("socket"))
         self.certificate = transport.get_extra_info("peercert")
         if not self._owner.opened(self):
             self.drop("this node accepts no connections now")
@@ -536,6 +546,9 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         reason = self._owner.judge(self, frame)
         if reason:
+            if self.expected is None and reason in (REMOVED, OTHER_DISK):
+                # The peer believes this only of a node that has introduced itself.
+                self._transport.write(self._owner.greeting(frame.sender))
             self._transport.write(encode(Refusal(reason, reason == REMOVED)))
             self._owner.refused(self.remote, reason)
             self._is_abandoned = True
@@ -545,15 +558,14 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         if self.expected is None:
             self._transport.write(self._owner.greeting(frame.sender))
-        self._peer = frame.sender
+        self._peer, self._hello = frame.sender, frame
         self._reader.is_greeted = True
         self._owner.accepted(self, frame)
 
     def _on_refusal(self, refusal: Refusal) -> None:
-        # Only a known peer can report a removal: the one dialled, or one whose Hello was accepted.
-        speaker = self._peer if self._peer is not None else self.expected
-        is_member = speaker is not None and not self._owner.check_certificate(self, speaker)
-        if refusal.is_removed and is_member:
+        # What listens at a member's address need not be that member.
+        is_known = self._hello is not None and self._owner.may_report_removal(self._hello)
+        if refusal.is_removed and is_known:
             self.end = "removed"
             self._owner.on_removed()
         elif refusal.reason == SHUTDOWN and self._peer is not None:
@@ -584,11 +596,3 @@ class Connection(asyncio.Protocol):
             if isinstance(exc, TimeoutError):
                 self.end = "timeout"
             self._owner.closed(self, self._peer)
-
-
-def _notice_silence(connection: socket.socket) -> None:
-    """Have the kernel end a connection whose other side has vanished."""
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * SILENCE_S)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_S // 2)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)

@@ -79,6 +79,10 @@ class Hello(NamedTuple):
     The sender speaks the protocols from `protocol_oldest` to `protocol_version`. The code and
     `protocol_version` stay the first two values of this frame for ever, so that two nodes of any
     versions can tell each other why they can't talk. Later versions add fields at the end.
+
+    `cluster_id` is "" for a node that has no cluster yet, `lineage` for one without a log.
+    `recorded`: the incarnation of the receiver by the sender's membership, 0 if there is none.
+    `stance` is a `Stance` (`raftha/node/founding.py`). `nonce`: a random number of this start.
     """
 
     protocol_version: int
@@ -90,6 +94,11 @@ class Hello(NamedTuple):
     protocol_oldest: int = PROTOCOL_OLDEST
     skips: str = ""
     """Stands for the entries that the sender skips (`raftha/storage/directory/skips.py`)."""
+    cluster_name: str = ""
+    lineage: str = ""
+    recorded: int = 0
+    stance: int = 0
+    nonce: int = 0
 
 
 class Refusal(NamedTuple):

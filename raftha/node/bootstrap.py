@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from raftha.config import HaConfig
 from raftha.core import CoreConfig, Raft, RaftLog
 from raftha.entry import Entry, HardState
-from raftha.membership import Membership
+from raftha.membership import Member, Membership
 from raftha.storage.state.state import State
 
 HEARTBEAT_TICKS = 5
@@ -15,15 +15,24 @@ HEARTBEAT_TICKS = 5
 
 
 def applied_membership(state: State, config: HaConfig) -> Membership:
-    """Return the membership that the state has applied, or the cluster's first one."""
+    """Return the membership that the state has applied."""
     return decode_membership(state.membership, config)
 
 
 def decode_membership(payload: bytes | None, config: HaConfig) -> Membership:
-    """Decode the membership in an entry's payload; None stands for the cluster's first one."""
+    """Decode the membership in an entry's payload; None stands for a log before its first entry.
+
+    Such a node knows the nodes in its settings, and that none of them is a voter yet.
+    """
     if payload is None:
-        return Membership.first(config.members, config.regions_by_member)
+        members = configured_members(config)
+        return Membership({i: m._replace(is_voter=False) for i, m in members.items()})
     return Membership.decode(payload)
+
+
+def configured_members(config: HaConfig) -> Mapping[int, Member]:
+    """The members that the settings name."""
+    return Membership.first(config.members, config.regions_by_member).members
 
 
 def make_core(

@@ -44,7 +44,6 @@ from raftha.events import (
 )
 from raftha.membership import Membership
 from raftha.node.administration import Administration
-from raftha.node.bootstrap import applied_membership
 from raftha.node.checkpoints import Checkpoints
 from raftha.node.host import Host
 from raftha.node.lease_reads import LeaseReads
@@ -99,7 +98,6 @@ class Node:
     def __init__(
         self,
         config: HaConfig,
-        cluster_id: str,
         core: Raft,
         state: State,
         host: Host,
@@ -107,7 +105,6 @@ class Node:
         random_below: Callable[[int], int],
     ) -> None:
         self.config = config
-        self.cluster_id = cluster_id
         self.core = core
         self.state = state
         self.failure = ""
@@ -135,7 +132,7 @@ class Node:
             boottime_ns=clock.boottime_ns,
             uncounted=Node.status,
         )
-        applied = applied_membership(state, config)
+        applied = core.log.first_membership
         self._upgrades = Upgrades(core, state, host, self._writes, pending.deliver, clock)
         self._administration = Administration(
             core, applied, host.send, pending.deliver, now, self._upgrades.why_unfit
@@ -150,8 +147,7 @@ class Node:
         hand_over, checkpoints = self._administration.hand_over, self._checkpoints
         parts = hand_over, self._position, checkpoints, log_clock
         self._watch = Watch(config, core, host, *parts, now=now())
-        self._status = StatusReport(
-            cluster_id,
+        self.report = StatusReport(
             core=core,
             state=state,
             writes=self._writes,
@@ -162,8 +158,7 @@ class Node:
         )
         self._committed_before = core.log.commit
         self._turn_at = now()
-        self._next_expiry = float("inf")
-        self._ticks = 0
+        self._next_expiry, self._ticks = float("inf"), 0
 
     def _position(self) -> tuple[int, int]:
         """The last index and sequence that the state has applied."""
@@ -257,11 +252,11 @@ class Node:
         self._watch.on_stepped(message, now)
         self._host.wake()
 
-    def on_connected(self, peer: int, client_address: str) -> None:
-        """A connection to a peer was established."""
+    def on_connected(self, peer: int, client_address: str, incarnation: int = 0) -> None:
+        """A connection to a peer with this data directory was established."""
         self._client_addresses[peer] = client_address
         self._host.emit(ReplicaConnected(reporter=self.core.id, node_id=peer))
-        self.core.connected(peer)
+        self.core.connected(peer, incarnation)
         self._watch.on_connected(peer, self._clock.monotonic())
         self._snapshots.on_connected(peer)
         self._upgrades.on_connected(peer)
@@ -492,6 +487,11 @@ class Node:
             self.deliver(operation, sent)
         self._host.flush()
 
+    def replace(self) -> Sequence[Operation]:
+        """End this node, which never had a cluster; its operations are for the one after it."""
+        self.failure = STOPPED
+        return self._pending.all()
+
     def status(self) -> HaStatus:
         """Return this node's current status."""
-        return self._status.make(self.failure, self._clock.monotonic())
+        return self.report.make(self.failure, self._clock.monotonic())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from raftha.core import Raft
@@ -23,7 +23,6 @@ class StatusReport:
 
     def __init__(
         self,
-        cluster_id: str,
         *,
         core: Raft,
         state: State,
@@ -33,7 +32,8 @@ class StatusReport:
         upgrades: Upgrades,
         client_addresses: Mapping[int, str],
     ) -> None:
-        self._cluster_id = cluster_id
+        self.waits_for: Callable[[], str] = str
+        """What a node without a cluster waits for; "" for any other."""
         self._core = core
         self._state = state
         self._writes = writes
@@ -51,7 +51,7 @@ class StatusReport:
             is_primary=core.is_leader and not failure,
             has_lease=core.leases.holds(),
             node_id=core.id,
-            cluster_id=self._cluster_id,
+            cluster_id=core.membership.cluster_id,
             role=self._role(failure),
             term=core.term,
             leader_id=None if failure else core.leader,
@@ -64,6 +64,7 @@ class StatusReport:
             sequence=state.applied.last_sequence,
             is_healing=core.is_healing,
             failure="" if failure == STOPPED else failure,
+            waits_for=self.waits_for(),
             replicas=self._replicas(now),
             removed=tuple(sorted(core.membership.removed)),
             replication_state=ReplicationState.FAILED if failure else self._watch.state(now),
@@ -87,6 +88,8 @@ class StatusReport:
         return tuple(replicas)
 
     def _role(self, failure: str) -> str:
+        if not failure and self._core.is_removed:
+            return "removed"
         if not failure:
-            return "removed" if self._core.is_removed else self._core.role.value
+            return "waiting" if self.waits_for() else self._core.role.value
         return STOPPED if failure == STOPPED else "failed"

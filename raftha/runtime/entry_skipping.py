@@ -39,7 +39,7 @@ def skip_entry(config: HaConfig, index: int, digest: bytes | None, *, is_trial: 
     path = Path(config.data_dir)
     if not (path / "identity").exists():
         raise ConfigError(f"{path} is not the data directory of a node; start the node once")
-    data = DataDirectory(path, config.cluster_id, config.node_id)
+    data = DataDirectory(path, config.cluster_name, config.node_id)
     try:
         entry = _find(config, path, index)
         if entry is None and digest is None:

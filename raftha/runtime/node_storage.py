@@ -113,9 +113,10 @@ class NodeStorage:
                 self._emit(EntrySkipped(reporter=own, index=index, hash=digest.hex()))
 
     def _has_others(self, membership: bytes | None) -> bool:
-        """True if there is another voter to heal from."""
-        voters = decode_membership(membership, self._config).voters
-        return any(voter != self._config.node_id for voter in voters)
+        """True if there is another voter to heal from, as far as is known."""
+        others = decode_membership(membership, self._config)
+        known = others.voters if membership is not None else tuple(others.members)
+        return any(voter != self._config.node_id for voter in known)
 
     def _on_damage(self, parts: Collection[str], found: Corrupt) -> None:
         """`open` found damage and is about to set these parts aside."""

@@ -10,13 +10,14 @@ The steps, in an order in which a crash leaves either the old or the new cluster
 1. Write a record of the recovery to the data directory.
 2. Append one write to the log: a hard state of a new term, and a MEMBERSHIP entry of that term with
    this node as the only member and all others as removed. The hard state's commit index includes
-   that entry, and so everything that the log holds: acknowledged writes that are here stay.
-3. Give the directory a new incarnation. If the node was healing from the loss of its log, that
-   ends: no member is left that could send the missing entries.
+   that entry, and so everything that the log holds: acknowledged writes that are here stay. The
+   entry begins a new lineage, and records a new incarnation of this node.
+3. Give the directory that incarnation. If the node was healing from the loss of its log, that ends:
+   no member is left that could send the missing entries.
 
-The node then starts as a cluster of one. It refuses the members of the old cluster as removed, and
-they refuse it for its incarnation; an old leader that reaches it steps down. The old ids can't be
-used again; new nodes need new ids.
+The node then starts as a cluster of one. It and the members of the old cluster refuse each other
+for their lineages: should a majority of them live on out of sight after all, it keeps its data and
+serves on. The old ids can't be used again; new nodes need new ids.
 
 Recover the survivor whose log ends last: the highest term of the last entry first, then the highest
 index. Acknowledged writes that are not in its log are lost.
@@ -43,7 +44,8 @@ from raftha.entry import Entry, EntryKind, HardState, make_entry
 from raftha.errors import ConfigError, InvalidRequest
 from raftha.membership import Member, Membership
 from raftha.node.bootstrap import applied_membership
-from raftha.storage.directory.datadir import DataDirectory
+from raftha.runtime.founding import new_id
+from raftha.storage.directory.datadir import DataDirectory, new_incarnation
 from raftha.storage.directory.replay import entries_after
 from raftha.storage.directory.snapshot import install
 from raftha.storage.log.disk import RealDisk
@@ -128,7 +130,7 @@ class Survivor:
         last, hard_state = self._log.last, self._wal.hard_state
         return Plan(
             node_id=node_id,
-            cluster_id=self._config.cluster_id,
+            cluster_id=self._data.cluster_id,
             data_dir=str(self._data.path),
             was_voter=membership.members[node_id].is_voter,
             is_healing=self._data.is_healing,
@@ -155,10 +157,11 @@ class Survivor:
     def recover(self, plan: Plan) -> Path:
         """Carry out `plan`, made by this object; return the path of its record."""
         record = self._write_record(plan)
-        entry = self._make_entry(plan)
+        incarnation = new_incarnation()
+        entry = self._make_entry(plan, incarnation)
         assert entry.index == plan.index
         self._wal.append(HardState(plan.term, plan.node_id, entry.index), (entry,))
-        self._data.renew_incarnation()
+        self._data.renew_incarnation(incarnation)
         logger.warning(
             "quorum recovered node=%d term=%d index=%d removed=%s record=%s",
             plan.node_id,
@@ -169,18 +172,21 @@ class Survivor:
         )
         return record
 
-    def _make_entry(self, plan: Plan) -> Entry:
+    def _make_entry(self, plan: Plan, incarnation: int) -> Entry:
         before = self._log.membership
-        own = Member(self._config.own_address, before.members[plan.node_id].region)
+        region = before.members[plan.node_id].region
+        own = Member(self._config.own_address, region, incarnation=incarnation)
         removed = before.removed | before.members.keys() - {plan.node_id}
-        payload = Membership({plan.node_id: own}, removed).encode()
+        after = Membership({plan.node_id: own}, removed, before.cluster_id, new_id())
+        payload = after.encode()
         return make_entry(self._log.last, plan.term, 0, EntryKind.MEMBERSHIP, payload, 0)
 
     def _write_record(self, plan: Plan) -> Path:
         now = datetime.now(UTC)
         path = self._data.path / f"recover-quorum-{now:%Y%m%dT%H%M%S.%fZ}.json"
         document = {"time": now.isoformat(), "raftha_version": VERSION, **plan.as_dict()}
-        with path.open("x", encoding="utf-8") as file:
+        path.touch(0o600, exist_ok=False)
+        with path.open("w", encoding="utf-8") as file:
             json.dump(document, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
@@ -198,7 +204,7 @@ def open_survivor(config: HaConfig) -> Iterator[Survivor]:
     path = Path(config.data_dir)
     if not (path / "identity").exists():
         raise ConfigError(f"{path} is not the data directory of a node")
-    data = DataDirectory(path, config.cluster_id, config.node_id)
+    data = DataDirectory(path, config.cluster_name, config.node_id)
     try:
         if data.lost:
             raise ConfigError(

@@ -57,12 +57,12 @@ from raftha.node.messages import PeerMessage
 from raftha.node.node import Node
 from raftha.node.operations import Operation, ReadOperation
 from raftha.node.statistics import Statistics
-from raftha.runtime import forks
+from raftha.runtime import forks, introductions
 from raftha.runtime.callers import Results, SubmitQueue, ThreadWaiter
 from raftha.runtime.event_bus import EventBus
+from raftha.runtime.founding import Waiting
 from raftha.runtime.logs import log_event
 from raftha.runtime.node_storage import NodeStorage
-from raftha.storage.directory import skips
 from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import OpenNode
 from raftha.storage.log.disk import RealDisk
@@ -87,6 +87,8 @@ class Runtime:
         self._tls = self._renewal.load()
         self._machine = machine
         self._reopening: asyncio.Task[None] | None = None
+        self._waiting: Waiting | None = None
+        self._carried: Sequence[Operation] = ()
         self._submitted = SubmitQueue(config.submit_queue_bytes_max)
         self._results = Results()
         self.statistics = Statistics()
@@ -98,22 +100,12 @@ class Runtime:
         self._clock = SystemClock()
         self._process = os.getpid()
         self._open_all()
-        abilities = self.node.state.abilities
-        hello = Hello(
-            abilities.protocol,
-            config.cluster_id,
-            config.node_id,
-            0,
-            self._data.incarnation,
-            config.client_address,
-            abilities.protocol_oldest,
-            skips.fingerprint(self.node.state.skips),
-        )
+        hello = introductions.make_hello(config, self._data, self.node.state)
         self._unsupported: dict[int, str] = {}
         self._transport = Transport(hello, config.own_address, self, self._random.random, self._tls)
-        self._thread = threading.Thread(
-            target=self._run, name=f"raftha-{config.node_id}", daemon=True
-        )
+        self._transport.introduce(**introductions.said_of(self._data, self._waiting))
+        name = f"raftha-{config.node_id}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def _open_all(self) -> None:
         """Lock the data directory and open its files; on an error, leave nothing open."""
@@ -125,7 +117,8 @@ class Runtime:
             opened.callback(forks.remove_node, self)
             if forks.is_inherited(Path(config.data_dir)):
                 raise Forked
-            self._data = DataDirectory(Path(config.data_dir), config.cluster_id, config.node_id)
+            path = Path(config.data_dir)
+            self._data = DataDirectory(path, config.cluster_name, config.node_id)
             opened.callback(self._data.close)
             self.node = self._open()
             forks.renew_in_child(self, Runtime._end_lease)
@@ -160,8 +153,7 @@ class Runtime:
             return node
 
     def _make_node(self, open_node: OpenNode) -> Node:
-        config = self.config
-        wal, state, entries = open_node
+        config, data, (wal, state, entries) = self.config, self._data, open_node
         self._data.record_promise(config.lease_ms)
         core = make_core(
             config,
@@ -170,14 +162,19 @@ class Runtime:
             state,
             entries,
             self._random.randrange,
-            healing_generation=self._data.healing_generation,
-            promised_ms=self._data.promised_ms,
+            healing_generation=data.healing_generation,
+            promised_ms=data.promised_ms,
             clock_ns=self._clock.boottime_ns,
             time_us=self._clock.time_us,
         )
-        return Node(
-            config, config.cluster_id, core, state, self, self._clock, self._random.randrange
-        )
+        if core.membership.cluster_id and not data.cluster_id:
+            data.join(core.membership.cluster_id, heals=False)  # It was cut off while it founded.
+        node = Node(config, core, state, self, self._clock, self._random.randrange)
+        self._waiting = None
+        if not data.cluster_id:
+            self._waiting = Waiting(config, data, self._clock.monotonic, self._become)
+            node.report.waits_for = self._waiting.message
+        return node
 
     def _end_lease(self) -> None:
         """In a forked process: its copy of the node's state is stale from now on."""
@@ -316,8 +313,6 @@ class Runtime:
         self._storage.close()
         return True
 
-    # ---------------------------------------------------------------- begin again
-
     @property
     def has_ended(self) -> bool:
         """True if this node has stopped or failed for good; False while it is being reopened."""
@@ -346,22 +341,32 @@ class Runtime:
             self._reopening = self._loop.create_task(self._reopen(lost))
             self.node.fail("", Unavailable(message), Disconnected(message))
 
-    async def _reopen(self, lost: Corrupt | None) -> None:
+    def _become(self, change: Callable[[], None]) -> None:
+        """Begin again as a member, with this change to the disk. No call fails for it."""
+        with self._submitted.lock:
+            self._reopening = self._loop.create_task(self._reopen(None, change))
+            self._carried = self.node.replace()
+
+    async def _reopen(self, lost: Corrupt | None, change: Callable[[], None] | None = None) -> None:
         await self._transport.pause()
         try:
             if not await self._close_files():
                 raise StorageFailed("the disk hangs")
+            await self._loop.run_in_executor(None, change or (lambda: None))
             node = await self._loop.run_in_executor(None, self._open, lost)
         except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
             self._reopening = None
             self.node.failure = ""
-            self._fail(error)
+            self._fail(error)  # With what was carried.
             self._drain()
             return
         self._threads.start()
         self._threads.preallocate()
         self.node, self._reopening = node, None
+        self._transport.introduce(**introductions.said_of(self._data, self._waiting))
         self.set_members(node.membership)
+        carried, self._carried = self._carried, ()
+        node.submit(carried)
         self._drain()
         self.wake()
 
@@ -380,6 +385,8 @@ class Runtime:
         interval_s = self.config.heartbeat_interval_ms / 1000 / HEARTBEAT_TICKS
         if not self.node.failure:
             self.node.on_tick()
+            if self._waiting is not None:
+                self._waiting.on_tick()
         # A process that was paused doesn't make up for missed ticks: the other nodes kept time.
         due = max(due, self._loop.time() - interval_s) + interval_s
         self._loop.call_at(due, self._tick, due)
@@ -520,7 +527,8 @@ class Runtime:
             for node_id, member in membership.members.items()
             if node_id != self.config.node_id
         }
-        self._transport.set_members(addresses, membership.removed)
+        recorded = {i: member.incarnation for i, member in membership.members.items()}
+        self._transport.set_members(addresses, membership.removed, recorded, membership.lineage)
 
     def on_refused(self) -> None:
         self.statistics.peers_refused += 1
@@ -531,6 +539,7 @@ class Runtime:
 
     def end_healing(self, generation: int) -> None:
         self._data.end_healing(generation)
+        self._transport.introduce(**introductions.said_of(self._data, self._waiting))
         self.node.on_healed(generation)
 
     def deliver(self, waiter: Any, result: Any) -> None:
@@ -566,15 +575,19 @@ class Runtime:
 
     def on_message(self, message: PeerMessage) -> None:
         if not self.node.failure:
-            self.node.on_message(message)
+            (self._waiting or self.node).on_message(message)
 
     def on_connected(self, peer: int, hello: Hello) -> None:
-        if not self.node.failure:
-            self.node.on_connected(peer, hello.client_address)
+        if self.node.failure or (self._waiting and self._waiting.on_connected(peer, hello)):
+            return
+        self._unsupported.pop(peer, None)
+        self.node.on_connected(peer, hello.client_address, hello.incarnation)
+        if introductions.must_heal(self.node.core, self._data.incarnation, hello):
+            self.heal_log(self.node.core.log.last_index)
 
     def on_disconnected(self, peer: int, reason: str) -> None:
         if not self.node.failure:
-            self.node.on_disconnected(peer, reason)
+            (self._waiting or self.node).on_disconnected(peer, reason)
 
     def on_unsupported(self, peer: int, reason: str) -> None:
         if self._unsupported.get(peer) != reason:  # It dials again and again.
@@ -582,19 +595,7 @@ class Runtime:
             self.emit(ReplicaUnsupported(reporter=self.config.node_id, node_id=peer, reason=reason))
 
     def check_hello(self, hello: Hello) -> str:
-        used = self.node.state.versions
-        if used is not None and hello.protocol_version < used.protocol:
-            reason = (
-                f"the cluster uses protocol {used.protocol}, and node {hello.sender} supports "
-                f"{hello.protocol_oldest} to {hello.protocol_version}: upgrade it"
-            )
+        reason = introductions.unsupported(self.node.state, hello)
+        if reason:
             self.on_unsupported(hello.sender, reason)
-            return reason
-        if hello.skips != skips.fingerprint(self.node.state.skips):
-            reason = "the two skip different entries: run `raftha skip-entry` alike on all nodes"
-            self.on_unsupported(hello.sender, reason)
-            return reason
-        if self._data.check_peer(hello.sender, hello.incarnation):
-            self._unsupported.pop(hello.sender, None)
-            return ""
-        return f"node {hello.sender} has lost its data directory and can't return under its old id"
+        return reason or introductions.refusal(self.node.core, hello)

@@ -35,7 +35,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -50,7 +49,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from raftha.config import MEMBERS_MAX
+from raftha.config import MEMBERS_MAX, MIB
 from raftha.errors import (
     Disconnected,
     LocalClusterError,
@@ -58,7 +57,10 @@ from raftha.errors import (
     Unavailable,
 )
 from raftha.extras import extra
+from raftha.membership import Membership
+from raftha.runtime.founding import found_together
 from raftha.testing.processes import Spawner, reserve_port
+from raftha.testing.settings_file import to_toml
 
 T = TypeVar("T")
 
@@ -160,6 +162,21 @@ class LocalCluster:
         self._members = {str(node.id): _address(node.peer_socket) for node in first}
         for node in first:
             self._write_config(node)
+        self._found(first)
+
+    def _found(self, nodes: Sequence[_Node]) -> None:
+        """Make the data folders of a new cluster: no node has to wait for the others."""
+        regions = self._settings.get("regions", ("primary",))
+        named = self._settings.get("member_regions", {})
+        found_together(
+            {node.id: node.folder / "data" for node in nodes},
+            Membership.first(
+                {node.id: self._members[str(node.id)] for node in nodes},
+                {node.id: named.get(str(node.id), regions[0]) for node in nodes},
+            ).members,
+            str(self._settings.get("cluster_name", "raftha")),
+            int(self._settings.get("wal_segment_bytes", 64 * MIB)),
+        )
 
     def _make_node(self, node_id: int) -> _Node:
         node = self._nodes[node_id] = _Node(
@@ -187,7 +204,7 @@ class LocalCluster:
             made = make_node(self._ca, node.id, node.folder)
             paths = {"tls_ca": made.ca, "tls_cert": made.certificate, "tls_key": made.key}
             table.update({name: path.name for name, path in paths.items()})
-        (node.folder / "node.toml").write_text(_to_toml(table), encoding="utf-8")
+        (node.folder / "node.toml").write_text(to_toml(table), encoding="utf-8")
 
     # ------------------------------------------------------------------ the whole cluster
 
@@ -291,7 +308,7 @@ class LocalCluster:
         self.start_node(node_id)
 
     def wipe(self, node_id: int) -> None:
-        """Delete everything that a stopped node has stored; the others refuse it afterwards."""
+        """Delete everything that a stopped node has stored; the others heal it when it returns."""
         node = self._node(node_id)
         if node.is_running:
             raise LocalClusterError(f"node {node_id} is running", hint="stop it first")
@@ -558,40 +575,3 @@ def _tail(log: Path) -> str:
 def _address(reserved: socket.socket) -> str:
     host, port = reserved.getsockname()
     return f"{host}:{port}"
-
-
-def _to_toml(table: Mapping[str, Any]) -> str:
-    """Write text, numbers, booleans, lists of these, and one level of tables below."""
-    lines = []
-    for name, value in table.items():
-        if not isinstance(value, Mapping):
-            lines.append(f"{_key(name)} = {_value(value)}")
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            lines += [
-                "",
-                f"[{_key(name)}]",
-                *(f"{_key(k)} = {_value(v)}" for k, v in value.items()),
-            ]
-    return "\n".join(lines) + "\n"
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)
-
-
-def _value(value: Any) -> str:
-    match value:
-        case bool():
-            return str(value).lower()
-        case int() | float():
-            return repr(value)
-        case str() | Path():
-            return _quoted(str(value))
-        case list() | tuple():
-            return f"[{', '.join(map(_value, value))}]"
-    raise LocalClusterError(f"settings can't hold {value!r}")
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,18 +1,25 @@
 """The data directory: its lock, and its identity.
 
     data_dir/LOCK        held with flock for as long as a process uses the directory
-    data_dir/identity    JSON: format, cluster_id, node_id, incarnation, peers {id: incarnation},
+    data_dir/identity    JSON: format, cluster_id, cluster_name, node_id, incarnation,
+                         is_founding: whether an operator has ordered this node to found a cluster,
                          has_log: whether there must be a log; epoch, lost, damage, promised_ms:
-                         see below
+                         see below; checksum: SHA-256 over all the rest
     data_dir/wal/        the log (`wal.py`)
     data_dir/state/      LMDB (`checkpoint.py`)
     data_dir/outgoing/   the snapshot that is being sent to members that lag (`snapshot.py`)
     data_dir/incoming/   the snapshot that is being received
     data_dir/quarantine/ damaged logs and states; only the operator removes them
 
-The incarnation is a random number made with the directory. A member that returns with another one
-has lost its disk, and with it votes and acknowledged entries. Its peers remember the first
-incarnation that they saw, and refuse another one under the same id.
+Only the owner may read and write all of this.
+
+`cluster_id` is empty until the node founds a cluster or joins one (`raftha/node/founding.py`).
+After that it never changes.
+
+The incarnation is a random number made with the directory. A node that returns with another one
+has lost its disk, and with it votes and acknowledged entries. The membership records the
+incarnation of each voter (`raftha/membership.py`), so a directory that joins a cluster under an id
+that had another one begins with healing.
 
 Damaged parts are replaced (`healing.py`) under a record in the identity, so that a start after a
 crash continues. `epoch` is the healing generation (`core/raft.py`). `lost` has the parts, log or
@@ -32,39 +39,43 @@ import secrets
 import shutil
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from raftha.errors import ConfigError, Corrupt
 
-FORMAT = 1
+FORMAT = 2
 FOLDERS = {"log": "wal", "state": "state"}
 """The folder of each part that may be lost."""
 
 
-def is_same(peers: Mapping[str, int], peer: int, incarnation: int) -> bool:
-    """Whether `peer` has the incarnation that `peers`, from the identity, has for it."""
-    return peers[str(peer)] == incarnation
+_MISSING_HINT = (
+    "put the file back from a copy; or remove the whole directory, and the node comes back empty"
+    " and is healed by its cluster, if a majority of the others has its data"
+)
 
 
 class DataDirectory:
-    """A locked data directory that belongs to this node of this cluster."""
+    """A locked data directory that belongs to this node."""
 
-    def __init__(self, path: Path, cluster_id: str, node_id: int) -> None:
+    def __init__(self, path: Path, cluster_name: str, node_id: int) -> None:
         """Lock and check the directory, or make it; ConfigError if it is in use or another's."""
         self.path = path
-        self.cluster_id = cluster_id
+        self.cluster_name = cluster_name
+        self.cluster_id = ""
         self.node_id = node_id
-        self.incarnation = secrets.randbits(63)
+        self.incarnation = new_incarnation()
+        self.is_founding = False
         self.healing_generation = 0
         self.lost: dict[str, str] = {}
         self.damage = ""
         self.promised_ms = 0
-        self._peers: dict[str, int] = {}
         self._has_log = False
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            self._lock = os.open(path / "LOCK", flags, 0o600)
         except OSError as error:
             raise ConfigError(f"can't use data_dir {path}: {error.strerror}") from error
         try:
@@ -94,25 +105,33 @@ class DataDirectory:
             os.close(self._lock)
             self._lock = -1
 
-    def check_peer(self, peer: int, incarnation: int) -> bool:
-        """Whether `peer` is the one seen before; the first incarnation seen is recorded."""
-        if str(peer) not in self._peers:
-            self._save(peers={**self._peers, str(peer): incarnation})
-        return is_same(self._peers, peer, incarnation)
+    def order_founding(self) -> None:
+        """Record that an operator wants this node to found a cluster, at its next start."""
+        assert not self.cluster_id, "only a node without a cluster founds one"
+        self._save(is_founding=True)
+
+    def join(self, cluster_id: str, *, heals: bool) -> None:
+        """Belong to this cluster from now on.
+
+        With `heals`, the cluster knows another directory of this node, whose promises are lost.
+        """
+        assert not self.cluster_id, "a node joins one cluster, once"
+        generation = self.healing_generation
+        if heals and not self.is_healing:
+            generation += 1
+        self._save(cluster_id=cluster_id, is_founding=False, epoch=generation)
 
     def record_log(self) -> None:
         """Record that the log exists: from now on, a missing log is a loss."""
         if not self._has_log:
             self._save(has_log=True)
 
-    def renew_incarnation(self) -> None:
-        """Take another incarnation: members that knew the earlier one refuse this node.
+    def renew_incarnation(self, incarnation: int) -> None:
+        """Take the incarnation that a recovery has recorded in the log.
 
-        This also ends healing, because those members can't restore anything.
+        This also ends healing, because no other member can restore anything.
         """
-        self._save(
-            incarnation=secrets.randbits(63), epoch=self.healing_generation + self.is_healing
-        )
+        self._save(incarnation=incarnation, epoch=self.healing_generation + self.is_healing)
 
     @property
     def is_healing(self) -> bool:
@@ -140,7 +159,7 @@ class DataDirectory:
         if target.exists():
             shutil.rmtree(folder, ignore_errors=True)
         elif folder.exists():
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(mode=0o700, exist_ok=True)
             folder.rename(target)
             sync_folder(target.parent)
         sync_folder(self.path)
@@ -165,37 +184,22 @@ class DataDirectory:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            # No identity: a crash while it was first made. With a log beside it, it was lost.
-            if (self.path / "wal").exists():
-                raise Corrupt(path, 0, "the file is missing, but there is a log") from None
+            # No identity: a crash while it was first made. With data beside it, it was lost.
+            for folder, what in (("wal", "log"), ("state", "state")):
+                if (self.path / folder).exists():
+                    found = f"the file is missing, but there is a {what}"
+                    raise Corrupt(path, 0, found, hint=_MISSING_HINT) from None
             self._save()
             return
         try:
-            found = json.loads(content)
-            owner = (found["format"], found["cluster_id"], found["node_id"])
-            self.incarnation = found["incarnation"]
-            self._peers = found["peers"]
-            self._has_log = found["has_log"]
-            self.healing_generation = found["epoch"]
-            self.lost = found["lost"]
-            self.damage = found["damage"]
-            self.promised_ms = found.get("promised_ms", 0)
-            numbers = (self.incarnation, self.healing_generation, self.promised_ms)
-            if not all(type(number) is int for number in (*numbers, *self._peers.values())):
-                raise TypeError("incarnations, epoch and promised_ms must be whole numbers")
-            if not all(part in FOLDERS and Path(n).name == n for part, n in self.lost.items()):
-                raise ValueError("lost has a name that is not a part of a node")
+            found_name, found_id = self._take(json.loads(content), path)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise Corrupt(path, 0, f"not an identity: {error}") from error
-        if owner[0] != FORMAT:
+            raise Corrupt(path, 0, f"not an identity: {error}", hint=_MISSING_HINT) from error
+        if (found_name, found_id) != (self.cluster_name, self.node_id):
             raise ConfigError(
-                f"{path} has format {owner[0]}; this version of raftha reads {FORMAT}"
-            )
-        if owner[1:] != (self.cluster_id, self.node_id):
-            raise ConfigError(
-                f"data_dir {self.path} belongs to node {owner[2]} of cluster {owner[1]}, "
-                f"not to node {self.node_id} of cluster {self.cluster_id}",
-                hint="check data_dir, node_id, cluster_name and members: at least one has changed",
+                f"data_dir {self.path} belongs to node {found_id} of cluster {found_name!r}, "
+                f"not to node {self.node_id} of cluster {self.cluster_name!r}",
+                hint="check data_dir, node_id and cluster_name: at least one has changed",
             )
         if (
             self._has_log
@@ -204,14 +208,40 @@ class DataDirectory:
         ):
             raise Corrupt(self.path / "wal", 0, "the log is gone")
 
+    def _take(self, found: dict[str, Any], path: Path) -> tuple[str, int]:
+        """Take over what the file says; return the names of the owner that it was made for."""
+        if type(found["format"]) is int and found["format"] != FORMAT:
+            raise ConfigError(
+                f"{path} has format {found['format']}; this version of raftha reads {FORMAT}"
+            )
+        if found.pop("checksum") != _checksum(found):
+            raise ValueError("its checksum is wrong")
+        self.cluster_id = found["cluster_id"]
+        self.incarnation = found["incarnation"]
+        self.is_founding = found["is_founding"]
+        self._has_log = found["has_log"]
+        self.healing_generation = found["epoch"]
+        self.lost = found["lost"]
+        self.damage = found["damage"]
+        self.promised_ms = found["promised_ms"]
+        numbers = (self.incarnation, self.healing_generation, self.promised_ms)
+        if not all(type(number) is int for number in numbers):
+            raise TypeError("incarnation, epoch and promised_ms must be whole numbers")
+        if type(self.cluster_id) is not str or type(self.damage) is not str:
+            raise TypeError("cluster_id and damage must be text")
+        if not all(part in FOLDERS and Path(n).name == n for part, n in self.lost.items()):
+            raise ValueError("lost has a name that is not a part of a node")
+        return found["cluster_name"], found["node_id"]
+
     def _save(self, **changes: Any) -> None:
         """Replace the file by rename, durably; memory changes only after the disk."""
         record: dict[str, Any] = {
             "format": FORMAT,
             "cluster_id": self.cluster_id,
+            "cluster_name": self.cluster_name,
             "node_id": self.node_id,
             "incarnation": self.incarnation,
-            "peers": self._peers,
+            "is_founding": self.is_founding,
             "has_log": self._has_log,
             "epoch": self.healing_generation,
             "lost": self.lost,
@@ -222,16 +252,29 @@ class DataDirectory:
         assert record["epoch"] >= self.healing_generation, "a healing generation never goes back"
         assert record["promised_ms"] >= self.promised_ms, "what was promised isn't forgotten (L2)"
         draft = self.path / "identity.tmp"
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(record, file, indent=2)
+        with open(draft, "w", encoding="utf-8", opener=_open_private) as file:
+            json.dump({**record, "checksum": _checksum(record)}, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
         draft.rename(self.path / "identity")
         sync_folder(self.path)
-        self.incarnation, self._peers = record["incarnation"], record["peers"]
-        self._has_log, self.healing_generation = record["has_log"], record["epoch"]
-        self.lost, self.damage = record["lost"], record["damage"]
-        self.promised_ms = record["promised_ms"]
+        self.cluster_id, self.is_founding = record["cluster_id"], record["is_founding"]
+        self.incarnation, self._has_log = record["incarnation"], record["has_log"]
+        self.healing_generation, self.lost = record["epoch"], record["lost"]
+        self.damage, self.promised_ms = record["damage"], record["promised_ms"]
+
+
+def new_incarnation() -> int:
+    """A random number for a data directory; never 0, which stands for an unknown one."""
+    return secrets.randbits(62) + 1
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

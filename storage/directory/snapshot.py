@@ -112,7 +112,8 @@ class Outgoing:
         folder = path.parent
         hasher = hashlib.sha256()
         try:
-            folder.mkdir(parents=True)
+            _make_folder(folder)
+            path.touch(0o600)
             with path.open("wb", buffering=0) as file:
 
                 def take(piece: bytes) -> None:
@@ -166,9 +167,9 @@ class Incoming:
         if _read_json(self._folder / "OFFER") == offer and self._file.exists():
             return min(self._file.stat().st_size, size)
         self.discard()
-        self._file.parent.mkdir(parents=True)
+        _make_folder(self._file.parent)
         _write_json(self._folder / "OFFER", offer)
-        self._file.touch()
+        self._file.touch(0o600)
         _sync_folder(self._file.parent)
         _sync_folder(self._folder)
         _sync_folder(self._folder.parent)
@@ -318,6 +319,7 @@ def _read_json(path: Path) -> Any:
 def _write_json(path: Path, record: dict[str, Any]) -> None:
     """Make the file with one rename, durably."""
     draft = path.with_name(path.name + ".tmp")
+    draft.touch(0o600)
     with draft.open("w", encoding="utf-8") as file:
         json.dump(record, file)
         file.flush()
@@ -336,6 +338,13 @@ def _remove(folder: Path) -> None:
     except OSError:
         pass  # `rmtree` removes what it can.
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents, for the owner only."""
+    for path in (*reversed(folder.parents), folder):
+        if not path.exists():
+            path.mkdir(0o700)
 
 
 def _sync_folder(folder: Path) -> None:

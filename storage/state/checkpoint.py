@@ -429,6 +429,7 @@ class CheckpointStore:
         return mark == mark_of(self._path)
 
     def _leave_mark(self) -> None:
+        (self._folder / CLEAN).touch(0o600)
         with (self._folder / CLEAN).open("wb") as file:
             file.write(mark_of(self._path))
             file.flush()
@@ -444,7 +445,7 @@ class CheckpointStore:
         if self._folder.exists() and any(self._folder.iterdir()):
             raise self.corrupt("the file is missing, though its folder isn't empty")
         scratch = self._folder.with_name(self._folder.name + ".new")
-        scratch.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in scratch.iterdir():
             leftover.unlink()
         env = self._open(scratch, MIB)
@@ -460,6 +461,7 @@ class CheckpointStore:
         try:
             return lmdb.open(
                 str(folder),
+                mode=0o600,
                 map_size=map_bytes,
                 subdir=True,
                 max_dbs=4,

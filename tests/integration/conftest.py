@@ -8,11 +8,20 @@ from typing import Any
 
 import pytest
 
+from raftha.node import founding
 from raftha.testing import LocalCluster
 from tests.support.servers import Host
 
 _LOG_BYTES = 6_000
 """How much of the end of each node's log a failed test shows."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_listening() -> Iterator[None]:
+    """A node that is alone in its members founds its cluster at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(founding, "LISTEN_S", 0.0)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 import raftha
 from raftha.config import MIB
 from raftha.storage.state.checkpoint import CheckpointStore
-from tests.support.nodes import free_addresses
+from tests.support.nodes import found_once, free_addresses
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +23,7 @@ VALUE = bytes(64 * 1024)
 
 def make_nodes(folder: Path, count: int) -> list[raftha.aio.HaManager]:
     members = dict(enumerate(free_addresses(count), start=1))
+    found_once(folder, members)
     return [
         raftha.aio.HaManager(
             raftha.HaConfig(

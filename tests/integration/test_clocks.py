@@ -11,7 +11,7 @@ import pytest
 import raftha
 from raftha.clock import SystemClock
 from tests.support.conditions import wait_until
-from tests.support.nodes import free_addresses, wait_leader
+from tests.support.nodes import found_once, free_addresses, wait_leader
 
 YEARS_US = 50 * 365 * 86_400_000_000
 
@@ -36,6 +36,7 @@ def test_a_leader_whose_clock_jumps_ahead_moves_no_time_and_hands_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members = dict(enumerate(free_addresses(3), 1))
+    found_once(tmp_path, members)
     nodes = {
         i: raftha.HaManager(raftha.HaConfig(node_id=i, data_dir=tmp_path / str(i), members=members))
         for i in members

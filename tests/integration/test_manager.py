@@ -317,8 +317,8 @@ def test_an_address_that_is_taken_is_a_config_error(tmp_path: Path) -> None:
         b"\x00" * 64,
         b"\xff" * 64,
         b"\x05\x00\x00\x00hello",
-        encode(Hello(PROTOCOL_VERSION, "another cluster", 3, 1, 1, "")),
-        encode(Hello(PROTOCOL_VERSION + 1, "", 3, 1, 1, "")),
+        encode(Hello(PROTOCOL_VERSION, "another cluster", 3, 1, 1, "", cluster_name="raftha")),
+        encode(Hello(PROTOCOL_VERSION + 1, "", 3, 1, 1, "", cluster_name="raftha")),
         encode(Refusal("no", False)),
     ],
 )

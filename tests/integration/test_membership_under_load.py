@@ -109,7 +109,7 @@ def test_no_write_fails_while_two_nodes_come_and_two_go() -> None:
         check(cluster, record, {1, 2, 3, *new} - {leader, other})
 
 
-def test_a_node_that_lost_its_disk_is_replaced_under_load() -> None:
+def test_a_node_that_lost_its_disk_comes_back_and_is_replaced_under_load() -> None:
     with LocalCluster(3) as cluster:
         new = cluster.add_node()
         with load(cluster) as record:
@@ -123,5 +123,4 @@ def test_a_node_that_lost_its_disk_is_replaced_under_load() -> None:
             cluster.add_replica(new)
             wait_progress(record)
         check(cluster, record, {1, 2, 3, new} - {wiped})
-        status = wait_removed(cluster, wiped)
-        assert status["applied_index"] == 0, "it was refused from its first call on"
+        wait_removed(cluster, wiped)

@@ -20,7 +20,7 @@ from raftha.client import Client
 from raftha.config import MIB
 from raftha.testing import LocalCluster
 from tests.support.conditions import wait_until
-from tests.support.nodes import free_addresses, make_config
+from tests.support.nodes import found_once, free_addresses, make_config
 
 REGIONS = ("eu", "us", "ap")
 ACK_TIMEOUT_MS = 300
@@ -32,6 +32,7 @@ def running(folder: Path, size: int, **replication: Any) -> Iterator[list[raftha
     members = dict(enumerate(free_addresses(size), start=1))
     regions = {i: REGIONS[(i - 1) % 3] for i in members}
     settings = ReplicationConfig(ack_timeout_ms=ACK_TIMEOUT_MS, **replication)
+    found_once(folder, members, regions=regions)
     managers = [
         raftha.HaManager(
             replace(

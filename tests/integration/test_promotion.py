@@ -14,7 +14,7 @@ import pytest
 import raftha
 from raftha.events import EventKind
 from tests.support.conditions import wait_until
-from tests.support.nodes import free_addresses, make_config
+from tests.support.nodes import found_once, free_addresses, make_config
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 @contextmanager
 def running(folder: Path, **settings: Any) -> Iterator[dict[int, raftha.HaManager]]:
     members = dict(enumerate(free_addresses(3), start=1))
+    found_once(folder, members, regions=settings.get("member_regions"))
     configs = [replace(make_config(folder, i, members), **settings) for i in members]
     nodes = {config.node_id: raftha.HaManager(config) for config in configs}
     with ExitStack() as stack:

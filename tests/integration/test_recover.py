@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from raftha.client.resp import ReplyError
 from raftha.testing import LocalCluster
-from tests.support.load import wait_removed
+from tests.support.conditions import wait_until
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
@@ -28,6 +29,10 @@ def recover(cluster: LocalCluster, node_id: int, *options: str) -> subprocess.Co
 def status(cluster: LocalCluster, node_id: int) -> dict[str, Any]:
     found = cluster.status(node_id)
     return found or {"role": "", "leader_id": None, "is_primary": False}
+
+
+def has_logged(cluster: LocalCluster, node_id: int, text: str) -> bool:
+    return text in cluster.log_path(node_id).read_text()
 
 
 @pytest.fixture
@@ -65,16 +70,17 @@ def test_a_survivor_becomes_the_cluster_and_new_nodes_join(
     assert sorted(digests) == sorted([survivor, *new])
     assert len({d["hex"] for d in digests.values()}) == 1
 
-    # The lost nodes come back with all their data, and were a majority.
+    # The lost nodes come back with all their data, and were a majority: two histories go on apart.
     for node_id in lost:
         cluster.start_node(node_id)
-    for node_id in lost:
-        wait_removed(cluster, node_id)
-        assert not status(cluster, node_id)["is_primary"]
-    assert cluster.wait_ready() in (survivor, *new)
+    text = "forked the cluster's history"
+    for node_id in (survivor, *lost):
+        wait_until(partial(has_logged, cluster, node_id, text), "no refusal")
+    assert not any(status(cluster, node_id)["role"] == "removed" for node_id in lost)
     assert cluster.call(survivor, "GET", "after") == b"recovery"
+    assert cluster.call(lost[0], "GET", "after") is None
     with pytest.raises(ReplyError, match="was removed"):
-        cluster.add_replica(lost[0])
+        cluster.call(survivor, "RAFTHA", "ADD", lost[0], "127.0.0.1:1")
 
 
 def test_the_recovery_leaves_a_record(cluster: LocalCluster) -> None:

@@ -44,7 +44,7 @@ from raftha.testing.processes import reserve_port
 from raftha.version import PROTOCOL_VERSION
 from tests.support.certificates import CLUSTER, expire, make_cluster, peer_tls
 from tests.support.conditions import wait_until
-from tests.support.nodes import free_addresses, make_config
+from tests.support.nodes import found_once, free_addresses, make_config
 from tests.support.servers import Host, port_of, talk
 
 pytestmark = pytest.mark.slow
@@ -57,6 +57,7 @@ TOKEN = "correct horse battery staple"
 
 def make_managers(folder: Path, made: dict[int, Made]) -> list[raftha.HaManager]:
     members = dict(enumerate(free_addresses(3), start=1))
+    found_once(folder, members, CLUSTER)
     return [
         raftha.HaManager(
             dataclasses.replace(
@@ -226,7 +227,8 @@ def address_of(node: raftha.HaManager) -> tuple[str, int]:
 def test_a_stranger_in_plain_text_is_told_nothing(
     nodes: list[raftha.HaManager], caplog: pytest.LogCaptureFixture
 ) -> None:
-    hello = Hello(PROTOCOL_VERSION, nodes[0].config.cluster_id, 3, 1, 1, "")
+    cluster_id = nodes[0].get_status().cluster_id
+    hello = Hello(PROTOCOL_VERSION, cluster_id, 3, 1, 1, "", cluster_name=CLUSTER)
     with socket.create_connection(address_of(nodes[0]), 10) as stranger:
         stranger.sendall(encode(hello))
         received = b""
@@ -235,7 +237,7 @@ def test_a_stranger_in_plain_text_is_told_nothing(
                 received += part
         except ConnectionResetError:
             pass
-    assert nodes[0].config.cluster_id.encode() not in received
+    assert cluster_id.encode() not in received
     wait_until(lambda: "wrong version number" in caplog.text, "it is not logged")
     assert nodes[0].put(b"still", b"here")
 
@@ -288,7 +290,7 @@ def test_a_stranger_is_refused_and_counted_each_time_and_logged_once(
     for manager in managers:
         manager.start()
     one, two, three = managers
-    hello = Hello(PROTOCOL_VERSION, one.config.cluster_id, 3, 1, 1, "")
+    hello = Hello(PROTOCOL_VERSION, one.get_status().cluster_id, 3, 1, 1, "", cluster_name=CLUSTER)
 
     def expect(reason: str, made: Made | None, hello: Hello) -> None:
         caplog.clear()
@@ -305,7 +307,7 @@ def test_a_stranger_is_refused_and_counted_each_time_and_logged_once(
         three.stop()
         expect("peer did not return a certificate", None, hello)
         expect("isn't of this CA", make_cluster(tmp_path / "others")[3], hello)
-        expect("cluster ", made[3], hello._replace(cluster_id="0" * 32))
+        expect("founded apart", made[3], hello._replace(cluster_id="0" * 32))
         expect("its certificate is for raftha://orders/node/3", made[3], hello._replace(sender=2))
         one.remove_replica(3)
         expect("was removed", made[3], hello)
@@ -325,7 +327,10 @@ def open_as(node: raftha.HaManager, sender: int) -> socket.socket:
     config = node.config
     stranger = socket.create_connection(address_of(node), 10)
     stranger.settimeout(10)
-    hello = Hello(PROTOCOL_VERSION, config.cluster_id, sender, config.node_id, sender, "")
+    cluster_id, name = node.get_status().cluster_id, config.cluster_name
+    hello = Hello(
+        PROTOCOL_VERSION, cluster_id, sender, config.node_id, sender, "", cluster_name=name
+    )
     stranger.sendall(encode(hello))
     assert stranger.recv(4096)
     return stranger
@@ -391,7 +396,7 @@ def test_a_node_does_not_start_with_the_certificate_of_another(
     manager = make_managers(tmp_path, {**made, 1: made[2]})[0]
     with pytest.raises(ConfigError, match="is for raftha://orders/node/2, this node is"):
         manager.start()
-    assert not (tmp_path / "1").exists()
+    assert not (tmp_path / "1" / "state").exists()
 
 
 def test_a_cluster_of_processes_speaks_tls(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from raftha.storage.directory.snapshot import Chunk, Incoming, Outgoing, install
 from raftha.storage.log.wal import Wal
 from raftha.testing import LocalCluster
 from tests.support.conditions import wait_until
-from tests.support.nodes import free_addresses, wait_leader
+from tests.support.nodes import found_once, free_addresses, wait_leader
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +37,7 @@ class Cluster:
         self.addresses = dict(enumerate(free_addresses(4), start=1))
         self.settings = {**SETTINGS, **settings}
         self.nodes: dict[int, raftha.HaManager] = {}
+        found_once(folder, {node_id: self.addresses[node_id] for node_id in (1, 2, 3)})
         for node_id in (1, 2, 3):
             self.start(node_id)
 

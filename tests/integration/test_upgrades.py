@@ -19,7 +19,7 @@ from raftha.errors import UpgradePending, UpgradeRequired
 from raftha.events import ReplicaUnsupported
 from tests.integration.upgrading_host import Old
 from tests.support.conditions import wait_until
-from tests.support.nodes import free_addresses, make_config, wait_leader
+from tests.support.nodes import found_once, free_addresses, make_config, wait_leader
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,6 +76,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         members = dict(enumerate(free_addresses(3), start=1))
+        found_once(folder, members)
         self._configs = {}
         for node_id in members:
             table = "\n".join(f'{i} = "{address}"' for i, address in members.items())

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from tests.sim import (
     bugs_clock,
     bugs_disk,
+    bugs_found,
     bugs_ha,
     bugs_heal,
     bugs_lease,
@@ -26,6 +27,7 @@ BUGS: dict[str, Bug] = {
     bug.__name__: bug
     for module in (
         bugs_raft,
+        bugs_found,
         bugs_own,
         bugs_disk,
         bugs_heal,

@@ -19,7 +19,6 @@ from raftha.membership import Membership
 from raftha.node.log_clock import LogClock
 from raftha.node.reads import ReadQueue
 from raftha.node.submissions import InFlight, Submissions
-from raftha.storage.directory import datadir
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.sessions import Outcome, Sessions
 from tests.sim.planting import Bug, Patch
@@ -289,11 +288,6 @@ def membership_outlives_its_entry() -> list[Patch]:
     return [(RaftLog, "_extend", extend)]
 
 
-def wiped_node_returns() -> list[Patch]:
-    """A node that has lost its directory is let in under its old id."""
-    return [(datadir, "is_same", lambda peers, peer, incarnation: True)]
-
-
 def removed_node_campaigns() -> list[Patch]:
     """A node goes on asking for votes although it was told that it was removed."""
 
@@ -371,7 +365,6 @@ BUGS: tuple[Bug, ...] = (
     quorum_of_the_old_members,
     removed_nodes_vote,
     membership_outlives_its_entry,
-    wiped_node_returns,
     removed_node_campaigns,
     log_time_goes_back,
     applied_before_durable,

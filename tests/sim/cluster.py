@@ -19,7 +19,6 @@ from typing import Any
 from raftha.core import Write
 from raftha.entry import LogPosition
 from raftha.events import ClockWrong, FailoverCompleted, HaEvent
-from raftha.membership import Membership
 from raftha.node.messages import PeerMessage
 from raftha.node.operations import CallOperation, DigestOperation
 from raftha.node.watch import divergence, placement
@@ -87,8 +86,7 @@ class Simulation:
         }
         self.builds = Builds(self.world, self.swarm, self.members)
         self.network = Network(self.world, self.swarm, self.members)
-        config = self.members[1].config
-        first = Membership.first(config.members, config.regions_by_member)
+        first = self.members[1].first
         self.clocks = WrongClocks(self.world, self.swarm, self.members)
         self.invariants = Invariants(
             self.members, first, self.swarm.sessions_max, self.clocks.check
@@ -318,7 +316,8 @@ class Simulation:
             missing.append(f"calls without an answer at {', '.join(calls)}")
         for node_id in sorted(self.invariants.memberships.latest.removed):
             left = self.members[node_id]
-            if left.node is not None and not left.node.core.is_removed and self._can_ask(left):
+            is_unaware = left.node is not None and not left.node.core.is_removed
+            if is_unaware and left.founding is None and self._can_ask(left):
                 missing.append(f"node {node_id} doesn't know that it was removed")
         if self.clocks.lacking():
             missing.append(self.clocks.lacking())
@@ -338,9 +337,11 @@ class Simulation:
         return "; ".join(missing)
 
     def _can_ask(self, left: Member) -> bool:
-        """True if a removed member knows a member that is still there."""
+        """True if a removed member knows a member that is still there, with its directory."""
         assert left.node is not None
-        return bool(left.membership.members.keys() & self.invariants.memberships.latest.members)
+        there = self.invariants.memberships.latest.members
+        known = left.membership
+        return any(known.recorded(i) == self.members[i].incarnation for i in there)
 
     def _compare(self) -> None:
         first_id, first = min(self._digests.items())

@@ -54,8 +54,9 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("damage found", "damages found, upon which the node begins to heal from the others"),
         ("healed", "nodes that healed, and vote again"),
         ("state altered", "states altered, which only a comparison of digests can notice"),
+        ("joined", "nodes with empty directories that joined the cluster"),
+        ("wiped and healed", "nodes that lost their directories, and were healed"),
         ("wiped", "nodes that lost their directories, and came back under their old ids"),
-        ("stranger refused", "times that such a node was refused"),
     ),
     "the cluster": (
         ("leader", "elections won"),

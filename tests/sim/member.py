@@ -18,7 +18,16 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from raftha.core import LogRead, Raft, RaftLog, TimeoutNow, Write
+from raftha.core import (
+    Append,
+    Heartbeat,
+    LogRead,
+    Raft,
+    RaftLog,
+    SnapshotOffer,
+    TimeoutNow,
+    Write,
+)
 from raftha.entry import Entry, HardState, LogPosition
 from raftha.errors import (
     Compacted,
@@ -30,18 +39,23 @@ from raftha.errors import (
 )
 from raftha.events import HaEvent, LeaderLost, Removed, ReplicaBehindLog, RoleChanged
 from raftha.membership import Membership
-from raftha.node.bootstrap import applied_membership
+from raftha.net import introductions as introduction
+from raftha.net.wire import Hello
+from raftha.node import founding
+from raftha.node.bootstrap import configured_members, decode_membership
 from raftha.node.checkpoints import LogCut
+from raftha.node.founding import Founding, Stance, first_membership
 from raftha.node.messages import PeerMessage, TransferRequest
 from raftha.node.node import Node
 from raftha.node.operations import Operation
 from raftha.node.statistics import Statistics
-from raftha.storage.directory import datadir
+from raftha.runtime import introductions
 from raftha.storage.directory.healing import LOG, open_or_heal
 from raftha.storage.directory.replay import read_from
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.state import Frozen
+from raftha.version import PROTOCOL_VERSION
 from tests.sim.clock import MemberClock
 from tests.sim.contact import LeaderContact
 from tests.sim.disk import SimulatedDisk
@@ -70,7 +84,7 @@ class Member:
         self._swarm = swarm
         self.machine = machine
         self.life = 0
-        self.is_wanted = node_id <= swarm.size
+        self.is_wanted = node_id <= swarm.size - swarm.is_late
         """True if it should be up: not before it joins, and not after it was removed."""
         self.paused_until = 0.0
         self.took_at = -1.0
@@ -85,6 +99,8 @@ class Member:
         self.clock = MemberClock(world, world.stream(f"clock {node_id}"))
         self.rng: Random = world.stream(f"member {node_id}")
         self.faults = DiskFaults(world, swarm, self.rng)
+        self.founders = range(1, swarm.size + 1 - swarm.is_late)
+        """The members that were there when the cluster was founded."""
         self._make_directory(1)
         self.statistics = Statistics()
         self.wal: Wal | None = None
@@ -92,6 +108,13 @@ class Member:
         self._promised_ms = 0
         """What a real node has in its identity: the longest promise that it may have given."""
         self.config = node_config(node_id, swarm)
+        self.founding: Founding | None = None
+        """Set while it is up and has no cluster."""
+        self._hellos: dict[int, Hello] = {}
+        self.first = first_membership(
+            configured_members(self.config), dict.fromkeys(self.founders, 1), "c", "h"
+        )
+        """The membership that the cluster began with; all have their first data directories."""
         self._watch = watch
         self._is_calm = self._is_turn_due = self._is_preallocating = False
         self._last_cut: LogCut | None = None
@@ -109,7 +132,7 @@ class Member:
     def _make_directory(self, incarnation: int) -> None:
         """Begin with an empty data directory, for the first time or after `wipe`."""
         self.incarnation = incarnation
-        self.peers: dict[str, int] = {}
+        self.has_cluster = incarnation == 1 and self.id in self.founders
         self.disk = SimulatedDisk(self._world.stream(f"disk {self.id} {incarnation}"))
         self.faults.disk = self.disk
         self.store = DictStore()
@@ -127,6 +150,7 @@ class Member:
         self._last_cut = None
         try:
             self.node = self._open()
+            self._wait_for_cluster()
         except SimulatedCrash:
             self._world.note(self.id, "start crashed")
             self._lose(is_power_loss=self._has_power_loss())
@@ -161,14 +185,26 @@ class Member:
         state.check_supported(e for e in entries if e.index <= wal.hard_state.commit)
         promised_ms = self._promised_ms
         config = core_config(self.id, self._swarm, lease_ms=lease_ms, promised_ms=promised_ms)
-        membership = applied_membership(state, self.config)
+        membership = Membership.decode(state.membership) if state.membership else self.first
+        if not self.has_cluster:
+            membership = decode_membership(None, self.config)
         log = RaftLog(wal.first_index, state.applied, entries, config.window_bytes_max, membership)
         generation, clock_ns = self.node_files.healing_generation, self.clock.boottime_ns
         core = Raft(
             config, wal.hard_state, log, rng.randrange, generation, clock_ns, self.clock.time_us
         )
-        cluster = self.config.cluster_id
-        return Node(self.config, cluster, core, state, self, self.clock, rng.randrange)
+        return Node(self.config, core, state, self, self.clock, rng.randrange)
+
+    def _wait_for_cluster(self) -> None:
+        """Without a cluster it would found one if it could: its settings were left as they were."""
+        self._hellos = {}
+        self.founding = None
+        if not self.has_cluster:
+            members, stance = configured_members(self.config), Stance.BOOTSTRAPS
+            if self.id not in members:
+                stance = Stance.WAITS
+            now = self._world.now
+            self.founding = Founding(self.id, self.incarnation, members, stance, now)
 
     def _choose_lease(self) -> int:
         """Choose this life's setting; the promise that it allows is recorded."""
@@ -461,6 +497,7 @@ class Member:
         assert self.node is not None
         self.may_crash()
         self.node_files.end_healing(generation)
+        self._world.counts["wiped and healed"] += self.incarnation > 1 and generation == 2
         self._world.note(self.id, "healed", f"generation {generation}")
         self._later(self.rng.uniform(0, 0.001), self.node.on_healed, generation)
 
@@ -547,30 +584,79 @@ class Member:
     def _tick(self) -> None:
         assert self.node is not None
         self.node.on_tick()
+        if self.founding is not None and self.founding.decide(self._world.now) is not None:
+            raise Violation(f"node {self.id} founds another cluster beside the data")
         self.contact.on_tick(self.node.core)
         self._later(TICK_S / self.clock.rate, self._tick)
 
     # ---------------------------------------------------------------- Station
 
-    def admits(self, peer: int, incarnation: int) -> bool:
-        """What `DataDirectory.check_peer` says; what it remembers is durable at once."""
-        self.peers.setdefault(str(peer), incarnation)
-        return datadir.is_same(self.peers, peer, incarnation)
+    def admits(self, hello: Hello) -> bool:
+        """Whether it accepts a connection."""
+        assert self.node is not None
+        if introduction.difference(self.hello(hello.sender), hello):
+            return False
+        return self.founding is not None or not introductions.refusal(self.node.core, hello)
+
+    def hello(self, to: int) -> Hello:
+        """What it says of itself."""
+        assert self.node is not None
+        stance = Stance.HEALS if self.node_files.is_healing else Stance.MEMBER
+        return Hello(
+            PROTOCOL_VERSION,
+            self.first.cluster_id if self.has_cluster else "",
+            self.id,
+            to,
+            self.incarnation,
+            "",
+            lineage=self.first.lineage if self.has_cluster else "",
+            recorded=self.membership.recorded(to) if self.has_cluster else 0,
+            stance=self.founding.stance if self.founding is not None else stance,
+        )
+
+    def _join(self, hello: Hello) -> None:
+        """A cluster knows this member, or another directory of it: begin again there."""
+        self.has_cluster = True
+        if founding.is_another(self.incarnation, hello.recorded):
+            self.node_files.healing_generation = 1
+        self._world.note(self.id, "joins", f"healing {self.node_files.healing_generation}")
+        self._world.counts["joined"] += 1
+        self.crash(is_power_loss=False, is_silent=False)
+
+    def _hear(self, message: PeerMessage) -> None:
+        hello = self._hellos.get(message.sender)
+        is_leader = isinstance(message, Append | Heartbeat | SnapshotOffer)
+        if is_leader and hello is not None and hello.cluster_id and not self.has_cluster:
+            self._later(0.0, self._join, hello)
 
     def on_message(self, message: PeerMessage) -> None:
         assert self.node is not None
+        if self.founding is not None:
+            self._hear(message)
+            return
         core, term = self.node.core, self.node.core.term
         if type(message) in _INVITATIONS:
             self.invited_at = self._world.now
         self.node.on_message(message)
         self.contact.on_message(core, term, message)
 
-    def on_connected(self, peer: int) -> None:
+    def on_connected(self, peer: int, hello: Hello) -> None:
         assert self.node is not None
-        self.node.on_connected(peer, "")
+        if self.founding is not None:
+            self._hellos[peer] = hello
+            stance = Stance(hello.stance)
+            self.founding.heard(peer, hello.cluster_id, hello.incarnation, stance)
+            return
+        self.node.on_connected(peer, "", hello.incarnation)
+        if introductions.must_heal(self.node.core, self.incarnation, hello):
+            self.heal_log(self.node.core.log.last_index)
 
     def on_disconnected(self, peer: int) -> None:
         assert self.node is not None
+        if self.founding is not None:
+            self._hellos.pop(peer, None)
+            self.founding.gone(peer)
+            return
         self.node.on_disconnected(peer, "network_error")
 
     def on_removed(self) -> None:

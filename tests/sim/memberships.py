@@ -42,7 +42,7 @@ class Memberships:
         self._known = [(0, first)]
         self.on_change: Callable[[], None] = lambda: None
         """Called when another membership is committed."""
-        self.wanted = {i for i, member in first.members.items() if member.is_voter}
+        self.wanted = set(first.members)
         """The ids that should vote, by the operators' wishes."""
         self.standbys: set[int] = set()
         """The ids that were standbys at any time."""

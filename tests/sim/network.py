@@ -17,6 +17,7 @@ from typing import Protocol
 
 from raftha.membership import Membership
 from raftha.net import wire
+from raftha.net.wire import Hello
 from raftha.node.messages import PeerMessage
 from tests.sim.swarm import Swarm
 from tests.sim.world import Actor, World
@@ -31,11 +32,12 @@ class Station(Actor, Protocol):
     @property
     def is_up(self) -> bool: ...
     def on_message(self, message: PeerMessage) -> None: ...
-    def on_connected(self, peer: int) -> None: ...
+    def on_connected(self, peer: int, hello: Hello) -> None: ...
     def on_disconnected(self, peer: int) -> None: ...
     def on_removed(self) -> None: ...
 
-    def admits(self, peer: int, incarnation: int) -> bool: ...
+    def hello(self, to: int) -> Hello: ...
+    def admits(self, hello: Hello) -> bool: ...
 
     @property
     def incarnation(self) -> int: ...
@@ -128,7 +130,10 @@ class Network:
 
     def _tell_removed(self, node: int, peer: int) -> None:
         station = self._stations[peer]
-        if station.is_up and (node, peer) not in self.blocked:
+        # It believes only a member whose data directory its own log records.
+        own = self._stations[node].incarnation
+        is_believed = station.is_up and station.membership.recorded(node) == own
+        if is_believed and (node, peer) not in self.blocked:
             self._world.at(self._delay(), station.on_removed, actor=station)
 
     def calm(self) -> None:
@@ -189,13 +194,16 @@ class Network:
             link,
             generation,
             message,
+            self._stations[message.sender].incarnation,
             actor=self._stations[message.to],
         )
 
-    def _deliver(self, link: Link, generation: int, message: PeerMessage) -> None:
+    def _deliver(self, link: Link, generation: int, message: PeerMessage, incarnation: int) -> None:
         is_current = link.generation == generation == link.known[message.to]
         station = self._stations[message.to]
-        is_ghost = type(message) in self._swarm.ghost_kinds and station.is_up
+        # A connection of an earlier data directory is closed before the next one's counts.
+        is_ghost = incarnation == self._stations[message.sender].incarnation
+        is_ghost = is_ghost and type(message) in self._swarm.ghost_kinds and station.is_up
         if is_current or (is_ghost and not self._is_calm):
             self._world.note(message.to, "message", message)
             station.on_message(message)
@@ -224,9 +232,9 @@ class Network:
             self._begin(link, link.generation, link.low)
 
     def _agree(self, link: Link) -> bool:
-        """True if each side accepts the other's incarnation; the dialled side checks first."""
+        """True if each side accepts the other's Hello; the dialled side checks first."""
         low, high = self._stations[link.low], self._stations[link.high]
-        if low.admits(link.high, high.incarnation) and high.admits(link.low, low.incarnation):
+        if low.admits(high.hello(link.low)) and high.admits(low.hello(link.high)):
             return True
         self._world.counts["stranger refused"] += 1
         return False
@@ -246,7 +254,7 @@ class Network:
             station.on_disconnected(peer)
         link.known[side] = generation
         self._world.note(side, "connected", f"to {peer}")
-        station.on_connected(peer)
+        station.on_connected(peer, self._stations[peer].hello(side))
         if side == link.low:
             self._begin(link, generation, link.high)
 

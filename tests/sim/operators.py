@@ -72,7 +72,13 @@ class Operator:
         self._is_over = False
         self._leaving: set[int] = set()
         self.wiped = 0
-        """The member that has lost its data directory and isn't removed yet; 0 for none."""
+        """The member that has lost its data directory, and isn't healed or removed yet; 0 for
+        none."""
+        self._last_wiped = 0
+        self._is_patient = world.stream("patience").random() < 0.7
+        """Whether it waits until such a member has healed, rather than remove it."""
+        if swarm.is_late:
+            world.at(self._rng.uniform(0.5, 3), members[swarm.size].install)
         if swarm.change_every_s:
             self._later()
 
@@ -84,6 +90,9 @@ class Operator:
         self._is_over = True
         if not self._swarm.change_every_s:
             return
+        self._see_return()
+        if self._swarm.is_late:
+            self._members[self._swarm.size].install()
         latest = self._latest()
         standbys = _standbys(latest)
         if standbys and self._standbys.random() < 0.7:
@@ -93,6 +102,8 @@ class Operator:
         new = sorted(self._members.keys() - latest.members.keys() - latest.removed)
         adds = bool(new) and not self.wiped and self._rng.random() < 0.5
         if self._swarm.is_wiping and not adds and not self.wiped:
+            return
+        if self.wiped and self._is_patient:
             return
         if adds or len(voters(latest)) > 1:
             self.has_wish = True
@@ -149,8 +160,10 @@ class Operator:
 
     def _replace(self, latest: Membership) -> None:
         new = sorted(self._members.keys() - latest.members.keys() - latest.removed)
+        self._see_return()
         if self.wiped:
-            self.ask(Wish(self.wiped, False), 1)
+            if not self._is_patient:
+                self.ask(Wish(self.wiped, False), 1)
         elif new and (len(latest.removed) > 0 or self._rng.random() < 0.3):
             self._members[new[0]].install()
             self.ask(Wish(new[0], True), 1)
@@ -158,14 +171,21 @@ class Operator:
             self._wipe_one(voters(latest))
 
     def _wipe_one(self, candidates: set[int]) -> None:
-        """Where the others are a majority; and of those that the cluster began with, never so many
-        that they could begin another: with empty disks they are what a new cluster is."""
-        first = range(1, self._swarm.size + 1)
-        wiped_first = sum(self._members[node_id].incarnation > 1 for node_id in first)
-        if wiped_first >= (len(first) - 1) // 2:
-            candidates = candidates.difference(first)
+        """Where the others are a majority."""
         if len(candidates) > 0 and len(voters(self._latest())) > 2:
-            self._wipe(self._members[self._rng.choice(sorted(candidates))])
+            is_again = self._last_wiped in candidates and self._rng.random() < 0.6
+            chosen = self._last_wiped if is_again else self._rng.choice(sorted(candidates))
+            self._last_wiped = chosen
+            self._wipe(self._members[chosen])
+
+    def _see_return(self) -> None:
+        """Whether the member that was wiped is whole again, where that is waited for."""
+        if self.wiped and self._is_patient:
+            member = self._members[self.wiped]
+            recorded = self._latest().recorded(member.id)
+            is_whole = member.has_cluster and not member.node_files.is_healing
+            if is_whole and recorded == member.incarnation:
+                self.wiped = 0
 
     def _wipe(self, victim: Member) -> None:
         self._world.note(victim.id, "wiped")

@@ -85,8 +85,9 @@ class Promotions:
         if sum(self._open.values()) or any(_leads(member) for member in up):
             return
         latest = self._latest()
-        # All others refuse a member that came back without its directory.
-        known = [m for m in up if m.id in latest.members and m.incarnation == 1]
+        known = [m for m in up if m.id in latest.members and m.founding is None]
+        if not known:
+            return
         asked = self._rng.choice(known)
         assert asked.node is not None
         # A node refuses a target that its own log has removed; its operator would ask another.

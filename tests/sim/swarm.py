@@ -96,6 +96,8 @@ class Swarm:
 
     change_every_s: float = 0.0
     is_wiping: bool = False
+    is_late: bool = False
+    """Whether the last of the first members runs for the first time long after the founding."""
     change_timeout_s: float = 1.0
     retire_s: float = 1.0
 
@@ -261,6 +263,7 @@ def _wiping(swarm: Swarm, rng: Random) -> Swarm:
         change_timeout_s=rng.choice((0.5, 1.0, 3.0)),
         retire_s=rng.choice((1.0, 5.0)),
         is_wiping=True,
+        is_late=rng.random() < 0.5,
         crash_every_s=rng.choice((0.0, 0.7)),
         partition_every_s=rng.choice((0.0, 0.5)),
         leader_chance=rng.choice((0.2, 0.7)),

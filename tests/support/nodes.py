@@ -9,6 +9,8 @@ from pathlib import Path
 
 import raftha
 from raftha.config import MIB, read_toml
+from raftha.membership import Membership
+from raftha.runtime.founding import found_together
 from tests.support.conditions import wait_until
 
 
@@ -24,7 +26,11 @@ def free_addresses(count: int) -> list[str]:
 
 
 def make_config(folder: Path, node_id: int, members: dict[int, str]) -> raftha.HaConfig:
-    """A node's configuration, with a small log and a long request timeout."""
+    """A node's configuration, with a small log and a long request timeout.
+
+    The first call for a folder founds the cluster of `members` there.
+    """
+    found_once(folder, members)
     return raftha.HaConfig(
         node_id=node_id,
         data_dir=folder / str(node_id),
@@ -32,6 +38,19 @@ def make_config(folder: Path, node_id: int, members: dict[int, str]) -> raftha.H
         wal_segment_bytes=16 * MIB,
         request_timeout_s=20,
     )
+
+
+def found_once(
+    folder: Path,
+    members: Mapping[int, str],
+    cluster_name: str = "raftha",
+    regions: Mapping[int, str] | None = None,
+) -> None:
+    """Found a cluster in the folders of its members, unless there is one of them."""
+    directories = {i: folder / str(i) for i in members}
+    if not any(path.exists() for path in directories.values()):
+        first = Membership.first(members, regions).members
+        found_together(directories, first, cluster_name, 16 * MIB)
 
 
 def read_config(path: Path) -> raftha.HaConfig:

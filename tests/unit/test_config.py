@@ -255,7 +255,6 @@ def test_members_are_in_the_first_region_by_default() -> None:
     config = make(regions=["eu", "us"], member_regions={3: "us"})
     assert config.regions == ("eu", "us")
     assert config.regions_by_member == {1: "eu", 2: "eu", 3: "us"}
-    assert config.cluster_id != make().cluster_id
 
 
 def test_a_toml_file_has_a_table_for_replication_and_one_for_regions(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -55,16 +56,17 @@ def test_a_directory_of_another_node_or_cluster_is_refused(
     tmp_path: Path, owner: tuple[str, int]
 ) -> None:
     DataDirectory(tmp_path, "cluster", 1).close()
-    with pytest.raises(ConfigError, match="belongs to node 1 of cluster cluster"):
+    with pytest.raises(ConfigError, match="belongs to node 1 of cluster 'cluster'"):
         DataDirectory(tmp_path, *owner)
     DataDirectory(tmp_path, "cluster", 1).close()
 
 
-def test_a_lost_identity_beside_a_log_is_not_created_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["wal", "state"])
+def test_a_lost_identity_beside_data_is_not_created_again(tmp_path: Path, folder: str) -> None:
     DataDirectory(tmp_path, "cluster", 1).close()
-    (tmp_path / "wal").mkdir()
+    (tmp_path / folder).mkdir()
     (tmp_path / "identity").unlink()
-    with pytest.raises(Corrupt, match="missing"):
+    with pytest.raises(Corrupt, match=r"missing.*put the file back"):
         DataDirectory(tmp_path, "cluster", 1)
 
 
@@ -83,7 +85,7 @@ def test_a_missing_log_is_not_created_again(tmp_path: Path) -> None:
         DataDirectory(tmp_path, "cluster", 1)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"format": 1}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"format": 2}'])
 def test_a_damaged_identity_is_corrupt(tmp_path: Path, text: str) -> None:
     DataDirectory(tmp_path, "cluster", 1).close()
     (tmp_path / "identity").write_text(text)
@@ -94,8 +96,8 @@ def test_a_damaged_identity_is_corrupt(tmp_path: Path, text: str) -> None:
 def test_a_later_format_is_left_alone(tmp_path: Path) -> None:
     DataDirectory(tmp_path, "cluster", 1).close()
     path = tmp_path / "identity"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(ConfigError, match="format 2"):
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(ConfigError, match="format 3"):
         DataDirectory(tmp_path, "cluster", 1)
 
 
@@ -105,16 +107,64 @@ def test_a_path_that_cannot_be_a_directory_is_a_config_error(tmp_path: Path) -> 
         DataDirectory(tmp_path / "file", "cluster", 1)
 
 
-def test_a_peer_that_comes_back_with_another_incarnation_is_noticed(tmp_path: Path) -> None:
+def meaning(data: DataDirectory) -> dict[str, object]:
+    """All that the identity says."""
+    return {name: value for name, value in vars(data).items() if name not in ("path", "_lock")}
+
+
+def test_no_flipped_bit_of_the_identity_changes_its_meaning(tmp_path: Path) -> None:
     data = DataDirectory(tmp_path, "cluster", 1)
-    assert data.check_peer(2, 111)
-    assert data.check_peer(2, 111)
-    assert not data.check_peer(2, 222)
+    data.join("ab" * 16, heals=True)
+    data.record_promise(150)
+    expected = meaning(data)
     data.close()
-    again = DataDirectory(tmp_path, "cluster", 1)
-    assert not again.check_peer(2, 222)
-    assert again.check_peer(2, 111)
-    again.close()
+    path = tmp_path / "identity"
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            data = DataDirectory(tmp_path, "cluster", 1)
+        except (Corrupt, ConfigError):
+            continue
+        assert meaning(data) == expected, f"bit {bit}"
+        data.close()
+
+
+def test_only_the_owner_can_read_the_directory(tmp_path: Path) -> None:
+    data = DataDirectory(tmp_path / "d", "cluster", 1)
+    data.close()
+    assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o700
+    for path in (tmp_path / "d").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_directory_belongs_to_no_cluster_until_it_joins_one_for_good(tmp_path: Path) -> None:
+    data = DataDirectory(tmp_path, "cluster", 1)
+    assert data.cluster_id == ""
+    data.order_founding()
+    data.close()
+    data = DataDirectory(tmp_path, "cluster", 1)
+    assert data.is_founding
+    data.join("ab" * 16, heals=False)
+    data.close()
+    data = DataDirectory(tmp_path, "cluster", 1)
+    assert (data.cluster_id, data.is_founding, data.is_healing) == ("ab" * 16, False, False)
+    with pytest.raises(AssertionError):
+        data.join("cd" * 16, heals=False)
+    data.close()
+
+
+def test_a_directory_that_takes_the_place_of_another_one_begins_with_healing(
+    tmp_path: Path,
+) -> None:
+    data = DataDirectory(tmp_path, "cluster", 1)
+    data.join("ab" * 16, heals=True)
+    data.close()
+    data = DataDirectory(tmp_path, "cluster", 1)
+    assert data.healing_generation == 1
+    data.close()
 
 
 def test_the_longest_promise_is_remembered_whatever_is_promised_later(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from raftha.testing.processes import reserve_port
 
 pytestmark = pytest.mark.slow
 MEMBERS = {node_id: f"127.0.0.1:{node_id}" for node_id in range(1, 6)}
-FIRST = Membership.first(MEMBERS)
+FIRST = replace(Membership.first(MEMBERS), cluster_id="c" * 32, lineage="1" * 32)
 
 
 def make_config(folder: Path, node_id: int = 1) -> HaConfig:
@@ -42,7 +43,8 @@ def open_wal(config: HaConfig) -> Wal:
 
 def make_node(config: HaConfig, *memberships: Membership) -> None:
     """A stopped node's directory: some no-ops of terms 1 and 2, then these memberships."""
-    data = DataDirectory(Path(config.data_dir), config.cluster_id, config.node_id)
+    data = DataDirectory(Path(config.data_dir), config.cluster_name, config.node_id)
+    data.join("c" * 32, heals=False)
     CheckpointStore(Path(config.data_dir) / "state").close()
     entries: list[Entry] = []
 
@@ -91,8 +93,11 @@ def test_a_recovery_leaves_one_voter_and_commits_all_there_is(tmp_path: Path) ->
     assert (last.term, last.index) == (5, 5)
     assert membership.voters == (1,)
     assert membership.removed == {2, 3, 4, 5}
+    assert membership.cluster_id == FIRST.cluster_id
+    assert membership.lineage not in ("", FIRST.lineage)
     after = json.loads((tmp_path / "identity").read_text())
     assert after["incarnation"] != before["incarnation"]
+    assert membership.recorded(1) == after["incarnation"]
 
 
 def test_a_learner_may_be_all_that_is_left(tmp_path: Path) -> None:
@@ -102,7 +107,8 @@ def test_a_learner_may_be_all_that_is_left(tmp_path: Path) -> None:
         plan = survivor.plan()
         assert not plan.was_voter
         survivor.recover(plan)
-    assert last_of(config)[2].members[6] == Member("127.0.0.1:6", "elsewhere")
+    member = last_of(config)[2].members[6]
+    assert member._replace(incarnation=0) == Member("127.0.0.1:6", "elsewhere")
 
 
 def test_a_removed_node_cannot_be_the_survivor(tmp_path: Path) -> None:
@@ -123,7 +129,7 @@ def test_a_majority_that_answers_is_noticed(
     addresses = [f"127.0.0.1:{port.getsockname()[1]}" for port in ports]
     members = {1: MEMBERS[1], **dict(enumerate(addresses, start=2))}
     config = HaConfig(node_id=1, data_dir=tmp_path, members=members, wal_segment_bytes=16 * MIB)
-    make_node(config)
+    make_node(config, Membership.first(members))
     with open_survivor(config) as survivor:
         plan = survivor.plan()
     for port in ports:

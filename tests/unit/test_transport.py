@@ -18,6 +18,7 @@ from raftha.core import TimeoutNow
 from raftha.errors import WireError
 from raftha.net import slots, transport
 from raftha.net.certificates import Made, make_ca, make_node
+from raftha.net.introductions import difference
 from raftha.net.tls import PeerTls
 from raftha.net.transport import Transport
 from raftha.net.wire import Hello, Refusal, encode
@@ -38,6 +39,7 @@ class Peer:
         self.reasons: list[str] = []
         self.received: list[PeerMessage] = []
         hello = Hello(PROTOCOL_VERSION, "c" * 32, says or node_id, 0, 1, "")
+        self.recorded = dict.fromkeys(members, 1)
         self.members = members
         self.removed = False
         self.refused = 0
@@ -47,7 +49,7 @@ class Peer:
 
     async def start(self, removed: frozenset[int] = frozenset()) -> None:
         await self.transport.start()
-        self.transport.set_members(self.members, removed)
+        self.transport.set_members(self.members, removed, self.recorded)
 
     def on_message(self, message: PeerMessage) -> None:
         self.received.append(message)
@@ -282,6 +284,44 @@ def test_a_removed_node_is_refused_and_learns_it(
             await peer.transport.stop()
 
     run(main)
+
+
+@pytest.mark.parametrize("recorded", [0, 2])
+def test_a_node_with_another_data_directory_cannot_tell_a_member_that_it_was_removed(
+    recorded: int,
+) -> None:
+    async def main() -> None:
+        members = free_members(2)
+        one = Peer(1, {1: members[1]}, None)
+        two = Peer(2, members, None)
+        two.recorded = {1: recorded, 2: 1}
+        await one.start(frozenset({2}))
+        await two.start()
+        await wait_until_async(lambda: two.refused >= 3)
+        assert not two.removed
+        for peer in (one, two):
+            await peer.transport.stop()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("differing", "reason"),
+    [
+        ({"cluster_name": "other"}, "cluster 'other'"),
+        ({"cluster_id": "d" * 32}, "they were founded apart"),
+        ({"lineage": "2" * 32}, "forked the cluster's history"),
+        ({"stance": 9}, "stance 9 is unknown"),
+    ],
+)
+def test_a_node_of_another_cluster_or_history_is_refused(
+    differing: dict[str, Any], reason: str
+) -> None:
+    own = Hello(PROTOCOL_VERSION, "c" * 32, 1, 2, 1, "", lineage="1" * 32)
+    other = own._replace(sender=2, to=1)
+    assert difference(own, other) == ""
+    assert reason in difference(own, other._replace(**differing))
+    assert difference(own._replace(cluster_id="", lineage=""), other) == ""
 
 
 @pytest.mark.parametrize("uses_tls", [True, False])

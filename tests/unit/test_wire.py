@@ -228,5 +228,5 @@ def test_a_hello_of_an_earlier_version_can_be_told_why_it_is_refused() -> None:
 
 
 def test_a_hello_of_this_version_has_all_its_fields() -> None:
-    with pytest.raises(WireError, match="Hello has 8 fields, got 5"):
+    with pytest.raises(WireError, match="Hello has 13 fields, got 5"):
         decode_greeting(hello_frame(PROTOCOL_VERSION, "c" * 32, 1, 2, 9))

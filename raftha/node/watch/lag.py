@@ -220,7 +220,7 @@ class LagTracker:
     def max_lag_ms(self, now: float) -> int:
         """Return the largest lag of a voter."""
         rows, voters = self.rows(now), self._core.membership.voters
-        return max(rows[voter].lag_ms for voter in voters)
+        return max((rows[voter].lag_ms for voter in voters), default=0)
 
     def statuses(
         self, now: float, client_addresses: Mapping[int, str], health: Callable[[int], Health]
@@ -262,7 +262,8 @@ class LagTracker:
     def state(self, now: float) -> ReplicationState:
         """Return the state of the cluster; see the module's docstring."""
         if self._has_quorum is None:
-            is_early = now - self._started_at <= self._max_lag_s
+            is_founded = bool(self._core.membership.voters)
+            is_early = now - self._started_at <= self._max_lag_s or not is_founded
             return ReplicationState.INITIALIZING if is_early else ReplicationState.FAILED
         if not self._has_quorum:
             return ReplicationState.FAILED
