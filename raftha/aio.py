@@ -328,6 +328,17 @@ class HaManager:
         """As `raftha.HaManager.promote_replica`."""
         await self._run(self._calls.promote_replica(node_id), timeout)
 
+    async def move_replica(
+        self,
+        node_id: int,
+        *,
+        address: str | None = None,
+        region: str | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """As `raftha.HaManager.move_replica`."""
+        await self._run(self._calls.move_replica(node_id, address, region), timeout)
+
     async def promote_region(self, region: str, *, timeout: float | None = None) -> tuple[int, ...]:
         """As `raftha.HaManager.promote_region`."""
         learners = learners_of(await self.get_status(), region)
@@ -397,6 +408,7 @@ class AsyncReplicationManager:
         self.promote_to_primary = ha.failover_to
         self.promote_replica = ha.promote_replica
         self.promote_region = ha.promote_region
+        self.move_replica = ha.move_replica
         self.remove_replica = ha.remove_replica
 
     @property
