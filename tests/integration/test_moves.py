@@ -104,9 +104,13 @@ def test_all_members_move_at_once(
     assert "the settings differ" not in caplog.text
     wait_leader(nodes)
     assert nodes[1].get(b"a") == b"1"
-    for i, node in nodes.items():
-        wait_until(lambda n=node: {k: v[0] for k, v in places(n).items()} == new, "not in the log")
-        wait_until(lambda d=tmp_path / str(i): not (d / moves.NAME).exists(), "not forgotten")
+
+    def are_in_the_log() -> bool:
+        return all({i: p[0] for i, p in places(node).items()} == new for node in nodes.values())
+
+    wait_until(are_in_the_log, "not in the log")
+    records = [tmp_path / str(i) / moves.NAME for i in nodes]
+    wait_until(lambda: not any(record.exists() for record in records), "not forgotten")
     for node in nodes.values():
         node.stop()
     for node in nodes.values():

@@ -89,7 +89,7 @@ def test_one_standby_can_be_promoted_and_a_learner_made_a_standby(
         one.add_replica(2, two.config.own_address, region="far", voter=False)
     with pytest.raises(raftha.InvalidRequest, match="no member is in region"):
         one.promote_region("nowhere")
-    with pytest.raises(raftha.InvalidRequest, match="in region 'far', and stays there"):
+    with pytest.raises(raftha.InvalidRequest, match="in region 'far' already"):
         one.add_replica(2, two.config.own_address, region="near")
 
 
@@ -124,7 +124,19 @@ def test_operators_add_and_promote_standbys_by_command_line_and_resp() -> None:
         assert cluster.call(1, "RAFTHA", "PROMOTE", two) == b"OK"
         with pytest.raises(ReplyError, match="ERR no member is in region 'nowhere'"):
             cluster.call(1, "RAFTHA", "PROMOTE", "REGION", "nowhere")
-        for wrong in (("ADD", 4, "127.0.0.1:1", "far", "x"), ("PROMOTE", "x", "far")):
+        out = raftha_command("member", "move", two, "--region", "near")
+        assert out.startswith("node 2 has moved; the members are")
+        assert kinds(out)[2] == ["voter", "near"]
+        place = ("region", "far", "ADDRESS", "127.0.0.1:1")
+        assert cluster.call(1, "RAFTHA", "MOVE", two, *place) == b"OK"
+        assert cluster.call(1, "RAFTHA", "MOVE", two, "ADDRESS", address[two]) == b"OK"
+        for wrong in (
+            ("ADD", 4, "127.0.0.1:1", "far", "x"),
+            ("PROMOTE", "x", "far"),
+            ("MOVE", 2, "PORT", "1"),
+            ("MOVE", 2, "REGION", "a", "REGION", "b"),
+            ("MOVE", 2, "REGION", "a", "ADDRESS"),
+        ):
             with pytest.raises(ReplyError, match="syntax error"):
                 cluster.call(1, "RAFTHA", *wrong)
 

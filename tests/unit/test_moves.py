@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -99,11 +100,11 @@ def test_only_a_leader_appends_the_addresses_one_at_a_time(tmp_path: Path) -> No
     assert set(voters) == {FIRST.voters}
 
 
-def test_a_move_is_checked(tmp_path: Path) -> None:
+def test_a_move_is_checked() -> None:
     assert FIRST.with_address(2, "h:9").members[2].address == "h:9"
     assert FIRST.with_address(2, OLD[2]) == FIRST
     assert FIRST.with_region(2, "far").members[2].region == "far"
-    for wrong in (
+    wrongs: list[Callable[[], Membership]] = [
         lambda: FIRST.with_address(2, OLD[3]),
         lambda: FIRST.with_address(2, "nowhere"),
         lambda: FIRST.with_address(4, "h:4"),
@@ -111,7 +112,8 @@ def test_a_move_is_checked(tmp_path: Path) -> None:
         lambda: FIRST.with_region(2, ""),
         lambda: FIRST.with_region(2, "a\x1b"),
         lambda: FIRST.with_region(2, "x" * 1000),
-    ):
+    ]
+    for wrong in wrongs:
         with pytest.raises(InvalidRequest):
             wrong()
 
