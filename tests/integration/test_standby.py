@@ -20,7 +20,7 @@ from raftha.client.resp import ReplyError
 from raftha.config import read_toml
 from raftha.testing import LocalCluster
 from tests.support.conditions import wait_until
-from tests.support.nodes import free_addresses, make_config
+from tests.support.nodes import found_once, free_addresses, make_config
 
 
 @pytest.fixture
@@ -155,7 +155,9 @@ def test_without_a_majority_operators_soon_get_an_error() -> None:
 
 
 def test_a_member_added_without_a_region_is_in_the_first_region(tmp_path: Path) -> None:
-    config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
+    members = {1: free_addresses(1)[0]}
+    found_once(tmp_path, members, regions={1: "near"})
+    config = make_config(tmp_path, 1, members)
     with raftha.HaManager(replace(config, regions=("near", "far"))) as one:
         one.put(b"led", b"by", timeout=30)
         one.add_replica(2, "127.0.0.1:1", voter=False, timeout=60)
