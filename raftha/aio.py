@@ -18,12 +18,12 @@ from typing import Any, NoReturn, TypeVar, overload
 
 from raftha.api.calls import AdminOperation, Calls, Read, read_by_lease
 from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of
-from raftha.api.modes import Mode
 from raftha.api.unavailable import no_backups, no_recovery
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import Forked, InvalidRequest, Stopped
 from raftha.node.arguments import Consistency
 from raftha.node.lease_reads import MISSED, Missed
+from raftha.node.modes import Mode
 from raftha.node.operations import DigestOperation, GroupOperation, WriteOperation
 from raftha.node.statistics import Statistics
 from raftha.runtime import forks
@@ -329,12 +329,7 @@ class HaManager:
         await self._run(self._calls.promote_replica(node_id), timeout)
 
     async def move_replica(
-        self,
-        node_id: int,
-        *,
-        address: str | None = None,
-        region: str | None = None,
-        timeout: float | None = None,
+        self, node_id: int, *, address: str = "", region: str = "", timeout: float | None = None
     ) -> None:
         """As `raftha.HaManager.move_replica`."""
         await self._run(self._calls.move_replica(node_id, address, region), timeout)

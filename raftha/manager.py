@@ -27,12 +27,12 @@ from typing import Any, NoReturn, TypeVar, overload
 
 from raftha.api.calls import AdminOperation, Calls, Read, read_by_lease
 from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of
-from raftha.api.modes import Mode
 from raftha.api.unavailable import no_backups, no_recovery
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import Forked, Stopped
 from raftha.node.arguments import Consistency
 from raftha.node.lease_reads import Missed
+from raftha.node.modes import Mode
 from raftha.node.operations import DigestOperation, WriteOperation
 from raftha.node.statistics import Statistics
 from raftha.runtime import forks
@@ -312,12 +312,7 @@ class HaManager:
         self._run(self._calls.promote_replica(node_id), timeout)
 
     def move_replica(
-        self,
-        node_id: int,
-        *,
-        address: str | None = None,
-        region: str | None = None,
-        timeout: float | None = None,
+        self, node_id: int, *, address: str = "", region: str = "", timeout: float | None = None
     ) -> None:
         """Change the address at which the others dial a member, or its region, or both.
 

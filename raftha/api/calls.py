@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from raftha.api.modes import Mode, Quorum, acks_of
 from raftha.config import HaConfig
 from raftha.errors import InvalidRequest
 from raftha.node.arguments import (
@@ -25,6 +24,7 @@ from raftha.node.arguments import (
 )
 from raftha.node.key_reads import KEY_RECORD_BYTES, check_keys, read_groups, read_keys
 from raftha.node.lease_reads import MISSED, Missed
+from raftha.node.modes import Mode, Quorum, acks_of
 from raftha.node.node import Node
 from raftha.node.operations import (
     AT_ONCE,
@@ -201,13 +201,10 @@ class Calls:
             None, 0.0, node_id, adds=True, address=address, region=region, is_standby=not voter
         )
 
-    def move_replica(
-        self, node_id: int, address: str | None, region: str | None
-    ) -> MembershipOperation:
+    def move_replica(self, node_id: int, address: str, region: str) -> MembershipOperation:
         check_count("node_id", node_id)
         if not (address or region):
             raise InvalidRequest("move_replica needs an address, or a region, or both")
-        address, region = address or "", region or ""
         _check_place(address, region)
         return MembershipOperation(
             None, 0.0, node_id, adds=False, address=address, region=region, moves=True
