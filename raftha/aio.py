@@ -329,7 +329,7 @@ class HaManager:
         await self._run(self._calls.promote_replica(node_id), timeout)
 
     async def move_replica(
-        self, node_id: int, *, address: str = "", region: str = "", timeout: float | None = None
+        self, node_id: int, address: str = "", region: str = "", *, timeout: float | None = None
     ) -> None:
         """As `raftha.HaManager.move_replica`."""
         await self._run(self._calls.move_replica(node_id, address, region), timeout)

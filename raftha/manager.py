@@ -312,7 +312,7 @@ class HaManager:
         self._run(self._calls.promote_replica(node_id), timeout)
 
     def move_replica(
-        self, node_id: int, *, address: str = "", region: str = "", timeout: float | None = None
+        self, node_id: int, address: str = "", region: str = "", *, timeout: float | None = None
     ) -> None:
         """Change the address at which the others dial a member, or its region, or both.
 
