@@ -1,9 +1,9 @@
 """A counter on three nodes: run this with 1, 2 and 3, in three terminals. Then kill one."""
 
-import contextlib
 import os
 import sys
 import time
+from contextlib import suppress
 
 import raftha
 
@@ -24,13 +24,11 @@ def watch(event: raftha.HaEvent) -> None:
 
 
 if __name__ == "__main__":
-    node = int(sys.argv[1])
-    folder = f"quickstart-data/{node}"
+    node, folder = int(sys.argv[1]), f"quickstart-data/{sys.argv[1]}"
     config = raftha.HaConfig(
         node_id=node, data_dir=folder, members=MEMBERS, bootstrap=True, on_event=watch
     )
-    ha = raftha.HaManager(config, state_machine=Counter())
-    with contextlib.suppress(KeyboardInterrupt), ha:
+    with suppress(KeyboardInterrupt), raftha.HaManager(config, state_machine=Counter()) as ha:
         print(f"node {node} is up: Ctrl-C stops it, `kill -9 {os.getpid()}` crashes it")
         while True:
             try:
