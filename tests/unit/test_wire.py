@@ -58,7 +58,10 @@ SECOND = make_entry(FIRST.position, 4, 2_000, EntryKind.BATCH, b"payload", 7)
 
 MESSAGES: list[Frame] = [
     Hello(1, "c" * 32, 1, 2, 1 << 62, "127.0.0.1:7201"),
+    Hello(1, "c" * 32, 1, 2, 1 << 62, "127.0.0.1:7201", nonce=1 << 61, challenge=b"c" * 16),
     Refusal("another cluster", False),
+    Proof(b"m" * 32),
+    Probe(is_answer=True),
     VoteRequest(1, 2, 5, 10, 4, True, False),
     VoteReply(1, 2, 5, True, False),
     Append(1, 2, 5, 0, 0, 2, 1, (FIRST, SECOND)),
@@ -228,5 +231,5 @@ def test_a_hello_of_an_earlier_version_can_be_told_why_it_is_refused() -> None:
 
 
 def test_a_hello_of_this_version_has_all_its_fields() -> None:
-    with pytest.raises(WireError, match="Hello has 13 fields, got 5"):
+    with pytest.raises(WireError, match="Hello has 14 fields, got 5"):
         decode_greeting(hello_frame(PROTOCOL_VERSION, "c" * 32, 1, 2, 9))
