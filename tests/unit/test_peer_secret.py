@@ -8,7 +8,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from raftha.cli.app import app
 from raftha.core import TimeoutNow
 from raftha.errors import ConfigError
 from raftha.net import peer_secret
@@ -187,3 +189,20 @@ def test_a_secret_that_protects_nothing_is_refused(
         os.chmod(path, mode)
     with pytest.raises(ConfigError, match=reason):
         load_secret(path)
+
+
+def test_init_makes_the_secret_that_the_settings_name(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text(
+        'node_id = 1\ndata_dir = "data"\npeer_secret_file = "peer-secret"\n'
+        '[members]\n1 = "127.0.0.1:7101"\n2 = "127.0.0.1:7102"\n'
+    )
+    path = tmp_path / "peer-secret"
+    command = ["init", "--config", str(tmp_path / "node.toml")]
+    refused = CliRunner().invoke(app, command, input="y\nn\n")
+    assert "nothing was changed" in refused.output
+    assert not path.exists()
+    for is_first in (True, False):
+        made = CliRunner().invoke(app, [*command, "--yes"])
+        assert made.exit_code == 0
+        assert (f"made {path}: copy it" in made.output) == is_first
+    assert len(load_secret(path)) == 64

@@ -31,6 +31,8 @@ from raftha.net.wire import (
     Frame,
     FrameReader,
     Hello,
+    Probe,
+    Proof,
     Refusal,
     decode,
     decode_greeting,
@@ -198,7 +200,7 @@ def test_declared_array_lengths_cost_neither_time_nor_memory(
 def test_the_first_frame_is_a_greeting_and_nothing_else() -> None:
     for message in MESSAGES:
         frames = FrameReader()
-        if isinstance(message, Hello | Refusal):
+        if isinstance(message, Hello | Refusal | Proof):
             assert list(frames.feed(encode(message))) == [message]
         else:
             with pytest.raises(WireError):
