@@ -103,6 +103,8 @@ class Connection(asyncio.Protocol):
         self._claim: Hello | None = None
         self._said: Hello | None = None
         self._is_held = False
+        self._unread = b""
+        """What a held connection received before it could be paused."""
         self._probes: list[Callable[[bool], None]] = []
         self._probe_timer: asyncio.TimerHandle | None = None
         self._reader = FrameReader()
@@ -225,6 +227,9 @@ class Connection(asyncio.Protocol):
     # ---------------------------------------------------------------- the handshake
 
     def _shake_hands(self, data: bytes) -> None:
+        if self._is_held:
+            self._unread += data
+            return
         for frame in self._reader.feed(data):
             self._on_greeting(cast(Greeting, frame))
             if self._is_abandoned or self._is_held or self._peer is not None:
@@ -294,9 +299,9 @@ class Connection(asyncio.Protocol):
             self._refuse(CLONED)
             return
         self._decide(self._claim)
+        self.data_received(self._unread)
         if not self._transport.is_closing():
             self._transport.resume_reading()
-            self.data_received(b"")
 
     def _decide(self, claim: Hello) -> None:
         reason = self._owner.admit(self, claim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -10,21 +11,25 @@ from raftha.core import TimeoutNow
 from raftha.net import connection
 from raftha.net.wire import Hello, encode
 from raftha.version import PROTOCOL_VERSION
+from tests.support.certificates import make_cluster, peer_tls
 from tests.support.conditions import wait_until_async
 from tests.unit.test_transport import Peer, free_members, run
 
 SECRET = b"0123456789abcdef"
 
 
-@pytest.mark.parametrize("secret", [b"", SECRET])
+@pytest.mark.parametrize(("secret", "has_tls"), [(b"", False), (SECRET, False), (b"", True)])
 def test_a_clone_is_refused_and_told_why_while_the_first_process_lives(
-    secret: bytes, caplog: pytest.LogCaptureFixture
+    secret: bytes, has_tls: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    made = make_cluster(tmp_path, 2) if has_tls else None
+
     async def main() -> None:
         members = free_members(2)
-        one = Peer(1, members, None, secret=secret)
-        two = Peer(2, members, None, secret=secret, nonce=7)
-        clone = Peer(2, members | {2: free_members(1)[1]}, None, secret=secret, nonce=8)
+        first, second = (peer_tls(made[i]) if made else None for i in members)
+        one = Peer(1, members, first, secret=secret)
+        two = Peer(2, members, second, secret=secret, nonce=7)
+        clone = Peer(2, members | {2: free_members(1)[1]}, second, secret=secret, nonce=8)
         for peer in (one, two):
             await peer.start()
         await wait_until_async(lambda: one.connected == [2] and two.connected == [1])
