@@ -23,6 +23,7 @@ from typing import assert_never
 from raftha.core.catch_up import CatchUps
 from raftha.core.clocks import ClockReadings
 from raftha.core.followers import Followers
+from raftha.core.incarnations import Incarnations
 from raftha.core.lease import FOR_EVER, Leases
 from raftha.core.log import RaftLog
 from raftha.core.messages import (
@@ -64,7 +65,7 @@ class Leadership:
         requests: Requests,
         *,
         leases: Leases,
-        incarnations: Mapping[int, int],
+        incarnations: Incarnations,
         clocks: ClockReadings,
     ) -> None:
         """The lists and `requests` are shared with the core, and are part of its next `Ready`.
@@ -236,7 +237,7 @@ class Leadership:
 
     def _is_disk_recorded(self, peer: int) -> bool:
         """Whether the log records for good the data directory of `peer`; if not, begin to."""
-        membership, incarnation = self._log.membership, self._incarnations.get(peer, 0)
+        membership, incarnation = self._log.membership, self._incarnations.of(peer)
         if membership.knows(peer, incarnation):
             return self._log.membership_index <= self._log.commit
         with suppress(Unavailable, MembershipChangePending):
@@ -296,7 +297,7 @@ class Leadership:
             match = self.progress[peer].counted
             if self._catch_ups.has_caught_up(peer, match, self._log.last_index):
                 with suppress(Unavailable, MembershipChangePending):
-                    incarnation = self._incarnations.get(peer, 0)
+                    incarnation = self._incarnations.of(peer)
                     self.change_membership(self._log.membership.with_voter(peer, incarnation))
 
     # ---------------------------------------------------------------- replication

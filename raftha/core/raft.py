@@ -71,6 +71,7 @@ from raftha.core.clocks import ClockReadings
 from raftha.core.election import Election
 from raftha.core.follower import Follower
 from raftha.core.healing_generation import HealingGeneration
+from raftha.core.incarnations import Incarnations
 from raftha.core.leader import Leadership
 from raftha.core.lease import Leases
 from raftha.core.log import RaftLog, membership_changed
@@ -104,12 +105,7 @@ from raftha.core.ready import (
 from raftha.core.role import Role
 from raftha.entry import Entry, EntryKind, HardState, LogPosition
 from raftha.errors import NotLeader
-from raftha.events import (
-    HaEvent,
-    HealingEnded,
-    Removed,
-    SecondLeader,
-)
+from raftha.events import HaEvent, HealingEnded, Removed, SecondLeader
 from raftha.membership import Membership
 
 
@@ -161,8 +157,7 @@ class Raft:
         self._read_states: list[ReadState] = []
         self._requests = Requests()
         self._snapshot_offers: list[SnapshotOffer] = []
-        self._incarnations: dict[int, int] = {}
-        """The data directory that answers for each node, by its latest connection."""
+        self._incarnations = Incarnations(log)
 
     # ---------------------------------------------------------------- state
 
@@ -258,25 +253,10 @@ class Raft:
         if not (
             self._healing_generation.is_outdated(message)
             or self._election.breaks_promise(message)
-            or self._is_of_other_disk(message)
+            or self._incarnations.is_of_other_disk(message)
         ):
             self._step(message)
         self._check_membership()
-
-    def _is_of_other_disk(self, message: Message) -> bool:
-        """Whether this would count, and comes from a data directory that isn't the recorded one.
-
-        A node that lost its disk has lost its votes and entries with it. Until it has healed and
-        the log records its new directory, it grants nothing and acknowledges nothing that counts.
-        Nor does an old directory that comes back once another one is recorded.
-        """
-        if isinstance(message, AppendReply | HeartbeatReply):
-            is_counted = message.healing_generation % 2 == 0
-        else:
-            is_counted = isinstance(message, VoteReply) and message.granted
-        return is_counted and not self.log.membership.knows(
-            message.sender, self._incarnations.get(message.sender, 0)
-        )
 
     def _step(self, message: Message) -> None:
         term = self._election.term
@@ -411,8 +391,7 @@ class Raft:
 
         `incarnation` is that of its data directory; 0 if it isn't known.
         """
-        is_other = self._incarnations.get(peer, incarnation) != incarnation
-        self._incarnations[peer] = incarnation
+        is_other = self._incarnations.connected(peer, incarnation)
         if is_other:
             self._healing_generation.forget(peer)
         if self._leadership is not None:

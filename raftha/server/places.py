@@ -15,7 +15,6 @@ closes instead.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,7 +77,7 @@ class ReadRun:
         self.reserved = reserved
         self.future: asyncio.Future[Any] | None = None
         self._ha = ha
-        self._requests = deque(requests)
+        self._requests = list(requests)
         self._null = null
         self.fetch()
 
@@ -105,8 +104,8 @@ class ReadRun:
         results = future.result()
         assert 0 < len(results) <= len(self._requests), "a fetch has a result for each request"
         null, replies = self._null, []
-        for result in results:
-            read, keys = self._requests.popleft()
+        decided, self._requests = self._requests[: len(results)], self._requests[len(results) :]
+        for (read, keys), result in zip(decided, results, strict=True):
             if type(result) is list:
                 assert len(result) == len(keys), "a read has a value for each key"
                 replies.append(encode(read.finish(result), null))

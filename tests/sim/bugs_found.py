@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from raftha.core import Raft
 from raftha.core.followers import Followers
 from raftha.core.healing_generation import HealingGeneration
+from raftha.core.incarnations import Incarnations
 from raftha.core.leader import Leadership
 from raftha.node import founding
 from raftha.node.founding import Founding, Stance
@@ -32,7 +32,7 @@ def wiped_node_counts() -> list[Patch]:
     return [
         (founding, "is_another", lambda incarnation, recorded: False),
         (introductions, "refusal", lambda core, hello: ""),
-        (Raft, "_is_of_other_disk", lambda self, message: False),
+        (Incarnations, "is_of_other_disk", lambda self, message: False),
     ]
 
 
