@@ -18,12 +18,12 @@ from typing import Any, NoReturn, TypeVar, overload
 
 from raftha.api.calls import AdminOperation, Calls, Read, read_by_lease
 from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of
-from raftha.api.modes import Mode
 from raftha.api.unavailable import no_backups, no_recovery
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import Forked, InvalidRequest, Stopped
 from raftha.node.arguments import Consistency
 from raftha.node.lease_reads import MISSED, Missed
+from raftha.node.modes import Mode
 from raftha.node.operations import DigestOperation, GroupOperation, WriteOperation
 from raftha.node.statistics import Statistics
 from raftha.runtime import forks
@@ -328,6 +328,12 @@ class HaManager:
         """As `raftha.HaManager.promote_replica`."""
         await self._run(self._calls.promote_replica(node_id), timeout)
 
+    async def move_replica(
+        self, node_id: int, address: str = "", region: str = "", *, timeout: float | None = None
+    ) -> None:
+        """As `raftha.HaManager.move_replica`."""
+        await self._run(self._calls.move_replica(node_id, address, region), timeout)
+
     async def promote_region(self, region: str, *, timeout: float | None = None) -> tuple[int, ...]:
         """As `raftha.HaManager.promote_region`."""
         learners = learners_of(await self.get_status(), region)
@@ -397,6 +403,7 @@ class AsyncReplicationManager:
         self.promote_to_primary = ha.failover_to
         self.promote_replica = ha.promote_replica
         self.promote_region = ha.promote_region
+        self.move_replica = ha.move_replica
         self.remove_replica = ha.remove_replica
 
     @property

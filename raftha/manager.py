@@ -27,12 +27,12 @@ from typing import Any, NoReturn, TypeVar, overload
 
 from raftha.api.calls import AdminOperation, Calls, Read, read_by_lease
 from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of
-from raftha.api.modes import Mode
 from raftha.api.unavailable import no_backups, no_recovery
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import Forked, Stopped
 from raftha.node.arguments import Consistency
 from raftha.node.lease_reads import Missed
+from raftha.node.modes import Mode
 from raftha.node.operations import DigestOperation, WriteOperation
 from raftha.node.statistics import Statistics
 from raftha.runtime import forks
@@ -296,7 +296,7 @@ class HaManager:
 
         Start the node with its own `address` and the `members` that the cluster began with. It
         receives the log as a learner first. `node_id` must never have been used before. Without a
-        `region` the node is in the first of this node's `regions`. A node's region never changes.
+        `region` the node is in the first of this node's `regions`.
 
         With `voter=False` the node stays a learner, a warm standby, until `promote_replica`: it
         receives everything and counts for no quorum. The call returns once the node is a member.
@@ -310,6 +310,15 @@ class HaManager:
     def promote_replica(self, node_id: int, *, timeout: float | None = None) -> None:
         """Make a standby a voter once it has caught up. Returns and raises as `add_replica`."""
         self._run(self._calls.promote_replica(node_id), timeout)
+
+    def move_replica(
+        self, node_id: int, address: str = "", region: str = "", *, timeout: float | None = None
+    ) -> None:
+        """Change the address at which the others dial a member, or its region, or both.
+
+        The node itself listens where its own settings say. Returns and raises as `add_replica`.
+        """
+        self._run(self._calls.move_replica(node_id, address, region), timeout)
 
     def promote_region(self, region: str, *, timeout: float | None = None) -> tuple[int, ...]:
         """Make all learners of a region voters, in turn. Returns their ids.
@@ -385,6 +394,7 @@ class ReplicationManager:
         self.promote_to_primary = ha.failover_to
         self.promote_replica = ha.promote_replica
         self.promote_region = ha.promote_region
+        self.move_replica = ha.move_replica
         self.remove_replica = ha.remove_replica
 
     @property

@@ -6,7 +6,8 @@ log, committed or not (thesis 4.1). If the entry is cut off again, so is its eff
 or goes at a time, so that any majority of the old membership and any majority of the new one share
 a node. A new node is a *learner* first: it receives the log and counts for no quorum. It becomes a
 voter once it has caught up (thesis 4.2.1). The ids of removed nodes are recorded, and never used
-again.
+again. A member's address and region are data, which an entry of the log can change: they count for
+no quorum.
 
 A voter's *incarnation*, the random number of its data directory, is recorded with it. A node that
 comes back with another directory has lost its promises, so its votes and acknowledgements count for
@@ -115,20 +116,38 @@ class Membership:
             raise InvalidRequest(f"node {node_id} is a member already")
         if not 0 < node_id < 1 << 32:
             raise InvalidRequest(f"a node id must be from 1 to 2**32 - 1, got {node_id}")
-        if any(member.address == address for member in self.members.values()):
-            raise InvalidRequest(f"{address} is another member's address")
         if len(self.members) >= MEMBERS_MAX:
             raise InvalidRequest(f"a cluster has at most {MEMBERS_MAX} members")
-        if len(region.encode()) > REGION_BYTES_MAX:
-            raise InvalidRequest(f"a region's name has at most {REGION_BYTES_MAX} bytes")
-        if not region.isprintable():
-            raise InvalidRequest("a region's name has no control characters")
+        self._check_address(node_id, address)
+        _check_region(region)
+        learner = Member(address, region, is_voter=False, is_standby=is_standby)
+        return replace(self, members={**self.members, node_id: learner})
+
+    def with_address(self, node_id: int, address: str) -> Membership:
+        """With another address of a member. InvalidRequest if it can't have this one."""
+        member = self._member(node_id)
+        self._check_address(node_id, address)
+        return replace(self, members={**self.members, node_id: member._replace(address=address)})
+
+    def with_region(self, node_id: int, region: str) -> Membership:
+        """With another region of a member. InvalidRequest if that is no name of a region."""
+        member = self._member(node_id)
+        _check_region(region)
+        return replace(self, members={**self.members, node_id: member._replace(region=region)})
+
+    def _member(self, node_id: int) -> Member:
+        member = self.members.get(node_id)
+        if member is None:
+            raise InvalidRequest(f"node {node_id} is not a member")
+        return member
+
+    def _check_address(self, node_id: int, address: str) -> None:
+        if any(i != node_id and member.address == address for i, member in self.members.items()):
+            raise InvalidRequest(f"{address} is another member's address")
         try:
             parse_address("address", address)
         except ConfigError as error:
             raise InvalidRequest(str(error)) from error
-        learner = Member(address, region, is_voter=False, is_standby=is_standby)
-        return replace(self, members={**self.members, node_id: learner})
 
     def with_voter(self, node_id: int, incarnation: int = 0) -> Membership:
         """With a learner turned into a voter, and its incarnation recorded."""
@@ -151,8 +170,7 @@ class Membership:
 
     def without(self, node_id: int) -> Membership:
         """Without a node, whose id is recorded as removed. InvalidRequest if it must stay."""
-        if node_id not in self.members:
-            raise InvalidRequest(f"node {node_id} is not a member")
+        self._member(node_id)
         if self.voters == (node_id,):
             raise InvalidRequest(f"node {node_id} is the only voter")
         if len(self.removed) >= REMOVED_MAX:
@@ -195,6 +213,15 @@ class Membership:
         if not membership.voters:
             raise ValueError("a membership has a voter")
         return membership
+
+
+def _check_region(region: str) -> None:
+    if not region:
+        raise InvalidRequest("a region has a name")
+    if len(region.encode()) > REGION_BYTES_MAX:
+        raise InvalidRequest(f"a region's name has at most {REGION_BYTES_MAX} bytes")
+    if not region.isprintable():
+        raise InvalidRequest("a region's name has no control characters")
 
 
 def _decode_member(fields: tuple[Any, ...]) -> Member:

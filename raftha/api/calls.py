@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from raftha.api.modes import Mode, Quorum, acks_of
 from raftha.config import HaConfig
 from raftha.errors import InvalidRequest
 from raftha.node.arguments import (
@@ -25,6 +24,7 @@ from raftha.node.arguments import (
 )
 from raftha.node.key_reads import KEY_RECORD_BYTES, check_keys, read_groups, read_keys
 from raftha.node.lease_reads import MISSED, Missed
+from raftha.node.modes import Mode, Quorum, acks_of
 from raftha.node.node import Node
 from raftha.node.operations import (
     AT_ONCE,
@@ -100,26 +100,21 @@ class Calls:
         return self._write(commands.pack_transaction(*parts, self._value_bytes_max), mode, quorum)
 
     def execute(self, name: str, args: Sequence[Any], mode: Mode, quorum: Quorum) -> WriteOperation:
-        return self._call(commands.pack_call(name, args), name, mode, quorum)
+        return self._write(commands.pack_call(name, args), mode, quorum, name)
 
     def submit(self, packed: bytes, mode: Mode, quorum: Quorum) -> WriteOperation:
         name = commands.check_packed(packed)
-        if name:
-            return self._call(packed, name, mode, quorum)
-        return self._write(packed, mode, quorum)
+        return self._write(packed, mode, quorum, name)
 
-    def _call(self, packed: bytes, name: str, mode: Mode, quorum: Quorum) -> WriteOperation:
+    def _write(self, packed: bytes, mode: Mode, quorum: Quorum, call: str = "") -> WriteOperation:
+        """`call` names the command that it calls."""
         acks = self._acks
         if mode is not None or quorum is not None:
             acks = acks_of(self._config.replication, mode, quorum)
-        if acks == AT_ONCE:
-            return CallOperation(RELEASED, 0.0, packed, name)
-        return CallOperation(None, 0.0, packed, name, acks)
-
-    def _write(self, packed: bytes, mode: Mode, quorum: Quorum) -> WriteOperation:
-        acks = self._acks
-        if mode is not None or quorum is not None:
-            acks = acks_of(self._config.replication, mode, quorum)
+        if call:
+            if acks == AT_ONCE:
+                return CallOperation(RELEASED, 0.0, packed, call)
+            return CallOperation(None, 0.0, packed, call, acks)
         if acks == MAJORITY:
             return WriteOperation(None, 0.0, packed)
         if acks == AT_ONCE:
@@ -200,12 +195,19 @@ class Calls:
         self, node_id: int, address: str, region: str, voter: bool
     ) -> MembershipOperation:
         check_count("node_id", node_id)
-        for name, value in (("address", address), ("region", region)):
-            if type(value) is not str or len(value) > 512:
-                raise InvalidRequest(f"{name} must be text of at most 512 characters")
+        _check_place(address, region)
         region = region or self._config.regions[0]
         return MembershipOperation(
             None, 0.0, node_id, adds=True, address=address, region=region, is_standby=not voter
+        )
+
+    def move_replica(self, node_id: int, address: str, region: str) -> MembershipOperation:
+        check_count("node_id", node_id)
+        if not (address or region):
+            raise InvalidRequest("move_replica needs an address, or a region, or both")
+        _check_place(address, region)
+        return MembershipOperation(
+            None, 0.0, node_id, adds=False, address=address, region=region, moves=True
         )
 
     def promote_replica(self, node_id: int) -> MembershipOperation:
@@ -215,6 +217,12 @@ class Calls:
     def remove_replica(self, node_id: int) -> MembershipOperation:
         check_count("node_id", node_id)
         return MembershipOperation(None, 0.0, node_id, adds=False)
+
+
+def _check_place(address: str, region: str) -> None:
+    for name, value in (("address", address), ("region", region)):
+        if type(value) is not str or len(value) > 512:
+            raise InvalidRequest(f"{name} must be text of at most 512 characters")
 
 
 def read_by_lease(

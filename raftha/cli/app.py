@@ -22,6 +22,7 @@ from raftha.cli.digest import digest
 from raftha.cli.events import events
 from raftha.cli.founding import init
 from raftha.cli.membership import failover, member, recover_quorum
+from raftha.cli.moving import move
 from raftha.cli.skipping import skip_entry
 from raftha.cli.status import status
 from raftha.errors import ConfigError, RafthaError
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.add_typer(member, name="member")
 app.command()(failover)
 app.command()(init)
+app.command()(move)
 app.command("recover-quorum")(recover_quorum)
 app.command("skip-entry")(skip_entry)
 app.command()(status)

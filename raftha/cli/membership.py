@@ -1,5 +1,5 @@
 """The commands that change a cluster's members or leader: `raftha member add`, `member promote`,
-`member remove`, `raftha failover`, and `recover-quorum` for the loss of a majority.
+`member move`, `member remove`, `raftha failover`, and `recover-quorum` for the loss of a majority.
 
 Theory of operation. `member` and `failover` call any running node over its client port, and that
 node asks the leader. `recover-quorum` works on the disk of a stopped node
@@ -37,7 +37,7 @@ FAILOVER_TIMEOUT_S = 610.0
 STATUS_TIMEOUT_S = 3.0
 
 member = typer.Typer(
-    help="Add a node to a running cluster, promote a standby, or remove a node.",
+    help="Add a node to a running cluster, promote a standby, move or remove a node.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -59,9 +59,7 @@ def add(
     node_id: NodeId,
     address: Annotated[str, typer.Argument(help="host:port where it listens for the other nodes.")],
     *,
-    region: Annotated[
-        str, typer.Option(help="Its region, permanent. [the first of `regions`]")
-    ] = "",
+    region: Annotated[str, typer.Option(help="Its region. [the first of `regions`]")] = "",
     standby: Annotated[
         bool, typer.Option("--standby", help="It receives all the data and doesn't vote.")
     ] = False,
@@ -143,6 +141,43 @@ def promote(
         ids = ", ".join(map(str, promoted))
         text = f"promoted: {ids}" if ids else f"all members in region {region!r} were voters before"
         _tell(asked, text, as_json=as_json)
+
+
+@member.command()
+def move(
+    node_id: NodeId,
+    *,
+    address: Annotated[
+        str | None, typer.Option(help="host:port where the other nodes reach it from now on.")
+    ] = None,
+    region: Annotated[str | None, typer.Option(help="The region that it is in.")] = None,
+    connect: Connect = None,
+    config: Config = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the address at which the others dial a member, or its region, or both.
+
+    The member itself listens where its own settings say: after this, give it
+    the new address there, and start it again.
+
+    A majority must be up. If all addresses have changed, use `raftha move`.
+    """
+    from raftha.config import parse_address
+
+    with errors_as_lines():
+        place: list[str] = []
+        if address is not None:
+            parse_address("address", address)
+            place += ["ADDRESS", address]
+        if region is not None:
+            place += ["REGION", region]
+        if not place:
+            raise ConfigError("move needs --address, or --region, or both")
+        asked = _node_to_ask(connect, config, token_file, tls_ca)
+        _call(asked, ("RAFTHA", "MOVE", node_id, *place), CHANGE_TIMEOUT_S)
+        _tell(asked, f"node {node_id} has moved", as_json=as_json)
 
 
 @member.command()

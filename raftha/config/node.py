@@ -53,9 +53,10 @@ class HaConfig:
     node needs a folder of its own, on a local disk. In a TOML file, relative to the file."""
 
     members: Annotated[Mapping[NodeId, PeerAddress], Length(1, MEMBERS_MAX, unit="members")]
-    """The nodes that the cluster starts with: id -> "host:port" of the peer listener. Never change
-    it: the cluster itself records members that join or leave later. Three members survive the loss
-    of one, five the loss of two; an even number adds no safety."""
+    """The nodes that the cluster starts with: id -> "host:port" of the peer listener. The cluster
+    itself records members that join, move or leave later, and its record counts; of these, a node
+    that runs already only uses its own address, to listen. Three members survive the loss of one,
+    five the loss of two; an even number adds no safety."""
 
     address: Annotated[str, Address(or_empty=True, needs_port=True)] = ""
     """"host:port" of this node's peer listener, for a node that is added to a running cluster and
@@ -101,7 +102,8 @@ class HaConfig:
 
     member_regions: Mapping[NodeId, Region] = field(default_factory=dict)
     """The region of each of `members`: id -> a name in `regions`. Members without an entry are in
-    the first region."""
+    the first region. It counts when the cluster is founded; `raftha member move` changes it
+    later."""
 
     replication: ReplicationConfig = field(default_factory=ReplicationConfig)
     """Modes and quorums, in TOML the table `[replication]`. A setting that is here and there may be

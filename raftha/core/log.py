@@ -76,6 +76,11 @@ class RaftLog:
         return self._memberships[-1][1]
 
     @property
+    def memberships(self) -> list[Membership]:
+        """The memberships that are known, in the order of the log."""
+        return [membership for _, membership in self._memberships]
+
+    @property
     def first_membership(self) -> Membership:
         """The oldest membership that is known: at a start, the one that the state has applied."""
         return self._memberships[0][1]

@@ -247,13 +247,13 @@ class Transport:
 
     async def _dial(self, peer: int) -> None:
         loop = asyncio.get_running_loop()
-        host, port = parse_address("address", self._members[peer])
         pause = REDIAL_MIN_S
         while True:
             if peer in self._connected:
                 # The peer dialled first, before this node knew it.
                 await asyncio.sleep(REDIAL_MAX_S)
                 continue
+            host, port = parse_address("address", self._members[peer])  # It may have moved.
             connection = Connection(self, peer)
             try:
                 async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
@@ -272,11 +272,11 @@ class Transport:
     async def _ask(self, peer: int) -> None:
         """Dial a member that should dial this node and doesn't; its answer gives the reason."""
         loop = asyncio.get_running_loop()
-        host, port = parse_address("address", self._members[peer])
         while True:
             await asyncio.sleep(ASK_S * (0.5 + self._random()))
             if peer in self._connected:
                 continue
+            host, port = parse_address("address", self._members[peer])
             connection = Connection(self, peer)
             try:
                 async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):

@@ -1,4 +1,4 @@
-"""Operators' requests: transfer leadership, add a member, remove a member.
+"""Operators' requests: transfer leadership, add, move and remove members.
 
 Theory of operation. Only the leader can carry these out, so a node sends its callers' requests to
 the leader. It repeats them, marked as repeats, to a new leader and when no answer comes for a
@@ -32,7 +32,7 @@ from raftha.errors import (
     Unavailable,
     UpgradePending,
 )
-from raftha.membership import Membership
+from raftha.membership import Member, Membership
 from raftha.node.messages import (
     AdminMessage,
     MembershipReply,
@@ -162,7 +162,8 @@ class Administration:
     def on_removed(self) -> None:
         """This node was removed, which may be what a caller requested."""
         for operation in self._changes:
-            if not operation.adds and operation.node_id == self._core.id:
+            removes = not (operation.adds or operation.moves)
+            if removes and operation.node_id == self._core.id:
                 self._deliver(operation, None)
         self.forget_expired()
 
@@ -250,7 +251,7 @@ class Administration:
     # ---------------------------------------------------------------- membership
 
     def begin_change(self, operation: MembershipOperation) -> None:
-        """Add or remove a node."""
+        """Add, move or remove a node."""
         if self._holds(operation):
             self._deliver(operation, None)
             return
@@ -258,9 +259,11 @@ class Administration:
         self._ask(operation)
 
     def _holds(self, operation: MembershipOperation) -> bool:
+        member = self.applied.members.get(operation.node_id)
+        if operation.moves:
+            return member is not None and _is_at(member, operation)
         if not operation.adds:
             return operation.node_id in self.applied.removed
-        member = self.applied.members.get(operation.node_id)
         if member is None:
             return False
         if operation.address and operation.address != member.address:
@@ -282,6 +285,7 @@ class Administration:
             region=operation.region,
             is_repeat=operation.is_repeated,
             is_standby=operation.is_standby,
+            moves=operation.moves,
         )
         operation.asked_at, operation.is_repeated = self._now(), True
         if leader == self._core.id:
@@ -325,6 +329,10 @@ class Administration:
         member = membership.members.get(node_id)
         if not core.is_leader:
             raise NotLeader(core.leader)
+        if request.moves:
+            if member is None or not _is_at(member, request):
+                core.change_membership(_moved(membership, request))
+            return
         unfit = self._why_unfit(node_id) if request.adds else ""
         if unfit:
             raise UpgradePending(f"node {node_id} can't join: {unfit}", (node_id,))
@@ -339,7 +347,10 @@ class Administration:
         elif member is None or request.address not in ("", member.address):
             core.change_membership(self._with_learner(membership, request))
         elif request.address and request.region != member.region:
-            raise InvalidRequest(f"node {node_id} is in region {member.region!r}, and stays there")
+            raise InvalidRequest(
+                f"node {node_id} is in region {member.region!r} already",
+                hint="`raftha member move` and `move_replica` change a member's region",
+            )
         elif request.is_standby is not member.is_standby:
             core.change_membership(membership.with_standby(node_id, is_standby=request.is_standby))
         elif not (member.is_voter or member.is_standby):
@@ -378,3 +389,16 @@ class Administration:
             if operation.node_id == node_id and operation.waiter is not None:
                 self._deliver(operation, error)
         self.forget_expired()
+
+
+def _is_at(member: Member, wanted: MembershipOperation | MembershipRequest) -> bool:
+    """Whether a member has the wanted address and region."""
+    return wanted.address in ("", member.address) and wanted.region in ("", member.region)
+
+
+def _moved(membership: Membership, request: MembershipRequest) -> Membership:
+    if request.address:
+        membership = membership.with_address(request.node_id, request.address)
+    if request.region:
+        membership = membership.with_region(request.node_id, request.region)
+    return membership

@@ -49,10 +49,11 @@ class TransferReply(NamedTuple):
 
 
 class MembershipRequest(NamedTuple):
-    """Asks the leader to make `node_id` a voter or a standby (`adds`), or to remove it.
+    """Asks the leader to make `node_id` a voter or a standby (`adds`), to remove it, or to move it.
 
     Without an `address`, the node must be a member already. `is_repeat`: the sender has sent this
-    request before, and the earlier one may have arrived.
+    request before, and the earlier one may have arrived. `moves`: a member gets the `address` and
+    the `region`, as far as they aren't empty.
     """
 
     to: int
@@ -63,6 +64,7 @@ class MembershipRequest(NamedTuple):
     region: str
     is_repeat: bool
     is_standby: bool
+    moves: bool = False
 
 
 class MembershipReply(NamedTuple):

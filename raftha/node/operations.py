@@ -166,10 +166,19 @@ class MembershipOperation(Operation):
     """Make `node_id` a voter at `address` (`adds`), or remove it. Delivers None once that holds.
 
     With `is_standby` it becomes a learner that stays a learner. Without an address it must be a
-    member already.
+    member already. With `moves` a member gets this address and this region; "" keeps its own.
     """
 
-    __slots__ = ("address", "adds", "asked_at", "is_repeated", "is_standby", "node_id", "region")
+    __slots__ = (
+        "address",
+        "adds",
+        "asked_at",
+        "is_repeated",
+        "is_standby",
+        "moves",
+        "node_id",
+        "region",
+    )
 
     def __init__(
         self,
@@ -181,10 +190,12 @@ class MembershipOperation(Operation):
         address: str = "",
         region: str = "",
         is_standby: bool = False,
+        moves: bool = False,
     ) -> None:
         super().__init__(waiter, deadline)
         self.node_id = node_id
         self.adds = adds
+        self.moves = moves
         self.is_standby = is_standby
         self.address = address
         self.region = region

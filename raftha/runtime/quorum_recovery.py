@@ -36,7 +36,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from raftha.config import HaConfig, parse_address
 from raftha.core import RaftLog
@@ -104,6 +104,15 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as a dict, for JSON."""
         return dataclasses.asdict(self)
+
+
+class StoppedNode(NamedTuple):
+    """What is open of a node that doesn't run."""
+
+    data: DataDirectory
+    wal: Wal
+    log: RaftLog
+    state: State
 
 
 class Survivor:
@@ -196,6 +205,13 @@ class Survivor:
 
 @contextmanager
 def open_survivor(config: HaConfig) -> Iterator[Survivor]:
+    """Open a stopped node's data directory to recover it. Raises as `open_stopped`."""
+    with open_stopped(config) as stopped:
+        yield Survivor(config, stopped.data, stopped.wal, stopped.log)
+
+
+@contextmanager
+def open_stopped(config: HaConfig) -> Iterator[StoppedNode]:
     """Open a stopped node's data directory; changes no more than a start of the node would.
 
     ConfigError if it doesn't exist, is in use or belongs to another node; StorageError if it is
@@ -209,7 +225,7 @@ def open_survivor(config: HaConfig) -> Iterator[Survivor]:
         if data.lost:
             raise ConfigError(
                 f"a start of node {config.node_id} was interrupted while it replaced damaged files",
-                hint="start the node once before you recover it",
+                hint="start the node once before you do this",
             )
         wal = Wal.open(
             RealDisk(),
@@ -222,7 +238,8 @@ def open_survivor(config: HaConfig) -> Iterator[Survivor]:
             install(path, wal)
             store = CheckpointStore(path / "state")
             try:
-                yield Survivor(config, data, wal, _read_log(config, State(store, None), wal))
+                state = State(store, None)
+                yield StoppedNode(data, wal, _read_log(config, state, wal), state)
             finally:
                 store.close()
         finally:

@@ -63,6 +63,7 @@ from raftha.runtime.callers import Results, SubmitQueue, ThreadWaiter
 from raftha.runtime.event_bus import EventBus
 from raftha.runtime.founding import Waiting
 from raftha.runtime.logs import log_event
+from raftha.runtime.moves import Moves
 from raftha.runtime.node_storage import NodeStorage
 from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import OpenNode
@@ -175,10 +176,12 @@ class Runtime:
         if core.membership.cluster_id and not data.cluster_id:
             data.join(core.membership.cluster_id, heals=False)  # It was cut off while it founded.
         node = Node(config, core, state, self, self._clock, self._random.randrange)
-        self._waiting = None
+        self._waiting, self._moves = None, Moves(config, core)
         if not data.cluster_id:
             self._waiting = Waiting(config, data, self._clock.monotonic, self._become)
             node.report.waits_for = self._waiting.message
+        else:
+            self._moves.report()
         return node
 
     def _end_lease(self) -> None:
@@ -389,6 +392,7 @@ class Runtime:
             return
         interval_s = self.config.heartbeat_interval_ms / 1000 / HEARTBEAT_TICKS
         if not self.node.failure:
+            self._moves.on_tick()
             self.node.on_tick()
             if self._waiting is not None:
                 self._waiting.on_tick()
@@ -526,13 +530,8 @@ class Runtime:
         self._threads.checkpoint(frozen, cut, with_digest=with_digest)
 
     def set_members(self, membership: Membership) -> None:
-        addresses = {
-            node_id: member.address
-            for node_id, member in membership.members.items()
-            if node_id != self.config.node_id
-        }
-        recorded = {i: member.incarnation for i, member in membership.members.items()}
-        self._transport.set_members(addresses, membership.removed, recorded, membership.lineage)
+        self._moves.on_membership(membership)
+        self._transport.set_members(**self._moves.peers(membership))
 
     def on_refused(self) -> None:
         self.statistics.peers_refused += 1

@@ -47,6 +47,7 @@ RAFTHA ADD node_id address [region] -- add a node that runs and waits; OK once i
 RAFTHA ADD node_id address region STANDBY -- add it as a learner that stays one; OK once it is that
 RAFTHA PROMOTE node_id -- make a standby a voter; OK once it has caught up and is one
 RAFTHA PROMOTE REGION name -- make all learners of a region voters, in turn; their ids
+RAFTHA MOVE node_id ADDRESS host:port [REGION name] -- where the others dial a member; its region
 RAFTHA REMOVE node_id -- remove a node for good; OK once that is so
 RAFTHA SESSION -- open a session for ONCE; its id
 RAFTHA ONCE session number floor command [argument ...] -- apply a write once, however often sent
@@ -400,6 +401,7 @@ _COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
         b"FAILOVER": (Task(tasks.failover, is_admin=True), 3, 3),
         b"ADD": (Task(tasks.add_replica, is_admin=True), 4, 6),
         b"PROMOTE": (Task(tasks.promote, is_admin=True), 3, 4),
+        b"MOVE": (Task(tasks.move_replica, is_admin=True), 5, 7),
         b"REMOVE": (Task(tasks.remove_replica, is_admin=True), 3, 3),
         b"SESSION": (Session(), 2, 2),
         b"ONCE": (Once(), 6, _MANY),

@@ -41,6 +41,8 @@ MATCHED_AT_ONCE = 32
 """Keys that SCAN compares with a pattern before other clients get their turn."""
 CHANGE_S = 300.0
 """How long a membership change may take: a new node has to receive all the data first."""
+_PLACES = {b"ADDRESS": "address", b"REGION": "region"}
+"""The parts of a member's place, by their names in a request."""
 EVENTS_WAIT_MS_MAX = 60_000
 LOGGED_MAX = 500
 """Characters of an administrative command in the log."""
@@ -302,6 +304,18 @@ async def add_replica(service: Service, request: Arguments) -> str:
     node_id, is_voter = parse_int64(request[2]), len(request) < 6
     await _need_majority(service)
     await service.ha.add_replica(node_id, address, region=region, voter=is_voter, timeout=CHANGE_S)
+    return "OK"
+
+
+async def move_replica(service: Service, request: Arguments) -> str:
+    names = [name.upper() for name in request[3::2]]
+    if len(request) % 2 == 0 or len(set(names)) < len(names) or not {*names} <= _PLACES.keys():
+        raise ReplyError(SYNTAX_ERROR)
+    values = [value.decode(errors="replace") for value in request[4::2]]
+    place = {_PLACES[name]: value for name, value in zip(names, values, strict=True)}
+    node_id = parse_int64(request[2])
+    await _need_majority(service)
+    await service.ha.move_replica(node_id, **place, timeout=CHANGE_S)
     return "OK"
 
 

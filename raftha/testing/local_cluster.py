@@ -162,10 +162,13 @@ class LocalCluster:
         self._members = {str(node.id): _address(node.peer_socket) for node in first}
         for node in first:
             self._write_config(node)
-        self._found(first)
+        self._unfounded = first
 
     def _found(self, nodes: Sequence[_Node]) -> None:
-        """Make the data folders of a new cluster: no node has to wait for the others."""
+        """Make the data folders of a new cluster: no node has to wait for the others.
+
+        That is just before the first node starts, so a test can put file systems there.
+        """
         regions = self._settings.get("regions", ("primary",))
         named = self._settings.get("member_regions", {})
         found_together(
@@ -480,6 +483,9 @@ class LocalCluster:
 
     def _spawn(self, node: _Node) -> None:
         self._check_open()
+        if self._unfounded:
+            self._found(self._unfounded)
+            self._unfounded = []
         config = str(node.folder / "node.toml")
         command = [argument.replace("{config}", config) for argument in self._command]
         node.process = self._resources.spawner.start(command, folder=node.folder, log=node.log)

@@ -40,6 +40,7 @@ CALLS: dict[str, tuple[object, ...]] = {
     "add_replica": (9, "127.0.0.1:1"),
     "promote_replica": (9,),
     "promote_region": ("primary",),
+    "move_replica": (9, "127.0.0.1:1"),
     "remove_replica": (9,),
     "trigger_backup": (),
     "recover_to_point": (0,),

@@ -20,7 +20,7 @@ from raftha.client.resp import ReplyError
 from raftha.config import read_toml
 from raftha.testing import LocalCluster
 from tests.support.conditions import wait_until
-from tests.support.nodes import free_addresses, make_config
+from tests.support.nodes import found_once, free_addresses, make_config
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_one_standby_can_be_promoted_and_a_learner_made_a_standby(
         one.add_replica(2, two.config.own_address, region="far", voter=False)
     with pytest.raises(raftha.InvalidRequest, match="no member is in region"):
         one.promote_region("nowhere")
-    with pytest.raises(raftha.InvalidRequest, match="in region 'far', and stays there"):
+    with pytest.raises(raftha.InvalidRequest, match="in region 'far' already"):
         one.add_replica(2, two.config.own_address, region="near")
 
 
@@ -124,7 +124,19 @@ def test_operators_add_and_promote_standbys_by_command_line_and_resp() -> None:
         assert cluster.call(1, "RAFTHA", "PROMOTE", two) == b"OK"
         with pytest.raises(ReplyError, match="ERR no member is in region 'nowhere'"):
             cluster.call(1, "RAFTHA", "PROMOTE", "REGION", "nowhere")
-        for wrong in (("ADD", 4, "127.0.0.1:1", "far", "x"), ("PROMOTE", "x", "far")):
+        out = raftha_command("member", "move", two, "--region", "near")
+        assert out.startswith("node 2 has moved; the members are")
+        assert kinds(out)[2] == ["voter", "near"]
+        place = ("region", "far", "ADDRESS", "127.0.0.1:1")
+        assert cluster.call(1, "RAFTHA", "MOVE", two, *place) == b"OK"
+        assert cluster.call(1, "RAFTHA", "MOVE", two, "ADDRESS", address[two]) == b"OK"
+        for wrong in (
+            ("ADD", 4, "127.0.0.1:1", "far", "x"),
+            ("PROMOTE", "x", "far"),
+            ("MOVE", 2, "PORT", "1"),
+            ("MOVE", 2, "REGION", "a", "REGION", "b"),
+            ("MOVE", 2, "REGION", "a", "ADDRESS"),
+        ):
             with pytest.raises(ReplyError, match="syntax error"):
                 cluster.call(1, "RAFTHA", *wrong)
 
@@ -143,7 +155,9 @@ def test_without_a_majority_operators_soon_get_an_error() -> None:
 
 
 def test_a_member_added_without_a_region_is_in_the_first_region(tmp_path: Path) -> None:
-    config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
+    members = {1: free_addresses(1)[0]}
+    found_once(tmp_path, members, regions={1: "near"})
+    config = make_config(tmp_path, 1, members)
     with raftha.HaManager(replace(config, regions=("near", "far"))) as one:
         one.put(b"led", b"by", timeout=30)
         one.add_replica(2, "127.0.0.1:1", voter=False, timeout=60)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import pytest
+
 from raftha.core import CoreConfig, Raft, RaftLog
 from raftha.entry import LOG_START, HardState
 from raftha.membership import Membership
 from raftha.node.administration import ASK_AGAIN_AFTER_S, Administration
-from raftha.node.messages import AdminMessage, TransferRequest
-from raftha.node.operations import TransferOperation
+from raftha.node.messages import (
+    AdminMessage,
+    MembershipReply,
+    MembershipRequest,
+    TransferRequest,
+)
+from raftha.node.operations import MembershipOperation, Operation, TransferOperation
 
 
 def test_without_a_leader_all_voters_get_their_turn_before_long() -> None:
@@ -40,3 +49,61 @@ def test_without_a_leader_all_voters_get_their_turn_before_long() -> None:
     assert {*asked} == {*voters}
     others = [node_id for node_id in asked if node_id != 2]
     assert len(others) <= len(asked) / 2, "the wanted one is asked at least as often as they"
+
+
+class Leader:
+    """As much of a leading core as a change of membership needs."""
+
+    id = leader = 1
+    is_leader = True
+
+    def __init__(self, membership: Membership) -> None:
+        self.membership = membership
+        self.changes = 0
+
+    def change_membership(self, membership: Membership) -> None:
+        self.membership, self.changes = membership, self.changes + 1
+
+
+def test_a_move_is_one_change_and_ends_when_it_is_applied() -> None:
+    first = Membership.first({i: f"127.0.0.1:{7100 + i}" for i in (1, 2, 3)})
+    core, results = Leader(first), list[Any]()
+
+    def deliver(operation: Operation, result: Any) -> None:
+        operation.waiter = None
+        results.append(result)
+
+    administration = Administration(
+        cast(Any, core), first, lambda message: None, deliver, lambda: 0.0
+    )
+    operation = MembershipOperation(
+        object(), 1.0, 2, adds=False, address="h:9", region="far", moves=True
+    )
+    administration.begin_change(operation)
+    administration.on_leader()  # It is sent again, which does no harm.
+    assert core.changes == 1
+    assert core.membership == first.with_address(2, "h:9").with_region(2, "far")
+    assert results == []
+    administration.on_membership(core.membership)
+    assert results == [None]
+    administration.begin_change(MembershipOperation(object(), 1.0, 2, adds=False, moves=True))
+    assert (results, core.changes) == ([None, None], 1), "it is there already"
+
+
+@pytest.mark.parametrize(
+    ("node_id", "address", "reason"),
+    [(2, "127.0.0.1:7103", "another member's address"), (9, "h:9", "node 9 is not a member")],
+)
+def test_a_move_that_can_not_be_is_refused(node_id: int, address: str, reason: str) -> None:
+    first = Membership.first({i: f"127.0.0.1:{7100 + i}" for i in (1, 2, 3)})
+    core, sent = Leader(first), list[AdminMessage]()
+    administration = Administration(
+        cast(Any, core), first, sent.append, lambda *_: None, lambda: 0.0
+    )
+    administration.on_message(
+        MembershipRequest(1, 3, node_id, False, address, "", False, False, True)
+    )
+    assert core.changes == 0
+    (reply,) = sent
+    assert isinstance(reply, MembershipReply)
+    assert (reply.kind, reason in reply.reason) == ("InvalidRequest", True)

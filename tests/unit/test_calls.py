@@ -43,6 +43,7 @@ def test_an_operation_has_neither_waiter_nor_deadline() -> None:
         calls().digest(None),
         calls().failover_to(2),
         calls().add_replica(4, "127.0.0.1:4", "", True),
+        calls().move_replica(3, "", "far"),
     ]
     for operation in made:
         assert isinstance(operation, Operation)

@@ -91,6 +91,7 @@ def test_a_changed_file_is_loaded_again_and_a_broken_one_is_not(tmp_path: Path) 
         (b"RAFTHA", b"FAILOVER", b"2"),
         (b"RAFTHA", b"ADD", b"4", b"h:1"),
         (b"RAFTHA", b"PROMOTE", b"4"),
+        (b"RAFTHA", b"MOVE", b"4", b"REGION", b"far"),
         (b"RAFTHA", b"REMOVE", b"2"),
         (b"RAFTHA", b"DIGEST"),
     ],
