@@ -30,6 +30,7 @@ class EventKind(enum.StrEnum):
     REPLICA_CONNECTED = "replica_connected"
     REPLICA_DISCONNECTED = "replica_disconnected"
     REPLICA_UNSUPPORTED = "replica_unsupported"
+    MEMBER_CLONED = "member_cloned"
     CLUSTER_UPGRADED = "cluster_upgraded"
     ENTRY_SKIPPED = "entry_skipped"
     REPLICA_ADDED = "replica_added"
@@ -247,6 +248,19 @@ class ReplicaUnsupported(HaEvent):
     kind: ClassVar[EventKind] = EventKind.REPLICA_UNSUPPORTED
     node_id: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberCloned(HaEvent):
+    """Two processes run under one id, with copies of one data directory; this node refuses one.
+
+    The process that was connected first stays. The one at `remote`, an address, is refused: stop
+    it, or the other one. Reported once an hour while both run.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.MEMBER_CLONED
+    node_id: int
+    remote: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

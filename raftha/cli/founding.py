@@ -26,7 +26,11 @@ def init(
 
     Never do this to repair a cluster: a node that lost its disk comes back by
     itself, and for a lost majority there is `raftha recover-quorum`.
+
+    It makes the file that peer_secret_file names if there is none yet. Copy that
+    to the other members.
     """
+    from raftha.net.peer_secret import make_secret
     from raftha.runtime.founding import order_founding
 
     with errors_as_lines():
@@ -36,7 +40,14 @@ def init(
         question = f"Found a new cluster {name!r} of the nodes {members}? None of them has data?"
         if not yes and not typer.confirm(question, err=True):
             raise InvalidRequest("nothing was changed", hint="--yes does it without asking")
+        secret = Path(settings.peer_secret_file) if settings.peer_secret_file else None
+        makes_secret = secret is not None and not secret.exists()
+        if makes_secret and not yes and not typer.confirm(f"Make the secret {secret}?", err=True):
+            raise InvalidRequest("nothing was changed", hint="the members need the same secret")
         order_founding(settings)
+        if secret is not None and makes_secret:
+            make_secret(secret)
+            typer.echo(f"made {secret}: copy it to the other members", err=True)
         if as_json:
             typer.echo(json.dumps({"node_id": node_id, "cluster_name": name}))
         else:

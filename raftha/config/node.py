@@ -146,6 +146,12 @@ class HaConfig:
     after the file has changed. Give all members the same file. Removing a node does the same for
     its id, for good."""
 
+    peer_secret_file: str | Path = ""
+    """A file with a secret that all members share, for peers without TLS: at least 16 bytes, which
+    other users must not be able to read. Members refuse peers that don't have it. It is read at the
+    start. `raftha init` makes it if it is missing; give all members the same file. The secret keeps
+    out programs on the same machine; on a network that others can reach, only TLS protects."""
+
     heartbeat_interval_ms: HeartbeatMs = 50
     """How often the leader sends a heartbeat to each follower. `election_timeout_ms` must be at
     least 4 heartbeats. Keep it above the round trip between the members."""
@@ -229,6 +235,10 @@ class HaConfig:
         check_all_or_none(self, "tls_ca", "tls_cert", "tls_key")
         if self.tls_revoked and not self.tls_ca:
             raise ConfigError("tls_revoked needs tls_ca, tls_cert and tls_key")
+        if self.peer_secret_file and self.tls_ca:
+            raise ConfigError(
+                "peer_secret_file is for peers without TLS", hint="certificates replace the secret"
+            )
         _check_members(self)
         _check_own_address(self)
         _check_regions(self)

@@ -2,11 +2,12 @@
 
 Theory of operation. Of two members, the one with the higher id dials, and redials whenever the
 connection is lost. The other one listens. Both send `Hello` first. A connection counts once both
-sides have accepted the other's Hello: the same protocol version and cluster, the expected ids, and
-a data directory that may speak for its node. Until then the peer may be anyone. It can send nothing
-else, and must be accepted within `HANDSHAKE_TIMEOUT_S` of connecting, TLS handshake included. A
-refused peer receives a `Refusal`, and is counted. `raftha.net.slots` bounds how many incoming
-connections may be undecided at once.
+sides have accepted the other's Hello: the same protocol version and cluster, the expected ids, the
+same secret (`raftha.net.peer_secret`), and a data directory that may speak for its node. Until then
+the peer may be anyone. It can send nothing else, and must be accepted within `HANDSHAKE_TIMEOUT_S`
+of connecting, TLS handshake included. A refused peer receives a `Refusal`, and is counted.
+`raftha.net.connection` has the steps; `raftha.net.slots` bounds how many incoming connections may
+be undecided at once.
 
 A node without a cluster is accepted by all, and accepts all (`raftha/node/founding.py`).
 
@@ -35,25 +36,21 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 from raftha.config import parse_address
-from raftha.errors import WireError
-from raftha.net.addresses import Names, bind, notice_silence
-from raftha.net.introductions import OTHER_DISK, difference, no_common_protocol
+from raftha.net import peer_secret
+from raftha.net.addresses import Names, bind
+from raftha.net.connection import HANDSHAKE_TIMEOUT_S, REMOVED, Connection
+from raftha.net.introductions import difference, no_common_protocol
 from raftha.net.refusals import Refusals
 from raftha.net.slots import Slots
-from raftha.net.tls import PeerTls, TlsServer, describe, handshake_failure
-from raftha.net.wire import FrameReader, Hello, Refusal, encode
+from raftha.net.tls import PeerTls, TlsServer, handshake_failure
+from raftha.net.wire import Hello, encode
 from raftha.node.messages import PeerMessage
 
-HANDSHAKE_TIMEOUT_S = 5.0
 REDIAL_MIN_S, REDIAL_MAX_S = 0.02, 0.5
 ASK_S = 2.0
-OUTGOING_BYTES_MAX = 64 << 20
 HOSTS_MAX = 16
 """Numeric addresses of one member that are kept."""
 CLOSE_S = 1.0
-REMOVED = "the node was removed from the cluster"
-SHUTDOWN = "the node is stopped"
-TOO_MANY = "too many connections at once, and this was the oldest of the busiest address"
 FAREWELL_S = 0.05
 """How long a stop waits until its farewells have been sent."""
 
@@ -84,6 +81,10 @@ class Receiver(Protocol):
         """A member was refused, because the two have no protocol in common."""
         ...
 
+    def on_cloned(self, peer: int, remote: str) -> None:
+        """A second process with the data directory of `peer` was refused; the first one lives."""
+        ...
+
     def check_hello(self, hello: Hello) -> str:
         """Why this member must be refused; "" if it is accepted."""
         ...
@@ -99,9 +100,14 @@ class Transport:
         receiver: Receiver,
         random: Callable[[], float],
         tls: PeerTls | None = None,
+        secret: bytes = b"",
     ) -> None:
-        """Listens at `address`. `hello` is this member's Hello; each connection sets its `to`."""
+        """Listens at `address`. `hello` is this member's Hello; each connection sets its `to`.
+
+        `secret` is the one that all members share; b"" if they have none.
+        """
         self.id = hello.sender
+        self.secret = secret
         self._address = address
         self._members: dict[int, str] = {}
         self._removed: frozenset[int] = frozenset()
@@ -338,11 +344,14 @@ class Transport:
             hosts.add(number)
             self._slots.set_members(set().union(*self._hosts.values()))
 
-    def greeting(self, peer: int) -> bytes:
-        return encode(self._hello._replace(to=peer, recorded=self._recorded.get(peer, 0)))
+    def greeting(self, peer: int) -> Hello:
+        """The Hello for a new connection."""
+        challenge = peer_secret.new_challenge(self.secret)
+        recorded = self._recorded.get(peer, 0)
+        return self._hello._replace(to=peer, recorded=recorded, challenge=challenge)
 
     def judge(self, connection: Connection, hello: Hello) -> str:
-        """Why `hello` is refused; "" if the connection now counts."""
+        """Why `hello` is refused; "" if its sender may be a peer."""
         reason = no_common_protocol(self._hello, hello)
         if reason:
             self._on_unsupported(connection, hello, reason)
@@ -354,8 +363,10 @@ class Transport:
         if hello.sender == self.id:
             return f"it claims to be node {self.id}, which is this node"
         reason = self.check_certificate(connection, hello.sender)
-        if reason:
-            return f"it claims to be node {hello.sender}, but {reason}"
+        return f"it claims to be node {hello.sender}, but {reason}" if reason else ""
+
+    def admit(self, connection: Connection, hello: Hello) -> str:
+        """Why this peer, which has proven itself, is refused; "" if the connection may count."""
         # An unknown node may belong to a later membership than this node's. Its id may be lower
         # too, since this node doesn't dial nodes that it doesn't know.
         is_expected = hello.sender == connection.expected or (
@@ -381,6 +392,17 @@ class Transport:
     def check_certificate(self, connection: Connection, node_id: int) -> str:
         """Why the certificate of `connection` isn't that of `node_id`; "" if it is, or no TLS."""
         return self._tls.refusal(connection.certificate, node_id) if self._tls else ""
+
+    def other_process(self, hello: Hello) -> Connection | None:
+        """The connection of another process that says to be the same node, on the same disk."""
+        earlier = self._connected.get(hello.sender)
+        if earlier is None or earlier.hello is None or earlier.hello.nonce == hello.nonce:
+            return None
+        return earlier if earlier.hello.incarnation == hello.incarnation else None
+
+    def cloned(self, connection: Connection, hello: Hello) -> None:
+        """That other process lives, so this connection is refused."""
+        self._receiver.on_cloned(hello.sender, connection.remote)
 
     def accepted(self, connection: Connection, hello: Hello) -> None:
         self._slots.leave(connection)
@@ -416,183 +438,3 @@ class Transport:
 
     def received(self, message: PeerMessage) -> None:
         self._receiver.on_message(message)
-
-
-class Connection(asyncio.Protocol):
-    """One TCP connection, from its handshake to its end."""
-
-    def __init__(self, owner: Transport, expected: int | None) -> None:
-        """`expected` is the member that was dialled; None for an incoming connection."""
-        self.expected = expected
-        self.remote = "?"
-        self.host = ""
-        """The numeric address of the other side."""
-        self.certificate: Mapping[str, Any] | None = None
-        self._owner = owner
-        self._made_at = asyncio.get_running_loop().time()
-        self._peer: int | None = None
-        self._hello: Hello | None = None
-        self._reader = FrameReader()
-        self._transport: asyncio.Transport | None = None
-        self._closed = asyncio.get_running_loop().create_future()
-        self._timer: asyncio.TimerHandle | None = None
-        self._handshake: asyncio.Task[None] | None = None
-        self._is_abandoned = False
-        self._was_dropped = False
-        self.end = "network_error"
-        """The reason for `on_disconnected` if the connection ended now."""
-
-    async def wait_closed(self) -> bool:
-        """Wait for the end. True if the connection ever counted."""
-        await self._closed
-        return self._peer is not None
-
-    @property
-    def is_made(self) -> bool:
-        """Whether the connection has got as far as `connection_made`."""
-        return self._transport is not None
-
-    def on_accepted(self, remote: tuple[Any, ...], handshake: asyncio.Task[None]) -> None:
-        """The connection was accepted, and `handshake` does its TLS handshake."""
-        self.remote, self.host, self._handshake = str(remote), str(remote[0]), handshake
-
-    def push_out(self) -> None:
-        """Close this undecided connection, because a newer one needs its slot."""
-        if self._transport is not None:
-            self.drop(TOO_MANY)
-        elif self._handshake is not None:
-            self._owner.refused(self.remote, TOO_MANY)
-            self._handshake.cancel()
-
-    def abandon(self) -> None:
-        """Close, without a call to the receiver."""
-        self._is_abandoned = True
-        if self._transport is not None:
-            self._transport.abort()
-
-    def dismiss(self) -> None:
-        """Tell the peer that it was removed, and close."""
-        assert self._transport is not None
-        self.end = "removed"
-        self._transport.write(encode(Refusal(REMOVED, True)))
-        self._transport.close()
-
-    def hang_up(self) -> None:
-        """Close at once, because the peer is silent."""
-        assert self._transport is not None
-        self.end = "timeout"
-        self._transport.abort()
-
-    def say_farewell(self) -> None:
-        """Tell the peer that this node stops on purpose, and close."""
-        assert self._transport is not None
-        self._is_abandoned = True
-        self._transport.write(encode(Refusal(SHUTDOWN, False)))
-        self._transport.close()
-
-    def send(self, frame: bytes) -> None:
-        assert self._transport is not None
-        if self._transport.is_closing():
-            return  # The receiver is about to get `on_disconnected`.
-        self._transport.write(frame)
-        if self._transport.get_write_buffer_size() > OUTGOING_BYTES_MAX:
-            self.drop(f"it has not taken {OUTGOING_BYTES_MAX} bytes")
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports have the methods of `asyncio.Transport`, but don't inherit from it.
-        self._transport = cast(asyncio.Transport, transport)
-        remote = transport.get_extra_info("peername")
-        self.remote, self.host = str(remote), str(remote[0]) if remote else ""
-        notice_silence(transport.get_extra_info("socket"))
-        self.certificate = transport.get_extra_info("peercert")
-        if not self._owner.opened(self):
-            self.drop("this node accepts no connections now")
-            return
-        loop = asyncio.get_running_loop()
-        # An incoming connection was made when it was accepted, before any TLS handshake.
-        begun_at = self._made_at if self.expected is None else loop.time()
-        deadline = begun_at + HANDSHAKE_TIMEOUT_S
-        self._timer = loop.call_at(deadline, self.drop, "it sent no hello in time")
-        if self.expected is not None:
-            self._transport.write(self._owner.greeting(self.expected))
-
-    def data_received(self, data: bytes) -> None:
-        if self._is_abandoned:
-            return
-        try:
-            for frame in self._reader.feed(data):
-                if self._is_abandoned:
-                    return
-                if self._peer is None:
-                    self._on_first(frame)
-                elif isinstance(frame, Refusal):
-                    # The dialling side decides last: on this side the connection counts already.
-                    self._on_refusal(frame)
-                elif isinstance(frame, Hello):
-                    raise WireError("a second Hello")
-                elif frame.sender != self._peer or frame.to != self._owner.id:
-                    names = f"from {frame.sender} to {frame.to}"
-                    raise WireError(f"node {self._peer} sent a message {names}")
-                else:
-                    self._owner.received(frame)
-        except WireError as error:
-            self.drop(str(error))
-
-    def _on_first(self, frame: object) -> None:
-        if isinstance(frame, Refusal):
-            self._on_refusal(frame)
-        if not isinstance(frame, Hello):
-            raise WireError("the first frame must be Hello")
-        assert self._transport is not None
-        reason = self._owner.judge(self, frame)
-        if reason:
-            if self.expected is None and reason in (REMOVED, OTHER_DISK):
-                # The peer believes this only of a node that has introduced itself.
-                self._transport.write(self._owner.greeting(frame.sender))
-            self._transport.write(encode(Refusal(reason, reason == REMOVED)))
-            self._owner.refused(self.remote, reason)
-            self._is_abandoned = True
-            self._transport.close()
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        if self.expected is None:
-            self._transport.write(self._owner.greeting(frame.sender))
-        self._peer, self._hello = frame.sender, frame
-        self._reader.is_greeted = True
-        self._owner.accepted(self, frame)
-
-    def _on_refusal(self, refusal: Refusal) -> None:
-        # What listens at a member's address need not be that member.
-        is_known = self._hello is not None and self._owner.may_report_removal(self._hello)
-        if refusal.is_removed and is_known:
-            self.end = "removed"
-            self._owner.on_removed()
-        elif refusal.reason == SHUTDOWN and self._peer is not None:
-            self.end = "node_shutdown"  # The peer closes the connection.
-            return
-        raise WireError(f"it refused us: {refusal.reason}")
-
-    def drop(self, reason: str) -> None:
-        """Close at once, and count it as a refusal."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._owner.refused(self.remote, reason)
-            self._was_dropped = True
-            self._transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self._closed.done():
-            self._closed.set_result(None)
-        if self._is_abandoned:
-            self._owner.closed(self, None)
-        else:
-            if self._peer is None and not self._was_dropped:
-                # In TLS 1.3 a dialler's handshake ends before the other side has verified it.
-                detail = f" ({describe(exc)})" if exc else ""
-                hint = "if this continues, its log has the reason"
-                self._owner.refused(self.remote, f"it closed before its hello{detail}; {hint}")
-            if isinstance(exc, TimeoutError):
-                self.end = "timeout"
-            self._owner.closed(self, self._peer)

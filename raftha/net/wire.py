@@ -6,9 +6,9 @@ travels as the bytes that the log holds (`Entry.data`). Every incoming field is 
 type and against hard limits before the node acts on it. A violation is a `WireError`, and the
 connection is closed.
 
-The first frame in each direction is a `Hello`, or a `Refusal`. Until then the peer may be anyone,
-so `decode_greeting` reads frames of at most `HELLO_BYTES_MAX`, as flat arrays of a few short
-values: whatever the bytes are, a frame costs microseconds.
+The first frame in each direction is a `Hello`, or a `Refusal`; with a secret a `Proof` follows.
+Until then the peer may be anyone, so `decode_greeting` reads frames of at most `HELLO_BYTES_MAX`,
+as flat arrays of a few short values: whatever the bytes are, a frame costs microseconds.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class Hello(NamedTuple):
     `cluster_id` is "" for a node that has no cluster yet, `lineage` for one without a log.
     `recorded`: the incarnation of the receiver by the sender's membership, 0 if there is none.
     `stance` is a `Stance` (`raftha/node/founding.py`). `nonce`: a random number of this start.
+    `challenge`: random bytes of this connection; empty if the sender has no secret.
     """
 
     protocol_version: int
@@ -99,6 +100,7 @@ class Hello(NamedTuple):
     recorded: int = 0
     stance: int = 0
     nonce: int = 0
+    challenge: bytes = b""
 
 
 class Refusal(NamedTuple):
@@ -111,7 +113,20 @@ class Refusal(NamedTuple):
     is_removed: bool
 
 
-Frame = PeerMessage | Hello | Refusal
+class Proof(NamedTuple):
+    """That the sender holds the secret (`raftha/net/peer_secret.py`)."""
+
+    mac: bytes
+
+
+class Probe(NamedTuple):
+    """Asks whether the process at the other end lives, or answers that it does."""
+
+    is_answer: bool
+
+
+Greeting: TypeAlias = Hello | Refusal | Proof
+Frame = PeerMessage | Greeting | Probe
 
 _CODES: dict[type[Any], int] = {
     Hello: 1,
@@ -145,6 +160,8 @@ _CODES: dict[type[Any], int] = {
     DigestRequest: 29,
     DigestReport: 30,
     DigestVerdict: 31,
+    Proof: 32,
+    Probe: 33,
 }
 _WITH_DURABLE_INDEXES = frozenset((Append, Heartbeat, DurableIndexesReply))
 _Fields: TypeAlias = tuple[type[Any], tuple[type, ...]]
@@ -157,7 +174,7 @@ _APPEND_ENTRIES = 1 + Append._fields.index("entries")
 _pack = msgpack.Packer().pack
 """One packer for all threads. It packs numbers, strings and arrays of these without releasing the
 GIL; to make one for each message takes as long as to use it."""
-_GREETINGS = {_CODES[cls]: _CLASSES[_CODES[cls]] for cls in (Hello, Refusal)}
+_GREETINGS = {_CODES[cls]: _CLASSES[_CODES[cls]] for cls in (Hello, Refusal, Proof)}
 _GREETING_FIELDS_MAX = 32
 """More fields than this version knows, for the Hello of a later one."""
 
@@ -172,12 +189,12 @@ def encode(message: Frame) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def decode_greeting(body: bytes) -> Hello | Refusal:
-    """Decode the body of a first frame. WireError unless it is a Hello or a Refusal."""
+def decode_greeting(body: bytes) -> Greeting:
+    """Decode the body of a frame of the handshake. WireError unless it is one of `Greeting`."""
     if len(body) > HELLO_BYTES_MAX:
         raise WireError(f"the first frame has {len(body)} bytes, over the limit {HELLO_BYTES_MAX}")
     message = _build(_of_this_version(_unpack(body, _GREETING_FIELDS_MAX)), _GREETINGS)
-    assert isinstance(message, Hello | Refusal), "there are no other classes in _GREETINGS"
+    assert isinstance(message, Hello | Refusal | Proof), "there are no other classes in _GREETINGS"
     return message
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import secrets
+import time
+from collections.abc import Callable
 from typing import Any
 
 from raftha.config import HaConfig
 from raftha.core import Raft
+from raftha.events import HaEvent, MemberCloned, ReplicaUnsupported
 from raftha.net.introductions import OTHER_DISK
 from raftha.net.wire import Hello
 from raftha.node import founding
 from raftha.node.founding import Stance
+from raftha.node.node import Node
 from raftha.runtime.founding import Waiting
 from raftha.storage.directory import skips
 from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.state.state import State
+
+REPORT_AGAIN_S = 3600.0
 
 
 def make_hello(config: HaConfig, data: DataDirectory, state: State) -> Hello:
@@ -77,3 +83,37 @@ def must_heal(core: Raft, incarnation: int, hello: Hello) -> bool:
     is_unknown = core.membership.recorded(core.id) != incarnation
     is_other = founding.is_another(incarnation, hello.recorded)
     return is_other and is_unknown and not core.has_lost_log
+
+
+class Notices:
+    """Events about refused peers, which dial again and again, so that each is news."""
+
+    def __init__(self, node_id: int, emit: Callable[[HaEvent], None]) -> None:
+        self._id = node_id
+        self._emit = emit
+        self._unsupported: dict[int, str] = {}
+        self._cloned_at: dict[int, float] = {}
+
+    def refusal(self, node: Node, hello: Hello) -> str:
+        """Why this node refuses a peer of its cluster; "" if it doesn't."""
+        reason = unsupported(node.state, hello)
+        if reason:
+            self.unsupported(hello.sender, reason)
+        return reason or refusal(node.core, hello)
+
+    def supported(self, peer: int) -> None:
+        """This peer takes part."""
+        self._unsupported.pop(peer, None)
+
+    def unsupported(self, peer: int, reason: str) -> None:
+        """This peer can't take part, for `reason`."""
+        if self._unsupported.get(peer) != reason:
+            self._unsupported[peer] = reason
+            self._emit(ReplicaUnsupported(reporter=self._id, node_id=peer, reason=reason))
+
+    def cloned(self, peer: int, remote: str) -> None:
+        """A second process of this connected peer was refused, at `remote`."""
+        now = time.monotonic()
+        if now - self._cloned_at.get(peer, float("-inf")) >= REPORT_AGAIN_S:
+            self._cloned_at[peer] = now
+            self._emit(MemberCloned(reporter=self._id, node_id=peer, remote=remote))

@@ -11,11 +11,11 @@ import json
 import logging
 import time
 
-from raftha.events import HaEvent, LogsDiffer, ReplicaDiverged, ReplicaLostLog
+from raftha.events import HaEvent, LogsDiffer, MemberCloned, ReplicaDiverged, ReplicaLostLog
 
 LEVELS = ("debug", "info", "warning", "error")
-_ERRORS = (LogsDiffer, ReplicaDiverged, ReplicaLostLog)
-"""Events that say that acknowledged data is lost or differs somewhere; others are information."""
+_ERRORS = (LogsDiffer, MemberCloned, ReplicaDiverged, ReplicaLostLog)
+"""Events that say that acknowledged data is lost, differs somewhere or may; others inform."""
 _TIME = "%Y-%m-%dT%H:%M:%S"
 
 

@@ -45,10 +45,11 @@ from raftha.errors import (
     Unavailable,
     UpgradeRequired,
 )
-from raftha.events import HaEvent, ReplicaUnsupported, RoleChanged, SnapshotFailed
+from raftha.events import HaEvent, RoleChanged, SnapshotFailed
 from raftha.membership import Membership
 from raftha.net import certificate_renewal
 from raftha.net.certificate_renewal import Renewal
+from raftha.net.peer_secret import load_secret
 from raftha.net.transport import Transport
 from raftha.net.wire import Hello
 from raftha.node.bootstrap import HEARTBEAT_TICKS, make_core
@@ -86,6 +87,7 @@ class Runtime:
         self._events = events
         self._renewal = Renewal(config)
         self._tls = self._renewal.load()
+        secret = load_secret(config.peer_secret_file)
         self._machine = machine
         self._reopening: asyncio.Task[None] | None = None
         self._waiting: Waiting | None = None
@@ -102,8 +104,11 @@ class Runtime:
         self._process = os.getpid()
         self._open_all()
         hello = introductions.make_hello(config, self._data, self.node.state)
-        self._unsupported: dict[int, str] = {}
-        self._transport = Transport(hello, config.own_address, self, self._random.random, self._tls)
+        self._notices = introductions.Notices(config.node_id, self.emit)
+        self.on_unsupported, self.on_cloned = self._notices.unsupported, self._notices.cloned
+        self._transport = Transport(
+            hello, config.own_address, self, self._random.random, self._tls, secret
+        )
         self._transport.introduce(**introductions.said_of(self._data, self._waiting))
         name = f"raftha-{config.node_id}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -409,8 +414,7 @@ class Runtime:
                 self._data.record_damage(error.detail)
         log.critical("node=%d failed reason=%s", self.config.node_id, reason, exc_info=error)
         if isinstance(error, UpgradeRequired):
-            own = self.config.node_id
-            self.emit(ReplicaUnsupported(reporter=own, node_id=own, reason=str(error)))
+            self._notices.unsupported(self.config.node_id, str(error))
         unsent = Stopped(f"this node has failed: {reason}")
         self.node.fail(reason, unsent, Disconnected(unsent.args[0]))
         self._loop.create_task(self._transport.stop())
@@ -579,7 +583,7 @@ class Runtime:
     def on_connected(self, peer: int, hello: Hello) -> None:
         if self.node.failure or (self._waiting and self._waiting.on_connected(peer, hello)):
             return
-        self._unsupported.pop(peer, None)
+        self._notices.supported(peer)
         self.node.on_connected(peer, hello.client_address, hello.incarnation)
         if introductions.must_heal(self.node.core, self._data.incarnation, hello):
             self.heal_log(self.node.core.log.last_index)
@@ -588,13 +592,5 @@ class Runtime:
         if not self.node.failure:
             (self._waiting or self.node).on_disconnected(peer, reason)
 
-    def on_unsupported(self, peer: int, reason: str) -> None:
-        if self._unsupported.get(peer) != reason:  # It dials again and again.
-            self._unsupported[peer] = reason
-            self.emit(ReplicaUnsupported(reporter=self.config.node_id, node_id=peer, reason=reason))
-
     def check_hello(self, hello: Hello) -> str:
-        reason = introductions.unsupported(self.node.state, hello)
-        if reason:
-            self.on_unsupported(hello.sender, reason)
-        return reason or introductions.refusal(self.node.core, hello)
+        return self._notices.refusal(self.node, hello)

@@ -20,7 +20,7 @@ from bench.harness.machine import rss_anon_bytes
 from raftha.client.resp import REQUEST_BYTES_MAX, pack_request
 from raftha.config import MIB, parse_address
 from raftha.core import CoreConfig
-from raftha.net.transport import OUTGOING_BYTES_MAX
+from raftha.net.connection import OUTGOING_BYTES_MAX
 from raftha.node.proposals import BATCH_BYTES_MAX, PROPOSAL_QUEUE_BYTES_MAX, UNCOMMITTED_BYTES_MAX
 from raftha.runtime.callers import READ_BYTES_MAX
 from raftha.server.connection import WAITING_BYTES_MAX

@@ -274,7 +274,7 @@ def test_acknowledged_data_that_was_damaged_is_refused(tmp_path: Path) -> None:
 def test_a_connection_that_never_speaks_is_dropped_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raftha.net.transport.HANDSHAKE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("raftha.net.connection.HANDSHAKE_TIMEOUT_S", 0.05)
     members = {1: free_addresses(1)[0]}
     host, port = members[1].split(":")
     with (

@@ -89,6 +89,10 @@ def test_a_later_change_of_the_callers_members_does_not_reach_the_config() -> No
         ({"insecure": 1}, "insecure"),
         ({"tls_ca": "ca.crt"}, "tls_cert, tls_key are missing"),
         ({"tls_cert": "a", "tls_key": "b"}, "tls_ca is missing"),
+        (
+            {"peer_secret_file": "s", "tls_ca": "a", "tls_cert": "b", "tls_key": "c"},
+            "peer_secret_file is for peers without TLS",
+        ),
         ({"tls_ca": 1}, "tls_ca must be text or a path, got 1"),
         ({"node_id": 16**5000}, "thousands of digits"),
         ({"heartbeat_interval_ms": 9}, "heartbeat_interval_ms"),

@@ -16,7 +16,7 @@ import uvloop
 
 from raftha.core import TimeoutNow
 from raftha.errors import WireError
-from raftha.net import slots, transport
+from raftha.net import connection, slots
 from raftha.net.certificates import Made, make_ca, make_node
 from raftha.net.introductions import difference
 from raftha.net.tls import PeerTls
@@ -32,20 +32,28 @@ class Peer:
     """A transport, and what it received."""
 
     def __init__(
-        self, node_id: int, members: Mapping[int, str], tls: PeerTls | None, says: int | None = None
+        self,
+        node_id: int,
+        members: Mapping[int, str],
+        tls: PeerTls | None,
+        says: int | None = None,
+        *,
+        secret: bytes = b"",
+        nonce: int = 0,
     ) -> None:
         """`says` is the id that it claims, if not its own."""
         self.connected: list[int] = []
         self.reasons: list[str] = []
         self.received: list[PeerMessage] = []
-        hello = Hello(PROTOCOL_VERSION, "c" * 32, says or node_id, 0, 1, "")
+        hello = Hello(PROTOCOL_VERSION, "c" * 32, says or node_id, 0, 1, "", nonce=nonce)
         self.recorded = dict.fromkeys(members, 1)
         self.members = members
         self.removed = False
         self.refused = 0
+        self.cloned: list[int] = []
         self.unsupported: list[tuple[int, str]] = []
         random_ = random.Random(node_id).random
-        self.transport = Transport(hello, members[node_id], self, random_, tls)
+        self.transport = Transport(hello, members[node_id], self, random_, tls, secret)
 
     async def start(self, removed: frozenset[int] = frozenset()) -> None:
         await self.transport.start()
@@ -70,6 +78,9 @@ class Peer:
 
     def on_unsupported(self, peer: int, reason: str) -> None:
         self.unsupported.append((peer, reason))
+
+    def on_cloned(self, peer: int, remote: str) -> None:
+        self.cloned.append(peer)
 
     def check_hello(self, hello: Hello) -> str:
         return ""
@@ -351,7 +362,7 @@ def test_a_stranger_that_connects_cannot_tell_a_node_that_it_was_removed(
 def test_silence_after_the_tls_handshake_counts_toward_the_whole_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(transport, "HANDSHAKE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(connection, "HANDSHAKE_TIMEOUT_S", 0.1)
     made = make_cluster(tmp_path, 2)
 
     async def main() -> None:
@@ -494,7 +505,7 @@ def test_a_strangers_words_can_not_pass_for_lines_of_the_log(
 def test_a_peer_that_takes_nothing_is_dropped_before_it_takes_all_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("raftha.net.transport.OUTGOING_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr("raftha.net.connection.OUTGOING_BYTES_MAX", 1 << 20)
 
     async def main() -> None:
         members = free_members(1)

@@ -31,6 +31,8 @@ from raftha.net.wire import (
     Frame,
     FrameReader,
     Hello,
+    Probe,
+    Proof,
     Refusal,
     decode,
     decode_greeting,
@@ -58,7 +60,10 @@ SECOND = make_entry(FIRST.position, 4, 2_000, EntryKind.BATCH, b"payload", 7)
 
 MESSAGES: list[Frame] = [
     Hello(1, "c" * 32, 1, 2, 1 << 62, "127.0.0.1:7201"),
+    Hello(1, "c" * 32, 1, 2, 1 << 62, "127.0.0.1:7201", nonce=1 << 61, challenge=b"c" * 16),
     Refusal("another cluster", False),
+    Proof(b"m" * 32),
+    Probe(is_answer=True),
     VoteRequest(1, 2, 5, 10, 4, True, False),
     VoteReply(1, 2, 5, True, False),
     Append(1, 2, 5, 0, 0, 2, 1, (FIRST, SECOND)),
@@ -196,7 +201,7 @@ def test_declared_array_lengths_cost_neither_time_nor_memory(
 def test_the_first_frame_is_a_greeting_and_nothing_else() -> None:
     for message in MESSAGES:
         frames = FrameReader()
-        if isinstance(message, Hello | Refusal):
+        if isinstance(message, Hello | Refusal | Proof):
             assert list(frames.feed(encode(message))) == [message]
         else:
             with pytest.raises(WireError):
@@ -229,5 +234,5 @@ def test_a_hello_of_an_earlier_version_can_be_told_why_it_is_refused() -> None:
 
 
 def test_a_hello_of_this_version_has_all_its_fields() -> None:
-    with pytest.raises(WireError, match="Hello has 13 fields, got 5"):
+    with pytest.raises(WireError, match="Hello has 14 fields, got 5"):
         decode_greeting(hello_frame(PROTOCOL_VERSION, "c" * 32, 1, 2, 9))
