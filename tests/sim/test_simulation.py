@@ -26,6 +26,7 @@ from tests.sim.runs import BUG_SEEDS, find, find_from, run_one
 SEEDS = 200
 OPEN_REQUEST = "leadership moves in the calm: a request for another leader has no answer yet"
 UNKNOWN_LEADER = "an operator asks for a leader that the asked node doesn't know as a member"
+ALTERED = "a snapshot carries an altered state to a majority"
 KEPT = {
     610093: OPEN_REQUEST,
     610170: UNKNOWN_LEADER,
@@ -39,7 +40,8 @@ KEPT = {
     640295: "failed beside those above, and passed once they did",
     640374: "no member is up that operators could ask when all is calm",
     660129: "a member whose log has only its cluster's founding campaigns unasked",
-    660162: "a snapshot carries an altered state to a majority",
+    660162: ALTERED,
+    660509: ALTERED,
 }
 """Seeds that have failed, and what came up."""
 
