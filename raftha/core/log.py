@@ -189,9 +189,11 @@ class RaftLog:
         if prev_index < self.commit:
             self._check_committed(message)
             # Committed entries are the same everywhere; only the entries after them are news.
+            last_index = prev_index + len(entries)
             entries = entries[self.commit - prev_index :]
             if not entries:
-                return self.commit
+                # Not `commit`: nothing shows that this leader has what is behind `last_index`.
+                return last_index
         elif self.term(prev_index) != message.prev_term:
             return None
         for position, entry in enumerate(entries):

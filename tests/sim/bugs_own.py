@@ -70,10 +70,10 @@ def two_changes_in_one() -> list[Patch]:
     """All learners become voters when one of them has caught up."""
     original = Membership.with_voter
 
-    def with_voter(self: Membership, node_id: int) -> Membership:
+    def with_voter(self: Membership, node_id: int, incarnation: int = 0) -> Membership:
         grown = self
         for learner in sorted(self.members.keys() - set(self.voters)):
-            grown = original(grown, learner)
+            grown = original(grown, learner, incarnation if learner == node_id else 0)
         return grown
 
     return [(Membership, "with_voter", with_voter)]

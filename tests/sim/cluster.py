@@ -208,6 +208,7 @@ class Simulation:
     # ---------------------------------------------------------------- Watch
 
     def on_start(self, member: Member) -> None:
+        self.divergences.on_start(member)
         self.invariants.on_start(member)
 
     def on_send(self, member: Member, message: PeerMessage) -> None:

@@ -3,7 +3,10 @@
 Theory of operation. A member's state gets a pair that no command has written. Nothing of what
 clients ask for shows it, so the run goes on as any other. The comparison of digests must find that
 member and no other one, and it must replace its state. One member at a time is altered, while all
-others are up and sound, so that a majority is always right.
+others are up and sound, so that a majority is right.
+
+A snapshot of an altered state carries the pair to other members. It may do so only while a majority
+stays sound: a comparison goes by what most members have, and can't know more.
 
 States are compared in other seeds too, beside all their faults: no sound state may be replaced.
 """
@@ -84,6 +87,13 @@ class Divergences:
         victim = self._rng.choice(members)
         victim.store.alter()
         self._world.note(victim.id, "state altered")
+
+    def on_start(self, member: Member) -> None:
+        """A member has started: it may have installed a snapshot of an altered state."""
+        altered = sum(each.store.is_altered for each in self._members.values())
+        if member.store.is_altered and 2 * altered >= len(self._members):
+            member.store.restore()
+            self._world.note(member.id, "altered pair left out")
 
     def _is_sound(self, member: Member) -> bool:
         return not (member.store.is_altered or member.is_rotten or member.node_files.is_healing)

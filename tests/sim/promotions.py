@@ -4,7 +4,8 @@ Theory of operation. A promotion asks a node, whether or not it knows a leader, 
 leader. Its reply must be true: the named node has led since the request. Without automatic failover
 (`Swarm.campaigns`), members campaign only when they are asked to: by an operator, by a node that an
 operator has asked, or by a leader that hands over. So nothing is demanded of a cluster that has
-lost its leader until an operator acts: after the chaos one does, some time.
+lost its leader until an operator acts: after the chaos one does, some time. A member whose log has
+nothing but the founding of its cluster may campaign unasked: it wins only in a new cluster.
 """
 
 from __future__ import annotations
@@ -145,7 +146,9 @@ class Promotions:
         if role not in (Role.PRE_CANDIDATE, Role.CANDIDATE) or before is Role.PRE_CANDIDATE:
             return
         is_alone = voters(core.membership) == {member.id}
-        if is_alone or not core.log.last_index or self._open[member.id]:
+        log = core.log
+        is_new = log.last_index == 0 or (log.last_index == 1 and log.membership_index == 1)
+        if is_alone or is_new or self._open[member.id]:
             return
         if member.invited_at != self._world.now:
             raise Violation(f"node {member.id} campaigns for term {core.term} unasked")

@@ -124,6 +124,10 @@ class DictStore:
         """Have a pair that no command has written."""
         self._values[ALIEN_KEY] = b"1"
 
+    def restore(self) -> None:
+        """Have that pair no more."""
+        del self._values[ALIEN_KEY]
+
     @property
     def is_altered(self) -> bool:
         """Whether it has that pair."""

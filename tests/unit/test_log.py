@@ -80,9 +80,9 @@ def test_entries_that_match_are_not_cut_off_by_a_late_append() -> None:
     assert log.persisted == 3
 
 
-def test_an_append_below_commit_agrees_up_to_commit() -> None:
+def test_an_append_below_commit_agrees_up_to_its_own_end() -> None:
     log = log_of([1, 1, 1], commit=3)
-    assert log.merge(append(chain([1, 1]))) == 3
+    assert log.merge(append(chain([1, 1]))) == 2
 
 
 def test_only_entries_behind_commit_are_taken_from_an_overlapping_append() -> None:

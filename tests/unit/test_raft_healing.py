@@ -268,6 +268,15 @@ def test_a_leader_without_what_is_committed_here_is_reported_and_not_acknowledge
     assert raft.log.last_term == 1
 
 
+def test_an_append_below_commit_is_acknowledged_only_as_far_as_it_shows() -> None:
+    """The leader lacks entry 3: counting this node for it would commit another one on one disk."""
+    raft = core(1, 1, 1, 1, hard_state=HardState(1, 0, 3))
+    raft.step(Append(1, 2, 2, 2, 1, 0, 0, ()))
+    (reply,) = only(AppendReply, settle(raft))
+    assert reply.ok
+    assert reply.index == 2
+
+
 def test_a_conflict_is_over_when_the_leaders_entries_fit() -> None:
     raft = core(1, 1, 1, 1, hard_state=HardState(1, 0, 3))
     (other,) = chain(2, after=chain(1, 1)[-1].position)
