@@ -164,11 +164,14 @@ class LocalCluster:
             self._write_config(node)
         self._unfounded = first
 
-    def _found(self, nodes: Sequence[_Node]) -> None:
+    def _found_once(self) -> None:
         """Make the data folders of a new cluster: no node has to wait for the others.
 
-        That is just before the first node starts, so a test can put file systems there.
+        Just before the first node starts, so that a test can put file systems there.
         """
+        nodes, self._unfounded = self._unfounded, []
+        if not nodes:
+            return
         regions = self._settings.get("regions", ("primary",))
         named = self._settings.get("member_regions", {})
         found_together(
@@ -315,6 +318,7 @@ class LocalCluster:
         node = self._node(node_id)
         if node.is_running:
             raise LocalClusterError(f"node {node_id} is running", hint="stop it first")
+        self._found_once()
         shutil.rmtree(node.folder / "data", ignore_errors=True)
 
     def pid(self, node_id: int) -> int:
@@ -483,9 +487,7 @@ class LocalCluster:
 
     def _spawn(self, node: _Node) -> None:
         self._check_open()
-        if self._unfounded:
-            self._found(self._unfounded)
-            self._unfounded = []
+        self._found_once()
         config = str(node.folder / "node.toml")
         command = [argument.replace("{config}", config) for argument in self._command]
         node.process = self._resources.spawner.start(command, folder=node.folder, log=node.log)
