@@ -28,11 +28,12 @@ def bootstrap_ignores_clusters() -> list[Patch]:
 
 
 def wiped_node_counts() -> list[Patch]:
-    """A node that has lost its directory votes and counts at once under its old id."""
+    """A node that has lost its directory counts at once, with what it once acknowledged."""
     return [
         (founding, "is_another", lambda incarnation, recorded: False),
         (introductions, "refusal", lambda core, hello: ""),
         (Incarnations, "is_of_other_disk", lambda self, message: False),
+        *generations_outlive_disks(),
     ]
 
 
