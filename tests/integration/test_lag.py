@@ -72,6 +72,8 @@ def watched(*, leads: bool = True) -> Iterator[Watched]:
             node.ha.put(b"a", b"write", timeout=30)
             node.ha.failover_to(1 if leads else 2, timeout=30)
             node.wait_healthy()
+            # By its own view too: the leader knows nothing of the connection between followers.
+            wait_until(lambda: all(node.row(i).connected for i in (2, 3)), "both connected")
             node.seen.clear()
             yield node
 

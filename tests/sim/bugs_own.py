@@ -141,7 +141,7 @@ def finished_group_applied() -> list[Patch]:
 
 
 def longest_idle_session_dropped() -> list[Patch]:
-    """A full table drops the session that was idle longest, whoever fills the table (S1)."""
+    """A full table drops the session that was idle longest, whichever client fills it (S1)."""
 
     def find_greediest(self: Owners, sessions: Iterable[tuple[int, bytes]]) -> int:
         return next(iter(sessions))[0]

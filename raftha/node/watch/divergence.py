@@ -19,7 +19,7 @@ tried again later.
 
 A comparison needs no further agreement. A digest covers the entry's position with the hash of the
 log up to it, and only committed entries are applied. So digests of one index are of one history,
-whatever leader asked for them; a digest that arrives when nobody waits for it is ignored. A change
+whatever leader asked for them; a digest that nothing waits for is ignored. A change
 of leader, a restart, healing, or a snapshot that is installed costs a comparison and nothing more.
 
 If a majority of the voters has one digest, members with another one have diverged: they replace log
