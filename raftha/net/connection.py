@@ -149,8 +149,7 @@ class Connection(asyncio.Protocol):
         """Tell the peer that it was removed, and close."""
         assert self._transport is not None
         self.end = "removed"
-        self._transport.write(encode(Refusal(REMOVED, True)))
-        self._transport.close()
+        self._close_after(Refusal(REMOVED, True))
 
     def hang_up(self) -> None:
         """Close at once, because the peer is silent."""
@@ -162,8 +161,13 @@ class Connection(asyncio.Protocol):
         """Tell the peer that this node stops on purpose, and close."""
         assert self._transport is not None
         self._is_abandoned = True
-        self._transport.write(encode(Refusal(SHUTDOWN, False)))
-        self._transport.close()
+        self._close_after(Refusal(SHUTDOWN, False))
+
+    def _close_after(self, refusal: Refusal) -> None:
+        assert self._transport is not None
+        if not self._transport.is_closing():  # uvloop raises for a write to a closed one.
+            self._transport.write(encode(refusal))
+            self._transport.close()
 
     def send(self, frame: bytes) -> None:
         assert self._transport is not None

@@ -570,3 +570,24 @@ def test_members_with_overlapping_protocols_connect() -> None:
         await one.transport.stop()
 
     run(main)
+
+
+def test_a_node_stops_although_a_connection_has_just_ended() -> None:
+    """uvloop raises for a write to a closed transport; that kept a stopping node from its end."""
+
+    async def main() -> None:
+        members = free_members(2)
+        one, two = (Peer(i, members, None) for i in members)
+        await one.start()
+        await two.start()
+        await wait_until_async(lambda: one.connected == [2] and two.connected == [1])
+        connection = one.transport._connected[2]
+        assert connection._transport is not None
+        connection._transport.abort()
+        await connection.wait_closed()
+        one.transport._connected[2] = connection  # As if its end had not been handled yet.
+        await one.transport.stop()
+        await wait_until_async(lambda: two.connected == [])
+        await two.transport.stop()
+
+    run(main)
