@@ -52,6 +52,7 @@ def make_configs(folder: Path, count: int) -> list[ServerConfig]:
             {
                 "node_id": node_id,
                 "data_dir": str(folder / str(node_id)),
+                "bootstrap": True,
                 "members": {str(i): address for i, address in members.items()},
                 "listen": addresses[count + node_id - 1],
                 "wal_segment_bytes": 16 * MIB,
