@@ -219,6 +219,8 @@ class Transport:
         self._is_paused = True
         for dialer in self._dialers.values():
             dialer.cancel()
+        for connection in self._open:
+            connection.abandon()  # Before anything is awaited, so that none is accepted meanwhile.
         self._connected.clear()
         self._slots.clear()
         await asyncio.gather(*self._dialers.values(), return_exceptions=True)

@@ -572,6 +572,29 @@ def test_members_with_overlapping_protocols_connect() -> None:
     run(main)
 
 
+def test_a_connection_that_is_accepted_during_a_pause_does_not_stay_registered() -> None:
+    """A node that kept it would take its peer for connected, and never dial it again."""
+
+    async def main() -> None:
+        members = free_members(2)
+        one = Peer(1, members, None)
+        await one.start()
+        host, port = members[1].split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        await wait_until_async(lambda: len(one.transport._open) == 1)
+        (connection,) = one.transport._open
+        paused = asyncio.ensure_future(one.transport.pause())
+        await asyncio.sleep(0)  # It waits for the dialers.
+        assert not paused.done()
+        connection.data_received(encode(Hello(PROTOCOL_VERSION, "c" * 32, 2, 1, 1, "")))
+        await paused
+        assert not one.transport.is_connected(2)
+        writer.close()
+        await one.transport.stop()
+
+    run(main)
+
+
 def test_a_node_stops_although_a_connection_has_just_ended() -> None:
     """uvloop raises for a write to a closed transport; that kept a stopping node from its end."""
 
