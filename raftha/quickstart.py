@@ -36,4 +36,4 @@ if __name__ == "__main__":
                 print(f"total {total}, node {ha.get_status().leader_id} leads")
             except raftha.RafthaError as error:
                 print(f"{type(error).__name__}: {error}")
-            time.sleep(1)
+            time.sleep(1)  # A person reads along.

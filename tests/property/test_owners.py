@@ -17,7 +17,7 @@ STEPS = st.lists(
 
 
 def plain(table: dict[int, bytes]) -> int:
-    """The session to drop, from counts made anew."""
+    """The session to drop, by counting all owners again."""
     left = list(table.items())
     for length in (10, 16):
         counts = Counter(owner[:length] for _, owner in left)
