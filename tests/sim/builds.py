@@ -113,6 +113,11 @@ class Builds:
         self._have_been_new.add(member.id)
         member.run_build(NewCounters())
 
+    def on_refused(self, member: Member) -> None:
+        """A member can't join with its build: it gets the new one, as an operator would do."""
+        if self.used >= NEW:
+            self._change(member, NEW)
+
     def check_raised(self, used: int, members: Collection[int]) -> None:
         """The log has come to use a version, with these members."""
         if used < self.used:

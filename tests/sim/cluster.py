@@ -117,6 +117,7 @@ class Simulation:
         self.divergences = Divergences(self.world, self.swarm, self.members)
         memberships = self.invariants.memberships
         self.operator = Operator(self.world, self.swarm, self.members, memberships)
+        self.operator.on_upgrade_pending = self.builds.on_refused
         self.world.after = self.invariants.check if self.swarm.campaigns else self._check
         self.invariants.memberships.on_change = self.operator.watch
         self._probed: set[int] = set()

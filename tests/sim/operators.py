@@ -20,10 +20,10 @@ When everything has healed there is a last wish, which has to come true.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from raftha.errors import InvalidRequest
+from raftha.errors import InvalidRequest, UpgradePending
 from raftha.membership import Membership
 from raftha.node.operations import MembershipOperation
 from tests.sim.member import Member
@@ -63,6 +63,8 @@ class Operator:
         """Requests without an answer."""
         self.has_wish = False
         """Whether the last wish hasn't come true yet."""
+        self.on_upgrade_pending: Callable[[Member], None] = lambda member: None
+        """Called for a member whose build is too old to join."""
         self._world = world
         self._swarm = swarm
         self._members = members
@@ -232,6 +234,8 @@ class Operator:
         self._world.counts["change refused" if result else "change done"] += 1
         if result is None:
             self._on_done(wish)
+        if isinstance(result, UpgradePending):
+            self.on_upgrade_pending(self._members[wish.node_id])
         if request.tries > TRIES_MAX:
             self._on_last(request, result)
         elif result is not None and request.tries < TRIES_MAX:
