@@ -34,6 +34,7 @@ NOTE = (
 )
 
 CONFIGS = (HaConfig, ReplicationConfig, BackupConfig, RetentionPolicy, ServerConfig)
+EVENTS = (events.cluster, events.backup)
 LIMITS = (limits,)
 """Modules whose constants with docstrings are limits."""
 HAPPENED = {
@@ -123,8 +124,8 @@ def events_page() -> Iterator[str]:
                 ),
                 prose_of(event),
             )
-            for event in classes_of(events)
-            if issubclass(event, events.HaEvent) and event is not events.HaEvent
+            for module in EVENTS
+            for event in classes_of(module)
         ),
     )
 
