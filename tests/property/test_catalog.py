@@ -60,7 +60,7 @@ CHANGES: st.SearchStrategy[Change] = st.one_of(
     ),
     st.builds(adopt, IDS, IDS, MODES, IDS, LINEAGES, st.sampled_from((COMPLETED, "failed"))),
     st.builds(Found, IDS, WHERE),
-    st.builds(Retire, st.lists(IDS, max_size=3).map(tuple)),
+    st.builds(Retire, st.lists(IDS, max_size=3).map(tuple), LINEAGES),
     st.builds(Deleted, st.lists(IDS, max_size=2).map(tuple)),
     st.builds(Pin, IDS, NAMES, st.integers(0, 40)),
     st.builds(Unpin, IDS, NAMES),
@@ -86,6 +86,8 @@ def check(catalog: Catalog, before: dict[int, BackupRecord], change: Change) -> 
             assert parent.lineage == record.lineage and parent.base == record.base
         if record.state == RETIRED and before[record.id].state != RETIRED:
             assert isinstance(change, Retire)
+        was_retired = record.id in before and before[record.id].state == RETIRED
+        assert not was_retired or record.state == RETIRED
     for gone in before.keys() - now.keys():
         assert before[gone].state == RETIRED, "it is forgotten while its objects exist"
     restorable = [r for r in before.values() if r.state == COMPLETED]

@@ -191,7 +191,7 @@ def test_a_parent_must_fit(log: Log) -> None:
 
 def test_nothing_builds_on_a_retired_parent(log: Log) -> None:
     full, newer = log.take(), log.take()
-    assert log.add(Retire((full,))) == ""
+    assert log.add(Retire((full,), HERE)) == ""
     assert "is not whole" in log.begin(INCREMENTAL, full)
     assert log.begin(INCREMENTAL, newer) == ""
 
@@ -200,25 +200,31 @@ def test_what_is_needed_is_not_retired(log: Log) -> None:
     full = log.take()
     child = log.take(INCREMENTAL, full)
     newest = log.take()
-    assert "builds on" in log.add(Retire((full,)))
-    assert "newest" in log.add(Retire((newest,)))
-    assert "unknown" in log.add(Retire((999,)))
+    assert "builds on" in log.add(Retire((full,), HERE))
+    assert "newest" in log.add(Retire((newest,), HERE))
+    assert "unknown" in log.add(Retire((999,), HERE))
     assert log.begin(INCREMENTAL, child) == ""
     running = log.index
-    assert "builds on" in log.add(Retire((full, child)))
-    assert "running" in log.add(Retire((running,)))
+    assert "builds on" in log.add(Retire((full, child), HERE))
+    assert "running" in log.add(Retire((running,), HERE))
     log.end("stopped", id=running)
-    assert log.add(Retire((full, child, running))) == ""
+    assert log.add(Retire((full, child, running), HERE)) == ""
     assert {log.state(i) for i in (full, child, running)} == {RETIRED}
+
+
+def test_only_backups_of_the_own_lineage_are_retired(log: Log) -> None:
+    old, _ = log.take(lineage="b" * 32), log.take()
+    assert "another lineage" in log.add(Retire((old,), HERE))
+    assert log.add(Retire((old,), "b" * 32)) == ""
 
 
 def test_a_pin_holds_a_backup_until_its_time(log: Log) -> None:
     old, _ = log.take(), log.take()
     until = T0 + (log.index + 35) * SECOND
     assert log.add(Pin(old, "audit", until)) == ""
-    assert "is pinned" in log.add(Retire((old,)))
+    assert "is pinned" in log.add(Retire((old,), HERE))
     log.index += 10
-    assert log.add(Retire((old,))) == ""
+    assert log.add(Retire((old,), HERE)) == ""
 
 
 def test_pins_are_taken_away_by_name(log: Log) -> None:
@@ -227,11 +233,11 @@ def test_pins_are_taken_away_by_name(log: Log) -> None:
     log.add(Pin(old, "law", 0))
     assert "no pin 'other'" in log.add(Unpin(old, "other"))
     assert log.add(Unpin(old, "audit")) == ""
-    assert "is pinned" in log.add(Retire((old,)))
+    assert "is pinned" in log.add(Retire((old,), HERE))
     assert log.add(Unpin(old, "")) == ""
     assert log.record(old).pins == ()
     assert "is not completed" in log.add(Pin(999, "audit", 0))
-    for number in range(catalog_module.PINS_MAX):
+    for number in range(16):
         assert log.add(Pin(old, f"pin {number}", 0)) == ""
     assert "at most 16 pins" in log.add(Pin(old, "one more", 0))
     assert log.add(Pin(old, "pin 3", 1)) == ""
@@ -240,7 +246,7 @@ def test_pins_are_taken_away_by_name(log: Log) -> None:
 def test_only_what_is_retired_is_forgotten(log: Log) -> None:
     old, new = log.take(), log.take()
     assert "not retired" in log.add(Deleted((old,)))
-    log.add(Retire((old,)))
+    log.add(Retire((old,), HERE))
     assert "not retired" in log.add(Deleted((old, new)))
     assert log.add(Deleted((old,))) == ""
     assert [r.id for r in log.catalog.records()] == [new]
@@ -275,7 +281,7 @@ def test_what_a_repository_holds_is_adopted(log: Log) -> None:
 def test_what_does_not_fit_is_not_adopted(log: Log) -> None:
     full, _ = log.take(), log.take()
     record = log.record(full)
-    log.add(Retire((full,)))
+    log.add(Retire((full,), HERE))
     child = adopted(record, id=25, mode=INCREMENTAL, parent=full)
     assert "is not whole" in log.add(Adopt(log.index, child))
     assert "is retired" in log.add(Adopt(log.index, tuple(record)))
@@ -287,10 +293,12 @@ def test_what_does_not_fit_is_not_adopted(log: Log) -> None:
 def test_a_listing_from_before_a_deletion_is_not_believed(log: Log) -> None:
     old, _ = log.take(), log.take()
     record, listed = log.record(old), log.index
-    log.add(Retire((old,)))
+    log.add(Retire((old,), HERE))
     log.add(Deleted((old,)))
     assert "since the repository was listed" in log.add(Adopt(listed, tuple(record)))
-    assert log.add(Adopt(log.index, tuple(record))) == ""
+    assert "was deleted" in log.add(Adopt(log.index, tuple(record)))
+    assert log.add(Adopt(log.index, adopted(record, state=FAILED))) == ""
+    assert log.add(Retire((old,), HERE)) == ""
 
 
 def test_a_backup_that_is_nowhere_is_missing_until_it_is_found(log: Log) -> None:
@@ -320,7 +328,7 @@ def test_the_catalog_is_bounded(log: Log, monkeypatch: pytest.MonkeyPatch) -> No
     first, _, newest = log.take(), log.take(), log.take()
     assert "retire some" in log.begin()
     assert "retire some" in log.add(Adopt(log.index, adopted(log.record(newest), id=11)))
-    log.add(Retire((first,)))
+    log.add(Retire((first,), HERE))
     assert "retire some" in log.begin()
     log.add(Deleted((first,)))
     assert log.begin() == ""
@@ -349,8 +357,8 @@ def test_a_catalog_survives_a_checkpoint(log: Log) -> None:
         ("begin", -1, FULL, 0, HERE, ["local"], ""),
         ("begin", 1, FULL, 0, HERE, "local", ""),
         ("begin", 1, "x" * 501, 0, HERE, ["local"], ""),
-        ("retire", 7),
-        ("retire", ["7"]),
+        ("retire", 7, HERE),
+        ("retire", ["7"], HERE),
         ("found", 7, [""]),
         ("adopt", 1, [1]),
         ("adopt", 1, [*range(23)]),
@@ -362,7 +370,10 @@ def test_an_entry_of_a_later_version_is_not_guessed_at(fields: tuple[Any, ...]) 
         decode_change(*decode_admin(payload))
 
 
-@pytest.mark.parametrize("fields", [None, [], [1, 2, 3, 4], [0, 0, [[1]], []], ["", 0, [], []]])
+@pytest.mark.parametrize(
+    "fields",
+    [None, [], [1, 2, 3, 4, 5], [0, 0, [], [[1]], []], ["", 0, [], [], []], [0, 0, ["x"], [], []]],
+)
 def test_junk_is_no_catalog(fields: Any) -> None:
     with pytest.raises(ValueError, match=r".*"):
         Catalog.load(fields)
