@@ -98,6 +98,12 @@ class Hasher:
         if self._size >= _DIGEST_PART_BYTES:
             self._flush()
 
+    def add_encoded(self, raw: bytes, keys: int) -> None:
+        """Add the next pairs, `keys` of them, as they are in a block of a backup."""
+        self._flush()
+        self._hash.update(raw)
+        self._keys += keys
+
     def finish(self) -> StoreDigest:
         """Return the digest of all pairs."""
         self._flush()
