@@ -202,6 +202,82 @@ class Compacted(StorageError):
         self.first_index = first_index
 
 
+class RepositoryError(RafthaError):
+    """A backup repository, or an object in it, is not as it should be.
+
+    `destination` is the configured name of the destination, and `object` the object's name; either
+    is "" if the error doesn't concern one.
+    """
+
+    def __init__(
+        self, message: str, *, destination: str = "", object_name: str = "", hint: str = ""
+    ) -> None:
+        where = "".join(f"{part}: " for part in (destination, object_name) if part)
+        super().__init__(where + message, hint=hint)
+        self.destination = destination
+        self.object = object_name
+
+
+class RepositoryUnavailable(RepositoryError):
+    """A destination can't be reached or failed. A write may have happened; it can be repeated."""
+
+
+class ObjectExists(RepositoryError):
+    """An object of this name exists, or its store said so. Objects are never replaced."""
+
+
+class ObjectMissing(RepositoryError):
+    """There is no object of this name."""
+
+
+class ObjectTooLarge(RepositoryError):
+    """The object is larger than the reader's limit. It was not read."""
+
+
+class DeletionDenied(RepositoryError):
+    """The destination keeps the object, for example because of an object lock."""
+
+
+class RepositoryConflict(RepositoryError):
+    """Different bytes under one name, or two repositories in one place: another cluster writes."""
+
+
+class BackupDamaged(RepositoryError):
+    """The object's bytes are not those that were written, or were written for another object."""
+
+
+class KeyMissing(RepositoryError):
+    """No key at hand opens this. `key_id` names the data key; "" if none is known."""
+
+    def __init__(
+        self,
+        message: str,
+        key_id: str = "",
+        *,
+        destination: str = "",
+        object_name: str = "",
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, destination=destination, object_name=object_name, hint=hint)
+        self.key_id = key_id
+
+
+class ChainBroken(RepositoryError):
+    """A backup needs another one, or an object, that is not there. `label` names the backup."""
+
+    def __init__(
+        self,
+        message: str,
+        label: str = "",
+        *,
+        destination: str = "",
+        object_name: str = "",
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, destination=destination, object_name=object_name, hint=hint)
+        self.label = label
+
+
 class WireError(RafthaError):
     """A peer sent bytes that break the protocol. The connection is closed."""
 

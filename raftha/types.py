@@ -270,6 +270,33 @@ class BackupResult:
         return self.state is BackupState.COMPLETED
 
 
+class RetentionFate(enum.StrEnum):
+    """What retention does with a backup in one destination."""
+
+    KEPT = "kept"
+    """A rule keeps it, or what a kept backup is restored from."""
+    WAITS = "waits"
+    """No rule keeps it, but there is nothing newer in its place yet."""
+    GOES = "goes"
+    """It is deleted the next time that retention is applied."""
+    RETAINED = "retained"
+    """It is given up, but the destination doesn't let it be deleted; tried again each day."""
+
+
+class RetentionDecision(NamedTuple):
+    """Why a backup is in a destination, and whether it stays.
+
+    `destination` is "" for a backup that is in none, but in the cluster's log. `reasons`: each rule
+    that keeps it; of one that isn't kept, what it waits for, or why it goes.
+    """
+
+    backup_id: int
+    label: str
+    destination: str
+    fate: RetentionFate
+    reasons: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaStatus:
     """One member, as the reporting node sees it.

@@ -5,6 +5,7 @@
     state      `commands` and `machine` say what a committed entry does, `state` applies it, and
                `checkpoint` makes the result durable in LMDB
     directory  both together: a node's identity, replay, snapshots, and the healing of damage
+    backup     copies outside the cluster: destinations, repository, frames, encryption
 
 This package depends on neither Raft nor the network. Import it as `raftha.storage`, never as
 `storage`: Python would load the two names as two different packages.

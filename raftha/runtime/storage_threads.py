@@ -4,8 +4,8 @@ Theory of operation. One thread appends to the log, one write after the other. T
 long jobs: checkpoints and digests, reading old log for lagging followers, and preallocating the
 next log segment and the reserve. Jobs come from the node's thread, and each result goes back as a
 call there (`call`). An exception ends the node (`fail`), but a full disk does not: the same work is
-retried until there is space, and the node is notified when that starts and ends. A checkpoint may
-use the reserve.
+retried until there is space, and the node is notified when that starts and ends. A full disk takes
+the spool back first (`storage/backup/spool.py`); after that a checkpoint may use the reserve.
 
 `close` waits until all jobs have ended. A write to a hanging disk can't be cancelled; then `close`
 gives up, and log and state must stay open until the process ends.
@@ -27,6 +27,7 @@ from raftha.core import Write
 from raftha.entry import Entry, LogPosition
 from raftha.errors import Compacted, Stopped, StorageError, StorageFull
 from raftha.node.checkpoints import LogCut
+from raftha.storage.backup.spool import Spool
 from raftha.storage.directory.replay import read_from
 from raftha.storage.directory.reserve import Reserve, require_space
 from raftha.storage.log.spares import SparePacer
@@ -68,6 +69,7 @@ class StorageThreads:
         call: Callable[..., None],
         fail: Callable[[BaseException], None],
         *,
+        spool: Spool | None = None,
         on_full: Callable[[str, str], None],
         on_space: Callable[[str], None],
         on_checkpoint: Callable[[Checkpointed], None],
@@ -76,12 +78,13 @@ class StorageThreads:
         """`call` calls a function on the node's thread, unless the node has ended.
 
         `fail` ends the node, from any thread. `on_full` (reason, place), `on_space` (place) and
-        the others run on the node's thread.
+        the others run on the node's thread. Each checkpoint is also written to the `spool`.
         """
         self._node_id = node_id
         self._wal = wal
         self._store = store
         self._reserve = reserve
+        self._spool = spool
         self.state_bytes = store.sizes()
         """The size of the state's file after the last checkpoint."""
         self._last_cut: LogCut | None = None
@@ -221,14 +224,29 @@ class StorageThreads:
         return Digested(written.position.index, stored and frozen.digest_with(stored))
 
     def _write_checkpoint(self, frozen: Frozen) -> None:
+        if self._spool is None:
+            self._write_state(frozen)
+            return
+        self._spool.add(frozen.position, frozen.meta, frozen.items)
+        self._write_state(frozen)
+        self._spool.commit(frozen.position)
+
+    def _write_state(self, frozen: Frozen) -> None:
         try:
             self._store.write(frozen.items, frozen.meta)
         except StorageFull:
+            if self._give_up_spool():
+                self._write_state(frozen)
+                return
             with self._locking_space():
                 if not self._reserve.give_up():
                     raise
                 log.warning("node=%d a checkpoint uses the reserve: disk full", self._node_id)
                 self._store.write(frozen.items, frozen.meta)
+
+    def _give_up_spool(self) -> bool:
+        """Free the space of the spool; True if there was any."""
+        return self._spool is not None and self._spool.drop()
 
     @contextlib.contextmanager
     def _locking_space(self) -> Iterator[None]:
@@ -253,13 +271,21 @@ class StorageThreads:
     def _preallocate_or_cut(self) -> None:
         with self._space_lock:
             try:
-                self._take_space()
+                self._take_space_or_spool()
             except StorageFull:
                 if self._last_cut is None:
                     raise
                 # Cut the log kept for lagging members: they can get a snapshot instead.
                 self._last_cut._replace(bytes_max=0).apply(self._wal)
                 self._take_space()
+
+    def _take_space_or_spool(self) -> None:
+        try:
+            self._take_space()
+        except StorageFull:
+            if not self._give_up_spool():
+                raise
+            self._take_space()
 
     def _take_space(self) -> None:
         if not self._wal.has_spare:

@@ -8,9 +8,10 @@ with a checksum (`records.py`), and `meta` with the one key `checkpoint`.
 Threads. The storage thread calls `write` and `digest`, which exclude each other. The node's thread
 reads at any time, in short transactions, and any thread may `get`. LMDB forbids a change of the
 map's size while a transaction of this process is open, so short reads hold the *gate*, and growth
-takes it: a read waits at most for a remapping, which takes microseconds. A `copy` and a `digest`
-are long reads; checkpoints go on beside them, and growth ends them. `MapFullError` never leaves
-this module: the transaction is rolled back, the map doubled, and the transaction repeated.
+takes it: a read waits at most for a remapping, which takes microseconds. A `copy`, a `digest` and
+an `export` are long reads; checkpoints go on beside them, and growth ends them. An export, the
+longest, has the map grow ahead. `MapFullError` never leaves this module: the transaction is rolled
+back, the map doubled, and the transaction repeated.
 
 Errors. A full disk is `StorageFull`: nothing has changed, and the write can be tried again. Damage
 is `Corrupt`, also where LMDB finds it in a write. Any other failed write is `StorageFailed` and
@@ -18,7 +19,7 @@ final.
 
 Damage. LMDB trusts its file: a damaged page can end the process, by an assert or a read outside of
 the map. So a file that may be damaged is verified before LMDB maps it. `close` leaves a mark with
-the file's size and time in the folder (`CLEAN`), and opening removes it. Without a mark that fits
+the file's size and time in the folder, and opening removes it. Without a mark that fits
 the file, after a crash or a change by another program, `lmdb.verify` reads the whole file first: 2
 seconds for a million keys. Damage to a cleanly closed file that keeps size and time is found by the
 checksums, or by LMDB.
@@ -41,6 +42,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
+from operator import lt
 from pathlib import Path
 
 import lmdb
@@ -50,19 +52,29 @@ from raftha.config import MIB
 from raftha.errors import Corrupt, StorageError, StorageFailed, StorageFull
 from raftha.storage.state.lmdb_file import (
     COPY_BYTES,
+    DAMAGE,
     SPARE_BYTES,
+    UNCLEAR,
     StoreSizes,
+    error_code,
     find_damage,
-    mark_of,
+    leave_mark,
     seek_first,
     seek_last,
     sync_folder,
+    take_mark,
     used_bytes,
     write_copy,
     written_bytes,
 )
 from raftha.storage.state.records import are_plain, pack_record, unpack_record
-from raftha.storage.state.store import Hasher, StoreCensus, StoreDigest
+from raftha.storage.state.store import (
+    Hasher,
+    ReadInterrupted,
+    StoreCensus,
+    StoreDigest,
+    StoreExport,
+)
 
 MAP_BYTES_MIN = 256 * MIB
 """The map's initial size for a small file."""
@@ -82,36 +94,17 @@ NEARLY_FULL_BYTES = 1024 * MIB
 DIGEST_PAIRS, DIGEST_PAUSE_S = 256, 0.0002
 """A digest is made in pieces, between which other threads get the GIL."""
 
+EXPORT_PAIRS = 256
+"""Pairs that an export hands over at a time."""
+GROWTH_PAUSE_S = 0.1
+"""An export that needs a larger map asks so often whether it is the only long read."""
+
 SMALL_BYTES = 4096
 """Records up to this size are checked faster in one piece with their key."""
 
 DAMAGED_HINT = "restart the node: it sets the state aside, and gets it from the log or the others"
 
-CLEAN = "CLEAN"
-"""The mark of a clean end: a file with size and time of the data file."""
-
 _META_KEY = b"checkpoint"
-_DAMAGE = (
-    lmdb.BadValsizeError,
-    lmdb.CorruptedError,
-    lmdb.CursorFullError,
-    lmdb.IncompatibleError,
-    lmdb.InvalidError,
-    lmdb.KeyExistsError,
-    lmdb.NotFoundError,
-    lmdb.PageFullError,
-    lmdb.PageNotFoundError,
-    lmdb.VersionMismatchError,
-)
-"""What LMDB raises in a read or write of a damaged file; valid calls on a sound one never do."""
-_UNCLEAR = (
-    lmdb.BadDbiError,
-    lmdb.BadTxnError,
-    lmdb.InvalidParameterError,
-    lmdb.PanicError,
-    lmdb.TxnFullError,
-)
-"""What LMDB may raise of a damaged file, but also for other reasons."""
 
 
 class CheckpointStore:
@@ -134,7 +127,8 @@ class CheckpointStore:
         self._writer = threading.Lock()
         self._copier = threading.Lock()
         self._digester = threading.Lock()
-        self._is_growing = False
+        self._exporter = threading.Lock()
+        self._is_growing = self._is_closing = False
         self._failure = ""
         self._is_damaged = self._is_closed = False
         self._versions_before = 0
@@ -144,7 +138,7 @@ class CheckpointStore:
         try:
             if not self._path.exists():
                 self._create()
-            elif not self._take_mark() and not is_verified:
+            elif not take_mark(self._path) and not is_verified:
                 self._verify()
             size = self._path.stat().st_size
             self._map_bytes_min = map_bytes_min
@@ -234,7 +228,7 @@ class CheckpointStore:
                     self._write_or_grow(items, meta)
                 except lmdb.Error as error:
                     is_unclear = FULL_BYTES <= self._free_bytes() < NEARLY_FULL_BYTES
-                    if _code(error) != errno.EIO or not is_unclear:
+                    if error_code(error) != errno.EIO or not is_unclear:
                         raise
                     # Perhaps a short write on a disk that was full for a moment: other work of
                     # the node has freed space since. A disk that has failed fails again.
@@ -268,6 +262,51 @@ class CheckpointStore:
         if digest.keys != entries:
             raise self.corrupt(f"it should have {entries} keys and has {digest.keys}")
         return digest
+
+    @contextmanager
+    def export(self) -> Iterator[StoreExport]:
+        """Read the whole contents as of the last checkpoint, while checkpoints go on: see `Store`.
+
+        One at a time, on any thread.
+        """
+        self._grow_ahead()
+        with self._exporter, self._reading(), self._env.begin(self._data) as txn:
+            entries = txn.stat(self._data)["entries"]
+            meta = txn.get(_META_KEY, db=self._meta)
+            yield StoreExport(meta or b"", entries, self._pieces(txn, entries))
+
+    def _pieces(
+        self, txn: lmdb.Transaction[bytes], entries: int
+    ) -> Iterator[list[tuple[bytes, bytes]]]:
+        steps, previous, left = iter(txn.cursor()), b"", entries
+        while pairs := self._take(steps, None, None, EXPORT_PAIRS):
+            keys = [previous, *(key for key, _ in pairs)]
+            if not all(map(lt, keys, islice(keys, 1, None))):
+                raise self.corrupt(f"a key after {previous[:64].hex()} is not at its place")
+            previous, left = keys[-1], left - len(pairs)
+            if self._is_growing or self._is_closing:
+                raise ReadInterrupted("the state's file had to grow, or is being closed")
+            yield pairs
+        if left:
+            raise self.corrupt(f"it should have {entries} keys and has {entries - left}")
+
+    def _grow_ahead(self) -> None:
+        """Double the map if it is over half full, once no other long read is under way."""
+        while 2 * written_bytes(self._env) > self.map_bytes and not self._is_closing:
+            with self._writer, contextlib.ExitStack() as held:
+                if self._exclude_long_reads(held):
+                    with self._gate:
+                        self._env.set_mapsize(2 * self.map_bytes)
+                    return
+            time.sleep(GROWTH_PAUSE_S)
+
+    def _exclude_long_reads(self, held: contextlib.ExitStack) -> bool:
+        """Let none begin as long as `held` is open; False if one is under way."""
+        for lock in (self._copier, self._digester, self._exporter):
+            if not lock.acquire(blocking=False):
+                return False
+            held.callback(lock.release)
+        return True
 
     def copy(self, take: Callable[[bytes], None]) -> None:
         """Pass a snapshot of the last checkpoint, an LMDB file, to `take`, piece by piece.
@@ -318,12 +357,8 @@ class CheckpointStore:
             return False
         self._compact_at = now + COMPACT_EVERY_S
         with self._writer, contextlib.ExitStack() as held:
-            for lock in (self._copier, self._digester):
-                if not lock.acquire(blocking=False):
-                    return False  # A long read is under way, which would keep reads waiting.
-                held.callback(lock.release)
-            if self._failure or self._is_closed:
-                return False
+            if not self._exclude_long_reads(held) or self._failure or self._is_closed:
+                return False  # A long read under way would keep short ones waiting.
             try:
                 write_copy(self._compacting, self._copy, is_wanted)
                 self._check_copy()
@@ -381,7 +416,8 @@ class CheckpointStore:
 
     def close(self) -> None:
         """Close the files, after any write, digest and copy; mark a sound file as clean."""
-        with self._writer, self._copier, self._digester, self._gate:
+        self._is_closing = True
+        with self._writer, self._copier, self._digester, self._exporter, self._gate:
             if self._is_closed:
                 return
             self._is_closed = True
@@ -389,7 +425,7 @@ class CheckpointStore:
             if not self._failure and not self._is_damaged:
                 # Without the mark the next opening takes longer; nothing else is lost.
                 with contextlib.suppress(OSError):
-                    self._leave_mark()
+                    leave_mark(self._path)
 
     def _write_or_grow(self, items: Iterable[tuple[bytes, bytes | None]], meta: bytes) -> None:
         while not self._try_write(items, meta):
@@ -412,29 +448,11 @@ class CheckpointStore:
         self._is_growing = True
         map_bytes = self.map_bytes
         try:
-            with self._copier, self._digester, self._gate:
+            with self._copier, self._digester, self._exporter, self._gate:
                 self._env.set_mapsize(2 * map_bytes)
             assert self.map_bytes > map_bytes, "the map grows"
         finally:
             self._is_growing = False
-
-    def _take_mark(self) -> bool:
-        """Remove the mark of a clean end, durably; True if there was one and it fits the file."""
-        path = self._folder / CLEAN
-        if not path.exists():
-            return False
-        mark = path.read_bytes()
-        path.unlink()
-        sync_folder(self._folder)
-        return mark == mark_of(self._path)
-
-    def _leave_mark(self) -> None:
-        (self._folder / CLEAN).touch(0o600)
-        with (self._folder / CLEAN).open("wb") as file:
-            file.write(mark_of(self._path))
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(self._folder)
 
     def _verify(self) -> None:
         damage = find_damage(self._path)
@@ -508,9 +526,9 @@ class CheckpointStore:
 
     def _fault(self, error: lmdb.Error | OSError, what: str) -> StorageError:
         """Return Corrupt if the file is damaged, else StorageFailed."""
-        if isinstance(error, _DAMAGE):
+        if isinstance(error, DAMAGE):
             return self.corrupt(str(error))
-        if isinstance(error, _UNCLEAR):
+        if isinstance(error, UNCLEAR):
             # Damage may look like a wrong argument or a limit. The verifier tells the two apart.
             with contextlib.suppress(OSError):
                 damage = find_damage(self._path)
@@ -562,7 +580,7 @@ class CheckpointStore:
         try:
             yield
         except (lmdb.Error, OSError) as error:
-            code = _code(error)
+            code = error_code(error)
             is_short = code == errno.EIO and self._free_bytes() < FULL_BYTES
             if code in (errno.ENOSPC, errno.EDQUOT) or is_short:
                 raise StorageFull(f"{self._path}: no space for a checkpoint") from error
@@ -575,10 +593,3 @@ class CheckpointStore:
         # safe in either case: the next transaction writes all its pages again.
         disk = os.statvfs(self._folder)
         return disk.f_bavail * disk.f_frsize
-
-
-def _code(error: lmdb.Error | OSError) -> int:
-    """The error number: negative if it is LMDB's own, 0 if there is none."""
-    if isinstance(error, OSError):
-        return error.errno or 0
-    return getattr(error, "code", 0)

@@ -15,6 +15,8 @@ from lmdb.verify import VerifyError, verify
 from raftha.config import KEY_BYTES_MAX, MIB
 from raftha.errors import StorageFailed
 
+CLEAN = "CLEAN"
+"""The mark of a clean end: a file with size and time of the data file."""
 COPY_BYTES = 128 * 1024
 """A copy is handed over in pieces of this size."""
 SYNC_BYTES = MIB
@@ -25,6 +27,27 @@ COMPACT_FACTOR, COMPACT_BYTES_MAX = 4, 1024 * MIB
 """A file is compacted if it is so many times as large as its content, and that is not too much to
 be copied while a checkpoint waits."""
 _META_PAGES = 2
+DAMAGE = (
+    lmdb.BadValsizeError,
+    lmdb.CorruptedError,
+    lmdb.CursorFullError,
+    lmdb.IncompatibleError,
+    lmdb.InvalidError,
+    lmdb.KeyExistsError,
+    lmdb.NotFoundError,
+    lmdb.PageFullError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+)
+"""What LMDB raises in a read or write of a damaged file; valid calls on a sound one never do."""
+UNCLEAR = (
+    lmdb.BadDbiError,
+    lmdb.BadTxnError,
+    lmdb.InvalidParameterError,
+    lmdb.PanicError,
+    lmdb.TxnFullError,
+)
+"""What LMDB may raise of a damaged file, but also for other reasons."""
 
 
 class StoreSizes(NamedTuple):
@@ -110,8 +133,29 @@ def seek_last(cursor: lmdb.Cursor[bytes], end: bytes | None) -> bool:
     return cursor.key() < end or cursor.prev()
 
 
-def mark_of(path: Path) -> bytes:
-    """Return the content of the mark of a clean end, for a file as it is now."""
+def take_mark(path: Path) -> bool:
+    """Remove the mark of a clean end, durably; True if there was one and it fits the file."""
+    marked = path.with_name(CLEAN)
+    if not marked.exists():
+        return False
+    mark = marked.read_bytes()
+    marked.unlink()
+    sync_folder(path.parent)
+    return mark == _mark_of(path)
+
+
+def leave_mark(path: Path) -> None:
+    """Leave the mark of a clean end, durably."""
+    marked = path.with_name(CLEAN)
+    marked.touch(0o600)
+    with marked.open("wb") as file:
+        file.write(_mark_of(path))
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def _mark_of(path: Path) -> bytes:
     found = path.stat()
     return b"%d %d\n" % (found.st_size, found.st_mtime_ns)
 
@@ -123,3 +167,10 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def error_code(error: lmdb.Error | OSError) -> int:
+    """The error number: negative if it is LMDB's own, 0 if there is none."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    return getattr(error, "code", 0)

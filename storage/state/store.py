@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
-from raftha.errors import Corrupt
+from raftha.errors import Corrupt, StorageError
 
 _LENGTH = struct.Struct("<I")
 _DIGEST_PART_BYTES = 64 * 1024
@@ -29,6 +30,18 @@ class StoreCensus(NamedTuple):
     version: int
     entries: int
     present: int
+
+
+class StoreExport(NamedTuple):
+    """The whole contents as of one checkpoint: its meta, and all pairs in order, in pieces."""
+
+    meta: bytes
+    entries: int
+    pieces: Iterator[Sequence[tuple[bytes, bytes]]]
+
+
+class ReadInterrupted(StorageError):
+    """A long read could not be finished. Begin it again: nothing is wrong."""
 
 
 class Store(Protocol):
@@ -72,6 +85,13 @@ class Store(Protocol):
         """
         ...
 
+    def export(self) -> AbstractContextManager[StoreExport]:
+        """Read the whole contents as of the last checkpoint; later checkpoints go on beside it.
+
+        Any thread; also from the pieces come Corrupt, and ReadInterrupted if it must begin again.
+        """
+        ...
+
     def corrupt(self, detail: str) -> Corrupt:
         """Return the error for damage in this store's files."""
         ...
@@ -97,6 +117,12 @@ class Hasher:
         self._keys += 1
         if self._size >= _DIGEST_PART_BYTES:
             self._flush()
+
+    def add_encoded(self, raw: bytes, keys: int) -> None:
+        """Add the next pairs, `keys` of them, as they are in a block of a backup."""
+        self._flush()
+        self._hash.update(raw)
+        self._keys += keys
 
     def finish(self) -> StoreDigest:
         """Return the digest of all pairs."""

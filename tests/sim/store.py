@@ -7,14 +7,21 @@ it returns, so a crash finds the last completed one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 import msgpack
 from sortedcontainers import SortedDict
 
 from raftha.errors import Corrupt, StorageError, StorageFull
-from raftha.storage.state.checkpoint import SCAN_CHUNK_BYTES
-from raftha.storage.state.store import Hasher, StoreCensus, StoreDigest
+from raftha.storage.state.checkpoint import EXPORT_PAIRS, SCAN_CHUNK_BYTES
+from raftha.storage.state.store import (
+    Hasher,
+    ReadInterrupted,
+    StoreCensus,
+    StoreDigest,
+    StoreExport,
+)
 
 ALIEN_KEY = b"\xffalien"
 """No command writes it, and no client asks for it."""
@@ -106,6 +113,25 @@ class DictStore:
             self._check(key)
             hasher.add(key, value)
         return hasher.finish()
+
+    @contextmanager
+    def export(self) -> Iterator[StoreExport]:
+        """Read the whole contents as of the last checkpoint."""
+        assert self._is_open
+        pairs = list(self._values.items())
+        yield StoreExport(self._meta or b"", len(pairs), self._pieces(pairs, set(self._rotten)))
+
+    def _pieces(
+        self, pairs: list[tuple[bytes, bytes]], rotten: set[bytes]
+    ) -> Iterator[list[tuple[bytes, bytes]]]:
+        for at in range(0, len(pairs), EXPORT_PAIRS):
+            piece = pairs[at : at + EXPORT_PAIRS]
+            for key, _ in piece:
+                if key in rotten:
+                    raise self.corrupt(f"the value of key {key.hex()} is damaged")
+            if not self._is_open:
+                raise ReadInterrupted("the store is closed")
+            yield piece
 
     def corrupt(self, detail: str) -> Corrupt:
         """Make the error that says what is wrong with this store."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from threading import Thread
 
 import lmdb
 import pytest
@@ -15,14 +16,15 @@ from google_crc32c import value as crc32c
 from raftha.errors import Corrupt, StorageFailed
 from raftha.storage.state import checkpoint, lmdb_file
 from raftha.storage.state.checkpoint import (
-    CLEAN,
     SCAN_CHUNK_BYTES,
     SCAN_PAIRS,
     CheckpointStore,
 )
+from raftha.storage.state.lmdb_file import CLEAN
 from raftha.storage.state.records import PLAIN, are_plain, pack_record, unpack_record
-from raftha.storage.state.store import Hasher, Store, StoreDigest
+from raftha.storage.state.store import Hasher, ReadInterrupted, Store, StoreDigest
 from tests.sim.store import DictStore
+from tests.support.conditions import wait_until
 from tests.support.rot import rot
 
 KIB, MIB = 1024, 1024 * 1024
@@ -176,6 +178,23 @@ def test_a_write_replaces_a_damaged_value(store: Store) -> None:
     rot(store, b"b")
     store.write([(b"a", b"3"), (b"b", None)], b"y")
     assert store.scan(None, None, limit=3, reverse=False) == [(b"a", b"3")]
+
+
+def test_an_export_has_all_pairs_of_one_checkpoint(store: Store) -> None:
+    pairs = [(b"%05d" % i, b"v" * (i % 300)) for i in range(1000)]
+    store.write(pairs, b"first")
+    with store.export() as export:
+        store.write([(b"00500", None), (b"x", b"y")], b"second")
+        assert (export.meta, export.entries) == (b"first", 1000)
+        assert [pair for piece in export.pieces for pair in piece] == pairs
+    with store.export() as export:
+        assert (export.meta, export.entries) == (b"second", 1000)
+        assert (b"x", b"y") in [pair for piece in export.pieces for pair in piece]
+
+
+def test_an_export_of_an_empty_store_has_nothing(store: Store) -> None:
+    with store.export() as export:
+        assert (export.meta, export.entries, list(export.pieces)) == (b"", 0, [])
 
 
 # --- LMDB -----------------------------------------------------------------------------------------
@@ -471,3 +490,62 @@ def test_a_digest_is_of_the_version_at_its_beginning(tmp_path: Path) -> None:
 def test_a_digest_that_is_no_longer_wanted_is_given_up(store: Store) -> None:
     store.write([(b"a", b"1")], b"")
     assert store.digest(is_wanted=lambda: False) is None
+
+
+def test_an_export_ends_when_the_map_must_grow(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state", map_bytes_min=2 * MIB)
+    store.write([(b"%05d" % i, bytes(100)) for i in range(1000)], b"first")
+    writing = Thread(
+        target=store.write, args=([(b"x%05d" % i, bytes(1000)) for i in range(5000)], b"second")
+    )
+    with store.export() as export:
+        next(export.pieces)
+        writing.start()
+        wait_until(lambda: store._is_growing, "the map grows")
+        with pytest.raises(ReadInterrupted):
+            next(export.pieces)
+    writing.join()
+    with store.export() as export:
+        assert export.meta == b"second"
+        assert sum(map(len, export.pieces)) == 6000
+    store.close()
+
+
+def test_an_export_has_the_map_grow_ahead(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state", map_bytes_min=2 * MIB)
+    store.write([(b"%05d" % i, bytes(1000)) for i in range(1200)], b"first")
+    before = store.map_bytes
+    with store.export() as export:
+        assert store.map_bytes == 2 * before
+        store.write([(b"x%05d" % i, bytes(1000)) for i in range(1200)], b"second")
+        assert sum(map(len, export.pieces)) == 1200
+    store.close()
+
+
+def test_an_export_ends_when_the_store_is_closed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "state")
+    store.write([(b"%05d" % i, bytes(100)) for i in range(1000)], b"first")
+    closing = Thread(target=store.close)
+    with store.export() as export:
+        next(export.pieces)
+        closing.start()
+        wait_until(lambda: store._is_closing, "the store is being closed")
+        with pytest.raises(ReadInterrupted):
+            next(export.pieces)
+    closing.join()
+
+
+def test_an_export_finds_keys_that_are_not_at_their_place(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    store = CheckpointStore(folder)
+    store.write([(b"aaa", b"1"), (b"bbb", b"2"), (b"ccc", b"3")], b"first")
+    store.close()
+    data = (folder / "data.mdb").read_bytes()
+    record = pack_record(b"bbb", b"2")
+    assert b"bbb" + record in data
+    other = b"zzz" + pack_record(b"zzz", b"2")
+    (folder / "data.mdb").write_bytes(data.replace(b"bbb" + record, other))
+    store = CheckpointStore(folder, is_verified=True)
+    with pytest.raises(Corrupt, match="place"), store.export() as export:
+        list(export.pieces)
+    store.close()

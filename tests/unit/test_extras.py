@@ -11,7 +11,7 @@ import pytest
 from raftha.extras import MissingExtra, extra
 
 REPOSITORY = Path(__file__).parents[2]
-OPTIONAL = ("click", "cryptography", "hiredis", "prometheus_client", "rich", "typer")
+OPTIONAL = ("click", "cryptography", "hiredis", "obstore", "prometheus_client", "rich", "typer")
 
 
 def run_without(packages: tuple[str, ...], code: str) -> subprocess.CompletedProcess[str]:
@@ -27,7 +27,10 @@ def run_without(packages: tuple[str, ...], code: str) -> subprocess.CompletedPro
 
 
 def test_the_core_needs_no_extra() -> None:
-    modules = "raftha, raftha.aio, raftha.config, raftha.events, raftha.storage, raftha.testing"
+    modules = (
+        "raftha, raftha.aio, raftha.config, raftha.events, raftha.storage, raftha.testing, "
+        "raftha.storage.backup.destinations, raftha.storage.backup.frames"
+    )
     ran = run_without(OPTIONAL, f"import {modules}; raftha.HaManager, raftha.aio.HaManager")
     assert (ran.returncode, ran.stderr) == (0, "")
 
@@ -39,6 +42,11 @@ def test_the_core_needs_no_extra() -> None:
         ("import raftha.server", "hiredis", "server"),
         ("import raftha.metrics", "prometheus_client", "metrics"),
         ("import raftha.net.certificates", "cryptography", "cli"),
+        (
+            "from raftha.storage.backup.crypto import aes_gcm; aes_gcm(b'')",
+            "cryptography",
+            "backup",
+        ),
         ("import raftha.testing; raftha.testing.LocalCluster()", "hiredis", "server"),
     ],
 )

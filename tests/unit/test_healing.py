@@ -15,7 +15,8 @@ from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import OpenNode, open_or_heal
 from raftha.storage.directory.node_files import DirectoryNodeFiles
 from raftha.storage.log.disk import RealDisk
-from raftha.storage.state.checkpoint import CLEAN, CheckpointStore
+from raftha.storage.state.checkpoint import CheckpointStore
+from raftha.storage.state.lmdb_file import CLEAN
 from raftha.storage.state.state import State
 from tests.support.rot import rot
 from tests.unit.test_snapshot import make_log

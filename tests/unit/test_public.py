@@ -29,7 +29,7 @@ LAZY = {
 }
 """Modules that `import raftha` doesn't import, and their public names."""
 
-NEVER_IMPORTED = ("hiredis", "prometheus_client", "rich", "typer")
+NEVER_IMPORTED = ("hiredis", "obstore", "prometheus_client", "rich", "typer")
 
 INTERNAL = ("Compacted", "NotLeader", "WireError")
 """Errors that no call raises: the node handles them itself."""

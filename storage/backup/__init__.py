@@ -1,0 +1,1 @@
+"""Backups outside the cluster: destinations, the repository in them, and its encrypted frames."""
