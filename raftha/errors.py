@@ -8,6 +8,7 @@ which is part of the message, names the next step.
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,22 @@ class UpgradePending(Rejected):
     def __init__(self, message: str, nodes: tuple[int, ...] = (), *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.nodes = nodes
+
+
+class BackupInProgress(Rejected):
+    """A backup is running already, or a change that excludes backups. `backup_id` is its number."""
+
+    def __init__(self, message: str, backup_id: int = 0, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.backup_id = backup_id
+
+
+class BackupFailed(RafthaError):
+    """The backup that the call waited for is in no destination. `backup_id` is its number."""
+
+    def __init__(self, message: str, backup_id: int = 0, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.backup_id = backup_id
 
 
 class ReplicaTooSlow(Rejected):
@@ -260,6 +277,36 @@ class ChainBroken(RepositoryError):
     ) -> None:
         super().__init__(message, destination=destination, object_name=object_name, hint=hint)
         self.label = label
+
+
+class TargetUnreachable(RepositoryError):
+    """No backup holds the state that was asked for.
+
+    `earliest` and `latest` are the times between which there is one; None if there is none at all.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        earliest: datetime | None = None,
+        latest: datetime | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.earliest = earliest
+        self.latest = latest
+
+
+class SeveralLineages(RepositoryError):
+    """Several histories fit: clusters that don't continue each other wrote to one place.
+
+    `lineages` are their ids. Name the one that you mean.
+    """
+
+    def __init__(self, message: str, lineages: tuple[str, ...]) -> None:
+        super().__init__(message, hint="name one with --lineage")
+        self.lineages = lineages
 
 
 class WireError(RafthaError):
