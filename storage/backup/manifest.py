@@ -67,9 +67,9 @@ class Manifest:
     id: int
     label: str
     mode: str
-    parent: str = ""
+    parent_label: str = ""
     parent_sha256: str = ""
-    base: str
+    base_label: str
     first_run: int = 0
     position: LogPosition
     start: int = 0
@@ -87,6 +87,16 @@ class Manifest:
     def is_full(self) -> bool:
         """Whether it needs no other backup."""
         return self.mode == FULL
+
+    @property
+    def parent(self) -> int:
+        """The id of its parent; 0 for a full one."""
+        return names.parse_label(self.parent_label).begin_index if self.parent_label else 0
+
+    @property
+    def base(self) -> int:
+        """The id of the full backup at the end of its chain."""
+        return names.parse_label(self.base_label).begin_index
 
     @property
     def keys(self) -> int:
@@ -125,9 +135,9 @@ def encode_manifest(manifest: Manifest, key: DataKey | None, *, salt: bytes | No
         "id": manifest.id,
         "label": manifest.label,
         "mode": manifest.mode,
-        "parent": manifest.parent,
+        "parent": manifest.parent_label,
         "parent_sha256": manifest.parent_sha256,
-        "base": manifest.base,
+        "base": manifest.base_label,
         "position": [*position[:4], position.hash.hex()],
         "start": manifest.start,
         "membership": manifest.membership.hex(),
@@ -194,9 +204,9 @@ def _decode(found: Mapping[str, Any]) -> Manifest:
         id=number_of(found, "id", 1, _NUMBER_MAX),
         label=text_of(found, "label"),
         mode=text_of(found, "mode"),
-        parent=text_of(found, "parent"),
+        parent_label=text_of(found, "parent"),
         parent_sha256=text_of(found, "parent_sha256"),
-        base=text_of(found, "base"),
+        base_label=text_of(found, "base"),
         position=_position(found.get("position")),
         start=number_of(found, "start", 0, _NUMBER_MAX),
         membership=bytes.fromhex(text_of(found, "membership", _MEMBERSHIP_CHARS_MAX)),
@@ -281,7 +291,7 @@ def _check(manifest: Manifest) -> None:
     if manifest.digest and not _SHA256.fullmatch(manifest.digest):
         raise ValueError("digest is not a hash")
     if manifest.is_full:
-        if (manifest.parent, manifest.parent_sha256, manifest.base, manifest.start) != (
+        if (manifest.parent_label, manifest.parent_sha256, manifest.base_label, manifest.start) != (
             "",
             "",
             manifest.label,
@@ -289,7 +299,7 @@ def _check(manifest: Manifest) -> None:
         ):
             raise ValueError("a full backup has no parent")
         return
-    parent, base = names.parse_label(manifest.parent), names.parse_label(manifest.base)
+    parent, base = map(names.parse_label, (manifest.parent_label, manifest.base_label))
     if base.mode != "F" or not base.begin_index <= parent.begin_index < label.begin_index:
         raise ValueError("parent and base can't be those of this backup")
     if manifest.mode == DIFFERENTIAL and manifest.parent != manifest.base:
