@@ -8,6 +8,7 @@ which is part of the message, names the next step.
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,36 @@ class ChainBroken(RepositoryError):
     ) -> None:
         super().__init__(message, destination=destination, object_name=object_name, hint=hint)
         self.label = label
+
+
+class TargetUnreachable(RepositoryError):
+    """No backup holds the state that was asked for.
+
+    `earliest` and `latest` are the times between which there is one; None if there is none at all.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        earliest: datetime | None = None,
+        latest: datetime | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.earliest = earliest
+        self.latest = latest
+
+
+class SeveralLineages(RepositoryError):
+    """Several histories fit: clusters that don't continue each other wrote to one place.
+
+    `lineages` are their ids. Name the one that you mean.
+    """
+
+    def __init__(self, message: str, lineages: tuple[str, ...]) -> None:
+        super().__init__(message, hint="name one with --lineage")
+        self.lineages = lineages
 
 
 class WireError(RafthaError):

@@ -7,32 +7,38 @@ bucket that is away for a day, or is listed wrongly, must not let go what the po
 
     1. A backup that a rule keeps in one destination stays wherever it is, and so do its parents: a
        restore may read a chain from several destinations.
-    2. What no rule keeps goes from a destination only if a newer backup of the present lineage can
-       be restored from that destination alone. Until then it waits.
+    2. What no rule keeps goes from a destination only if a newer backup can be restored from that
+       destination alone. Until then it waits.
     3. A backup waits for its children: it stays while one that builds on it stays or waits.
     4. A failed backup goes after a day. Until then its taker may still be writing, and its manifest
        may yet be found.
-    5. `retire` names what the catalog is to give up. Objects are deleted once that is committed,
+    5. Backups of another lineage stay and count for nothing: the cluster that took them may still
+       run, and decides about them itself.
+    6. `retire` names what the catalog is to give up. Objects are deleted once that is committed,
        children before their parents, so that a crash leaves no child alone.
 
-The order of backups is that of the log's time, then of ids. After a restore from a backup the log
-goes on from there as a new lineage, and the old lineage's later backups may have higher ids.
+The order of backups is that of the log's time, then of ids.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import NamedTuple
 
 from raftha.config.backup import RetentionPolicy
+from raftha.storage.state.catalog_changes import (
+    COMPLETED,
+    FAILED,
+    MISSING,
+    RETIRED,
+    RUNNING,
+    BackupRecord,
+)
 from raftha.types import RetentionDecision, RetentionFate
 
 FAILED_STAYS_US = 24 * 3_600_000_000
-RUNNING, COMPLETED, FAILED = "running", "completed", "failed"
-MISSING, RETIRED = "missing", "retired"
-"""The states of a backup in the catalog."""
-
 ANYWHERE = ""
 """The place of a backup that is in the catalog, and in none of the destinations."""
 _YEAR_9999_S = 253_402_300_799
@@ -55,6 +61,28 @@ class Candidate(NamedTuple):
     """The names of the pins that are in force."""
     refused_by: frozenset[str] = frozenset()
     """The destinations that have refused to delete it."""
+
+
+def candidates(
+    records: Iterable[BackupRecord],
+    time_us: int,
+    refused: Mapping[int, Collection[str]] = MappingProxyType({}),
+) -> list[Candidate]:
+    """The backups of a catalog at a log time. `refused`: the destinations that keep it, by id."""
+    return [
+        Candidate(
+            id=record.id,
+            label=record.label,
+            parent=record.parent,
+            lineage=record.lineage,
+            state=record.state,
+            time_us=record.position_us or record.began_us,
+            destinations=frozenset(record.destinations),
+            pins=tuple(name for name, until in record.pins if until == 0 or until > time_us),
+            refused_by=frozenset(refused.get(record.id, ())),
+        )
+        for record in records
+    ]
 
 
 class Decisions(NamedTuple):
@@ -85,9 +113,13 @@ def decide(
     """
     ordered = sorted(backups, key=_order)
     places = sorted(destinations)
-    kept = _keep(ordered, places, _Rules(policy, now_us, window_us), set(needed))
-    successors = {name: _newest(_whole_in(ordered, {name}), lineage) for name in places}
-    successors[ANYWHERE] = _newest(_whole_in(ordered, set(places)), lineage)
+    own = [backup for backup in ordered if backup.lineage == lineage]
+    kept = _keep(own, places, _Rules(policy, now_us, window_us), set(needed))
+    for backup in ordered:
+        if backup.lineage != lineage:
+            kept[backup.id] = ("it is of another lineage",)
+    successors = {name: _whole_in(own, {name})[-1:] for name in places}
+    successors[ANYWHERE] = _whole_in(own, set(places))[-1:]
     children: dict[int, list[Candidate]] = {}
     for backup in ordered:
         if backup.state != FAILED and backup.parent != backup.id:
@@ -214,10 +246,6 @@ def _whole(
     return [backup for backup in ordered if backup.id in there and found[backup.id]]
 
 
-def _newest(restorable: Sequence[Candidate], lineage: str) -> Candidate | None:
-    return next((each for each in reversed(restorable) if each.lineage == lineage), None)
-
-
 def _newest_of_each(
     newest_first: Iterable[Candidate], number_of: Callable[[datetime], Hashable]
 ) -> list[Candidate]:
@@ -241,7 +269,7 @@ def _staying(children: Iterable[Candidate], made: Mapping[int, Sequence[Retentio
 
 
 def _let_go(
-    backup: Candidate, name: str, successor: Candidate | None, staying: str, now_us: int
+    backup: Candidate, name: str, successor: Sequence[Candidate], staying: str, now_us: int
 ) -> RetentionDecision:
     """What becomes of a backup that no rule keeps in one of its places, and why."""
     fate, reason = RetentionFate.GOES, "no rule keeps it"
@@ -251,7 +279,7 @@ def _let_go(
             fate, reason = RetentionFate.WAITS, "it has failed; it is deleted after 24 hours"
     elif staying:
         fate, reason = RetentionFate.WAITS, f"{staying} builds on it"
-    elif successor is None or _order(successor) <= _order(backup):
+    elif all(_order(newer) <= _order(backup) for newer in successor):
         where = name or "the cluster"
         fate, reason = RetentionFate.WAITS, f"{where} has no newer backup yet"
     elif name in backup.refused_by:

@@ -14,7 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftha.config import RetentionPolicy
-from raftha.storage.backup.retention import Candidate, Decisions, decide
+from raftha.entry import LogPosition
+from raftha.storage.backup.retention import Candidate, Decisions, candidates, decide
+from raftha.storage.state.catalog import Catalog
+from raftha.storage.state.catalog_changes import BackupRecord, Retire
 from raftha.types import RetentionFate
 
 HOUR_US = 3_600_000_000
@@ -38,7 +41,9 @@ def histories(draw: st.DrawFn) -> list[Candidate]:
     age = draw(st.integers(0, 2000))
     for backup_id in range(1, draw(st.integers(1, 14)) + 1):
         age = max(0, age - draw(st.integers(0, 300)))
-        parents = [0, *(each.id for each in found[-4:] if each.state != "failed")]
+        lineage = draw(st.sampled_from(("now", "now", "now", "before")))
+        before = [each for each in found if each.lineage == lineage and each.state != "failed"]
+        parents = [0, *(each.id for each in before[-4:])]
         state = draw(
             st.sampled_from(("completed",) * 6 + ("missing", "failed", "retired", "running"))
         )
@@ -48,7 +53,7 @@ def histories(draw: st.DrawFn) -> list[Candidate]:
                 id=backup_id,
                 label=f"b{backup_id}",
                 parent=draw(st.sampled_from(parents)),
-                lineage=draw(st.sampled_from(("now", "now", "now", "before"))),
+                lineage=lineage,
                 state=state,
                 time_us=NOW_US - age * HOUR_US,
                 destinations=frozenset() if state == "missing" else frozenset(places),
@@ -92,7 +97,8 @@ class Model:
             (("completed", "missing"), None),
             *((("completed",), (place,)) for place in PLACES),
         ]
-        return [[b for b in self.backups if self.is_whole(b.id, *way)] for way in ways]
+        own = [each for each in self.backups if each.lineage == "now"]
+        return [[b for b in own if self.is_whole(b.id, *way)] for way in ways]
 
     def is_chosen(self, backup: Candidate, group: list[Candidate]) -> bool:
         """Whether the policy keeps this backup of the group by itself."""
@@ -128,7 +134,8 @@ class Model:
         kept = {
             each.id
             for each in self.backups
-            if each.state == "running"
+            if each.lineage != "now"
+            or each.state == "running"
             or (each.pins and each.state in ("completed", "missing"))
             or any(each in group and self.is_chosen(each, group) for group in groups)
         }
@@ -157,7 +164,8 @@ def delete(backups: Sequence[Candidate], decisions: Decisions) -> list[Candidate
         for backup_id in ids:
             gone.setdefault(backup_id, set()).add(place)
     left = [b._replace(destinations=b.destinations - gone.get(b.id, set())) for b in left]
-    return [b for b in left if b.state != "retired" or b.destinations]
+    kept = {each.backup_id for each in decisions.each if each.fate is KEPT}
+    return [b for b in left if b.state != "retired" or b.destinations or b.id in kept]
 
 
 @given(histories(), policies, windows)
@@ -226,6 +234,39 @@ def test_the_order_of_the_catalog_does_not_matter(
     shuffled = list(backups)
     random.shuffle(shuffled)
     assert run(shuffled, policy) == run(backups, policy)
+
+
+@given(histories(), policies)
+@settings(max_examples=300, deadline=None)
+def test_the_catalog_accepts_what_is_to_be_retired(
+    backups: list[Candidate], policy: RetentionPolicy
+) -> None:
+    """Only as long as the two agree does anything ever go."""
+    running = [each.id for each in backups if each.state == "running"]
+    backups = [b for b in backups if b.state != "running" or b.id == running[-1]]
+    rows = [list(_record(each, backups)) for each in backups]
+    catalog = Catalog.load([*Catalog().dump()[:-2], rows, []])
+    again = candidates(catalog.records(), NOW_US)
+    decisions = run(again, policy)
+    catalog.apply(Retire(decisions.retire, "now"), LogPosition(999, 1, NOW_US, 0, b""))
+    assert catalog.verdict.refusal == ""
+
+
+def _record(backup: Candidate, backups: list[Candidate]) -> BackupRecord:
+    parent = backup.parent if any(each.id == backup.parent for each in backups) else 0
+    return BackupRecord(
+        id=backup.id,
+        mode="incremental" if parent else "full",
+        parent=parent,
+        base=parent or backup.id,
+        lineage=backup.lineage,
+        node=1,
+        state=backup.state,
+        destinations=tuple(sorted(backup.destinations)),
+        began_us=backup.time_us,
+        position_us=backup.time_us if backup.state == "completed" else 0,
+        pins=tuple((name, 0) for name in backup.pins),
+    )
 
 
 @given(histories(), policies)

@@ -21,8 +21,8 @@ KEPT, WAITS, GOES, RETAINED = RetentionFate
 
 def backup(backup_id: int, age_us: int, parent: int = 0, **fields: Any) -> Candidate:
     """A completed backup that is in `local`."""
-    given = {"lineage": "now", "state": "completed", "destinations": frozenset({"local"})}
-    given |= {"label": f"b{backup_id}", **fields}
+    given: dict[str, Any] = {"lineage": "now", "state": "completed"}
+    given |= {"destinations": frozenset({"local"}), "label": f"b{backup_id}", **fields}
     return Candidate(id=backup_id, parent=parent, time_us=NOW_US - age_us, **given)
 
 
@@ -153,17 +153,13 @@ def test_each_destination_counts_by_what_it_has_itself() -> None:
     assert fates(decisions, "far") == {3: KEPT}
 
 
-def test_a_backup_of_another_lineage_counts_as_newer_for_none() -> None:
-    """It holds writes that the present history doesn't have."""
-    backups = [backup(1, 2 * DAY_US), backup(9, DAY_US, lineage="before")]
-    policy_keeps_newest = run(backups)
-    assert fates(policy_keeps_newest) == {1: WAITS, 9: KEPT}
-    assert reasons(policy_keeps_newest, 1) == ["local has no newer backup yet"]
-
-
-def test_a_restored_cluster_keeps_its_newest_and_the_one_with_the_highest_id() -> None:
-    backups = [backup(9, 2 * DAY_US, lineage="before"), backup(4, DAY_US), backup(5, 0)]
-    assert fates(run(backups)) == {9: KEPT, 4: GOES, 5: KEPT}
+def test_a_backup_of_another_lineage_stays_and_counts_for_nothing() -> None:
+    """The cluster that took it may still run, and this one has other writes since the fork."""
+    backups = [backup(1, 3 * DAY_US), backup(2, 2 * DAY_US), backup(9, DAY_US, lineage="before")]
+    decisions = run(backups)
+    assert fates(decisions) == {1: GOES, 2: KEPT, 9: KEPT}
+    assert reasons(decisions, 9) == ["it is of another lineage"]
+    assert fates(run(backups[1:])) == {2: KEPT, 9: KEPT}
 
 
 def test_a_missing_backup_stays_in_the_catalog_as_long_as_the_policy_keeps_it() -> None:
