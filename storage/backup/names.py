@@ -2,7 +2,7 @@
 
     repository.json                               which repository this is
     keys/<key id>-<version>.json                  a data key, wrapped under the operator's key
-    <lineage>/lineage.json                        which history this is, and where it forked
+    lineages/<lineage>.json                       which history this is, and where it forked
     <lineage>/backups/<label>/run-0000 ...        a backup's data
     <lineage>/backups/<label>/manifest            written last: from here on the backup exists
     <lineage>/backups/<label>/verified            what was checked, and when
@@ -41,7 +41,7 @@ _SEGMENT = re.compile(
     r"([0-9a-f]{32})/log/([01])/([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})"
 )
 _GAP = re.compile(r"([0-9a-f]{32})/gaps/([0-9a-f]{16})-([0-9a-f]{16})")
-_LINEAGE = re.compile(r"([0-9a-f]{32})/lineage\.json")
+_LINEAGE = re.compile(r"lineages/([0-9a-f]{32})\.json")
 
 
 class Label(NamedTuple):
@@ -153,9 +153,14 @@ def parse_key_name(name: str) -> tuple[str, int]:
     return found[1], int(found[2])
 
 
+def lineages_folder() -> str:
+    """Return the folder of the lineages' descriptions: listing it costs one request."""
+    return "lineages/"
+
+
 def lineage_name(lineage: str) -> str:
     """Return the name of a lineage's description."""
-    return _made(f"{lineage}/lineage.json", _LINEAGE)
+    return _made(f"lineages/{lineage}.json", _LINEAGE)
 
 
 def parse_lineage_name(name: str) -> str:
