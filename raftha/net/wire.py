@@ -39,6 +39,9 @@ from raftha.core.durable_indexes import BEHIND_MAX
 from raftha.entry import ENTRY_HEADER_BYTES, Entry, decode_entry
 from raftha.errors import WireError
 from raftha.node.messages import (
+    BackupReply,
+    BackupReport,
+    BackupRequest,
     DigestReport,
     DigestRequest,
     DigestVerdict,
@@ -58,7 +61,7 @@ from raftha.node.messages import (
     TransferReply,
     TransferRequest,
 )
-from raftha.types import ReplicaState
+from raftha.types import BackupState, ReplicaState
 from raftha.version import PROTOCOL_OLDEST
 
 FRAME_BYTES_MAX = 32 << 20
@@ -162,6 +165,9 @@ _CODES: dict[type[Any], int] = {
     DigestVerdict: 31,
     Proof: 32,
     Probe: 33,
+    BackupRequest: 34,
+    BackupReply: 35,
+    BackupReport: 36,
 }
 _WITH_DURABLE_INDEXES = frozenset((Append, Heartbeat, DurableIndexesReply))
 _Fields: TypeAlias = tuple[type[Any], tuple[type, ...]]
@@ -209,6 +215,8 @@ def decode(body: bytes) -> Frame:
         _check_behind(message.behind)
     if cls is ReplicaReport:
         return cast(Frame, message._replace(rows=_decode_rows(message.rows)))
+    if cls is BackupReport and message.state >= len(BackupState):
+        raise WireError(f"{message.state} is not a state of a backup")
     if cls is DigestVerdict:
         _check_ids(message.diverged)
     return _with_entries(message) if cls is Append else cast(Frame, message)

@@ -184,6 +184,64 @@ class Supported(NamedTuple):
     commands: bytes
 
 
+class BackupRequest(NamedTuple):
+    """Asks the leader to have a backup taken, or to change the catalog of backups.
+
+    `what` is a `BackupAction`. `payload`: for a backup its mode, "" for the configured one; for a
+    change that of its entry. `number` tells the sender's requests apart; without one (0) it wants
+    no reply. `is_repeat`: the sender has sent this request before.
+    """
+
+    to: int
+    sender: int
+    number: int
+    what: int
+    payload: bytes
+    is_repeat: bool
+
+
+class BackupAction(enum.IntEnum):
+    """What a `BackupRequest` asks for."""
+
+    TRIGGER = 1
+    CHANGE = 2
+    APPLY_RETENTION = 3
+
+
+class BackupReply(NamedTuple):
+    """The leader's answer to request `number`: the entry `index` that did it.
+
+    Or the name of an error, its `kind`, and the `reason`; then `index` may be that of the backup
+    that is in the way.
+    """
+
+    to: int
+    sender: int
+    number: int
+    kind: str
+    reason: str
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
+
+
+class BackupReport(NamedTuple):
+    """What a member could do for a backup, and what it is doing; sent to the leader.
+
+    `is_able`: it has the settings for backups. `has_spool`: it has recorded what has changed since
+    entry `spool_index`. `backup_id` is that of the backup that it takes, 0 for none; `state` is an
+    index of `tuple(BackupState)`.
+    """
+
+    to: int
+    sender: int
+    is_able: bool
+    has_spool: bool
+    spool_index: int
+    backup_id: int
+    state: int
+    done_bytes: int
+    total_bytes: int
+
+
 class SnapshotChunk(NamedTuple):
     """A part of the snapshot offered as `snapshot_id`, starting at byte `offset` of the file.
 
@@ -223,6 +281,7 @@ class SnapshotStatus(enum.IntEnum):
 AdminMessage = TransferRequest | TransferReply | MembershipRequest | MembershipReply
 SnapshotMessage = SnapshotChunk | SnapshotReply
 HealthMessage = HealthRequest | HealthReply
+BackupMessage = BackupRequest | BackupReply | BackupReport
 DigestMessage = DigestRequest | DigestReport | DigestVerdict
 PeerMessage = (
     Message
@@ -235,4 +294,5 @@ PeerMessage = (
     | ReplicaReport
     | Supported
     | DigestMessage
+    | BackupMessage
 )

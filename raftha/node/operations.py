@@ -203,6 +203,29 @@ class MembershipOperation(Operation):
         self.is_repeated = False
 
 
+class BackupOperation(Operation):
+    """A request about backups, as in `BackupRequest`.
+
+    A TRIGGER delivers the backup's record: as soon as it has begun, or with `waits` once it is
+    completed. The others deliver the index of the entry that did it.
+    """
+
+    __slots__ = ("asked_at", "index", "is_repeated", "number", "payload", "waits", "what")
+
+    def __init__(
+        self, waiter: Any, deadline: float, what: int, payload: bytes, *, waits: bool = False
+    ) -> None:
+        super().__init__(waiter, deadline, len(payload))
+        self.what = what
+        self.payload = payload
+        self.waits = waits
+        self.number = 0
+        self.index = 0
+        """The entry that did it, once the leader has said so."""
+        self.asked_at = 0.0
+        self.is_repeated = False
+
+
 def sizes(operations: Sequence[Operation]) -> tuple[int, int]:
     """Return the total size of the writes among `operations`, and that of all others."""
     writes = sum([operation.size for operation in operations if operation.is_write])

@@ -1,0 +1,108 @@
+"""The work that backups are, as a node asks its host to do it: reading, writing and listing.
+
+The real one is `raftha/runtime/backup_thread.py`, the simulated one `tests/sim/backups.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from raftha.storage.state.catalog import BackupRecord
+from raftha.types import BackupState
+
+
+class BackupOrder(NamedTuple):
+    """A backup to take. `record` is what the catalog says of it, `parent` of the one before."""
+
+    record: BackupRecord
+    parent: BackupRecord | None
+
+
+class BackupProgress(NamedTuple):
+    """How far a backup is; the total is an estimate until all is read."""
+
+    state: BackupState
+    done_bytes: int
+    total_bytes: int
+
+
+class TakenBackup(NamedTuple):
+    """What came of an order: `error`, or what was taken, as in `BackupRecord`.
+
+    `destinations` have it, verified; `errors` say why the others don't, as "name: error".
+    """
+
+    error: str
+    destinations: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    position_index: int = 0
+    position_sequence: int = 0
+    position_us: int = 0
+    keys: int = 0
+    size_bytes: int = 0
+    size_compressed: int = 0
+    digest: str = ""
+    manifest: bytes = b""
+    verify_level: int = 0
+
+
+class Listing(NamedTuple):
+    """What the destinations hold of one lineage.
+
+    `errors`: why a destination could not be listed, by name; nothing is known of it. `found`: where
+    each complete backup is, by id. `lost`: why one that should be in a destination isn't, by id and
+    destination. `adoptable`: complete backups that the catalog doesn't know, or calls failed.
+    `leftovers`: what is there of backups without a manifest, as failed ones.
+    """
+
+    errors: Mapping[str, str]
+    found: Mapping[int, tuple[str, ...]]
+    lost: Mapping[tuple[int, str], str]
+    adoptable: tuple[BackupRecord, ...]
+    leftovers: tuple[BackupRecord, ...]
+
+
+class Deletion(NamedTuple):
+    """What came of deleting backups: the ids of those of which nothing is left anywhere.
+
+    `refused`: why a destination doesn't let one be deleted, by id and destination.
+    """
+
+    gone: tuple[int, ...]
+    refused: Mapping[tuple[int, str], str]
+
+
+class BackupWork(Protocol):
+    """Does the work of backups, in the background. Results come as calls on the node's thread.
+
+    At most one backup, and one listing or deletion at a time are asked for.
+    """
+
+    @property
+    def spool_index(self) -> int | None:
+        """The entry since which this node has recorded all changes; None if it records none."""
+        ...
+
+    def take(
+        self,
+        order: BackupOrder,
+        on_progress: Callable[[BackupProgress], None],
+        done: Callable[[TakenBackup], None],
+    ) -> None:
+        """Take a backup of the state as of a checkpoint at or after the order's id."""
+        ...
+
+    def cancel(self) -> None:
+        """Give up the backup that is being taken, if there is one; `done` isn't called."""
+        ...
+
+    def list(
+        self, lineage: str, known: Sequence[BackupRecord], done: Callable[[Listing], None]
+    ) -> None:
+        """List what all destinations hold of this lineage, and compare it with the catalog."""
+        ...
+
+    def delete(self, records: Sequence[BackupRecord], done: Callable[[Deletion], None]) -> None:
+        """Delete all objects of retired backups from all destinations."""
+        ...
