@@ -19,7 +19,6 @@ from typing import NamedTuple
 from raftha.config.backup import BackupConfig
 from raftha.storage.state.catalog import (
     COMPLETED,
-    DIFFERENTIAL,
     FAILED,
     FULL,
     INCREMENTAL,
@@ -174,7 +173,10 @@ def _why_full(config: BackupConfig, catalog: Catalog, lineage: str, now_us: int)
     if 2 * deltas > base.size_compressed > 0 and len(chain) > 2:
         return "those since the last full one are half as large as it"
     total_s = sum(record.size_bytes for record in chain) / RESTORE_BYTES_PER_S
-    if config.rto_target_s and base.size_bytes / RESTORE_BYTES_PER_S < config.rto_target_s < total_s:
+    if (
+        config.rto_target_s
+        and base.size_bytes / RESTORE_BYTES_PER_S < config.rto_target_s < total_s
+    ):
         return f"a restore of the chain would take about {total_s:.0f} s"
     return ""
 
@@ -182,5 +184,3 @@ def _why_full(config: BackupConfig, catalog: Catalog, lineage: str, now_us: int)
 def _names(error: str) -> str:
     """The destination in an error of `BackupRecord.errors`."""
     return error.partition(":")[0]
-
-
