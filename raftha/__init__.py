@@ -20,6 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from raftha import config, events
+from raftha.api.backup import BackupOrchestrator
 from raftha.config import BackupConfig, HaConfig, ReplicationConfig, RetentionPolicy
 from raftha.errors import (
     AcknowledgementTimeout,
@@ -85,6 +86,7 @@ __all__ = [
     "BackupFailed",
     "BackupInProgress",
     "BackupMode",
+    "BackupOrchestrator",
     "BackupResult",
     "BackupState",
     "CommandFailed",

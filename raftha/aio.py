@@ -16,9 +16,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar, overload
 
+from raftha.api.backup import AsyncBackupOrchestrator, BackupCalls
 from raftha.api.calls import AdminOperation, Calls, Read, read_by_lease
-from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of
-from raftha.api.unavailable import no_backups, no_recovery
+from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of, no_recovery
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import Forked, InvalidRequest, Stopped
 from raftha.node.arguments import Consistency
@@ -350,14 +350,18 @@ class HaManager:
         """As `raftha.HaManager.replication`."""
         return AsyncReplicationManager(self)
 
+    @property
+    def backup(self) -> AsyncBackupOrchestrator:
+        """As `raftha.HaManager.backup`."""
+        return AsyncBackupOrchestrator(BackupCalls(self.config), self._run)
+
+    async def trigger_backup(self, mode: str | None = None, *, wait: bool = False) -> int:
+        """As `raftha.HaManager.trigger_backup`."""
+        return await self.backup.trigger_backup(mode, wait=wait)
+
     # ---------------------------------------------------------------- not in this version
 
-    backup = property(no_backups)
     pitr = property(no_recovery)
-
-    async def trigger_backup(self, mode: str | None = None, *, wait: bool = False) -> NoReturn:
-        """Raises NotAvailable."""
-        no_backups()
 
     async def recover_to_point(self, timestamp: datetime) -> NoReturn:
         """Raises NotAvailable."""
@@ -381,7 +385,7 @@ class HaManager:
     def _run(self, call: AdminOperation, timeout: float | None) -> asyncio.Future[None]: ...
 
     def _run(self, call: Any, timeout: float | None) -> asyncio.Future[Any]:
-        call.deadline = self._calls.deadline(timeout)
+        call.deadline = call.deadline or self._calls.deadline(timeout)
         batches = self._batches
         if batches is None:
             raise Stopped(NOT_STARTED)

@@ -25,9 +25,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar, overload
 
+from raftha.api.backup import BackupCalls, BackupOrchestrator
 from raftha.api.calls import AdminOperation, Calls, Read, read_by_lease
-from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of
-from raftha.api.unavailable import no_backups, no_recovery
+from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of, no_recovery
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import Forked, Stopped
 from raftha.node.arguments import Consistency
@@ -340,14 +340,18 @@ class HaManager:
         """The state of the replicas, and the calls that change the membership."""
         return ReplicationManager(self)
 
+    @property
+    def backup(self) -> BackupOrchestrator:
+        """Backups: taking, listing, keeping and verifying them."""
+        return BackupOrchestrator(BackupCalls(self.config), self._run)
+
+    def trigger_backup(self, mode: str | None = None, *, wait: bool = False) -> int:
+        """As `BackupOrchestrator.trigger_backup`."""
+        return self.backup.trigger_backup(mode, wait=wait)
+
     # ---------------------------------------------------------------- not in this version
 
-    backup = property(no_backups)
     pitr = property(no_recovery)
-
-    def trigger_backup(self, mode: str | None = None, *, wait: bool = False) -> NoReturn:
-        """Raises NotAvailable."""
-        no_backups()
 
     def recover_to_point(self, timestamp: datetime) -> NoReturn:
         """Raises NotAvailable."""
@@ -369,7 +373,7 @@ class HaManager:
     def _run(self, call: AdminOperation, timeout: float | None) -> None: ...
 
     def _run(self, call: Any, timeout: float | None) -> Any:
-        call.deadline = deadline = self._calls.deadline(timeout)
+        call.deadline = deadline = call.deadline or self._calls.deadline(timeout)
         runtime = self._runtime
         if runtime is None:
             raise Stopped(NOT_STARTED)

@@ -103,12 +103,17 @@ class BackupConfig:
     """How hard: 1 is fast and 9 small, for zstd's levels 1, 2, 3, 5, 7, 9, 12, 15 and 19."""
 
     encryption: bool = False
-    """Whether backups are encrypted, with AES-256-GCM. Needs `encryption_key_file`."""
+    """Whether backups are encrypted, with AES-256-GCM. Needs `encryption_key_file` or
+    `encryption_key_command`. It is decided with the first backup, and can't change later."""
 
     encryption_key_file: str | Path = ""
     """A file with the key, which other users must not be able to read; `raftha backup key` makes
     one. Give all members the same file, and keep a copy elsewhere: without it no encrypted backup
     can be restored. In a TOML file, relative to the file."""
+
+    encryption_key_command: Annotated[str, Length(0, 1024, unit="characters")] = ""
+    """A command that prints the key, instead of a file: it asks a vault, for example. It is run
+    without a shell, when the node first needs the key."""
 
     backup_from: Annotated[
         tuple[Annotated[str, Choice(*SOURCES)], ...], Length(1, 3, unit="kinds of members")
@@ -143,15 +148,7 @@ class BackupConfig:
         check(self)
         if len(set(self.backup_from)) < len(self.backup_from):
             raise ConfigError("backup_from: a name stands twice", hint="name each kind once")
-        if self.encryption and not self.encryption_key_file:
-            raise ConfigError(
-                "encryption needs encryption_key_file", hint="`raftha backup key` makes one"
-            )
-        if self.encryption_key_file and not self.encryption:
-            raise ConfigError(
-                "encryption_key_file is set, but encryption is false",
-                hint="set encryption = true, or leave the file out",
-            )
+        _check_key(self)
         places = [place.rstrip("/") for place in self.destinations.values()]
         if len(set(places)) < len(places):
             raise ConfigError(
@@ -163,3 +160,22 @@ class BackupConfig:
     def zstd_level(self) -> int:
         """zstd's level; 0 without compression."""
         return ZSTD_LEVELS[self.compression_level - 1] if self.compression else 0
+
+
+def _check_key(config: BackupConfig) -> None:
+    if config.encryption_key_file and config.encryption_key_command:
+        raise ConfigError(
+            "encryption_key_file and encryption_key_command exclude each other",
+            hint="keep the one that knows the key",
+        )
+    has_key = bool(config.encryption_key_file or config.encryption_key_command)
+    if config.encryption and not has_key:
+        raise ConfigError(
+            "encryption needs encryption_key_file or encryption_key_command",
+            hint="`raftha backup key` makes a file",
+        )
+    if has_key and not config.encryption:
+        raise ConfigError(
+            "a key is set, but encryption is false",
+            hint="set encryption = true, or leave the key out",
+        )

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import NamedTuple
 
 from raftha.config.backup import RetentionPolicy
@@ -63,26 +62,19 @@ class Candidate(NamedTuple):
     """The destinations that have refused to delete it."""
 
 
-def candidates(
-    records: Iterable[BackupRecord],
-    time_us: int,
-    refused: Mapping[int, Collection[str]] = MappingProxyType({}),
-) -> list[Candidate]:
-    """The backups of a catalog at a log time. `refused`: the destinations that keep it, by id."""
-    return [
-        Candidate(
-            id=record.id,
-            label=record.label,
-            parent=record.parent,
-            lineage=record.lineage,
-            state=record.state,
-            time_us=record.position_us or record.began_us,
-            destinations=frozenset(record.destinations),
-            pins=tuple(name for name, until in record.pins if until == 0 or until > time_us),
-            refused_by=frozenset(refused.get(record.id, ())),
-        )
-        for record in records
-    ]
+def candidate_of(record: BackupRecord, now_us: int, refused_by: Collection[str] = ()) -> Candidate:
+    """What retention has to know of a backup in the catalog, at this log time."""
+    return Candidate(
+        id=record.id,
+        label=record.label,
+        parent=record.parent,
+        lineage=record.lineage,
+        state=record.state,
+        time_us=record.position_us or record.began_us,
+        destinations=frozenset(record.destinations),
+        pins=tuple(name for name, until in record.pins if until == 0 or until > now_us),
+        refused_by=frozenset(refused_by),
+    )
 
 
 class Decisions(NamedTuple):

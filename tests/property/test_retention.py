@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from raftha.config import RetentionPolicy
 from raftha.entry import LogPosition
-from raftha.storage.backup.retention import Candidate, Decisions, candidates, decide
+from raftha.storage.backup.retention import Candidate, Decisions, candidate_of, decide
 from raftha.storage.state.catalog import Catalog
 from raftha.storage.state.catalog_changes import BackupRecord, Retire
 from raftha.types import RetentionFate
@@ -246,7 +246,7 @@ def test_the_catalog_accepts_what_is_to_be_retired(
     backups = [b for b in backups if b.state != "running" or b.id == running[-1]]
     rows = [list(_record(each, backups)) for each in backups]
     catalog = Catalog.load([*Catalog().dump()[:-2], rows, []])
-    again = candidates(catalog.records(), NOW_US)
+    again = [candidate_of(record, NOW_US) for record in catalog.records()]
     decisions = run(again, policy)
     catalog.apply(Retire(decisions.retire, "now"), LogPosition(999, 1, NOW_US, 0, b""))
     assert catalog.verdict.refusal == ""

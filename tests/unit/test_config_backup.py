@@ -56,6 +56,11 @@ def test_a_node_takes_no_backups_unless_it_is_told_to() -> None:
         ({"compression": 1}, "compression"),
         ({"encryption": True}, "encryption needs encryption_key_file"),
         ({"encryption_key_file": "key"}, "encryption is false"),
+        ({"encryption_key_command": "pass show key"}, "encryption is false"),
+        (
+            {"encryption": True, "encryption_key_file": "key", "encryption_key_command": "c"},
+            "exclude each other",
+        ),
         ({"backup_from": ()}, "backup_from"),
         ({"backup_from": ("leader", "leader")}, "backup_from: a name stands twice"),
         ({"backup_from": ("learner",)}, "standby, follower, leader"),
