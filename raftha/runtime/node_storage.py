@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Collection
 
 from raftha.config import HaConfig
@@ -24,8 +25,13 @@ from raftha.events import EntrySkipped, HaEvent, StorageDamaged
 from raftha.node.backup_work import BackupWork, NoBackupWork
 from raftha.node.bootstrap import decode_membership
 from raftha.node.node import Node
+from raftha.node.statistics import Statistics
+from raftha.runtime.backup_jobs import Owner
+from raftha.runtime.backup_thread import BackupThread
 from raftha.runtime.snapshot_thread import SnapshotThread
 from raftha.runtime.storage_threads import StorageThreads
+from raftha.storage.backup.source import StoreSource
+from raftha.storage.backup.spool import Spool
 from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import LOG, OpenNode, open_or_heal
 from raftha.storage.directory.node_files import DirectoryNodeFiles
@@ -45,6 +51,8 @@ class NodeStorage:
     snapshots: SnapshotThread
     """From `open` on."""
     backups: BackupWork = NoBackupWork()
+    _backup_thread: BackupThread | None = None
+    _spool: Spool | None = None
     _threads: StorageThreads
     _wal: Wal
     _store: CheckpointStore
@@ -57,11 +65,13 @@ class NodeStorage:
         call: Callable[..., None],
         fail: Callable[[BaseException], None],
         emit: Callable[[HaEvent], None],
+        statistics: Statistics,
     ) -> None:
         """The log is on `disk`. `call` calls a function on the node's thread, unless it has ended.
 
         `fail` ends the node, from any thread. `emit` reports damage that `open` finds.
         """
+        self._statistics = statistics
         self._config = config
         self._data = data
         self._disk = disk
@@ -97,6 +107,7 @@ class NodeStorage:
             open_node = open_or_heal(node_files)
             self._wal, self._store = open_node.wal, node_files.store
             self._report_skips(open_node.state)
+            self._open_backups(open_node.state, machine)
             self.snapshots = SnapshotThread(
                 f"raftha-{self._config.node_id}",
                 self._data.path,
@@ -107,6 +118,40 @@ class NodeStorage:
             )
             opened.pop_all()
             return open_node
+
+    def _open_backups(self, state: State, machine: StateMachine | None) -> None:
+        """Take over the spool, and make the threads of backups, if the settings have backups."""
+        config, backup = self._config, self._config.backup
+        if backup is None:
+            return
+        if backup.spool_bytes:
+            self._spool = Spool(
+                self._disk,
+                str(self._data.path / "spool"),
+                backup.spool_bytes,
+                state.applied,
+                free_bytes=lambda: shutil.disk_usage(self._data.path).free,
+            )
+        owner = Owner(
+            node_id=config.node_id,
+            cluster_name=config.cluster_name,
+            machine="" if machine is None else type(machine).__qualname__,
+            commands=() if machine is None else tuple(sorted(machine.commands)),
+        )
+        self.backups = self._backup_thread = BackupThread(
+            backup,
+            owner,
+            StoreSource(self._store, self._spool),
+            self._spool,
+            call=self._call,
+            fail=self._fail,
+            emit=self._emit,
+            log_write=self._statistics.log_write,
+        )
+
+    def _end_backups(self) -> None:
+        if self._backup_thread is not None:
+            self._backup_thread.close()
 
     def _report_skips(self, state: State) -> None:
         for index, digest in sorted(state.skips.items()):
@@ -136,6 +181,7 @@ class NodeStorage:
 
     def abandon(self) -> None:
         """Close what `open` opened: there is no node to use it."""
+        self._end_backups()
         self.snapshots.close()
         self._wal.close()
         self._store.close()
@@ -149,6 +195,7 @@ class NodeStorage:
             Reserve(self._data.path / "reserve", self._config.disk_reserve_bytes),
             self._call,
             self._fail,
+            spool=self._spool,
             on_full=node.on_storage_full,
             on_space=node.on_storage_space,
             on_checkpoint=lambda done: node.on_checkpoint(*done),
@@ -163,6 +210,7 @@ class NodeStorage:
         """
         if not self._threads.close():
             return False
+        self._end_backups()
         self.snapshots.close()
         return True
 
