@@ -417,9 +417,9 @@ def test_a_verification_can_be_part_of_it(node: BackedUpNode) -> None:
 def test_a_spool_at_another_position_than_its_meta_is_not_used(node: BackedUpNode) -> None:
     repository = repository_of(memory())
     full = node.take(repository)
+    order = node.order("incremental", full)
     other = Spool(node.disk, "/other", 1 << 20, full.manifest.position)
     other.add(node.state.applied._replace(index=99), node.store.meta() or b"", [(b"a", b"1")])
     other.commit(node.state.applied._replace(index=99))
-    order = node.order("incremental", full)
     with pytest.raises(SpoolLost, match="position"):
         take(order, StoreSource(node.store, other), repository, node.hooks())
