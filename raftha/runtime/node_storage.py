@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Callable, Collection
 
 from raftha.config import HaConfig
+from raftha.entry import LogPosition
 from raftha.errors import Corrupt, StorageError
 from raftha.events import EntrySkipped, HaEvent, StorageDamaged
 from raftha.node.backup_work import BackupWork, NoBackupWork
@@ -30,13 +31,16 @@ from raftha.runtime.backup_jobs import Owner
 from raftha.runtime.backup_thread import BackupThread
 from raftha.runtime.snapshot_thread import SnapshotThread
 from raftha.runtime.storage_threads import StorageThreads
+<<<<<<< HEAD
 from raftha.storage.backup.source import StoreSource
+=======
+>>>>>>> w/runs
 from raftha.storage.backup.spool import Spool
 from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import LOG, OpenNode, open_or_heal
 from raftha.storage.directory.node_files import DirectoryNodeFiles
 from raftha.storage.directory.reserve import Reserve
-from raftha.storage.log.disk import Disk
+from raftha.storage.log.disk import Disk, RealDisk
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.machine import StateMachine
@@ -50,9 +54,14 @@ class NodeStorage:
 
     snapshots: SnapshotThread
     """From `open` on."""
+<<<<<<< HEAD
     backups: BackupWork = NoBackupWork()
     _backup_thread: BackupThread | None = None
     _spool: Spool | None = None
+=======
+    spool: Spool | None
+    """From `open` on; None if the settings have no backups."""
+>>>>>>> w/runs
     _threads: StorageThreads
     _wal: Wal
     _store: CheckpointStore
@@ -106,6 +115,7 @@ class NodeStorage:
                 node_files.record_loss((LOG,), lost)
             open_node = open_or_heal(node_files)
             self._wal, self._store = open_node.wal, node_files.store
+            self.spool = self._open_spool(open_node.state.applied)
             self._report_skips(open_node.state)
             self._open_backups(open_node.state, machine)
             self.snapshots = SnapshotThread(
@@ -119,6 +129,7 @@ class NodeStorage:
             opened.pop_all()
             return open_node
 
+<<<<<<< HEAD
     def _open_backups(self, state: State, machine: StateMachine | None) -> None:
         """Take over the spool, and make the threads of backups, if the settings have backups."""
         config, backup = self._config, self._config.backup
@@ -153,6 +164,22 @@ class NodeStorage:
         if self._backup_thread is not None:
             self._backup_thread.close()
 
+=======
+    def _open_spool(self, position: LogPosition) -> Spool | None:
+        """Open the spool of a state at this position; None, and no spool, without backups."""
+        folder, backup = self._data.path / "spool", self._config.backup
+        if backup is None or not backup.spool_bytes:
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        return Spool(
+            RealDisk(),
+            str(folder),
+            backup.spool_bytes,
+            position,
+            free_bytes=lambda: shutil.disk_usage(folder).free,
+        )
+
+>>>>>>> w/runs
     def _report_skips(self, state: State) -> None:
         for index, digest in sorted(state.skips.items()):
             if index > state.applied.index:
@@ -195,7 +222,11 @@ class NodeStorage:
             Reserve(self._data.path / "reserve", self._config.disk_reserve_bytes),
             self._call,
             self._fail,
+<<<<<<< HEAD
             spool=self._spool,
+=======
+            spool=self.spool,
+>>>>>>> w/runs
             on_full=node.on_storage_full,
             on_space=node.on_storage_space,
             on_checkpoint=lambda done: node.on_checkpoint(*done),

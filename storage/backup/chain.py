@@ -23,7 +23,6 @@ from raftha.errors import (
     ChainBroken,
     ObjectMissing,
     ObjectTooLarge,
-    RepositoryError,
     RepositoryUnavailable,
 )
 from raftha.storage.backup.crypto import KeyRing
@@ -114,18 +113,15 @@ def _from_any(shelf: Shelf, read: Callable[[Destination], T]) -> T:
 
     Damage is graver than absence, and a destination that didn't answer may have what is missing.
     """
-    errors: list[RepositoryError] = []
+    errors: list[RepositoryUnavailable | ObjectMissing | BackupDamaged] = []
     for destination in shelf.destinations.values():
         try:
             return read(destination)
         except (RepositoryUnavailable, ObjectMissing, BackupDamaged) as error:
             errors.append(error)
     assert errors, "a repository has a destination"
-    for kind in (BackupDamaged, RepositoryUnavailable, ObjectMissing):
-        for error in errors:
-            if isinstance(error, kind):
-                raise error
-    raise errors[0]
+    gravest = (BackupDamaged, RepositoryUnavailable, ObjectMissing)
+    raise min(errors, key=lambda each: gravest.index(type(each)))
 
 
 def read_objects(
