@@ -230,6 +230,8 @@ class BackupResult:
     timestamp, in microseconds since 1970 UTC, and `timestamp` its datetime. `keys`: how many keys
     and removed keys it holds. `size_bytes`, `size_compressed`: before and after compression.
     `digest`: the hash of the state that it restores, as `Digest.hex`; "" if it isn't known.
+    `lineage`: the history that it belongs to; a restore begins another one. While it runs,
+    `done_bytes` of `total_bytes` are read; the total is an estimate.
 
     `destinations`: name -> "ok", or the error for which this destination doesn't have it. `error`:
     why it failed, "" if it didn't. `verify_level`: how it was verified, as in
@@ -258,6 +260,9 @@ class BackupResult:
     verify_level: int = 0
     pins: tuple[str, ...] = ()
     is_retired: bool = False
+    lineage: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
 
     @property
     def timestamp(self) -> datetime:

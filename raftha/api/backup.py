@@ -18,6 +18,7 @@ from raftha.config import BackupConfig, HaConfig
 from raftha.errors import InvalidRequest
 from raftha.node.arguments import check_count
 from raftha.node.backup.choosing import due_us
+from raftha.node.backup_work import BackupProgress
 from raftha.node.messages import BackupAction
 from raftha.node.node import Node
 from raftha.node.operations import BackupOperation, ReadOperation
@@ -27,6 +28,7 @@ from raftha.storage.state.catalog import (
     FAILED,
     MISSING,
     RETIRED,
+    RUNNING,
     BackupRecord,
     Pin,
     Unpin,
@@ -94,6 +96,9 @@ class BackupCalls:
     def state(self) -> Read[BackupState]:
         return _read(lambda node: node.backups.state)
 
+    def lineage(self) -> Read[str]:
+        return _read(lambda node: node.core.membership.lineage)
+
     def list(self) -> Read[tuple[BackupResult, ...]]:
         return _read(_results)
 
@@ -111,7 +116,7 @@ class BackupCalls:
             record = node.state.catalog.get(wanted)
             if record is None:
                 raise InvalidRequest(f"there is no backup {wanted}")
-            return result_of(record, node.backups.state)
+            return result_of(record, node.backups.progress)
 
         return _read(read)
 
@@ -159,6 +164,10 @@ class BackupOrchestrator:
     def get_state(self) -> BackupState:
         """What becomes of the backup that runs, or became of the last one."""
         return self._ask(self._calls.state())
+
+    def get_lineage(self) -> str:
+        """The id of the history that this cluster writes; a restore begins another one."""
+        return self._ask(self._calls.lineage())
 
     def trigger_backup(
         self,
@@ -247,6 +256,10 @@ class AsyncBackupOrchestrator:
         """As `raftha.BackupOrchestrator.get_state`."""
         return await self._ask(self._calls.state())
 
+    async def get_lineage(self) -> str:
+        """As `raftha.BackupOrchestrator.get_lineage`."""
+        return await self._ask(self._calls.lineage())
+
     async def trigger_backup(
         self,
         mode: str | None = None,
@@ -296,9 +309,12 @@ class AsyncBackupOrchestrator:
         await self._run(self._calls.unpin(backup_id, name), None)
 
 
-def result_of(record: BackupRecord, state: BackupState) -> BackupResult:
-    """A record of the catalog, for callers. `state` is that of the backup that runs."""
+def result_of(record: BackupRecord, progress: BackupProgress | None) -> BackupResult:
+    """A record of the catalog, for callers. `progress` is that of the backup that runs."""
     error = record.error
+    if record.state != RUNNING or progress is None:
+        progress = BackupProgress(BackupState.PREPARING, 0, 0)
+    state, done_bytes, total_bytes = progress
     if record.state in (COMPLETED, RETIRED):
         state = BackupState.COMPLETED
     elif record.state in (FAILED, MISSING):
@@ -331,12 +347,15 @@ def result_of(record: BackupRecord, state: BackupState) -> BackupResult:
         verify_level=record.verify_level,
         pins=tuple(name for name, _ in record.pins),
         is_retired=record.state == RETIRED,
+        lineage=record.lineage,
+        done_bytes=done_bytes,
+        total_bytes=total_bytes,
     )
 
 
 def _results(node: Node) -> tuple[BackupResult, ...]:
-    state = node.backups.state
-    return tuple(result_of(record, state) for record in node.state.catalog.records())
+    progress = node.backups.progress
+    return tuple(result_of(record, progress) for record in node.state.catalog.records())
 
 
 def _now_us(node: Node) -> int:
