@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.stores import Stores
 
 _LINK = Path(__file__).parent.parent / "raftha" / "storage"
 
@@ -53,3 +56,11 @@ def pytest_configure(config: pytest.Config) -> None:
             f"{_LINK} is not a link to the folder storage. The checkout was made without symbolic"
             " links: run `git config core.symlinks true` and `git checkout -- raftha/storage`."
         )
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
+    """Object stores, each started when a test first asks for it."""
+    running = Stores(tmp_path_factory.mktemp("stores"))
+    yield running
+    running.close()

@@ -64,12 +64,13 @@ class Listing(NamedTuple):
 
 
 class Deletion(NamedTuple):
-    """What came of deleting backups: the ids of those of which nothing is left anywhere.
+    """What came of deleting backups, by id and destination.
 
-    `refused`: why a destination doesn't let one be deleted, by id and destination.
+    `gone`: nothing of it is left there. `refused`: why a destination doesn't let it be deleted.
+    What is in neither couldn't be tried.
     """
 
-    gone: tuple[int, ...]
+    gone: frozenset[tuple[int, str]]
     refused: Mapping[tuple[int, str], str]
 
 
@@ -103,6 +104,35 @@ class BackupWork(Protocol):
         """List what all destinations hold of this lineage, and compare it with the catalog."""
         ...
 
-    def delete(self, records: Sequence[BackupRecord], done: Callable[[Deletion], None]) -> None:
-        """Delete all objects of retired backups from all destinations."""
+    def delete(
+        self, wanted: Mapping[str, Sequence[BackupRecord]], done: Callable[[Deletion], None]
+    ) -> None:
+        """Delete all objects of retired backups, in this order from each destination."""
         ...
+
+
+class NoBackupWork:
+    """The `BackupWork` of a node whose settings have no backups: nothing is asked of it."""
+
+    spool_index = None
+
+    def take(
+        self,
+        order: BackupOrder,
+        on_progress: Callable[[BackupProgress], None],
+        done: Callable[[TakenBackup], None],
+    ) -> None:
+        raise AssertionError("no backup begins on a node without settings for backups")
+
+    def cancel(self) -> None:
+        raise AssertionError("no backup is being taken")
+
+    def list(
+        self, lineage: str, known: Sequence[BackupRecord], done: Callable[[Listing], None]
+    ) -> None:
+        raise AssertionError("a leader without settings for backups lists nothing")
+
+    def delete(
+        self, wanted: Mapping[str, Sequence[BackupRecord]], done: Callable[[Deletion], None]
+    ) -> None:
+        raise AssertionError("a leader without settings for backups deletes nothing")

@@ -95,6 +95,8 @@ class Checkpoints:
         self._is_running = False
         self._waiting: list[DigestOperation] = []
         self._running: list[DigestOperation] = []
+        self._wanted_index = 0
+        """A checkpoint at or after this entry is wanted soon."""
         self._compared_index = 0
         """The entry at which a comparison wants a digest, once it is applied."""
         self._is_digesting = False
@@ -109,6 +111,10 @@ class Checkpoints:
     def add(self, operation: DigestOperation) -> None:
         """Queue a digest; it may start at the next entry or tick."""
         self._waiting.append(operation)
+
+    def want(self, index: int) -> None:
+        """Have a checkpoint at or after this entry soon."""
+        self._wanted_index = index
 
     def compare_at(self, index: int) -> None:
         """Take a digest for a comparison once entry `index` is applied, if that is possible then.
@@ -138,8 +144,9 @@ class Checkpoints:
             or self._state.buffer_keys >= BUFFER_KEYS_MAX
         )
         is_old = now - self.began_at >= self._config.checkpoint_interval_sec
+        is_wanted = self.last.index < self._wanted_index <= self._state.applied.index
         if (
-            (is_large or (is_old and not self._waiting))
+            (is_large or is_wanted or (is_old and not self._waiting))
             and not self._is_running
             and self._state.applied != self.last
         ):

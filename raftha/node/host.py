@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from raftha.core import LogRead, Write
 from raftha.events import HaEvent
 from raftha.membership import Membership
+from raftha.node.backup_work import BackupWork
 from raftha.node.checkpoints import CheckpointWriter
 from raftha.node.messages import PeerMessage
 from raftha.node.snapshots import SnapshotFiles
@@ -23,6 +24,11 @@ class Host(CheckpointWriter, Protocol):
     @property
     def snapshots(self) -> SnapshotFiles:
         """Makes, sends and receives snapshots of the state."""
+        ...
+
+    @property
+    def backups(self) -> BackupWork:
+        """Takes, lists and deletes backups; only if the settings have backups."""
         ...
 
     @property

@@ -90,6 +90,10 @@ class LogClock:
         self._stamped_us = boottime_us
         return time_us
 
+    def now_us(self) -> int:
+        """Return the time on which most voters agree, without stamping anything."""
+        return self._boottime_us() + self.examine().reference_us
+
     def examine(self) -> Verdict:
         """Compare the clocks of the voters that are known."""
         self._term = self._core.term

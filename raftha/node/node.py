@@ -6,9 +6,9 @@ everything that arrived since the last turn. It never waits, and it never touche
 or a clock itself. So the same code runs on an event loop with real threads (`raftha.runtime`) and
 in the simulator, where a seed decides clock and disk.
 
-A node has nine collaborators: the core and the state; writes, reads, checkpoints, snapshots,
-administration and upgrades, each with its operations or messages; and the watch. They don't know
-the node. Results for callers go through `PendingOperations`.
+A node has ten collaborators: the core and the state; writes, reads, checkpoints, snapshots,
+administration, backups and upgrades, each with its operations or messages; and the watch. They
+don't know the node. Results for callers go through `PendingOperations`.
 
 A turn: queued groups become one batch if no write is under way -> the core decides what to write,
 send, apply and read -> the host gets all of it -> futures are completed, all together.
@@ -44,30 +44,14 @@ from raftha.events import (
 )
 from raftha.membership import Membership
 from raftha.node.administration import Administration
+from raftha.node.backup.backups import Backups
 from raftha.node.checkpoints import Checkpoints
 from raftha.node.host import Host
 from raftha.node.lease_reads import LeaseReads
 from raftha.node.log_clock import LogClock
-from raftha.node.messages import (
-    DigestReport,
-    DigestRequest,
-    DigestVerdict,
-    Forward,
-    ForwardReply,
-    HealthReply,
-    HealthRequest,
-    MembershipReply,
-    MembershipRequest,
-    PeerMessage,
-    ReplicaReport,
-    SnapshotChunk,
-    SnapshotReply,
-    SpaceReport,
-    Supported,
-    TransferReply,
-    TransferRequest,
-)
+from raftha.node.messages import PeerMessage
 from raftha.node.operations import (
+    BackupOperation,
     CallOperation,
     DigestOperation,
     GroupOperation,
@@ -79,6 +63,7 @@ from raftha.node.operations import (
 )
 from raftha.node.pending import PendingOperations
 from raftha.node.reads import ReadQueue
+from raftha.node.routes import message_routes
 from raftha.node.senders import SenderCheck
 from raftha.node.snapshots import Snapshots
 from raftha.node.status import STOPPED, StatusReport
@@ -147,6 +132,28 @@ class Node:
         hand_over, checkpoints = self._administration.hand_over, self._checkpoints
         parts = hand_over, self._position, checkpoints, log_clock
         self._watch = Watch(config, core, host, *parts, now=now())
+        self.backups = Backups(
+            config,
+            core,
+            state,
+            host,
+            checkpoints,
+            deliver=pending.deliver,
+            clock=clock,
+            log_clock=log_clock,
+            compare=lambda propose: self._watch.compare_with(propose, now()),
+            waits_for=self._upgrades.waits_for,
+            random_below=random_below,
+        )
+        self._routes = message_routes(
+            writes=self._writes,
+            administration=self._administration,
+            snapshots=self._snapshots,
+            backups=self.backups,
+            upgrades=self._upgrades,
+            watch=self._watch,
+            now=now,
+        )
         self.report = StatusReport(
             core=core,
             state=state,
@@ -154,6 +161,7 @@ class Node:
             checkpoints=self._checkpoints,
             watch=self._watch,
             upgrades=self._upgrades,
+            backups=self.backups,
             client_addresses=self._client_addresses,
         )
         self._committed_before = core.log.commit
@@ -214,6 +222,8 @@ class Node:
                 self._administration.begin_transfer(operation)
             case MembershipOperation():
                 self._administration.begin_change(operation)
+            case BackupOperation():
+                self.backups.submit(operation)
             case _:
                 raise AssertionError(f"unknown operation {operation!r}")
 
@@ -229,26 +239,10 @@ class Node:
         if not self._senders.admits(message, now):
             return
         self._watch.record_contact(message.sender, now)
-        match message:
-            case Append() if self._is_behind:
-                pass  # Treated as lost: the leader repeats it until it gets a reply.
-            case Forward():
-                is_full = self._watch.is_majority_full
-                self._writes.on_forward(message, is_majority_full=is_full)
-            case ForwardReply():
-                self._writes.on_forward_reply(message)
-            case TransferRequest() | TransferReply() | MembershipRequest() | MembershipReply():
-                self._administration.on_message(message)
-            case SnapshotChunk() | SnapshotReply():
-                self._snapshots.on_message(message)
-            case HealthRequest() | HealthReply() | SpaceReport() | ReplicaReport():
-                self._watch.on_message(message, now)
-            case DigestRequest() | DigestReport() | DigestVerdict():
-                self._watch.on_message(message, now)
-            case Supported():
-                self._upgrades.on_message(message)
-            case _:
-                self.core.step(message)
+        if type(message) is not Append:
+            self._routes.get(type(message), self.core.step)(message)
+        elif not self._is_behind:  # Else treated as lost: the leader repeats it.
+            self.core.step(message)
         self._watch.on_stepped(message, now)
         self._host.wake()
 
@@ -281,10 +275,10 @@ class Node:
         self._administration.on_removed()
         self._writes.abort(Unavailable(REMOVED), Disconnected(REMOVED))
         self._upgrades.abort(Unavailable(REMOVED))
-        for operation in (*self._reads.pending(), *self._administration.pending()):
-            self.deliver(operation, Unavailable(REMOVED))
-        self._reads.forget_expired()
-        self._administration.forget_expired()
+        for part in (self._reads, self._administration, self.backups):
+            for operation in part.pending():
+                self.deliver(operation, Unavailable(REMOVED))
+            part.forget_expired()
         self._host.wake()
 
     @property
@@ -307,6 +301,7 @@ class Node:
             self._administration.on_tick()
             self._upgrades.on_tick(now)
             self._watch.on_tick(now)
+            self.backups.on_tick(now)
         self._host.wake()
 
     def on_sealed(self) -> None:
@@ -417,13 +412,17 @@ class Node:
             self._host.set_members(membership)
 
     def _on_admin(self, entry: Entry) -> None:
-        if self.state.catalog.verdict.index != entry.index:
-            self._upgrades.on_applied(is_new=entry.index > self._committed_before)
+        is_new = entry.index > self._committed_before
+        if self.state.catalog.verdict.index == entry.index:
+            self.backups.on_applied(entry.index, is_new=is_new)
+        else:
+            self._upgrades.on_applied(is_new=is_new)
 
     def _on_leader(self) -> None:
         """A leader is known: send it everything that may have been lost in transit."""
         self._watch.on_leader(self._clock.monotonic())
         self._administration.on_leader()
+        self.backups.on_leader()
         self._writes.on_leader()
         self._reads.ask_again()
         self._host.wake()
@@ -456,7 +455,8 @@ class Node:
     # ---------------------------------------------------------------- deadlines, status, the end
 
     def _expire(self, now: float) -> None:
-        earliest = min(self._writes.expire(now), self._administration.expire(now))
+        parts = self._writes, self._administration, self.backups
+        earliest = min(part.expire(now) for part in parts)
         for operations, error in (
             (self._reads.pending(), "no leader confirmed the read before its deadline"),
             (self._checkpoints.pending(), "the digest was not ready before its deadline"),
@@ -480,12 +480,9 @@ class Node:
             self._host.emit(StorageFailure(reporter=self.core.id, reason=reason))
         self._writes.abort(unsent, sent)
         self._upgrades.abort(unsent)
-        for operation in (
-            *self._reads.pending(),
-            *self._checkpoints.pending(),
-            *self._administration.pending(),
-        ):
-            self.deliver(operation, unsent)
+        for part in (self._reads, self._checkpoints, self._administration, self.backups):
+            for operation in part.pending():
+                self.deliver(operation, unsent)
         # An operation that was being processed when an error ended the turn is in none of these.
         for operation in self._pending.all():
             self.deliver(operation, sent)

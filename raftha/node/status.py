@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from raftha.core import Raft
+from raftha.node.backup.backups import Backups
 from raftha.node.checkpoints import Checkpoints
 from raftha.node.upgrades import Upgrades
 from raftha.node.watch.watch import Watch
@@ -30,6 +31,7 @@ class StatusReport:
         checkpoints: Checkpoints,
         watch: Watch,
         upgrades: Upgrades,
+        backups: Backups,
         client_addresses: Mapping[int, str],
     ) -> None:
         self.waits_for: Callable[[], str] = str
@@ -40,6 +42,7 @@ class StatusReport:
         self._checkpoints = checkpoints
         self._watch = watch
         self._upgrades = upgrades
+        self._backups = backups
         self._client_addresses = client_addresses
 
     def make(self, failure: str, now: float) -> HaStatus:
@@ -78,6 +81,7 @@ class StatusReport:
             protocol_version=state.versions.protocol if state.versions is not None else 0,
             machine_version=state.versions.machine if state.versions is not None else 0,
             upgrade_waits_for=self._upgrades.waits_for(),
+            backup_state=self._backups.state,
         )
 
     def _replicas(self, now: float) -> tuple[ReplicaStatus, ...]:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection
 from raftha.config import HaConfig
 from raftha.errors import Corrupt, StorageError
 from raftha.events import EntrySkipped, HaEvent, StorageDamaged
+from raftha.node.backup_work import BackupWork, NoBackupWork
 from raftha.node.bootstrap import decode_membership
 from raftha.node.node import Node
 from raftha.runtime.snapshot_thread import SnapshotThread
@@ -43,6 +44,7 @@ class NodeStorage:
 
     snapshots: SnapshotThread
     """From `open` on."""
+    backups: BackupWork = NoBackupWork()
     _threads: StorageThreads
     _wal: Wal
     _store: CheckpointStore

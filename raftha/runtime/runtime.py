@@ -151,7 +151,7 @@ class Runtime:
         )
         with contextlib.ExitStack() as opened:
             opened.callback(storage.abandon)
-            self.snapshots = storage.snapshots
+            self.snapshots, self.backups = storage.snapshots, storage.backups
             node = self._make_node(open_node)
             self._threads = storage.make_threads(node)
             self._storage = storage  # Until now `_close_files` closes that of the life before.

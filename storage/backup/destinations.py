@@ -17,8 +17,9 @@ _memory: dict[str, MemoryDestination] = {}
 def open_destination(name: str, url: str, *, base: Path) -> Destination:
     """Open the destination that a configuration calls `name`. ConfigError if `url` is none.
 
-    `url` is a folder, relative to `base` or absolute, or `file:///folder`; `memory://name` is for
-    tests. It is not contacted yet.
+    `url` is a folder, relative to `base` or absolute, `file:///folder`, or the URL of a bucket (see
+    `raftha.storage.backup.object_store`); `memory://name` is for tests. Nothing is contacted yet.
+    MissingExtra if a bucket needs what the extra `backup` brings.
     """
     scheme, separator, _ = url.partition("://")
     if not separator:
@@ -29,6 +30,10 @@ def open_destination(name: str, url: str, *, base: Path) -> Destination:
         return _memory.setdefault(url, MemoryDestination(name))
     if scheme == "file":
         return LocalDestination(name, _folder_of(name, url))
+    if scheme in ("s3", "gs", "az"):
+        from raftha.storage.backup.object_store import open_store  # noqa: PLC0415
+
+        return open_store(name, url)
     raise ConfigError(
         f"the backup destination {name} has an unknown scheme: {scheme!a}",
         hint="known are file, s3, gs, az, or a path",

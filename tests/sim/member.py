@@ -42,6 +42,7 @@ from raftha.membership import Membership
 from raftha.net import introductions as introduction
 from raftha.net.wire import Hello
 from raftha.node import founding
+from raftha.node.backup_work import BackupWork, NoBackupWork
 from raftha.node.bootstrap import configured_members, decode_membership
 from raftha.node.checkpoints import LogCut
 from raftha.node.founding import Founding, Stance, first_membership
@@ -138,6 +139,7 @@ class Member:
         self.store = DictStore()
         self.snapshots = SimulatedSnapshots(self, self._swarm.chunk_bytes)
         self.node_files = SimulatedNodeFiles(self, WAL)
+        self.backups: BackupWork = NoBackupWork()
 
     # ---------------------------------------------------------------- life
 

@@ -19,21 +19,28 @@ from raftha.errors import (
 )
 from raftha.storage.backup.destination import Destination, create_or_compare
 from raftha.storage.backup.destinations import open_destination
+from tests.support.stores import STARTS, NotInstalled, Stores
 from tests.unit.test_backup_names import HOSTILE
 
-KINDS = ["local", "memory"]
-
-
-def url_of(kind: str, tmp_path: Path) -> str:
-    """An empty place of this kind."""
-    if kind == "local":
-        return str(tmp_path / "backups")
-    return f"memory://{secrets.token_hex(8)}"
+KINDS = ["local", "memory", *(pytest.param(kind, marks=pytest.mark.slow) for kind in STARTS)]
 
 
 @pytest.fixture(params=KINDS)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return url_of(request.param, tmp_path)
+def url(
+    request: pytest.FixtureRequest, tmp_path: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """An empty place of each kind."""
+    if request.param == "local":
+        return str(tmp_path / "backups")
+    if request.param == "memory":
+        return f"memory://{secrets.token_hex(8)}"
+    try:
+        store = stores.get(request.param)
+    except NotInstalled as error:
+        pytest.skip(str(error))
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    return store.url_of(f"{secrets.token_hex(8)}/within")
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ Theory of operation. All of it follows from the catalog, the settings, the time,
 members say that they can do. So a new leader goes on where the one before it was: it counts the
 failures since the last completed backup from the catalog too.
 
-A backup is due when the last one began an interval ago. After a failure it is due again at once,
-then after `RETRY_S`, doubled each time. The members whose last tries failed come last.
+A backup is due when the last one began an interval ago. One that failed, scheduled or not, is tried
+up to `RETRY_TIMES` times: the second time at once, then after pauses. After that it is due when the
+schedule says so, with pauses of up to `RETRY_MAX_S`. Members whose last tries failed come last.
 
 An incremental backup needs a member that has recorded the changes since the parent. Otherwise a
 full one is taken, and its record says why.
@@ -27,6 +28,7 @@ from raftha.storage.state.catalog import (
 )
 
 RETRY_S, RETRY_MAX_S = 60, 3600
+RETRY_TIMES = 3
 CHAIN_MAX = 28
 """Incremental backups after a full one."""
 RESTORE_BYTES_PER_S = 150_000_000
@@ -77,10 +79,12 @@ def due_us(config: BackupConfig, catalog: Catalog, lineage: str) -> int:
     last = catalog.newest(lineage)
     due = 0 if last is None else last.began_us + round(config.interval_hours * 3600 * _SECOND)
     failed = failures(catalog)
-    if len(failed) > 1:
-        pause_s = min(RETRY_S * 2 ** min(len(failed) - 2, 20), RETRY_MAX_S)
-        due = max(due, failed[0].ended_us + pause_s * _SECOND)
-    return due
+    if not failed:
+        return due
+    tries = len(failed)
+    pause_s = min(RETRY_S * 2 ** min(tries - 2, 20), RETRY_MAX_S) if tries > 1 else 0
+    retry = failed[0].ended_us + round(pause_s * _SECOND)
+    return retry if tries < RETRY_TIMES else max(due, retry)
 
 
 def choose(

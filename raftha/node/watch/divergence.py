@@ -12,10 +12,10 @@ without an error. So the leader has digests compared, once in `digest_interval_h
     compares the digests
     DigestVerdict(index, ...)   ->      status; a member that diverged replaces its state
 
-The index is that of the leader's next entry, which is empty, so the request comes before the entry
-and the entry comes soon. A member takes the digest only as of exactly this entry. If it can't,
-because a checkpoint is under way or the request came late, it reports that, and the comparison is
-tried again later.
+The index is that of the leader's next entry, which is empty or begins a full backup. So the request
+comes before the entry, and the entry comes soon. A member takes the digest only as of exactly this
+entry. If it can't, because a checkpoint is under way or the request came late, it reports that, and
+the comparison is tried again later.
 
 A comparison needs no further agreement. A digest covers the entry's position with the hash of the
 log up to it, and only committed entries are applied. So digests of one index are of one history,
@@ -32,6 +32,7 @@ what makes it differ would do so again.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -157,20 +158,32 @@ class DivergenceWatch:
 
     # ---------------------------------------------------------------- the leader's side
 
+    def begin_with(self, propose: Callable[[], int | None], now: float) -> int | None:
+        """Propose an entry, and compare the states as of it, unless a comparison is under way."""
+        is_wanted = self._interval_s > 0 and len(self._core.membership.voters) > 1
+        is_possible = self._round is None and self._core.can_propose
+        return self._ask_all(propose, now) if is_wanted and is_possible else propose()
+
     def _begin(self, now: float) -> None:
+        if len(self._core.membership.voters) == 1:
+            self._due_at = now + self._interval_s
+            return
+        appended = self._ask_all(lambda: self._core.propose(b"", 0, 0), now)
+        assert appended is not None, "a leader that can propose appends an empty entry"
+
+    def _ask_all(self, propose: Callable[[], int | None], now: float) -> int | None:
+        """Have all members take a digest as of the leader's next entry, and propose that."""
         core = self._core
         index = core.log.last_index + 1
         members = core.membership.members.keys()
-        if len(core.membership.voters) == 1:
-            self._due_at = now + self._interval_s
-            return
         others = {peer for peer in members if peer != core.id and self._host.is_connected(peer)}
         self._round = _Round(index, now + ROUND_S, {core.id, *others})
         for peer in others:
             self._host.send(DigestRequest(to=peer, sender=core.id, index=index))
         self._take(DigestRequest(to=core.id, sender=core.id, index=index))
-        appended = core.propose(b"", 0, 0)
-        assert appended == index, "a leader appends behind the end of its log"
+        appended = propose()
+        assert appended in (None, index), "a leader appends behind the end of its log"
+        return appended
 
     def _record(self, member: int, index: int, answer: tuple[int, bytes] | None) -> None:
         if self._round is not None and self._round.index == index:

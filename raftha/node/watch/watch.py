@@ -141,6 +141,10 @@ class Watch:
         """The state as of entry `index` is hashed; None if that had to be given up."""
         self._divergence.on_digest(index, digest)
 
+    def compare_with(self, propose: Callable[[], int | None], now: float) -> int | None:
+        """Propose an entry as leader, and have the members' states compared as of it."""
+        return self._divergence.begin_with(propose, now)
+
     def on_full(self, place: str, reason: str) -> bool:
         """A write at `place` found no space; return True if this node had space until now."""
         is_news = self._disk_space.has_space

@@ -1,0 +1,433 @@
+"""Three nodes' `Backups` over one log, without Raft: proposals are committed and applied at once.
+
+What the host does is done when the test says so. Time stands still unless the test moves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from raftha.config import BackupConfig, HaConfig
+from raftha.entry import LogPosition
+from raftha.events import HaEvent
+from raftha.membership import Member, Membership
+from raftha.node.backup.backups import Backups
+from raftha.node.backup_work import (
+    BackupOrder,
+    BackupProgress,
+    Deletion,
+    Listing,
+    TakenBackup,
+)
+from raftha.node.messages import BackupAction
+from raftha.node.operations import BackupOperation, Operation
+from raftha.storage.state.catalog import (
+    BackupRecord,
+    Catalog,
+    Change,
+    decode_change,
+    encode_change,
+)
+from raftha.storage.state.versions import Versions, decode_admin
+
+LINEAGE = "a" * 32
+HOUR_S = 3600
+T0_US = 1_764_288_000_000_000
+PROTOCOL = 7
+
+
+class Work:
+    """A host's side: what was asked of it, and answers when the test gives them."""
+
+    def __init__(self) -> None:
+        self.spool_index: int | None = 0
+        self.order: BackupOrder | None = None
+        self.cancelled = 0
+        self.listed: Sequence[BackupRecord] | None = None
+        self.deleting: Mapping[str, Sequence[BackupRecord]] | None = None
+        self._done: dict[str, Callable[[Any], None]] = {}
+        self.progress: Callable[[BackupProgress], None] | None = None
+
+    def take(
+        self,
+        order: BackupOrder,
+        on_progress: Callable[[BackupProgress], None],
+        done: Callable[[TakenBackup], None],
+    ) -> None:
+        self.order, self.progress = order, on_progress
+        self._done["take"] = done
+
+    def cancel(self) -> None:
+        self.order = None
+        self.cancelled += 1
+
+    def list(
+        self, lineage: str, known: Sequence[BackupRecord], done: Callable[[Listing], None]
+    ) -> None:
+        assert lineage == LINEAGE
+        self.listed = known
+        self._done["list"] = done
+
+    def delete(
+        self, wanted: Mapping[str, Sequence[BackupRecord]], done: Callable[[Deletion], None]
+    ) -> None:
+        self.deleting = wanted
+        self._done["delete"] = done
+
+    def finish(self, what: str, result: Any) -> None:
+        """The work is done."""
+        self._done.pop(what)(result)
+
+    def taken(self, scene: Scene, **others: Any) -> None:
+        """The backup that was ordered is complete."""
+        assert self.order is not None
+        record = self.order.record
+        fields = {
+            "error": "",
+            "destinations": record.destinations,
+            "position_index": scene.index,
+            "position_us": scene.time_us,
+            "keys": 10,
+            "size_bytes": 1000 if record.parent == 0 else 10,
+            "size_compressed": 1000 if record.parent == 0 else 10,
+            "manifest": b"m" * 32,
+            "verify_level": 1,
+        }
+        self.order = None
+        self.finish("take", TakenBackup(**{**fields, **others}))
+
+    def failed(self, error: str) -> None:
+        """The backup that was ordered has failed."""
+        self.order = None
+        self.finish("take", TakenBackup(error))
+
+    def lists(self, **others: Any) -> None:
+        """The destinations hold what the catalog says, and what is given."""
+        assert self.listed is not None
+        complete = {r.id: r.destinations for r in self.listed if r.state == "completed"}
+        fields = {"errors": {}, "found": complete, "lost": {}, "adoptable": (), "leftovers": ()}
+        self.listed = None
+        self.finish("list", Listing(**{**fields, **others}))
+
+    def deletes(self, **others: Any) -> None:
+        """Everything that was to be deleted is."""
+        assert self.deleting is not None
+        gone = frozenset((r.id, name) for name, rs in self.deleting.items() for r in rs)
+        self.deleting = None
+        self.finish("delete", Deletion(**{"gone": gone, "refused": {}, **others}))
+
+
+class Waiter:
+    """A caller's place to get a result."""
+
+    def __init__(self) -> None:
+        self.result: Any = None
+
+
+@dataclass
+class Progress:
+    match: int
+    is_healing: bool = False
+
+
+class CoreLog:
+    """The log of a node's core."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    @property
+    def last(self) -> LogPosition:
+        return LogPosition(self._scene.index, self._scene.term, T0_US, 0, bytes(16))
+
+    @property
+    def last_index(self) -> int:
+        return self._scene.index
+
+    def term(self, index: int) -> int:
+        return self._scene.term
+
+
+class Core:
+    """A node's core."""
+
+    def __init__(self, scene: Scene, node_id: int) -> None:
+        self.id = node_id
+        self.log = CoreLog(scene)
+        self.can_propose = True
+        self._scene = scene
+
+    @property
+    def is_leader(self) -> bool:
+        return self._scene.leader == self.id
+
+    @property
+    def leader(self) -> int | None:
+        return self._scene.leader if self._scene.is_reached(self.id) else None
+
+    @property
+    def term(self) -> int:
+        return self._scene.term
+
+    @property
+    def membership(self) -> Membership:
+        return self._scene.membership
+
+    @property
+    def progress(self) -> dict[int, Progress]:
+        scene = self._scene
+        others = scene.membership.members.keys() - {self.id}
+        return {n: Progress(scene.index - scene.lags.get(n, 0)) for n in others}
+
+    def propose_admin(self, payload: bytes) -> int | None:
+        return self._scene.append(self, payload)
+
+
+class State:
+    """What a node has applied."""
+
+    def __init__(self) -> None:
+        self.catalog = Catalog()
+        self.versions: Versions | None = Versions(PROTOCOL, 0, frozenset())
+        self.applied = LogPosition(10, 1, T0_US, 0, bytes(16))
+
+    @property
+    def has_catalog(self) -> bool:
+        return self.versions is not None and self.versions.protocol >= PROTOCOL
+
+
+class Host:
+    """A node's host."""
+
+    def __init__(self, scene: Scene, node_id: int) -> None:
+        self.backups = Work()
+        self.events: list[HaEvent] = []
+        self._scene = scene
+        self._id = node_id
+
+    def send(self, message: Any) -> None:
+        self._scene.send(message)
+
+    def is_connected(self, peer: int) -> bool:
+        return self._scene.is_up(self._id) and self._scene.is_up(peer)
+
+    def emit(self, event: HaEvent) -> None:
+        self.events.append(event)
+
+    def wake(self) -> None: ...
+
+
+class Checkpoints:
+    """A node's checkpoints: one that is wanted is made when time passes."""
+
+    def __init__(self) -> None:
+        self.last = LogPosition(0, 0, 0, 0, bytes(16))
+        self.wanted = 0
+
+    def want(self, index: int) -> None:
+        self.wanted = index
+
+
+class Node:
+    """One node, and all that its `Backups` see."""
+
+    def __init__(self, scene: Scene, node_id: int, config: HaConfig) -> None:
+        self.id = node_id
+        self.scene = scene
+        self.config = config
+        self.state = State()
+        self.core = Core(scene, node_id)
+        self.compared: list[int] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin another life, with what the log and the state say."""
+        self.host = Host(self.scene, self.id)
+        self.checkpoints = Checkpoints()
+        parts = cast(Any, (self.config, self.core, self.state, self.host, self.checkpoints))
+        self.backups = Backups(
+            *parts,
+            deliver=self.deliver,
+            clock=cast(Any, self.scene),
+            log_clock=cast(Any, self.scene),
+            compare=self.compare,
+            waits_for=lambda: (3,),
+            random_below=lambda limit: 7 * self.id,
+        )
+
+    @property
+    def work(self) -> Work:
+        return self.host.backups
+
+    def compare(self, propose: Callable[[], int | None]) -> int | None:
+        index = propose()
+        if index is not None:
+            self.compared.append(index)
+        return index
+
+    def deliver(self, operation: Operation, result: Any) -> None:
+        waiter, operation.waiter = operation.waiter, None
+        waiter.result = result
+
+    def events(self, kind: type[HaEvent]) -> list[Any]:
+        """The events of this kind."""
+        return [event for event in self.host.events if isinstance(event, kind)]
+
+
+@dataclass
+class Scene:
+    """A cluster of three voters whose leader is node 1, or has another membership."""
+
+    config: BackupConfig | None = field(default_factory=BackupConfig)
+    standby: int = 0
+    leader: int | None = 1
+    term: int = 1
+    index: int = 10
+    now: float = 100.0
+    down: set[int] = field(default_factory=set)
+    lags: dict[int, int] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        addresses = {n: f"127.0.0.1:{7100 + n}" for n in (1, 2, 3)}
+        members = {
+            n: Member(a, is_voter=n != self.standby, is_standby=n == self.standby)
+            for n, a in addresses.items()
+        }
+        self.membership = Membership(members, lineage=LINEAGE)
+        self.nodes: dict[int, Node] = {}
+        for node_id in addresses:
+            config = HaConfig(
+                node_id=node_id, data_dir="unused", members=addresses, backup=self.config
+            )
+            self.nodes[node_id] = Node(self, node_id, config)
+
+    # clock and log clock
+    def monotonic(self) -> float:
+        return self.now
+
+    @property
+    def time_us(self) -> int:
+        """Log time."""
+        return T0_US + round(self.now * 1e6)
+
+    def now_us(self) -> int:
+        return self.time_us
+
+    # the network and the log
+    def is_up(self, node_id: int) -> bool:
+        return node_id not in self.down
+
+    def is_reached(self, node_id: int) -> bool:
+        return self.leader is not None and self.is_up(self.leader) and self.is_up(node_id)
+
+    def send(self, message: Any) -> None:
+        if self.is_up(message.to) and self.is_up(message.sender):
+            self.nodes[message.to].backups.on_message(message)
+
+    def append(self, core: Core, payload: bytes) -> int | None:
+        if self.leader != core.id or not core.can_propose:
+            return None
+        self.index += 1
+        self._pending.append((self.index, self.time_us, payload))
+        return self.index
+
+    _pending: list[tuple[int, int, bytes]] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Commit and apply what was proposed, and what that leads to."""
+        while self._pending:
+            index, time_us, payload = self._pending.pop(0)
+            change = decode_change(*decode_admin(payload))
+            self.changes.append(change)
+            position = LogPosition(index, self.term, time_us, index, bytes(16))
+            for node in self.nodes.values():
+                node.state.catalog.apply(change, position)
+                node.state.applied = position
+                if self.is_up(node.id):
+                    node.backups.on_applied(index, is_new=True)
+
+    def lose_proposals(self) -> None:
+        """What is proposed and not committed is gone, with its leader."""
+        self._pending.clear()
+
+    def elect(self, node_id: int) -> None:
+        """Have another leader."""
+        self.leader, self.term = node_id, self.term + 1
+        for node in self.nodes.values():
+            if self.is_up(node.id):
+                node.backups.on_leader()
+
+    def pass_time(self, seconds: float, step: float = 0.5) -> None:
+        """Let time pass; checkpoints that are wanted are made."""
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(self.now + step, until)
+            for node in self.nodes.values():
+                if self.is_up(node.id):
+                    if node.checkpoints.wanted:
+                        node.checkpoints.last, node.checkpoints.wanted = node.state.applied, 0
+                    node.backups.on_tick(self.now)
+                    self.settle()
+
+    # what tests ask
+    @property
+    def catalog(self) -> Catalog:
+        return self.nodes[1].state.catalog
+
+    @property
+    def running(self) -> BackupRecord:
+        record = self.catalog.running
+        assert record is not None, "no backup runs"
+        return record
+
+    @property
+    def taker(self) -> Node:
+        return self.nodes[self.running.node]
+
+    def states(self) -> list[tuple[str, str, int]]:
+        """Mode, state and taker of each backup."""
+        return [(r.mode, r.state, r.node) for r in self.catalog.records()]
+
+    def trigger(self, node_id: int, mode: str = "", *, waits: bool = False) -> Waiter:
+        """Ask a node for a backup."""
+        return self.ask(node_id, BackupAction.TRIGGER, mode.encode(), waits=waits)
+
+    def change(self, node_id: int, change: Change) -> Waiter:
+        """Ask a node for a change of the catalog."""
+        return self.ask(node_id, BackupAction.CHANGE, encode_change(change))
+
+    def ask(
+        self, node_id: int, what: BackupAction, payload: bytes = b"", *, waits: bool = False
+    ) -> Waiter:
+        """Ask a node for something."""
+        waiter = Waiter()
+        operation = BackupOperation(waiter, self.now + 600, what, payload, waits=waits)
+        self.nodes[node_id].backups.submit(operation)
+        self.settle()
+        return waiter
+
+    def complete(self, **others: Any) -> BackupRecord:
+        """Have the running backup completed by its taker; return its record."""
+        self.pass_time(2)
+        record, work = self.running, self.taker.work
+        work.taken(self, **others)
+        self.settle()
+        self.pass_time(1)
+        completed = self.catalog.get(record.id)
+        assert completed is not None
+        return completed
+
+    def upkeep(self) -> None:
+        """Let the leader's round of upkeep end, if one is due."""
+        for _ in range(6):
+            self.pass_time(1)
+            assert self.leader is not None
+            work = self.nodes[self.leader].work
+            if work.listed is not None:
+                work.lists()
+            if work.deleting is not None:
+                work.deletes()
+            self.settle()
