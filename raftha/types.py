@@ -275,6 +275,42 @@ class BackupResult:
         return self.state is BackupState.COMPLETED
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupVerification:
+    """What a verification of one backup has found in one destination.
+
+    `level`: as in `BackupConfig.verify_level`, or 0: only listed. `findings`: what is wrong; none
+    if it is sound. `objects`, `size_bytes`, `keys`: how much was looked at. `digest`: of the state
+    that a restore would give, from level 3 on, else "".
+    """
+
+    label: str
+    destination: str
+    level: int
+    findings: tuple[str, ...] = ()
+    objects: int = 0
+    size_bytes: int = 0
+    keys: int = 0
+    digest: str = ""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestinationCheck:
+    """What a destination was found to do, tried with objects that are removed again.
+
+    `findings`: what it doesn't do, as "check: detail". `is_usable`: backups work all the same.
+    """
+
+    destination: str
+    is_usable: bool
+    findings: tuple[str, ...] = ()
+
+
 class RetentionFate(enum.StrEnum):
     """What retention does with a backup in one destination."""
 

@@ -8,8 +8,10 @@ calling thread, or on one of asyncio's, and never on the node's.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime
 from typing import Any, TypeAlias, TypeVar
 
@@ -22,6 +24,8 @@ from raftha.node.backup_work import BackupProgress
 from raftha.node.messages import BackupAction
 from raftha.node.node import Node
 from raftha.node.operations import BackupOperation, ReadOperation
+from raftha.storage.backup.inspection import check_places, verify_backup
+from raftha.storage.backup.opening import open_configured
 from raftha.storage.backup.retention import candidate_of, decide
 from raftha.storage.state.catalog import (
     COMPLETED,
@@ -34,7 +38,14 @@ from raftha.storage.state.catalog import (
     Unpin,
     encode_change,
 )
-from raftha.types import BackupMode, BackupResult, BackupState, RetentionDecision
+from raftha.types import (
+    BackupMode,
+    BackupResult,
+    BackupState,
+    BackupVerification,
+    DestinationCheck,
+    RetentionDecision,
+)
 
 WAIT_S = 7 * 86_400.0
 """How long a caller may wait for a backup."""
@@ -135,6 +146,21 @@ class BackupCalls:
 
         return _read(read)
 
+    def verify(self, backup: BackupResult, level: int) -> tuple[BackupVerification, ...]:
+        """Blocks until all is read."""
+        if level not in (0, 1, 2, 3):
+            raise InvalidRequest(f"level must be a whole number from 0 to 3, got {level!r:.80}")
+        if not backup.is_completed:
+            raise InvalidRequest(f"backup {backup.label} is not complete")
+        present = [name for name, found in backup.destinations.items() if found == "ok"]
+        now_us = time.time_ns() // 1000
+        with closing(open_configured(self.config, may_create=False, now_us=now_us)) as repository:
+            return verify_backup(repository, backup.lineage, backup.label, level, present)
+
+    def check(self) -> tuple[DestinationCheck, ...]:
+        """Blocks until all is tried."""
+        return check_places(self.config.destinations)
+
     def is_due(self) -> Read[bool]:
         config = self.config
 
@@ -224,6 +250,21 @@ class BackupOrchestrator:
             self._run(self._calls.retention(), None)
         return decisions
 
+    def verify_backup(self, backup_id: int, level: int = 1) -> tuple[BackupVerification, ...]:
+        """Verify a backup now, in each destination that has it; this process reads all of it.
+
+        Level 0 compares the list of objects with the manifest, 1 reads them back, 2 decodes them,
+        and 3 computes the digest of the state that a restore would give, from the whole chain.
+
+        Raises InvalidRequest for a backup that isn't complete, and RepositoryError if no
+        destination can be reached, or the key is missing.
+        """
+        return self._calls.verify(self.get_backup(backup_id), level)
+
+    def check(self) -> tuple[DestinationCheck, ...]:
+        """Try what each configured destination really does, with objects of its own."""
+        return self._calls.check()
+
     def pin(self, backup_id: int, name: str = "manual", *, until: datetime | None = None) -> None:
         """Keep a backup, and what it builds on, until then; without a time until it is unpinned.
 
@@ -297,6 +338,14 @@ class AsyncBackupOrchestrator:
         if not dry_run:
             await self._run(self._calls.retention(), None)
         return decisions
+
+    async def verify_backup(self, backup_id: int, level: int = 1) -> tuple[BackupVerification, ...]:
+        """As `raftha.BackupOrchestrator.verify_backup`; a thread reads."""
+        return await asyncio.to_thread(self._calls.verify, await self.get_backup(backup_id), level)
+
+    async def check(self) -> tuple[DestinationCheck, ...]:
+        """As `raftha.BackupOrchestrator.check`; a thread tries."""
+        return await asyncio.to_thread(self._calls.check)
 
     async def pin(
         self, backup_id: int, name: str = "manual", *, until: datetime | None = None
