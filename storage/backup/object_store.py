@@ -107,7 +107,12 @@ class ObjectStoreDestination:
                     destination=self._name,
                     object_name=name,
                 )
-            return memoryview(found.bytes())
+            data = memoryview(found.bytes())
+        if len(data) != size:
+            raise RepositoryUnavailable(
+                f"{len(data)} bytes came, of {size}", destination=self._name, object_name=name
+            )
+        return data
 
     def get_range(self, name: str, start: int, size: int) -> bytes | memoryview:
         path = self._path(name)
@@ -153,9 +158,7 @@ class ObjectStoreDestination:
         except FileNotFoundError:
             return
         except BaseError as error:
-            if isinstance(error, PermissionDeniedError | UnauthenticatedError) or (
-                "AccessDenied" in str(error)  # S3 reports it within a response of success.
-            ):
+            if _is_denied(error):
                 raise DeletionDenied(
                     _reason(error), destination=self._name, object_name=name
                 ) from error
@@ -197,7 +200,7 @@ class ObjectStoreDestination:
                 reason = "it is missing"
         elif isinstance(error, AlreadyExistsError | PreconditionError):
             kind, reason = ObjectExists, "it exists"
-        elif isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        elif _is_denied(error):
             hint = "look at the credentials in the environment, and at the bucket's policy"
         elif isinstance(error, NotSupportedError):
             hint = "if the server can't do conditional puts, add conditions=off to the URL"
@@ -281,6 +284,13 @@ _STORES: dict[str, Callable[[str, Mapping[str, str], ClientConfig], ObjectStore]
     "gs": _gcs,
     "az": _azure,
 }
+
+
+def _is_denied(error: Exception) -> bool:
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        return True
+    # Lists have one kind of error only, and S3 reports denied deletes within an answer of success.
+    return any(sign in str(error) for sign in (" 403 ", " 401 ", "AccessDenied"))
 
 
 def _reason(error: Exception) -> str:

@@ -6,7 +6,7 @@ Some misbehave, by their names:
 
     ignores-conditions   PUT replaces what is there
     denies-deletes       DELETE is forbidden, as under a retention policy
-    cuts-answers         GET ends in the middle of the body
+    cuts-answers         each GET ends in the middle of the body
     never-lists          a list is always empty
     refuses-all          every request is forbidden
     throttles            every other request is answered by 503
@@ -87,14 +87,16 @@ class Handler(BaseHTTPRequestHandler):
     def get(self, bucket: str, key: str) -> None:
         data = OBJECTS.stored[bucket, key][0]
         headers = self.describe(bucket, key)
+        is_cut = bucket == "cuts-answers"
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if not wanted:
-            return self.answer(HTTPStatus.OK, data, headers, is_cut=bucket == "cuts-answers")
+            return self.answer(HTTPStatus.OK, data, headers, is_cut=is_cut)
         start, last = int(wanted[1]), min(int(wanted[2]), len(data) - 1)
         if start >= len(data):
             return self.answer(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
         headers["Content-Range"] = f"bytes {start}-{last}/{len(data)}"
-        return self.answer(HTTPStatus.PARTIAL_CONTENT, data[start : last + 1], headers)
+        part = data[start : last + 1]
+        return self.answer(HTTPStatus.PARTIAL_CONTENT, part, headers, is_cut=is_cut)
 
     def delete(self, bucket: str, key: str) -> None:
         if bucket == "denies-deletes":
