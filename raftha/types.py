@@ -230,6 +230,8 @@ class BackupResult:
     timestamp, in microseconds since 1970 UTC, and `timestamp` its datetime. `keys`: how many keys
     and removed keys it holds. `size_bytes`, `size_compressed`: before and after compression.
     `digest`: the hash of the state that it restores, as `Digest.hex`; "" if it isn't known.
+    `lineage`: the history that it belongs to; a restore begins another one. While it runs,
+    `done_bytes` of `total_bytes` are read; the total is an estimate.
 
     `destinations`: name -> "ok", or the error for which this destination doesn't have it. `error`:
     why it failed, "" if it didn't. `verify_level`: how it was verified, as in
@@ -258,6 +260,9 @@ class BackupResult:
     verify_level: int = 0
     pins: tuple[str, ...] = ()
     is_retired: bool = False
+    lineage: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
 
     @property
     def timestamp(self) -> datetime:
@@ -268,6 +273,42 @@ class BackupResult:
     def is_completed(self) -> bool:
         """Whether it can be restored: at least one destination has it, verified."""
         return self.state is BackupState.COMPLETED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupVerification:
+    """What a verification of one backup has found in one destination.
+
+    `level`: as in `BackupConfig.verify_level`, or 0: only listed. `findings`: what is wrong; none
+    if it is sound. `objects`, `size_bytes`, `keys`: how much was looked at. `digest`: of the state
+    that a restore would give, from level 3 on, else "".
+    """
+
+    label: str
+    destination: str
+    level: int
+    findings: tuple[str, ...] = ()
+    objects: int = 0
+    size_bytes: int = 0
+    keys: int = 0
+    digest: str = ""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestinationCheck:
+    """What a destination was found to do, tried with objects that are removed again.
+
+    `findings`: what it doesn't do, as "check: detail". `is_usable`: backups work all the same.
+    """
+
+    destination: str
+    is_usable: bool
+    findings: tuple[str, ...] = ()
 
 
 class RetentionFate(enum.StrEnum):

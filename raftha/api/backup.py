@@ -8,8 +8,10 @@ calling thread, or on one of asyncio's, and never on the node's.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime
 from typing import Any, TypeAlias, TypeVar
 
@@ -18,21 +20,32 @@ from raftha.config import BackupConfig, HaConfig
 from raftha.errors import InvalidRequest
 from raftha.node.arguments import check_count
 from raftha.node.backup.choosing import due_us
+from raftha.node.backup_work import BackupProgress
 from raftha.node.messages import BackupAction
 from raftha.node.node import Node
 from raftha.node.operations import BackupOperation, ReadOperation
+from raftha.storage.backup.inspection import check_places, verify_backup
+from raftha.storage.backup.opening import open_configured
 from raftha.storage.backup.retention import candidate_of, decide
 from raftha.storage.state.catalog import (
     COMPLETED,
     FAILED,
     MISSING,
     RETIRED,
+    RUNNING,
     BackupRecord,
     Pin,
     Unpin,
     encode_change,
 )
-from raftha.types import BackupMode, BackupResult, BackupState, RetentionDecision
+from raftha.types import (
+    BackupMode,
+    BackupResult,
+    BackupState,
+    BackupVerification,
+    DestinationCheck,
+    RetentionDecision,
+)
 
 WAIT_S = 7 * 86_400.0
 """How long a caller may wait for a backup."""
@@ -94,6 +107,9 @@ class BackupCalls:
     def state(self) -> Read[BackupState]:
         return _read(lambda node: node.backups.state)
 
+    def lineage(self) -> Read[str]:
+        return _read(lambda node: node.core.membership.lineage)
+
     def list(self) -> Read[tuple[BackupResult, ...]]:
         return _read(_results)
 
@@ -111,7 +127,7 @@ class BackupCalls:
             record = node.state.catalog.get(wanted)
             if record is None:
                 raise InvalidRequest(f"there is no backup {wanted}")
-            return result_of(record, node.backups.state)
+            return result_of(record, node.backups.progress)
 
         return _read(read)
 
@@ -129,6 +145,21 @@ class BackupCalls:
             ).each
 
         return _read(read)
+
+    def verify(self, backup: BackupResult, level: int) -> tuple[BackupVerification, ...]:
+        """Blocks until all is read."""
+        if level not in (0, 1, 2, 3):
+            raise InvalidRequest(f"level must be a whole number from 0 to 3, got {level!r:.80}")
+        if not backup.is_completed:
+            raise InvalidRequest(f"backup {backup.label} is not complete")
+        present = [name for name, found in backup.destinations.items() if found == "ok"]
+        now_us = time.time_ns() // 1000
+        with closing(open_configured(self.config, may_create=False, now_us=now_us)) as repository:
+            return verify_backup(repository, backup.lineage, backup.label, level, present)
+
+    def check(self) -> tuple[DestinationCheck, ...]:
+        """Blocks until all is tried."""
+        return check_places(self.config.destinations)
 
     def is_due(self) -> Read[bool]:
         config = self.config
@@ -159,6 +190,10 @@ class BackupOrchestrator:
     def get_state(self) -> BackupState:
         """What becomes of the backup that runs, or became of the last one."""
         return self._ask(self._calls.state())
+
+    def get_lineage(self) -> str:
+        """The id of the history that this cluster writes; a restore begins another one."""
+        return self._ask(self._calls.lineage())
 
     def trigger_backup(
         self,
@@ -215,6 +250,21 @@ class BackupOrchestrator:
             self._run(self._calls.retention(), None)
         return decisions
 
+    def verify_backup(self, backup_id: int, level: int = 1) -> tuple[BackupVerification, ...]:
+        """Verify a backup now, in each destination that has it; this process reads all of it.
+
+        Level 0 compares the list of objects with the manifest, 1 reads them back, 2 decodes them,
+        and 3 computes the digest of the state that a restore would give, from the whole chain.
+
+        Raises InvalidRequest for a backup that isn't complete, and RepositoryError if no
+        destination can be reached, or the key is missing.
+        """
+        return self._calls.verify(self.get_backup(backup_id), level)
+
+    def check(self) -> tuple[DestinationCheck, ...]:
+        """Try what each configured destination really does, with objects of its own."""
+        return self._calls.check()
+
     def pin(self, backup_id: int, name: str = "manual", *, until: datetime | None = None) -> None:
         """Keep a backup, and what it builds on, until then; without a time until it is unpinned.
 
@@ -246,6 +296,10 @@ class AsyncBackupOrchestrator:
     async def get_state(self) -> BackupState:
         """As `raftha.BackupOrchestrator.get_state`."""
         return await self._ask(self._calls.state())
+
+    async def get_lineage(self) -> str:
+        """As `raftha.BackupOrchestrator.get_lineage`."""
+        return await self._ask(self._calls.lineage())
 
     async def trigger_backup(
         self,
@@ -285,6 +339,14 @@ class AsyncBackupOrchestrator:
             await self._run(self._calls.retention(), None)
         return decisions
 
+    async def verify_backup(self, backup_id: int, level: int = 1) -> tuple[BackupVerification, ...]:
+        """As `raftha.BackupOrchestrator.verify_backup`; a thread reads."""
+        return await asyncio.to_thread(self._calls.verify, await self.get_backup(backup_id), level)
+
+    async def check(self) -> tuple[DestinationCheck, ...]:
+        """As `raftha.BackupOrchestrator.check`; a thread tries."""
+        return await asyncio.to_thread(self._calls.check)
+
     async def pin(
         self, backup_id: int, name: str = "manual", *, until: datetime | None = None
     ) -> None:
@@ -296,9 +358,12 @@ class AsyncBackupOrchestrator:
         await self._run(self._calls.unpin(backup_id, name), None)
 
 
-def result_of(record: BackupRecord, state: BackupState) -> BackupResult:
-    """A record of the catalog, for callers. `state` is that of the backup that runs."""
+def result_of(record: BackupRecord, progress: BackupProgress | None) -> BackupResult:
+    """A record of the catalog, for callers. `progress` is that of the backup that runs."""
     error = record.error
+    if record.state != RUNNING or progress is None:
+        progress = BackupProgress(BackupState.PREPARING, 0, 0)
+    state, done_bytes, total_bytes = progress
     if record.state in (COMPLETED, RETIRED):
         state = BackupState.COMPLETED
     elif record.state in (FAILED, MISSING):
@@ -331,12 +396,15 @@ def result_of(record: BackupRecord, state: BackupState) -> BackupResult:
         verify_level=record.verify_level,
         pins=tuple(name for name, _ in record.pins),
         is_retired=record.state == RETIRED,
+        lineage=record.lineage,
+        done_bytes=done_bytes,
+        total_bytes=total_bytes,
     )
 
 
 def _results(node: Node) -> tuple[BackupResult, ...]:
-    state = node.backups.state
-    return tuple(result_of(record, state) for record in node.state.catalog.records())
+    progress = node.backups.progress
+    return tuple(result_of(record, progress) for record in node.state.catalog.records())
 
 
 def _now_us(node: Node) -> int:

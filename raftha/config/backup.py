@@ -14,8 +14,6 @@ from raftha.errors import ConfigError
 from raftha.types import BackupMode
 
 SOURCES = ("standby", "follower", "leader")
-ZSTD_LEVELS = (1, 2, 3, 5, 7, 9, 12, 15, 19)
-"""zstd's level for each `compression_level` from 1 to 9."""
 
 Hours: TypeAlias = Annotated[float, Range(0.01, 8760, unit="hours")]
 
@@ -157,9 +155,9 @@ class BackupConfig:
             )
 
     @property
-    def zstd_level(self) -> int:
-        """zstd's level; 0 without compression."""
-        return ZSTD_LEVELS[self.compression_level - 1] if self.compression else 0
+    def level(self) -> int:
+        """`compression_level`; 0 without compression."""
+        return self.compression_level if self.compression else 0
 
 
 def _check_key(config: BackupConfig) -> None:

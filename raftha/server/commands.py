@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeAlias
 
 from raftha.client.resp import NULL_3, OK, ReplyError, encode
 from raftha.errors import InvalidRequest
-from raftha.server import tasks
+from raftha.server import backups, tasks
 from raftha.server.machine import INT64_MIN, parse_int64
 from raftha.server.tasks import SYNTAX_ERROR, Arguments
 from raftha.storage.state.commands import check_key, check_value, pack_call, pack_put
@@ -49,6 +49,13 @@ RAFTHA PROMOTE node_id -- make a standby a voter; OK once it has caught up and i
 RAFTHA PROMOTE REGION name -- make all learners of a region voters, in turn; their ids
 RAFTHA MOVE node_id ADDRESS host:port [REGION name] -- where the others dial a member; its region
 RAFTHA REMOVE node_id -- remove a node for good; OK once that is so
+RAFTHA BACKUPS -- the cluster's backups, and why each is kept, as JSON
+RAFTHA BACKUP RUN [mode|-] [WAIT seconds] -- begin a backup, or have one taken; its id
+RAFTHA BACKUP VERIFY id [level] -- read a backup back from each destination, as JSON
+RAFTHA BACKUP EXPIRE -- delete the backups that no rule keeps; why each is kept, as JSON
+RAFTHA BACKUP PIN id name [until_us] -- keep a backup
+RAFTHA BACKUP UNPIN id [name] -- take away a pin of a backup, or all
+RAFTHA BACKUP CHECK -- try what each destination really does, as JSON
 RAFTHA SESSION -- open a session for ONCE; its id
 RAFTHA ONCE session number floor command [argument ...] -- apply a write once, however often sent
 RAFTHA HELP -- this""".splitlines()
@@ -403,6 +410,8 @@ _COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
         b"PROMOTE": (Task(tasks.promote, is_admin=True), 3, 4),
         b"MOVE": (Task(tasks.move_replica, is_admin=True), 5, 7),
         b"REMOVE": (Task(tasks.remove_replica, is_admin=True), 3, 3),
+        b"BACKUPS": (Task(backups.backups), 2, 2),
+        b"BACKUP": (Task(backups.backup, is_admin=True), 3, 6),
         b"SESSION": (Session(), 2, 2),
         b"ONCE": (Once(), 6, _MANY),
         b"HELP": (Local(lambda _client, _request: encode(HELP)), 2, 2),

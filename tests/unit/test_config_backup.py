@@ -91,10 +91,9 @@ def test_a_url_with_credentials_is_refused_without_showing_them() -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_compression_levels_stand_for_those_of_zstd() -> None:
-    levels = [BackupConfig(compression_level=level).zstd_level for level in range(1, 10)]
-    assert levels == [1, 2, 3, 5, 7, 9, 12, 15, 19]
-    assert BackupConfig(compression=False).zstd_level == 0
+def test_without_compression_the_level_is_0() -> None:
+    assert BackupConfig(compression_level=9).level == 9
+    assert BackupConfig(compression_level=9, compression=False).level == 0
 
 
 def test_the_interval_may_be_set_in_either_place() -> None:
