@@ -158,9 +158,7 @@ class BackupThread:
     def _open(self) -> Repository:
         with self._opening:
             if self._repository is None:
-                self._repository = open_configured(
-                    self._config, may_create=True, now_us=_now_us()
-                )
+                self._repository = open_configured(self._config, may_create=True, now_us=_now_us())
             return self._repository
 
     def _on_error(self, error: Exception) -> None:
@@ -239,9 +237,7 @@ class _Reporter:
         for text in taken.errors:
             destination, _, reason = text.partition(": ")
             if destination in self._uploaded:
-                self._emit_soon(
-                    VerificationFailed, destination=destination, level=1, reason=reason
-                )
+                self._emit_soon(VerificationFailed, destination=destination, level=1, reason=reason)
 
     def _on_stored(self, destination: str, name: str) -> None:
         with self._lock:

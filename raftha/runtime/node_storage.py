@@ -31,10 +31,7 @@ from raftha.runtime.backup_jobs import Owner
 from raftha.runtime.backup_thread import BackupThread
 from raftha.runtime.snapshot_thread import SnapshotThread
 from raftha.runtime.storage_threads import StorageThreads
-<<<<<<< HEAD
 from raftha.storage.backup.source import StoreSource
-=======
->>>>>>> w/runs
 from raftha.storage.backup.spool import Spool
 from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import LOG, OpenNode, open_or_heal
@@ -54,14 +51,10 @@ class NodeStorage:
 
     snapshots: SnapshotThread
     """From `open` on."""
-<<<<<<< HEAD
     backups: BackupWork = NoBackupWork()
     _backup_thread: BackupThread | None = None
-    _spool: Spool | None = None
-=======
     spool: Spool | None
     """From `open` on; None if the settings have no backups."""
->>>>>>> w/runs
     _threads: StorageThreads
     _wal: Wal
     _store: CheckpointStore
@@ -117,7 +110,7 @@ class NodeStorage:
             self._wal, self._store = open_node.wal, node_files.store
             self.spool = self._open_spool(open_node.state.applied)
             self._report_skips(open_node.state)
-            self._open_backups(open_node.state, machine)
+            self._open_backups(machine)
             self.snapshots = SnapshotThread(
                 f"raftha-{self._config.node_id}",
                 self._data.path,
@@ -129,42 +122,6 @@ class NodeStorage:
             opened.pop_all()
             return open_node
 
-<<<<<<< HEAD
-    def _open_backups(self, state: State, machine: StateMachine | None) -> None:
-        """Take over the spool, and make the threads of backups, if the settings have backups."""
-        config, backup = self._config, self._config.backup
-        if backup is None:
-            return
-        if backup.spool_bytes:
-            self._spool = Spool(
-                self._disk,
-                str(self._data.path / "spool"),
-                backup.spool_bytes,
-                state.applied,
-                free_bytes=lambda: shutil.disk_usage(self._data.path).free,
-            )
-        owner = Owner(
-            node_id=config.node_id,
-            cluster_name=config.cluster_name,
-            machine="" if machine is None else type(machine).__qualname__,
-            commands=() if machine is None else tuple(sorted(machine.commands)),
-        )
-        self.backups = self._backup_thread = BackupThread(
-            backup,
-            owner,
-            StoreSource(self._store, self._spool),
-            self._spool,
-            call=self._call,
-            fail=self._fail,
-            emit=self._emit,
-            log_write=self._statistics.log_write,
-        )
-
-    def _end_backups(self) -> None:
-        if self._backup_thread is not None:
-            self._backup_thread.close()
-
-=======
     def _open_spool(self, position: LogPosition) -> Spool | None:
         """Open the spool of a state at this position; None, and no spool, without backups."""
         folder, backup = self._data.path / "spool", self._config.backup
@@ -179,7 +136,32 @@ class NodeStorage:
             free_bytes=lambda: shutil.disk_usage(folder).free,
         )
 
->>>>>>> w/runs
+    def _open_backups(self, machine: StateMachine | None) -> None:
+        """Make the threads of backups, if the settings have backups."""
+        config, backup = self._config, self._config.backup
+        if backup is None:
+            return
+        owner = Owner(
+            node_id=config.node_id,
+            cluster_name=config.cluster_name,
+            machine="" if machine is None else type(machine).__qualname__,
+            commands=() if machine is None else tuple(sorted(machine.commands)),
+        )
+        self.backups = self._backup_thread = BackupThread(
+            backup,
+            owner,
+            StoreSource(self._store, self.spool),
+            self.spool,
+            call=self._call,
+            fail=self._fail,
+            emit=self._emit,
+            log_write=self._statistics.log_write,
+        )
+
+    def _end_backups(self) -> None:
+        if self._backup_thread is not None:
+            self._backup_thread.close()
+
     def _report_skips(self, state: State) -> None:
         for index, digest in sorted(state.skips.items()):
             if index > state.applied.index:
@@ -222,11 +204,7 @@ class NodeStorage:
             Reserve(self._data.path / "reserve", self._config.disk_reserve_bytes),
             self._call,
             self._fail,
-<<<<<<< HEAD
-            spool=self._spool,
-=======
             spool=self.spool,
->>>>>>> w/runs
             on_full=node.on_storage_full,
             on_space=node.on_storage_space,
             on_checkpoint=lambda done: node.on_checkpoint(*done),
