@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Collection
 
 from raftha.config import HaConfig
+from raftha.entry import LogPosition
 from raftha.errors import Corrupt, StorageError
 from raftha.events import EntrySkipped, HaEvent, StorageDamaged
 from raftha.node.backup_work import BackupWork, NoBackupWork
@@ -26,11 +28,12 @@ from raftha.node.bootstrap import decode_membership
 from raftha.node.node import Node
 from raftha.runtime.snapshot_thread import SnapshotThread
 from raftha.runtime.storage_threads import StorageThreads
+from raftha.storage.backup.spool import Spool
 from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import LOG, OpenNode, open_or_heal
 from raftha.storage.directory.node_files import DirectoryNodeFiles
 from raftha.storage.directory.reserve import Reserve
-from raftha.storage.log.disk import Disk
+from raftha.storage.log.disk import Disk, RealDisk
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.machine import StateMachine
@@ -45,6 +48,8 @@ class NodeStorage:
     snapshots: SnapshotThread
     """From `open` on."""
     backups: BackupWork = NoBackupWork()
+    spool: Spool | None
+    """From `open` on; None if the settings have no backups."""
     _threads: StorageThreads
     _wal: Wal
     _store: CheckpointStore
@@ -96,6 +101,7 @@ class NodeStorage:
                 node_files.record_loss((LOG,), lost)
             open_node = open_or_heal(node_files)
             self._wal, self._store = open_node.wal, node_files.store
+            self.spool = self._open_spool(open_node.state.applied)
             self._report_skips(open_node.state)
             self.snapshots = SnapshotThread(
                 f"raftha-{self._config.node_id}",
@@ -107,6 +113,20 @@ class NodeStorage:
             )
             opened.pop_all()
             return open_node
+
+    def _open_spool(self, position: LogPosition) -> Spool | None:
+        """Open the spool of a state at this position; None, and no spool, without backups."""
+        folder, backup = self._data.path / "spool", self._config.backup
+        if backup is None or not backup.spool_bytes:
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        return Spool(
+            RealDisk(),
+            str(folder),
+            backup.spool_bytes,
+            position,
+            free_bytes=lambda: shutil.disk_usage(folder).free,
+        )
 
     def _report_skips(self, state: State) -> None:
         for index, digest in sorted(state.skips.items()):
@@ -149,6 +169,7 @@ class NodeStorage:
             Reserve(self._data.path / "reserve", self._config.disk_reserve_bytes),
             self._call,
             self._fail,
+            spool=self.spool,
             on_full=node.on_storage_full,
             on_space=node.on_storage_space,
             on_checkpoint=lambda done: node.on_checkpoint(*done),

@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 from raftha.errors import (
     BackupDamaged,
     ChainBroken,
+    KeyMissing,
     ObjectMissing,
     ObjectTooLarge,
     RepositoryError,
@@ -39,6 +40,10 @@ LINKS_MAX = 1000
 """How long a chain may be; one of a cluster's own has at most 28."""
 AHEAD = 2
 """Objects that are fetched ahead, with a pool."""
+
+
+_GRAVEST = (BackupDamaged, KeyMissing, RepositoryUnavailable, ObjectMissing)
+"""What another destination may do better, the gravest first. A damaged header may name any key."""
 
 
 class Shelf(NamedTuple):
@@ -90,7 +95,7 @@ def find_manifest(shelf: Shelf, lineage: str, label: str) -> StoredManifest:
     def read(destination: Destination) -> StoredManifest:
         return load_manifest(destination, lineage, label, shelf.repository, shelf.keys)
 
-    return _from_any(shelf, read)
+    return from_any(shelf, read)
 
 
 def fetch(shelf: Shelf, name: str, facts: ObjectFacts) -> bytes | memoryview:
@@ -106,10 +111,10 @@ def fetch(shelf: Shelf, name: str, facts: ObjectFacts) -> bytes | memoryview:
         check_object(data, name, facts)
         return data
 
-    return _from_any(shelf, read)
+    return from_any(shelf, read)
 
 
-def _from_any(shelf: Shelf, read: Callable[[Destination], T]) -> T:
+def from_any(shelf: Shelf, read: Callable[[Destination], T]) -> T:
     """Return what the first destination gives; the gravest error if none does.
 
     Damage is graver than absence, and a destination that didn't answer may have what is missing.
@@ -118,14 +123,10 @@ def _from_any(shelf: Shelf, read: Callable[[Destination], T]) -> T:
     for destination in shelf.destinations.values():
         try:
             return read(destination)
-        except (RepositoryUnavailable, ObjectMissing, BackupDamaged) as error:
+        except _GRAVEST as error:
             errors.append(error)
     assert errors, "a repository has a destination"
-    for kind in (BackupDamaged, RepositoryUnavailable, ObjectMissing):
-        for error in errors:
-            if isinstance(error, kind):
-                raise error
-    raise errors[0]
+    raise min(errors, key=lambda each: _GRAVEST.index(type(each)))
 
 
 def read_objects(

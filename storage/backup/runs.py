@@ -21,7 +21,7 @@ depend on how fast they are.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from hashlib import sha256
 from itertools import chain, pairwise
@@ -110,7 +110,7 @@ def write_run(
     object_bytes: int = OBJECT_BYTES,
     on_block: Callable[[Block], None] = lambda block: None,
     salt: Callable[[], bytes | None] = lambda: None,
-) -> Iterator[RunObject]:
+) -> Generator[RunObject, None, None]:
     """Yield the objects of a run. ValueError if the keys are not in order.
 
     `name_of` names the objects by their numbers from 0 on; `level` is one of ours, from 0 to 9.

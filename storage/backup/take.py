@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
 
-from raftha.errors import BackupFailed, RafthaError
+from raftha.errors import BackupFailed, ObjectMissing, RafthaError
 from raftha.storage.backup import names
 from raftha.storage.backup.crypto import SALT_BYTES
 from raftha.storage.backup.destination import Destination
@@ -44,6 +44,8 @@ from raftha.version import VERSION
 
 ENCODERS = 2
 """Threads that compress and encrypt."""
+LIST_PAUSE_S = 1.0
+"""Pauses between looks whether a destination lists what it has."""
 SOURCE_TRIES = 3
 """How often a source is read that says it must begin again."""
 
@@ -300,11 +302,18 @@ class _Taking:
         order, hooks = self.order, self.hooks
         # Step 5 was level 1 already; what is missing now has gone since.
         level = order.verify_level if order.verify_level > 1 else 0
-        report = verify_in(
-            destination, self.repository, order.lineage, order.label, level, hooks.waits
-        )
-        for finding in report.findings:
-            raise finding
+        deadline = hooks.waits.monotonic() + order.retry_s
+        while True:
+            report = verify_in(
+                destination, self.repository, order.lineage, order.label, level, hooks.waits
+            )
+            if not report.findings:
+                break
+            # A store may list new objects late; each was read back already.
+            is_late = all(isinstance(finding, ObjectMissing) for finding in report.findings)
+            if not is_late or hooks.waits.monotonic() + LIST_PAUSE_S > deadline:
+                raise report.findings[0]
+            hooks.waits.sleep(LIST_PAUSE_S)
         verified = Verified(
             label=order.label,
             manifest_sha256=stored.sha256,
