@@ -26,8 +26,12 @@ from raftha.events import EntrySkipped, HaEvent, StorageDamaged
 from raftha.node.backup_work import BackupWork, NoBackupWork
 from raftha.node.bootstrap import decode_membership
 from raftha.node.node import Node
+from raftha.node.statistics import Statistics
+from raftha.runtime.backup_jobs import Owner
+from raftha.runtime.backup_thread import BackupThread
 from raftha.runtime.snapshot_thread import SnapshotThread
 from raftha.runtime.storage_threads import StorageThreads
+from raftha.storage.backup.source import StoreSource
 from raftha.storage.backup.spool import Spool
 from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import LOG, OpenNode, open_or_heal
@@ -48,6 +52,7 @@ class NodeStorage:
     snapshots: SnapshotThread
     """From `open` on."""
     backups: BackupWork = NoBackupWork()
+    _backup_thread: BackupThread | None = None
     spool: Spool | None
     """From `open` on; None if the settings have no backups."""
     _threads: StorageThreads
@@ -62,11 +67,13 @@ class NodeStorage:
         call: Callable[..., None],
         fail: Callable[[BaseException], None],
         emit: Callable[[HaEvent], None],
+        statistics: Statistics,
     ) -> None:
         """The log is on `disk`. `call` calls a function on the node's thread, unless it has ended.
 
         `fail` ends the node, from any thread. `emit` reports damage that `open` finds.
         """
+        self._statistics = statistics
         self._config = config
         self._data = data
         self._disk = disk
@@ -103,6 +110,7 @@ class NodeStorage:
             self._wal, self._store = open_node.wal, node_files.store
             self.spool = self._open_spool(open_node.state.applied)
             self._report_skips(open_node.state)
+            self._open_backups(machine)
             self.snapshots = SnapshotThread(
                 f"raftha-{self._config.node_id}",
                 self._data.path,
@@ -127,6 +135,32 @@ class NodeStorage:
             position,
             free_bytes=lambda: shutil.disk_usage(folder).free,
         )
+
+    def _open_backups(self, machine: StateMachine | None) -> None:
+        """Make the threads of backups, if the settings have backups."""
+        config, backup = self._config, self._config.backup
+        if backup is None:
+            return
+        owner = Owner(
+            node_id=config.node_id,
+            cluster_name=config.cluster_name,
+            machine="" if machine is None else type(machine).__qualname__,
+            commands=() if machine is None else tuple(sorted(machine.commands)),
+        )
+        self.backups = self._backup_thread = BackupThread(
+            backup,
+            owner,
+            StoreSource(self._store, self.spool),
+            self.spool,
+            call=self._call,
+            fail=self._fail,
+            emit=self._emit,
+            log_write=self._statistics.log_write,
+        )
+
+    def _end_backups(self) -> None:
+        if self._backup_thread is not None:
+            self._backup_thread.close()
 
     def _report_skips(self, state: State) -> None:
         for index, digest in sorted(state.skips.items()):
@@ -156,6 +190,7 @@ class NodeStorage:
 
     def abandon(self) -> None:
         """Close what `open` opened: there is no node to use it."""
+        self._end_backups()
         self.snapshots.close()
         self._wal.close()
         self._store.close()
@@ -184,6 +219,7 @@ class NodeStorage:
         """
         if not self._threads.close():
             return False
+        self._end_backups()
         self.snapshots.close()
         return True
 

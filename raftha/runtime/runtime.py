@@ -142,6 +142,7 @@ class Runtime:
             self._call_node,
             partial(self._call, self._fail),
             self.emit,
+            self.statistics,
         )
         open_node = storage.open(
             self._machine,

@@ -41,6 +41,7 @@ class Opcode(enum.IntEnum):
     UNLINK = 10
     RMDIR = 11
     RENAME = 12
+    LINK = 13
     OPEN = 14
     READ = 15
     WRITE = 16

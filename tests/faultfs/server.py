@@ -259,6 +259,11 @@ class Server:
                 return self._entry(
                     self.tree.mkdir(self._folder(folder.id), name, stat.S_IMODE(mode))
                 )
+            case Opcode.LINK:
+                (linked,) = protocol.numbers(body, "Q")
+                file = self._file(linked)
+                self.tree.link(file, self._folder(folder.id), protocol.name_at(body, 8))
+                return self._entry(file)
             case Opcode.UNLINK | Opcode.RMDIR:
                 self.tree.remove(self._folder(folder.id), protocol.name_at(body))
             case Opcode.RENAME | Opcode.RENAME2:

@@ -170,6 +170,22 @@ def test_an_unlink_that_was_not_synced_may_not_have_been() -> None:
     assert names_after(make) == {(), ("x",)}
 
 
+def test_a_file_with_two_names_is_one_file_and_each_name_may_be_lost() -> None:
+    def make() -> Tree:
+        tree, file = durable_file(b"a")
+        tree.link(file, tree.root, "y")
+        tree.remove(tree.root, "x")
+        return tree
+
+    assert names_after(make) == {("x",), ("x", "y"), ("y",)}
+    tree, file = durable_file(b"a")
+    tree.capacity_bytes = 10
+    tree.link(file, tree.root, "y")
+    assert tree.free_bytes == 9
+    tree.write(file, b"b", 0)
+    assert all(node is file for node in tree.root.names.values())
+
+
 def test_a_rename_between_folders_is_in_both_or_in_neither() -> None:
     def make() -> Tree:
         tree, _ = durable_file(b"a")

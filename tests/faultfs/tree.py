@@ -119,8 +119,8 @@ class Tree:
     @property
     def free_bytes(self) -> int:
         """How much more can be written; what is removed but still open counts as free."""
-        used = sum(len(n.data) for _, n in _walk(self.root, "") if isinstance(n, File))
-        return max(0, self.capacity_bytes - used)
+        files = {n.id: len(n.data) for _, n in _walk(self.root, "") if isinstance(n, File)}
+        return max(0, self.capacity_bytes - sum(files.values()))
 
     # ---------------------------------------------------------------- names
 
@@ -147,6 +147,10 @@ class Tree:
         made = Folder(self._last_id, mode)
         self._add(folder, name, made)
         return made
+
+    def link(self, file: File, folder: Folder, name: str) -> None:
+        """Give a file one more name."""
+        self._add(folder, name, file)
 
     def remove(self, folder: Folder, name: str) -> None:
         """Remove a name; of a folder, only if that is empty."""

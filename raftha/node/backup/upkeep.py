@@ -26,7 +26,7 @@ from raftha.events import BackupMissing, RetentionRefused
 from raftha.node.backup.choosing import lacking
 from raftha.node.backup_work import Deletion, Listing
 from raftha.node.host import Host
-from raftha.storage.backup.retention import Candidate, Decisions, decide
+from raftha.storage.backup.retention import Decisions, candidate_of, decide
 from raftha.storage.state.catalog import (
     COMPLETED,
     MISSING,
@@ -170,14 +170,18 @@ class Upkeep:
         self.errors = dict(listing.errors)
         self._enter(_Step.RECORDING)
         for record in sorted(listing.adoptable):
-            self._todo.append(Adopt(as_of, tuple(record)))
+            self._adopt(record, as_of)
         for record in sorted(listing.leftovers):
             if self._state.catalog.get(record.id) is None:
-                self._todo.append(Adopt(as_of, tuple(record)))
+                self._adopt(record, as_of)
         for record in known:
             if record.state in (COMPLETED, MISSING):
                 self._compare(record, listing)
         self._host.wake()
+
+    def _adopt(self, record: BackupRecord, as_of: int) -> None:
+        if record.id <= as_of:  # A later one has begun since, and is in the catalog.
+            self._todo.append(Adopt(as_of, tuple(record)))
 
     def _compare(self, record: BackupRecord, listing: Listing) -> None:
         """Record where a backup is, if that has changed."""
@@ -204,17 +208,15 @@ class Upkeep:
         assert self._config is not None
         now_us = self._now_us()
         return decide(
-            [self._candidate(record, now_us) for record in self._own()],
+            [candidate_of(record, now_us, self._refusing(record.id)) for record in self._own()],
             self._config.retention,
             lineage=self._core.membership.lineage,
             destinations=self._config.destinations,
             now_us=now_us,
         )
 
-    def _candidate(self, record: BackupRecord, now_us: int) -> Candidate:
-        return candidate_of(
-            record, now_us, refused_by={name for i, name in self._refused if i == record.id}
-        )
+    def _refusing(self, backup_id: int) -> set[str]:
+        return {name for refused_id, name in self._refused if refused_id == backup_id}
 
     def _retire(self) -> None:
         going = self.decide().retire
@@ -223,14 +225,12 @@ class Upkeep:
 
     def _delete(self) -> None:
         wanted: dict[str, list[BackupRecord]] = {}
-        for name, ids in self.decide().deletions.items():
-            if not self.is_reachable(name):
-                continue
-            for backup_id in ids:
-                record = self._state.catalog.get(backup_id)
-                assert record is not None and record.state == RETIRED, "retired ones are deleted"
-                if (backup_id, name) not in self._gone:
-                    wanted.setdefault(name, []).append(record)
+        for name, ids in self._deletions().items():
+            if self.is_reachable(name):
+                todo = [i for i in ids if (i, name) not in self._gone]
+                records = [self._state.catalog.get(i) for i in todo]
+                assert all(r and r.state == RETIRED for r in records), "retired ones are deleted"
+                wanted |= {name: [r for r in records if r is not None]} if todo else {}
         if not wanted:
             self._forget()
             return
@@ -241,6 +241,22 @@ class Upkeep:
                 self._on_deleted(deletion)
 
         self._host.backups.delete(wanted, done)
+
+    def _deletions(self) -> dict[str, list[int]]:
+        """What may be deleted from each destination, children before their parents.
+
+        What goes from all destinations that have it goes from the others too: a try that failed
+        there may have left something.
+        """
+        assert self._config is not None
+        deletions = {name: list(ids) for name, ids in self.decide().deletions.items()}
+        for record in reversed(self._own()):
+            had = set(record.destinations) & set(self._config.destinations)
+            if record.state == RETIRED and all(record.id in deletions.get(n, ()) for n in had):
+                for name in self._config.destinations:
+                    if record.id not in deletions.setdefault(name, []):
+                        deletions[name].append(record.id)
+        return deletions
 
     def _on_deleted(self, deletion: Deletion) -> None:
         self._gone |= deletion.gone
@@ -266,29 +282,7 @@ class Upkeep:
             record.id
             for record in self._own()
             if record.state == RETIRED
-            and all(
-                (record.id, name) in self._gone
-                for name in record.destinations
-                if name in self._config.destinations
-            )
+            and all((record.id, name) in self._gone for name in self._config.destinations)
         )
         if gone:
             self._todo.append(Deleted(gone))
-
-
-def candidate_of(
-    record: BackupRecord, now_us: int, refused_by: set[str] | frozenset[str] = frozenset()
-) -> Candidate:
-    """What retention has to know of a backup in the catalog, at this log time."""
-    is_complete = record.state in (COMPLETED, MISSING) or record.position_index > 0
-    return Candidate(
-        id=record.id,
-        label=record.label,
-        parent=record.parent,
-        lineage=record.lineage,
-        state=record.state,
-        time_us=record.position_us if is_complete else record.began_us,
-        destinations=frozenset(record.destinations),
-        pins=tuple(name for name, until in record.pins if until == 0 or until > now_us),
-        refused_by=frozenset(refused_by),
-    )

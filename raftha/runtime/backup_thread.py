@@ -1,0 +1,273 @@
+"""Backups on their own threads: the real `BackupWork` of a node.
+
+Theory of operation. One thread takes backups, with workers of its own for compression and for each
+destination (`storage/backup/take.py`), and one lists and deletes. Both run for minutes, and use no
+other thread of the node. Results go back as calls on the node's thread. An error of a destination,
+a repository or a disk is a result, and never ends the node; an exception that isn't raftha's does.
+
+The repository is opened by the first job: a node starts without its destinations. `close` has the
+jobs under way give up, and waits for them: each call of a destination ends in bounded time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from raftha.config.backup import BackupConfig
+from raftha.errors import RepositoryConflict
+from raftha.events import (
+    HaEvent,
+    RepositoryConflicted,
+    UploadCompleted,
+    UploadStarted,
+    VerificationFailed,
+    VerificationPassed,
+)
+from raftha.node.backup_work import (
+    BackupOrder,
+    BackupProgress,
+    Deletion,
+    Listing,
+    TakenBackup,
+)
+from raftha.node.statistics import Histogram
+from raftha.runtime.backup_jobs import BackupJobs, Owner
+from raftha.runtime.backup_pace import BackupPace
+from raftha.storage.backup.opening import open_configured
+from raftha.storage.backup.pool import thread_pool
+from raftha.storage.backup.repository import Repository
+from raftha.storage.backup.source import Source
+from raftha.storage.backup.spool import Spool
+from raftha.storage.backup.take import TakeHooks
+from raftha.storage.backup.uploads import Waits
+from raftha.storage.state.catalog import BackupRecord
+from raftha.types import BackupState
+
+T = TypeVar("T")
+PROGRESS_S = 0.2
+"""The node is told of progress this often at most."""
+
+
+class BackupThread:
+    """The backups of one life of a node, until `close`."""
+
+    def __init__(
+        self,
+        config: BackupConfig,
+        owner: Owner,
+        source: Source,
+        spool: Spool | None,
+        *,
+        call: Callable[..., None],
+        fail: Callable[[BaseException], None],
+        emit: Callable[[HaEvent], None],
+        log_write: Histogram,
+    ) -> None:
+        """`call` calls a function on the node's thread; `fail` ends the node, from any thread.
+
+        `emit` is called on the node's thread. `log_write` counts the node's writes of its log.
+        """
+        self._config = config
+        self._spool = spool
+        self._node_id = owner.node_id
+        self._call = call
+        self._fail = fail
+        self._emit = emit
+        self._log_write = log_write
+        self._closing = threading.Event()
+        self._cancelled = threading.Event()
+        """That of the backup under way; each has its own."""
+        self._repository: Repository | None = None
+        self._opening = threading.Lock()
+        self._jobs = BackupJobs(config, owner, source, self._open, on_error=self._on_error)
+        name = f"raftha-{owner.node_id}"
+        self._taking = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-backup")
+        self._upkeep = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-backup-upkeep")
+
+    def close(self) -> None:
+        """Have the jobs under way give up, and wait for them."""
+        self._closing.set()
+        self._cancelled.set()
+        self._taking.shutdown(cancel_futures=True)
+        self._upkeep.shutdown(cancel_futures=True)
+        if self._repository is not None:
+            self._repository.close()
+
+    @property
+    def spool_index(self) -> int | None:
+        return None if self._spool is None else self._spool.reach.index
+
+    def take(
+        self,
+        order: BackupOrder,
+        on_progress: Callable[[BackupProgress], None],
+        done: Callable[[TakenBackup], None],
+    ) -> None:
+        cancelled = self._cancelled = threading.Event()
+        reporter = _Reporter(order.record, self._node_id, self._call, self._emit, on_progress)
+
+        def work() -> TakenBackup:
+            waits = Waits(
+                time.monotonic,
+                cancelled.wait,
+                lambda: not (cancelled.is_set() or self._closing.is_set()),
+            )
+            hooks = TakeHooks(
+                waits=waits,
+                now_us=_now_us,
+                on_state=reporter.on_state,
+                on_progress=reporter.on_progress,
+                pace=self._pace(cancelled),
+                on_step=reporter.on_step,
+                pool=thread_pool,
+            )
+            taken = self._jobs.take(order, hooks)
+            reporter.on_taken(taken)
+            return taken
+
+        def finish(taken: TakenBackup) -> None:
+            if not cancelled.is_set():
+                done(taken)
+
+        self._run(self._taking, work, finish)
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def list(
+        self, lineage: str, known: Sequence[BackupRecord], done: Callable[[Listing], None]
+    ) -> None:
+        is_wanted: Callable[[], bool] = lambda: not self._closing.is_set()  # noqa: E731
+        waits = Waits(time.monotonic, self._closing.wait, is_wanted)
+        self._run(self._upkeep, partial(self._jobs.list, lineage, known, waits), done)
+
+    def delete(
+        self, wanted: Mapping[str, Sequence[BackupRecord]], done: Callable[[Deletion], None]
+    ) -> None:
+        self._run(self._upkeep, partial(self._jobs.delete, wanted), done)
+
+    def _pace(self, cancelled: threading.Event) -> Callable[[int], None]:
+        limit = self._config.bytes_per_s
+        return BackupPace(self._log_write, limit, time.monotonic, cancelled.wait)
+
+    def _open(self) -> Repository:
+        with self._opening:
+            if self._repository is None:
+                self._repository = open_configured(self._config, may_create=True, now_us=_now_us())
+            return self._repository
+
+    def _on_error(self, error: Exception) -> None:
+        if isinstance(error, RepositoryConflict):
+            event = RepositoryConflicted(
+                reporter=self._node_id,
+                destination=error.destination,
+                object_name=error.object,
+                reason=str(error),
+            )
+            self._call(self._emit, event)
+
+    def _run(
+        self, thread: ThreadPoolExecutor, work: Callable[[], T], done: Callable[[T], None]
+    ) -> None:
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
+                self._fail(error)
+            else:
+                self._call(done, result)
+
+        thread.submit(run)
+
+
+class _Reporter:
+    """Tells the node how far a backup is. Any of the backup's threads calls it."""
+
+    def __init__(
+        self,
+        record: BackupRecord,
+        node_id: int,
+        call: Callable[..., None],
+        emit: Callable[[HaEvent], None],
+        on_progress: Callable[[BackupProgress], None],
+    ) -> None:
+        self._record = record
+        self._node_id = node_id
+        self._call = call
+        self._emit = emit
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+        self._progress = BackupProgress(BackupState.PREPARING, 0, 0)
+        self._told_at = 0.0
+        self._began: dict[str, float] = {}
+        """When the first object was in a destination."""
+        self._uploaded: set[str] = set()
+        self._read_bytes = 0
+
+    def on_state(self, state: BackupState) -> None:
+        """It is busy with this from now on."""
+        if state is not self._progress.state:
+            self._progress = self._progress._replace(state=state)
+            self._tell()
+
+    def on_progress(self, done: int, total: int) -> None:
+        """So many bytes are read."""
+        self._read_bytes = done
+        self._progress = self._progress._replace(done_bytes=done, total_bytes=total)
+        if time.monotonic() - self._told_at >= PROGRESS_S:
+            self._tell()
+
+    def on_step(self, step: int, what: str) -> None:
+        """A step is done."""
+        destination, _, name = what.partition(": ")
+        if step == STORED:
+            self._on_stored(destination, name)
+        elif step == VERIFIED:
+            self._emit_soon(
+                VerificationPassed, destination=what, level=max(1, self._record.verify_level)
+            )
+
+    def on_taken(self, taken: TakenBackup) -> None:
+        """It has ended: report the destinations that had it and couldn't prove it."""
+        for text in taken.errors:
+            destination, _, reason = text.partition(": ")
+            if destination in self._uploaded:
+                self._emit_soon(VerificationFailed, destination=destination, level=1, reason=reason)
+
+    def _on_stored(self, destination: str, name: str) -> None:
+        with self._lock:
+            is_first = destination not in self._began
+            began = self._began.setdefault(destination, time.monotonic())
+            is_last = name.endswith("/manifest")
+            if is_last:
+                self._uploaded.add(destination)
+        if is_first:
+            self._emit_soon(UploadStarted, destination=destination)
+        if is_last:
+            self._emit_soon(
+                UploadCompleted,
+                destination=destination,
+                size_bytes=self._read_bytes,
+                duration_ms=1000 * (time.monotonic() - began),
+            )
+
+    def _emit_soon(self, kind: type[HaEvent], **fields: Any) -> None:
+        event = kind(reporter=self._node_id, backup_id=self._record.id, **fields)
+        self._call(self._emit, event)
+
+    def _tell(self) -> None:
+        self._told_at = time.monotonic()
+        self._call(self._on_progress, self._progress)
+
+
+STORED, VERIFIED = 5, 7
+"""Steps of `storage/backup/take.py`."""
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
