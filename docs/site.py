@@ -28,7 +28,10 @@ PAGES = {
 """Documents outside of docs/, and what they are on the site."""
 LANGUAGES = {".py": "python", ".toml": "toml", ".txt": "text"}
 API = {
-    "Managers": ["raftha.HaManager", "raftha.aio.HaManager", "raftha.ReplicationManager"],
+    "Managers": [
+        "raftha.HaManager", "raftha.aio.HaManager", "raftha.ReplicationManager",
+        "raftha.BackupOrchestrator",
+    ],
     "Configuration": [
         "raftha.HaConfig", "raftha.ReplicationConfig", "raftha.BackupConfig",
         "raftha.RetentionPolicy",
@@ -42,6 +45,8 @@ API = {
         *(f"raftha.{name}" for name in ("ReplicaStatus", "FireForgetCounts")),
         *(f"raftha.{name}" for name in ("ReplicationMode", "ReplicationState", "ReplicaState")),
         *(f"raftha.{name}" for name in ("BackupResult", "BackupMode", "BackupState")),
+        *(f"raftha.{name}" for name in ("RetentionDecision", "RetentionFate")),
+        *(f"raftha.{name}" for name in ("BackupVerification", "DestinationCheck")),
     ],
     "Events": [
         "raftha.EventStream", "raftha.AsyncEventStream",

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from raftha.extras import extra
 from raftha.node.statistics import Histogram, Statistics
-from raftha.types import HaStatus, Health, ReplicaStatus, ReplicationState
+from raftha.types import BackupState, HaStatus, Health, ReplicaStatus, ReplicationState
 
 with extra("metrics"):
     from prometheus_client import (
@@ -69,6 +69,8 @@ class Collector(PrometheusCollector):
         status, statistics = self._manager.observe()
         yield from _of_node(status)
         yield from _of_replicas(status)
+        yield from _of_backups(status)
+        yield from _of_repository(statistics)
         yield from _of_statistics(statistics)
 
 
@@ -117,6 +119,48 @@ def _of_node(status: HaStatus) -> Iterator[Metric]:
         "Commands applied over the cluster's life: the sequence number.",
         value=float(status.sequence),
     )
+
+
+def _of_backups(status: HaStatus) -> Iterator[Metric]:
+    state = GaugeMetricFamily("raftha_backup_state", "1 for the state.", labels=["state"])
+    for each in BackupState:
+        state.add_metric([each.value], float(each is status.backup_state))
+    yield state
+    last = status.last_backup
+    yield _gauge(
+        "backup_last_success_timestamp_seconds",
+        "The time of the newest state that a backup can restore, since 1970 UTC; 0 for none.",
+        0.0 if last is None else last.time_us / 1e6,
+    )
+    yield _gauge(
+        "backup_duration_seconds",
+        "How long that backup took.",
+        0.0 if last is None else last.duration_ms / 1000,
+    )
+    size = GaugeMetricFamily("raftha_backup_bytes", "The size of that backup.", labels=["kind"])
+    places = GaugeMetricFamily(
+        "raftha_backup_in_destination",
+        "1 if that backup is in the destination.",
+        labels=["destination"],
+    )
+    if last is not None:
+        size.add_metric(["raw"], float(last.size_bytes))
+        size.add_metric(["stored"], float(last.size_compressed))
+        for name, found in last.destinations.items():
+            places.add_metric([name], float(found == "ok"))
+    yield from (size, places)
+
+
+def _of_repository(statistics: Statistics) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "raftha_repository_requests",
+        "Requests to destinations of backups.",
+        labels=["destination", "op", "result"],
+    )
+    for labels, count in sorted(dict(statistics.repository_requests).items()):
+        requests.add_metric(list(labels), float(count))
+    yield requests
+    yield _gauge("spool_bytes", "Changes kept for incremental backups.", statistics.spool_bytes)
 
 
 def _of_replicas(status: HaStatus) -> Iterator[Metric]:

@@ -417,6 +417,7 @@ class HaStatus:
     `events_dropped`: events lost because `on_event` or a stream was too slow. `event_errors`: how
     often `on_event` raised. `fire_forget`: the outcomes of this manager's `async_fire_forget`
     writes. `backup_state`: what comes of the backup that runs, or came of the last one.
+    `last_backup`: the newest one that can be restored, None if there is none.
     `pitr_sequence` is None: this version has no point-in-time recovery.
     """
 
@@ -455,6 +456,7 @@ class HaStatus:
     machine_version: int = 0
     upgrade_waits_for: tuple[int, ...] = ()
     backup_state: BackupState = BackupState.IDLE
+    last_backup: BackupResult | None = None
     pitr_sequence: None = None
 
     @classmethod

@@ -40,6 +40,8 @@ class Statistics:
     `events` by kind; `peers_refused`, the connections refused or closed for a peer's fault.
     `state_bytes`: the size of the state's file, set by the runtime when metrics are read.
     `certificate_expires_at`, in seconds since 1970 UTC, is 0 without TLS between members.
+    `repository_requests`: by destination, operation and result. `spool_bytes`: what this node keeps
+    of changes since the last backup.
 
     Histograms, in seconds: `log_write`, one write and sync of the log; `commit`, from the proposal
     of a batch until the leader has applied it; `checkpoint`.
@@ -53,6 +55,8 @@ class Statistics:
         self.peers_refused = 0
         self.state_bytes = StoreSizes(0, 0)
         self.certificate_expires_at = 0.0
+        self.repository_requests: Counter[tuple[str, str, str]] = Counter()
+        self.spool_bytes = 0
         self.log_write = Histogram()
         self.commit = Histogram()
         self.checkpoint = Histogram()

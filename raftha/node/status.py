@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from raftha.core import Raft
 from raftha.node.backup.backups import Backups
+from raftha.node.backup.results import result_of
 from raftha.node.checkpoints import Checkpoints
 from raftha.node.upgrades import Upgrades
 from raftha.node.watch.watch import Watch
@@ -49,6 +50,7 @@ class StatusReport:
         """Return the status at `now` of a node that ended with `failure`, "" if it runs."""
         core, log, state = self._core, self._core.log, self._state
         rpo_commands, rpo_bytes = self._writes.unfinished()
+        newest = state.catalog.newest(core.membership.lineage)
         return HaStatus(
             is_running=not failure,
             is_primary=core.is_leader and not failure,
@@ -82,6 +84,7 @@ class StatusReport:
             machine_version=state.versions.machine if state.versions is not None else 0,
             upgrade_waits_for=self._upgrades.waits_for(),
             backup_state=self._backups.state,
+            last_backup=None if newest is None else result_of(newest, None),
         )
 
     def _replicas(self, now: float) -> tuple[ReplicaStatus, ...]:

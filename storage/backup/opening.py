@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from raftha.config.backup import BackupConfig
+from raftha.storage.backup.counting import CountingDestination, OnRequest
 from raftha.storage.backup.crypto import OperatorKey, load_operator_key, run_key_command
+from raftha.storage.backup.destination import Destination
 from raftha.storage.backup.destinations import open_destination
 from raftha.storage.backup.repository import Repository, open_repository
 
 
-def open_configured(config: BackupConfig, *, may_create: bool, now_us: int) -> Repository:
+def open_configured(
+    config: BackupConfig, *, may_create: bool, now_us: int, on_request: OnRequest | None = None
+) -> Repository:
     """Open the repository of a configuration; raises as `open_repository`, and ConfigError.
 
-    Folders are relative to the working directory; in a TOML file they were made relative to it.
+    Folders are relative to the working directory; those of a TOML file were made relative to it.
+    `on_request` hears of each request to a destination, for metrics.
     """
     key = read_operator_key(Path(config.encryption_key_file or ""), config.encryption_key_command)
-    return _open(config.destinations, key, config.encryption, may_create=may_create, now_us=now_us)
+    with _opened(config.destinations, on_request) as (destinations, closing):
+        repository = open_repository(
+            destinations,
+            operator=key,
+            is_encrypted=config.encryption,
+            may_create=may_create,
+            now_us=now_us,
+        )
+        closing.pop_all()
+    return repository
 
 
 def open_places(places: Mapping[str, str], key: OperatorKey | None) -> Repository:
     """Open a repository that exists, encrypted or not, in these folders or URLs, by their names."""
-    return _open(places, key, None, may_create=False, now_us=0)
+    with _opened(places, None) as (destinations, closing):
+        repository = open_repository(destinations, operator=key, may_create=False, now_us=0)
+        closing.pop_all()
+    return repository
 
 
 def read_operator_key(file: Path, command: str) -> OperatorKey | None:
@@ -33,26 +50,17 @@ def read_operator_key(file: Path, command: str) -> OperatorKey | None:
     return None if file == Path() else load_operator_key(file)
 
 
-def _open(
-    places: Mapping[str, str],
-    key: OperatorKey | None,
-    is_encrypted: bool | None,
-    *,
-    may_create: bool,
-    now_us: int,
-) -> Repository:
-    with ExitStack() as opened:
-        destinations = []
+@contextmanager
+def _opened(
+    places: Mapping[str, str], on_request: OnRequest | None
+) -> Iterator[tuple[list[Destination], ExitStack]]:
+    """Open destinations; close them again unless a repository has taken them over."""
+    with ExitStack() as closing:
+        destinations: list[Destination] = []
         for name, place in places.items():
             destination = open_destination(name, place, base=Path())
-            opened.callback(destination.close)
+            closing.callback(destination.close)
+            if on_request is not None:
+                destination = CountingDestination(destination, on_request)
             destinations.append(destination)
-        repository = open_repository(
-            destinations,
-            operator=key,
-            is_encrypted=is_encrypted,
-            may_create=may_create,
-            now_us=now_us,
-        )
-        opened.pop_all()  # The repository closes them from now on.
-    return repository
+        yield destinations, closing

@@ -22,7 +22,7 @@ from tests.support.nodes import free_addresses, make_config
 
 ROOT = Path(__file__).parents[2]
 
-LATER = ("trigger_backup", "recover_to_point", "recover_to_sequence")
+LATER = ("recover_to_point", "recover_to_sequence")
 FORKED = {
     **dict.fromkeys(CALLS, "Forked"),
     **dict.fromkeys(LATER, "NotAvailable"),

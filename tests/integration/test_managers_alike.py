@@ -71,10 +71,13 @@ def test_both_signatures_are_the_same(name: str) -> None:
     assert blocking.return_annotation == awaited.return_annotation.removeprefix("Async")
 
 
-def test_both_replication_managers_have_the_same_names_and_signatures() -> None:
-    config = raftha.HaConfig(node_id=1, data_dir="x", members={1: "127.0.0.1:1"})
-    blocking = raftha.HaManager(config).replication
-    awaited = raftha.aio.HaManager(config).replication
+@pytest.mark.parametrize("part", ["replication", "backup"])
+def test_both_managers_parts_have_the_same_names_and_signatures(part: str) -> None:
+    config = raftha.HaConfig(
+        node_id=1, data_dir="x", members={1: "127.0.0.1:1"}, backup=raftha.BackupConfig()
+    )
+    blocking = getattr(raftha.HaManager(config), part)
+    awaited = getattr(raftha.aio.HaManager(config), part)
     assert public_names(blocking) == public_names(awaited)
     for name in sorted(public_names(blocking) - {"config"}):
         method = getattr(awaited, name)

@@ -313,12 +313,10 @@ def test_fire_and_forget_is_refused_by_a_full_queue_and_counts_failures(
     assert node.get_status().fire_forget.submitted == 8
 
 
-def test_backups_and_recovery_raise_not_available(nodes: list[raftha.HaManager]) -> None:
+def test_recovery_to_a_time_raises_not_available(nodes: list[raftha.HaManager]) -> None:
     node = nodes[0]
     calls: tuple[Callable[[], object], ...] = (
-        lambda: node.backup,
         lambda: node.pitr,
-        node.trigger_backup,
         lambda: node.recover_to_point(node.put(b"k", b"v").time),
         lambda: node.recover_to_sequence(1),
     )
