@@ -29,7 +29,10 @@ PAGES = {
 LANGUAGES = {".py": "python", ".toml": "toml", ".txt": "text"}
 API = {
     "Managers": ["raftha.HaManager", "raftha.aio.HaManager", "raftha.ReplicationManager"],
-    "Configuration": ["raftha.HaConfig", "raftha.ReplicationConfig"],
+    "Configuration": [
+        "raftha.HaConfig", "raftha.ReplicationConfig", "raftha.BackupConfig",
+        "raftha.RetentionPolicy",
+    ],
     "State machines and transactions": [
         "raftha.StateMachine", "raftha.command", "raftha.Transaction",
         *(f"raftha.{name}" for name in ("Put", "Get", "Delete", "Equals", "Exists", "Missing")),
@@ -38,8 +41,12 @@ API = {
         *(f"raftha.{name}" for name in ("Receipt", "Acknowledgement", "Digest", "HaStatus")),
         *(f"raftha.{name}" for name in ("ReplicaStatus", "FireForgetCounts")),
         *(f"raftha.{name}" for name in ("ReplicationMode", "ReplicationState", "ReplicaState")),
+        *(f"raftha.{name}" for name in ("BackupResult", "BackupMode", "BackupState")),
     ],
-    "Events": ["raftha.EventStream", "raftha.AsyncEventStream", "raftha.events"],
+    "Events": [
+        "raftha.EventStream", "raftha.AsyncEventStream",
+        *(f"raftha.events.{name}" for name in ("base", "cluster", "backup")),
+    ],
     "Errors": ["raftha.errors"],
     "Client, metrics, tests": [
         "raftha.client.Client", "raftha.metrics.Collector", "raftha.testing.LocalCluster",

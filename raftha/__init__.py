@@ -20,9 +20,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from raftha import config, events
-from raftha.config import HaConfig, ReplicationConfig
+from raftha.config import BackupConfig, HaConfig, ReplicationConfig, RetentionPolicy
 from raftha.errors import (
     AcknowledgementTimeout,
+    BackupFailed,
+    BackupInProgress,
     CommandFailed,
     ConfigError,
     Corrupt,
@@ -54,6 +56,9 @@ from raftha.storage.state.commands import Delete, Equals, Exists, Get, Missing, 
 from raftha.storage.state.machine import StateMachine, Transaction, command
 from raftha.types import (
     Acknowledgement,
+    BackupMode,
+    BackupResult,
+    BackupState,
     Digest,
     FireForgetCounts,
     HaStatus,
@@ -76,6 +81,12 @@ __all__ = [
     "Acknowledgement",
     "AcknowledgementTimeout",
     "AsyncEventStream",
+    "BackupConfig",
+    "BackupFailed",
+    "BackupInProgress",
+    "BackupMode",
+    "BackupResult",
+    "BackupState",
     "CommandFailed",
     "ConfigError",
     "Corrupt",
@@ -112,6 +123,7 @@ __all__ = [
     "ReplicationMode",
     "ReplicationState",
     "RequestTimeout",
+    "RetentionPolicy",
     "SessionExpired",
     "StateMachine",
     "Stopped",

@@ -106,6 +106,22 @@ class UpgradePending(Rejected):
         self.nodes = nodes
 
 
+class BackupInProgress(Rejected):
+    """A backup is running already, or a change that excludes backups. `backup_id` is its number."""
+
+    def __init__(self, message: str, backup_id: int = 0, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.backup_id = backup_id
+
+
+class BackupFailed(RafthaError):
+    """The backup that the call waited for is in no destination. `backup_id` is its number."""
+
+    def __init__(self, message: str, backup_id: int = 0, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.backup_id = backup_id
+
+
 class ReplicaTooSlow(Rejected):
     """A new node didn't catch up within its rounds. It stays a learner."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -57,6 +58,45 @@ class Health(enum.StrEnum):
     HEALTHY = "healthy"
     SUSPECT = "suspect"
     UNHEALTHY = "unhealthy"
+
+
+class BackupMode(enum.StrEnum):
+    """What a backup holds."""
+
+    FULL = "full"
+    """Everything."""
+    INCREMENTAL = "incremental"
+    """What has changed since the last backup."""
+    DIFFERENTIAL = "differential"
+    """What has changed since the last full backup."""
+
+
+class BackupState(enum.StrEnum):
+    """What the node that takes a backup is doing. Each state is entered when it is true."""
+
+    IDLE = "idle"
+    """No backup is running, and none has ended since this cluster began."""
+    PREPARING = "preparing"
+    """It waits for a checkpoint at or after the backup's beginning, and chooses the mode."""
+    BACKING_UP = "backing_up"
+    """It reads the state."""
+    COMPRESSING = "compressing"
+    """Compression is what it is busiest with."""
+    ENCRYPTING = "encrypting"
+    """Encryption is what it is busiest with."""
+    UPLOADING = "uploading"
+    """It waits for destinations."""
+    VERIFYING = "verifying"
+    """It reads the backup back from each destination."""
+    COMPLETED = "completed"
+    """The last backup is verified in at least one destination."""
+    FAILED = "failed"
+    """The last backup is in no destination."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a backup is under way."""
+        return self not in (BackupState.IDLE, BackupState.COMPLETED, BackupState.FAILED)
 
 
 class Acknowledgement(NamedTuple):
@@ -177,6 +217,60 @@ class Digest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackupResult:
+    """One backup, as the cluster's log records it.
+
+    `id`: its number, the index of the log entry that began it. `label`: its name in every
+    destination. `mode`: what it holds; `reason` says why that is another mode than was asked for,
+    "" if it isn't. `state`: completed, failed, or what its taker is doing. `parent`, `base`: the
+    ids of the backups that a restore reads before it, the one before it and the full one; None for
+    a full backup. `node_id`: the member that takes it.
+
+    `index`, `sequence`: the last entry and command that it contains. `time_us`: that entry's
+    timestamp, in microseconds since 1970 UTC, and `timestamp` its datetime. `keys`: how many keys
+    and removed keys it holds. `size_bytes`, `size_compressed`: before and after compression.
+    `digest`: the hash of the state that it restores, as `Digest.hex`; "" if it isn't known.
+
+    `destinations`: name -> "ok", or the error for which this destination doesn't have it. `error`:
+    why it failed, "" if it didn't. `verify_level`: how it was verified, as in
+    `BackupConfig.verify_level`; 0 before. `pins`: the names of its pins. `is_retired`: no rule
+    keeps it, so it is being deleted and can't be a parent any more.
+    """
+
+    id: int
+    label: str
+    mode: BackupMode
+    state: BackupState
+    parent: int | None = None
+    base: int | None = None
+    node_id: int = 0
+    index: int = 0
+    sequence: int = 0
+    time_us: int = 0
+    keys: int = 0
+    size_bytes: int = 0
+    size_compressed: int = 0
+    duration_ms: float = 0.0
+    digest: str = ""
+    destinations: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
+    reason: str = ""
+    verify_level: int = 0
+    pins: tuple[str, ...] = ()
+    is_retired: bool = False
+
+    @property
+    def timestamp(self) -> datetime:
+        """The timestamp of the last entry that it contains, in UTC."""
+        return datetime.fromtimestamp(self.time_us / 1e6, UTC)
+
+    @property
+    def is_completed(self) -> bool:
+        """Whether it can be restored: at least one destination has it, verified."""
+        return self.state is BackupState.COMPLETED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaStatus:
     """One member, as the reporting node sees it.
 
@@ -254,7 +348,8 @@ class HaStatus:
 
     `events_dropped`: events lost because `on_event` or a stream was too slow. `event_errors`: how
     often `on_event` raised. `fire_forget`: the outcomes of this manager's `async_fire_forget`
-    writes. `backup_state` and `pitr_sequence` are None: this version has neither.
+    writes. `backup_state`: what comes of the backup that runs, or came of the last one.
+    `pitr_sequence` is None: this version has no point-in-time recovery.
     """
 
     is_running: bool
@@ -291,7 +386,7 @@ class HaStatus:
     protocol_version: int = 0
     machine_version: int = 0
     upgrade_waits_for: tuple[int, ...] = ()
-    backup_state: None = None
+    backup_state: BackupState = BackupState.IDLE
     pitr_sequence: None = None
 
     @classmethod

@@ -34,8 +34,17 @@ CALL_TIMEOUT_S = 10.0
 LOOK_AGAIN_S = 2.0
 
 _STAMPS = ("kind", "number", "time_us", "reporter")
-_RED = ("storage_failed", "storage_damaged", "storage_full", "quorum_lost", "health_check_failed")
-_GREEN = ("failover_completed", "quorum_restored", "health_recovered", "storage_has_space")
+_RED = (
+    "storage_failed", "storage_damaged", "storage_full", "quorum_lost", "health_check_failed",
+    "backup_failed", "backup_missing", "verification_failed", "repository_conflict",
+)  # fmt: skip
+_GREEN = (
+    "failover_completed",
+    "quorum_restored",
+    "health_recovered",
+    "storage_has_space",
+    "backup_completed",
+)
 
 Event = dict[str, Any]
 

@@ -1,13 +1,16 @@
 """Settings. Each is declared once, and checked when a config is made.
 
-`node` and `replication` hold the configs, `limits` the limits that several packages share, `checks`
-the markers of annotations and the loop that validates them, `tables` the conversion from TOML.
+`node`, `replication` and `backup` hold the configs, `limits` the limits that several packages
+share, `checks` the markers of annotations and the loop that validates them, `tables` the conversion
+from TOML.
 """
 
 from __future__ import annotations
 
 from raftha.config.addresses import is_loopback, parse_address
+from raftha.config.backup import BackupConfig, RetentionPolicy
 from raftha.config.limits import (
+    BACKUP_DESTINATIONS_MAX,
     DAY_MS,
     KEY_BYTES_MAX,
     KIB,
@@ -20,6 +23,7 @@ from raftha.config.node import HaConfig, read_toml
 from raftha.config.replication import ReplicationConfig
 
 __all__ = [
+    "BACKUP_DESTINATIONS_MAX",
     "DAY_MS",
     "KEY_BYTES_MAX",
     "KIB",
@@ -27,8 +31,10 @@ __all__ = [
     "MIB",
     "REGIONS_MAX",
     "REGION_BYTES_MAX",
+    "BackupConfig",
     "HaConfig",
     "ReplicationConfig",
+    "RetentionPolicy",
     "is_loopback",
     "parse_address",
     "read_toml",

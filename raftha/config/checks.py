@@ -171,6 +171,27 @@ class Secret(Marker):
     """Errors don't show the value."""
 
 
+class Location(Secret):
+    """A folder, or the URL of one. One with credentials is refused, and not shown."""
+
+    SCHEMES = ("file", "s3", "gs", "az", "memory")
+    CHARACTERS_MAX = 1024
+
+    def allows(self, value: Any) -> bool:
+        if not 1 <= len(value) <= self.CHARACTERS_MAX or not value.isprintable():
+            return False
+        scheme, colon, rest = value.partition("://")
+        return not colon or (scheme in self.SCHEMES and "@" not in rest.partition("/")[0])
+
+    @property
+    def bounds(self) -> str:
+        return f"a folder, or {', '.join(f'`{scheme}://`' for scheme in self.SCHEMES[:-1])}"
+
+    def phrase(self, noun: str) -> str:
+        schemes = ", ".join(f"{scheme}://" for scheme in self.SCHEMES[:-1])
+        return f"a folder or a URL without credentials ({schemes})"
+
+
 @dataclass(frozen=True)
 class Hint(Marker):
     """The hint of the error, in place of the one that `check` would give."""
@@ -192,6 +213,11 @@ class Setting:
     def kind(self) -> Any:
         """The type, without markers."""
         return split(self.expected)[0]
+
+    @property
+    def config(self) -> Any:
+        """The config class of a setting that is a config itself, or may be one; else None."""
+        return next((kind for kind in _options(self.kind) if is_config(kind)), None)
 
     @property
     def is_python_only(self) -> bool:

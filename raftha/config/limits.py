@@ -38,3 +38,6 @@ PORT_MAX = 65_535
 
 TIMEOUT_S_MAX = 600
 """The longest time that a call may wait, in seconds, where a setting gives the time."""
+
+BACKUP_DESTINATIONS_MAX = 4
+"""Destinations of backups."""

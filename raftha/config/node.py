@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeAlias
 
 from raftha.config import tables
 from raftha.config.addresses import is_loopback, parse_address
+from raftha.config.backup import BackupConfig, Hours
 from raftha.config.checks import Address, Length, Range, check, check_all_or_none, shown
 from raftha.config.limits import (
     CLUSTER_NAME_BYTES_MAX,
@@ -113,8 +114,12 @@ class HaConfig:
     """Called with each event, in order, on a thread of its own. A slow function loses events, which
     `HaStatus.events_dropped` counts. Only in Python."""
 
-    backup_interval_hours: Annotated[int, Range(1, 8760, unit="hours")] = 6
-    """Without effect: this version has no backups."""
+    backup_interval_hours: Hours = 6
+    """The time from one backup to the next. Only with `backup`; it may be set in either place."""
+
+    backup: BackupConfig | None = None
+    """When backups are taken, and where they go; in TOML the table `[backup]`. Without it this node
+    takes no backups and asks for none."""
 
     enable_pitr: bool = True
     """Without effect: this version has no point-in-time recovery."""
@@ -231,7 +236,8 @@ class HaConfig:
     def __post_init__(self) -> None:
         check(self)
         object.__setattr__(self, "data_dir", Path(self.data_dir))
-        _agree_on_replication(self)
+        _agree(self, "replication", _SHARED)
+        _agree_on_backups(self)
         check_all_or_none(self, "tls_ca", "tls_cert", "tls_key")
         if self.tls_revoked and not self.tls_ca:
             raise ConfigError("tls_revoked needs tls_ca, tls_cert and tls_key")
@@ -281,21 +287,34 @@ _SHARED = {
 """The settings of both HaConfig and ReplicationConfig, by their name in each."""
 
 
-def _agree_on_replication(config: HaConfig) -> None:
-    """Copy the settings that are in both configs from one to the other."""
-    inner, values = config.replication, {}
-    for outer_name, inner_name in _SHARED.items():
-        default = ReplicationConfig.__dataclass_fields__[inner_name].default
+def _agree(config: HaConfig, name: str, shared: Mapping[str, str]) -> None:
+    """Copy the settings that the config `name` has too from one to the other."""
+    inner, values = getattr(config, name), {}
+    for outer_name, inner_name in shared.items():
+        default = type(inner).__dataclass_fields__[inner_name].default
         here, there = getattr(config, outer_name), getattr(inner, inner_name)
         if default not in (here, there) and here != there:
             raise ConfigError(
-                f"{outer_name} is {shown(here)}, but replication.{inner_name} is {shown(there)}",
+                f"{outer_name} is {shown(here)}, but {name}.{inner_name} is {shown(there)}",
                 hint="set it in one of the two places",
             )
         values[inner_name] = there if here == default else here
-    object.__setattr__(config, "replication", replace(inner, **values))
-    for outer_name, inner_name in _SHARED.items():
+    object.__setattr__(config, name, replace(inner, **values))
+    for outer_name, inner_name in shared.items():
         object.__setattr__(config, outer_name, values[inner_name])
+
+
+def _agree_on_backups(config: HaConfig) -> None:
+    if config.backup is not None:
+        _agree(config, "backup", {"backup_interval_hours": "interval_hours"})
+    elif (
+        config.backup_interval_hours
+        != HaConfig.__dataclass_fields__["backup_interval_hours"].default
+    ):
+        raise ConfigError(
+            "backup_interval_hours is set, but this node takes no backups",
+            hint="add the table [backup], in Python backup=BackupConfig(), or leave it out",
+        )
 
 
 def _check_members(config: HaConfig) -> None:

@@ -15,9 +15,9 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from raftha.config.checks import (
     SHOWN_CHARACTERS_MAX,
+    Location,
     Setting,
     closest,
-    is_config,
     settings_of,
     shown,
     split,
@@ -105,8 +105,13 @@ def load(path: str | Path, *configs: type[Any]) -> dict[str, Any]:
 def _resolve(table: dict[str, Any], config: type[Any], folder: Path) -> None:
     for setting in settings_of(config):
         value = table.get(setting.name)
-        if is_config(setting.kind) and isinstance(value, dict):
-            _resolve(value, setting.kind, folder)
+        if setting.config and isinstance(value, dict):
+            _resolve(value, setting.config, folder)
+        elif _holds_locations(setting):
+            # The default is relative to the file as well.
+            places = setting.default if value is None else value
+            if isinstance(places, Mapping):
+                table[setting.name] = {name: _place(folder, each) for name, each in places.items()}
         # An empty path stays empty where it means "none".
         elif isinstance(value, str) and _is_path(setting) and (value or setting.default != ""):
             table[setting.name] = str(folder / value)
@@ -116,8 +121,8 @@ def _from_toml(setting: Setting, value: Any, prefix: str) -> Any:
     kind = setting.kind
     if not isinstance(value, Mapping):
         return value
-    if is_config(kind):
-        return build(kind, value, f"{prefix}{setting.name}.")
+    if setting.config:
+        return build(setting.config, value, f"{prefix}{setting.name}.")
     if get_origin(kind) is Mapping and split(get_args(kind)[0])[0] is int:
         return _by_number(setting.name, value)
     return value
@@ -139,6 +144,18 @@ def _is_path(setting: Setting) -> bool:
     return Path in (setting.kind, *get_args(setting.kind))
 
 
+def _holds_locations(setting: Setting) -> bool:
+    if get_origin(setting.kind) is not Mapping:
+        return False
+    return any(isinstance(marker, Location) for marker in split(get_args(setting.kind)[1])[1])
+
+
+def _place(folder: Path, value: Any) -> Any:
+    """A folder as the config holds it. URLs, and what `check` will refuse, stay as they are."""
+    is_folder = isinstance(value, str) and value and "://" not in value
+    return str(folder / value) if is_folder else value
+
+
 def _inner(setting: Setting) -> list[str]:
     """The names of the settings within a setting that is a config itself."""
-    return [inner.name for inner in settings_of(setting.kind)] if is_config(setting.kind) else []
+    return [inner.name for inner in settings_of(setting.config)] if setting.config else []

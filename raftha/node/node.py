@@ -406,7 +406,7 @@ class Node:
         self._writes.on_applied(entry, self.state.apply(entry), self._turn_at)
         self._checkpoints.on_applied(entry, self._turn_at)
         if entry.kind == EntryKind.ADMIN:
-            self._upgrades.on_applied(is_new=entry.index > self._committed_before)
+            self._on_admin(entry)
         elif self.state.versions is None:
             self._host.wake()  # The leader's first entry lets it record the versions.
         if entry.kind == EntryKind.MEMBERSHIP:
@@ -415,6 +415,10 @@ class Node:
                 self._watch.on_membership(self.membership, membership)
             self._administration.on_membership(membership)
             self._host.set_members(membership)
+
+    def _on_admin(self, entry: Entry) -> None:
+        if self.state.catalog.verdict.index != entry.index:
+            self._upgrades.on_applied(is_new=entry.index > self._committed_before)
 
     def _on_leader(self) -> None:
         """A leader is known: send it everything that may have been lost in transit."""

@@ -11,11 +11,25 @@ import json
 import logging
 import time
 
-from raftha.events import HaEvent, LogsDiffer, MemberCloned, ReplicaDiverged, ReplicaLostLog
+from raftha.events import (
+    BackupFailure,
+    BackupMissing,
+    HaEvent,
+    LogsDiffer,
+    MemberCloned,
+    ReplicaDiverged,
+    ReplicaLostLog,
+    RepositoryConflicted,
+    VerificationFailed,
+)
 
 LEVELS = ("debug", "info", "warning", "error")
-_ERRORS = (LogsDiffer, MemberCloned, ReplicaDiverged, ReplicaLostLog)
-"""Events that say that acknowledged data is lost, differs somewhere or may; others inform."""
+_ERRORS = (
+    BackupFailure, BackupMissing, LogsDiffer, MemberCloned, ReplicaDiverged, ReplicaLostLog,
+    RepositoryConflicted, VerificationFailed,
+)  # fmt: skip
+"""Events that say that acknowledged data, or a backup of it, is lost, differs somewhere or may;
+others inform."""
 _TIME = "%Y-%m-%dT%H:%M:%S"
 
 

@@ -22,12 +22,15 @@ repeated groups as before.
 
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
-    format version   5 (since 2 values have checksums, since 3 there are versions, since 4 sessions
-                     have owners, since 5 the checksums make the CRC of a value's record 0)
+    format version   6, or 5 until the cluster uses protocol 7, so that all members can go back to
+                     the build before (since 2 values have checksums, since 3 there are versions,
+                     since 4 sessions have owners, since 5 the checksums make the CRC of a value's
+                     record 0, since 6 there is a catalog)
     applied          [index, term, time_us, last_sequence, hash]
     membership       payload of the last MEMBERSHIP entry applied, nil if there was none
     sessions         see `raftha.storage.state.sessions`
     versions         what the cluster uses, [protocol, machine, [command, ...]], nil at first
+    catalog          of backups, see `raftha.storage.state.catalog`; not in format 5
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ from raftha.config import KEY_BYTES_MAX
 from raftha.config.limits import VALUE_BYTES_MAX
 from raftha.entry import LOG_START, Entry, EntryKind, Group, LogPosition, decode_groups
 from raftha.errors import ConfigError, UpgradeRequired
+from raftha.storage.state import catalog
 from raftha.storage.state.buffer import SORT_PIECE, Pair, SortedItems, WriteBuffer, overlay
+from raftha.storage.state.catalog import Catalog, decode_change
 from raftha.storage.state.commands import ARRAY_MAX, PUT, unpack_commands
 from raftha.storage.state.machine import (
     FAILED,
@@ -58,14 +63,22 @@ from raftha.storage.state.machine import (
 )
 from raftha.storage.state.sessions import Applied, Outcome, Sessions
 from raftha.storage.state.store import Store, StoreDigest
-from raftha.storage.state.versions import Versions, abilities_of, decode_versions
+from raftha.storage.state.versions import (
+    VERSIONS,
+    Versions,
+    abilities_of,
+    decode_admin,
+    load_versions,
+)
 
 __all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 
-META_VERSION = 5
+META_VERSION = 6
+META_BEFORE = 5
+"""Without a catalog: written until the cluster uses the protocol that has one."""
 DIGEST_BYTES = 32
-META_READ_TOO = (3, 4)
-"""The formats before: without owners of sessions, and with plain checksums in values."""
+META_READ_TOO = (3, 4, META_BEFORE)
+"""The formats before; 3 and 4 have no owners of sessions, and plain checksums in values."""
 GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
 
@@ -83,11 +96,12 @@ class Frozen(NamedTuple):
     items: SortedItems
     meta: bytes
     position: LogPosition
+    meta_version: int = META_VERSION
 
     def digest_with(self, stored: StoreDigest) -> StateDigest:
         """Return the digest of this checkpoint, whose pairs in the store have the given one."""
         whole = blake2b(stored.hex.encode() + self.meta, digest_size=DIGEST_BYTES)
-        return StateDigest(stored.hex, stored.keys, whole.digest())
+        return StateDigest(stored.hex, stored.keys, whole.digest(), self.meta_version)
 
 
 class StateDigest(NamedTuple):
@@ -100,6 +114,7 @@ class StateDigest(NamedTuple):
     hex: str
     keys: int
     whole: bytes
+    meta_version: int = META_VERSION
 
 
 class NotYet(Exception):
@@ -162,6 +177,8 @@ class State:
         """The payload of the last membership entry that was applied."""
         self.versions: Versions | None = None
         """What the cluster uses; None until the first leader has recorded it."""
+        self.catalog = Catalog()
+        """The backups of this cluster."""
         self.abilities = abilities_of(machine)
         """What this node supports."""
         self._sessions = Sessions()
@@ -200,7 +217,11 @@ class State:
             self.abilities.check(self.versions)
         for entry in committed:
             if entry.kind == EntryKind.ADMIN:
-                self.abilities.check(decode_versions(bytes(entry.payload)))
+                what, fields = decode_admin(bytes(entry.payload))
+                if what == VERSIONS:
+                    self.abilities.check(load_versions(fields))
+                else:
+                    decode_change(what, fields)
 
     def apply(self, entry: Entry) -> list[Applied]:
         """Apply the next committed entry; return its groups' outcomes, in order.
@@ -224,7 +245,7 @@ class State:
         elif entry.kind == EntryKind.MEMBERSHIP:
             self.membership = bytes(entry.payload)
         elif entry.kind == EntryKind.ADMIN:
-            self._raise_versions(decode_versions(bytes(entry.payload)))
+            self._apply_admin(entry)
         elif entry.kind != EntryKind.NOOP:
             raise UpgradeRequired(f"this node doesn't know entries of kind {entry.kind}")
         assert sequence == entry.last_sequence, "an entry's groups have as many commands as it says"
@@ -326,13 +347,28 @@ class State:
         self._buffer = WriteBuffer(is_kept_sorted=self._frozen.is_scanned)
         self._buffer_bytes = 0
         self._census = None
-        return Frozen(SortedItems(self._frozen), self._dump(), self.applied)
+        form = META_VERSION if self.has_catalog else META_BEFORE
+        return Frozen(SortedItems(self._frozen), self._dump(form), self.applied, form)
 
     def checkpoint_done(self) -> None:
         """Finish a checkpoint after the store has written the result of `freeze`."""
         assert self._frozen is not None, "a checkpoint ends after it began"
         self._frozen = None
         self._census = None
+
+    @property
+    def has_catalog(self) -> bool:
+        """Whether the cluster uses a protocol that has a catalog of backups."""
+        return self.versions is not None and self.versions.protocol >= catalog.PROTOCOL
+
+    def _apply_admin(self, entry: Entry) -> None:
+        what, fields = decode_admin(bytes(entry.payload))
+        if what == VERSIONS:
+            self._raise_versions(load_versions(fields))
+            return
+        change = decode_change(what, fields)
+        assert self.has_catalog, "changes of the catalog wait for all members to know them"
+        self.catalog.apply(change, entry.position)
 
     def _raise_versions(self, raised: Versions) -> None:
         """The cluster uses these from here on, and what it used before."""
@@ -449,15 +485,17 @@ class State:
         census.present += present
         return None if len(census) else entries - census.present
 
-    def _dump(self) -> bytes:
+    def _dump(self, form: int) -> bytes:
         versions = None if self.versions is None else self.versions.dump()
         fields = [
-            META_VERSION,
+            form,
             list(self.applied),
             self.membership,
             self._sessions.dump(),
             versions,
         ]
+        if form == META_VERSION:
+            fields.append(self.catalog.dump())
         packed: bytes = msgpack.packb(fields)
         return zlib.crc32(packed).to_bytes(4, "little") + packed
 
@@ -471,6 +509,8 @@ class State:
                     f"the state is in format {version}; this raftha reads {META_VERSION}",
                     hint="use the version of raftha that wrote it; nothing is lost",
                 )
+            if version == META_VERSION:
+                self.catalog = Catalog.load(fields.pop())
             applied, self.membership, sessions, versions = fields
             self.applied, self._sessions = LogPosition(*applied), Sessions.load(sessions)
             self.versions = None if versions is None else Versions.load(versions)

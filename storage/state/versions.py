@@ -13,6 +13,8 @@ applies anything of it.
 Payload of an ADMIN entry, msgpack: `[1, what, ...]`; the rest depends on `what`:
 
     "versions", protocol, machine, [command, ...]
+
+`raftha/storage/state/catalog.py` has the others.
 """
 
 from __future__ import annotations
@@ -162,15 +164,26 @@ def decode_admin(payload: bytes) -> tuple[str, tuple[Any, ...]]:
         form, what, *fields = msgpack.unpackb(payload, use_list=False, raw=False)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise UpgradeRequired(f"an entry of the log can't be read: {error}") from error
-    if form != ADMIN_FORMAT or what != VERSIONS:
-        raise UpgradeRequired(f"the log has an entry {what!r:.40} that this version doesn't know")
+    if form != ADMIN_FORMAT or type(what) is not str:
+        raise _unknown(what)
     return what, tuple(fields)
 
 
 def decode_versions(payload: bytes) -> Versions:
-    """Return the versions in the payload of an ADMIN entry. UpgradeRequired."""
-    _, fields = decode_admin(payload)
+    """Return the versions in the payload of an ADMIN entry that has some. UpgradeRequired."""
+    what, fields = decode_admin(payload)
+    if what != VERSIONS:
+        raise _unknown(what)
+    return load_versions(fields)
+
+
+def load_versions(fields: tuple[Any, ...]) -> Versions:
+    """Return the versions in the fields of an ADMIN entry. UpgradeRequired."""
     try:
         return Versions.load(fields)
     except ValueError as error:
         raise UpgradeRequired(f"an entry of the log can't be read: {error}") from error
+
+
+def _unknown(what: object) -> UpgradeRequired:
+    return UpgradeRequired(f"the log has an entry {what!r:.40} that this version doesn't know")

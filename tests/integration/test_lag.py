@@ -261,7 +261,7 @@ def test_the_recovery_point_counts_commands_without_an_outcome(tmp_path: Path) -
         wait_until(lambda: alone.get_status().rpo_commands == 3, "three commands wait")
         assert 3000 < alone.get_status().rpo_bytes < 3500
     status = raftha.HaManager(make_config(tmp_path, 2, members)).get_status()
-    assert (status.backup_state, status.pitr_sequence, status.rpo_bytes) == (None, None, 0)
+    assert (status.backup_state, status.pitr_sequence, status.rpo_bytes) == ("idle", None, 0)
 
 
 def test_aio_has_the_same_replication_manager(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from raftha import errors, events
-from raftha.config import HaConfig, ReplicationConfig, limits
+from raftha.config import BackupConfig, HaConfig, ReplicationConfig, RetentionPolicy, limits
 from raftha.config.checks import Setting, is_config, settings_of, size, split
 from raftha.server import ServerConfig
 
@@ -33,7 +33,8 @@ NOTE = (
     "<!-- Generated from the source by `python -m tests.reference`. Edit the docstrings there. -->"
 )
 
-CONFIGS = (HaConfig, ReplicationConfig, ServerConfig)
+CONFIGS = (HaConfig, ReplicationConfig, BackupConfig, RetentionPolicy, ServerConfig)
+EVENTS = (events.cluster, events.backup)
 LIMITS = (limits,)
 """Modules whose constants with docstrings are limits."""
 HAPPENED = {
@@ -123,8 +124,8 @@ def events_page() -> Iterator[str]:
                 ),
                 prose_of(event),
             )
-            for event in classes_of(events)
-            if issubclass(event, events.HaEvent) and event is not events.HaEvent
+            for module in EVENTS
+            for event in classes_of(module)
         ),
     )
 

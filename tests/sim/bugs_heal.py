@@ -148,7 +148,7 @@ def digests_of_different_entries() -> list[Patch]:
     def on_digest(self: DivergenceWatch, index: int, digest: StateDigest | None) -> None:
         if self._wanted is not None and digest is not None:
             self._own = self._wanted.index, digest.whole
-            self._answer(self._wanted, digest.whole)
+            self._answer(self._wanted, digest)
 
     return [
         (Checkpoints, "_digest_if_due", due_later),

@@ -95,8 +95,11 @@ class Oracle:
                 self.sequence += group.count
 
         elif entry.kind == EntryKind.ADMIN:
-            form, what, _, machine_version, commands = msgpack.unpackb(entry.payload)
-            assert (form, what) == (1, "versions")
+            form, what, *fields = msgpack.unpackb(entry.payload)
+            assert form == 1
+            if what != "versions":
+                return
+            _, machine_version, commands = fields
             self.machine_version = max(self.machine_version, machine_version)
             self.commands |= set(commands)
 

@@ -11,11 +11,12 @@ import pytest
 import raftha
 
 NAMES = """\
-Acknowledgement AcknowledgementTimeout AsyncEventStream CommandFailed ConfigError Corrupt Delete
-Digest Disconnected Equals EventKind EventStream Exists FireForgetCounts Forked Get HaConfig HaEvent
-HaManager HaStatus Health Indeterminate InvalidRequest MembershipChangePending Missing NotAvailable
-Overloaded Put RafthaError Receipt Rejected ReplicaState ReplicaStatus ReplicaTooSlow
-ReplicationConfig ReplicationManager ReplicationMode ReplicationState RequestTimeout SessionExpired
+Acknowledgement AcknowledgementTimeout AsyncEventStream BackupConfig BackupFailed BackupInProgress
+BackupMode BackupResult BackupState CommandFailed ConfigError Corrupt Delete Digest Disconnected
+Equals EventKind EventStream Exists FireForgetCounts Forked Get HaConfig HaEvent HaManager HaStatus
+Health Indeterminate InvalidRequest MembershipChangePending Missing NotAvailable Overloaded Put
+RafthaError Receipt Rejected ReplicaState ReplicaStatus ReplicaTooSlow ReplicationConfig
+ReplicationManager ReplicationMode ReplicationState RequestTimeout RetentionPolicy SessionExpired
 StateMachine Stopped StorageError StorageFailed StorageFull Transaction TransferFailed Unavailable
 UpgradePending UpgradeRequired __version__ aio command config events
 """

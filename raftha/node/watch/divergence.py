@@ -94,7 +94,7 @@ class DivergenceWatch:
         """Begin a comparison that is due, or end one."""
         wanted = self._wanted
         if wanted is not None and not self._checkpoints.is_coming(wanted.index):
-            self._answer(wanted, b"")
+            self._answer(wanted, None)
         if not self._core.is_leader:
             self._round = None
         elif self._round is not None:
@@ -120,9 +120,8 @@ class DivergenceWatch:
         """This node has made a digest, which may be one that was asked for."""
         wanted = self._wanted
         if wanted is not None and wanted.index == index:
-            whole = digest.whole if digest is not None else b""
-            self._own = index, whole
-            self._answer(wanted, whole)
+            self._own = index, digest.whole if digest is not None else b""
+            self._answer(wanted, digest)
 
     # ---------------------------------------------------------------- the member's side
 
@@ -130,19 +129,22 @@ class DivergenceWatch:
         self._checkpoints.compare_at(request.index)
         self._wanted = request
         if not self._checkpoints.is_coming(request.index):
-            self._answer(request, b"")
+            self._answer(request, None)
 
-    def _answer(self, request: DigestRequest, digest: bytes) -> None:
+    def _answer(self, request: DigestRequest, digest: StateDigest | None) -> None:
+        """Report a digest with the format that the state had then, which is a later one by now
+        if the cluster has come to use another protocol."""
         self._wanted = None
+        form, whole = (digest.meta_version, digest.whole) if digest else (META_VERSION, b"")
         report = DigestReport(
             to=request.sender,
             sender=self._core.id,
             index=request.index,
-            state_format=META_VERSION,
-            digest=digest,
+            state_format=form,
+            digest=whole,
         )
         if request.sender == self._core.id:
-            self._record(self._core.id, request.index, (META_VERSION, digest) if digest else None)
+            self._record(self._core.id, request.index, (form, whole) if digest else None)
         else:
             self._host.send(report)
 

@@ -1,94 +1,12 @@
-"""Events: what happens inside a node, as typed records.
-
-`core` returns events in `Ready` and never logs. The runtime writes a log line for each event and
-publishes it (`event_bus.py`). The names of kinds and fields are public and stable.
-"""
+"""Events of the cluster: leaders, members, replication, disks, health."""
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
+from raftha.events.base import EventKind, HaEvent
 from raftha.types import Health
-
-
-class EventKind(enum.StrEnum):
-    """The kinds of events. Each has a class of its own, whose `kind` it is."""
-
-    ROLE_CHANGED = "role_changed"
-    LEADER_ELECTED = "leader_elected"
-    LEADER_LOST = "leader_lost"
-    SECOND_LEADER = "second_leader"
-    LOGS_DIFFER = "logs_differ"
-    FAILOVER_STARTED = "failover_started"
-    FAILOVER_COMPLETED = "failover_completed"
-    MEMBERSHIP_CHANGED = "membership_changed"
-    CATCH_UP_GIVEN_UP = "catch_up_given_up"
-    REMOVED = "removed"
-    REPLICA_CONNECTED = "replica_connected"
-    REPLICA_DISCONNECTED = "replica_disconnected"
-    REPLICA_UNSUPPORTED = "replica_unsupported"
-    MEMBER_CLONED = "member_cloned"
-    CLUSTER_UPGRADED = "cluster_upgraded"
-    ENTRY_SKIPPED = "entry_skipped"
-    REPLICA_ADDED = "replica_added"
-    REPLICA_REMOVED = "replica_removed"
-    REPLICATION_LAG_WARNING = "replication_lag_warning"
-    QUORUM_LOST = "quorum_lost"
-    QUORUM_RESTORED = "quorum_restored"
-    REPLICA_BEHIND_LOG = "replica_behind_log"
-    SNAPSHOT_SENT = "snapshot_sent"
-    SNAPSHOT_FAILED = "snapshot_failed"
-    SNAPSHOT_INSTALLING = "snapshot_installing"
-    STORAGE_FAILED = "storage_failed"
-    STORAGE_DAMAGED = "storage_damaged"
-    HEALING_ENDED = "healing_ended"
-    REPLICA_LOST_LOG = "replica_lost_log"
-    REPLICA_DIVERGED = "replica_diverged"
-    REPLICA_HEALING = "replica_healing"
-    REPLICA_HEALED = "replica_healed"
-    STORAGE_FULL = "storage_full"
-    STORAGE_HAS_SPACE = "storage_has_space"
-    HEALTH_CHECK_FAILED = "health_check_failed"
-    HEALTH_RECOVERED = "health_recovered"
-    CHECKPOINT_COMPLETED = "checkpoint_completed"
-    CERTIFICATE_EXPIRES = "certificate_expires"
-    CLOCK_WRONG = "clock_wrong"
-    CLOCK_RIGHT = "clock_right"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HaEvent:
-    """The root of all events. `reporter` is the node that reports the event.
-
-    An event about one member has its id in `node_id`. `number` counts this node's events, 1, 2, 3
-    ...; a gap means that some were dropped. `time_us` is this node's clock at the time of
-    publication, in microseconds since 1970 UTC, and `time` the same as a datetime.
-    """
-
-    kind: ClassVar[EventKind]
-
-    reporter: int
-    number: int = 0
-    time_us: int = 0
-
-    @property
-    def time(self) -> datetime:
-        """When this node published the event, in UTC."""
-        return datetime.fromtimestamp(self.time_us / 1e6, UTC)
-
-    def details(self) -> dict[str, Any]:
-        """The fields that this kind of event has in addition to those of all events."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.name not in _STAMPS
-        }
-
-
-_STAMPS = ("reporter", "number", "time_us")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
