@@ -508,7 +508,8 @@ class _Restoring:
         try:
             if read_meta(meta).position != self.plan.position:
                 raise ValueError("its meta is of another position")
-            return move_meta(meta, self.plan.beginning)
+            # With the new membership, or a snapshot of this state would be one of the old lineage.
+            return move_meta(meta, self.plan.beginning, bytes(self.plan.entry.payload))
         except ValueError as error:
             raise BackupDamaged(str(error), object_name=name) from error
 
