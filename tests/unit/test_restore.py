@@ -118,6 +118,7 @@ def test_a_restored_node_has_the_state_in_a_new_history(backups: Backups, tmp_pa
     with open_stopped(config_of(path)) as stopped:
         state, wal, membership = stopped.state, stopped.wal, stopped.log.membership
         assert state.applied == wal.base == plan.beginning
+        assert state.membership == membership.encode()
         assert state.applied[:3] == taken[:3]
         assert state.applied.hash != taken.hash
         assert state.applied.last_sequence == 2 * SEQUENCE_STEP
