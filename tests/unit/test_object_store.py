@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -18,8 +19,9 @@ from raftha.errors import (
 )
 from raftha.storage.backup.destination import Destination, create_or_compare
 from raftha.storage.backup.destinations import open_destination
+from tests.support.certificates import make_cluster
 from tests.support.gcs_fake import PAGE
-from tests.support.leash import free_ports
+from tests.support.leash import Leashed, free_ports
 from tests.support.stores import BUCKET, Stores
 
 pytestmark = pytest.mark.slow
@@ -175,6 +177,28 @@ def test_a_foreign_object_that_no_list_can_show_is_named(opened: Opener, key: st
         destination.list("")
     assert not isinstance(raised.value, RepositoryUnavailable)
     assert bytes(destination.get("a/ours", size_max=5)) == b""
+
+
+def test_a_server_with_a_certificate_of_its_own_authority_is_trusted_by_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_cluster(tmp_path, nodes=1)[1]
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command += ["-c", str(made.certificate), "-k", str(made.key)]
+    server = Leashed(command, tmp_path / "moto.log")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+    url = f"s3://none/x?region=us-east-1&endpoint=https://127.0.0.1:{port}"
+    try:
+        server.wait_for_port(port)
+        trusting = open_destination("offsite", f"{url}&ca={made.ca}", base=Path())
+        with pytest.raises(RepositoryUnavailable, match="does the bucket exist"):
+            trusting.create("a", b"")
+        with pytest.raises(RepositoryUnavailable, match="error sending request"):
+            open_destination("offsite", url, base=Path()).create("a", b"")
+    finally:
+        server.close()
 
 
 def put_raw(opened: Opener, destination: Destination, key: str) -> None:
