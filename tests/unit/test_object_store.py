@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import sys
 import time
 import urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -34,6 +36,8 @@ class Opener:
         self.store = stores.get("gcs")
         for name, value in self.store.environment.items():
             monkeypatch.setenv(name, value)
+        account = json.loads(self.store.environment["GOOGLE_SERVICE_ACCOUNT_KEY"])
+        self.server: str = account["gcs_base_url"]
 
     def __call__(self, bucket: str) -> Destination:
         url = self.store.url_of(secrets.token_hex(8), bucket)
@@ -90,6 +94,16 @@ def test_a_deletion_that_is_denied_says_so(opened: Opener) -> None:
     with pytest.raises(DeletionDenied) as raised:
         destination.delete("a")
     assert (raised.value.destination, raised.value.object) == ("offsite", "a")
+
+
+def test_a_deletion_that_s3_denies_within_an_answer_of_success_says_so(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+    url = f"s3://{BUCKET}/x?region=us-east-1&endpoint={opened.server}"
+    with pytest.raises(DeletionDenied):
+        open_destination("offsite", url, base=Path()).delete("a")
 
 
 def test_an_answer_that_ends_early_is_no_object(opened: Opener) -> None:
@@ -203,13 +217,9 @@ def test_a_server_with_a_certificate_of_its_own_authority_is_trusted_by_that(
 
 def put_raw(opened: Opener, destination: Destination, key: str) -> None:
     """Put an object of any name into the folder of `destination`, as another program can."""
-    import json
-    from urllib.parse import quote
-
     from raftha.storage.backup.object_store import ObjectStoreDestination
 
     assert isinstance(destination, ObjectStoreDestination)
-    server = json.loads(opened.store.environment["GOOGLE_SERVICE_ACCOUNT_KEY"])["gcs_base_url"]
     path = quote(destination._prefix + key)
-    request = urllib.request.Request(f"{server}/{BUCKET}/{path}", method="PUT", data=b"x")
+    request = urllib.request.Request(f"{opened.server}/{BUCKET}/{path}", method="PUT", data=b"x")
     urllib.request.urlopen(request, timeout=10).close()
