@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -21,10 +20,10 @@ from raftha.errors import (
 )
 from raftha.storage.backup.destination import Destination, create_or_compare
 from raftha.storage.backup.destinations import open_destination
+from raftha.testing.processes import reserve_port
 from tests.support.certificates import make_cluster
 from tests.support.gcs_fake import PAGE
-from tests.support.leash import Leashed, free_ports
-from tests.support.stores import BUCKET, Stores
+from tests.support.stores import BUCKET, Servers, Stores, moto_command
 
 pytestmark = pytest.mark.slow
 
@@ -149,7 +148,8 @@ def test_without_conditions_a_look_comes_before_the_put(
 def test_a_server_that_is_away_is_unavailable_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
-    (port,) = free_ports(1)
+    nothing_listens = reserve_port()
+    port = nothing_listens.getsockname()[1]
     url = f"s3://bucket/x?region=us-east-1&endpoint=http://127.0.0.1:{port}"
     destination = open_destination("offsite", url, base=Path())
     began = time.monotonic()
@@ -163,6 +163,7 @@ def test_a_server_that_is_away_is_unavailable_soon(monkeypatch: pytest.MonkeyPat
         with pytest.raises(RepositoryUnavailable, match="offsite"):
             use()
     assert time.monotonic() - began < 20
+    nothing_listens.close()
 
 
 def test_a_bucket_that_is_missing_is_named(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,22 +198,21 @@ def test_a_server_with_a_certificate_of_its_own_authority_is_trusted_by_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_cluster(tmp_path, nodes=1)[1]
-    (port,) = free_ports(1)
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    command += ["-c", str(made.certificate), "-k", str(made.key)]
-    server = Leashed(command, tmp_path / "moto.log")
+    servers = Servers()
+    port = servers.reserve_port()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
     url = f"s3://none/x?region=us-east-1&endpoint=https://127.0.0.1:{port}"
     try:
-        server.wait_for_port(port)
+        tls = ["-c", str(made.certificate), "-k", str(made.key)]
+        servers.start([*moto_command(port), *tls], tmp_path, port)
         trusting = open_destination("offsite", f"{url}&ca={made.ca}", base=Path())
         with pytest.raises(RepositoryUnavailable, match="does the bucket exist"):
             trusting.create("a", b"")
         with pytest.raises(RepositoryUnavailable, match="error sending request"):
             open_destination("offsite", url, base=Path()).create("a", b"")
     finally:
-        server.close()
+        servers.close()
 
 
 def put_raw(opened: Opener, destination: Destination, key: str) -> None:
