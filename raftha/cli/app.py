@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raftha.cli.backup import backup
 from raftha.cli.console import errors_as_lines, print_table
 from raftha.cli.digest import digest
 from raftha.cli.events import events
@@ -42,6 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(member, name="member")
+app.add_typer(backup, name="backup")
 app.command()(failover)
 app.command()(init)
 app.command()(move)

@@ -12,19 +12,17 @@ from raftha.errors import LocalClusterError
 
 
 def to_toml(table: Mapping[str, Any]) -> str:
-    """Write text, numbers, booleans, lists of these, and one level of tables below."""
-    lines = []
-    for name, value in table.items():
-        if not isinstance(value, Mapping):
-            lines.append(f"{_key(name)} = {_value(value)}")
+    """Write text, numbers, booleans, lists of these, and tables below."""
+    return "\n".join(_lines(table, "")) + "\n"
+
+
+def _lines(table: Mapping[str, Any], prefix: str) -> list[str]:
+    lines = [f"{_key(k)} = {_value(v)}" for k, v in table.items() if not isinstance(v, Mapping)]
     for name, value in table.items():
         if isinstance(value, Mapping):
-            lines += [
-                "",
-                f"[{_key(name)}]",
-                *(f"{_key(k)} = {_value(v)}" for k, v in value.items()),
-            ]
-    return "\n".join(lines) + "\n"
+            path = f"{prefix}{_key(name)}"
+            lines += ["", f"[{path}]", *_lines(value, f"{path}.")]
+    return lines
 
 
 def _key(name: str) -> str:
