@@ -8,10 +8,9 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from raftha.storage.backup.probe import probe
-
 from raftha.errors import RepositoryError
 from raftha.storage.backup.destinations import open_destination
+from raftha.storage.backup.probe import probe
 from raftha.storage.backup.repository import Repository
 from raftha.storage.backup.uploads import Waits
 from raftha.storage.backup.verify import verify_in

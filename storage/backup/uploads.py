@@ -42,7 +42,7 @@ class Waits(NamedTuple):
     """The time, as the uploads see it: in the simulator it is virtual."""
 
     monotonic: Callable[[], float]
-    sleep: Callable[[float], None]
+    sleep: Callable[[float], object]
     is_wanted: Callable[[], bool] = lambda: True
 
 

@@ -53,6 +53,7 @@ from raftha.errors import Corrupt, StorageError, StorageFailed, StorageFull
 from raftha.storage.state.lmdb_file import (
     COPY_BYTES,
     DAMAGE,
+    META_KEY,
     SPARE_BYTES,
     UNCLEAR,
     StoreSizes,
@@ -103,8 +104,6 @@ SMALL_BYTES = 4096
 """Records up to this size are checked faster in one piece with their key."""
 
 DAMAGED_HINT = "restart the node: it sets the state aside, and gets it from the log or the others"
-
-_META_KEY = b"checkpoint"
 
 
 class CheckpointStore:
@@ -212,7 +211,7 @@ class CheckpointStore:
     def meta(self) -> bytes | None:
         """Return the meta of the last checkpoint, None if there was none yet."""
         with self._reading(), self._gate, self._env.begin(self._meta) as txn:
-            return txn.get(_META_KEY)
+            return txn.get(META_KEY)
 
     def write(self, items: Iterable[tuple[bytes, bytes | None]], meta: bytes) -> None:
         """Write a checkpoint, durably, all or nothing: see `Store`.
@@ -272,7 +271,7 @@ class CheckpointStore:
         self._grow_ahead()
         with self._exporter, self._reading(), self._env.begin(self._data) as txn:
             entries = txn.stat(self._data)["entries"]
-            meta = txn.get(_META_KEY, db=self._meta)
+            meta = txn.get(META_KEY, db=self._meta)
             yield StoreExport(meta or b"", entries, self._pieces(txn, entries))
 
     def _pieces(
@@ -377,7 +376,7 @@ class CheckpointStore:
         with self._open(self._compacting, self.map_bytes) as env:
             data, meta = env.open_db(b"data", create=False), env.open_db(b"meta", create=False)
             with env.begin() as txn:
-                found = txn.stat(data)["entries"], txn.get(_META_KEY, db=meta)
+                found = txn.stat(data)["entries"], txn.get(META_KEY, db=meta)
             env.sync(True)
         if found != (self.census(()).entries, self.meta()):
             raise StorageFailed(f"{self._compacting}: it has other contents")
@@ -439,7 +438,7 @@ class CheckpointStore:
                         txn.delete(key)
                     else:
                         txn.put(key, pack_record(key, value))
-                txn.put(_META_KEY, meta, db=self._meta)
+                txn.put(META_KEY, meta, db=self._meta)
         except lmdb.MapFullError:
             return False
         return True

@@ -15,6 +15,8 @@ from lmdb.verify import VerifyError, verify
 from raftha.config import KEY_BYTES_MAX, MIB
 from raftha.errors import StorageFailed
 
+META_KEY = b"checkpoint"
+"""The one key of the database `meta`."""
 CLEAN = "CLEAN"
 """The mark of a clean end: a file with size and time of the data file."""
 COPY_BYTES = 128 * 1024

@@ -28,10 +28,10 @@ def read_meta(meta: bytes) -> MetaFacts:
     return MetaFacts(version, LogPosition(*applied), membership)
 
 
-def move_meta(meta: bytes, position: LogPosition) -> bytes:
-    """Return the meta as of another position. ValueError if it isn't one."""
+def move_meta(meta: bytes, position: LogPosition, membership: bytes) -> bytes:
+    """Return the meta as of another position, with another membership. ValueError if it is none."""
     fields = _unpack(meta)
-    fields[1] = list(position)
+    fields[1:3] = [list(position), membership]
     packed: bytes = msgpack.packb(fields)
     return zlib.crc32(packed).to_bytes(4, "little") + packed
 
