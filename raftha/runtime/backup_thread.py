@@ -114,7 +114,7 @@ class BackupThread:
         def work() -> TakenBackup:
             waits = Waits(
                 time.monotonic,
-                cancelled.wait,
+                _sleeper(cancelled),
                 lambda: not (cancelled.is_set() or self._closing.is_set()),
             )
             hooks = TakeHooks(
@@ -143,7 +143,7 @@ class BackupThread:
         self, lineage: str, known: Sequence[BackupRecord], done: Callable[[Listing], None]
     ) -> None:
         is_wanted: Callable[[], bool] = lambda: not self._closing.is_set()  # noqa: E731
-        waits = Waits(time.monotonic, self._closing.wait, is_wanted)
+        waits = Waits(time.monotonic, _sleeper(self._closing), is_wanted)
         self._run(self._upkeep, partial(self._jobs.list, lineage, known, waits), done)
 
     def delete(
@@ -153,7 +153,7 @@ class BackupThread:
 
     def _pace(self, cancelled: threading.Event) -> Callable[[int], None]:
         limit = self._config.bytes_per_s
-        return BackupPace(self._log_write, limit, time.monotonic, cancelled.wait)
+        return BackupPace(self._log_write, limit, time.monotonic, _sleeper(cancelled))
 
     def _open(self) -> Repository:
         with self._opening:
@@ -256,7 +256,7 @@ class _Reporter:
                 duration_ms=1000 * (time.monotonic() - began),
             )
 
-    def _emit_soon(self, kind: type[HaEvent], **fields: Any) -> None:
+    def _emit_soon(self, kind: Callable[..., HaEvent], **fields: Any) -> None:
         event = kind(reporter=self._node_id, backup_id=self._record.id, **fields)
         self._call(self._emit, event)
 
@@ -267,6 +267,15 @@ class _Reporter:
 
 STORED, VERIFIED = 5, 7
 """Steps of `storage/backup/take.py`."""
+
+
+def _sleeper(ended: threading.Event) -> Callable[[float], None]:
+    """Make a function that sleeps until the time is over, or `ended` is set."""
+
+    def sleep(seconds: float) -> None:
+        ended.wait(seconds)
+
+    return sleep
 
 
 def _now_us() -> int:

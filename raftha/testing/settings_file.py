@@ -12,16 +12,16 @@ from raftha.errors import LocalClusterError
 
 
 def to_toml(table: Mapping[str, Any]) -> str:
-    """Write text, numbers, booleans, lists of these, and tables below."""
-    return "\n".join(_lines(table, "")) + "\n"
+    """Write text, numbers, booleans, lists of these, and tables in tables."""
+    return "\n".join(_lines(table, ())) + "\n"
 
 
-def _lines(table: Mapping[str, Any], prefix: str) -> list[str]:
-    lines = [f"{_key(k)} = {_value(v)}" for k, v in table.items() if not isinstance(v, Mapping)]
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            path = f"{prefix}{_key(name)}"
-            lines += ["", f"[{path}]", *_lines(value, f"{path}.")]
+def _lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+    lines = ["", f"[{'.'.join(map(_key, path))}]"] if path else []
+    inner = {name: value for name, value in table.items() if isinstance(value, Mapping)}
+    lines += [f"{_key(k)} = {_value(v)}" for k, v in table.items() if k not in inner]
+    for name, value in inner.items():
+        lines += _lines(value, (*path, name))
     return lines
 
 

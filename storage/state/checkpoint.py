@@ -50,6 +50,7 @@ from google_crc32c import value as crc32c
 
 from raftha.config import MIB
 from raftha.errors import Corrupt, StorageError, StorageFailed, StorageFull
+from raftha.storage.files import sync_folder
 from raftha.storage.state.lmdb_file import (
     COPY_BYTES,
     DAMAGE,
@@ -62,7 +63,6 @@ from raftha.storage.state.lmdb_file import (
     leave_mark,
     seek_first,
     seek_last,
-    sync_folder,
     take_mark,
     used_bytes,
     write_copy,

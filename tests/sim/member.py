@@ -1,10 +1,11 @@
 """One simulated member: a real `Node` with its core, log and state, and a `Host` made of events.
 
-Theory of operation. What the runtime does with threads is done here with events. A write, a
-checkpoint or a read of the log is handed over, happens a while later on the simulated disk, in one
-go, and is reported to the node a while after that. So a crash may come before it, after it, or,
-by a countdown of disk operations (`DiskFaults.arm`), in the middle: then `SimulatedCrash` flies out
-of the log from whatever it was doing, and what it hadn't synced yet is lost or torn.
+Theory of operation. What the runtime does with threads is done with events, here and in
+`storage_work.py`. A write, a checkpoint or a read of the log is handed over, happens a while later
+on the simulated disk, in one go, and is reported to the node a while after that. So a crash may
+come before it, after it, or, by a countdown of disk operations (`DiskFaults.arm`), in the middle:
+then `SimulatedCrash` flies out of the log from whatever it was doing, and what it hadn't synced yet
+is lost or torn.
 
 A crash throws the node away; only disk and store stay. A *power loss* takes the page cache along,
 a killed process leaves it.
@@ -12,7 +13,6 @@ a killed process leaves it.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from random import Random
@@ -28,9 +28,8 @@ from raftha.core import (
     TimeoutNow,
     Write,
 )
-from raftha.entry import Entry, HardState, LogPosition
+from raftha.entry import HardState, LogPosition
 from raftha.errors import (
-    Compacted,
     Corrupt,
     Disconnected,
     StorageFailed,
@@ -52,7 +51,6 @@ from raftha.node.operations import Operation
 from raftha.node.statistics import Statistics
 from raftha.runtime import introductions
 from raftha.storage.directory.healing import LOG, open_or_heal
-from raftha.storage.directory.replay import read_from
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.state import Frozen
@@ -65,12 +63,12 @@ from tests.sim.network import Network
 from tests.sim.node_files import SimulatedNodeFiles
 from tests.sim.settings import TICK_S, WAL, core_config, node_config
 from tests.sim.snapshots import SimulatedSnapshots
+from tests.sim.storage_work import StorageWork
 from tests.sim.store import DictStore
 from tests.sim.swarm import Swarm
 from tests.sim.watch import Waiter, Watch
 from tests.sim.world import Violation, World
 
-FULL_RETRY_S = 0.1
 _INVITATIONS = (TimeoutNow, TransferRequest)
 
 
@@ -117,8 +115,8 @@ class Member:
         )
         """The membership that the cluster began with; all have their first data directories."""
         self._watch = watch
-        self._is_calm = self._is_turn_due = self._is_preallocating = False
-        self._last_cut: LogCut | None = None
+        self._is_calm = self._is_turn_due = False
+        self._work = StorageWork(self, world, swarm, watch)
         self._delivered: list[tuple[Waiter, Any]] = []
         self._waiting: dict[int, Waiter] = {}
 
@@ -148,8 +146,8 @@ class Member:
         if self.node is not None or not self.is_wanted:
             return
         self.life += 1
-        self._is_turn_due = self._is_preallocating = False
-        self._last_cut = None
+        self._is_turn_due = False
+        self._work.begin()
         try:
             self.node = self._open()
             self._wait_for_cluster()
@@ -168,8 +166,8 @@ class Member:
         self.is_rotten = False
         self._world.note(self.id, "start", f"log ends at {self.node.core.log.last_index}")
         self._watch.on_start(self)
-        self._later(self.rng.uniform(0, TICK_S), self._tick)
-        self._preallocate()
+        self.later(self.rng.uniform(0, TICK_S), self._tick)
+        self._work.preallocate()
         self.wake()
 
     def open_wal(self) -> Wal:
@@ -287,10 +285,11 @@ class Member:
         self.free_disk()
         self.clock.run_at(1.0)
 
-    def _later(self, delay: float, function: Callable[..., None], *args: Any) -> None:
+    def later(self, delay: float, function: Callable[..., None], *args: Any) -> None:
+        """Call `function` in `delay` seconds, unless this life has ended by then."""
         self._world.at(delay, function, *args, actor=self)
 
-    def _run(self, work: Callable[..., None], *args: Any) -> None:
+    def run(self, work: Callable[..., None], *args: Any) -> None:
         """Do something on the disk, which may be this machine's end, or this node's."""
         try:
             work(*args)
@@ -310,7 +309,7 @@ class Member:
         assert self.node is not None
         for operation in operations:
             self._waiting[id(operation.waiter)] = operation.waiter
-        self._later(0.0, self._take, operations)
+        self.later(0.0, self._take, operations)
 
     def _take(self, operations: list[Operation]) -> None:
         assert self.node is not None
@@ -334,147 +333,20 @@ class Member:
 
     def write(self, write: Write) -> None:
         self._watch.on_writing(self, write)
-        self._later(self.faults.pick_time(), self._run, self._append, write, False)
-
-    def _append(self, write: Write, was_full: bool) -> None:
-        assert self.wal is not None
-        append = partial(self.wal.append, write.hard_state, write.entries)
-        if not self._has_space_for("log", append, was_full, self._append, write):
-            return
-        if not self.wal.has_spare:
-            self._preallocate()
-        self._watch.on_durable(self, write)
-        if self.faults.is_due:
-            raise SimulatedCrash
-        self._later(self.rng.uniform(0, 0.001), self._written, write)
-
-    def _has_space_for(
-        self,
-        place: str,
-        work: Callable[[], None],
-        was_full: bool,
-        again: Callable[..., None],
-        *args: Any,
-    ) -> bool:
-        """As `StorageThreads._when_there_is_space`; False if `work` is tried again later."""
-        assert self.node is not None
-        try:
-            work()
-        except StorageFull as error:
-            self._world.note(self.id, "no space", str(error))
-            self._later(0.0, self.node.on_storage_full, str(error), place)
-            self._later(FULL_RETRY_S, self._run, again, *args, True)
-            return False
-        if was_full:
-            self._world.note(self.id, "space again")
-            self._later(0.0, self.node.on_storage_space, place)
-        return True
-
-    def _written(self, write: Write) -> None:
-        assert self.node is not None
-        self._world.note(self.id, "written", write.hard_state or "")
-        self.node.on_written(write)
+        self._work.write(write)
 
     def seal_log(self, commit: int) -> None:
-        self._later(self.faults.pick_time(), self._run, self._seal, commit)
+        self._work.seal(commit)
 
-    def _seal(self, commit: int) -> None:
-        assert self.wal is not None
-        with contextlib.suppress(StorageFull):
-            self.wal.seal(commit)
-        self._later(self.rng.uniform(0, 0.001), self._sealed)
+    def read_log(self, request: LogRead) -> None:
+        self._work.read_log(request)
 
-    def _sealed(self) -> None:
-        assert self.node is not None
-        self.node.on_sealed()
+    def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
+        self._work.checkpoint(frozen, cut, with_digest=with_digest)
 
     def set_members(self, membership: Membership) -> None:
         assert self.network is not None
         self.network.dismiss(self.id, membership.removed)
-
-    def read_log(self, request: LogRead) -> None:
-        self._later(self.faults.pick_time(), self._run, self._read_log, request)
-
-    def _read_log(self, request: LogRead) -> None:
-        assert self.wal is not None
-        result: tuple[LogPosition, list[Entry]] | int
-        try:
-            result = read_from(self.wal, request.index)
-        except Compacted as compacted:
-            result = compacted.first_index
-        # Reads are slow now and then: much may happen until the node gets what it asked for.
-        pause = 0.0 if self._is_calm else self.rng.choice((0.0, 0.01, 0.1, 1.0))
-        self._later(pause, self._on_log_read, request, result)
-
-    def _on_log_read(self, request: LogRead, result: tuple[LogPosition, list[Entry]] | int) -> None:
-        assert self.node is not None
-        if isinstance(result, int):
-            detail = f"for {request.peer}: compacted up to {result}"
-            self._world.note(self.id, "log read", detail)
-            self.node.on_log_compacted(request, result)
-        else:
-            previous, entries = result
-            detail = f"for {request.peer}: {len(entries)} entries after {previous.index}"
-            self._world.note(self.id, "log read", detail)
-            self.node.on_log_read(request, previous, entries)
-
-    def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
-        # Other members may have more space: which one helps a member that lags may change with the
-        # leader.
-        is_short = self.id % 2 == 1
-        cut = cut._replace(bytes_max=self._swarm.retention_bytes if is_short else 1 << 40)
-        job = (self._write_store, frozen, cut, with_digest, False)
-        self._later(self.faults.pick_time(), self._run, *job)
-
-    def _write_store(self, frozen: Frozen, cut: LogCut, with_digest: bool, was_full: bool) -> None:
-        write, again = partial(self.store.write, frozen.items, frozen.meta), self._write_store
-        if not self._has_space_for("checkpoint", write, was_full, again, frozen, cut, with_digest):
-            return
-        self._world.note(self.id, "checkpoint", f"at {frozen.position.index}")
-        self._later(self.faults.pick_time(), self._run, self._compact, frozen, cut, with_digest)
-
-    def _compact(self, frozen: Frozen, cut: LogCut, with_digest: bool) -> None:
-        assert self.wal is not None
-        assert self.node is not None
-        first_index = self.wal.first_index
-        cut.apply(self.wal)
-        if self.wal.first_index > frozen.position.index + 1:
-            raise Violation(
-                f"node {self.id} has cut its log up to {self.wal.first_index}, its state is at "
-                f"{frozen.position.index}"
-            )
-        self._last_cut = cut
-        if self.wal.first_index != first_index:
-            self._world.note(self.id, "compacted", f"to {self.wal.first_index}")
-        self._preallocate()
-        done = frozen.position, len(frozen.items), self.wal.first_index
-        self._later(self.rng.uniform(0, 0.001), self.node.on_checkpoint, *done)
-        if with_digest:
-            stored = self.store.digest()
-            digest = frozen.digest_with(stored) if stored else None
-            took_s = 0.001 + self.faults.pick_time()
-            self._later(took_s, self.node.on_digest, frozen.position.index, digest)
-
-    def _preallocate(self) -> None:
-        """Make the next segment ahead of need: what `StorageThreads.preallocate` does."""
-        if not self._is_preallocating:
-            self._is_preallocating = True
-            self._later(self.faults.pick_time(), self._run, self._preallocate_now, False)
-
-    def _preallocate_now(self, was_full: bool) -> None:
-        if self._has_space_for("ahead", self._take_space, was_full, self._preallocate_now):
-            self._is_preallocating = False
-
-    def _take_space(self) -> None:
-        assert self.wal is not None
-        try:
-            self.wal.prepare_spare()
-        except StorageFull:
-            if self._last_cut is None:
-                raise
-            # Log that is kept for members that lag is freed first: they can be sent a snapshot.
-            self._last_cut._replace(bytes_max=0).apply(self.wal)
-            self.wal.prepare_spare()
 
     # ---------------------------------------------------------------- healing
 
@@ -493,7 +365,7 @@ class Member:
         self._watch.on_loss(self, position)
 
     def end_healing(self, generation: int) -> None:
-        self._later(self.faults.pick_time(), self._run, self._end_healing, generation)
+        self.later(self.faults.pick_time(), self.run, self._end_healing, generation)
 
     def _end_healing(self, generation: int) -> None:
         assert self.node is not None
@@ -501,10 +373,10 @@ class Member:
         self.node_files.end_healing(generation)
         self._world.counts["wiped and healed"] += self.incarnation > 1 and generation == 2
         self._world.note(self.id, "healed", f"generation {generation}")
-        self._later(self.rng.uniform(0, 0.001), self.node.on_healed, generation)
+        self.later(self.rng.uniform(0, 0.001), self.node.on_healed, generation)
 
     def heal_log(self, lost_index: int) -> None:
-        self._later(0.0, self._run, self._heal_log, lost_index)
+        self.later(0.0, self.run, self._heal_log, lost_index)
 
     def _heal_log(self, lost_index: int) -> None:
         found = Corrupt(WAL, 0, f"entries up to {lost_index} are missing")
@@ -513,7 +385,7 @@ class Member:
 
     def heal_state(self, detail: str) -> None:
         self.store.is_damaged, self.is_rotten = True, self.store.is_altered
-        self._later(0.0, partial(self.crash, is_power_loss=False, is_silent=False))
+        self.later(0.0, partial(self.crash, is_power_loss=False, is_silent=False))
 
     # ---------------------------------------------------------------- snapshots
 
@@ -521,9 +393,9 @@ class Member:
         """Do `work` when the disk gets to it, and `done` with its result `pause` later."""
 
         def run() -> None:
-            self._later(pause, done, work())
+            self.later(pause, done, work())
 
-        self._later(self.faults.pick_time(), self._run, run)
+        self.later(self.faults.pick_time(), self.run, run)
 
     def pick_pause(self, pauses: tuple[float, ...]) -> float:
         """How long something takes that may take long."""
@@ -570,7 +442,7 @@ class Member:
     def wake(self) -> None:
         if not self._is_turn_due:
             self._is_turn_due = True
-            self._later(self._swarm.turn_s, self._turn)
+            self.later(self._swarm.turn_s, self._turn)
 
     def _turn(self) -> None:
         self._is_turn_due = False
@@ -589,7 +461,7 @@ class Member:
         if self.founding is not None and self.founding.decide(self._world.now) is not None:
             raise Violation(f"node {self.id} founds another cluster beside the data")
         self.contact.on_tick(self.node.core)
-        self._later(TICK_S / self.clock.rate, self._tick)
+        self.later(TICK_S / self.clock.rate, self._tick)
 
     # ---------------------------------------------------------------- Station
 
@@ -629,7 +501,7 @@ class Member:
         hello = self._hellos.get(message.sender)
         is_leader = isinstance(message, Append | Heartbeat | SnapshotOffer)
         if is_leader and hello is not None and hello.cluster_id and not self.has_cluster:
-            self._later(0.0, self._join, hello)
+            self.later(0.0, self._join, hello)
 
     def on_message(self, message: PeerMessage) -> None:
         assert self.node is not None

@@ -201,9 +201,11 @@ class Leading:
 
     def _propose(self, change: Change, request: BackupRequest | None = None) -> None:
         payload = encode_change(change)
+        # Backups are due by log time, which else stands still where nothing is written.
+        time_us = self._log_clock.stamp(self._core.log.last.time_us)
 
         def propose() -> int | None:
-            return self._core.propose_admin(payload)
+            return self._core.propose_admin(payload, time_us)
 
         is_full = isinstance(change, Begin) and change.mode == FULL
         index = self._compare(propose) if is_full else propose()
