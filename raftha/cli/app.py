@@ -24,6 +24,7 @@ from raftha.cli.events import events
 from raftha.cli.founding import init
 from raftha.cli.membership import failover, member, recover_quorum
 from raftha.cli.moving import move
+from raftha.cli.restore import restore
 from raftha.cli.skipping import skip_entry
 from raftha.cli.status import status
 from raftha.errors import ConfigError, RafthaError
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.add_typer(member, name="member")
 app.add_typer(backup, name="backup")
+app.add_typer(restore, name="restore")
 app.command()(failover)
 app.command()(init)
 app.command()(move)

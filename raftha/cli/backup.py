@@ -34,7 +34,7 @@ from raftha.cli.backup_tables import (
     size,
 )
 from raftha.cli.console import errors_as_lines, print_table, printable
-from raftha.cli.repository import KeyFile, Lineage, Places, progress_bar
+from raftha.cli.repository import KeyFile, Lineage, Places, byte_bar, progress_bar
 from raftha.errors import ConfigError, InvalidRequest, RafthaError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _outcome(found: Backup) -> str:
 
 def _wait(asked: Asked, request: tuple[str | int, ...], timeout_s: float, show: bool) -> int:
     """Have a backup taken; show how far it is meanwhile. Returns its id."""
-    with ThreadPoolExecutor(1) as pool, progress_bar(show) as bar:
+    with ThreadPoolExecutor(1) as pool, byte_bar(show) as bar:
         taking: Future[int] = pool.submit(ask, asked, request, timeout_s)
         task = bar.add_task("preparing", total=None)
         while not taking.done():
