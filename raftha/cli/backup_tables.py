@@ -15,6 +15,9 @@ from raftha.cli.console import printable
 Backup = Mapping[str, Any]
 Decision = Mapping[str, Any]
 
+ERROR_CHARACTERS = 40
+"""How much of an error a table shows; `raftha backup show` has all of it."""
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _LEVELS = ("", "read back", "rebuilt", "digest")
 
@@ -120,7 +123,7 @@ def _where(backup: Backup) -> str:
         name if what == "ok" else f"({name}: {what})"
         for name, what in backup["destinations"].items()
     ]
-    return " ".join(parts) or backup["error"] or "-"
+    return " ".join(parts) or backup["error"][:ERROR_CHARACTERS] or "-"
 
 
 def _why(backup: Backup, decisions: Iterable[Decision]) -> str:
