@@ -19,9 +19,10 @@ from raftha.storage.backup.chain import Shelf, from_any, load_chain
 from raftha.storage.backup.destination import Destination
 from raftha.storage.backup.frames import HEADER_BYTES, RUN, ObjectSeal
 from raftha.storage.backup.manifest import Manifest, StoredManifest
-from raftha.storage.backup.pairs import Pair, Piece, flat, merge, without_deleted
+from raftha.storage.backup.pairs import Piece, flat, merge, without_deleted
 from raftha.storage.backup.repository import Repository
 from raftha.storage.backup.runs import IndexEntry, ObjectFacts, decode_block, read_block, read_index
+from raftha.storage.state.blocks import Pair
 
 OBJECTS_MAX = 64
 """Objects whose indexes are kept in memory, up to 1 MiB each."""

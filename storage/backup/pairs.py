@@ -1,20 +1,8 @@
-"""Ordered pairs as bytes: what runs, the spool and the digest have in common.
+"""Ordered pairs as bytes, read back from where others may write; and merges of them.
 
-Theory of operation. A pair is a key and its value, or None for a key that was deleted. Pairs travel
-in *pieces*, lists of some tens of KiB, so that the cost of a step is paid once for many. A *block*
-is a piece as bytes:
-
-    size  field
-       4  length of the key, little endian
-       -  key
-       4  length of the value, little endian; 2**32 - 1: the key was deleted, no value follows
-       -  value
-
-These are the bytes that `Hasher` hashes, so the digest of a state is the hash of its blocks, one
-after the other. A block is at most `BLOCK_BYTES` long, unless it has only one pair.
-
-Keys ascend, within a block and from block to block. Everything that reads pairs from a place that
-others may write to checks this, and the limits of keys and values.
+Theory of operation. Pairs travel in *pieces*, lists of some tens of KiB, so that the cost of a step
+is paid once for many, and are kept as blocks (`state/blocks.py`). Keys ascend, within a block and
+from block to block: reading a block checks this, and the limits of keys and values.
 """
 
 from __future__ import annotations
@@ -24,42 +12,28 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from operator import lt
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-from raftha.config.limits import KEY_BYTES_MAX, KIB, VALUE_BYTES_MAX
+from raftha.config.limits import KEY_BYTES_MAX, VALUE_BYTES_MAX
+from raftha.storage.state.blocks import (
+    BLOCK_BYTES,
+    DELETED,
+    LENGTH,
+    Block,
+    Pair,
+    encoded_parts,
+    join_blocks,
+)
 
-Pair: TypeAlias = "tuple[bytes, bytes | None]"
 Piece: TypeAlias = "Sequence[Pair]"
 
-BLOCK_BYTES = 256 * KIB
-"""A block's size, unless one pair alone is larger."""
 PIECE_PAIRS = 256
 """Pairs in a piece that a merge makes."""
-
-_LENGTH = struct.Struct("<I")
-_DELETED = 0xFFFF_FFFF
-_GONE = _LENGTH.pack(_DELETED)
-_SHORT = tuple(_LENGTH.pack(size) for size in range(4096))
-"""The usual lengths, because a look-up takes half the time of packing."""
-
-
-class Block(NamedTuple):
-    """Some pairs as bytes."""
-
-    raw: bytes
-    keys: int
-    first_key: bytes
-    last_key: bytes
-
-
-def encode_pairs(pairs: Iterable[Pair]) -> bytes:
-    """Return the bytes of pairs."""
-    return b"".join(_parts(pairs))
 
 
 def decode_pairs(raw: bytes) -> list[Pair]:
     """Return the pairs in a block; ValueError unless they are in order and within their limits."""
-    unpack, at, end = _LENGTH.unpack_from, 0, len(raw)
+    unpack, at, end = LENGTH.unpack_from, 0, len(raw)
     pairs: list[Pair] = []
     add = pairs.append
     try:
@@ -68,7 +42,7 @@ def decode_pairs(raw: bytes) -> list[Pair]:
             value_at = key_at + unpack(raw, at)[0]
             (size,) = unpack(raw, value_at)
             value_at += 4
-            if size == _DELETED:
+            if size == DELETED:
                 add((raw[key_at : value_at - 4], None))
                 at = value_at
             else:
@@ -97,35 +71,18 @@ def check_piece(pairs: Piece, previous: bytes = b"") -> None:
 
 def cut_blocks(pieces: Iterable[Piece], block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
     """Make blocks of pieces; ValueError if the keys are not in order."""
-    held: list[bytes] = []
-    size = keys = 0
-    first = last = b""
-    for parts, at_key in _small_pieces(pieces, block_bytes):
-        raw = b"".join(parts)
-        if held and size + len(raw) > block_bytes:
-            yield Block(b"".join(held), keys, first, last)
-            held, size, keys = [], 0, 0
-        if at_key[0] <= last:
-            raise ValueError("keys are not in order")
-        first = first if held else at_key[0]
-        last = at_key[-1]
-        held.append(raw)
-        size, keys = size + len(raw), keys + len(at_key)
-    if held:
-        yield Block(b"".join(held), keys, first, last)
+    return join_blocks(_small_blocks(pieces, block_bytes), block_bytes)
 
 
-def _small_pieces(
-    pieces: Iterable[Piece], block_bytes: int
-) -> Iterator[tuple[list[bytes], list[bytes]]]:
-    """Yield the parts and the keys of pieces that fit into a block, unless they have one pair."""
+def _small_blocks(pieces: Iterable[Piece], block_bytes: int) -> Iterator[Block]:
+    """Yield pieces as blocks, cut where they are too large."""
     for whole in pieces:
         waiting = [whole]
         while waiting:
             piece = waiting.pop()
             if not piece:
                 continue
-            parts = _parts(piece)
+            parts = encoded_parts(piece)
             if len(piece) > 1 and sum(map(len, parts)) > block_bytes:
                 half = len(piece) // 2
                 waiting += (piece[half:], piece[:half])
@@ -133,19 +90,7 @@ def _small_pieces(
             keys = [key for key, _ in piece]
             if not all(map(lt, keys, islice(keys, 1, None))):
                 raise ValueError("keys are not in order")
-            yield parts, keys
-
-
-def _parts(pairs: Iterable[Pair]) -> list[bytes]:
-    parts: list[bytes] = []
-    short, limit, pack = _SHORT, len(_SHORT), _LENGTH.pack
-    for key, value in pairs:
-        if value is None:
-            parts += (short[len(key)], key, _GONE)
-        else:
-            size = len(value)
-            parts += (short[len(key)], key, short[size] if size < limit else pack(size), value)
-    return parts
+            yield Block(b"".join(parts), len(piece), keys[0], keys[-1])
 
 
 def merge(newest_first: Sequence[Iterator[Piece]]) -> Iterator[Piece]:

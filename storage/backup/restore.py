@@ -64,7 +64,7 @@ from raftha.membership import Member, Membership
 from raftha.storage.backup import names
 from raftha.storage.backup.chain import Shelf, find_manifest, load_chain, read_backup
 from raftha.storage.backup.manifest import Manifest, StoredManifest
-from raftha.storage.backup.pairs import Piece, encode_pairs
+from raftha.storage.backup.pairs import Piece
 from raftha.storage.backup.pool import Pool, serial_pool
 from raftha.storage.backup.repository import Repository
 from raftha.storage.backup.runs import MetaParts
@@ -72,6 +72,7 @@ from raftha.storage.backup.uploads import BackupCancelled
 from raftha.storage.directory.datadir import DataDirectory, new_incarnation, sync_folder
 from raftha.storage.log.disk import RealDisk
 from raftha.storage.log.wal import Wal
+from raftha.storage.state.blocks import encode_pairs
 from raftha.storage.state.builder import StoreBuilder
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.meta import move_meta, read_meta

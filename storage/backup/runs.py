@@ -2,9 +2,9 @@
 
 Theory of operation. A run is a checkpoint's meta and ordered pairs: all pairs of a state (a full
 run), or those that have changed since an earlier one (a delta run). It is cut into objects of at
-most `OBJECT_BYTES` each, and an object into blocks (`pairs.py`). A block is one frame, or several
-if one pair alone is larger than a frame. So one block can be read without the others. Content of an
-object, frame by frame:
+most `OBJECT_BYTES` each, and an object into blocks (`state/blocks.py`). A block is one frame, or
+several if one pair alone is larger than a frame. So one block can be read without the others.
+Content of an object, frame by frame:
 
     blocks of the meta   up to 256 KiB of it each; only in the first objects of a run
     blocks of pairs      in the order of their keys
@@ -41,15 +41,9 @@ from raftha.storage.backup.frames import (
     open_frame,
     seal_frame,
 )
-from raftha.storage.backup.pairs import (
-    BLOCK_BYTES,
-    Block,
-    Pair,
-    Piece,
-    cut_blocks,
-    decode_pairs,
-)
+from raftha.storage.backup.pairs import Piece, decode_pairs
 from raftha.storage.backup.pool import Pool
+from raftha.storage.state.blocks import BLOCK_BYTES, Block, Pair
 
 OBJECT_BYTES = 16 << 20
 """An object's size, at most."""
@@ -100,7 +94,7 @@ class IndexEntry(NamedTuple):
 
 
 def write_run(
-    pieces: Iterable[Piece],
+    blocks: Iterable[Block],
     meta: bytes,
     name_of: Callable[[int], str],
     *,
@@ -111,7 +105,7 @@ def write_run(
     on_block: Callable[[Block], None] = lambda block: None,
     salt: Callable[[], bytes | None] = lambda: None,
 ) -> Generator[RunObject, None, None]:
-    """Yield the objects of a run. ValueError if the keys are not in order.
+    """Yield the objects of a run, whose keys are in order.
 
     `name_of` names the objects by their numbers from 0 on; `level` is one of ours, from 0 to 9.
     `on_block` gets each block of pairs, in order.
@@ -123,7 +117,7 @@ def write_run(
     writer = next(writers)
     waiting: deque[_ObjectWriter] = deque()
     done: deque[Future[RunObject]] = deque()
-    for block in chain(_meta_blocks(meta), cut_blocks(pieces)):
+    for block in chain(_meta_blocks(meta), blocks):
         if not writer.has_room(len(block.raw), object_bytes - SPARE_BYTES):
             writer.is_closed = True
             writer = next(writers)

@@ -8,8 +8,9 @@ from typing import NamedTuple, Protocol
 
 from raftha.entry import LogPosition
 from raftha.errors import StorageError
-from raftha.storage.backup.pairs import Piece
+from raftha.storage.backup.pairs import cut_blocks
 from raftha.storage.backup.spool import Spool, SpoolLost
+from raftha.storage.state.blocks import Block, join_blocks
 from raftha.storage.state.meta import MetaFacts, read_meta
 from raftha.storage.state.store import Store
 
@@ -29,7 +30,7 @@ class SourceReading(NamedTuple):
     meta: bytes
     membership: bytes
     keys_max: int
-    pieces: Iterator[Piece]
+    blocks: Iterator[Block]
 
 
 class Source(Protocol):
@@ -38,14 +39,14 @@ class Source(Protocol):
     def full(self, index: int) -> AbstractContextManager[SourceReading]:
         """Read all of it, as of a checkpoint at or after entry `index`.
 
-        SourceBehind; also from the pieces come ReadInterrupted, to begin again, and Corrupt.
+        SourceBehind; also from the blocks come ReadInterrupted, to begin again, and Corrupt.
         """
         ...
 
     def delta(self, start: int, index: int) -> AbstractContextManager[SourceReading]:
         """Read what has changed after entry `start`, up to a checkpoint at or after `index`.
 
-        SourceBehind; SpoolLost, also from the pieces, if this node doesn't have all of it.
+        SourceBehind; SpoolLost, also from the blocks, if this node doesn't have all of it.
         """
         ...
 
@@ -63,7 +64,12 @@ class StoreSource:
             facts = self._facts(export.meta, index)
             membership = facts.membership or b""
             yield SourceReading(
-                facts.position, 0, export.meta, membership, export.entries, export.pieces
+                facts.position,
+                0,
+                export.meta,
+                membership,
+                export.entries,
+                join_blocks(export.blocks),
             )
 
     @contextmanager
@@ -81,7 +87,7 @@ class StoreSource:
                 reading.meta,
                 membership,
                 reading.keys_max,
-                reading.pieces,
+                cut_blocks(reading.pieces),
             )
 
     def _facts(self, meta: bytes, index: int) -> MetaFacts:

@@ -50,8 +50,9 @@ from google_crc32c import value as crc32c
 from raftha.config.limits import GIB, KIB, MIB
 from raftha.entry import LogPosition
 from raftha.errors import StorageError
-from raftha.storage.backup.pairs import Pair, Piece, cut_blocks, decode_pairs, in_pieces, merge
+from raftha.storage.backup.pairs import Piece, cut_blocks, decode_pairs, in_pieces, merge
 from raftha.storage.log.disk import Disk
+from raftha.storage.state.blocks import Pair
 
 FORMAT = 1
 FILES_MAX = 1024

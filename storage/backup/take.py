@@ -31,13 +31,13 @@ from raftha.storage.backup import names
 from raftha.storage.backup.crypto import SALT_BYTES
 from raftha.storage.backup.destination import Destination
 from raftha.storage.backup.manifest import FULL, Manifest, StoredManifest, encode_manifest
-from raftha.storage.backup.pairs import Block, Piece
 from raftha.storage.backup.pool import Pool, serial_pool
 from raftha.storage.backup.repository import Repository
 from raftha.storage.backup.runs import DELTA_OBJECT_BYTES, OBJECT_BYTES, ObjectFacts, write_run
 from raftha.storage.backup.source import Source, SourceReading
 from raftha.storage.backup.uploads import BackupCancelled, Uploads, Waits
 from raftha.storage.backup.verify import Verified, verify_in, write_verified
+from raftha.storage.state.blocks import Block
 from raftha.storage.state.store import Hasher, ReadInterrupted
 from raftha.types import BackupState
 from raftha.version import VERSION
@@ -203,7 +203,7 @@ class _Taking:
         order, hooks = self.order, self.hooks
         watch = _Stopwatch(hooks.waits.monotonic)
         objects = write_run(
-            self._watched(reading.pieces, watch),
+            self._watched(reading.blocks, watch),
             reading.meta,
             lambda number: names.run_name(order.lineage, order.label, self.first_run + number),
             key=self.repository.key,
@@ -229,11 +229,11 @@ class _Taking:
         self.uploads.wait()
         self._check()
 
-    def _watched(self, pieces: Iterator[Piece], watch: _Stopwatch) -> Iterator[Piece]:
+    def _watched(self, blocks: Iterator[Block], watch: _Stopwatch) -> Iterator[Block]:
         before = watch.switch(BackupState.BACKING_UP)
-        for piece in pieces:
+        for block in blocks:
             watch.switch(before)
-            yield piece
+            yield block
             before = watch.switch(BackupState.BACKING_UP)
 
     def _on_block(self, block: Block, keys_max: int) -> None:

@@ -28,11 +28,12 @@ from raftha.storage.backup.chain import Shelf, fetch, find_manifest, load_chain,
 from raftha.storage.backup.destination import Destination
 from raftha.storage.backup.documents import hex_of, number_of, text_of, write_json
 from raftha.storage.backup.manifest import Manifest, StoredManifest
-from raftha.storage.backup.pairs import Piece, encode_pairs, merge, without_deleted
+from raftha.storage.backup.pairs import Piece, merge, without_deleted
 from raftha.storage.backup.repository import Repository
 from raftha.storage.backup.repository_records import checked, document_of, get_document
 from raftha.storage.backup.runs import read_run
 from raftha.storage.backup.uploads import BackupCancelled, Waits, store_object
+from raftha.storage.state.blocks import encode_pairs
 from raftha.storage.state.store import Hasher
 
 LEVELS = (0, 1, 2, 3)

@@ -48,9 +48,10 @@ from pathlib import Path
 import lmdb
 from google_crc32c import value as crc32c
 
-from raftha.config import MIB
+from raftha.config.limits import KIB, MIB
 from raftha.errors import Corrupt, StorageError, StorageFailed, StorageFull
 from raftha.storage.files import sync_folder
+from raftha.storage.state.blocks import Block, encode_pairs
 from raftha.storage.state.lmdb_file import (
     COPY_BYTES,
     DAMAGE,
@@ -68,7 +69,7 @@ from raftha.storage.state.lmdb_file import (
     write_copy,
     written_bytes,
 )
-from raftha.storage.state.records import are_plain, pack_record, unpack_record
+from raftha.storage.state.records import are_plain, encode_plain, pack_record, unpack_record
 from raftha.storage.state.store import (
     Hasher,
     ReadInterrupted,
@@ -95,8 +96,8 @@ NEARLY_FULL_BYTES = 1024 * MIB
 DIGEST_PAIRS, DIGEST_PAUSE_S = 256, 0.0002
 """A digest is made in pieces, between which other threads get the GIL."""
 
-EXPORT_PAIRS = 256
-"""Pairs that an export hands over at a time."""
+EXPORT_PAIRS, EXPORT_BYTES = 128, 64 * KIB
+"""An export reads so many pairs at a time, and fewer if they are large."""
 GROWTH_PAUSE_S = 0.1
 """An export that needs a larger map asks so often whether it is the only long read."""
 
@@ -272,20 +273,24 @@ class CheckpointStore:
         with self._exporter, self._reading(), self._env.begin(self._data) as txn:
             entries = txn.stat(self._data)["entries"]
             meta = txn.get(META_KEY, db=self._meta)
-            yield StoreExport(meta or b"", entries, self._pieces(txn, entries))
+            yield StoreExport(meta or b"", entries, self._blocks(txn, entries))
 
-    def _pieces(
-        self, txn: lmdb.Transaction[bytes], entries: int
-    ) -> Iterator[list[tuple[bytes, bytes]]]:
-        steps, previous, left = iter(txn.cursor()), b"", entries
-        while pairs := self._take(steps, None, None, EXPORT_PAIRS):
-            keys = [previous, *(key for key, _ in pairs)]
-            if not all(map(lt, keys, islice(keys, 1, None))):
-                raise self.corrupt(f"a key after {previous[:64].hex()} is not at its place")
-            previous, left = keys[-1], left - len(pairs)
+    def _blocks(self, txn: lmdb.Transaction[bytes], entries: int) -> Iterator[Block]:
+        steps, last, left, wanted = iter(txn.cursor()), b"", entries, 1
+        while piece := list(islice(steps, wanted)):
             if self._is_growing or self._is_closing:
                 raise ReadInterrupted("the state's file had to grow, or is being closed")
-            yield pairs
+            joined = b"".join(chain.from_iterable(piece))
+            wanted = max(1, min(EXPORT_PAIRS, EXPORT_BYTES * len(piece) // len(joined)))
+            keys = [last, *[key for key, _ in piece]]
+            if not all(map(lt, keys, islice(keys, 1, None))):
+                raise self.corrupt(f"a key after {last[:64].hex()} is not at its place")
+            last, left = keys[-1], left - len(piece)
+            if len(joined) <= EXPORT_BYTES and are_plain(joined):
+                yield Block(encode_plain(piece), len(piece), keys[1], last)
+            else:
+                for pair in self._unpack_all(piece, joined):
+                    yield Block(encode_pairs((pair,)), 1, pair[0], pair[0])
         if left:
             raise self.corrupt(f"it should have {entries} keys and has {entries - left}")
 

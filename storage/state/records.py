@@ -25,8 +25,12 @@ Nothing sets an expiry time yet. The field has its place so that it needs no oth
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from google_crc32c import extend
 from google_crc32c import value as crc32c
+
+from raftha.storage.state.blocks import LENGTH, SHORT
 
 EXPIRES = 1
 PLAIN = 0x9BE09BAB
@@ -60,6 +64,21 @@ def unpack_record(key: bytes, record: bytes) -> bytes | None:
     if found != WITH_FLAGS or flags != EXPIRES or len(record) < OVERHEAD_BYTES + _EXPIRES_BYTES:
         return None
     return record[1 + _EXPIRES_BYTES : -4]
+
+
+def encode_plain(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return keys and values as in a block, given keys and sound records without flags."""
+    parts: list[bytes] = []
+    short, limit, pack = SHORT, len(SHORT), LENGTH.pack
+    for key, record in pairs:
+        size = len(record) - OVERHEAD_BYTES
+        parts += (
+            short[len(key)],
+            key,
+            short[size] if size < limit else pack(size),
+            record[1:-4],
+        )
+    return b"".join(parts)
 
 
 def are_plain(joined: bytes) -> bool:

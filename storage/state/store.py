@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from raftha.errors import Corrupt, StorageError
+from raftha.storage.state.blocks import Block
 
 _LENGTH = struct.Struct("<I")
 _DIGEST_PART_BYTES = 64 * 1024
@@ -33,11 +34,11 @@ class StoreCensus(NamedTuple):
 
 
 class StoreExport(NamedTuple):
-    """The whole contents as of one checkpoint: its meta, and all pairs in order, in pieces."""
+    """The whole contents as of one checkpoint: its meta, and all pairs in small blocks."""
 
     meta: bytes
     entries: int
-    pieces: Iterator[Sequence[tuple[bytes, bytes]]]
+    blocks: Iterator[Block]
 
 
 class ReadInterrupted(StorageError):
@@ -88,7 +89,7 @@ class Store(Protocol):
     def export(self) -> AbstractContextManager[StoreExport]:
         """Read the whole contents as of the last checkpoint; later checkpoints go on beside it.
 
-        Any thread; also from the pieces come Corrupt, and ReadInterrupted if it must begin again.
+        Any thread; also from the blocks come Corrupt, and ReadInterrupted if it must begin again.
         """
         ...
 

@@ -7,15 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftha.storage.backup.pairs import (
-    Pair,
     Piece,
     cut_blocks,
     decode_pairs,
-    encode_pairs,
     in_pieces,
     merge,
     without_deleted,
 )
+from raftha.storage.state.blocks import Pair, encode_pairs
 from raftha.storage.state.store import Hasher
 
 keys = st.binary(min_size=1, max_size=12)

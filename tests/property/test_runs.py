@@ -16,7 +16,7 @@ from raftha.errors import BackupDamaged, KeyMissing
 from raftha.storage.backup import runs
 from raftha.storage.backup.crypto import NO_KEYS, DataKey, KeyRing
 from raftha.storage.backup.frames import HEADER_BYTES, RUN, ObjectSeal, write_whole
-from raftha.storage.backup.pairs import Pair, in_pieces
+from raftha.storage.backup.pairs import cut_blocks, in_pieces
 from raftha.storage.backup.pool import Pool, SerialPool
 from raftha.storage.backup.runs import (
     MetaParts,
@@ -26,6 +26,7 @@ from raftha.storage.backup.runs import (
     read_run,
     write_run,
 )
+from raftha.storage.state.blocks import Pair
 from raftha.storage.state.store import Hasher
 
 KEY = DataKey("ab" * 16, bytes(range(32)), 1)
@@ -43,7 +44,7 @@ def written(
 ) -> list[RunObject]:
     return list(
         write_run(
-            in_pieces(pairs),
+            cut_blocks(in_pieces(pairs)),
             meta,
             "run-{:04}".format,
             key=key,
@@ -131,7 +132,7 @@ def test_the_blocks_are_what_the_digest_hashes() -> None:
         assert value is not None
         expected.add(key, value)
     for _ in write_run(
-        in_pieces(pairs),
+        cut_blocks(in_pieces(pairs)),
         b"meta",
         str,
         key=None,

@@ -14,6 +14,7 @@ import msgpack
 from sortedcontainers import SortedDict
 
 from raftha.errors import Corrupt, StorageError, StorageFull
+from raftha.storage.state.blocks import Block, encode_pairs
 from raftha.storage.state.checkpoint import EXPORT_PAIRS, SCAN_CHUNK_BYTES
 from raftha.storage.state.store import (
     Hasher,
@@ -119,11 +120,9 @@ class DictStore:
         """Read the whole contents as of the last checkpoint."""
         assert self._is_open
         pairs = list(self._values.items())
-        yield StoreExport(self._meta or b"", len(pairs), self._pieces(pairs, set(self._rotten)))
+        yield StoreExport(self._meta or b"", len(pairs), self._blocks(pairs, set(self._rotten)))
 
-    def _pieces(
-        self, pairs: list[tuple[bytes, bytes]], rotten: set[bytes]
-    ) -> Iterator[list[tuple[bytes, bytes]]]:
+    def _blocks(self, pairs: list[tuple[bytes, bytes]], rotten: set[bytes]) -> Iterator[Block]:
         for at in range(0, len(pairs), EXPORT_PAIRS):
             piece = pairs[at : at + EXPORT_PAIRS]
             for key, _ in piece:
@@ -131,7 +130,8 @@ class DictStore:
                     raise self.corrupt(f"the value of key {key.hex()} is damaged")
             if not self._is_open:
                 raise ReadInterrupted("the store is closed")
-            yield piece
+            for pair in piece:
+                yield Block(encode_pairs((pair,)), 1, pair[0], pair[0])
 
     def corrupt(self, detail: str) -> Corrupt:
         """Make the error that says what is wrong with this store."""

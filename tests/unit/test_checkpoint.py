@@ -14,6 +14,7 @@ from google_crc32c import extend
 from google_crc32c import value as crc32c
 
 from raftha.errors import Corrupt, StorageFailed
+from raftha.storage.backup.pairs import decode_pairs
 from raftha.storage.state import checkpoint, lmdb_file
 from raftha.storage.state.checkpoint import (
     SCAN_CHUNK_BYTES,
@@ -22,7 +23,7 @@ from raftha.storage.state.checkpoint import (
 )
 from raftha.storage.state.lmdb_file import CLEAN
 from raftha.storage.state.records import PLAIN, are_plain, pack_record, unpack_record
-from raftha.storage.state.store import Hasher, ReadInterrupted, Store, StoreDigest
+from raftha.storage.state.store import Hasher, ReadInterrupted, Store, StoreDigest, StoreExport
 from tests.sim.store import DictStore
 from tests.support.conditions import wait_until
 from tests.support.rot import rot
@@ -180,21 +181,25 @@ def test_a_write_replaces_a_damaged_value(store: Store) -> None:
     assert store.scan(None, None, limit=3, reverse=False) == [(b"a", b"3")]
 
 
+def pairs_of(export: StoreExport) -> list[tuple[bytes, bytes | None]]:
+    return [pair for block in export.blocks for pair in decode_pairs(block.raw)]
+
+
 def test_an_export_has_all_pairs_of_one_checkpoint(store: Store) -> None:
     pairs = [(b"%05d" % i, b"v" * (i % 300)) for i in range(1000)]
     store.write(pairs, b"first")
     with store.export() as export:
         store.write([(b"00500", None), (b"x", b"y")], b"second")
         assert (export.meta, export.entries) == (b"first", 1000)
-        assert [pair for piece in export.pieces for pair in piece] == pairs
+        assert pairs_of(export) == pairs
     with store.export() as export:
         assert (export.meta, export.entries) == (b"second", 1000)
-        assert (b"x", b"y") in [pair for piece in export.pieces for pair in piece]
+        assert (b"x", b"y") in pairs_of(export)
 
 
 def test_an_export_of_an_empty_store_has_nothing(store: Store) -> None:
     with store.export() as export:
-        assert (export.meta, export.entries, list(export.pieces)) == (b"", 0, [])
+        assert (export.meta, export.entries, list(export.blocks)) == (b"", 0, [])
 
 
 # --- LMDB -----------------------------------------------------------------------------------------
@@ -499,15 +504,15 @@ def test_an_export_ends_when_the_map_must_grow(tmp_path: Path) -> None:
         target=store.write, args=([(b"x%05d" % i, bytes(1000)) for i in range(5000)], b"second")
     )
     with store.export() as export:
-        next(export.pieces)
+        next(export.blocks)
         writing.start()
         wait_until(lambda: store._is_growing, "the map grows")
         with pytest.raises(ReadInterrupted):
-            next(export.pieces)
+            next(export.blocks)
     writing.join()
     with store.export() as export:
         assert export.meta == b"second"
-        assert sum(map(len, export.pieces)) == 6000
+        assert sum(block.keys for block in export.blocks) == 6000
     store.close()
 
 
@@ -518,7 +523,7 @@ def test_an_export_has_the_map_grow_ahead(tmp_path: Path) -> None:
     with store.export() as export:
         assert store.map_bytes == 2 * before
         store.write([(b"x%05d" % i, bytes(1000)) for i in range(1200)], b"second")
-        assert sum(map(len, export.pieces)) == 1200
+        assert sum(block.keys for block in export.blocks) == 1200
     store.close()
 
 
@@ -527,11 +532,11 @@ def test_an_export_ends_when_the_store_is_closed(tmp_path: Path) -> None:
     store.write([(b"%05d" % i, bytes(100)) for i in range(1000)], b"first")
     closing = Thread(target=store.close)
     with store.export() as export:
-        next(export.pieces)
+        next(export.blocks)
         closing.start()
         wait_until(lambda: store._is_closing, "the store is being closed")
         with pytest.raises(ReadInterrupted):
-            next(export.pieces)
+            next(export.blocks)
     closing.join()
 
 
@@ -547,5 +552,5 @@ def test_an_export_finds_keys_that_are_not_at_their_place(tmp_path: Path) -> Non
     (folder / "data.mdb").write_bytes(data.replace(b"bbb" + record, other))
     store = CheckpointStore(folder, is_verified=True)
     with pytest.raises(Corrupt, match="place"), store.export() as export:
-        list(export.pieces)
+        list(export.blocks)
     store.close()

@@ -11,9 +11,9 @@ import pytest
 
 from raftha.entry import LOG_START, LogPosition
 from raftha.storage.backup import spool as spool_module
-from raftha.storage.backup.pairs import Pair
 from raftha.storage.backup.spool import Spool, SpoolLost
 from raftha.storage.log.disk import RealDisk
+from raftha.storage.state.blocks import Pair
 from tests.sim.disk import Crashed, SimulatedDisk
 
 FOLDER = "/spool"

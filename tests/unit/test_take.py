@@ -24,6 +24,7 @@ from raftha.storage.backup.spool import Spool, SpoolLost
 from raftha.storage.backup.take import take
 from raftha.storage.backup.uploads import BackupCancelled
 from raftha.storage.backup.verify import read_verified, verify_in
+from raftha.storage.state.blocks import Block
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.store import Hasher, ReadInterrupted
 from raftha.types import BackupState
@@ -200,10 +201,10 @@ class Interrupted(StoreSource):
                 yield reading
                 return
             self.times -= 1
-            yield reading._replace(pieces=self._some(reading))
+            yield reading._replace(blocks=self._some(reading))
 
-    def _some(self, reading: SourceReading) -> Iterator[list[tuple[bytes, bytes | None]]]:
-        yield list(next(reading.pieces))
+    def _some(self, reading: SourceReading) -> Iterator[Block]:
+        yield next(reading.blocks)
         raise ReadInterrupted("the map grew")
 
 
