@@ -265,24 +265,25 @@ def open_repository(
     """Open the repository in these destinations, in the order of the configuration.
 
     With `may_create` it is made if there is none, and copied to destinations that lack it.
-    `is_encrypted` is what the configuration wants, None if any will do.
+    `is_encrypted` is what the configuration wants; None wants encryption if there is an `operator`,
+    since a bucket's owner could change what repository.json says of it.
 
     RepositoryConflict if the destinations hold different repositories; RepositoryUnavailable if
     none can be reached; ObjectMissing if there is none and it may not be made; KeyMissing if it is
     encrypted and `operator` doesn't open it; ConfigError if it is encrypted and should not be, or
     the other way round; RepositoryError if its format is of a later version.
     """
+    wanted = operator is not None if is_encrypted is None else is_encrypted
     record = _find_record(destinations)
     if record is None:
         if not may_create:
             raise ObjectMissing(
                 "no destination holds a repository", object_name=names.repository_name()
             )
-        wanted = operator is not None if is_encrypted is None else is_encrypted
         if wanted and operator is None:
             raise KeyMissing("an encrypted repository needs the operator's key", hint=_KEY_HINT)
         record = _make_record(destinations[0], wanted, now_us, random)
-    _check_encryption(record, operator, is_encrypted)
+    _check_encryption(record, operator, is_encrypted, wanted=wanted)
     repository = Repository(record, operator, random, may_create=may_create)
     for destination in destinations:
         repository.admit(destination)
@@ -295,8 +296,9 @@ def open_repository(
                 min(repository.keys.locked),
                 hint=_KEY_HINT,
             )
-        if may_create:
-            repository.new_data_key(now_us)
+        if not may_create:
+            raise KeyMissing("the repository is encrypted, and none of its data keys is there")
+        repository.new_data_key(now_us)
     return repository
 
 
@@ -339,16 +341,21 @@ def _make_record(
 
 
 def _check_encryption(
-    record: RepositoryRecord, operator: OperatorKey | None, is_encrypted: bool | None
+    record: RepositoryRecord,
+    operator: OperatorKey | None,
+    is_encrypted: bool | None,
+    *,
+    wanted: bool,
 ) -> None:
-    if is_encrypted is not None and is_encrypted != record.is_encrypted:
-        state = "encrypted" if record.is_encrypted else "not encrypted"
+    if record.is_encrypted and operator is None and is_encrypted is not False:
+        raise KeyMissing("the repository is encrypted", hint=_KEY_HINT)
+    if record.is_encrypted != wanted:
         raise ConfigError(
-            f"the backup repository is {state}, and the configuration wants the contrary",
+            "the backup repository is encrypted, and one without encryption is wanted"
+            if record.is_encrypted
+            else "the backup repository is not encrypted, and an encrypted one is wanted",
             hint="that is decided when it is made: choose another place for a new one",
         )
-    if record.is_encrypted and operator is None:
-        raise KeyMissing("the repository is encrypted", hint=_KEY_HINT)
 
 
 def _another(

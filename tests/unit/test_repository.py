@@ -203,7 +203,23 @@ def test_the_configuration_must_want_what_it_is() -> None:
         opened([plain], OPERATOR, is_encrypted=True)
     with pytest.raises(ConfigError, match="is encrypted"):
         opened([sealed], OPERATOR, is_encrypted=False)
-    assert opened([plain], OPERATOR).key is None  # The key is there, and not needed.
+    with pytest.raises(ConfigError, match="not encrypted"):
+        opened([plain], OPERATOR)
+    assert opened([plain], OPERATOR, is_encrypted=False).key is None
+
+
+def test_a_buckets_owner_cannot_make_a_reader_do_without_encryption() -> None:
+    """By changing what repository.json says, or by taking all keys away."""
+    (place,) = places(1)
+    opened([place], OPERATOR)
+    for name in [name for name in content(place) if name.startswith("keys/")]:
+        place.inner.delete(name)
+    with pytest.raises(KeyMissing, match="none of its data keys"):
+        opened([place], OPERATOR, may_create=False)
+    document = json.loads(content(place)["repository.json"])
+    put(place, "repository.json", json.dumps(document | {"encryption": "none"}).encode())
+    with pytest.raises(ConfigError, match="not encrypted"):
+        opened([place], OPERATOR, may_create=False)
 
 
 def test_a_new_data_key_seals_new_objects_and_the_old_one_still_opens_old_ones() -> None:
