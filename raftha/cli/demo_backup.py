@@ -23,7 +23,7 @@ from raftha.membership import Member
 from raftha.storage.backup.opening import open_places
 from raftha.storage.backup.pool import thread_pool
 from raftha.storage.backup.restore import RestoreHooks, RestoreTarget, plan_restore, run_restore
-from raftha.storage.backup.shelves import list_shelves
+from raftha.storage.backup.shelves import describe_fork, list_shelves
 from raftha.testing import LocalCluster
 
 CHANGED_OF = 20
@@ -146,5 +146,6 @@ def _restore_one(cluster: LocalCluster, folder: Path) -> None:
         )
         plan = plan_restore(repository, listed.lineage, listed.label, target)
         run_restore(plan, repository, RestoreHooks(pool=thread_pool))
+        describe_fork(repository, plan)
     finally:
         repository.close()

@@ -108,7 +108,7 @@ def run(
             found = _plan(repository, settings, backup, before, lineage, alone, token)
             _check_space(found)
             result = _run(repository, found, not as_json)
-            _describe_lineage(repository, found, settings.cluster_name)
+            _describe_fork(repository, found)
         _show_result(found, result, as_json)
 
 
@@ -183,27 +183,12 @@ _STEPS = {2: "comparing the digest", 3: "beginning the log"}
 """What is done after each step of `storage/backup/restore.py`."""
 
 
-def _describe_lineage(repository: Repository, found: RestorePlan, cluster_name: str) -> None:
-    """Say in the repository where the new history comes from.
+def _describe_fork(repository: Repository, found: RestorePlan) -> None:
+    """The data directory doesn't depend on it, and a repository may be readable only."""
+    from raftha.storage.backup.shelves import describe_fork
 
-    Later restores then know which of its backups continue the old ones. The data directory doesn't
-    depend on it, and a repository may be readable only.
-    """
-    from raftha.storage.backup.repository_records import LineageRecord
-
-    position = found.position
-    record = LineageRecord(
-        lineage=found.lineage,
-        parent=found.backup.lineage,
-        fork_index=position.index,
-        fork_sequence=position.last_sequence,
-        fork_hash=position.hash.hex(),
-        reason="restore",
-        cluster_name=cluster_name,
-        created_us=position.time_us,
-    )
     try:
-        repository.write_lineage(record)
+        describe_fork(repository, found)
     except RepositoryError as error:
         typer.echo(
             printable(f"the repository doesn't know where the new history comes from: {error}"),

@@ -1,4 +1,4 @@
-"""What a repository holds, without the cluster that wrote it: its backups, by their names."""
+"""What a repository holds, without the cluster that wrote it: its backups and their histories."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from raftha.storage.backup.chain import Shelf, find_manifest
 from raftha.storage.backup.manifest import Manifest
 from raftha.storage.backup.plan import Fork, Listed, find, listed_in
 from raftha.storage.backup.repository import Repository
+from raftha.storage.backup.repository_records import LineageRecord
+from raftha.storage.backup.restore import RestorePlan
 from raftha.types import BackupMode, BackupResult, BackupState
 
 
@@ -47,10 +49,13 @@ def list_shelves(repository: Repository) -> Shelves:
             places[key] = (*places.get(key, ()), name)
     if len(failures) == len(repository.destinations):
         raise failures[0]
-    forks = {
-        lineage: Fork(record.parent, record.fork_index)
-        for lineage, record in repository.read_lineages().items()
-    }
+    forks: dict[str, Fork] = {}
+    try:
+        for lineage, record in repository.read_lineages().items():
+            forks[lineage] = Fork(record.parent, record.fork_index)
+    except RepositoryError as error:
+        # Backups can be restored without: at worst the caller has to say which history is meant.
+        errors["lineages"] = str(error)
     ordered = sorted(found.values(), key=lambda each: (*each.order, each.lineage))
     return Shelves(tuple(ordered), places, forks, errors)
 
@@ -71,6 +76,26 @@ def read_results(
             results.append(_result_of(listed, manifest, where))
         on_read()
     return tuple(results)
+
+
+def describe_fork(repository: Repository, plan: RestorePlan) -> None:
+    """Say in a repository where the history that a restore begins comes from. RepositoryError.
+
+    Later restores know by this which backups it continues; else they ask which history is meant.
+    """
+    position = plan.position
+    record = LineageRecord(
+        lineage=plan.lineage,
+        parent=plan.backup.lineage,
+        fork_index=position.index,
+        fork_sequence=position.last_sequence,
+        fork_hash=position.hash.hex(),
+        reason="restore",
+        cluster_name=plan.target.cluster_name,
+        # All members that are restored with one token write the same.
+        created_us=position.time_us,
+    )
+    repository.write_lineage(record)
 
 
 def _result_of(listed: Listed, manifest: Manifest, places: tuple[str, ...]) -> BackupResult:
