@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 import raftha
 from raftha import BackupConfig, BackupMode, BackupState
@@ -59,6 +60,20 @@ def test_backups_are_asked_for_and_seen_through_any_node(
         assert not node.backup.is_backup_due()
         assert node.get_status().last_backup == found
     assert [r.is_sound for r in follower.backup.verify_backup(delta, 3)] == [True]
+    taker = nodes[found.node_id]
+    metrics = CollectorRegistry()
+    metrics.register(raftha.metrics.Collector(taker))
+
+    def value(name: str, labels: dict[str, str] | None = None) -> float:
+        return metrics.get_sample_value(name, labels) or 0.0
+
+    created = {"destination": "local", "op": "create", "result": "ok"}
+    assert value("raftha_repository_requests_total", created) >= 3
+    assert value("raftha_backup_state", {"state": "completed"}) == 1
+    assert value("raftha_backup_last_success_timestamp_seconds") == found.time_us / 1e6
+    assert value("raftha_backup_bytes", {"kind": "stored"}) == found.size_compressed
+    assert value("raftha_backup_in_destination", {"destination": "local"}) == 1
+    assert value("raftha_spool_bytes") > 0
     follower.backup.pin(full, "audit")
     reasons = [d.reasons for d in nodes[leader].backup.explain() if d.backup_id == full]
     assert "pinned: audit" in reasons[0]

@@ -19,6 +19,7 @@ from raftha.cli.backup_tables import (
     moment,
     size,
 )
+from raftha.cli.status import backup_line
 from raftha.errors import ConfigError
 from raftha.types import (
     BackupMode,
@@ -108,6 +109,21 @@ def test_control_characters_of_a_repository_reach_no_terminal() -> None:
         decisions_table([decision(RetentionFate.KEPT, "\x1b[31m", destination="\x9b")]),
     ):
         assert not set(shown(table)) & {"\x1b", "\x07", "\x9b"}
+
+
+def status(applied: int, **fields: Any) -> dict[str, Any]:
+    return {"status": {"applied_index": applied, **fields}}
+
+
+def test_the_status_names_the_newest_backup_by_the_node_that_knows_most() -> None:
+    last = backup(time_us=1_795_780_800_000_000)
+    knows = status(9, backup_state="completed", last_backup=last)
+    behind = status(5, backup_state="idle", last_backup=None)
+    expected = "newest backup: 2026-11-27T12:00:00Z (completed)\n"
+    assert backup_line([behind, knows, {"status": None}]) == expected
+    assert backup_line([behind, {"status": None}]) == backup_line([]) == ""
+    failed = status(9, backup_state="failed", last_backup=None)
+    assert backup_line([failed]) == "newest backup: none can be restored (failed)\n"
 
 
 @pytest.mark.parametrize("text", ["2026-11-27T12:00:00", "2026-11-27", "noon", ""])
