@@ -141,7 +141,9 @@ def _footnote(nodes: Nodes) -> str:
 def backup_line(nodes: Nodes) -> str:
     """The newest backup, by the node that has seen most of the log; "" without backups."""
     statuses = [node["status"] for node in nodes if node["status"] is not None]
-    latest = max(statuses, key=lambda status: status["applied_index"], default={})
+    latest: Mapping[str, Any] = max(
+        statuses, key=lambda status: status["applied_index"], default={}
+    )
     state, last = latest.get("backup_state", "idle"), latest.get("last_backup")
     if last is None and state == "idle":
         return ""
