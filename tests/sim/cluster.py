@@ -26,7 +26,9 @@ from raftha.storage.log.wal import Wal
 from raftha.storage.state import sessions
 from raftha.storage.state.commands import pack_call
 from raftha.types import Digest, Receipt
+from tests.sim import backups
 from tests.sim.availability import widen, with_crowds
+from tests.sim.backups import Backups, with_backups
 from tests.sim.builds import NEW, Builds, with_builds
 from tests.sim.calm import Calm
 from tests.sim.clients import Command, GreedyClient, History, SessionClient, Writer
@@ -115,6 +117,8 @@ class Simulation:
         )
         self.rollbacks = Rollbacks(self.world, self.swarm, self.members, self.invariants)
         self.divergences = Divergences(self.world, self.swarm, self.members)
+        self.backups = Backups(self.world, self.swarm, self.members, self.invariants.oracle)
+        self.invariants.on_admin = self.backups.on_committed
         memberships = self.invariants.memberships
         self.operator = Operator(self.world, self.swarm, self.members, memberships)
         self.operator.on_upgrade_pending = self.builds.on_refused
@@ -133,12 +137,13 @@ class Simulation:
         violation = ""
         try:
             crowding: Patch = (sessions, "SESSIONS_MAX", self.swarm.sessions_max)
-            with patched([*HASTE, crowding]):
+            with patched([*HASTE, *backups.HASTE, crowding]):
                 self._run()
         except Violation as error:
             violation = str(error)
         except Exception:  # noqa: BLE001 - whatever the code under test raises is a finding
             violation = "an exception:\n" + traceback.format_exc()
+        self.backups.end()
         self.history.count()
         return Outcome(
             seed=world.seed,
@@ -165,6 +170,7 @@ class Simulation:
         self.divergences.stop()
         self.clocks.stop()
         self.builds.stop()
+        self.backups.heal()
         for client in self.clients:
             client.is_active = False
         for member in self.members.values():
@@ -177,6 +183,7 @@ class Simulation:
         self.world.is_settled = True
         self._see_leadership_return()
         self._compare()
+        self.backups.verdict(self._current())
         self.history.verdict()
 
     def _limit_s(self) -> float:
@@ -325,6 +332,8 @@ class Simulation:
             missing.append(self.clocks.lacking())
         if self.builds.must_be_new and self.builds.used < NEW:
             missing.append("the cluster doesn't use the version that all members support")
+        if self.backups.lacking():
+            missing.append(self.backups.lacking())
         if any(client.is_busy for client in self.clients):
             missing.append("a client still sends a group again")
         last = len(self.invariants.committed)
@@ -375,7 +384,8 @@ def _draw(world: World) -> Swarm:
     swarm = with_wrong_clocks(swarm, world.stream("wrong clocks"))
     swarm = with_rollbacks(swarm, world.stream("rollbacks"))
     swarm = with_divergences(swarm, world.stream("divergences in the swarm"))
-    return with_builds(swarm, world.stream("with builds"))
+    swarm = with_builds(swarm, world.stream("with builds"))
+    return with_backups(swarm, world.stream("with backups"))
 
 
 class _Probe:

@@ -143,6 +143,8 @@ class Invariants:
         self.memberships = Memberships(first, self.committed)
         self.on_versions: Callable[[int, Collection[int]], None] = lambda used, members: None
         """Told the version of the machine that the log uses, and the members at that entry."""
+        self.on_admin: Callable[[Entry], None] = lambda entry: None
+        """Told each other administrative entry."""
         self._seen = {node_id: _Seen() for node_id in members}
         self.leaders: dict[int, int] = {}
         """The leader of each term."""
@@ -227,8 +229,10 @@ class Invariants:
         self.committed.append(entry)
         self._commit_terms.append(term)
         self.oracle.apply(entry)
-        if entry.kind == EntryKind.ADMIN:
+        if entry.kind == EntryKind.ADMIN and self.oracle.admin == "versions":
             self.on_versions(self.oracle.machine_version, self.memberships.latest.members.keys())
+        elif entry.kind == EntryKind.ADMIN:
+            self.on_admin(entry)
         # The first to commit is the leader, so it is its membership that counts.
         electorate = voters(self.memberships.in_force(member.node.core.log))
         holders = [

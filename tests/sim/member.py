@@ -50,11 +50,13 @@ from raftha.node.node import Node
 from raftha.node.operations import Operation
 from raftha.node.statistics import Statistics
 from raftha.runtime import introductions
+from raftha.storage.backup.spool import Spool
 from raftha.storage.directory.healing import LOG, open_or_heal
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.state import Frozen
 from raftha.version import PROTOCOL_VERSION
+from tests.sim.backups import SimulatedBackups, backup_config, hasten
 from tests.sim.clock import MemberClock
 from tests.sim.contact import LeaderContact
 from tests.sim.disk import SimulatedDisk
@@ -69,6 +71,8 @@ from tests.sim.swarm import Swarm
 from tests.sim.watch import Waiter, Watch
 from tests.sim.world import Violation, World
 
+LINEAGE = "a" * 32
+SPOOL = "spool"
 _INVITATIONS = (TimeoutNow, TransferRequest)
 
 
@@ -100,18 +104,22 @@ class Member:
         self.faults = DiskFaults(world, swarm, self.rng)
         self.founders = range(1, swarm.size + 1 - swarm.is_late)
         """The members that were there when the cluster was founded."""
+        self.make_backups: Callable[[Member], SimulatedBackups] | None = None
+        """Set in a seed with backups."""
+        self.backups: BackupWork = NoBackupWork()
         self._make_directory(1)
         self.statistics = Statistics()
         self.wal: Wal | None = None
         self._lease_rng = world.stream(f"lease {node_id}")
         self._promised_ms = 0
         """What a real node has in its identity: the longest promise that it may have given."""
-        self.config = node_config(node_id, swarm)
+        self.config = node_config(node_id, swarm, backup_config(swarm))
+        hasten(self.config.backup, swarm)
         self.founding: Founding | None = None
         """Set while it is up and has no cluster."""
         self._hellos: dict[int, Hello] = {}
         self.first = first_membership(
-            configured_members(self.config), dict.fromkeys(self.founders, 1), "c", "h"
+            configured_members(self.config), dict.fromkeys(self.founders, 1), "c", LINEAGE
         )
         """The membership that the cluster began with; all have their first data directories."""
         self._watch = watch
@@ -137,7 +145,7 @@ class Member:
         self.store = DictStore()
         self.snapshots = SimulatedSnapshots(self, self._swarm.chunk_bytes)
         self.node_files = SimulatedNodeFiles(self, WAL)
-        self.backups: BackupWork = NoBackupWork()
+        self.spool: Spool | None = None
 
     # ---------------------------------------------------------------- life
 
@@ -189,11 +197,20 @@ class Member:
         if not self.has_cluster:
             membership = decode_membership(None, self.config)
         log = RaftLog(wal.first_index, state.applied, entries, config.window_bytes_max, membership)
+        self._open_backups(state.applied)
         generation, clock_ns = self.node_files.healing_generation, self.clock.boottime_ns
         core = Raft(
             config, wal.hard_state, log, rng.randrange, generation, clock_ns, self.clock.time_us
         )
         return Node(self.config, core, state, self, self.clock, rng.randrange)
+
+    def _open_backups(self, position: LogPosition) -> None:
+        """As `NodeStorage` does."""
+        backup = self.config.backup
+        if backup is not None and self.make_backups is not None:
+            spool_bytes = backup.spool_bytes
+            self.spool = Spool(self.disk, SPOOL, spool_bytes, position) if spool_bytes else None
+            self.backups = self.make_backups(self)
 
     def _wait_for_cluster(self) -> None:
         """Without a cluster it would found one if it could: its settings were left as they were."""
@@ -257,6 +274,8 @@ class Member:
         self.wal = None
         self.faults.end()
         self._delivered = []
+        if isinstance(self.backups, SimulatedBackups):
+            self.backups.end()
         self.store = self.store.crash()
         self.snapshots.crash()
         if is_power_loss:

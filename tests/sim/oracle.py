@@ -66,11 +66,16 @@ class Oracle:
         self.crowded_out = 0
         self._sessions_max = sessions_max
         self.values: dict[bytes, bytes] = {}
+        self.keeps_history = False
+        """Whether `values_at` has the states of the past."""
+        self._history: list[tuple[int, bytes, bytes]] = []
         self.effects: dict[int, Effect] = {}
         self.applications: Counter[bytes] = Counter()
         self.versions: dict[tuple[bytes, bytes], int] = {}
         self.sequence = 0
         self.machine_version = 0
+        self.admin = ""
+        """What the last administrative entry was about."""
         self.commands: frozenset[str] = frozenset()
         self.duplicates = 0
         self.expired = 0
@@ -95,9 +100,9 @@ class Oracle:
                 self.sequence += group.count
 
         elif entry.kind == EntryKind.ADMIN:
-            form, what, *fields = msgpack.unpackb(entry.payload)
+            form, self.admin, *fields = msgpack.unpackb(entry.payload)
             assert form == 1
-            if what != "versions":
+            if self.admin != "versions":
                 return
             _, machine_version, commands = fields
             self.machine_version = max(self.machine_version, machine_version)
@@ -160,9 +165,19 @@ class Oracle:
         key, call = args
         value = int(self.values.get(COUNTER + key, b"0")) + (2 if self.machine_version >= 2 else 1)
         self._set(sequence, COUNTER + key, b"%d" % value)
-        self.values[MARK + call] = b"1"
+        self._write(sequence, MARK + call, b"1")
         return Effect(call, COUNTER + key, True, value)
 
     def _set(self, sequence: int, key: bytes, value: bytes) -> None:
-        self.values[key] = value
+        self._write(sequence, key, value)
         self.versions[key, value] = sequence
+
+    def _write(self, sequence: int, key: bytes, value: bytes) -> None:
+        self.values[key] = value
+        if self.keeps_history:
+            self._history.append((sequence, key, value))
+
+    def values_at(self, sequence: int) -> dict[bytes, bytes]:
+        """The state after this command."""
+        assert self.keeps_history
+        return {key: value for at, key, value in self._history if at <= sequence}

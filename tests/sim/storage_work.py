@@ -159,12 +159,21 @@ class StorageWork:
         self._on_disk(self._write_store, frozen, cut, with_digest, False)
 
     def _write_store(self, frozen: Frozen, cut: LogCut, with_digest: bool, was_full: bool) -> None:
-        write = partial(self._member.store.write, frozen.items, frozen.meta)
+        write = partial(self._write_checkpoint, frozen)
         again = self._write_store
         if not self._has_space_for("checkpoint", write, was_full, again, frozen, cut, with_digest):
             return
         self._world.note(self._member.id, "checkpoint", f"at {frozen.position.index}")
         self._on_disk(self._compact, frozen, cut, with_digest)
+
+    def _write_checkpoint(self, frozen: Frozen) -> None:
+        """As `StorageThreads._write_checkpoint`."""
+        spool = self._member.spool
+        if spool is not None:
+            spool.add(frozen.position, frozen.meta, frozen.items)
+        self._member.store.write(frozen.items, frozen.meta)
+        if spool is not None:
+            spool.commit(frozen.position)
 
     def _compact(self, frozen: Frozen, cut: LogCut, with_digest: bool) -> None:
         member, wal, node = self._member, self._wal, self._node

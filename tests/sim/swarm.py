@@ -22,6 +22,7 @@ from raftha.core import (
     VoteRequest,
 )
 from raftha.node.messages import Forward
+from tests.sim.repository import BackupSwarm
 
 T = TypeVar("T")
 DIRECTED_CHANCE = 0.25
@@ -159,6 +160,8 @@ class Swarm:
     """How often members' states are compared."""
     alter_every_s: float = 0.0
     """A state is altered; see `divergences.py`."""
+    backups: BackupSwarm | None = None
+    """What a seed with backups has; see `backups.py`."""
     thread_pause_s: float = 0.0
     """How long a reader's thread may be paused in the middle of a lease read, on average."""
 

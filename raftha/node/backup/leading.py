@@ -321,9 +321,10 @@ class Leading:
         )
         if choice is None or not lineage:
             return False
-        begin = Begin(
-            choice.node, choice.mode, choice.parent, lineage, choice.destinations, choice.reason
-        )
+        reason = choice.reason
+        if request is None and not reason:
+            reason = next((record.reason for record in failures(catalog)), "")
+        begin = Begin(choice.node, choice.mode, choice.parent, lineage, choice.destinations, reason)
         self._propose(begin, request)
         return True
 
