@@ -27,6 +27,7 @@ CALLS = {
     "lag": ("--modes", "async_with_ack", "--rate", "100", "--seconds", "0.6"),
     "failover": ("--how", "kill"),
     "recovery": ("--log-bytes", "200000", "--image-bytes", "0"),
+    "backup": ("--keys", "5000", "--callers", "4"),
     "scale": ("--keys", "1000", "--nodes", "3", "--callers", "4", "--rate", "100"),
     "limit": ("--callers", "4"),
 }  # fmt: skip
@@ -37,6 +38,7 @@ METRICS = {
     "lag": {"lag p50", "lag max"},
     "failover": {"no writes", "detect", "elect", "first commit"},
     "recovery": {"answers", "serves"},
+    "backup": {"full", "incremental", "stored", "spool to none"},
     "scale": {"first writes", "64 callers, writes", "memory", "restart", "writes"},
     "limit": {"writes", "p50", "p99"},
 }

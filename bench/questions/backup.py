@@ -1,0 +1,182 @@
+"""How fast are backups, how large, and what do writes notice?
+
+A state of `--keys` values of 256 bytes, half of each random hexadecimal digits, is backed up into a
+folder at compression level 3, encrypted, and read back: all of it, and after `--changed` per cent
+of the keys have changed in ten checkpoints, those. Beside it `zstd -3 -T2` compresses the same
+pairs from a file, without syncing; each run compares the two one after the other. Then callers in
+the leader's process write while all nodes keep a spool of their checkpoints' changes, and while
+none does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+from bench.harness.question import Run
+from bench.harness.samples import Sample
+from bench.harness.stored import Pair, StoredState, pairs_of
+from bench.harness.systems import InProcess
+from raftha.config.limits import GIB, MIB
+from raftha.storage.backup.crypto import OperatorKey
+from raftha.storage.backup.local import LocalDestination
+from raftha.storage.backup.manifest import LETTERS, StoredManifest
+from raftha.storage.backup.names import label
+from raftha.storage.backup.pool import thread_pool
+from raftha.storage.backup.repository import open_repository
+from raftha.storage.backup.take import TakeHooks, TakeOrder, TakeResult, take
+from raftha.storage.backup.uploads import Waits
+from raftha.storage.state.blocks import encode_pairs
+
+CHECKPOINTS = 10
+LEVEL = 3
+LINEAGE = "0b" * 16
+CLUSTER = {"checkpoint_interval_sec": 1.0, "max_wal_size": 16 * MIB}
+"""Many checkpoints, so that each write's share of the spool counts."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add options beside the shared ones."""
+    parser.add_argument("--keys", type=int, default=1_000_000, help="in the state")
+    parser.add_argument("--changed", type=float, default=1.0, help="per cent of the keys")
+    parser.add_argument("--callers", type=int, default=64, help="that write, with the spool")
+
+
+def ask(run: Run) -> None:
+    """Measure."""
+    run.expect(run.options.runs * 5)
+    has_zstd = shutil.which("zstd") is not None
+    if not has_zstd:
+        run.results.skipped["zstd -3 -T2"] = "there is no zstd"
+    with run.folder() as folder:
+        state = StoredState(folder)
+        numbers = range(run.options.keys)
+        for start in range(0, len(numbers), 100_000):
+            state.write(pairs_of(numbers[start : start + 100_000], Random(start)))
+        pairs = folder / "pairs"
+        write_pairs(pairs, state)
+        for number in range(run.options.runs):
+            measure_state(run, state, folder, number, has_zstd=has_zstd)
+        state.close()
+    measure_spool(run)
+
+
+def write_pairs(path: Path, state: StoredState) -> int:
+    """Write all pairs to a file, as a backup has them; return the number of bytes."""
+    with path.open("wb") as file, state.store.export() as export:
+        for block in export.blocks:
+            file.write(block.raw)
+        return file.tell()
+
+
+def measure_state(
+    run: Run, state: StoredState, folder: Path, number: int, *, has_zstd: bool
+) -> None:
+    """A full backup and an incremental one, each beside zstd."""
+    add, shown = run.results.add, {"keys": run.options.keys}
+    size = write_pairs(folder / "pairs", state)
+    zstd_s = 0.0
+    if has_zstd:
+        with run.step("zstd -3 -T2"):
+            zstd_s, _ = compress(folder / "pairs")
+        add("zstd -3 -T2", "rate", size / zstd_s / 1e6, unit="MB/s", better="higher", **shown)
+    taking = Taking(state, folder / "repository")
+    with run.step("a full backup"):
+        full_s, full = taking.take("full", None)
+    add("raftha", "full", size / full_s / 1e6, unit="MB/s", better="higher", **shown)
+    if has_zstd:
+        add("raftha", "full to zstd", 100 * zstd_s / full_s, unit="%", better="higher", **shown)
+    changed = change(state, run, number)
+    with run.step("an incremental backup"):
+        delta_s, delta = taking.take("incremental", full)
+    stored = delta.manifest.size_compressed
+    share = 100 * delta_s / full_s
+    add("raftha", "incremental", delta_s, unit="s", better="lower", **shown)
+    add("raftha", "incremental to full", share, unit="%", better="lower", **shown)
+    add("raftha", "stored", stored / 1e3, unit="kB", better="lower", **shown)
+    if has_zstd:
+        (folder / "changed").write_bytes(encode_pairs(changed))
+        _, compressed = compress(folder / "changed")
+        add(
+            "raftha", "stored to zstd", 100 * stored / compressed, unit="%", better="lower", **shown
+        )
+
+
+def change(state: StoredState, run: Run, number: int) -> Sequence[Pair]:
+    """Change some keys in several checkpoints; return them with their last values."""
+    random = Random(1_000_000 + number)
+    count = max(CHECKPOINTS, int(run.options.keys * run.options.changed / 100))
+    changed: dict[bytes, bytes] = {}
+    for _ in range(CHECKPOINTS):
+        numbers = random.sample(range(run.options.keys), count // CHECKPOINTS)
+        pairs = dict(pairs_of(numbers, random))
+        state.write(pairs.items())
+        changed |= pairs
+    return sorted(changed.items())
+
+
+class Taking:
+    """Backups of a state into a new repository in a folder."""
+
+    def __init__(self, state: StoredState, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        self._state = state
+        key = OperatorKey(bytes(range(32)))
+        destination = LocalDestination("local", folder)
+        self._repository = open_repository(
+            [destination], operator=key, may_create=True, now_us=time.time_ns() // 1000
+        )
+
+    def take(self, mode: str, parent: TakeResult | None) -> tuple[float, TakeResult]:
+        """Take a backup; return the seconds that it took."""
+        position = self._state.position
+        order = TakeOrder(
+            id=position.index,
+            label=label(position.time_us, LETTERS[mode], position.index),
+            mode=mode,
+            lineage=LINEAGE,
+            node=1,
+            started_us=position.time_us,
+            destinations=("local",),
+            parent=parent and StoredManifest(parent.manifest, parent.manifest_sha256),
+            level=LEVEL,
+        )
+        hooks = TakeHooks(
+            waits=Waits(time.monotonic, time.sleep),
+            now_us=lambda: time.time_ns() // 1000,
+            pool=thread_pool,
+        )
+        began = time.perf_counter()
+        result = take(order, self._state.source, self._repository, hooks)
+        return time.perf_counter() - began, result
+
+
+def compress(path: Path) -> tuple[float, int]:
+    """Compress a file with zstd's command; return the seconds, and the size."""
+    packed = path.with_suffix(".zst")
+    began = time.perf_counter()
+    subprocess.run(["zstd", "-3", "-T2", "-q", "-f", path, "-o", packed], check=True)
+    return time.perf_counter() - began, packed.stat().st_size
+
+
+def measure_spool(run: Run) -> None:
+    """Writes a second with and without the spool, in turns."""
+    callers = run.options.callers
+    for number in range(run.options.runs):
+        rates = {}
+        for has_spool in (False, True) if number % 2 else (True, False):
+            # No member is of the only kind that may take backups, so none is taken meanwhile.
+            backup = {"spool_bytes": GIB if has_spool else 0, "backup_from": ["standby"]}
+            system = InProcess(config={**CLUSTER, "backup": backup})
+            name = "with the spool" if has_spool else "without the spool"
+            with run.folder() as folder, system.start(folder) as measure, run.step(name):
+                sample: Sample = measure(run.load(callers=callers, keys=100_000))
+            rates[has_spool] = sample.rate
+            run.add_sample("raftha", sample, f"writes {name}", callers=callers)
+        ratio = 100 * rates[True] / rates[False]
+        run.results.add("raftha", "spool to none", ratio, unit="%", better="higher")
