@@ -4,9 +4,10 @@
     keys/<key id>-<version>.json   see `raftha.storage.backup.crypto`
     lineages/<lineage>.json     see `LineageRecord`
 
-Theory of operation. The first node that opens an empty place makes the repository; its id is random
-and stands in every destination. Creation goes through the destinations in their configured order,
-so that of two nodes at once one wins in the first of them, and the other takes over what it finds.
+Theory of operation. The first node that opens empty places makes the repository; its id is random
+and stands in every destination. All of them must answer then, since one that doesn't may hold the
+repository already. Creation goes through the destinations in their configured order, so that of two
+nodes at once one wins in the first of them, and the other takes over what it finds.
 A destination with another id belongs to another repository, and is refused. One that can't be
 reached is left out (`failed`), and `retry_failed` takes it in later: each destination fails alone.
 
@@ -292,14 +293,7 @@ def open_repository(
     if not repository.destinations:
         raise next(iter(repository.failed.values()))
     if record.is_encrypted and repository.key is None:
-        if repository.keys.locked:
-            raise KeyMissing(
-                "the operator's key opens none of the repository's data keys",
-                min(repository.keys.locked),
-                hint=_KEY_HINT,
-            )
-        if not may_create:
-            raise KeyMissing("the repository is encrypted, and none of its data keys is there")
+        _check_keys(repository.keys, may_create=may_create)
         repository.new_data_key(now_us)
     return repository
 
@@ -313,21 +307,20 @@ def read_record(destination: Destination) -> RepositoryRecord:
 def _find_record(destinations: Sequence[Destination]) -> RepositoryRecord | None:
     """What the destinations say which repository they hold; None if none holds one."""
     found: RepositoryRecord | None = None
-    first_unavailable: RepositoryUnavailable | None = None
-    for number, destination in enumerate(destinations):
+    unavailable: RepositoryUnavailable | None = None
+    for destination in destinations:
         try:
             record = read_record(destination)
         except ObjectMissing:
             continue
         except RepositoryUnavailable as error:
-            if number == 0:
-                first_unavailable = error
+            unavailable = unavailable or error
             continue
         if found is not None and record != found:
             raise _another(destination, record, found)
         found = record
-    if found is None and first_unavailable is not None:
-        raise first_unavailable  # It may hold the repository, and a new one would not be that.
+    if found is None and unavailable is not None:
+        raise unavailable  # It may hold the repository, and a new one would conflict with that.
     return found
 
 
@@ -358,6 +351,18 @@ def _check_encryption(
             else "the backup repository is not encrypted, and an encrypted one is wanted",
             hint="that is decided when it is made: choose another place for a new one",
         )
+
+
+def _check_keys(keys: KeyRing, *, may_create: bool) -> None:
+    """KeyMissing unless an encrypted repository that has no open data key may be given one."""
+    if keys.locked:
+        raise KeyMissing(
+            "the operator's key opens none of the repository's data keys",
+            min(keys.locked),
+            hint=_KEY_HINT,
+        )
+    if not may_create:
+        raise KeyMissing("the repository is encrypted, and none of its data keys is there")
 
 
 def _another(

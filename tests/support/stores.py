@@ -58,6 +58,8 @@ class Servers:
     def __init__(self) -> None:
         self._spawner = Spawner()
         self._reserved: list[socket.socket] = []
+        self.leftovers: list[str] = []
+        """Patterns of files below /tmp that servers leave behind when they are killed."""
 
     def reserve_port(self) -> int:
         """Return a port that only a listener of ours can take."""
@@ -80,6 +82,9 @@ class Servers:
         self._spawner.close()
         for reserved in self._reserved:
             reserved.close()
+        for pattern in self.leftovers:
+            for path in Path("/tmp").glob(pattern):
+                path.unlink(missing_ok=True)
 
 
 def start_moto(servers: Servers, folder: Path) -> Store:
@@ -109,7 +114,10 @@ def start_seaweed(servers: Servers, folder: Path) -> Store:
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     (folder / "data").mkdir()
-    command = [weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
+    servers.leftovers += [f"seaweedfs-*-{port}.sock" for port in ports.values()]
+    command = [weed, "-logtostderr", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command += ["-filer", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    command += ["-master.telemetry=false"]
     command += [f"-dir={folder / 'data'}", f"-s3.config={folder / 's3.json'}"]
     command += [f"-{name}={port}" for name, port in ports.items()]
     servers.start(command, folder, ports["s3.port"])

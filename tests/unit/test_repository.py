@@ -162,13 +162,14 @@ def test_a_destination_that_is_away_is_left_out_and_taken_in_later() -> None:
         assert repository.failed == {}
 
 
-def test_none_is_made_while_the_first_destination_is_away() -> None:
-    """It may hold the repository, and then the new one would be another."""
-    first, second = places()
-    first.plan(Fault("*", "fails", times=None))
+@pytest.mark.parametrize("away", [0, 1])
+def test_none_is_made_while_a_destination_is_away(away: int) -> None:
+    """It may hold the repository already, and would conflict with the new one for ever."""
+    both = places()
+    both[away].plan(Fault("*", "fails", times=None))
     with pytest.raises(RepositoryUnavailable):
-        opened([first, second])
-    assert content(second) == {}
+        opened(both)
+    assert content(both[1 - away]) == {}
 
 
 def test_all_destinations_away_is_an_error() -> None:
