@@ -441,6 +441,7 @@ class Runtime:
         if self.is_inherited:
             raise Forked
         self.statistics.state_bytes = self._threads.state_bytes
+        self.statistics.spool_bytes = self._threads.spool_bytes
         waiter, deadline = ThreadWaiter(), self._clock.monotonic() + OBSERVE_TIMEOUT_S
         read = ReadOperation(waiter, deadline, Node.status, is_linearizable=False)
         with contextlib.suppress(Stopped):

@@ -23,10 +23,12 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from raftha.cli import events, membership
+from raftha.cli import events, membership, repository
 from raftha.cli import status as cli_status
 from raftha.cli.app import app, cert
+from raftha.cli.backup import backup as backup_commands
 from raftha.cli.console import fail
+from raftha.cli.restore import restore
 from raftha.client import cluster_view
 from raftha.client.call import NO_ACCESS
 from raftha.errors import RafthaError
@@ -37,9 +39,21 @@ REPOSITORY = Path(__file__).parents[2]
 GUIDES = "".join(
     page.read_text(encoding="utf-8") for page in sorted(REPOSITORY.glob("docs/guide/*.md"))
 )
+GROUPS = {
+    "backup": backup_commands,
+    "backup key": repository.key,
+    "cert": cert,
+    "member": membership.member,
+    "restore": restore,
+}
 COMMANDS = sorted(
     [str(c.name or c.callback.__name__) for c in app.registered_commands if c.callback]
-    + [f"cert {command.name}" for command in cert.registered_commands]
+    + [
+        f"{name} {command.name or command.callback.__name__}"
+        for name, group in GROUPS.items()
+        for command in group.registered_commands
+        if command.callback
+    ]
 )
 
 

@@ -144,6 +144,10 @@ class Backups:
                 return BackupState(record.state)
         return BackupState.IDLE
 
+    def refused_by(self, backup_id: int) -> set[str]:
+        """The destinations that refuse to delete this backup, as far as this node has tried."""
+        return self._leading.refused_by(backup_id)
+
     # ---------------------------------------------------------------- what comes in
 
     def on_message(self, message: BackupMessage) -> None:

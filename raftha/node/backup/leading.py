@@ -130,6 +130,10 @@ class Leading:
                 return report
         return None
 
+    def refused_by(self, backup_id: int) -> set[str]:
+        """The destinations that refuse to delete this backup, as far as this node has tried."""
+        return self._upkeep.refused_by(backup_id)
+
     # ---------------------------------------------------------------- what comes in
 
     def on_report(self, report: BackupReport, now: float) -> None:
