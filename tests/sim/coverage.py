@@ -60,6 +60,12 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("joined", "nodes with empty directories that joined the cluster"),
         ("wiped and healed", "nodes that lost their directories, and were healed"),
         ("wiped", "nodes that lost their directories, and came back under their old ids"),
+        ("wiped without the leader", "of them, while no other node with what was committed is up"),
+        ("put back without the leader", "directories put back while that is so"),
+        ("majority wiped", "majorities that lost their directories"),
+        ("empty node reports a cluster", "empty nodes of them that say that there is a cluster"),
+        ("quorum recovered", "survivors that an operator made the whole cluster"),
+        ("recovered beside a majority", "of them, though a majority lived"),
     ),
     "the cluster": (
         ("leader", "elections won"),

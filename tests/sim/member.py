@@ -65,7 +65,7 @@ from tests.sim.snapshots import SimulatedSnapshots
 from tests.sim.storage_work import StorageWork
 from tests.sim.store import DictStore
 from tests.sim.swarm import Swarm
-from tests.sim.watch import Waiter, Watch
+from tests.sim.watch import NoWatch, Waiter, Watch
 from tests.sim.world import Violation, World
 
 _INVITATIONS = (TimeoutNow, TransferRequest)
@@ -90,6 +90,8 @@ class Member:
         self.contact = LeaderContact(world)
         self.is_rotten = False
         """Whether something on its disk is damaged, and it hasn't found out yet."""
+        self.is_outcast = False
+        """Whether an operator has made it a cluster of its own, beside the others."""
         self.is_put_back = False
         """Whether its directory is an earlier copy, which lacks what it acknowledged."""
         self.node: Node | None = None
@@ -113,9 +115,9 @@ class Member:
             configured_members(self.config), dict.fromkeys(self.founders, 1), "c", "h"
         )
         """The membership that the cluster began with; all have their first data directories."""
-        self._watch = watch
+        self.watch = watch
         self._is_calm = self._is_turn_due = False
-        self._work = StorageWork(self, world, swarm, watch)
+        self._work = StorageWork(self, world, swarm)
         self._delivered: list[tuple[Waiter, Any]] = []
         self._waiting: dict[int, Waiter] = {}
 
@@ -158,12 +160,12 @@ class Member:
             self._lose(is_power_loss=False)
             return
         except UpgradeRequired as error:
-            self._watch.on_unsupported(self, str(error))
+            self.watch.on_unsupported(self, str(error))
             self._lose(is_power_loss=False)
             return
         self.is_rotten = False
         self._world.note(self.id, "start", f"log ends at {self.node.core.log.last_index}")
-        self._watch.on_start(self)
+        self.watch.on_start(self)
         self.later(self.rng.uniform(0, TICK_S), self._tick)
         self._work.preallocate()
         self.wake()
@@ -231,7 +233,13 @@ class Member:
         """Lose the data directory. A start makes another one, without any trace of the past."""
         assert self.node is None
         self._make_directory(self.incarnation + 1)
-        self._watch.on_wipe(self)
+        self.watch.on_wipe(self)
+
+    def cast_out(self) -> None:
+        """From now on it has a history of its own, which nothing here is held against."""
+        assert self.node is None
+        self.is_outcast = True
+        self.watch = NoWatch(self.watch)
 
     def crash(self, *, is_power_loss: bool, is_silent: bool) -> None:
         """Stop without any warning."""
@@ -259,7 +267,7 @@ class Member:
         self.snapshots.crash()
         if is_power_loss:
             self.disk.crash()
-        self._watch.on_crash(self)
+        self.watch.on_crash(self)
 
     def _has_power_loss(self) -> bool:
         return self.rng.random() < self._swarm.power_loss_chance
@@ -305,6 +313,11 @@ class Member:
     def submit(self, operations: list[Operation]) -> None:
         """Hand operations over; their waiters get a result, or learn of this member's end."""
         assert self.node is not None
+        if self.is_outcast:
+            error = Disconnected("the process can't be reached")
+            for operation in operations:
+                self._world.at(0.0, operation.waiter.done, error)
+            return
         for operation in operations:
             self._waiting[id(operation.waiter)] = operation.waiter
         self.later(0.0, self._take, operations)
@@ -318,7 +331,7 @@ class Member:
 
     def send(self, message: PeerMessage) -> None:
         assert self.network is not None
-        self._watch.on_send(self, message)
+        self.watch.on_send(self, message)
         self.network.send(message)
 
     def is_connected(self, peer: int) -> bool:
@@ -330,7 +343,7 @@ class Member:
         self.network.reset(self.id, peer)
 
     def write(self, write: Write) -> None:
-        self._watch.on_writing(self, write)
+        self.watch.on_writing(self, write)
         self._work.write(write)
 
     def seal_log(self, commit: int) -> None:
@@ -360,7 +373,7 @@ class Member:
         self._world.counts[f"lost {' and '.join(sorted(parts))}"] += 1
 
     def on_loss(self, position: LogPosition) -> None:
-        self._watch.on_loss(self, position)
+        self.watch.on_loss(self, position)
 
     def end_healing(self, generation: int) -> None:
         self.later(self.faults.pick_time(), self.run, self._end_healing, generation)
@@ -406,7 +419,7 @@ class Member:
 
     def on_reset(self, wal: Wal, position: LogPosition) -> None:
         self._world.note(self.id, "snapshot installed", f"at {position.index}")
-        self._watch.on_reset(self, wal, position)
+        self.watch.on_reset(self, wal, position)
 
     def may_crash(self) -> None:
         """Between two steps of a start that may be cut off."""
@@ -426,10 +439,10 @@ class Member:
                 waiter.done(result)
 
     def emit(self, event: HaEvent) -> None:
-        self._watch.on_event(self, event)
+        self.watch.on_event(self, event)
         if isinstance(event, RoleChanged):
             self._world.note(self.id, event.role, f"term {event.term}")
-            self._watch.on_role(self, event.role)
+            self.watch.on_role(self, event.role)
         elif isinstance(event, Removed):
             self._world.note(self.id, "knows it was removed")
         elif isinstance(event, LeaderLost):
@@ -449,9 +462,9 @@ class Member:
             self.node.turn()
         except UpgradeRequired as error:
             self.crash(is_power_loss=False, is_silent=False)
-            self._watch.on_unsupported(self, str(error))
+            self.watch.on_unsupported(self, str(error))
             return
-        self._watch.on_turn(self)
+        self.watch.on_turn(self)
 
     def _tick(self) -> None:
         assert self.node is not None
@@ -481,7 +494,7 @@ class Member:
             to,
             self.incarnation,
             "",
-            lineage=self.first.lineage if self.has_cluster else "",
+            lineage=self.membership.lineage if self.has_cluster else "",
             recorded=self.membership.recorded(to) if self.has_cluster else 0,
             stance=self.founding.stance if self.founding is not None else stance,
         )
@@ -534,6 +547,7 @@ class Member:
     def on_removed(self) -> None:
         assert self.node is not None
         self._world.note(self.id, "was removed")
+        self.watch.on_told_removed(self)
         self.node.on_removed()
 
     @property

@@ -155,6 +155,12 @@ class Swarm:
     """How often a member changes to another build of the program; see `builds.py`."""
     rollback_every_s: float = 0.0
     """Data directories are put back to earlier copies; see `rollbacks.py`."""
+    lapse_every_s: float = 0.0
+    """Members forget while another one lags; see `lapses.py`."""
+    loses_majority: bool = False
+    """Whether a majority loses its directories, once; see `lost_majorities.py`."""
+    is_majority_alive: bool = False
+    """Whether an operator is mistaken about that."""
     digest_every_s: float = 0.0
     """How often members' states are compared."""
     alter_every_s: float = 0.0
