@@ -15,6 +15,7 @@ from raftha.node import founding
 from raftha.node.founding import Founding, Stance
 from raftha.runtime import introductions, quorum_recovery
 from raftha.runtime.quorum_recovery import Plan, Survivor
+from raftha.storage.directory import skips
 from tests.sim.planting import Bug, Patch, patched
 
 
@@ -87,6 +88,11 @@ def recovery_keeps_the_incarnation() -> list[Patch]:
     return [(Survivor, "recover", recover)]
 
 
+def skips_not_compared() -> list[Patch]:
+    """Nodes take part together though one skips an entry that another one applies."""
+    return [(skips, "fingerprint", lambda entries: "")]
+
+
 BUGS: tuple[Bug, ...] = (
     bootstrap_asks_none,
     bootstrap_ignores_clusters,
@@ -96,4 +102,5 @@ BUGS: tuple[Bug, ...] = (
     empty_majority_founds,
     recovery_gives_up_a_tail,
     recovery_keeps_the_incarnation,
+    skips_not_compared,
 )

@@ -51,7 +51,8 @@ def with_builds(swarm: Swarm, rng: Random) -> Swarm:
     to find a leader in the time that is meant for agreement.
     """
     is_directed = swarm.rollback_every_s or swarm.lapse_every_s or swarm.loses_majority
-    if is_directed or swarm.is_only_sick or not swarm.campaigns or rng.random() >= CHANCE:
+    is_directed = is_directed or swarm.is_poisoned or swarm.is_only_sick
+    if is_directed or not swarm.campaigns or rng.random() >= CHANCE:
         return swarm
     return replace(swarm, upgrade_every_s=rng.choice((0.3, 0.8, 2.0)))
 

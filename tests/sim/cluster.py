@@ -41,6 +41,7 @@ from tests.sim.network import Network
 from tests.sim.operators import Operator
 from tests.sim.oracle import Counters
 from tests.sim.planting import Patch, patched
+from tests.sim.poison import Poison, with_poison
 from tests.sim.promotions import LEADERLESS_MAX_S, Promotions
 from tests.sim.receipts import Receipts
 from tests.sim.rollbacks import Rollbacks, with_rollbacks
@@ -121,6 +122,7 @@ class Simulation:
         self.lost_majorities = LostMajorities(
             self.world, self.swarm, self.members, self.network, self.invariants
         )
+        self.poison = Poison(self.world, self.swarm, self.members, self.invariants)
         memberships = self.invariants.memberships
         self.operator = Operator(self.world, self.swarm, self.members, memberships)
         self.operator.on_upgrade_pending = self.builds.on_refused
@@ -172,6 +174,7 @@ class Simulation:
         self.divergences.stop()
         self.lapses.stop()
         self.lost_majorities.stop()
+        self.poison.stop()
         self.clocks.stop()
         self.builds.stop()
         for client in self.clients:
@@ -267,6 +270,12 @@ class Simulation:
 
     def on_told_removed(self, member: Member) -> None:
         self.invariants.on_told_removed(member)
+
+    def on_failed_command(self, member: Member) -> None:
+        self.poison.on_failed(member)
+
+    def on_refused(self, member: Member, peer: int) -> None:
+        self.poison.on_refused(member, self.members[peer])
 
     # ---------------------------------------------------------------- after the chaos
 
@@ -395,6 +404,7 @@ def _draw(world: World) -> Swarm:
     swarm = with_divergences(swarm, world.stream("divergences in the swarm"))
     swarm = with_lapses(swarm, world.stream("lapses in the swarm"))
     swarm = with_lost_majorities(swarm, world.stream("lost majorities"))
+    swarm = with_poison(swarm, world.stream("poison"))
     return with_builds(swarm, world.stream("with builds"))
 
 

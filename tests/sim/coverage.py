@@ -114,6 +114,10 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("greedy session", "sessions opened by clients that have too many"),
         ("session crowded out", "sessions that a full table dropped"),
         ("session expired", "groups that came after their session had expired"),
+        ("poison", "commands that end every node, committed"),
+        ("poisoned", "nodes that ended for it"),
+        ("skips", "nodes that an operator had skip it"),
+        ("refused for what it skips", "nodes refused, since they skip other entries"),
         ("command failed", "commands that raised, and were rolled back"),
     ),
 }

@@ -27,7 +27,7 @@ from tests.sim.invariants import Invariants
 from tests.sim.member import Member
 from tests.sim.network import Network
 from tests.sim.rollbacks import Copy, has_moved_on, put_back, take_copy
-from tests.sim.swarm import Swarm, without_faults
+from tests.sim.swarm import Swarm, undisturbed
 from tests.sim.world import World
 
 CHANCE = 0.06
@@ -42,7 +42,7 @@ def with_lapses(swarm: Swarm, rng: Random) -> Swarm:
     if swarm.is_only_sick or swarm.is_wiping or is_taken or rng.random() >= CHANCE:
         return swarm
     return replace(
-        without_faults(swarm),
+        undisturbed(swarm),
         chaos_s=rng.uniform(5, 7),
         is_fifo=True,
         delay_s=rng.choice((0.001, 0.004)),
@@ -53,14 +53,6 @@ def with_lapses(swarm: Swarm, rng: Random) -> Swarm:
         restart_s=rng.choice((0.01, 0.2)),
         clients=4,
         think_s=0.01,
-        change_every_s=0.0,
-        standby_chance=0.0,
-        campaigns=True,
-        promotion_every_s=0.0,
-        regions=("primary",),
-        rot_every_s=0.0,
-        ghost_kinds=(),
-        wrong_clock_every_s=0.0,
         lapse_every_s=rng.choice((0.05, 0.2)),
     )
 

@@ -31,7 +31,7 @@ from tests.sim.invariants import Invariants
 from tests.sim.member import Member
 from tests.sim.network import Network
 from tests.sim.planting import patched
-from tests.sim.swarm import Swarm, without_faults
+from tests.sim.swarm import Swarm, undisturbed
 from tests.sim.world import Violation, World
 
 CHANCE = 0.06
@@ -45,7 +45,7 @@ def with_lost_majorities(swarm: Swarm, rng: Random) -> Swarm:
     if swarm.is_only_sick or swarm.is_wiping or is_taken or rng.random() >= CHANCE:
         return swarm
     return replace(
-        without_faults(swarm),
+        undisturbed(swarm),
         size=rng.choice((3, 3, 5)),
         chaos_s=rng.uniform(4, 6),
         lease_ms=0,
@@ -53,14 +53,6 @@ def with_lost_majorities(swarm: Swarm, rng: Random) -> Swarm:
         clients=4,
         is_majority_enough=True,
         do_groups_wait=False,
-        change_every_s=0.0,
-        standby_chance=0.0,
-        campaigns=True,
-        promotion_every_s=0.0,
-        regions=("primary",),
-        rot_every_s=0.0,
-        ghost_kinds=(),
-        wrong_clock_every_s=0.0,
         loses_majority=True,
         is_majority_alive=rng.random() < 0.45,
     )

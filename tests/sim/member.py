@@ -49,6 +49,7 @@ from raftha.node.node import Node
 from raftha.node.operations import Operation
 from raftha.node.statistics import Statistics
 from raftha.runtime import introductions
+from raftha.storage.directory import skips
 from raftha.storage.directory.healing import LOG, open_or_heal
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.machine import StateMachine
@@ -81,6 +82,8 @@ class Member:
         self._world = world
         self._swarm = swarm
         self.machine = machine
+        self.skips: dict[int, bytes] = {}
+        """The hashes of entries that an operator has it skip, by index."""
         self.life = 0
         self.is_wanted = node_id <= swarm.size - swarm.is_late
         """True if it should be up: not before it joins, and not after it was removed."""
@@ -464,6 +467,12 @@ class Member:
             self.crash(is_power_loss=False, is_silent=False)
             self.watch.on_unsupported(self, str(error))
             return
+        except MemoryError:
+            if not self._swarm.is_poisoned:
+                raise
+            self.crash(is_power_loss=False, is_silent=False)
+            self.watch.on_failed_command(self)
+            return
         self.watch.on_turn(self)
 
     def _tick(self) -> None:
@@ -481,7 +490,12 @@ class Member:
         assert self.node is not None
         if introduction.difference(self.hello(hello.sender), hello):
             return False
-        return self.founding is not None or not introductions.refusal(self.node.core, hello)
+        if self.founding is not None:
+            return True
+        if introductions.unsupported(self.node.state, hello):
+            self.watch.on_refused(self, hello.sender)
+            return False
+        return not introductions.refusal(self.node.core, hello)
 
     def hello(self, to: int) -> Hello:
         """What it says of itself."""
@@ -494,6 +508,7 @@ class Member:
             to,
             self.incarnation,
             "",
+            skips=skips.fingerprint(self.node.state.skips),
             lineage=self.membership.lineage if self.has_cluster else "",
             recorded=self.membership.recorded(to) if self.has_cluster else 0,
             stance=self.founding.stance if self.founding is not None else stance,
