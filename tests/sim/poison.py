@@ -133,7 +133,7 @@ class Poison:
             self._machines[lucky].has_memory = True
 
     def _is_alone(self) -> bool:
-        """Whether the entry has nothing of other callers, which may not be answered, then skipped."""
+        """Whether no other caller has a part in the entry: it may be answered, and then skipped."""
         (index,) = self._found
         groups = decode_groups(self._invariants.committed[index - 1].payload)
         return sum(group.session != 0 for group in groups) == 1
