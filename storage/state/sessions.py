@@ -238,13 +238,9 @@ class Sessions:
 
     @classmethod
     def load(cls, dumped: Sequence[Any]) -> Sessions:
-        """Load a dumped table; ValueError or TypeError if it is malformed.
-
-        A table of format 3 of the state has no owners: they stay unknown.
-        """
+        """Load a dumped table; ValueError or TypeError if it is malformed."""
         table = cls()
-        for number, floor, used_us, outcomes, *rest in dumped:
-            (owner,) = rest or (b"",)
+        for number, floor, used_us, outcomes, owner in dumped:
             if type(owner) is not bytes or len(owner) > OWNER_BYTES:
                 raise ValueError("a session's owner is malformed")
             session = _Session(floor, used_us, owner)

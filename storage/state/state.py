@@ -22,8 +22,7 @@ repeated groups as before.
 
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
-    format version   5 (since 2 values have checksums, since 3 there are versions, since 4 sessions
-                     have owners, since 5 the checksums make the CRC of a value's record 0)
+    format version   5; those before it were never released, and aren't read
     applied          [index, term, time_us, last_sequence, hash]
     membership       payload of the last MEMBERSHIP entry applied, nil if there was none
     sessions         see `raftha.storage.state.sessions`
@@ -64,8 +63,6 @@ __all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 
 META_VERSION = 5
 DIGEST_BYTES = 32
-META_READ_TOO = (3, 4)
-"""The formats before: without owners of sessions, and with plain checksums in values."""
 GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
 
@@ -466,7 +463,7 @@ class State:
             raise self._store.corrupt("the checkpoint's meta is damaged")
         try:
             version, *fields = msgpack.unpackb(meta[4:], raw=False)
-            if version not in (*META_READ_TOO, META_VERSION):
+            if version != META_VERSION:
                 raise ConfigError(
                     f"the state is in format {version}; this raftha reads {META_VERSION}",
                     hint="use the version of raftha that wrote it; nothing is lost",
