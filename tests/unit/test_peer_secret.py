@@ -122,9 +122,7 @@ def test_only_a_member_that_holds_the_secret_is_reported_as_unsupported(
         await one.start()
         claim = hello(2, 1)._replace(protocol_version=newer, protocol_oldest=newer)
         for challenge in (b"", b"c" * 16):
-            said = await converse(
-                members[1], claim._replace(challenge=challenge), Proof(b"m" * 32)
-            )
+            said = await converse(members[1], claim._replace(challenge=challenge), Proof(b"m" * 32))
             assert isinstance(said[-1], Refusal)
             assert said[-1].reason.endswith("upgrade node 1")
             assert one.unsupported == [], "a stranger says so"
