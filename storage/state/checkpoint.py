@@ -48,6 +48,7 @@ from google_crc32c import value as crc32c
 
 from raftha.config import MIB
 from raftha.errors import Corrupt, StorageError, StorageFailed, StorageFull
+from raftha.storage.files import sync_folder
 from raftha.storage.state.lmdb_file import (
     COPY_BYTES,
     SPARE_BYTES,
@@ -56,7 +57,6 @@ from raftha.storage.state.lmdb_file import (
     mark_of,
     seek_first,
     seek_last,
-    sync_folder,
     used_bytes,
     write_copy,
     written_bytes,

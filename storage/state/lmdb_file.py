@@ -114,12 +114,3 @@ def mark_of(path: Path) -> bytes:
     """Return the content of the mark of a clean end, for a file as it is now."""
     found = path.stat()
     return b"%d %d\n" % (found.st_size, found.st_mtime_ns)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
