@@ -130,6 +130,7 @@ def builds(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Builds]:
     builds.cluster.close()
 
 
+@pytest.mark.slow
 def test_a_kept_build_and_todays_run_in_one_cluster_and_change_places(builds: Builds) -> None:
     before = builds.used()
     assert all(builds.is_kept(node_id) for node_id in (1, 2, 3))
