@@ -50,16 +50,8 @@ from google_crc32c import value as crc32c
 
 from raftha.config.limits import KIB, MIB
 from raftha.errors import Corrupt, StorageError, StorageFailed, StorageFull
-<<<<<<< HEAD
-<<<<<<< HEAD
-from raftha.storage.files import sync_folder
-=======
-from raftha.storage.state.blocks import Block, encode_pairs
->>>>>>> w/runs
-=======
 from raftha.storage.files import sync_folder
 from raftha.storage.state.blocks import Block, encode_pairs
->>>>>>> w/face
 from raftha.storage.state.lmdb_file import (
     COPY_BYTES,
     DAMAGE,

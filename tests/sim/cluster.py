@@ -120,16 +120,13 @@ class Simulation:
         )
         self.rollbacks = Rollbacks(self.world, self.swarm, self.members, self.invariants)
         self.divergences = Divergences(self.world, self.swarm, self.members)
-<<<<<<< HEAD
         self.backups = Backups(self.world, self.swarm, self.members, self.invariants.oracle)
         self.invariants.on_admin = self.backups.on_committed
-=======
         self.lapses = Lapses(self.world, self.swarm, self.members, self.network, self.invariants)
         self.lost_majorities = LostMajorities(
             self.world, self.swarm, self.members, self.network, self.invariants
         )
         self.poison = Poison(self.world, self.swarm, self.members, self.invariants)
->>>>>>> w/sim
         memberships = self.invariants.memberships
         self.operator = Operator(self.world, self.swarm, self.members, memberships)
         self.operator.on_upgrade_pending = self.builds.on_refused
@@ -414,15 +411,11 @@ def _draw(world: World) -> Swarm:
     swarm = with_wrong_clocks(swarm, world.stream("wrong clocks"))
     swarm = with_rollbacks(swarm, world.stream("rollbacks"))
     swarm = with_divergences(swarm, world.stream("divergences in the swarm"))
-<<<<<<< HEAD
-    swarm = with_builds(swarm, world.stream("with builds"))
-    return with_backups(swarm, world.stream("with backups"))
-=======
     swarm = with_lapses(swarm, world.stream("lapses in the swarm"))
     swarm = with_lost_majorities(swarm, world.stream("lost majorities"))
     swarm = with_poison(swarm, world.stream("poison"))
-    return with_builds(swarm, world.stream("with builds"))
->>>>>>> w/sim
+    swarm = with_builds(swarm, world.stream("with builds"))
+    return with_backups(swarm, world.stream("with backups"))
 
 
 class _Probe:

@@ -230,16 +230,13 @@ class Invariants:
         self.oracle.apply(entry)
         if entry.kind == EntryKind.ADMIN and self.oracle.admin == "versions":
             self.on_versions(self.oracle.machine_version, self.memberships.latest.members.keys())
-<<<<<<< HEAD
         elif entry.kind == EntryKind.ADMIN:
             self.on_admin(entry)
-=======
 
     def _commit(self, member: Member, entry: Entry) -> None:
         assert member.node is not None
         term = member.node.core.term
         self._record(entry, term)
->>>>>>> w/sim
         # The first to commit is the leader, so it is its membership that counts.
         electorate = voters(self.memberships.in_force(member.node.core.log))
         holders = [

@@ -50,11 +50,8 @@ from raftha.node.node import Node
 from raftha.node.operations import Operation
 from raftha.node.statistics import Statistics
 from raftha.runtime import introductions
-<<<<<<< HEAD
 from raftha.storage.backup.spool import Spool
-=======
 from raftha.storage.directory import skips
->>>>>>> w/sim
 from raftha.storage.directory.healing import LOG, open_or_heal
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.machine import StateMachine
