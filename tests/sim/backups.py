@@ -67,7 +67,7 @@ from tests.sim.world import Violation, World
 if TYPE_CHECKING:
     from tests.sim.member import Member
 
-CHANCE = 0.15
+CHANCE = 0.2
 States = dict[int, tuple[str, int, tuple[str, ...]]]
 LATE_S = 0.2
 """The longest that an object isn't listed."""
@@ -93,6 +93,7 @@ HASTE: list[Patch] = [
 def with_backups(swarm: Swarm, rng: Random) -> Swarm:
     """Have backups in some seeds, beside all else; drawn from a stream of its own."""
     is_unfit = swarm.is_only_sick or not swarm.campaigns or swarm.alter_every_s > 0
+    is_unfit = is_unfit or swarm.is_poisoned
     if rng.random() >= CHANCE or is_unfit:
         return swarm
     return replace(swarm, chaos_s=max(swarm.chaos_s, 5.0), backups=draw_backups(rng))
@@ -226,6 +227,7 @@ class Backups:
         """What the ledger said after each entry."""
         self._retired_at: dict[int, float] = {}
         self._labels: dict[int, str] = {}
+        self._lineages: set[str] = set()
         self._sequences: dict[int, int] = {}
         """The position of each completed backup."""
         self._foreign: dict[str, bytes] = {}
@@ -315,6 +317,7 @@ class Backups:
         match change:
             case Begin():
                 self._labels[entry.index] = make_label(entry.time_us, change.mode, entry.index)
+                self._lineages.add(change.lineage)
             case End() if not change.error:
                 self._world.counts["backup completed"] += 1
                 mode = self.ledger.backups[change.id].mode
@@ -397,6 +400,8 @@ class Backups:
         backup_id = names.parse_label(label).begin_index
         if lineage == FOREIGN:
             raise Violation(f"{name} of another cluster is deleted from {bucket.name}")
+        if lineage not in self._lineages:
+            return  # A member that was taken for the only survivor has a history of its own.
         if backup_id not in self.ledger.retired:
             raise Violation(f"{name} is deleted, and the backup was not retired")
 

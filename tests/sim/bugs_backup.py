@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from raftha.entry import LogPosition
 from raftha.errors import ObjectMissing
+from raftha.node.backup import choosing
 from raftha.node.backup.leading import Leading
 from raftha.node.backup.taking import _NOTHING, Taker
 from raftha.node.backup.upkeep import Upkeep
 from raftha.runtime import backup_jobs
 from raftha.runtime.backup_jobs import _Listing
 from raftha.storage.backup import retention, uploads
-from raftha.storage.backup.spool import Spool
+from raftha.storage.backup.spool import Spool, SpoolReading
 from raftha.storage.backup.uploads import Uploads
 from raftha.storage.state import catalog
 from raftha.storage.state.catalog import (
@@ -49,30 +51,20 @@ def completed_without_reading_back() -> list[Patch]:
     return [(uploads, "_read_back", lambda destination, name, data: None)]
 
 
-def spool_goes_on_behind_a_hole() -> list[Patch]:
-    """A delta that couldn't be written is left out, and the spool goes on as if it were there."""
+def incremental_over_a_hole() -> list[Patch]:
+    """A spool that doesn't reach back to the parent is taken for one that does."""
+    reading = Spool.reading
 
-    def fail(self: Spool, error: Exception) -> None:
-        """Nothing is dropped."""
+    @contextmanager
+    def reading_anyway(self: Spool, index: int) -> Iterator[SpoolReading]:
+        with reading(self, max(index, self.reach.index)) as found:
+            start = found.start._replace(index=min(index, found.start.index))
+            yield found._replace(start=start)
 
-    def add(self: Spool, position: LogPosition, meta: bytes, items: Any) -> None:
-        real_position, self._position = self._position, _end_of(self)
-        try:
-            add_before(self, position, meta, items)
-        finally:
-            self._position = real_position
-
-    add_before = Spool.add
-    return [(Spool, "_fail", fail), (Spool, "add", add), (Spool, "commit", _commit_anything)]
-
-
-def _end_of(spool: Spool) -> LogPosition:
-    return spool._deltas[-1].end if spool._deltas else spool._position
-
-
-def _commit_anything(self: Spool, position: LogPosition) -> None:
-    self._position = position
-    self._is_paused = False
+    return [
+        (Spool, "reading", reading_anyway),
+        (choosing, "_covers", lambda candidate, parent: candidate.spool_index is not None),
+    ]
 
 
 def delta_written_late_and_not_synced() -> list[Patch]:
@@ -235,7 +227,7 @@ def _without_the_restarted(on_tick: Callable[[Taker], None]) -> Callable[[Taker]
 BUGS: tuple[Bug, ...] = (
     manifest_before_its_objects,
     completed_without_reading_back,
-    spool_goes_on_behind_a_hole,
+    incremental_over_a_hole,
     delta_written_late_and_not_synced,
     spool_taken_over_as_it_is,
     retention_ignores_the_chain,

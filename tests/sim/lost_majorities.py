@@ -182,7 +182,7 @@ class LostMajorities:
             [
                 (quorum_recovery.logger, "disabled", True),
                 (quorum_recovery, "_answers", lambda address: False),
-                (quorum_recovery, "new_id", lambda: f"lineage of {member.id}"),
+                (quorum_recovery, "new_id", lambda: f"{member.id:032x}"),
                 (quorum_recovery, "new_incarnation", lambda: incarnation),
             ]
         ):
