@@ -20,7 +20,9 @@ All of this blocks, and knows no clock, thread or randomness but what `TakeHooks
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -33,7 +35,13 @@ from raftha.storage.backup.destination import Destination
 from raftha.storage.backup.manifest import FULL, Manifest, StoredManifest, encode_manifest
 from raftha.storage.backup.pool import Pool, serial_pool
 from raftha.storage.backup.repository import Repository
-from raftha.storage.backup.runs import DELTA_OBJECT_BYTES, OBJECT_BYTES, ObjectFacts, write_run
+from raftha.storage.backup.runs import (
+    AHEAD,
+    DELTA_OBJECT_BYTES,
+    OBJECT_BYTES,
+    ObjectFacts,
+    write_run,
+)
 from raftha.storage.backup.source import Source, SourceReading
 from raftha.storage.backup.uploads import BackupCancelled, Uploads, Waits
 from raftha.storage.backup.verify import Verified, verify_in, write_verified
@@ -121,14 +129,43 @@ def take(order: TakeOrder, source: Source, repository: Repository, hooks: TakeHo
         pool=hooks.pool,
         on_stored=lambda destination, name: hooks.on_step(5, f"{destination}: {name}"),
     )
-    encoders = hooks.pool("encode", ENCODERS)
+    encoders, hasher = hooks.pool("encode", ENCODERS), _Digest(hooks.pool("digest", 1))
     try:
-        taking = _Taking(order, source, repository, hooks, uploads, encoders, errors)
+        taking = _Taking(order, source, repository, hooks, uploads, encoders, hasher, errors)
         manifest = taking.write_run()
         return taking.prove(manifest)
     finally:
         encoders.shutdown(cancel_futures=True)
+        hasher.pool.shutdown(cancel_futures=True)
         uploads.close()
+
+
+class _Digest:
+    """Hashes blocks in their order, on a worker of its own."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self._hasher = Hasher()
+        self._pending: deque[Future[None]] = deque()
+
+    def begin_again(self) -> None:
+        """Forget all blocks."""
+        self._wait(0)
+        self._hasher = Hasher()
+
+    def add(self, block: Block) -> None:
+        """Add the next block."""
+        self._pending.append(self.pool.submit(self._hasher.add_encoded, block.raw, block.keys))
+        self._wait(AHEAD)
+
+    def finish(self) -> str:
+        """Return the digest of all blocks."""
+        self._wait(0)
+        return self._hasher.finish().hex
+
+    def _wait(self, left: int) -> None:
+        while len(self._pending) > left:
+            self._pending.popleft().result()
 
 
 class _Stopwatch:
@@ -166,9 +203,9 @@ class _Taking:
     hooks: TakeHooks
     uploads: Uploads
     encoders: Pool
+    digest: _Digest
     errors: dict[str, str]
     """Of the destinations that take no part."""
-    hasher: Hasher = field(default_factory=Hasher)
     first_run: int = 0
     facts: list[ObjectFacts] = field(default_factory=list)
     read_bytes: int = 0
@@ -188,7 +225,8 @@ class _Taking:
                 if not tries_left:
                     raise
                 self.first_run += len(self.facts)
-                self.hasher, self.facts = Hasher(), []
+                self.digest.begin_again()
+                self.facts = []
                 self.read_bytes = self.read_keys = 0
         raise AssertionError("unreachable")
 
@@ -241,7 +279,7 @@ class _Taking:
         if not self.hooks.waits.is_wanted():
             raise BackupCancelled("the backup is no longer wanted")
         if self.order.mode == FULL:
-            self.hasher.add_encoded(block.raw, block.keys)
+            self.digest.add(block)
         self.read_bytes += len(block.raw)
         self.read_keys += block.keys
         total = self.read_bytes * max(keys_max, self.read_keys) // self.read_keys
@@ -264,7 +302,7 @@ class _Taking:
             start=reading.start,
             membership=reading.membership,
             runs=tuple(self.facts),
-            digest=self.hasher.finish().hex if is_full else "",
+            digest=self.digest.finish() if is_full else "",
             node=order.node,
             raftha_version=VERSION,
             machine=order.machine,

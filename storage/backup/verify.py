@@ -142,7 +142,8 @@ class _Verifying:
             name = manifest.run_name(number)
             where = {"destination": self._destination.name, "object_name": name}
             if name not in sizes:
-                self.findings.append(ObjectMissing("it is missing", **where))
+                with self.collecting():  # A listing may be late: a read decides.
+                    self._destination.get_range(name, 0, 1)
             elif sizes[name] != facts.size:
                 found = f"it has {sizes[name]} bytes, not {facts.size}"
                 self.findings.append(BackupDamaged(found, **where))

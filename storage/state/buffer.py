@@ -79,24 +79,32 @@ class WriteBuffer:
 
 
 class SortedItems:
-    """A frozen buffer's items in key order; can be iterated more than once, from any thread."""
+    """A frozen buffer's items in key order; can be iterated more than once, from one thread."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_order", "_values")
 
     def __init__(self, buffer: WriteBuffer) -> None:
         self._values = buffer.values
+        self._order: list[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self._values)
 
     def __iter__(self) -> Iterator[Pair]:
         values = self._values
-        keys = iter(values)
+        if self._order is None:
+            self._order = self._sort()
+        for key in self._order:
+            yield key, values[key]
+
+    def _sort(self) -> list[bytes]:
+        keys = iter(self._values)
         pieces = []
         while piece := sorted(islice(keys, SORT_PIECE)):
             pieces.append(piece)
-        for key in heapq.merge(*pieces) if len(pieces) > 1 else (pieces[0] if pieces else ()):
-            yield key, values[key]
+        if len(pieces) > 1:
+            return list(heapq.merge(*pieces))
+        return pieces[0] if pieces else []
 
 
 def overlay(newer: Iterator[Pair], older: Iterator[Pair], *, reverse: bool) -> Iterator[Pair]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgpack
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,4 +109,4 @@ def test_all_replicas_have_the_same_catalog(log: list[tuple[Change, bool]]) -> N
         assert one.dump() == other.dump()
         check(one, before, change)
         if restarts:
-            other = Catalog.load(other.dump())
+            other = Catalog.load(msgpack.unpackb(msgpack.packb(other.dump())))

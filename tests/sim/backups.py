@@ -7,9 +7,11 @@ is real, and so is all that takes, lists, deletes and reads backups; jobs run as
 What must hold, by the committed log (`ledger.py`):
 
     one at a time      no two backups run
+    manifest           it is written after all objects of its backup
     completed          a backup that is called completed can be restored from each destination that
                        is said to have it: to the state that the oracle has at its position
     kept               so it stays, until it is retired, unless a fault of the bucket hit it
+    missing            nothing is called missing that is there
     deletion           nothing is deleted of a backup that wasn't retired before
     forgotten          what is forgotten has no objects any more
     other lineages     nobody touches what belongs to another cluster
@@ -19,6 +21,7 @@ What must hold, by the committed log (`ledger.py`):
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
@@ -26,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftha.config import BackupConfig, RetentionPolicy
 from raftha.entry import Entry
-from raftha.errors import RafthaError
+from raftha.errors import BackupDamaged, RafthaError
 from raftha.node.backup import backups as backups_module
 from raftha.node.backup import choosing, leading, upkeep
 from raftha.node.backup_work import BackupOrder, BackupProgress, Deletion, Listing, TakenBackup
@@ -36,6 +39,7 @@ from raftha.runtime.backup_jobs import BackupJobs, Owner
 from raftha.storage.backup import names, retention, uploads
 from raftha.storage.backup.chain import Shelf, load_chain, read_state
 from raftha.storage.backup.crypto import NO_KEYS
+from raftha.storage.backup.manifest import load_manifest
 from raftha.storage.backup.repository import Repository, open_repository, read_record
 from raftha.storage.backup.source import StoreSource
 from raftha.storage.backup.take import TakeHooks
@@ -46,6 +50,7 @@ from raftha.storage.state.catalog import (
     Begin,
     Deleted,
     End,
+    Found,
     Pin,
     encode_change,
     make_label,
@@ -62,7 +67,7 @@ from tests.sim.world import Violation, World
 if TYPE_CHECKING:
     from tests.sim.member import Member
 
-CHANCE = 0.15
+CHANCE = 0.2
 States = dict[int, tuple[str, int, tuple[str, ...]]]
 LATE_S = 0.2
 """The longest that an object isn't listed."""
@@ -88,6 +93,7 @@ HASTE: list[Patch] = [
 def with_backups(swarm: Swarm, rng: Random) -> Swarm:
     """Have backups in some seeds, beside all else; drawn from a stream of its own."""
     is_unfit = swarm.is_only_sick or not swarm.campaigns or swarm.alter_every_s > 0
+    is_unfit = is_unfit or swarm.is_poisoned
     if rng.random() >= CHANCE or is_unfit:
         return swarm
     return replace(swarm, chaos_s=max(swarm.chaos_s, 5.0), backups=draw_backups(rng))
@@ -221,6 +227,7 @@ class Backups:
         """What the ledger said after each entry."""
         self._retired_at: dict[int, float] = {}
         self._labels: dict[int, str] = {}
+        self._lineages: set[str] = set()
         self._sequences: dict[int, int] = {}
         """The position of each completed backup."""
         self._foreign: dict[str, bytes] = {}
@@ -229,7 +236,7 @@ class Backups:
         oracle.keeps_history = True
         for number in range(self._drawn.destinations):
             bucket = Bucket(world, self._drawn, f"d{number}")
-            bucket.on_delete = self._on_delete
+            bucket.on_create, bucket.on_delete = self._on_create, self._on_delete
             self.buckets.append(bucket)
         for member in members.values():
             member.make_backups = lambda of: SimulatedBackups(of, world, self.buckets)
@@ -301,6 +308,7 @@ class Backups:
     def on_committed(self, entry: Entry) -> None:
         """An administrative entry is committed."""
         self._last_index = entry.index
+        before = {b.id: b.destinations for b in self.ledger.backups.values()}
         change = self.ledger.apply(entry)
         self._states.append((entry.index, self.ledger.states()))
         running = [b.id for b in self.ledger.backups.values() if b.state == "running"]
@@ -309,6 +317,7 @@ class Backups:
         match change:
             case Begin():
                 self._labels[entry.index] = make_label(entry.time_us, change.mode, entry.index)
+                self._lineages.add(change.lineage)
             case End() if not change.error:
                 self._world.counts["backup completed"] += 1
                 mode = self.ledger.backups[change.id].mode
@@ -324,6 +333,8 @@ class Backups:
                 self._world.counts["leftover found"] += record.state == "failed"
                 if record.state == "completed":
                     self._check_restores(record.id, record.position_sequence)
+            case Found():
+                self._check_missing(before[change.id], change)
             case Deleted():
                 self._world.counts["backup deleted"] += len(change.ids)
                 self._check_forgotten(change.ids)
@@ -360,6 +371,28 @@ class Backups:
     def _folder(self, backup_id: int) -> str:
         return names.backup_folder(self.ledger.backups[backup_id].lineage, self._labels[backup_id])
 
+    def _on_create(self, bucket: Bucket, name: str) -> None:
+        """A manifest comes last: from then on the backup exists."""
+        if not name.endswith("/manifest"):
+            return
+        lineage, _, label = name.split("/")[:3]
+        client = TrueClient(bucket)
+        with contextlib.suppress(BackupDamaged):  # A bad write of the manifest itself.
+            repository = read_record(client).repository_id
+            manifest = load_manifest(client, lineage, label, repository, NO_KEYS).manifest
+            wanted = [manifest.run_name(number) for number in range(len(manifest.runs))]
+            if not bucket.damaged.issuperset(set(wanted) - bucket.objects.keys()):
+                raise Violation(f"{name} is in {bucket.name} before its objects")
+
+    def _check_missing(self, before: tuple[str, ...], change: Found) -> None:
+        """What is called missing is not there."""
+        folder = self._folder(change.id)
+        for bucket in self.buckets:
+            is_dropped = bucket.name in before and bucket.name not in change.destinations
+            if is_dropped and not any(name.startswith(folder) for name in bucket.damaged):
+                raise Violation(f"backup {change.id} is in {bucket.name}, and is called missing")
+        self._world.counts["backup missing"] += len(change.destinations) < len(before)
+
     def _on_delete(self, bucket: Bucket, name: str) -> None:
         if "/backups/" not in name:
             return
@@ -367,6 +400,8 @@ class Backups:
         backup_id = names.parse_label(label).begin_index
         if lineage == FOREIGN:
             raise Violation(f"{name} of another cluster is deleted from {bucket.name}")
+        if lineage not in self._lineages:
+            return  # A member that was taken for the only survivor has a history of its own.
         if backup_id not in self.ledger.retired:
             raise Violation(f"{name} is deleted, and the backup was not retired")
 

@@ -51,6 +51,7 @@ from raftha.node.operations import Operation
 from raftha.node.statistics import Statistics
 from raftha.runtime import introductions
 from raftha.storage.backup.spool import Spool
+from raftha.storage.directory import skips
 from raftha.storage.directory.healing import LOG, open_or_heal
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.machine import StateMachine
@@ -68,7 +69,7 @@ from tests.sim.snapshots import SimulatedSnapshots
 from tests.sim.storage_work import StorageWork
 from tests.sim.store import DictStore
 from tests.sim.swarm import Swarm
-from tests.sim.watch import Waiter, Watch
+from tests.sim.watch import NoWatch, Waiter, Watch
 from tests.sim.world import Violation, World
 
 LINEAGE = "a" * 32
@@ -86,6 +87,8 @@ class Member:
         self._world = world
         self._swarm = swarm
         self.machine = machine
+        self.skips: dict[int, bytes] = {}
+        """The hashes of entries that an operator has it skip, by index."""
         self.life = 0
         self.is_wanted = node_id <= swarm.size - swarm.is_late
         """True if it should be up: not before it joins, and not after it was removed."""
@@ -95,6 +98,8 @@ class Member:
         self.contact = LeaderContact(world)
         self.is_rotten = False
         """Whether something on its disk is damaged, and it hasn't found out yet."""
+        self.is_outcast = False
+        """Whether an operator has made it a cluster of its own, beside the others."""
         self.is_put_back = False
         """Whether its directory is an earlier copy, which lacks what it acknowledged."""
         self.node: Node | None = None
@@ -122,9 +127,9 @@ class Member:
             configured_members(self.config), dict.fromkeys(self.founders, 1), "c", LINEAGE
         )
         """The membership that the cluster began with; all have their first data directories."""
-        self._watch = watch
+        self.watch = watch
         self._is_calm = self._is_turn_due = False
-        self._work = StorageWork(self, world, swarm, watch)
+        self._work = StorageWork(self, world, swarm)
         self._delivered: list[tuple[Waiter, Any]] = []
         self._waiting: dict[int, Waiter] = {}
 
@@ -168,12 +173,12 @@ class Member:
             self._lose(is_power_loss=False)
             return
         except UpgradeRequired as error:
-            self._watch.on_unsupported(self, str(error))
+            self.watch.on_unsupported(self, str(error))
             self._lose(is_power_loss=False)
             return
         self.is_rotten = False
         self._world.note(self.id, "start", f"log ends at {self.node.core.log.last_index}")
-        self._watch.on_start(self)
+        self.watch.on_start(self)
         self.later(self.rng.uniform(0, TICK_S), self._tick)
         self._work.preallocate()
         self.wake()
@@ -250,7 +255,13 @@ class Member:
         """Lose the data directory. A start makes another one, without any trace of the past."""
         assert self.node is None
         self._make_directory(self.incarnation + 1)
-        self._watch.on_wipe(self)
+        self.watch.on_wipe(self)
+
+    def cast_out(self) -> None:
+        """From now on it has a history of its own, which nothing here is held against."""
+        assert self.node is None
+        self.is_outcast = True
+        self.watch = NoWatch(self.watch)
 
     def crash(self, *, is_power_loss: bool, is_silent: bool) -> None:
         """Stop without any warning."""
@@ -280,7 +291,7 @@ class Member:
         self.snapshots.crash()
         if is_power_loss:
             self.disk.crash()
-        self._watch.on_crash(self)
+        self.watch.on_crash(self)
 
     def _has_power_loss(self) -> bool:
         return self.rng.random() < self._swarm.power_loss_chance
@@ -326,6 +337,11 @@ class Member:
     def submit(self, operations: list[Operation]) -> None:
         """Hand operations over; their waiters get a result, or learn of this member's end."""
         assert self.node is not None
+        if self.is_outcast:
+            error = Disconnected("the process can't be reached")
+            for operation in operations:
+                self._world.at(0.0, operation.waiter.done, error)
+            return
         for operation in operations:
             self._waiting[id(operation.waiter)] = operation.waiter
         self.later(0.0, self._take, operations)
@@ -339,7 +355,7 @@ class Member:
 
     def send(self, message: PeerMessage) -> None:
         assert self.network is not None
-        self._watch.on_send(self, message)
+        self.watch.on_send(self, message)
         self.network.send(message)
 
     def is_connected(self, peer: int) -> bool:
@@ -351,7 +367,7 @@ class Member:
         self.network.reset(self.id, peer)
 
     def write(self, write: Write) -> None:
-        self._watch.on_writing(self, write)
+        self.watch.on_writing(self, write)
         self._work.write(write)
 
     def seal_log(self, commit: int) -> None:
@@ -381,7 +397,7 @@ class Member:
         self._world.counts[f"lost {' and '.join(sorted(parts))}"] += 1
 
     def on_loss(self, position: LogPosition) -> None:
-        self._watch.on_loss(self, position)
+        self.watch.on_loss(self, position)
 
     def end_healing(self, generation: int) -> None:
         self.later(self.faults.pick_time(), self.run, self._end_healing, generation)
@@ -427,7 +443,7 @@ class Member:
 
     def on_reset(self, wal: Wal, position: LogPosition) -> None:
         self._world.note(self.id, "snapshot installed", f"at {position.index}")
-        self._watch.on_reset(self, wal, position)
+        self.watch.on_reset(self, wal, position)
 
     def may_crash(self) -> None:
         """Between two steps of a start that may be cut off."""
@@ -447,10 +463,10 @@ class Member:
                 waiter.done(result)
 
     def emit(self, event: HaEvent) -> None:
-        self._watch.on_event(self, event)
+        self.watch.on_event(self, event)
         if isinstance(event, RoleChanged):
             self._world.note(self.id, event.role, f"term {event.term}")
-            self._watch.on_role(self, event.role)
+            self.watch.on_role(self, event.role)
         elif isinstance(event, Removed):
             self._world.note(self.id, "knows it was removed")
         elif isinstance(event, LeaderLost):
@@ -470,9 +486,15 @@ class Member:
             self.node.turn()
         except UpgradeRequired as error:
             self.crash(is_power_loss=False, is_silent=False)
-            self._watch.on_unsupported(self, str(error))
+            self.watch.on_unsupported(self, str(error))
             return
-        self._watch.on_turn(self)
+        except MemoryError:
+            if not self._swarm.is_poisoned:
+                raise
+            self.crash(is_power_loss=False, is_silent=False)
+            self.watch.on_failed_command(self)
+            return
+        self.watch.on_turn(self)
 
     def _tick(self) -> None:
         assert self.node is not None
@@ -489,7 +511,12 @@ class Member:
         assert self.node is not None
         if introduction.difference(self.hello(hello.sender), hello):
             return False
-        return self.founding is not None or not introductions.refusal(self.node.core, hello)
+        if self.founding is not None:
+            return True
+        if introductions.unsupported(self.node.state, hello):
+            self.watch.on_refused(self, hello.sender)
+            return False
+        return not introductions.refusal(self.node.core, hello)
 
     def hello(self, to: int) -> Hello:
         """What it says of itself."""
@@ -502,7 +529,8 @@ class Member:
             to,
             self.incarnation,
             "",
-            lineage=self.first.lineage if self.has_cluster else "",
+            skips=skips.fingerprint(self.node.state.skips),
+            lineage=self.membership.lineage if self.has_cluster else "",
             recorded=self.membership.recorded(to) if self.has_cluster else 0,
             stance=self.founding.stance if self.founding is not None else stance,
         )
@@ -555,6 +583,7 @@ class Member:
     def on_removed(self) -> None:
         assert self.node is not None
         self._world.note(self.id, "was removed")
+        self.watch.on_told_removed(self)
         self.node.on_removed()
 
     @property

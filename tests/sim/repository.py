@@ -95,6 +95,7 @@ class Bucket:
         self.objects: dict[str, _Object] = {}
         self.damaged: set[str] = set()
         """The objects that rot or loss has hit, after they were written."""
+        self.on_create: Callable[[Bucket, str], None] = lambda bucket, name: None
         self.on_delete: Callable[[Bucket, str], None] = lambda bucket, name: None
         self._world = world
         self._swarm = swarm
@@ -167,6 +168,7 @@ class Bucket:
             self._world.note(0, "bad write", f"{self.name} {name}")
         self.objects[name] = _Object(data, self._world.now)
         self.damaged.discard(name)
+        self.on_create(self, name)
 
     def find(self, name: str) -> bytes:
         """The bytes of an object."""

@@ -23,7 +23,6 @@ from raftha.storage.log.wal import Wal
 from raftha.storage.state.state import Frozen
 from tests.sim.disk_faults import SimulatedCrash
 from tests.sim.swarm import Swarm
-from tests.sim.watch import Watch
 from tests.sim.world import Violation, World
 
 if TYPE_CHECKING:
@@ -35,11 +34,10 @@ FULL_RETRY_S = 0.1
 class StorageWork:
     """The jobs of one member, over all its lives."""
 
-    def __init__(self, member: Member, world: World, swarm: Swarm, watch: Watch) -> None:
+    def __init__(self, member: Member, world: World, swarm: Swarm) -> None:
         self._member = member
         self._world = world
         self._swarm = swarm
-        self._watch = watch
         self._is_preallocating = False
         self._last_cut: LogCut | None = None
 
@@ -79,7 +77,7 @@ class StorageWork:
             return
         if not wal.has_spare:
             self.preallocate()
-        self._watch.on_durable(self._member, write)
+        self._member.watch.on_durable(self._member, write)
         if self._member.faults.is_due:
             raise SimulatedCrash
         self._report(self._written, write)

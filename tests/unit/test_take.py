@@ -398,7 +398,7 @@ def test_threads_end_with_the_backup(node: BackedUpNode) -> None:
     bad.plan(Fault("create", "fails", "*", None))
     with pytest.raises(BackupFailed):
         take(node.order(destinations=("bad",)), node.source, repository, node.hooks(pool=pool))
-    assert len(pools) == 2
+    assert len(pools) == 3
     for each in pools:
         with pytest.raises(RuntimeError):
             each.submit(print)
