@@ -40,6 +40,7 @@ from raftha.errors import (
 )
 from raftha.storage.backup.destination import LISTED_MAX, ObjectInfo
 from raftha.storage.backup.names import PARTS_MAX, check_folder, check_name, is_name
+from raftha.storage.files import sync_folder
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -190,7 +191,7 @@ class LocalDestination:
                 if is_missing:
                     folder.mkdir(mode=0o700, exist_ok=True)
                 if is_missing or folder == self._root:
-                    _sync(folder.parent)
+                    sync_folder(folder.parent)
             self._durable.add(())
         return os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -337,11 +338,3 @@ def _remove_if_old(folder: int, entry: os.DirEntry[str]) -> None:
         state = entry.stat(follow_symlinks=False)
         if stat.S_ISREG(state.st_mode) and time.time() - state.st_mtime > _DRAFT_AGE_S:
             os.unlink(entry.name, dir_fd=folder)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,9 +4,10 @@
     keys/<key id>-<version>.json   see `raftha.storage.backup.crypto`
     lineages/<lineage>.json     see `LineageRecord`
 
-Theory of operation. The first node that opens an empty place makes the repository; its id is random
-and stands in every destination. Creation goes through the destinations in their configured order,
-so that of two nodes at once one wins in the first of them, and the other takes over what it finds.
+Theory of operation. The first node that opens empty places makes the repository; its id is random
+and stands in every destination. All of them must answer then, since one that doesn't may hold the
+repository already. Creation goes through the destinations in their configured order, so that of two
+nodes at once one wins in the first of them, and the other takes over what it finds.
 A destination with another id belongs to another repository, and is refused. One that can't be
 reached is left out (`failed`), and `retry_failed` takes it in later: each destination fails alone.
 
@@ -265,38 +266,33 @@ def open_repository(
     """Open the repository in these destinations, in the order of the configuration.
 
     With `may_create` it is made if there is none, and copied to destinations that lack it.
-    `is_encrypted` is what the configuration wants, None if any will do.
+    `is_encrypted` is what the configuration wants; None wants encryption if there is an `operator`,
+    since a bucket's owner could change what repository.json says of it.
 
     RepositoryConflict if the destinations hold different repositories; RepositoryUnavailable if
     none can be reached; ObjectMissing if there is none and it may not be made; KeyMissing if it is
     encrypted and `operator` doesn't open it; ConfigError if it is encrypted and should not be, or
     the other way round; RepositoryError if its format is of a later version.
     """
+    wanted = operator is not None if is_encrypted is None else is_encrypted
     record = _find_record(destinations)
     if record is None:
         if not may_create:
             raise ObjectMissing(
                 "no destination holds a repository", object_name=names.repository_name()
             )
-        wanted = operator is not None if is_encrypted is None else is_encrypted
         if wanted and operator is None:
             raise KeyMissing("an encrypted repository needs the operator's key", hint=_KEY_HINT)
         record = _make_record(destinations[0], wanted, now_us, random)
-    _check_encryption(record, operator, is_encrypted)
+    _check_encryption(record, operator, is_encrypted, wanted=wanted)
     repository = Repository(record, operator, random, may_create=may_create)
     for destination in destinations:
         repository.admit(destination)
     if not repository.destinations:
         raise next(iter(repository.failed.values()))
     if record.is_encrypted and repository.key is None:
-        if repository.keys.locked:
-            raise KeyMissing(
-                "the operator's key opens none of the repository's data keys",
-                min(repository.keys.locked),
-                hint=_KEY_HINT,
-            )
-        if may_create:
-            repository.new_data_key(now_us)
+        _check_keys(repository.keys, may_create=may_create)
+        repository.new_data_key(now_us)
     return repository
 
 
@@ -309,21 +305,20 @@ def read_record(destination: Destination) -> RepositoryRecord:
 def _find_record(destinations: Sequence[Destination]) -> RepositoryRecord | None:
     """What the destinations say which repository they hold; None if none holds one."""
     found: RepositoryRecord | None = None
-    first_unavailable: RepositoryUnavailable | None = None
-    for number, destination in enumerate(destinations):
+    unavailable: RepositoryUnavailable | None = None
+    for destination in destinations:
         try:
             record = read_record(destination)
         except ObjectMissing:
             continue
         except RepositoryUnavailable as error:
-            if number == 0:
-                first_unavailable = error
+            unavailable = unavailable or error
             continue
         if found is not None and record != found:
             raise _another(destination, record, found)
         found = record
-    if found is None and first_unavailable is not None:
-        raise first_unavailable  # It may hold the repository, and a new one would not be that.
+    if found is None and unavailable is not None:
+        raise unavailable  # It may hold the repository, and a new one would conflict with that.
     return found
 
 
@@ -339,16 +334,33 @@ def _make_record(
 
 
 def _check_encryption(
-    record: RepositoryRecord, operator: OperatorKey | None, is_encrypted: bool | None
+    record: RepositoryRecord,
+    operator: OperatorKey | None,
+    is_encrypted: bool | None,
+    *,
+    wanted: bool,
 ) -> None:
-    if is_encrypted is not None and is_encrypted != record.is_encrypted:
-        state = "encrypted" if record.is_encrypted else "not encrypted"
+    if record.is_encrypted and operator is None and is_encrypted is not False:
+        raise KeyMissing("the repository is encrypted", hint=_KEY_HINT)
+    if record.is_encrypted != wanted:
         raise ConfigError(
-            f"the backup repository is {state}, and the configuration wants the contrary",
+            "the backup repository is encrypted, and one without encryption is wanted"
+            if record.is_encrypted
+            else "the backup repository is not encrypted, and an encrypted one is wanted",
             hint="that is decided when it is made: choose another place for a new one",
         )
-    if record.is_encrypted and operator is None:
-        raise KeyMissing("the repository is encrypted", hint=_KEY_HINT)
+
+
+def _check_keys(keys: KeyRing, *, may_create: bool) -> None:
+    """KeyMissing unless an encrypted repository that has no open data key may be given one."""
+    if keys.locked:
+        raise KeyMissing(
+            "the operator's key opens none of the repository's data keys",
+            min(keys.locked),
+            hint=_KEY_HINT,
+        )
+    if not may_create:
+        raise KeyMissing("the repository is encrypted, and none of its data keys is there")
 
 
 def _another(

@@ -69,7 +69,8 @@ from raftha.storage.backup.pool import Pool, serial_pool
 from raftha.storage.backup.repository import Repository
 from raftha.storage.backup.runs import MetaParts
 from raftha.storage.backup.uploads import BackupCancelled
-from raftha.storage.directory.datadir import DataDirectory, new_incarnation, sync_folder
+from raftha.storage.directory.datadir import DataDirectory, new_incarnation
+from raftha.storage.files import sync_folder
 from raftha.storage.log.disk import RealDisk
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.blocks import encode_pairs

@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import Any
 
 from raftha.errors import ConfigError, Corrupt
+from raftha.storage.files import replace_file, sync_folder
 
 FORMAT = 2
 FOLDERS = {"log": "wal", "state": "state"}
@@ -251,13 +252,8 @@ class DataDirectory:
         }
         assert record["epoch"] >= self.healing_generation, "a healing generation never goes back"
         assert record["promised_ms"] >= self.promised_ms, "what was promised isn't forgotten (L2)"
-        draft = self.path / "identity.tmp"
-        with open(draft, "w", encoding="utf-8", opener=_open_private) as file:
-            json.dump({**record, "checksum": _checksum(record)}, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(self.path / "identity")
-        sync_folder(self.path)
+        content = json.dumps({**record, "checksum": _checksum(record)}, indent=2)
+        replace_file(self.path / "identity", content)
         self.cluster_id, self.is_founding = record["cluster_id"], record["is_founding"]
         self.incarnation, self._has_log = record["incarnation"], record["has_log"]
         self.healing_generation, self.lost = record["epoch"], record["lost"]
@@ -269,18 +265,5 @@ def new_incarnation() -> int:
     return secrets.randbits(62) + 1
 
 
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 def _checksum(record: Mapping[str, Any]) -> str:
     return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,17 +13,13 @@ a whole, durably.
 
 from __future__ import annotations
 
-import json
-import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from raftha.errors import ConfigError, Corrupt
-from raftha.storage.directory.datadir import sync_folder
+from raftha.errors import Corrupt
+from raftha.storage.files import load_list, replace_list
 
-FORMAT = 1
 NAME = "moves"
 
 
@@ -37,15 +33,9 @@ class Move(NamedTuple):
 def load(folder: Path) -> dict[int, Move]:
     """Return the recorded moves, by the member's id. Corrupt if the file is damaged."""
     path = folder / NAME
-    if not path.exists():
-        return {}
     try:
-        found = json.loads(path.read_bytes())
-        if found["format"] != FORMAT:
-            raise ConfigError(f"{path} has format {found['format']}; this raftha reads {FORMAT}")
-        if found["crc"] != _checksum(found["moves"]):
-            raise ValueError("its checksum is wrong")
-        return {int(i): Move(frozenset(before), str(now)) for i, before, now in found["moves"]}
+        found = load_list(path, "moves")
+        return {int(i): Move(frozenset(before), str(now)) for i, before, now in found}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         hint = f"remove the file and run `raftha move` again on this node: {error}"
         raise Corrupt(path, 0, "not a list of moves", hint=hint) from error
@@ -54,24 +44,9 @@ def load(folder: Path) -> dict[int, Move]:
 def save(folder: Path, moves: Mapping[int, Move]) -> None:
     """Record these moves in place of all others; durable on return."""
     listed = [[i, sorted(move.before), move.address] for i, move in sorted(moves.items())]
-    document = {"format": FORMAT, "moves": listed, "crc": _checksum(listed)}
-    draft = folder / f"{NAME}.tmp"
-    with open(draft, "w", encoding="utf-8", opener=_open_private) as file:
-        json.dump(document, file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(folder / NAME)
-    sync_folder(folder)
+    replace_list(folder / NAME, "moves", listed)
 
 
 def forget(folder: Path) -> None:
     """Remove the record, if there is one. One that comes back after a crash does no harm."""
     (folder / NAME).unlink(missing_ok=True)
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _checksum(listed: list[Any]) -> int:
-    return zlib.crc32(json.dumps(listed, separators=(",", ":")).encode())

@@ -15,19 +15,15 @@ number is the CRC-32 of the compact JSON of the entries. It is replaced as a who
 
 from __future__ import annotations
 
-import json
-import os
-import zlib
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from raftha.entry import HASH_BYTES
-from raftha.errors import ConfigError, Corrupt, InvalidRequest
-from raftha.storage.directory.datadir import sync_folder
+from raftha.errors import Corrupt, InvalidRequest
+from raftha.storage.files import compact_json, load_list, replace_list
 
-FORMAT = 1
 NAME = "skips"
 SKIPS_MAX = 100
 
@@ -35,15 +31,9 @@ SKIPS_MAX = 100
 def load(folder: Path) -> dict[int, bytes]:
     """Return the hash of each entry to skip, by its index. Corrupt if the file is damaged."""
     path = folder / NAME
-    if not path.exists():
-        return {}
     try:
-        found = json.loads(path.read_bytes())
-        if found["format"] != FORMAT:
-            raise ConfigError(f"{path} has format {found['format']}; this raftha reads {FORMAT}")
-        if found["crc"] != _checksum(found["entries"]):
-            raise ValueError("its checksum is wrong")
-        return {int(index): bytes.fromhex(digest) for index, digest in found["entries"]}
+        found = load_list(path, "entries")
+        return {int(index): bytes.fromhex(digest) for index, digest in found}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Corrupt(path, 0, f"not a list of entries to skip: {error}") from error
 
@@ -58,31 +48,15 @@ def add(folder: Path, index: int, digest: bytes) -> None:
     entries[index] = digest
     if len(entries) > SKIPS_MAX:
         raise InvalidRequest(f"at most {SKIPS_MAX} entries can be skipped")
-    listed = _listed(entries)
-    document = {"format": FORMAT, "entries": listed, "crc": _checksum(listed)}
-    draft = folder / f"{NAME}.tmp"
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(document, file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(folder / NAME)
-    sync_folder(folder)
+    replace_list(folder / NAME, "entries", _listed(entries))
 
 
 def fingerprint(entries: Mapping[int, bytes]) -> str:
     """Return a short text that is equal for equal lists only; "" for none."""
     if not entries:
         return ""
-    return sha256(_compact(_listed(entries))).hexdigest()[:32]
+    return sha256(compact_json(_listed(entries))).hexdigest()[:32]
 
 
 def _listed(entries: Mapping[int, bytes]) -> list[Any]:
     return [[index, entries[index].hex()] for index in sorted(entries)]
-
-
-def _compact(listed: list[Any]) -> bytes:
-    return json.dumps(listed, separators=(",", ":")).encode()
-
-
-def _checksum(listed: list[Any]) -> int:
-    return zlib.crc32(_compact(listed))

@@ -42,6 +42,7 @@ from google_crc32c import value as crc32c
 
 from raftha.entry import LOG_START, LogPosition
 from raftha.errors import Corrupt, RafthaError, StorageFailed
+from raftha.storage.files import replace_file, sync_folder
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.lmdb_file import find_damage
@@ -168,11 +169,11 @@ class Incoming:
             return min(self._file.stat().st_size, size)
         self.discard()
         _make_folder(self._file.parent)
-        _write_json(self._folder / "OFFER", offer)
+        replace_file(self._folder / "OFFER", json.dumps(offer))
         self._file.touch(0o600)
-        _sync_folder(self._file.parent)
-        _sync_folder(self._folder)
-        _sync_folder(self._folder.parent)
+        sync_folder(self._file.parent)
+        sync_folder(self._folder)
+        sync_folder(self._folder.parent)
         return 0
 
     def write(self, chunk: Chunk) -> int:
@@ -201,16 +202,16 @@ class Incoming:
             return False
         if position.index != index:
             return False
-        _sync_folder(self._file.parent)
+        sync_folder(self._file.parent)
         ready = [*position[:-1], position.hash.hex()]
-        _write_json(self._folder / "READY", {"position": ready})
+        replace_file(self._folder / "READY", json.dumps({"position": ready}))
         return True
 
     def discard(self) -> None:
         """Remove all files; READY first, because it vouches for the others."""
         (self._folder / "READY").unlink(missing_ok=True)
         if self._folder.exists():
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -239,10 +240,10 @@ def install(data: Path, wal: Wal) -> bool:
             if state.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 state.rename(old)
-                _sync_folder(data)
+                sync_folder(data)
             received.rename(state)
-            _sync_folder(incoming)
-            _sync_folder(data)
+            sync_folder(incoming)
+            sync_folder(data)
     _remove(old)
     Incoming(incoming).discard()
     return is_installed
@@ -316,18 +317,6 @@ def _read_json(path: Path) -> Any:
         return None
 
 
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    """Make the file with one rename, durably."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.touch(0o600)
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(record, file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
-    _sync_folder(path.parent)
-
-
 def _remove(folder: Path) -> None:
     """Remove a folder with unused files in small steps, as far as possible."""
     try:
@@ -345,11 +334,3 @@ def _make_folder(folder: Path) -> None:
     for path in (*reversed(folder.parents), folder):
         if not path.exists():
             path.mkdir(0o700)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

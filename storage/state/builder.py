@@ -18,7 +18,8 @@ import lmdb
 
 from raftha.config.limits import MIB
 from raftha.errors import StorageFailed, StorageFull
-from raftha.storage.state.lmdb_file import META_KEY, error_code, sync_folder
+from raftha.storage.files import sync_folder
+from raftha.storage.state.lmdb_file import META_KEY, error_code
 from raftha.storage.state.records import pack_record
 
 Piece: TypeAlias = "Sequence[tuple[bytes, bytes | None]]"

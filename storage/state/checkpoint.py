@@ -50,6 +50,7 @@ from google_crc32c import value as crc32c
 
 from raftha.config.limits import KIB, MIB
 from raftha.errors import Corrupt, StorageError, StorageFailed, StorageFull
+from raftha.storage.files import sync_folder
 from raftha.storage.state.blocks import Block, encode_pairs
 from raftha.storage.state.lmdb_file import (
     COPY_BYTES,
@@ -63,7 +64,6 @@ from raftha.storage.state.lmdb_file import (
     leave_mark,
     seek_first,
     seek_last,
-    sync_folder,
     take_mark,
     used_bytes,
     write_copy,

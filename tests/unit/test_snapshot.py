@@ -170,9 +170,6 @@ class Stop(BaseException):
     """The power went."""
 
 
-STEPS = ("reset", "rename", "rmtree", "_sync_folder", "unlink")
-
-
 def stop_at(monkeypatch: pytest.MonkeyPatch, count: int) -> Callable[[], int]:
     """Raise Stop at the `count`th step of what follows; returns how many steps there were."""
     steps = 0
