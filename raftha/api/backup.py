@@ -125,9 +125,12 @@ class BackupCalls:
         config = self.config
 
         def read(node: Node) -> tuple[RetentionDecision, ...]:
-            now_us = _now_us(node)
+            now_us, refused_by = _now_us(node), node.backups.refused_by
             return decide(
-                [candidate_of(record, now_us) for record in node.state.catalog.records()],
+                [
+                    candidate_of(record, now_us, refused_by(record.id))
+                    for record in node.state.catalog.records()
+                ],
                 config.retention,
                 lineage=node.core.membership.lineage,
                 destinations=config.destinations,
@@ -226,7 +229,11 @@ class BackupOrchestrator:
         return self._ask(self._calls.is_due())
 
     def explain(self) -> tuple[RetentionDecision, ...]:
-        """Why each backup is in each destination, and which would be deleted now."""
+        """Why each backup is in each destination, and which would be deleted now.
+
+        By the settings of this node. Only the leader knows which destinations have refused to
+        delete one.
+        """
         return self._ask(self._calls.decisions())
 
     def apply_retention(self, *, dry_run: bool = False) -> tuple[RetentionDecision, ...]:

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raftha.cli.backup import backup as backup_commands
 from raftha.cli.console import errors_as_lines, print_table
 from raftha.cli.digest import digest
 from raftha.cli.events import events
 from raftha.cli.founding import init
 from raftha.cli.membership import failover, member, recover_quorum
 from raftha.cli.moving import move
+from raftha.cli.restore import restore
 from raftha.cli.skipping import skip_entry
 from raftha.cli.status import status
 from raftha.errors import ConfigError, RafthaError
@@ -42,6 +44,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(member, name="member")
+app.add_typer(backup_commands, name="backup")
+app.add_typer(restore, name="restore")
 app.command()(failover)
 app.command()(init)
 app.command()(move)
@@ -164,6 +168,9 @@ def demo(
         typer.Option("--input", help="A .csv, .jsonl or .txt file, whose rows become the records."),
     ] = None,
     nodes: Annotated[int, typer.Option(min=3, max=9, help="How many nodes to run.")] = 3,
+    backup: Annotated[
+        bool, typer.Option("--backup", help="Then back it up, wipe all nodes, and restore them.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Load a real data set into real processes, kill the leader half way, and check every record.
@@ -179,7 +186,8 @@ def demo(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with errors_as_lines():
-        report = run_demo(source, nodes=nodes, show_progress=sys.stderr.isatty())
+        show = sys.stderr.isatty()
+        report = run_demo(source, nodes=nodes, show_progress=show, with_backup=backup)
         if as_json:
             typer.echo(json.dumps(report.as_dict(), indent=2))
         else:

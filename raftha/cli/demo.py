@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import tempfile
 import time
 import unicodedata
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -34,6 +35,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from raftha.cli.backup_tables import size
+from raftha.cli.demo_backup import Restoration, back_up_wipe_and_restore, settings_of
 from raftha.cli.demo_data import Record, load_records, unicode_records
 from raftha.client import Client
 from raftha.errors import RafthaError
@@ -90,6 +93,8 @@ class Report:
     """Hash over each node's own copy."""
     sequence: int
     """The number of commands applied when the copies were hashed."""
+    restoration: Restoration | None = None
+    """With --backup: what came of the backups, and of the cluster that was wiped."""
     problems: list[str] = field(default_factory=list)
     """Everything that went wrong; empty for success."""
 
@@ -107,15 +112,28 @@ class Report:
         """Convert the report for JSON."""
         fields = dataclasses.asdict(self)
         problems, failover = fields.pop("problems"), fields.pop("failover")
+        restored = fields.pop("restoration")
         verdict = {"digests_equal": self.digests_equal, "ok": self.ok, "problems": problems}
+        if restored is not None:
+            verdict = {"restoration": restored, **verdict}
         return {**fields, **failover, **verdict}
 
 
-def run_demo(source: Path | None = None, *, nodes: int = 3, show_progress: bool = False) -> Report:
-    """Run the whole demo; see the module's docstring. InvalidRequest if `source` can't be used."""
+def run_demo(
+    source: Path | None = None,
+    *,
+    nodes: int = 3,
+    show_progress: bool = False,
+    with_backup: bool = False,
+) -> Report:
+    """Run the whole demo; see the module's docstring. InvalidRequest if `source` can't be used.
+
+    `with_backup`: the cluster is wiped in the end, and restored (`demo_backup.py`).
+    """
     records = load_records(source) if source else unicode_records()
     name = source.name if source else f"Unicode {unicodedata.unidata_version} character database"
     with (
+        tempfile.TemporaryDirectory(prefix="raftha-demo-backups-") as folder,
         Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -124,9 +142,16 @@ def run_demo(source: Path | None = None, *, nodes: int = 3, show_progress: bool 
             console=Console(stderr=True),
             disable=not show_progress,
         ) as progress,
-        LocalCluster(nodes) as cluster,
+        LocalCluster(nodes, settings=settings_of(Path(folder)) if with_backup else None) as cluster,
     ):
-        return uvloop.run(_Demo(cluster, records, name, progress).run())
+        report = uvloop.run(_Demo(cluster, records, name, progress).run())
+        if not (with_backup and report.ok):
+            return report
+        bar = progress.add_task("backups, wipe, restore", total=1)
+        restored = back_up_wipe_and_restore(cluster, records, Path(folder), digest_of)
+        progress.advance(bar)
+        problems = () if restored.is_equal else ("a restored copy differs from the backup",)
+        return dataclasses.replace(report, restoration=restored, problems=[*problems])
 
 
 # ------------------------------------------------------------------------------- the run
@@ -365,7 +390,24 @@ def render(report: Report) -> Table:
         is_right = digest == report.expected_digest
         comparison = "[green]equal[/]" if is_right else "[red]different[/]"
         rows.append((f"node {node_id}", f"{digest[:32]}… {comparison}, hash of its own copy"))
+    rows += _restored_rows(report.restoration) if report.restoration is not None else []
     rows.append(("result", f"[{color}]{'ok' if report.ok else 'failed'}[/]"))
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _restored_rows(restored: Restoration) -> list[tuple[str, str]]:
+    delta = f"{restored.incremental_keys:,} keys, {size(restored.incremental_bytes)}"
+    rows = [
+        ("full backup", f"{size(restored.full_bytes)} in {restored.full_s} s, read back"),
+        ("incremental", f"{delta} in {restored.incremental_s} s, read back"),
+        ("wiped", "all nodes, everything that they had stored"),
+        ("restored", f"{restored.restore_s} s until every node had all of the backup again"),
+        ("expected", f"{restored.expected_digest[:32]}… hash of what was backed up"),
+    ]
+    for node_id, digest in restored.digests.items():
+        is_right = digest == restored.expected_digest
+        comparison = "[green]equal[/]" if is_right else "[red]different[/]"
+        rows.append((f"node {node_id}", f"{digest[:32]}… {comparison}, hash of its restored copy"))
+    return rows

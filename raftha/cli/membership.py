@@ -11,25 +11,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from raftha.cli.access import TlsCa, TokenFile, find_access
+from raftha.cli.access import TlsCa, TokenFile
+from raftha.cli.asking import AsJson, Asked, Config, Connect, ask, node_to_ask
 from raftha.cli.console import errors_as_lines, print_table, printable
 from raftha.cli.settings import read_config
 from raftha.client.cluster_view import kind_of
 from raftha.errors import ConfigError, InvalidRequest, RafthaError
 
 if TYPE_CHECKING:
-    from raftha.client.call import Access
     from raftha.config import HaConfig
     from raftha.runtime.quorum_recovery import Plan
 
-DEFAULT_ADDRESS = "127.0.0.1:7000"
 CHANGE_TIMEOUT_S = 310.0
 """A little longer than the server itself waits for a change."""
 FAILOVER_TIMEOUT_S = 610.0
@@ -43,12 +42,6 @@ member = typer.Typer(
 )
 
 NodeId = Annotated[int, typer.Argument(min=1, help="The node's id.")]
-Connect = Annotated[
-    str | None,
-    typer.Option(help=f"A node to ask, host:port of its clients' side. [{DEFAULT_ADDRESS}]"),
-]
-Config = Annotated[Path | None, typer.Option(help="Ask the node that this file configures.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 # ------------------------------------------------------------------------------- member
@@ -94,10 +87,10 @@ def add(
 
     with errors_as_lines():
         parse_address("address", address)
-        asked = _node_to_ask(connect, config, token_file, tls_ca)
+        asked = node_to_ask(connect, config, token_file, tls_ca)
         options = ("STANDBY",) if standby else ()
         request = ("RAFTHA", "ADD", node_id, address, region, *options)
-        _call(asked, request, CHANGE_TIMEOUT_S)
+        ask(asked, request, CHANGE_TIMEOUT_S)
         kind = "standby" if standby else "voter"
         _tell(asked, f"node {node_id} is a {kind} now", as_json=as_json)
 
@@ -128,16 +121,16 @@ def promote(
     with errors_as_lines():
         if (node_id is None) == (region is None):
             raise ConfigError("promote takes a node's id, or --region")
-        asked = _node_to_ask(connect, config, token_file, tls_ca)
+        asked = node_to_ask(connect, config, token_file, tls_ca)
         if node_id is not None:
-            _call(asked, ("RAFTHA", "PROMOTE", node_id), CHANGE_TIMEOUT_S)
+            ask(asked, ("RAFTHA", "PROMOTE", node_id), CHANGE_TIMEOUT_S)
             _tell(asked, f"node {node_id} is a voter now", as_json=as_json)
             return
         from raftha.config import MEMBERS_MAX
 
         assert region is not None
         timeout_s = MEMBERS_MAX * CHANGE_TIMEOUT_S  # The server's limit for each.
-        promoted = _call(asked, ("RAFTHA", "PROMOTE", "REGION", region), timeout_s)
+        promoted = ask(asked, ("RAFTHA", "PROMOTE", "REGION", region), timeout_s)
         ids = ", ".join(map(str, promoted))
         text = f"promoted: {ids}" if ids else f"all members in region {region!r} were voters before"
         _tell(asked, text, as_json=as_json)
@@ -175,8 +168,8 @@ def move(
             place += ["REGION", region]
         if not place:
             raise ConfigError("move needs --address, or --region, or both")
-        asked = _node_to_ask(connect, config, token_file, tls_ca)
-        _call(asked, ("RAFTHA", "MOVE", node_id, *place), CHANGE_TIMEOUT_S)
+        asked = node_to_ask(connect, config, token_file, tls_ca)
+        ask(asked, ("RAFTHA", "MOVE", node_id, *place), CHANGE_TIMEOUT_S)
         _tell(asked, f"node {node_id} has moved", as_json=as_json)
 
 
@@ -198,7 +191,7 @@ def remove(
     lost its disk, remove it and add a new one under another id.
     """
     with errors_as_lines():
-        asked = _node_to_ask(connect, config, token_file, tls_ca)
+        asked = node_to_ask(connect, config, token_file, tls_ca)
         members = _members(asked)
         if dry_run:
             left = {i: m for i, m in members.items() if i != node_id}
@@ -206,43 +199,12 @@ def remove(
                 raise InvalidRequest(f"node {node_id} is not a member")
             _show_members(left, f"without node {node_id} there would be", as_json=as_json)
             return
-        _call(asked, ("RAFTHA", "REMOVE", node_id), CHANGE_TIMEOUT_S)
+        ask(asked, ("RAFTHA", "REMOVE", node_id), CHANGE_TIMEOUT_S)
         _tell(asked, f"node {node_id} was removed", as_json=as_json)
 
 
-Asked: TypeAlias = "tuple[str, Access]"
-"""A node's address, and the access to it."""
-
-
-def _node_to_ask(
-    connect: str | None, config: Path | None, token_file: Path | None, tls_ca: Path | None
-) -> Asked:
-    from raftha.server import ServerConfig
-
-    if connect is not None and config is not None:
-        raise ConfigError("--connect and --config exclude each other")
-    server = ServerConfig.from_toml(config) if config else None
-    address = server.listen if server else connect or DEFAULT_ADDRESS
-    return address, find_access(server, token_file, tls_ca)
-
-
-def _call(asked: Asked, args: tuple[str | int, ...], timeout_s: float) -> Any:
-    from raftha.client.call import call
-    from raftha.client.resp import ReplyError
-
-    address, access = asked
-    try:
-        return call(address, args, timeout_s, access)
-    except ReplyError as error:
-        # Servers reply ERR to a request that is invalid.
-        word, _, detail = str(error).partition(" ")
-        if word != "ERR":
-            raise
-        raise InvalidRequest(detail) from error
-
-
 def _members(asked: Asked) -> dict[int, dict[str, Any]]:
-    status = json.loads(_call(asked, ("RAFTHA", "STATUS"), STATUS_TIMEOUT_S))
+    status = json.loads(ask(asked, ("RAFTHA", "STATUS"), STATUS_TIMEOUT_S))
     return {replica["node_id"]: replica for replica in status["replicas"]}
 
 
@@ -288,8 +250,8 @@ def failover(
     No write is lost. The command fails if no majority is up; it forces nothing.
     """
     with errors_as_lines():
-        asked = _node_to_ask(connect, config, token_file, tls_ca)
-        _call(asked, ("RAFTHA", "FAILOVER", node_id), FAILOVER_TIMEOUT_S)
+        asked = node_to_ask(connect, config, token_file, tls_ca)
+        ask(asked, ("RAFTHA", "FAILOVER", node_id), FAILOVER_TIMEOUT_S)
         typer.echo(json.dumps({"leader_id": node_id}) if as_json else f"node {node_id} leads now")
 
 

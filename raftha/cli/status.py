@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raftha.cli.access import TlsCa, TokenFile, resolve_targets
+from raftha.cli.backup_tables import moment
 from raftha.cli.console import console, errors_as_lines, printable
 from raftha.client.cluster_view import (
     Nodes,
@@ -121,6 +122,13 @@ def _footnote(nodes: Nodes) -> str:
         for node in nodes
         if node["status"] is not None and (mismatch := node["status"].get("log_mismatch"))
     ]
+    failures += [
+        f"node {printable(node['node_id'])} sees two processes of node {printable(cloned)}:"
+        " stop the copy\n"
+        for node in nodes
+        if node["status"] is not None
+        for cloned in node["status"].get("cloned", ())
+    ]
     removed = find_removed(nodes)
     gone = f"removed for good: {', '.join(map(str, removed))}\n" if removed else ""
     reached = [node["status"] for node in nodes if node["status"] is not None]
@@ -133,7 +141,21 @@ def _footnote(nodes: Nodes) -> str:
         for row in rows_by_leader(nodes).values()
         if abs(offset_ms := row.get("clock_offset_ms", 0)) >= CLOCK_SHOWN_MS
     ]
-    return "".join(failures) + "".join(clocks) + differ + gone + _versions(nodes)
+    news = "".join(failures) + "".join(clocks) + differ + gone
+    return news + backup_line(nodes) + _versions(nodes)
+
+
+def backup_line(nodes: Nodes) -> str:
+    """The newest backup, by the node that has seen most of the log; "" without backups."""
+    statuses = [node["status"] for node in nodes if node["status"] is not None]
+    latest: Mapping[str, Any] = max(
+        statuses, key=lambda status: status["applied_index"], default={}
+    )
+    state, last = latest.get("backup_state", "idle"), latest.get("last_backup")
+    if last is None and state == "idle":
+        return ""
+    when = "none can be restored" if last is None else moment(last["time_us"])
+    return f"newest backup: {when} ({printable(state)})\n"
 
 
 def _versions(nodes: Nodes) -> str:

@@ -263,9 +263,9 @@ class Leadership:
         assert len(changed) <= 1, "memberships differ by one node"
         return self.append(EntryKind.MEMBERSHIP, membership.encode(), 0, 0)
 
-    def propose_admin(self, payload: bytes) -> int | None:
+    def propose_admin(self, payload: bytes, time_us: int) -> int | None:
         """Append an administrative entry; None until an entry of this term is committed."""
-        return self.append(EntryKind.ADMIN, payload, 0, 0) if self.can_read else None
+        return self.append(EntryKind.ADMIN, payload, 0, time_us) if self.can_read else None
 
     def on_membership(self) -> None:
         """The log's membership has changed: follow new members, forget those that left."""

@@ -299,11 +299,14 @@ class Raft:
             return None
         return self._leadership.append(EntryKind.BATCH, payload, count, time_us)
 
-    def propose_admin(self, payload: bytes) -> int | None:
-        """Append an administrative entry; its index, or None if this node can't take it now."""
+    def propose_admin(self, payload: bytes, time_us: int = 0) -> int | None:
+        """Append an administrative entry; its index, or None if this node can't take it now.
+
+        Without a time it has that of the entry before it.
+        """
         if self._leadership is None or not self.can_propose:
             return None
-        return self._leadership.propose_admin(payload)
+        return self._leadership.propose_admin(payload, time_us)
 
     def change_membership(self, membership: Membership) -> int:
         """Append a new membership; its index. NotLeader, MembershipChangePending."""

@@ -236,7 +236,7 @@ class BackupJobs:
             for record in records:
                 assert record.state == RETIRED, "nothing is deleted before it is retired"
                 try:
-                    _empty(destination, names.backup_folder(record.lineage, record.label))
+                    _empty(destination, record)
                 except DeletionDenied as error:
                     refused[record.id, name] = str(error)
                 except RepositoryUnavailable:
@@ -248,11 +248,18 @@ class BackupJobs:
         return Deletion(frozenset(gone), refused)
 
 
-def _empty(destination: Destination, folder: str) -> None:
-    """Delete all objects of a backup, its manifest first: without it the others are none."""
-    found = destination.list(folder)
-    for info in sorted(found, key=lambda info: not info.name.endswith("/manifest")):
-        destination.delete(info.name)
+def _empty(destination: Destination, record: BackupRecord) -> None:
+    """Delete all objects of a backup, its manifest first: without it the others are none.
+
+    The two with a known name go also if they aren't listed: a listing may be late.
+    """
+    folder = names.backup_folder(record.lineage, record.label)
+    found = [info.name for info in destination.list(folder)]
+    named = [
+        make(record.lineage, record.label) for make in (names.manifest_name, names.verified_name)
+    ]
+    for name in (*named, *(name for name in found if name not in named)):
+        destination.delete(name)
     if destination.list(folder):
         raise RepositoryUnavailable(
             "deleted objects are still listed", destination=destination.name, object_name=folder

@@ -35,7 +35,7 @@ from raftha.node.backup_work import (
     Listing,
     TakenBackup,
 )
-from raftha.node.statistics import Histogram
+from raftha.node.statistics import Statistics
 from raftha.runtime.backup_jobs import BackupJobs, Owner
 from raftha.runtime.backup_pace import BackupPace
 from raftha.storage.backup.opening import open_configured
@@ -66,11 +66,12 @@ class BackupThread:
         call: Callable[..., None],
         fail: Callable[[BaseException], None],
         emit: Callable[[HaEvent], None],
-        log_write: Histogram,
+        statistics: Statistics,
     ) -> None:
         """`call` calls a function on the node's thread; `fail` ends the node, from any thread.
 
-        `emit` is called on the node's thread. `log_write` counts the node's writes of its log.
+        `emit` is called on the node's thread. `statistics` are the node's: its writes of the log
+        pace backups, and requests to destinations are counted there.
         """
         self._config = config
         self._spool = spool
@@ -78,7 +79,7 @@ class BackupThread:
         self._call = call
         self._fail = fail
         self._emit = emit
-        self._log_write = log_write
+        self._statistics = statistics
         self._closing = threading.Event()
         self._cancelled = threading.Event()
         """That of the backup under way; each has its own."""
@@ -114,7 +115,7 @@ class BackupThread:
         def work() -> TakenBackup:
             waits = Waits(
                 time.monotonic,
-                cancelled.wait,
+                _sleeper(cancelled),
                 lambda: not (cancelled.is_set() or self._closing.is_set()),
             )
             hooks = TakeHooks(
@@ -143,7 +144,7 @@ class BackupThread:
         self, lineage: str, known: Sequence[BackupRecord], done: Callable[[Listing], None]
     ) -> None:
         is_wanted: Callable[[], bool] = lambda: not self._closing.is_set()  # noqa: E731
-        waits = Waits(time.monotonic, self._closing.wait, is_wanted)
+        waits = Waits(time.monotonic, _sleeper(self._closing), is_wanted)
         self._run(self._upkeep, partial(self._jobs.list, lineage, known, waits), done)
 
     def delete(
@@ -153,13 +154,19 @@ class BackupThread:
 
     def _pace(self, cancelled: threading.Event) -> Callable[[int], None]:
         limit = self._config.bytes_per_s
-        return BackupPace(self._log_write, limit, time.monotonic, cancelled.wait)
+        return BackupPace(self._statistics.log_write, limit, time.monotonic, _sleeper(cancelled))
 
     def _open(self) -> Repository:
         with self._opening:
             if self._repository is None:
-                self._repository = open_configured(self._config, may_create=True, now_us=_now_us())
+                self._repository = open_configured(
+                    self._config, may_create=True, now_us=_now_us(), on_request=self._on_request
+                )
             return self._repository
+
+    def _on_request(self, *request: str) -> None:
+        # Counted on the node's thread: several threads have requests.
+        self._call(self._statistics.repository_requests.update, (request,))
 
     def _on_error(self, error: Exception) -> None:
         if isinstance(error, RepositoryConflict):
@@ -256,7 +263,7 @@ class _Reporter:
                 duration_ms=1000 * (time.monotonic() - began),
             )
 
-    def _emit_soon(self, kind: type[HaEvent], **fields: Any) -> None:
+    def _emit_soon(self, kind: Callable[..., HaEvent], **fields: Any) -> None:
         event = kind(reporter=self._node_id, backup_id=self._record.id, **fields)
         self._call(self._emit, event)
 
@@ -267,6 +274,15 @@ class _Reporter:
 
 STORED, VERIFIED = 5, 7
 """Steps of `storage/backup/take.py`."""
+
+
+def _sleeper(ended: threading.Event) -> Callable[[float], None]:
+    """Make a function that sleeps until the time is over, or `ended` is set."""
+
+    def sleep(seconds: float) -> None:
+        ended.wait(seconds)
+
+    return sleep
 
 
 def _now_us() -> int:

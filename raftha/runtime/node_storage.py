@@ -155,7 +155,7 @@ class NodeStorage:
             call=self._call,
             fail=self._fail,
             emit=self._emit,
-            log_write=self._statistics.log_write,
+            statistics=self._statistics,
         )
 
     def _end_backups(self) -> None:

@@ -244,6 +244,11 @@ class StorageThreads:
                 log.warning("node=%d a checkpoint uses the reserve: disk full", self._node_id)
                 self._store.write(frozen.items, frozen.meta)
 
+    @property
+    def spool_bytes(self) -> int:
+        """The space that the spool takes."""
+        return 0 if self._spool is None else self._spool.size
+
     def _give_up_spool(self) -> bool:
         """Free the space of the spool; True if there was any."""
         return self._spool is not None and self._spool.drop()

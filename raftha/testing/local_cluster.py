@@ -276,6 +276,11 @@ class LocalCluster:
         """The client address of each node: id -> "host:port"."""
         return {node.id: _address(node.client_socket) for node in self._nodes.values()}
 
+    @property
+    def peer_addresses(self) -> dict[int, str]:
+        """The address of each node for its peers: id -> "host:port"."""
+        return {node.id: _address(node.peer_socket) for node in self._nodes.values()}
+
     # ------------------------------------------------------------------ one node
 
     def start_node(self, node_id: int) -> None:

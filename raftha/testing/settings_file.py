@@ -12,19 +12,17 @@ from raftha.errors import LocalClusterError
 
 
 def to_toml(table: Mapping[str, Any]) -> str:
-    """Write text, numbers, booleans, lists of these, and one level of tables below."""
-    lines = []
-    for name, value in table.items():
-        if not isinstance(value, Mapping):
-            lines.append(f"{_key(name)} = {_value(value)}")
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            lines += [
-                "",
-                f"[{_key(name)}]",
-                *(f"{_key(k)} = {_value(v)}" for k, v in value.items()),
-            ]
-    return "\n".join(lines) + "\n"
+    """Write text, numbers, booleans, lists of these, and tables in tables."""
+    return "\n".join(_lines(table, ())) + "\n"
+
+
+def _lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+    lines = ["", f"[{'.'.join(map(_key, path))}]"] if path else []
+    inner = {name: value for name, value in table.items() if isinstance(value, Mapping)}
+    lines += [f"{_key(k)} = {_value(v)}" for k, v in table.items() if k not in inner]
+    for name, value in inner.items():
+        lines += _lines(value, (*path, name))
+    return lines
 
 
 def _key(name: str) -> str:

@@ -4,7 +4,7 @@ Theory of operation. `find` reads no objects: labels hold the time, the mode and
 backup. It chooses among the history of one lineage: the lineage's own backups, and those of the
 lineages that it forked from, each up to the fork. If the repository holds histories that don't
 continue each other, which happens once two clusters write to one place, the caller has to name the
-lineage. `chain` then follows the parents of the chosen backup, in their manifests.
+lineage. `chain.py` then follows the parents of the chosen backup, in their manifests.
 
 A time stands for the last backup that began at or before it. Its label has the time in whole
 seconds, so a backup of the same second counts.
@@ -12,15 +12,13 @@ seconds, so a backup of the same second counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
-from raftha.errors import ChainBroken, SeveralLineages, TargetUnreachable
+from raftha.errors import SeveralLineages, TargetUnreachable
 from raftha.storage.backup import names
 
-LINKS_MAX = 1000
-"""How long a chain may be; one of a cluster's own has at most 28."""
 _YEAR_9999_S = 253_402_300_799
 
 
@@ -42,6 +40,11 @@ class Listed(NamedTuple):
         return names.parse_label(self.label).time_us
 
     @property
+    def mode(self) -> str:
+        """Its mode's letter: F, I or D."""
+        return names.parse_label(self.label).mode
+
+    @property
     def order(self) -> tuple[int, int]:
         """Within a history, later backups come later."""
         return self.time_us, self.begin_index
@@ -52,17 +55,6 @@ class Fork(NamedTuple):
 
     parent: str = ""
     index: int = 0  # type: ignore[assignment]  # shadows tuple.index, which is never called
-
-
-class Manifest(Protocol):
-    """What a chain needs to know of a manifest."""
-
-    @property
-    def parent(self) -> int:
-        """The id of the backup that this one builds on; 0 for a full one."""
-
-
-M = TypeVar("M", bound=Manifest)
 
 
 def listed_in(objects: Iterable[str]) -> list[Listed]:
@@ -116,35 +108,6 @@ def find(
             latest=_moment(last.time_us),
         )
     return chosen[-1]
-
-
-def chain(
-    chosen: Listed, backups: Iterable[Listed], read: Callable[[Listed], M]
-) -> list[tuple[Listed, M]]:
-    """The backups that a restore of `chosen` reads, the full one first, with their manifests.
-
-    `read` reads a manifest; what it raises says which one can't be read. ChainBroken if a backup
-    builds on one that isn't there.
-    """
-    by_id = {backup.begin_index: backup for backup in backups if backup.lineage == chosen.lineage}
-    found: list[tuple[Listed, M]] = []
-    link: Listed | None = chosen
-    while link is not None:
-        manifest = read(link)
-        found.append((link, manifest))
-        if not manifest.parent:
-            return found[::-1]
-        # An id counts up with the log, so this also ends a circle.
-        if manifest.parent >= link.begin_index or len(found) >= LINKS_MAX:
-            raise ChainBroken(f"{link.label} builds on a later backup", link.label)
-        parent, link = link, by_id.get(manifest.parent)
-        if link is None:
-            raise ChainBroken(
-                f"{parent.label} builds on backup {manifest.parent}, which is not there",
-                parent.label,
-                hint="choose a backup before it, or bring back the objects that are gone",
-            )
-    raise AssertionError("unreachable")
 
 
 def _named(backups: Iterable[Listed], label: str) -> Listed:

@@ -164,17 +164,19 @@ class Repository:
     def read_lineages(self) -> dict[str, LineageRecord]:
         """Return the descriptions of all lineages in the destinations that take part.
 
-        BackupDamaged if a description is damaged wherever it lies.
+        One that can't be reached is passed over. BackupDamaged if a description is damaged wherever
+        it lies.
         """
         found: dict[str, LineageRecord] = {}
         damaged: dict[str, BackupDamaged] = {}
         for destination in self.destinations.values():
-            for lineage in _listed_lineages(destination):
-                if lineage not in found:
-                    try:
-                        found[lineage] = _read_lineage(destination, lineage)
-                    except BackupDamaged as error:
-                        damaged[lineage] = error
+            with suppress(RepositoryUnavailable):
+                for lineage in _listed_lineages(destination):
+                    if lineage not in found:
+                        try:
+                            found[lineage] = _read_lineage(destination, lineage)
+                        except BackupDamaged as error:
+                            damaged[lineage] = error
         for lineage in damaged.keys() - found.keys():
             raise damaged[lineage]
         return found

@@ -357,13 +357,13 @@ class Catalog:
     # ---------------------------------------------------------------- in the checkpoint's meta
 
     def dump(self) -> list[Any]:
-        """Return the fields as msgpack can pack them, the same on all replicas."""
+        """Return the fields as msgpack can pack them, the same on all replicas. Any thread may."""
         return [
             self.changed_index,
             self.deleted_index,
-            list(self._gone),
-            [list(record) for record in self.records()],
-            [list(mark) for mark in self._marks],
+            self._gone,
+            self.records(),
+            self.marks(),
         ]
 
     @classmethod

@@ -23,9 +23,8 @@ repeated groups as before.
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
     format version   6, or 5 until the cluster uses protocol 7, so that all members can go back to
-                     the build before (since 2 values have checksums, since 3 there are versions,
-                     since 4 sessions have owners, since 5 the checksums make the CRC of a value's
-                     record 0, since 6 there is a catalog)
+                     the build before; 5 has no catalog. Those before 5 were never released, and
+                     aren't read
     applied          [index, term, time_us, last_sequence, hash]
     membership       payload of the last MEMBERSHIP entry applied, nil if there was none
     sessions         see `raftha.storage.state.sessions`
@@ -38,6 +37,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from hashlib import blake2b
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -61,7 +61,7 @@ from raftha.storage.state.machine import (
     collect,
     run,
 )
-from raftha.storage.state.sessions import Applied, Outcome, Sessions
+from raftha.storage.state.sessions import Applied, FrozenSessions, Outcome, Sessions
 from raftha.storage.state.store import Store, StoreDigest
 from raftha.storage.state.versions import (
     VERSIONS,
@@ -77,8 +77,6 @@ META_VERSION = 6
 META_BEFORE = 5
 """Without a catalog: written until the cluster uses the protocol that has one."""
 DIGEST_BYTES = 32
-META_READ_TOO = (3, 4, META_BEFORE)
-"""The formats before; 3 and 4 have no owners of sessions, and plain checksums in values."""
 GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
 
@@ -90,13 +88,45 @@ _KEY_BYTES = 200
 _CHUNKS = (32, 128, 512, 1024)  # Pairs read from the store at a time: few at first, then more.
 
 
-class Frozen(NamedTuple):
+class Frozen:
     """The content of a checkpoint; the storage thread calls `store.write(items, meta)`."""
 
-    items: SortedItems
-    meta: bytes
-    position: LogPosition
-    meta_version: int = META_VERSION
+    def __init__(
+        self,
+        items: SortedItems,
+        position: LogPosition,
+        membership: bytes | None,
+        sessions: FrozenSessions,
+        versions: Versions | None,
+        catalog_fields: list[Any] | None,
+    ) -> None:
+        """Without the fields of a catalog, the meta is of the format that has none."""
+        self.items = items
+        self.position = position
+        self._membership = membership
+        self._sessions = sessions
+        self._versions = versions
+        self._catalog_fields = catalog_fields
+
+    @property
+    def meta_version(self) -> int:
+        """The format of the meta."""
+        return META_BEFORE if self._catalog_fields is None else META_VERSION
+
+    @cached_property
+    def meta(self) -> bytes:
+        """The checkpoint's meta. It is packed when it is first asked for, by the storage thread."""
+        packer = msgpack.Packer(autoreset=False)
+        packer.pack_array_header(5 if self._catalog_fields is None else 6)
+        packer.pack(self.meta_version)
+        packer.pack(list(self.position))
+        packer.pack(self._membership)
+        self._sessions.pack(packer)
+        packer.pack(None if self._versions is None else self._versions.dump())
+        if self._catalog_fields is not None:
+            packer.pack(self._catalog_fields)
+        packed: bytes = packer.bytes()
+        return zlib.crc32(packed).to_bytes(4, "little") + packed
 
     def digest_with(self, stored: StoreDigest) -> StateDigest:
         """Return the digest of this checkpoint, whose pairs in the store have the given one."""
@@ -347,8 +377,14 @@ class State:
         self._buffer = WriteBuffer(is_kept_sorted=self._frozen.is_scanned)
         self._buffer_bytes = 0
         self._census = None
-        form = META_VERSION if self.has_catalog else META_BEFORE
-        return Frozen(SortedItems(self._frozen), self._dump(form), self.applied, form)
+        return Frozen(
+            SortedItems(self._frozen),
+            self.applied,
+            self.membership,
+            self._sessions.freeze(),
+            self.versions,
+            self.catalog.dump() if self.has_catalog else None,
+        )
 
     def checkpoint_done(self) -> None:
         """Finish a checkpoint after the store has written the result of `freeze`."""
@@ -485,26 +521,12 @@ class State:
         census.present += present
         return None if len(census) else entries - census.present
 
-    def _dump(self, form: int) -> bytes:
-        versions = None if self.versions is None else self.versions.dump()
-        fields = [
-            form,
-            list(self.applied),
-            self.membership,
-            self._sessions.dump(),
-            versions,
-        ]
-        if form == META_VERSION:
-            fields.append(self.catalog.dump())
-        packed: bytes = msgpack.packb(fields)
-        return zlib.crc32(packed).to_bytes(4, "little") + packed
-
     def _load(self, meta: bytes) -> None:
         if len(meta) < 4 or zlib.crc32(meta[4:]).to_bytes(4, "little") != meta[:4]:
             raise self._store.corrupt("the checkpoint's meta is damaged")
         try:
             version, *fields = msgpack.unpackb(meta[4:], raw=False)
-            if version not in (*META_READ_TOO, META_VERSION):
+            if version not in (META_BEFORE, META_VERSION):
                 raise ConfigError(
                     f"the state is in format {version}; this raftha reads {META_VERSION}",
                     hint="use the version of raftha that wrote it; nothing is lost",

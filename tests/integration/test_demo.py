@@ -66,9 +66,16 @@ def test_the_demo_loses_nothing_and_prints_only_json(tmp_path: Path, rows: Path)
 
 
 def test_every_field_of_the_json_is_in_the_guide(rows: Path) -> None:
-    report = run_demo(rows)
+    report = run_demo(rows, with_backup=True)
+    assert report.ok, report.problems
+    assert report.restoration is not None
+    assert report.restoration.is_equal
+    assert set(report.restoration.digests) == {"1", "2", "3"}
+    assert report.restoration.expected_digest != report.expected_digest
     text = (REPOSITORY / "docs" / "guide" / "quick-start.md").read_text(encoding="utf-8")
-    assert [name for name in report.as_dict() if f"`{name}`" not in text] == []
+    fields = report.as_dict()
+    names = [*fields, *fields["restoration"]]
+    assert [name for name in names if f"`{name}`" not in text] == []
     assert "ok" in str(render(report).columns[1]._cells[-1])
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from tests.sim import (
+    bugs_backup,
     bugs_clock,
     bugs_disk,
     bugs_found,
@@ -35,6 +36,7 @@ BUGS: dict[str, Bug] = {
         bugs_lease,
         bugs_versions,
         bugs_clock,
+        bugs_backup,
     )
     for bug in module.BUGS
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from raftha.core import Append, Healed, Message
+from raftha.core import Append, Healed, Message, VoteRequest
 from raftha.core.election import Election
 from raftha.core.follower import Follower
 from raftha.core.healing_generation import HealingGeneration
@@ -73,7 +73,7 @@ def healed_without_confirmation() -> list[Patch]:
     """A leader calls a member healed that holds what the leader had when it was elected."""
 
     def confirm_healing(self: Leadership, peer: int, progress: Progress) -> None:
-        if progress.is_healing and progress.match:
+        if progress.is_healing and progress.match and self._is_disk_recorded(peer):
             self._send(Healed(peer, self.id, self.term, progress.healing_generation))
 
     return [(Leadership, "_confirm_healing", confirm_healing)]
@@ -110,6 +110,21 @@ def state_replaced_alone() -> list[Patch]:
 def lost_tail_unnoticed() -> list[Patch]:
     """A member believes its log, though its leader knows that it had more."""
     return [(Follower, "_has_lost", lambda self, commit: False)]
+
+
+def known_commit_ignored() -> list[Patch]:
+    """A node votes for, or leads with, a log that ends before what it knows is committed."""
+    on_vote_request = Election.on_vote_request
+
+    def ask_anyone(self: Election, message: VoteRequest) -> None:
+        known, self._log.known_commit = self._log.known_commit, 0
+        on_vote_request(self, message)
+        self._log.known_commit = known
+
+    def may_campaign(self: Election) -> bool:
+        return self.is_voter and self.is_durable and not self.promise.forbids(self.id)
+
+    return [(Election, "on_vote_request", ask_anyone), (Election, "_may_campaign", may_campaign)]
 
 
 def loss_seen_everywhere() -> list[Patch]:
@@ -172,6 +187,7 @@ BUGS: tuple[Bug, ...] = (
     loss_not_recorded,
     state_replaced_alone,
     lost_tail_unnoticed,
+    known_commit_ignored,
     loss_seen_everywhere,
     divergence_unnoticed,
     digests_of_different_entries,

@@ -292,7 +292,8 @@ def removed_node_campaigns() -> list[Patch]:
     """A node goes on asking for votes although it was told that it was removed."""
 
     def is_voter(self: Election) -> bool:
-        return self.id in self._log.membership.voters
+        is_whole = not self._healing_generation.is_healing
+        return is_whole and self.id in self._log.membership.voters
 
     return [(Election, "is_voter", property(is_voter))]
 

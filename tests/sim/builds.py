@@ -50,8 +50,9 @@ def with_builds(swarm: Swarm, rng: Random) -> Swarm:
     Not where members campaign on demand only: all restart at the end, and the operator would have
     to find a leader in the time that is meant for agreement.
     """
-    is_unfit = swarm.rollback_every_s or swarm.is_only_sick or not swarm.campaigns
-    if is_unfit or rng.random() >= CHANCE:
+    is_directed = swarm.rollback_every_s or swarm.lapse_every_s or swarm.loses_majority
+    is_directed = is_directed or swarm.is_poisoned or swarm.is_only_sick
+    if is_directed or not swarm.campaigns or rng.random() >= CHANCE:
         return swarm
     return replace(swarm, upgrade_every_s=rng.choice((0.3, 0.8, 2.0)))
 

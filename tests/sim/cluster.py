@@ -26,25 +26,30 @@ from raftha.storage.log.wal import Wal
 from raftha.storage.state import sessions
 from raftha.storage.state.commands import pack_call
 from raftha.types import Digest, Receipt
+from tests.sim import backups
 from tests.sim.availability import widen, with_crowds
+from tests.sim.backups import Backups, with_backups
 from tests.sim.builds import NEW, Builds, with_builds
 from tests.sim.calm import Calm
 from tests.sim.clients import Command, GreedyClient, History, SessionClient, Writer
 from tests.sim.divergences import Divergences, with_divergences
 from tests.sim.faults import Faults
 from tests.sim.invariants import Invariants
+from tests.sim.lapses import Lapses, with_lapses
 from tests.sim.lease_readers import LeasedReader
+from tests.sim.lost_majorities import LostMajorities, with_lost_majorities
 from tests.sim.member import Member
 from tests.sim.network import Network
 from tests.sim.operators import Operator
 from tests.sim.oracle import Counters
 from tests.sim.planting import Patch, patched
+from tests.sim.poison import Poison, with_poison
 from tests.sim.promotions import LEADERLESS_MAX_S, Promotions
 from tests.sim.receipts import Receipts
 from tests.sim.rollbacks import Rollbacks, with_rollbacks
 from tests.sim.sickness import Sickness
 from tests.sim.swarm import Swarm, draw
-from tests.sim.swarm_leases import with_leases
+from tests.sim.swarm_leases import with_forgetful_voters, with_leases
 from tests.sim.world import Violation, World
 from tests.sim.wrong_clocks import WrongClocks, with_wrong_clocks
 
@@ -115,10 +120,18 @@ class Simulation:
         )
         self.rollbacks = Rollbacks(self.world, self.swarm, self.members, self.invariants)
         self.divergences = Divergences(self.world, self.swarm, self.members)
+        self.backups = Backups(self.world, self.swarm, self.members, self.invariants.oracle)
+        self.invariants.on_admin = self.backups.on_committed
+        self.lapses = Lapses(self.world, self.swarm, self.members, self.network, self.invariants)
+        self.lost_majorities = LostMajorities(
+            self.world, self.swarm, self.members, self.network, self.invariants
+        )
+        self.poison = Poison(self.world, self.swarm, self.members, self.invariants)
         memberships = self.invariants.memberships
         self.operator = Operator(self.world, self.swarm, self.members, memberships)
         self.operator.on_upgrade_pending = self.builds.on_refused
-        self.world.after = self.invariants.check if self.swarm.campaigns else self._check
+        is_plain = self.swarm.campaigns and not self.swarm.loses_majority
+        self.world.after = self.invariants.check if is_plain else self._check
         self.invariants.memberships.on_change = self.operator.watch
         self._probed: set[int] = set()
         self._digests: dict[int, Digest] = {}
@@ -133,12 +146,13 @@ class Simulation:
         violation = ""
         try:
             crowding: Patch = (sessions, "SESSIONS_MAX", self.swarm.sessions_max)
-            with patched([*HASTE, crowding]):
+            with patched([*HASTE, *backups.HASTE, crowding]):
                 self._run()
         except Violation as error:
             violation = str(error)
         except Exception:  # noqa: BLE001 - whatever the code under test raises is a finding
             violation = "an exception:\n" + traceback.format_exc()
+        self.backups.end()
         self.history.count()
         return Outcome(
             seed=world.seed,
@@ -163,8 +177,12 @@ class Simulation:
         self.promotions.stop()
         self.rollbacks.stop()
         self.divergences.stop()
+        self.lapses.stop()
+        self.lost_majorities.stop()
+        self.poison.stop()
         self.clocks.stop()
         self.builds.stop()
+        self.backups.heal()
         for client in self.clients:
             client.is_active = False
         for member in self.members.values():
@@ -177,6 +195,7 @@ class Simulation:
         self.world.is_settled = True
         self._see_leadership_return()
         self._compare()
+        self.backups.verdict(self._current())
         self.history.verdict()
 
     def _limit_s(self) -> float:
@@ -194,8 +213,11 @@ class Simulation:
         return limit_s
 
     def _check(self, member: Member) -> None:
+        if member.is_outcast:
+            return
         self.invariants.check(member)
-        self.promotions.check(member)
+        if not self.swarm.campaigns:
+            self.promotions.check(member)
 
     def _see_leadership_return(self) -> None:
         """Check that leadership goes where it should be when nothing else happens."""
@@ -223,6 +245,7 @@ class Simulation:
 
     def on_role(self, member: Member, role: str) -> None:
         self.faults.on_role(member, role)
+        self.lost_majorities.on_role(member, role)
 
     def on_event(self, member: Member, event: HaEvent) -> None:
         if isinstance(event, FailoverCompleted):
@@ -252,11 +275,21 @@ class Simulation:
     def on_wipe(self, member: Member) -> None:
         self.invariants.on_wipe(member)
 
+    def on_told_removed(self, member: Member) -> None:
+        self.invariants.on_told_removed(member)
+
+    def on_failed_command(self, member: Member) -> None:
+        self.poison.on_failed(member)
+
+    def on_refused(self, member: Member, peer: int) -> None:
+        self.poison.on_refused(member, self.members[peer])
+
     # ---------------------------------------------------------------- after the chaos
 
     def _current(self) -> list[Member]:
         """The members by the last committed membership, learners too."""
-        return [self.members[i] for i in sorted(self.invariants.memberships.latest.members)]
+        latest = self.invariants.memberships.latest.members
+        return [self.members[i] for i in sorted(latest) if not self.members[i].is_outcast]
 
     def _probe(self, member: Member) -> None:
         """Write and read something new through `member`, again and again until it works."""
@@ -325,6 +358,8 @@ class Simulation:
             missing.append(self.clocks.lacking())
         if self.builds.must_be_new and self.builds.used < NEW:
             missing.append("the cluster doesn't use the version that all members support")
+        if self.backups.lacking():
+            missing.append(self.backups.lacking())
         if any(client.is_busy for client in self.clients):
             missing.append("a client still sends a group again")
         last = len(self.invariants.committed)
@@ -371,11 +406,16 @@ def _draw(world: World) -> Swarm:
     """Draw what a seed has, each layer from a stream of its own."""
     swarm = widen(draw(world.stream("swarm")), world.stream("availability"))
     swarm = with_leases(swarm, world.stream("leases"))
+    swarm = with_forgetful_voters(swarm, world.stream("forgetful voters"))
     swarm = with_crowds(swarm, world.stream("crowds"))
     swarm = with_wrong_clocks(swarm, world.stream("wrong clocks"))
     swarm = with_rollbacks(swarm, world.stream("rollbacks"))
     swarm = with_divergences(swarm, world.stream("divergences in the swarm"))
-    return with_builds(swarm, world.stream("with builds"))
+    swarm = with_lapses(swarm, world.stream("lapses in the swarm"))
+    swarm = with_lost_majorities(swarm, world.stream("lost majorities"))
+    swarm = with_poison(swarm, world.stream("poison"))
+    swarm = with_builds(swarm, world.stream("with builds"))
+    return with_backups(swarm, world.stream("with backups"))
 
 
 class _Probe:

@@ -60,6 +60,12 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("joined", "nodes with empty directories that joined the cluster"),
         ("wiped and healed", "nodes that lost their directories, and were healed"),
         ("wiped", "nodes that lost their directories, and came back under their old ids"),
+        ("wiped without the leader", "of them, while no other node with what was committed is up"),
+        ("put back without the leader", "directories put back while that is so"),
+        ("majority wiped", "majorities that lost their directories"),
+        ("empty node reports a cluster", "empty nodes of them that say that there is a cluster"),
+        ("quorum recovered", "survivors that an operator made the whole cluster"),
+        ("recovered beside a majority", "of them, though a majority lived"),
     ),
     "the cluster": (
         ("leader", "elections won"),
@@ -108,6 +114,10 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("greedy session", "sessions opened by clients that have too many"),
         ("session crowded out", "sessions that a full table dropped"),
         ("session expired", "groups that came after their session had expired"),
+        ("poison", "commands that end every node, committed"),
+        ("poisoned", "nodes that ended for it"),
+        ("skips", "nodes that an operator had skip it"),
+        ("refused for what it skips", "nodes refused, since they skip other entries"),
         ("command failed", "commands that raised, and were rolled back"),
     ),
 }

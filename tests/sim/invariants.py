@@ -143,6 +143,8 @@ class Invariants:
         self.memberships = Memberships(first, self.committed)
         self.on_versions: Callable[[int, Collection[int]], None] = lambda used, members: None
         """Told the version of the machine that the log uses, and the members at that entry."""
+        self.on_admin: Callable[[Entry], None] = lambda entry: None
+        """Told each other administrative entry."""
         self._seen = {node_id: _Seen() for node_id in members}
         self.leaders: dict[int, int] = {}
         """The leader of each term."""
@@ -216,10 +218,9 @@ class Invariants:
                 self._commit(member, entry)
         seen.commit = log.commit
 
-    def _commit(self, member: Member, entry: Entry) -> None:
+    def _record(self, entry: Entry, term: int) -> None:
+        """An entry is committed in `term`, for the first time anywhere."""
         assert entry.index == len(self.committed) + 1
-        assert member.node is not None
-        term = member.node.core.term
         assert not self._commit_terms or term >= self._commit_terms[-1]
         if self.committed and entry.time_us < self.committed[-1].time_us:
             raise Violation(f"entry {entry.index} is older than the one before it")
@@ -227,8 +228,15 @@ class Invariants:
         self.committed.append(entry)
         self._commit_terms.append(term)
         self.oracle.apply(entry)
-        if entry.kind == EntryKind.ADMIN:
+        if entry.kind == EntryKind.ADMIN and self.oracle.admin == "versions":
             self.on_versions(self.oracle.machine_version, self.memberships.latest.members.keys())
+        elif entry.kind == EntryKind.ADMIN:
+            self.on_admin(entry)
+
+    def _commit(self, member: Member, entry: Entry) -> None:
+        assert member.node is not None
+        term = member.node.core.term
+        self._record(entry, term)
         # The first to commit is the leader, so it is its membership that counts.
         electorate = voters(self.memberships.in_force(member.node.core.log))
         holders = [
@@ -241,7 +249,7 @@ class Invariants:
             )
         self.memberships.commit(entry)
         for other in self._members.values():
-            if other.node is not None and other.node.core.is_leader:
+            if other.node is not None and other.node.core.is_leader and not other.is_outcast:
                 core = other.node.core
                 if core.term >= term and not _holds(core.log, entry):
                     raise Violation(
@@ -357,6 +365,11 @@ class Invariants:
         if is_as_first and 2 * len(first & {*acked_by}) <= len(first):
             raise Violation(f"only {acked_by} are known to have entry {index}")
 
+    def on_told_removed(self, member: Member) -> None:
+        """Another member says that this one was removed, and is believed."""
+        if member.id not in self.memberships.latest.removed:
+            raise Violation(f"node {member.id} is told that it was removed, and is a member")
+
     # ---------------------------------------------------------------- what is durable
 
     def on_writing(self, member: Member, write: Write) -> None:
@@ -374,8 +387,12 @@ class Invariants:
     def on_start(self, member: Member) -> None:
         """A member has found its log again."""
         self._committed_at_start = len(self.committed)
+        self.on_found(member)
+        self._forget(member, self._seen[member.id])
+
+    def on_found(self, member: Member) -> None:
+        """A member's log has been opened."""
         assert member.wal is not None
-        assert member.node is not None
         seen = self._seen[member.id]
         reset, seen.reset = seen.reset, None
         if reset is not None and member.wal.base == reset:
@@ -385,7 +402,25 @@ class Invariants:
             self._check_found(member, member.wal, seen)
         if seen.durable.hash_at(member.wal.base.index) != member.wal.base.hash:
             raise Violation(f"node {member.id} found another entry {member.wal.base.index}")
-        self._forget(member, seen)
+        seen.writing = None
+
+    def on_recovered(self, member: Member, hard_state: HardState, entries: Sequence[Entry]) -> None:
+        """An operator has made this member the whole cluster: its log, which ends so, counts."""
+        new = entries[-1]
+        if new.index <= len(self.committed):
+            raise Violation(f"node {member.id} gives up entry {new.index}, which was committed")
+        self._seen[member.id].durable.append(hard_state, [new])
+        self.memberships.forks.add(new.hash)
+        for entry in entries:
+            if entry.index > len(self.committed):
+                self._record(entry, hard_state.term)
+                self.memberships.commit(entry)
+
+    def has_all_committed(self, member: Member) -> bool:
+        """Whether all that is committed is on this member's disk."""
+        index, is_whole = len(self.committed), not member.node_files.is_healing
+        found = self._seen[member.id].durable.hash_at(index)
+        return is_whole and index > 0 and found == self.committed[-1].hash
 
     def on_loss(self, member: Member, position: LogPosition) -> None:
         """A member has set its log aside, and begun another one at `position`."""
@@ -458,7 +493,7 @@ class Invariants:
         if applied.index and self.committed[applied.index - 1].hash != applied.hash:
             raise Violation(f"node {member.id} starts from another entry {applied.index}")
         durable = seen.durable
-        seen.writing, seen.marks = None, ()
+        seen.marks = ()
         self.failovers.forget(member.id)
         seen.term, seen.vote = durable.hard_state.term, durable.hard_state.vote
         seen.commit = seen.applied = applied.index

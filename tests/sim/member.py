@@ -1,10 +1,11 @@
 """One simulated member: a real `Node` with its core, log and state, and a `Host` made of events.
 
-Theory of operation. What the runtime does with threads is done here with events. A write, a
-checkpoint or a read of the log is handed over, happens a while later on the simulated disk, in one
-go, and is reported to the node a while after that. So a crash may come before it, after it, or,
-by a countdown of disk operations (`DiskFaults.arm`), in the middle: then `SimulatedCrash` flies out
-of the log from whatever it was doing, and what it hadn't synced yet is lost or torn.
+Theory of operation. What the runtime does with threads is done with events, here and in
+`storage_work.py`. A write, a checkpoint or a read of the log is handed over, happens a while later
+on the simulated disk, in one go, and is reported to the node a while after that. So a crash may
+come before it, after it, or, by a countdown of disk operations (`DiskFaults.arm`), in the middle:
+then `SimulatedCrash` flies out of the log from whatever it was doing, and what it hadn't synced yet
+is lost or torn.
 
 A crash throws the node away; only disk and store stay. A *power loss* takes the page cache along,
 a killed process leaves it.
@@ -12,7 +13,6 @@ a killed process leaves it.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from random import Random
@@ -28,9 +28,8 @@ from raftha.core import (
     TimeoutNow,
     Write,
 )
-from raftha.entry import Entry, HardState, LogPosition
+from raftha.entry import HardState, LogPosition
 from raftha.errors import (
-    Compacted,
     Corrupt,
     Disconnected,
     StorageFailed,
@@ -51,12 +50,14 @@ from raftha.node.node import Node
 from raftha.node.operations import Operation
 from raftha.node.statistics import Statistics
 from raftha.runtime import introductions
+from raftha.storage.backup.spool import Spool
+from raftha.storage.directory import skips
 from raftha.storage.directory.healing import LOG, open_or_heal
-from raftha.storage.directory.replay import read_from
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.state import Frozen
 from raftha.version import PROTOCOL_VERSION
+from tests.sim.backups import SimulatedBackups, backup_config, hasten
 from tests.sim.clock import MemberClock
 from tests.sim.contact import LeaderContact
 from tests.sim.disk import SimulatedDisk
@@ -65,12 +66,14 @@ from tests.sim.network import Network
 from tests.sim.node_files import SimulatedNodeFiles
 from tests.sim.settings import TICK_S, WAL, core_config, node_config
 from tests.sim.snapshots import SimulatedSnapshots
+from tests.sim.storage_work import StorageWork
 from tests.sim.store import DictStore
 from tests.sim.swarm import Swarm
-from tests.sim.watch import Waiter, Watch
+from tests.sim.watch import NoWatch, Waiter, Watch
 from tests.sim.world import Violation, World
 
-FULL_RETRY_S = 0.1
+LINEAGE = "a" * 32
+SPOOL = "spool"
 _INVITATIONS = (TimeoutNow, TransferRequest)
 
 
@@ -84,6 +87,8 @@ class Member:
         self._world = world
         self._swarm = swarm
         self.machine = machine
+        self.skips: dict[int, bytes] = {}
+        """The hashes of entries that an operator has it skip, by index."""
         self.life = 0
         self.is_wanted = node_id <= swarm.size - swarm.is_late
         """True if it should be up: not before it joins, and not after it was removed."""
@@ -93,6 +98,8 @@ class Member:
         self.contact = LeaderContact(world)
         self.is_rotten = False
         """Whether something on its disk is damaged, and it hasn't found out yet."""
+        self.is_outcast = False
+        """Whether an operator has made it a cluster of its own, beside the others."""
         self.is_put_back = False
         """Whether its directory is an earlier copy, which lacks what it acknowledged."""
         self.node: Node | None = None
@@ -102,23 +109,27 @@ class Member:
         self.faults = DiskFaults(world, swarm, self.rng)
         self.founders = range(1, swarm.size + 1 - swarm.is_late)
         """The members that were there when the cluster was founded."""
+        self.make_backups: Callable[[Member], SimulatedBackups] | None = None
+        """Set in a seed with backups."""
+        self.backups: BackupWork = NoBackupWork()
         self._make_directory(1)
         self.statistics = Statistics()
         self.wal: Wal | None = None
         self._lease_rng = world.stream(f"lease {node_id}")
         self._promised_ms = 0
         """What a real node has in its identity: the longest promise that it may have given."""
-        self.config = node_config(node_id, swarm)
+        self.config = node_config(node_id, swarm, backup_config(swarm))
+        hasten(self.config.backup, swarm)
         self.founding: Founding | None = None
         """Set while it is up and has no cluster."""
         self._hellos: dict[int, Hello] = {}
         self.first = first_membership(
-            configured_members(self.config), dict.fromkeys(self.founders, 1), "c", "h"
+            configured_members(self.config), dict.fromkeys(self.founders, 1), "c", LINEAGE
         )
         """The membership that the cluster began with; all have their first data directories."""
-        self._watch = watch
-        self._is_calm = self._is_turn_due = self._is_preallocating = False
-        self._last_cut: LogCut | None = None
+        self.watch = watch
+        self._is_calm = self._is_turn_due = False
+        self._work = StorageWork(self, world, swarm)
         self._delivered: list[tuple[Waiter, Any]] = []
         self._waiting: dict[int, Waiter] = {}
 
@@ -139,7 +150,7 @@ class Member:
         self.store = DictStore()
         self.snapshots = SimulatedSnapshots(self, self._swarm.chunk_bytes)
         self.node_files = SimulatedNodeFiles(self, WAL)
-        self.backups: BackupWork = NoBackupWork()
+        self.spool: Spool | None = None
 
     # ---------------------------------------------------------------- life
 
@@ -148,8 +159,8 @@ class Member:
         if self.node is not None or not self.is_wanted:
             return
         self.life += 1
-        self._is_turn_due = self._is_preallocating = False
-        self._last_cut = None
+        self._is_turn_due = False
+        self._work.begin()
         try:
             self.node = self._open()
             self._wait_for_cluster()
@@ -162,14 +173,14 @@ class Member:
             self._lose(is_power_loss=False)
             return
         except UpgradeRequired as error:
-            self._watch.on_unsupported(self, str(error))
+            self.watch.on_unsupported(self, str(error))
             self._lose(is_power_loss=False)
             return
         self.is_rotten = False
         self._world.note(self.id, "start", f"log ends at {self.node.core.log.last_index}")
-        self._watch.on_start(self)
-        self._later(self.rng.uniform(0, TICK_S), self._tick)
-        self._preallocate()
+        self.watch.on_start(self)
+        self.later(self.rng.uniform(0, TICK_S), self._tick)
+        self._work.preallocate()
         self.wake()
 
     def open_wal(self) -> Wal:
@@ -191,11 +202,20 @@ class Member:
         if not self.has_cluster:
             membership = decode_membership(None, self.config)
         log = RaftLog(wal.first_index, state.applied, entries, config.window_bytes_max, membership)
+        self._open_backups(state.applied)
         generation, clock_ns = self.node_files.healing_generation, self.clock.boottime_ns
         core = Raft(
             config, wal.hard_state, log, rng.randrange, generation, clock_ns, self.clock.time_us
         )
         return Node(self.config, core, state, self, self.clock, rng.randrange)
+
+    def _open_backups(self, position: LogPosition) -> None:
+        """As `NodeStorage` does."""
+        backup = self.config.backup
+        if backup is not None and self.make_backups is not None:
+            spool_bytes = backup.spool_bytes
+            self.spool = Spool(self.disk, SPOOL, spool_bytes, position) if spool_bytes else None
+            self.backups = self.make_backups(self)
 
     def _wait_for_cluster(self) -> None:
         """Without a cluster it would found one if it could: its settings were left as they were."""
@@ -235,7 +255,13 @@ class Member:
         """Lose the data directory. A start makes another one, without any trace of the past."""
         assert self.node is None
         self._make_directory(self.incarnation + 1)
-        self._watch.on_wipe(self)
+        self.watch.on_wipe(self)
+
+    def cast_out(self) -> None:
+        """From now on it has a history of its own, which nothing here is held against."""
+        assert self.node is None
+        self.is_outcast = True
+        self.watch = NoWatch(self.watch)
 
     def crash(self, *, is_power_loss: bool, is_silent: bool) -> None:
         """Stop without any warning."""
@@ -259,11 +285,13 @@ class Member:
         self.wal = None
         self.faults.end()
         self._delivered = []
+        if isinstance(self.backups, SimulatedBackups):
+            self.backups.end()
         self.store = self.store.crash()
         self.snapshots.crash()
         if is_power_loss:
             self.disk.crash()
-        self._watch.on_crash(self)
+        self.watch.on_crash(self)
 
     def _has_power_loss(self) -> bool:
         return self.rng.random() < self._swarm.power_loss_chance
@@ -287,10 +315,11 @@ class Member:
         self.free_disk()
         self.clock.run_at(1.0)
 
-    def _later(self, delay: float, function: Callable[..., None], *args: Any) -> None:
+    def later(self, delay: float, function: Callable[..., None], *args: Any) -> None:
+        """Call `function` in `delay` seconds, unless this life has ended by then."""
         self._world.at(delay, function, *args, actor=self)
 
-    def _run(self, work: Callable[..., None], *args: Any) -> None:
+    def run(self, work: Callable[..., None], *args: Any) -> None:
         """Do something on the disk, which may be this machine's end, or this node's."""
         try:
             work(*args)
@@ -308,9 +337,14 @@ class Member:
     def submit(self, operations: list[Operation]) -> None:
         """Hand operations over; their waiters get a result, or learn of this member's end."""
         assert self.node is not None
+        if self.is_outcast:
+            error = Disconnected("the process can't be reached")
+            for operation in operations:
+                self._world.at(0.0, operation.waiter.done, error)
+            return
         for operation in operations:
             self._waiting[id(operation.waiter)] = operation.waiter
-        self._later(0.0, self._take, operations)
+        self.later(0.0, self._take, operations)
 
     def _take(self, operations: list[Operation]) -> None:
         assert self.node is not None
@@ -321,7 +355,7 @@ class Member:
 
     def send(self, message: PeerMessage) -> None:
         assert self.network is not None
-        self._watch.on_send(self, message)
+        self.watch.on_send(self, message)
         self.network.send(message)
 
     def is_connected(self, peer: int) -> bool:
@@ -333,148 +367,21 @@ class Member:
         self.network.reset(self.id, peer)
 
     def write(self, write: Write) -> None:
-        self._watch.on_writing(self, write)
-        self._later(self.faults.pick_time(), self._run, self._append, write, False)
-
-    def _append(self, write: Write, was_full: bool) -> None:
-        assert self.wal is not None
-        append = partial(self.wal.append, write.hard_state, write.entries)
-        if not self._has_space_for("log", append, was_full, self._append, write):
-            return
-        if not self.wal.has_spare:
-            self._preallocate()
-        self._watch.on_durable(self, write)
-        if self.faults.is_due:
-            raise SimulatedCrash
-        self._later(self.rng.uniform(0, 0.001), self._written, write)
-
-    def _has_space_for(
-        self,
-        place: str,
-        work: Callable[[], None],
-        was_full: bool,
-        again: Callable[..., None],
-        *args: Any,
-    ) -> bool:
-        """As `StorageThreads._when_there_is_space`; False if `work` is tried again later."""
-        assert self.node is not None
-        try:
-            work()
-        except StorageFull as error:
-            self._world.note(self.id, "no space", str(error))
-            self._later(0.0, self.node.on_storage_full, str(error), place)
-            self._later(FULL_RETRY_S, self._run, again, *args, True)
-            return False
-        if was_full:
-            self._world.note(self.id, "space again")
-            self._later(0.0, self.node.on_storage_space, place)
-        return True
-
-    def _written(self, write: Write) -> None:
-        assert self.node is not None
-        self._world.note(self.id, "written", write.hard_state or "")
-        self.node.on_written(write)
+        self.watch.on_writing(self, write)
+        self._work.write(write)
 
     def seal_log(self, commit: int) -> None:
-        self._later(self.faults.pick_time(), self._run, self._seal, commit)
+        self._work.seal(commit)
 
-    def _seal(self, commit: int) -> None:
-        assert self.wal is not None
-        with contextlib.suppress(StorageFull):
-            self.wal.seal(commit)
-        self._later(self.rng.uniform(0, 0.001), self._sealed)
+    def read_log(self, request: LogRead) -> None:
+        self._work.read_log(request)
 
-    def _sealed(self) -> None:
-        assert self.node is not None
-        self.node.on_sealed()
+    def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
+        self._work.checkpoint(frozen, cut, with_digest=with_digest)
 
     def set_members(self, membership: Membership) -> None:
         assert self.network is not None
         self.network.dismiss(self.id, membership.removed)
-
-    def read_log(self, request: LogRead) -> None:
-        self._later(self.faults.pick_time(), self._run, self._read_log, request)
-
-    def _read_log(self, request: LogRead) -> None:
-        assert self.wal is not None
-        result: tuple[LogPosition, list[Entry]] | int
-        try:
-            result = read_from(self.wal, request.index)
-        except Compacted as compacted:
-            result = compacted.first_index
-        # Reads are slow now and then: much may happen until the node gets what it asked for.
-        pause = 0.0 if self._is_calm else self.rng.choice((0.0, 0.01, 0.1, 1.0))
-        self._later(pause, self._on_log_read, request, result)
-
-    def _on_log_read(self, request: LogRead, result: tuple[LogPosition, list[Entry]] | int) -> None:
-        assert self.node is not None
-        if isinstance(result, int):
-            detail = f"for {request.peer}: compacted up to {result}"
-            self._world.note(self.id, "log read", detail)
-            self.node.on_log_compacted(request, result)
-        else:
-            previous, entries = result
-            detail = f"for {request.peer}: {len(entries)} entries after {previous.index}"
-            self._world.note(self.id, "log read", detail)
-            self.node.on_log_read(request, previous, entries)
-
-    def checkpoint(self, frozen: Frozen, cut: LogCut, *, with_digest: bool) -> None:
-        # Other members may have more space: which one helps a member that lags may change with the
-        # leader.
-        is_short = self.id % 2 == 1
-        cut = cut._replace(bytes_max=self._swarm.retention_bytes if is_short else 1 << 40)
-        job = (self._write_store, frozen, cut, with_digest, False)
-        self._later(self.faults.pick_time(), self._run, *job)
-
-    def _write_store(self, frozen: Frozen, cut: LogCut, with_digest: bool, was_full: bool) -> None:
-        write, again = partial(self.store.write, frozen.items, frozen.meta), self._write_store
-        if not self._has_space_for("checkpoint", write, was_full, again, frozen, cut, with_digest):
-            return
-        self._world.note(self.id, "checkpoint", f"at {frozen.position.index}")
-        self._later(self.faults.pick_time(), self._run, self._compact, frozen, cut, with_digest)
-
-    def _compact(self, frozen: Frozen, cut: LogCut, with_digest: bool) -> None:
-        assert self.wal is not None
-        assert self.node is not None
-        first_index = self.wal.first_index
-        cut.apply(self.wal)
-        if self.wal.first_index > frozen.position.index + 1:
-            raise Violation(
-                f"node {self.id} has cut its log up to {self.wal.first_index}, its state is at "
-                f"{frozen.position.index}"
-            )
-        self._last_cut = cut
-        if self.wal.first_index != first_index:
-            self._world.note(self.id, "compacted", f"to {self.wal.first_index}")
-        self._preallocate()
-        done = frozen.position, len(frozen.items), self.wal.first_index
-        self._later(self.rng.uniform(0, 0.001), self.node.on_checkpoint, *done)
-        if with_digest:
-            stored = self.store.digest()
-            digest = frozen.digest_with(stored) if stored else None
-            took_s = 0.001 + self.faults.pick_time()
-            self._later(took_s, self.node.on_digest, frozen.position.index, digest)
-
-    def _preallocate(self) -> None:
-        """Make the next segment ahead of need: what `StorageThreads.preallocate` does."""
-        if not self._is_preallocating:
-            self._is_preallocating = True
-            self._later(self.faults.pick_time(), self._run, self._preallocate_now, False)
-
-    def _preallocate_now(self, was_full: bool) -> None:
-        if self._has_space_for("ahead", self._take_space, was_full, self._preallocate_now):
-            self._is_preallocating = False
-
-    def _take_space(self) -> None:
-        assert self.wal is not None
-        try:
-            self.wal.prepare_spare()
-        except StorageFull:
-            if self._last_cut is None:
-                raise
-            # Log that is kept for members that lag is freed first: they can be sent a snapshot.
-            self._last_cut._replace(bytes_max=0).apply(self.wal)
-            self.wal.prepare_spare()
 
     # ---------------------------------------------------------------- healing
 
@@ -490,10 +397,10 @@ class Member:
         self._world.counts[f"lost {' and '.join(sorted(parts))}"] += 1
 
     def on_loss(self, position: LogPosition) -> None:
-        self._watch.on_loss(self, position)
+        self.watch.on_loss(self, position)
 
     def end_healing(self, generation: int) -> None:
-        self._later(self.faults.pick_time(), self._run, self._end_healing, generation)
+        self.later(self.faults.pick_time(), self.run, self._end_healing, generation)
 
     def _end_healing(self, generation: int) -> None:
         assert self.node is not None
@@ -501,10 +408,10 @@ class Member:
         self.node_files.end_healing(generation)
         self._world.counts["wiped and healed"] += self.incarnation > 1 and generation == 2
         self._world.note(self.id, "healed", f"generation {generation}")
-        self._later(self.rng.uniform(0, 0.001), self.node.on_healed, generation)
+        self.later(self.rng.uniform(0, 0.001), self.node.on_healed, generation)
 
     def heal_log(self, lost_index: int) -> None:
-        self._later(0.0, self._run, self._heal_log, lost_index)
+        self.later(0.0, self.run, self._heal_log, lost_index)
 
     def _heal_log(self, lost_index: int) -> None:
         found = Corrupt(WAL, 0, f"entries up to {lost_index} are missing")
@@ -513,7 +420,7 @@ class Member:
 
     def heal_state(self, detail: str) -> None:
         self.store.is_damaged, self.is_rotten = True, self.store.is_altered
-        self._later(0.0, partial(self.crash, is_power_loss=False, is_silent=False))
+        self.later(0.0, partial(self.crash, is_power_loss=False, is_silent=False))
 
     # ---------------------------------------------------------------- snapshots
 
@@ -521,9 +428,9 @@ class Member:
         """Do `work` when the disk gets to it, and `done` with its result `pause` later."""
 
         def run() -> None:
-            self._later(pause, done, work())
+            self.later(pause, done, work())
 
-        self._later(self.faults.pick_time(), self._run, run)
+        self.later(self.faults.pick_time(), self.run, run)
 
     def pick_pause(self, pauses: tuple[float, ...]) -> float:
         """How long something takes that may take long."""
@@ -536,7 +443,7 @@ class Member:
 
     def on_reset(self, wal: Wal, position: LogPosition) -> None:
         self._world.note(self.id, "snapshot installed", f"at {position.index}")
-        self._watch.on_reset(self, wal, position)
+        self.watch.on_reset(self, wal, position)
 
     def may_crash(self) -> None:
         """Between two steps of a start that may be cut off."""
@@ -556,10 +463,10 @@ class Member:
                 waiter.done(result)
 
     def emit(self, event: HaEvent) -> None:
-        self._watch.on_event(self, event)
+        self.watch.on_event(self, event)
         if isinstance(event, RoleChanged):
             self._world.note(self.id, event.role, f"term {event.term}")
-            self._watch.on_role(self, event.role)
+            self.watch.on_role(self, event.role)
         elif isinstance(event, Removed):
             self._world.note(self.id, "knows it was removed")
         elif isinstance(event, LeaderLost):
@@ -570,7 +477,7 @@ class Member:
     def wake(self) -> None:
         if not self._is_turn_due:
             self._is_turn_due = True
-            self._later(self._swarm.turn_s, self._turn)
+            self.later(self._swarm.turn_s, self._turn)
 
     def _turn(self) -> None:
         self._is_turn_due = False
@@ -579,9 +486,15 @@ class Member:
             self.node.turn()
         except UpgradeRequired as error:
             self.crash(is_power_loss=False, is_silent=False)
-            self._watch.on_unsupported(self, str(error))
+            self.watch.on_unsupported(self, str(error))
             return
-        self._watch.on_turn(self)
+        except MemoryError:
+            if not self._swarm.is_poisoned:
+                raise
+            self.crash(is_power_loss=False, is_silent=False)
+            self.watch.on_failed_command(self)
+            return
+        self.watch.on_turn(self)
 
     def _tick(self) -> None:
         assert self.node is not None
@@ -589,7 +502,7 @@ class Member:
         if self.founding is not None and self.founding.decide(self._world.now) is not None:
             raise Violation(f"node {self.id} founds another cluster beside the data")
         self.contact.on_tick(self.node.core)
-        self._later(TICK_S / self.clock.rate, self._tick)
+        self.later(TICK_S / self.clock.rate, self._tick)
 
     # ---------------------------------------------------------------- Station
 
@@ -598,7 +511,12 @@ class Member:
         assert self.node is not None
         if introduction.difference(self.hello(hello.sender), hello):
             return False
-        return self.founding is not None or not introductions.refusal(self.node.core, hello)
+        if self.founding is not None:
+            return True
+        if introductions.unsupported(self.node.state, hello):
+            self.watch.on_refused(self, hello.sender)
+            return False
+        return not introductions.refusal(self.node.core, hello)
 
     def hello(self, to: int) -> Hello:
         """What it says of itself."""
@@ -611,7 +529,8 @@ class Member:
             to,
             self.incarnation,
             "",
-            lineage=self.first.lineage if self.has_cluster else "",
+            skips=skips.fingerprint(self.node.state.skips),
+            lineage=self.membership.lineage if self.has_cluster else "",
             recorded=self.membership.recorded(to) if self.has_cluster else 0,
             stance=self.founding.stance if self.founding is not None else stance,
         )
@@ -629,7 +548,7 @@ class Member:
         hello = self._hellos.get(message.sender)
         is_leader = isinstance(message, Append | Heartbeat | SnapshotOffer)
         if is_leader and hello is not None and hello.cluster_id and not self.has_cluster:
-            self._later(0.0, self._join, hello)
+            self.later(0.0, self._join, hello)
 
     def on_message(self, message: PeerMessage) -> None:
         assert self.node is not None
@@ -664,6 +583,7 @@ class Member:
     def on_removed(self) -> None:
         assert self.node is not None
         self._world.note(self.id, "was removed")
+        self.watch.on_told_removed(self)
         self.node.on_removed()
 
     @property

@@ -25,6 +25,7 @@ class Keeper(Protocol):
     """The member whose files these are."""
 
     machine: StateMachine
+    skips: dict[int, bytes]
     disk: SimulatedDisk
     store: DictStore
     snapshots: SimulatedSnapshots
@@ -58,6 +59,7 @@ class SimulatedNodeFiles:
     def open_state(self, wal: Wal) -> State:
         self._keeper.snapshots.install_if_ready(wal)
         state = State(self._keeper.store, self._keeper.machine)
+        state.skips = self._keeper.skips
         state.check_supported()
         return state
 

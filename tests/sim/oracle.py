@@ -9,6 +9,7 @@ how often each call took effect, and `versions` in which order a key got its val
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from raftha.storage.state.machine import StateMachine, Transaction, command
 SESSION_TTL_US = 3600 * 1_000_000
 COUNTER = b"counter "
 MARK = b"mark "
+POISON, POISON_CALL = "poison", re.compile(rb"poisonous call \d+\.")
+"""A command that ends every node, and its argument: see `poison.py`."""
 
 
 class Counters(StateMachine):
@@ -66,14 +69,24 @@ class Oracle:
         self.crowded_out = 0
         self._sessions_max = sessions_max
         self.values: dict[bytes, bytes] = {}
+        self.keeps_history = False
+        """Whether `values_at` has the states of the past."""
+        self._history: list[tuple[int, bytes, bytes]] = []
         self.effects: dict[int, Effect] = {}
         self.applications: Counter[bytes] = Counter()
         self.versions: dict[tuple[bytes, bytes], int] = {}
         self.sequence = 0
         self.machine_version = 0
+        self.admin = ""
+        """What the last administrative entry was about."""
         self.commands: frozenset[str] = frozenset()
         self.duplicates = 0
         self.expired = 0
+        self.skipped: set[bytes] = set()
+        """The calls in entries that operators have had skipped."""
+        self.skips: dict[int, bytes] = {}
+        """The hashes of these entries, by index."""
+        self._poison: set[bytes] = set()
         self._sessions: dict[int, _Session] = {}
 
     def apply(self, entry: Entry) -> None:
@@ -82,6 +95,7 @@ class Oracle:
             if session.used_us + SESSION_TTL_US < entry.time_us:
                 del self._sessions[number]
         if entry.kind == EntryKind.BATCH:
+            self._see_poison(entry)
             for place, group in enumerate(decode_groups(entry.payload)):
                 if group.session == 0:
                     digest = sha256(entry.hash + place.to_bytes(4, "little")).digest()
@@ -91,13 +105,13 @@ class Oracle:
                         self.crowded_out += 1
                     self._sessions[opened] = _Session(entry.time_us, group.commands)
                 elif self._is_first(group, entry.time_us):
-                    self._run(group)
+                    self._run(group, is_skipped=entry.index in self.skips)
                 self.sequence += group.count
 
         elif entry.kind == EntryKind.ADMIN:
-            form, what, *fields = msgpack.unpackb(entry.payload)
+            form, self.admin, *fields = msgpack.unpackb(entry.payload)
             assert form == 1
-            if what != "versions":
+            if self.admin != "versions":
                 return
             _, machine_version, commands = fields
             self.machine_version = max(self.machine_version, machine_version)
@@ -132,14 +146,29 @@ class Oracle:
         session.seen.add(group.number)
         return True
 
-    def _run(self, group: Group) -> None:
+    def _see_poison(self, entry: Entry) -> None:
+        """A poisonous call's first entry ends every node; when it comes again, it has no effect."""
+        if POISON not in self.commands:
+            return
+        new = {*POISON_CALL.findall(bytes(entry.payload))} - self._poison
+        if new:
+            self._poison |= new
+            self.skips[entry.index] = entry.hash
+
+    def _run(self, group: Group, *, is_skipped: bool) -> None:
         unpacker = msgpack.Unpacker(use_list=False, raw=False)
         unpacker.feed(group.commands)
         for place in range(group.count):
             sequence = self.sequence + 1 + place
-            effect = self._run_one(sequence, unpacker.unpack())
+            packed = unpacker.unpack()
+            effect = self._skip(packed) if is_skipped else self._run_one(sequence, packed)
             self.effects[sequence] = effect
             self.applications[effect.call] += 1
+
+    def _skip(self, packed: tuple[Any, ...]) -> Effect:
+        call = packed[-1][-1] if packed[0] == CALL else packed[-1]
+        self.skipped.add(call)
+        return Effect(call, b"", True, None)
 
     def _run_one(self, sequence: int, packed: tuple[Any, ...]) -> Effect:
         if packed[0] == PUT:
@@ -160,9 +189,19 @@ class Oracle:
         key, call = args
         value = int(self.values.get(COUNTER + key, b"0")) + (2 if self.machine_version >= 2 else 1)
         self._set(sequence, COUNTER + key, b"%d" % value)
-        self.values[MARK + call] = b"1"
+        self._write(sequence, MARK + call, b"1")
         return Effect(call, COUNTER + key, True, value)
 
     def _set(self, sequence: int, key: bytes, value: bytes) -> None:
-        self.values[key] = value
+        self._write(sequence, key, value)
         self.versions[key, value] = sequence
+
+    def _write(self, sequence: int, key: bytes, value: bytes) -> None:
+        self.values[key] = value
+        if self.keeps_history:
+            self._history.append((sequence, key, value))
+
+    def values_at(self, sequence: int) -> dict[bytes, bytes]:
+        """The state after this command."""
+        assert self.keeps_history
+        return {key: value for at, key, value in self._history if at <= sequence}

@@ -55,12 +55,46 @@ def with_rollbacks(swarm: Swarm, rng: Random) -> Swarm:
 
 
 @dataclass(frozen=True, slots=True)
-class _Copy:
+class Copy:
+    """A copy of a running member's data directory."""
+
     term: int
     generation: int
     disk: SimulatedDisk
     store: DictStore
     durable: DurableLog
+
+
+def take_copy(member: Member, invariants: Invariants) -> Copy | None:
+    """Copy a directory; None if something is being written, so that a copy may be of no moment."""
+    durable = invariants.copy_durable(member)
+    if durable is None or member.node is None:
+        return None
+    return Copy(
+        member.node.core.term,
+        member.node_files.healing_generation,
+        member.disk.without_power(),
+        copy.deepcopy(member.store),
+        durable,
+    )
+
+
+def has_moved_on(member: Member, saved: Copy) -> bool:
+    """Whether its term or healing generation is another one by now."""
+    assert member.node is not None
+    now = member.node.core.term, member.node_files.healing_generation
+    return now != (saved.term, saved.generation)
+
+
+def put_back(member: Member, saved: Copy, invariants: Invariants, world: World) -> None:
+    """End a member, and have it start from the copy."""
+    lost = invariants.put_back(member, saved.durable)
+    member.crash(is_power_loss=False, is_silent=False)
+    member.disk, member.store = saved.disk, saved.store
+    member.faults.disk = saved.disk
+    member.is_put_back = lost > 0
+    world.counts["put back"] += lost > 0
+    world.note(member.id, "copy put back", f"{lost} entries are missing")
 
 
 class Rollbacks:
@@ -75,7 +109,6 @@ class Rollbacks:
         self._invariants = invariants
         self._rng = world.stream("rollbacks")
         self._is_over = False
-        self._copies: dict[int, _Copy] = {}
         if swarm.rollback_every_s:
             self._wait()
 
@@ -90,31 +123,16 @@ class Rollbacks:
         if self._is_over:
             return
         victim = self._rng.choice(list(self._members.values()))
-        durable = self._invariants.copy_durable(victim)
-        if durable is None or not self._is_calm(victim):
+        saved = take_copy(victim, self._invariants)
+        if saved is None or not self._is_calm(victim):
             self._wait()
             return
-        assert victim.node is not None
-        saved = _Copy(
-            victim.node.core.term,
-            victim.node_files.healing_generation,
-            victim.disk.without_power(),
-            copy.deepcopy(victim.store),
-            durable,
-        )
         self._world.at(self._rng.choice(AGES_S), self._put_back, victim, saved)
 
-    def _put_back(self, victim: Member, saved: _Copy) -> None:
+    def _put_back(self, victim: Member, saved: Copy) -> None:
         self._wait()
-        if self._is_over or not self._is_calm(victim) or self._has_moved_on(victim, saved):
-            return
-        lost = self._invariants.put_back(victim, saved.durable)
-        victim.crash(is_power_loss=False, is_silent=False)
-        victim.disk, victim.store = saved.disk, saved.store
-        victim.faults.disk = saved.disk
-        victim.is_put_back = lost > 0
-        self._world.counts["put back"] += lost > 0
-        self._world.note(victim.id, "copy put back", f"{lost} entries are missing")
+        if not self._is_over and self._is_calm(victim) and not has_moved_on(victim, saved):
+            put_back(victim, saved, self._invariants, self._world)
 
     def _is_calm(self, victim: Member) -> bool:
         """Whether all are up, sound, and follow the same leader, which the victim isn't."""
@@ -127,8 +145,3 @@ class Rollbacks:
             and not leaders & {None, victim.id}
             and victim in members
         )
-
-    def _has_moved_on(self, victim: Member, saved: _Copy) -> bool:
-        assert victim.node is not None
-        now = victim.node.core.term, victim.node_files.healing_generation
-        return now != (saved.term, saved.generation)

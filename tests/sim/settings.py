@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raftha.config import HaConfig
+from raftha.config import BackupConfig, HaConfig
 from raftha.core import CoreConfig
 from raftha.node.bootstrap import HEARTBEAT_TICKS
 from tests.sim.swarm import Swarm
@@ -13,7 +13,7 @@ TICK_S = HEARTBEAT_MS / 1000 / HEARTBEAT_TICKS
 WAL = "wal"
 
 
-def node_config(node_id: int, swarm: Swarm) -> HaConfig:
+def node_config(node_id: int, swarm: Swarm, backup: BackupConfig | None) -> HaConfig:
     """The settings of a node."""
     return HaConfig(
         node_id=node_id,
@@ -30,6 +30,7 @@ def node_config(node_id: int, swarm: Swarm) -> HaConfig:
         clock_drift_max=swarm.clock_drift_max,
         digest_interval_hours=swarm.digest_every_s / 3600,
         max_clock_offset_ms=swarm.max_clock_offset_ms,
+        backup=backup,
     )
 
 

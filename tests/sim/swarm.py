@@ -22,6 +22,7 @@ from raftha.core import (
     VoteRequest,
 )
 from raftha.node.messages import Forward
+from tests.sim.repository import BackupSwarm
 
 T = TypeVar("T")
 DIRECTED_CHANCE = 0.25
@@ -155,10 +156,20 @@ class Swarm:
     """How often a member changes to another build of the program; see `builds.py`."""
     rollback_every_s: float = 0.0
     """Data directories are put back to earlier copies; see `rollbacks.py`."""
+    lapse_every_s: float = 0.0
+    """Members forget while another one lags; see `lapses.py`."""
+    loses_majority: bool = False
+    """Whether a majority loses its directories, once; see `lost_majorities.py`."""
+    is_majority_alive: bool = False
+    """Whether an operator is mistaken about that."""
+    is_poisoned: bool = False
+    """Whether an entry ends every node that applies it; see `poison.py`."""
     digest_every_s: float = 0.0
     """How often members' states are compared."""
     alter_every_s: float = 0.0
     """A state is altered; see `divergences.py`."""
+    backups: BackupSwarm | None = None
+    """What a seed with backups has; see `backups.py`."""
     thread_pause_s: float = 0.0
     """How long a reader's thread may be paused in the middle of a lease read, on average."""
 
@@ -426,6 +437,21 @@ def without_faults(swarm: Swarm) -> Swarm:
         slow_every_s=0.0,
         full_every_s=0.0,
         strike_chance=0.0,
+    )
+
+
+def undisturbed(swarm: Swarm) -> Swarm:
+    """Without faults, and with nothing that operators do."""
+    return replace(
+        without_faults(swarm),
+        change_every_s=0.0,
+        standby_chance=0.0,
+        campaigns=True,
+        promotion_every_s=0.0,
+        regions=("primary",),
+        rot_every_s=0.0,
+        ghost_kinds=(),
+        wrong_clock_every_s=0.0,
     )
 
 

@@ -16,6 +16,7 @@ from tests.sim.swarm import Swarm, without_faults
 
 LEASE_CHANCE = 0.35
 DIRECTED_CHANCE = 0.7
+FORGETFUL_CHANCE = 0.04
 
 
 def with_leases(swarm: Swarm, rng: Random) -> Swarm:
@@ -44,6 +45,13 @@ def with_leases(swarm: Swarm, rng: Random) -> Swarm:
         lease_readers=2,
         thread_pause_s=rng.choice((0.0, 0.05, 0.3)),
     )
+
+
+def with_forgetful_voters(swarm: Swarm, rng: Random) -> Swarm:
+    """Have voters forget their promises in some more seeds: it takes many to break a lease."""
+    if swarm.is_only_sick or swarm.is_wiping or rng.random() >= FORGETFUL_CHANCE:
+        return swarm
+    return _forgetful(_with_readers(without_faults(swarm), rng), rng)
 
 
 def _with_readers(swarm: Swarm, rng: Random) -> Swarm:

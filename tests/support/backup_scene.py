@@ -181,8 +181,8 @@ class Core:
         others = scene.membership.members.keys() - {self.id}
         return {n: Progress(scene.index - scene.lags.get(n, 0)) for n in others}
 
-    def propose_admin(self, payload: bytes) -> int | None:
-        return self._scene.append(self, payload)
+    def propose_admin(self, payload: bytes, time_us: int = 0) -> int | None:
+        return self._scene.append(self, payload, time_us)
 
 
 class State:
@@ -316,6 +316,9 @@ class Scene:
     def now_us(self) -> int:
         return self.time_us
 
+    def stamp(self, last_us: int) -> int:
+        return self.time_us
+
     # the network and the log
     def is_up(self, node_id: int) -> bool:
         return node_id not in self.down
@@ -327,11 +330,11 @@ class Scene:
         if self.is_up(message.to) and self.is_up(message.sender):
             self.nodes[message.to].backups.on_message(message)
 
-    def append(self, core: Core, payload: bytes) -> int | None:
+    def append(self, core: Core, payload: bytes, time_us: int) -> int | None:
         if self.leader != core.id or not core.can_propose:
             return None
         self.index += 1
-        self._pending.append((self.index, self.time_us, payload))
+        self._pending.append((self.index, time_us, payload))
         return self.index
 
     _pending: list[tuple[int, int, bytes]] = field(default_factory=list)

@@ -23,10 +23,12 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from raftha.cli import events, membership
+from raftha.cli import events, membership, repository
 from raftha.cli import status as cli_status
 from raftha.cli.app import app, cert
+from raftha.cli.backup import backup as backup_commands
 from raftha.cli.console import fail
+from raftha.cli.restore import restore
 from raftha.client import cluster_view
 from raftha.client.call import NO_ACCESS
 from raftha.errors import RafthaError
@@ -37,9 +39,21 @@ REPOSITORY = Path(__file__).parents[2]
 GUIDES = "".join(
     page.read_text(encoding="utf-8") for page in sorted(REPOSITORY.glob("docs/guide/*.md"))
 )
+GROUPS = {
+    "backup": backup_commands,
+    "backup key": repository.key,
+    "cert": cert,
+    "member": membership.member,
+    "restore": restore,
+}
 COMMANDS = sorted(
     [str(c.name or c.callback.__name__) for c in app.registered_commands if c.callback]
-    + [f"cert {command.name}" for command in cert.registered_commands]
+    + [
+        f"{name} {command.name or command.callback.__name__}"
+        for name, group in GROUPS.items()
+        for command in group.registered_commands
+        if command.callback
+    ]
 )
 
 
@@ -397,6 +411,13 @@ def test_status_shows_learners_and_removed_nodes() -> None:
         rows = {words[0]: words[1] for words in cells if words[0].isdigit()}
         assert rows == {"1": "leader", "2": "learner", "3": "removed"}
         assert "removed for good: 3, 4" in out
+
+
+def test_status_tells_of_members_that_run_twice() -> None:
+    with listening() as first:
+        first.reply = status_reply(1, {1: first.address}, cloned=[2])
+        _, out, _ = run("status", first.address)
+        assert "node 1 sees two processes of node 2: stop the copy" in out
 
 
 def shown_at(width: int, **changes: Any) -> list[str]:

@@ -1,25 +1,18 @@
-"""Which backups a restore reads: chosen by label, time and lineage; broken chains are refused."""
+"""Which backups a restore reads: chosen by label, time and lineage."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 import pytest
 
-from raftha.errors import ChainBroken, SeveralLineages, TargetUnreachable
+from raftha.errors import SeveralLineages, TargetUnreachable
 from raftha.storage.backup import names
-from raftha.storage.backup.plan import Fork, Listed, chain, find, listed_in
+from raftha.storage.backup.plan import Fork, Listed, find, listed_in
 
 OLD, NEW, OTHER = "0" * 32, "1" * 32, "2" * 32
 BASE_US = int(datetime(2026, 11, 27, tzinfo=UTC).timestamp()) * 1_000_000
 MINUTE_US = 60_000_000
-
-
-class Made(NamedTuple):
-    """A manifest, as far as a chain reads it."""
-
-    parent: int
 
 
 def listed(
@@ -122,31 +115,3 @@ def test_forks_in_a_circle_end() -> None:
     with pytest.raises(SeveralLineages, match="circle"):
         find(backups, forks)
     assert find(backups, forks, lineage=OLD) == listed(2, lineage=NEW)
-
-
-def test_a_chain_leads_from_the_full_backup_to_the_chosen_one() -> None:
-    backups = [listed(1), listed(3, mode="I"), listed(5, mode="I"), listed(7)]
-    manifests = {1: Made(0), 3: Made(1), 5: Made(3), 7: Made(0)}
-    found = chain(backups[2], backups, lambda each: manifests[each.begin_index])
-    assert [each.begin_index for each, _ in found] == [1, 3, 5]
-    assert [made for _, made in found] == [Made(0), Made(1), Made(3)]
-
-
-def test_a_parent_that_is_gone_breaks_the_chain() -> None:
-    backups = [listed(5, mode="I")]
-    with pytest.raises(ChainBroken, match="builds on backup 3, which is not there") as caught:
-        chain(backups[0], backups, lambda _: Made(3))
-    assert caught.value.label == backups[0].label
-
-
-def test_a_parent_of_another_lineage_is_none() -> None:
-    backups = [listed(3, lineage=OTHER), listed(5, mode="I")]
-    with pytest.raises(ChainBroken, match="not there"):
-        chain(backups[1], backups, lambda _: Made(3))
-
-
-@pytest.mark.parametrize("parent", [5, 9])
-def test_a_chain_that_does_not_go_back_is_refused(parent: int) -> None:
-    backups = [listed(5, mode="I"), listed(9, mode="I")]
-    with pytest.raises(ChainBroken, match="builds on a later backup"):
-        chain(backups[0], backups, lambda _: Made(parent))

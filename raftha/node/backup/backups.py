@@ -96,6 +96,8 @@ class Backups:
         self._reported: BackupReport | None = None
         """What the member that takes a backup last said."""
         self._reported_at = self._ended_at = float("-inf")
+        self._ended_id = 0
+        """The backup whose end was sent last."""
 
     # ---------------------------------------------------------------- callers
 
@@ -141,6 +143,10 @@ class Backups:
             if record.state in (COMPLETED, FAILED):
                 return BackupState(record.state)
         return BackupState.IDLE
+
+    def refused_by(self, backup_id: int) -> set[str]:
+        """The destinations that refuse to delete this backup, as far as this node has tried."""
+        return self._leading.refused_by(backup_id)
 
     # ---------------------------------------------------------------- what comes in
 
@@ -220,9 +226,10 @@ class Backups:
     def _propose_end(self, end: End) -> None:
         """Have the leader propose it; sent again each second until the catalog has it."""
         leader, now = self._core.leader, self._now()
-        if leader is None or now - self._ended_at < END_AGAIN_S:
+        is_repeat = self._ended_id == end.id and now - self._ended_at < END_AGAIN_S
+        if leader is None or is_repeat:
             return
-        self._ended_at = now
+        self._ended_id, self._ended_at = end.id, now
         payload = encode_change(end)
         own = self._core.id
         self._ask_leader(

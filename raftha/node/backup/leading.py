@@ -130,6 +130,10 @@ class Leading:
                 return report
         return None
 
+    def refused_by(self, backup_id: int) -> set[str]:
+        """The destinations that refuse to delete this backup, as far as this node has tried."""
+        return self._upkeep.refused_by(backup_id)
+
     # ---------------------------------------------------------------- what comes in
 
     def on_report(self, report: BackupReport, now: float) -> None:
@@ -201,9 +205,11 @@ class Leading:
 
     def _propose(self, change: Change, request: BackupRequest | None = None) -> None:
         payload = encode_change(change)
+        # Backups are due by log time, which else stands still where nothing is written.
+        time_us = self._log_clock.stamp(self._core.log.last.time_us)
 
         def propose() -> int | None:
-            return self._core.propose_admin(payload)
+            return self._core.propose_admin(payload, time_us)
 
         is_full = isinstance(change, Begin) and change.mode == FULL
         index = self._compare(propose) if is_full else propose()
@@ -315,9 +321,10 @@ class Leading:
         )
         if choice is None or not lineage:
             return False
-        begin = Begin(
-            choice.node, choice.mode, choice.parent, lineage, choice.destinations, choice.reason
-        )
+        reason = choice.reason
+        if request is None and not reason:
+            reason = next((record.reason for record in failures(catalog)), "")
+        begin = Begin(choice.node, choice.mode, choice.parent, lineage, choice.destinations, reason)
         self._propose(begin, request)
         return True
 

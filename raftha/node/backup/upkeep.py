@@ -208,14 +208,15 @@ class Upkeep:
         assert self._config is not None
         now_us = self._now_us()
         return decide(
-            [candidate_of(record, now_us, self._refusing(record.id)) for record in self._own()],
+            [candidate_of(record, now_us, self.refused_by(record.id)) for record in self._own()],
             self._config.retention,
             lineage=self._core.membership.lineage,
             destinations=self._config.destinations,
             now_us=now_us,
         )
 
-    def _refusing(self, backup_id: int) -> set[str]:
+    def refused_by(self, backup_id: int) -> set[str]:
+        """The destinations that refuse to delete this backup, as far as this node has tried."""
         return {name for refused_id, name in self._refused if refused_id == backup_id}
 
     def _retire(self) -> None:
