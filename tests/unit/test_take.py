@@ -317,9 +317,10 @@ def test_an_object_that_vanishes_is_noticed_before_the_end(node: BackedUpNode) -
 
 
 def test_a_destination_that_is_not_open_is_reported(node: BackedUpNode) -> None:
-    bad = FaultyDestination(memory("bad"))
+    good, bad = memory("good"), FaultyDestination(memory("bad"))
+    repository_of(good, bad)
     bad.plan(Fault("get", "fails", "repository.json", None))
-    repository = repository_of(memory("good"), bad)
+    repository = repository_of(good, bad)
     order = node.order(destinations=("good", "bad", "other"))
     result = take(order, node.source, repository, node.hooks())
     assert result.completed == ("good",)
