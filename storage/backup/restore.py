@@ -490,7 +490,8 @@ class _Restoring:
                 meta = MetaParts()
                 pieces = self._watched(read_backup(shelf, link.manifest, meta.add, pool))
                 if link.manifest.is_full:
-                    builder.append(_hashed(pieces, base))
+                    # If the last link has a digest of its own, that is the one to compare.
+                    builder.append(pieces if plan.backup.digest else _hashed(pieces, base))
                 else:
                     builder.change(pieces)
             self.hooks.on_step(1)
