@@ -158,6 +158,7 @@ class Raft:
         self._requests = Requests()
         self._snapshot_offers: list[SnapshotOffer] = []
         self._incarnations = Incarnations(log)
+        self._outputs = self._events, self._read_states, self._snapshot_offers, *self._requests.all
 
     # ---------------------------------------------------------------- state
 
@@ -327,7 +328,7 @@ class Raft:
         """Other members report that this node was removed: it never campaigns again."""
         if not self.is_removed:
             self._election.is_removed = True
-            self._emit(Removed(reporter=self.id))
+            self._events.append(Removed(reporter=self.id))
             if self.role is not Role.FOLLOWER:
                 # A leader hands over before it is removed. But a node that was declared lost for
                 # good may come back, still leading, and find itself replaced.
@@ -431,9 +432,20 @@ class Raft:
     def healed(self, generation: int) -> None:
         """The end of healing is durable: from now on this node counts and votes."""
         self._healing_generation.end(generation)
-        self._emit(HealingEnded(reporter=self.id))
+        self._events.append(HealingEnded(reporter=self.id))
 
     # ---------------------------------------------------------------- outputs
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether `ready` would return any work."""
+        return (
+            self.log.has_unapplied
+            or self._outbox.has_work(self._election.term, self._election.vote)
+            or any(self._outputs)
+            or self._healing_generation.has_healed
+            or self._follower.has_lost_entries
+        )
 
     def ready(self) -> Ready:
         """Take all work that is due now."""
@@ -456,20 +468,16 @@ class Raft:
             self._healing_generation.take_healed(),
             self._follower.take_lost(),
         )
-        self._read_states.clear()
-        self._requests.log_reads.clear()
-        self._requests.snapshots.clear()
-        self._snapshot_offers.clear()
-        self._events.clear()
+        for output in self._outputs:
+            output.clear()
         return ready
 
     def advance(self, write: Write) -> None:
         """`write` is durable and its messages are sent."""
         self._outbox.wrote(write)
         election = self._election
-        if election.role is Role.CANDIDATE and election.is_durable:
-            if election.count_own_vote():
-                self._become_leader()
+        if election.role is Role.CANDIDATE and election.is_durable and election.count_own_vote():
+            self._become_leader()
         elif self._leadership is not None:
             self._leadership.advance_commit()
 
@@ -492,13 +500,10 @@ class Raft:
         self.log.mark_applied(last)
         return committed
 
-    def _emit(self, event: HaEvent) -> None:
-        self._events.append(event)
-
     def _check_membership(self) -> None:
         if self.log.membership is not self._membership:
             self._membership = self.log.membership
-            self._emit(membership_changed(self.id, self.log))
+            self._events.append(membership_changed(self.id, self.log))
             if self.id in self._membership.removed:
                 self.removed()
 
@@ -544,7 +549,7 @@ class Raft:
         """
         if self.leader is not None and self._second_leader_reported_in != self.term:
             self._second_leader_reported_in = self.term
-            self._emit(
+            self._events.append(
                 SecondLeader(reporter=self.id, term=self.term, leader=self.leader, other=other)
             )
 

@@ -86,6 +86,11 @@ class Requests:
     log_reads: list[LogRead] = field(default_factory=list)
     snapshots: list[SnapshotRequest] = field(default_factory=list)
 
+    @property
+    def all(self) -> tuple[list[LogRead], list[SnapshotRequest]]:
+        """Both lists, which stay the same objects."""
+        return self.log_reads, self.snapshots
+
 
 @dataclass(slots=True)
 class Ready:

@@ -224,15 +224,7 @@ AdminMessage = TransferRequest | TransferReply | MembershipRequest | MembershipR
 SnapshotMessage = SnapshotChunk | SnapshotReply
 HealthMessage = HealthRequest | HealthReply
 DigestMessage = DigestRequest | DigestReport | DigestVerdict
+WatchMessage = HealthMessage | SpaceReport | ReplicaReport | DigestMessage
 PeerMessage = (
-    Message
-    | Forward
-    | ForwardReply
-    | AdminMessage
-    | SnapshotMessage
-    | HealthMessage
-    | SpaceReport
-    | ReplicaReport
-    | Supported
-    | DigestMessage
+    Message | Forward | ForwardReply | AdminMessage | SnapshotMessage | WatchMessage | Supported
 )

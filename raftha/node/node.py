@@ -32,7 +32,7 @@ from typing import Any, cast
 
 from raftha.clock import Clock
 from raftha.config import HaConfig
-from raftha.core import Append, LogRead, Raft, Ready, Write
+from raftha.core import Append, AppendReply, LogRead, Raft, Ready, Write
 from raftha.entry import Entry, EntryKind, LogPosition
 from raftha.errors import Disconnected, StorageFull, Unavailable
 from raftha.events import (
@@ -49,23 +49,13 @@ from raftha.node.host import Host
 from raftha.node.lease_reads import LeaseReads
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
-    DigestReport,
-    DigestRequest,
-    DigestVerdict,
+    AdminMessage,
     Forward,
     ForwardReply,
-    HealthReply,
-    HealthRequest,
-    MembershipReply,
-    MembershipRequest,
     PeerMessage,
-    ReplicaReport,
-    SnapshotChunk,
-    SnapshotReply,
-    SpaceReport,
+    SnapshotMessage,
     Supported,
-    TransferReply,
-    TransferRequest,
+    WatchMessage,
 )
 from raftha.node.operations import (
     CallOperation,
@@ -229,28 +219,30 @@ class Node:
         if not self._senders.admits(message, now):
             return
         self._watch.record_contact(message.sender, now)
-        match message:
-            case Append() if self._is_behind:
-                pass  # Treated as lost: the leader repeats it until it gets a reply.
-            case Forward():
-                is_full = self._watch.is_majority_full
-                self._writes.on_forward(message, is_majority_full=is_full)
-            case ForwardReply():
-                self._writes.on_forward_reply(message)
-            case TransferRequest() | TransferReply() | MembershipRequest() | MembershipReply():
-                self._administration.on_message(message)
-            case SnapshotChunk() | SnapshotReply():
-                self._snapshots.on_message(message)
-            case HealthRequest() | HealthReply() | SpaceReport() | ReplicaReport():
-                self._watch.on_message(message, now)
-            case DigestRequest() | DigestReport() | DigestVerdict():
-                self._watch.on_message(message, now)
-            case Supported():
-                self._upgrades.on_message(message)
-            case _:
+        if isinstance(message, AppendReply):
+            self.core.step(message)
+        elif isinstance(message, Append):
+            if not self._is_behind:  # Else it counts as lost: the leader repeats it.
                 self.core.step(message)
+        elif isinstance(message, Forward):
+            self._writes.on_forward(message, is_majority_full=self._watch.is_majority_full)
+        elif isinstance(message, ForwardReply):
+            self._writes.on_forward_reply(message)
+        elif isinstance(message, AdminMessage):
+            self._administration.on_message(message)
+        elif isinstance(message, SnapshotMessage):
+            self._snapshots.on_message(message)
+        elif isinstance(message, WatchMessage):
+            self._watch.on_message(message, now)
+        elif isinstance(message, Supported):
+            self._upgrades.on_message(message)
+        else:
+            self.core.step(message)
         self._watch.on_stepped(message, now)
-        self._host.wake()
+        if isinstance(message, AppendReply):
+            self._wake_if_due()  # A commit follows one of the replies, and nothing the others.
+        else:
+            self._host.wake()
 
     def on_connected(self, peer: int, client_address: str, incarnation: int = 0) -> None:
         """A connection to a peer with this data directory was established."""
@@ -329,7 +321,7 @@ class Node:
         for message in write.messages:
             self._host.send(message)
         self.core.advance(write)
-        self._host.wake()
+        self._wake_if_due()
 
     def on_log_read(
         self, request: LogRead, previous: LogPosition, entries: Sequence[Entry]
@@ -349,6 +341,11 @@ class Node:
         self._host.wake()
 
     # ---------------------------------------------------------------- the turn
+
+    def _wake_if_due(self) -> None:
+        """Ask for a turn, unless it would find nothing to do."""
+        if self.core.has_ready or self._writes.has_work or self._reads.has_work:
+            self._host.wake()
 
     def turn(self) -> None:
         """Act on everything that arrived since the last turn."""
