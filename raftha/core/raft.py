@@ -250,8 +250,8 @@ class Raft:
         """A message arrived. It may be stale, repeated or reordered."""
         assert message.to == self.id, "the transport delivers only messages for this node"
         assert message.sender != self.id, "the transport accepts no peer under this node's id"
-        # The sender may be unknown to this log: a later membership may have added it.
-        if not (
+        # A later membership may have added an unknown sender. None of this is about appends.
+        if type(message) is Append or not (
             self._healing_generation.is_outdated(message)
             or self._election.breaks_promise(message)
             or self._incarnations.is_of_other_disk(message)
@@ -456,20 +456,17 @@ class Raft:
         committed = self._take_committed()
         if committed or write is not None:
             self.log.check()
-        ready = Ready(
-            write,
-            messages,
-            committed,
-            list(self._read_states),
-            list(self._requests.log_reads),
-            list(self._requests.snapshots),
-            list(self._snapshot_offers),
-            list(self._events),
-            self._healing_generation.take_healed(),
-            self._follower.take_lost(),
-        )
-        for output in self._outputs:
-            output.clear()
+        ready = Ready(write, messages, committed)
+        if any(self._outputs):
+            ready.read_states = list(self._read_states)
+            ready.log_reads = list(self._requests.log_reads)
+            ready.snapshot_requests = list(self._requests.snapshots)
+            ready.snapshot_offers = list(self._snapshot_offers)
+            ready.events = list(self._events)
+            for output in self._outputs:
+                output.clear()
+        ready.healed = self._healing_generation.take_healed()
+        ready.lost_index = self._follower.take_lost()
         return ready
 
     def advance(self, write: Write) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -99,11 +100,11 @@ class Ready:
     write: Write | None
     messages: list[Message]
     committed: tuple[Entry, ...]
-    read_states: list[ReadState]
-    log_reads: list[LogRead]
-    snapshot_requests: list[SnapshotRequest]
-    snapshot_offers: list[SnapshotOffer]
-    events: list[HaEvent]
+    read_states: Sequence[ReadState] = ()
+    log_reads: Sequence[LogRead] = ()
+    snapshot_requests: Sequence[SnapshotRequest] = ()
+    snapshot_offers: Sequence[SnapshotOffer] = ()
+    events: Sequence[HaEvent] = ()
     healed: int | None = None
     """This node has healed: make this generation durable, then call `Raft.healed`."""
     lost_index: int = 0

@@ -364,11 +364,12 @@ class Node:
         self._hand_out(ready)
         if ready.committed:
             self._apply_each(ready.committed)
-        if self._reads.answer(ready.read_states):
-            self._host.wake()
-        self._reads.run_confirmed(self.state.applied.index)
-        if self._reads.has_unready:
-            self.state.prepare()
+        if self._reads.has_any:
+            if self._reads.answer(ready.read_states):
+                self._host.wake()
+            self._reads.run_confirmed(self.state.applied.index)
+            if self._reads.has_unready:
+                self.state.prepare()
         self._writes.release_acknowledged()
         self._host.flush()
 
