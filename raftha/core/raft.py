@@ -152,8 +152,8 @@ class Raft:
         """The last term for which a second leader was reported."""
         self._membership = log.membership
         self._leadership: Leadership | None = None
-        self._elapsed_ticks = 0
-        self._heartbeat_elapsed_ticks = 0
+        self._elapsed_ticks = self._heartbeat_elapsed_ticks = 0
+        self._has_postponed = False
         self._read_states: list[ReadState] = []
         self._requests = Requests()
         self._snapshot_offers: list[SnapshotOffer] = []
@@ -243,7 +243,6 @@ class Raft:
             self._heartbeat_elapsed_ticks = 0
             self._leadership.send_heartbeats()
         if self._elapsed_ticks >= self.config.election_ticks:
-            self._elapsed_ticks = 0
             self._check_quorum()
 
     def step(self, message: Message) -> None:
@@ -453,7 +452,11 @@ class Raft:
         self._check()
         write = self._outbox.take_write(HardState(election.term, election.vote, self.log.commit))
         messages = self._outbox.take_messages()
-        committed = self._take_committed()
+        # The leader waits for a follower's write, so that goes first. Applying would delay it, and
+        # is put off for one turn: until the write is durable, at the latest.
+        is_write_first = write is not None and self._leadership is None
+        self._has_postponed = is_write_first and not self._has_postponed
+        committed = () if self._has_postponed else self._take_committed()
         if committed or write is not None:
             self.log.check()
         ready = Ready(write, messages, committed)
@@ -578,7 +581,7 @@ class Raft:
     def _check_quorum(self) -> None:
         """Once an election timeout: give up a transfer, step down without a quorum (R7)."""
         assert self._leadership is not None, "only a leader needs a quorum"
-        self._leadership.transfer_target = None
+        self._elapsed_ticks, self._leadership.transfer_target = 0, None
         if not self._leadership.has_quorum():
             self._election.lose_leader("quorum")
             self._become_follower(self.term, None)

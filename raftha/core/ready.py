@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -100,11 +99,11 @@ class Ready:
     write: Write | None
     messages: list[Message]
     committed: tuple[Entry, ...]
-    read_states: Sequence[ReadState] = ()
-    log_reads: Sequence[LogRead] = ()
-    snapshot_requests: Sequence[SnapshotRequest] = ()
-    snapshot_offers: Sequence[SnapshotOffer] = ()
-    events: Sequence[HaEvent] = ()
+    read_states: list[ReadState] = field(default_factory=list)
+    log_reads: list[LogRead] = field(default_factory=list)
+    snapshot_requests: list[SnapshotRequest] = field(default_factory=list)
+    snapshot_offers: list[SnapshotOffer] = field(default_factory=list)
+    events: list[HaEvent] = field(default_factory=list)
     healed: int | None = None
     """This node has healed: make this generation durable, then call `Raft.healed`."""
     lost_index: int = 0
