@@ -32,7 +32,7 @@ from typing import Any, cast
 
 from raftha.clock import Clock
 from raftha.config import HaConfig
-from raftha.core import Append, AppendReply, LogRead, Raft, Ready, Write
+from raftha.core import Append, AppendReply, HeartbeatReply, LogRead, Raft, Ready, Write
 from raftha.entry import Entry, EntryKind, LogPosition
 from raftha.errors import Disconnected, StorageFull, Unavailable
 from raftha.events import (
@@ -239,8 +239,8 @@ class Node:
         else:
             self.core.step(message)
         self._watch.on_stepped(message, now)
-        if isinstance(message, AppendReply):
-            self._wake_if_due()  # A commit follows one of the replies, and nothing the others.
+        if isinstance(message, (AppendReply, HeartbeatReply)):
+            self._wake_if_due()  # Something follows one of the replies, and nothing the others.
         else:
             self._host.wake()
 
