@@ -246,7 +246,8 @@ class HaStatus:
     `compared_index`: the log entry as of which the members' states were compared last, 0 if this
     node knows of no comparison. `diverged`: the members whose state differed then.
     `log_mismatch`: why this node can't take the leader's entries, "" if it can: their logs differ
-    where they must not.
+    where they must not. `cloned`: the members of which this node has refused a second process, with
+    a copy of the data directory, in the last minute.
     `version`: this node's version of raftha. `protocol_version`, `machine_version`: what the
     cluster uses by the log, as far as this node has applied it; 0 before its first leader has
     recorded it.
@@ -287,6 +288,7 @@ class HaStatus:
     compared_index: int = 0
     diverged: tuple[int, ...] = ()
     log_mismatch: str = ""
+    cloned: tuple[int, ...] = ()
     version: str = VERSION
     protocol_version: int = 0
     machine_version: int = 0

@@ -121,6 +121,13 @@ def _footnote(nodes: Nodes) -> str:
         for node in nodes
         if node["status"] is not None and (mismatch := node["status"].get("log_mismatch"))
     ]
+    failures += [
+        f"node {printable(node['node_id'])} sees two processes of node {printable(cloned)}:"
+        " stop the copy\n"
+        for node in nodes
+        if node["status"] is not None
+        for cloned in node["status"].get("cloned", ())
+    ]
     removed = find_removed(nodes)
     gone = f"removed for good: {', '.join(map(str, removed))}\n" if removed else ""
     reached = [node["status"] for node in nodes if node["status"] is not None]

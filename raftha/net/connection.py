@@ -10,6 +10,9 @@ Theory of operation. The handshake goes through these steps; until it ends, the 
        counts from here on.
     4. The dialler checks the same, and it counts for the dialler too; or it sends a `Refusal`.
 
+A peer without a common protocol is refused as soon as it is known not to be a stranger: in step 1
+without a secret, else after its Proof. Only then does the node report it (`Owner.unsupported`).
+
 If another process is connected under the peer's id, with the same data directory, then one of the
 two is a clone, or the older connection is a dead one's. So in step 3 the newer one is *held*: it is
 not read, and the older one gets a `Probe`. A live process answers, and the newer one is refused.
@@ -61,6 +64,14 @@ class Owner(Protocol):
         """The Hello for a new connection."""
         ...
 
+    def no_common_protocol(self, hello: Hello) -> str:
+        """Why this node and the sender share no protocol; "" if they share one."""
+        ...
+
+    def unsupported(self, connection: Connection, hello: Hello, reason: str) -> None:
+        """This peer, which has proven itself, is refused for want of a common protocol."""
+        ...
+
     def judge(self, connection: Connection, hello: Hello) -> str:
         """Why this Hello is refused; "" if its sender may be a peer."""
         ...
@@ -101,6 +112,8 @@ class Connection(asyncio.Protocol):
         self.hello: Hello | None = None
         """The peer's Hello, once the connection counts."""
         self._claim: Hello | None = None
+        self._mismatch = ""
+        """Why the two share no protocol."""
         self._said: Hello | None = None
         self._is_held = False
         self._unread = b""
@@ -252,7 +265,8 @@ class Connection(asyncio.Protocol):
             raise WireError("a second Hello")
 
     def _on_hello(self, hello: Hello) -> None:
-        reason = self._owner.judge(self, hello)
+        self._mismatch = self._owner.no_common_protocol(hello)
+        reason = "" if self._mismatch else self._owner.judge(self, hello)
         if reason:
             self._refuse(reason)
             return
@@ -262,7 +276,7 @@ class Connection(asyncio.Protocol):
         assert self._said is not None, "a dialler says hello first"
         reason = peer_secret.missing(self._said, hello, secret)
         if reason:
-            self._refuse(reason)
+            self._refuse(self._mismatch or reason)
             return
         self._claim = hello
         if not secret:
@@ -280,9 +294,13 @@ class Connection(asyncio.Protocol):
         if peer_secret.is_proven(secret, proof.mac, claim, self._said, dials=dials):
             self._on_proven(claim)
         else:
-            self._refuse(peer_secret.WRONG)
+            self._refuse(self._mismatch or peer_secret.WRONG)
 
     def _on_proven(self, claim: Hello) -> None:
+        if self._mismatch:
+            self._owner.unsupported(self, claim, self._mismatch)
+            self._refuse(self._mismatch)
+            return
         other = self._owner.other_process(claim)
         if other is None:
             self._decide(claim)

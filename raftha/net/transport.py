@@ -352,12 +352,13 @@ class Transport:
         recorded = self._recorded.get(peer, 0)
         return self._hello._replace(to=peer, recorded=recorded, challenge=challenge)
 
+    def no_common_protocol(self, hello: Hello) -> str:
+        """Why this node and the sender share no protocol; "" if they share one."""
+        return no_common_protocol(self._hello, hello)
+
     def judge(self, connection: Connection, hello: Hello) -> str:
         """Why `hello` is refused; "" if its sender may be a peer."""
-        reason = no_common_protocol(self._hello, hello)
-        if reason:
-            self._on_unsupported(connection, hello, reason)
-        reason = reason or difference(self._hello, hello)
+        reason = difference(self._hello, hello)
         if reason:
             return reason
         if hello.to != self.id:
@@ -386,7 +387,8 @@ class Transport:
         is_known = hello.incarnation == self._recorded.get(hello.sender, 0) != 0
         return is_known or not any(self._recorded.values())
 
-    def _on_unsupported(self, connection: Connection, hello: Hello, reason: str) -> None:
+    def unsupported(self, connection: Connection, hello: Hello, reason: str) -> None:
+        """This peer, which has proven itself, is refused for want of a common protocol."""
         is_member = hello.cluster_id == self._hello.cluster_id and hello.sender in self._members
         if is_member and not self.check_certificate(connection, hello.sender):
             self._receiver.on_unsupported(hello.sender, reason)

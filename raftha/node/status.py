@@ -34,6 +34,8 @@ class StatusReport:
     ) -> None:
         self.waits_for: Callable[[], str] = str
         """What a node without a cluster waits for; "" for any other."""
+        self.cloned: Callable[[], tuple[int, ...]] = tuple
+        """Members of which a second process was refused a short time ago."""
         self._core = core
         self._state = state
         self._writes = writes
@@ -74,6 +76,7 @@ class StatusReport:
             rpo_commands=rpo_commands,
             rpo_bytes=rpo_bytes,
             log_mismatch=core.mismatch,
+            cloned=self.cloned(),
             version=VERSION,
             protocol_version=state.versions.protocol if state.versions is not None else 0,
             machine_version=state.versions.machine if state.versions is not None else 0,

@@ -21,6 +21,9 @@ from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.state.state import State
 
 REPORT_AGAIN_S = 3600.0
+CLONED_FOR_S = 60.0
+"""How long the status names a member of which a second process was refused. It dials all the time,
+so the status forgets it soon after it has ended."""
 
 
 def make_hello(config: HaConfig, data: DataDirectory, state: State) -> Hello:
@@ -93,6 +96,7 @@ class Notices:
         self._emit = emit
         self._unsupported: dict[int, str] = {}
         self._cloned_at: dict[int, float] = {}
+        self._clone_dialled_at: dict[int, float] = {}
 
     def refusal(self, node: Node, hello: Hello) -> str:
         """Why this node refuses a peer of its cluster; "" if it doesn't."""
@@ -114,6 +118,12 @@ class Notices:
     def cloned(self, peer: int, remote: str) -> None:
         """A second process of this connected peer was refused, at `remote`."""
         now = time.monotonic()
+        self._clone_dialled_at[peer] = now
         if now - self._cloned_at.get(peer, float("-inf")) >= REPORT_AGAIN_S:
             self._cloned_at[peer] = now
             self._emit(MemberCloned(reporter=self._id, node_id=peer, remote=remote))
+
+    def cloned_members(self) -> tuple[int, ...]:
+        """The members of which a second process was refused in the last `CLONED_FOR_S`."""
+        since = time.monotonic() - CLONED_FOR_S
+        return tuple(sorted(peer for peer, at in self._clone_dialled_at.items() if at >= since))

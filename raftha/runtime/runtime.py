@@ -102,9 +102,9 @@ class Runtime:
         self._random = random.Random(secrets.randbits(64))
         self._clock = SystemClock()
         self._process = os.getpid()
+        self._notices = introductions.Notices(config.node_id, self.emit)
         self._open_all()
         hello = introductions.make_hello(config, self._data, self.node.state)
-        self._notices = introductions.Notices(config.node_id, self.emit)
         self.on_unsupported, self.on_cloned = self._notices.unsupported, self._notices.cloned
         self._transport = Transport(
             hello, config.own_address, self, self._random.random, self._tls, secret
@@ -176,6 +176,7 @@ class Runtime:
         if core.membership.cluster_id and not data.cluster_id:
             data.join(core.membership.cluster_id, heals=False)  # It was cut off while it founded.
         node = Node(config, core, state, self, self._clock, self._random.randrange)
+        node.report.cloned = self._notices.cloned_members
         self._waiting, self._moves = None, Moves(config, core)
         if not data.cluster_id:
             self._waiting = Waiting(config, data, self._clock.monotonic, self._become)

@@ -18,8 +18,6 @@ one call checks a piece of a scan (`are_plain`), which costs half of a call for 
 is damaged, the rest of the piece only shifts its error, and never removes it; errors of several
 pairs cancel each other with the chance that any error has to pass a CRC of 32 bits.
 
-Up to format 4 of the state the checksum was the plain CRC-32C for all records; they are read too.
-
 Nothing sets an expiry time yet. The field has its place so that it needs no other format.
 """
 
@@ -32,7 +30,7 @@ EXPIRES = 1
 PLAIN = 0x9BE09BAB
 """The four bytes whose CRC-32C is 0, as a number."""
 WITH_FLAGS = 0x48674BC7
-"""The CRC-32C of a key and a sound record that has flags, or is of format 4 or earlier."""
+"""The CRC-32C of a key and a sound record that has flags."""
 OVERHEAD_BYTES = 5
 """Flags and checksum."""
 _EXPIRES_BYTES = 8
@@ -55,8 +53,8 @@ def unpack_record(key: bytes, record: bytes) -> bytes | None:
     if len(record) < OVERHEAD_BYTES:
         return None
     found, flags = extend(crc32c(key), record), record[0]
-    if not flags and found in (0, WITH_FLAGS):
-        return record[1:-4]
+    if not flags:
+        return record[1:-4] if not found else None
     if found != WITH_FLAGS or flags != EXPIRES or len(record) < OVERHEAD_BYTES + _EXPIRES_BYTES:
         return None
     return record[1 + _EXPIRES_BYTES : -4]

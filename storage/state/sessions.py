@@ -15,6 +15,10 @@ outcomes at the same entry:
   with the most, until none has more than its fair share; each one's longest idle session first. A
   repetition below the floor is not applied and has no outcome: `Verdict.FORGOTTEN`.
 
+Dropping an outcome takes a step, however many there are and whatever their numbers. A checkpoint
+copies the table on the node's thread (`freeze`), and packs it elsewhere: a full one takes most of a
+second.
+
 Sizes count an exception's message as a constant. A message may contain an object's address, which
 differs between replicas, but sizes must not.
 """
@@ -22,10 +26,14 @@ differs between replicas, but sizes must not.
 from __future__ import annotations
 
 import enum
+import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
+from heapq import heappop, heappush
 from typing import Any, NamedTuple
+
+import msgpack
 
 from raftha.config import MIB
 from raftha.entry import Entry, Group
@@ -41,6 +49,9 @@ SESSION_BYTES_MAX = 8 * MIB
 OUTCOMES_BYTES_MAX = 64 * MIB
 SHRUNK_TO = 7 / 8
 """The share of `OUTCOMES_BYTES_MAX` that is left when outcomes of all sessions are dropped."""
+
+PACKED_PIECE, PACKED_PAUSE_S = 2000, 0.0002
+"""The table is packed in pieces of so many outcomes, between which other threads get the GIL."""
 
 _OUTCOME_BYTES = 256  # Approximate memory of an outcome without results.
 _FAILURE_BYTES = 1024
@@ -135,7 +146,7 @@ class _Kept(NamedTuple):
 
 
 class _Session:
-    __slots__ = ("floor", "kept", "owner", "size", "used_us")
+    __slots__ = ("_order", "floor", "kept", "owner", "size", "used_us")
 
     def __init__(self, floor: int, used_us: int, owner: bytes) -> None:
         self.floor = floor
@@ -143,6 +154,54 @@ class _Session:
         self.used_us = used_us
         self.kept: dict[int, _Kept] = {}
         self.size = 0
+        self._order: list[int] = []
+        """A heap that has all numbers in `kept`, and perhaps others; empty until it is needed."""
+
+    def add(self, number: int, kept: _Kept) -> None:
+        """Keep an outcome."""
+        self.kept[number] = kept
+        self.size += kept.size
+        if len(self._order) > 2 * len(self.kept):
+            self._order.clear()  # Most of them are gone.
+        elif self._order:
+            heappush(self._order, number)
+
+    def lowest(self) -> int:
+        """The lowest number of an outcome; there must be one."""
+        assert self.kept, "a session has outcomes"
+        if not self._order:
+            self._order = sorted(self.kept)  # A sorted list is a heap.
+        while self._order[0] not in self.kept:
+            heappop(self._order)
+        return self._order[0]
+
+
+class FrozenSessions:
+    """The table at one entry, which any thread may pack."""
+
+    def __init__(self, sessions: Iterable[tuple[int, _Session]]) -> None:
+        self._sessions = [
+            (number, session.floor, session.used_us, session.kept.copy(), session.owner)
+            for number, session in sessions
+        ]
+
+    def pack(self, packer: msgpack.Packer) -> None:
+        """Pack the table, in the format that `Sessions.load` reads. Takes long if it is full."""
+        left = PACKED_PIECE
+        packer.pack_array_header(len(self._sessions))
+        for number, floor, used_us, kept, owner in self._sessions:
+            packer.pack_array_header(5)
+            packer.pack(number)
+            packer.pack(floor)
+            packer.pack(used_us)
+            packer.pack_array_header(len(kept))
+            for group_number, outcome in kept.items():
+                packer.pack((group_number, *outcome))
+                left -= 1
+                if left <= 0:
+                    left = PACKED_PIECE
+                    time.sleep(PACKED_PAUSE_S)
+            packer.pack(owner)
 
 
 class Sessions:
@@ -212,62 +271,58 @@ class Sessions:
         if outcome.results is not None:
             packed = pack_result(outcome.results)
             size += _results_size(outcome.results)
-        session.kept[group.number] = _Kept(*outcome[:5], packed, size)
-        session.size += size
+        session.add(group.number, _Kept(*outcome[:5], packed, size))
         self._size += size
         self._raise_floor(session, group.floor)
         while session.size > SESSION_BYTES_MAX:
-            self._raise_floor(session, min(session.kept) + 1)
+            self._drop_lowest(session)
         if self._size > OUTCOMES_BYTES_MAX:
             self._shrink()
         assert 0 <= session.size <= SESSION_BYTES_MAX, "a session's outcomes keep to their limit"
         assert 0 <= self._size <= OUTCOMES_BYTES_MAX, "all outcomes keep to their limit"
 
-    def dump(self) -> list[Any]:
-        """Return the whole table as objects that msgpack supports."""
-        return [
-            [
-                number,
-                session.floor,
-                session.used_us,
-                [[n, *kept] for n, kept in session.kept.items()],
-                session.owner,
-            ]
-            for number, session in self._sessions.items()
-        ]
+    def freeze(self) -> FrozenSessions:
+        """Return the whole table as it is now."""
+        return FrozenSessions(self._sessions.items())
 
     @classmethod
     def load(cls, dumped: Sequence[Any]) -> Sessions:
-        """Load a dumped table; ValueError or TypeError if it is malformed.
-
-        A table of format 3 of the state has no owners: they stay unknown.
-        """
+        """Load a packed table; ValueError or TypeError if it is malformed."""
         table = cls()
-        for number, floor, used_us, outcomes, *rest in dumped:
-            (owner,) = rest or (b"",)
+        for number, floor, used_us, outcomes, owner in dumped:
             if type(owner) is not bytes or len(owner) > OWNER_BYTES:
                 raise ValueError("a session's owner is malformed")
             session = _Session(floor, used_us, owner)
             table._add(number, session)
             for group_number, *kept in outcomes:
-                session.kept[group_number] = _Kept(*kept)
-            session.size = sum(kept.size for kept in session.kept.values())
+                session.add(group_number, _Kept(*kept))
             table._size += session.size
         return table
 
     def _raise_floor(self, session: _Session, floor: int) -> None:
         if floor <= session.floor:
             return
-        span: Sequence[int] = range(session.floor, floor)
-        if len(session.kept) < floor - session.floor:
-            span = [number for number in session.kept if number < floor]
-        for number in span:
-            kept = session.kept.pop(number, None)
-            if kept is not None:
-                session.size -= kept.size
-                self._size -= kept.size
+        if floor - session.floor <= len(session.kept):
+            for number in range(session.floor, floor):
+                if number in session.kept:
+                    self._forget(session, number)
+        else:  # The numbers are far apart.
+            while session.kept and session.lowest() < floor:
+                self._forget(session, session.lowest())
         assert floor > session.floor, "a session's floor never goes back"
         session.floor = floor
+
+    def _drop_lowest(self, session: _Session) -> None:
+        """Raise the floor just above the lowest number that has an outcome."""
+        number = session.lowest()
+        assert number >= session.floor, "no outcome is below the floor"
+        self._forget(session, number)
+        session.floor = number + 1
+
+    def _forget(self, session: _Session, number: int) -> None:
+        size = session.kept.pop(number).size
+        session.size -= size
+        self._size -= size
 
     def _shrink(self) -> None:
         """Drop outcomes of the hosts with the most, until there is room."""
@@ -278,7 +333,7 @@ class Sessions:
         for session in self._sessions.values():
             host, before = session.owner[:HOST_BYTES], session.size
             while session.kept and sizes[host] - before + session.size > share:
-                self._raise_floor(session, min(session.kept) + 1)
+                self._drop_lowest(session)
             sizes[host] += session.size - before
 
     def _listed(self) -> Iterator[tuple[int, bytes]]:

@@ -22,8 +22,7 @@ repeated groups as before.
 
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
-    format version   5 (since 2 values have checksums, since 3 there are versions, since 4 sessions
-                     have owners, since 5 the checksums make the CRC of a value's record 0)
+    format version   5; those before it were never released, and aren't read
     applied          [index, term, time_us, last_sequence, hash]
     membership       payload of the last MEMBERSHIP entry applied, nil if there was none
     sessions         see `raftha.storage.state.sessions`
@@ -35,6 +34,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from hashlib import blake2b
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -56,7 +56,7 @@ from raftha.storage.state.machine import (
     collect,
     run,
 )
-from raftha.storage.state.sessions import Applied, Outcome, Sessions
+from raftha.storage.state.sessions import Applied, FrozenSessions, Outcome, Sessions
 from raftha.storage.state.store import Store, StoreDigest
 from raftha.storage.state.versions import Versions, abilities_of, decode_versions
 
@@ -64,8 +64,6 @@ __all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 
 META_VERSION = 5
 DIGEST_BYTES = 32
-META_READ_TOO = (3, 4)
-"""The formats before: without owners of sessions, and with plain checksums in values."""
 GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
 
@@ -77,12 +75,35 @@ _KEY_BYTES = 200
 _CHUNKS = (32, 128, 512, 1024)  # Pairs read from the store at a time: few at first, then more.
 
 
-class Frozen(NamedTuple):
+class Frozen:
     """The content of a checkpoint; the storage thread calls `store.write(items, meta)`."""
 
-    items: SortedItems
-    meta: bytes
-    position: LogPosition
+    def __init__(
+        self,
+        items: SortedItems,
+        position: LogPosition,
+        membership: bytes | None,
+        sessions: FrozenSessions,
+        versions: Versions | None,
+    ) -> None:
+        self.items = items
+        self.position = position
+        self._membership = membership
+        self._sessions = sessions
+        self._versions = versions
+
+    @cached_property
+    def meta(self) -> bytes:
+        """The checkpoint's meta. It is packed when it is first asked for, by the storage thread."""
+        packer = msgpack.Packer(autoreset=False)
+        packer.pack_array_header(5)
+        packer.pack(META_VERSION)
+        packer.pack(list(self.position))
+        packer.pack(self._membership)
+        self._sessions.pack(packer)
+        packer.pack(None if self._versions is None else self._versions.dump())
+        packed: bytes = packer.bytes()
+        return zlib.crc32(packed).to_bytes(4, "little") + packed
 
     def digest_with(self, stored: StoreDigest) -> StateDigest:
         """Return the digest of this checkpoint, whose pairs in the store have the given one."""
@@ -326,7 +347,13 @@ class State:
         self._buffer = WriteBuffer(is_kept_sorted=self._frozen.is_scanned)
         self._buffer_bytes = 0
         self._census = None
-        return Frozen(SortedItems(self._frozen), self._dump(), self.applied)
+        return Frozen(
+            SortedItems(self._frozen),
+            self.applied,
+            self.membership,
+            self._sessions.freeze(),
+            self.versions,
+        )
 
     def checkpoint_done(self) -> None:
         """Finish a checkpoint after the store has written the result of `freeze`."""
@@ -449,24 +476,12 @@ class State:
         census.present += present
         return None if len(census) else entries - census.present
 
-    def _dump(self) -> bytes:
-        versions = None if self.versions is None else self.versions.dump()
-        fields = [
-            META_VERSION,
-            list(self.applied),
-            self.membership,
-            self._sessions.dump(),
-            versions,
-        ]
-        packed: bytes = msgpack.packb(fields)
-        return zlib.crc32(packed).to_bytes(4, "little") + packed
-
     def _load(self, meta: bytes) -> None:
         if len(meta) < 4 or zlib.crc32(meta[4:]).to_bytes(4, "little") != meta[:4]:
             raise self._store.corrupt("the checkpoint's meta is damaged")
         try:
             version, *fields = msgpack.unpackb(meta[4:], raw=False)
-            if version not in (*META_READ_TOO, META_VERSION):
+            if version != META_VERSION:
                 raise ConfigError(
                     f"the state is in format {version}; this raftha reads {META_VERSION}",
                     hint="use the version of raftha that wrote it; nothing is lost",

@@ -95,6 +95,7 @@ def test_a_cloned_member_is_reported_and_refused_while_the_other_one_lives() -> 
                 wait_said(cluster, node_id, "MemberCloned")
             time.sleep(1)
             for node_id in (1, 2):
+                assert (cluster.status(node_id) or {})["cloned"] == [3]
                 news = cluster.log_path(node_id).read_text().removeprefix(logs[node_id])
                 assert news.count("event=MemberCloned") == 1
                 assert f"reporter={node_id} node_id=3" in news

@@ -17,7 +17,7 @@ from raftha.entry import Entry, EntryKind, Group, HardState, LogPosition, make_e
 from raftha.membership import Membership
 from raftha.node.checkpoints import Checkpoints
 from raftha.storage.state.owners import Owners
-from raftha.storage.state.sessions import Outcome, Sessions
+from raftha.storage.state.sessions import FrozenSessions, Outcome, Sessions
 from tests.sim.planting import Bug, Patch
 
 
@@ -160,7 +160,17 @@ def owners_forgotten_at_restart() -> list[Patch]:
     return [(Sessions, "load", classmethod(load))]
 
 
+def sessions_frozen_by_reference() -> list[Patch]:
+    """A checkpoint has the outcomes of groups behind its position, whose writes it lacks."""
+
+    def init(self: FrozenSessions, listed: Iterable[tuple[int, Any]]) -> None:
+        self._sessions = [(n, s.floor, s.used_us, s.kept, s.owner) for n, s in listed]
+
+    return [(FrozenSessions, "__init__", init)]
+
+
 BUGS: tuple[Bug, ...] = (
+    sessions_frozen_by_reference,
     longest_idle_session_dropped,
     owners_forgotten_at_restart,
     stale_leader_followed,

@@ -39,7 +39,12 @@ class Record:
 
 
 async def write_until(
-    is_over: Callable[[], bool], name: int, client: Client, record: Record, seed: int
+    is_over: Callable[[], bool],
+    name: int,
+    client: Client,
+    record: Record,
+    seed: int,
+    pause_s: float = 0,
 ) -> None:
     """One client: unique puts, increments, and reads of what it wrote, one after the other."""
     rng = random.Random(f"{seed} {name}")
@@ -60,6 +65,7 @@ async def write_until(
                 if seen != record.increments[own]:
                     record.stale_reads.append(f"{own!r}: {seen}, not {record.increments[own]}")
         number += 1
+        await asyncio.sleep(pause_s)
 
 
 async def read(client: Client, key: bytes) -> bytes:
@@ -74,16 +80,20 @@ async def read(client: Client, key: bytes) -> bytes:
 
 
 async def run_load(
-    cluster: LocalCluster, record: Record, seed: int, torment: Callable[[], None]
+    cluster: LocalCluster,
+    record: Record,
+    seed: int,
+    torment: Callable[[], None],
+    count: int = CLIENTS,
+    pause_s: float = 0,
 ) -> None:
-    """Let clients write, each preferring another node, while `torment` runs in a thread."""
+    """Let `count` clients write, each preferring another node, while `torment` runs in a thread."""
     addresses = list(cluster.addresses.values())
-    clients = [
-        Client(addresses[i % 3 :] + addresses[: i % 3], timeout_s=60) for i in range(CLIENTS)
-    ]
+    clients = [Client(addresses[i % 3 :] + addresses[: i % 3], timeout_s=60) for i in range(count)]
     tormenting = asyncio.create_task(asyncio.to_thread(torment))
     writing = (
-        write_until(tormenting.done, i, client, record, seed) for i, client in enumerate(clients)
+        write_until(tormenting.done, i, client, record, seed, pause_s)
+        for i, client in enumerate(clients)
     )
     await asyncio.gather(*writing)
     await tormenting

@@ -195,8 +195,8 @@ def test_every_flipped_bit_of_a_record_is_found(value: bytes, expires_us: int | 
         assert unpack_record(b"key", record[:size]) is None
 
 
-def test_a_record_with_unknown_flags_is_not_believed() -> None:
-    bodies = (b"\x02value", 0), (b"\x01short", 0), (b"\x01" + bytes(20), PLAIN)
+def test_a_record_whose_checksum_is_not_that_of_its_flags_is_not_believed() -> None:
+    bodies = (b"\x02value", 0), (b"\x01short", 0), (b"\x01" + bytes(20), PLAIN), (b"\0value", 0)
     for body, mask in bodies:
         record = body + (extend(crc32c(b"key"), body) ^ mask).to_bytes(4, "little")
         assert unpack_record(b"key", record) is None

@@ -399,6 +399,13 @@ def test_status_shows_learners_and_removed_nodes() -> None:
         assert "removed for good: 3, 4" in out
 
 
+def test_status_tells_of_members_that_run_twice() -> None:
+    with listening() as first:
+        first.reply = status_reply(1, {1: first.address}, cloned=[2])
+        _, out, _ = run("status", first.address)
+        assert "node 1 sees two processes of node 2: stop the copy" in out
+
+
 def shown_at(width: int, **changes: Any) -> list[str]:
     """The lines of a table of four nodes: 2 is a standby, 3 has failed, 4 isn't reached."""
     addresses = {i: f"192.168.100.{i}:7000" for i in (1, 2, 3, 4)}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from raftha.core import TimeoutNow
+from raftha.events import HaEvent
 from raftha.net import connection
 from raftha.net.wire import Hello, encode
+from raftha.runtime import introductions
 from raftha.version import PROTOCOL_VERSION
 from tests.support.certificates import make_cluster, peer_tls
 from tests.support.conditions import wait_until_async
@@ -124,3 +127,24 @@ def test_a_process_that_restarts_waits_only_until_the_old_connection_ends() -> N
         await one.transport.stop()
 
     run(main)
+
+
+def test_the_status_names_a_clone_as_long_as_it_dials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an event once an hour, and stays in the status for a minute after the last refusal."""
+    now = 1000.0
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("raftha.runtime.introductions.time", clock)
+    events: list[HaEvent] = []
+    notices = introductions.Notices(1, events.append)
+    assert notices.cloned_members() == ()
+    for peer in (3, 2, 3):
+        notices.cloned(peer, "there")
+    assert [event.details()["node_id"] for event in events] == [3, 2]
+    now += 50
+    notices.cloned(3, "there")
+    assert notices.cloned_members() == (2, 3)
+    now += 20
+    assert notices.cloned_members() == (3,)
+    now += 50
+    assert notices.cloned_members() == ()
+    assert len(events) == 2

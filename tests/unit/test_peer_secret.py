@@ -111,6 +111,60 @@ def test_a_stranger_gets_no_proof_and_no_say(caplog: pytest.LogCaptureFixture) -
     run(main)
 
 
+def test_only_a_member_that_holds_the_secret_is_reported_as_unsupported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    newer = PROTOCOL_VERSION + 1
+
+    async def main() -> None:
+        members = free_members(2)
+        one = Peer(1, members, None, secret=SECRET)
+        await one.start()
+        claim = hello(2, 1)._replace(protocol_version=newer, protocol_oldest=newer)
+        for challenge in (b"", b"c" * 16):
+            said = await converse(members[1], claim._replace(challenge=challenge), Proof(b"m" * 32))
+            assert isinstance(said[-1], Refusal)
+            assert said[-1].reason.endswith("upgrade node 1")
+            assert one.unsupported == [], "a stranger says so"
+        two = Peer(2, members, None, secret=SECRET)
+        two.transport.introduce(protocol_version=newer, protocol_oldest=newer)
+        await two.start()
+        await wait_until_async(lambda: one.unsupported != [] and two.refused > 0)
+        assert all(
+            peer == 2 and reason.endswith("upgrade node 1") for peer, reason in one.unsupported
+        )
+        assert "it refused us: node 2 speaks protocol" in caplog.text
+        for peer in (one, two):
+            await peer.transport.stop()
+
+    run(main)
+
+
+def test_a_stranger_at_a_members_address_is_not_reported_as_unsupported() -> None:
+    async def main() -> None:
+        members = free_members(2)
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1000)
+            newer = hello(1, 2, b"c" * 16)._replace(
+                protocol_version=PROTOCOL_VERSION + 1, protocol_oldest=PROTOCOL_VERSION + 1
+            )
+            writer.write(encode(newer) + encode(Proof(b"m" * 32)))
+            await reader.read()
+            writer.close()
+
+        host, port = members[1].split(":")
+        stranger = await asyncio.start_server(answer, host, int(port))
+        two = Peer(2, members, None, secret=SECRET)
+        await two.start()
+        await wait_until_async(lambda: two.refused > 1)
+        assert two.unsupported == []
+        await two.transport.stop()
+        stranger.close()
+
+    run(main)
+
+
 def test_a_proof_is_not_believed_before_it_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         members = free_members(1)
