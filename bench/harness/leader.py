@@ -3,9 +3,11 @@
     python -m bench.harness.leader CONFIG
 
 `CONFIG` is a node's TOML file. Requests: a `Load` (its `options`: `mode` of writes, `consistency`
-of reads, and `watch_s`: how often to note how far the replicas are meanwhile); `{"lead": id}` makes
-that node the leader; `{"fill": [from, to]}` writes keys, 512 at a time. The reply to a load has its
-latencies, `lags` (what was recorded), and `checkpoints` (when this node's began and ended).
+of reads, `watch_s`: how often to note how far the replicas are meanwhile, and `backups`: take full
+ones, one after the other, meanwhile); `{"lead": id}` makes that node the leader; `{"fill": [from,
+to]}` writes keys, 512 at a time; `{"backup": mode}` takes a backup. The reply to a load has its
+latencies, `lags` (what was recorded), `checkpoints` (when this node's began and ended), and
+`backups` (the seconds that each took).
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class Leader:
         self._ha = ha
         self._lags: list[tuple[float, int, dict[int, int]]] = []
         self._checkpoints: list[tuple[float, float]] = []
+        self._backups: list[float] = []
 
     async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one of the requests in the module's docstring."""
@@ -44,19 +47,25 @@ class Leader:
             return await self._lead(request["lead"])
         if "fill" in request:
             return await self._fill(*request["fill"])
+        if "backup" in request:
+            return {"seconds": await self._backup(request["backup"])}
         load = Load(**request)
         watch_s = load.options.pop("watch_s", 0.0)
-        self._lags, self._checkpoints = [], []
+        has_backups = load.options.pop("backups", False)
+        self._lags, self._checkpoints, self._backups = [], [], []
         async with asyncio.TaskGroup() as tasks, self._ha.events() as events:
             watching = [tasks.create_task(self._watch_checkpoints(events))]
             if watch_s:
                 watching.append(tasks.create_task(self._watch_lags(watch_s)))
+            if has_backups:
+                watching.append(tasks.create_task(self._take_backups()))
             taken = await put_under(load, self._make_call(load))
             for task in watching:
                 task.cancel()
         status = await self._ha.get_status()
         assert status.leader_id, "the leader changed under way: not comparable"
-        return {**taken.as_dict(), "lags": self._lags, "checkpoints": self._checkpoints}
+        recorded = {"lags": self._lags, "checkpoints": self._checkpoints}
+        return {**taken.as_dict(), **recorded, "backups": self._backups}
 
     def _make_call(self, load: Load) -> Call:
         ha, keys, options = self._ha, load.keys, load.options
@@ -85,6 +94,22 @@ class Leader:
         started = time.perf_counter()
         await asyncio.gather(*(fill() for _ in range(FILLERS)))
         return {"seconds": time.perf_counter() - started}
+
+    async def _take_backups(self) -> None:
+        while True:
+            self._backups.append(await self._backup("full"))
+
+    async def _backup(self, mode: str) -> float:
+        """Take a backup; return the seconds that it took."""
+        started = time.perf_counter()
+        while True:
+            try:
+                await self._ha.backup.trigger_backup(mode, wait=True, timeout=600)
+            except raftha.BackupInProgress:
+                await asyncio.sleep(0.05)  # One that was due.
+                started = time.perf_counter()
+            else:
+                return time.perf_counter() - started
 
     async def _watch_lags(self, period_s: float) -> None:
         """Record at intervals: the time, the last index, and what each replica has on disk."""

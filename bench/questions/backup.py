@@ -5,7 +5,8 @@ folder at compression level 3, encrypted, and read back: all of it, and after `-
 of the keys have changed in ten checkpoints, those. Beside it `zstd -3 -T2` compresses the same
 pairs from a file, without syncing; each run compares the two one after the other. Then callers in
 the leader's process write while all nodes keep a spool of their checkpoints' changes, and while
-none does.
+none does; and while a follower, or the leader, takes full backups of `--fill` keys, one after the
+other, and while no node does.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from pathlib import Path
 from random import Random
 
 from bench.harness.question import Run
-from bench.harness.samples import Sample
+from bench.harness.samples import Sample, Taken
 from bench.harness.stored import Pair, StoredState, pairs_of
-from bench.harness.systems import InProcess
+from bench.harness.systems import InProcess, started_leader
 from raftha.config.limits import GIB, MIB
 from raftha.storage.backup.crypto import OperatorKey
 from raftha.storage.backup.local import LocalDestination
@@ -44,12 +45,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add options beside the shared ones."""
     parser.add_argument("--keys", type=int, default=1_000_000, help="in the state")
     parser.add_argument("--changed", type=float, default=1.0, help="per cent of the keys")
-    parser.add_argument("--callers", type=int, default=64, help="that write, with the spool")
+    parser.add_argument("--callers", type=int, default=64, help="that write")
+    parser.add_argument("--fill", type=int, default=300_000, help="keys while backups are taken")
 
 
 def ask(run: Run) -> None:
     """Measure."""
-    run.expect(run.options.runs * 5)
+    run.expect(run.options.runs * 9)
     has_zstd = shutil.which("zstd") is not None
     if not has_zstd:
         run.results.skipped["zstd -3 -T2"] = "there is no zstd"
@@ -64,6 +66,9 @@ def ask(run: Run) -> None:
             measure_state(run, state, folder, number, has_zstd=has_zstd)
         state.close()
     measure_spool(run)
+    for number in range(run.options.runs):
+        for taker in ("follower", "leader"):
+            measure_writers(run, taker, number)
 
 
 def write_pairs(path: Path, state: StoredState) -> int:
@@ -177,6 +182,35 @@ def measure_spool(run: Run) -> None:
             with run.folder() as folder, system.start(folder) as measure, run.step(name):
                 sample: Sample = measure(run.load(callers=callers, keys=100_000))
             rates[has_spool] = sample.rate
-            run.add_sample("raftha", sample, f"writes {name}", callers=callers)
+            spool = "on" if has_spool else "off"
+            run.add_sample("raftha", sample, "writes", callers=callers, spool=spool)
         ratio = 100 * rates[True] / rates[False]
         run.results.add("raftha", "spool to none", ratio, unit="%", better="higher")
+
+
+def measure_writers(run: Run, taker: str, number: int) -> None:
+    """Writes while one node takes full backups, and while none does; in turns."""
+    callers, keys = run.options.callers, run.options.fill
+    backup = {"backup_from": [taker], "interval_hours": 8760.0, "compression_level": LEVEL}
+    with (
+        run.folder() as folder,
+        started_leader(folder, settings={"backup": backup}) as (_, worker),
+    ):
+        worker.ask({"fill": [0, keys]})
+        worker.ask({"backup": "full"})
+        samples = {}
+        for is_during in (False, True) if number % 2 else (True, False):
+            with run.step(f"writes, {taker}"):
+                load = run.load(callers=callers, keys=keys, options={"backups": is_during})
+                answer = worker.ask(load.as_dict())
+            sample = Sample.of([Taken.from_dict(answer)], is_client=False)
+            backups = f"by the {taker}" if is_during else f"none (of {taker})"
+            run.add_sample("raftha", sample, "writes", callers=callers, backups=backups)
+            samples[is_during] = sample
+            for seconds in answer["backups"]:
+                run.results.add("raftha", "a backup", seconds, unit="s", taker=taker, keys=keys)
+    alone, during = samples[False], samples[True]
+    add, rate = run.results.add, 100 * during.rate / alone.rate
+    p99 = 100 * during.quantiles_ms[0.99] / alone.quantiles_ms[0.99]
+    add("raftha", "rate to alone", rate, unit="%", better="higher", taker=taker, keys=keys)
+    add("raftha", "p99 to alone", p99, unit="%", better="lower", taker=taker, keys=keys)

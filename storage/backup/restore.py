@@ -426,23 +426,28 @@ def _existing(path: Path) -> Path:
 
 @contextmanager
 def _scratch_of(data_dir: Path) -> Iterator[Path]:
-    """Make an empty folder beside a data directory; it is gone at the end, unless renamed."""
+    """Make an empty folder beside a data directory; it is gone at the end, unless renamed.
+
+    Its lock keeps out another restore. A folder that was renamed meanwhile is another one.
+    """
     scratch = data_dir.with_name(f".{data_dir.name}.restoring")
-    lock = os.open(scratch.with_name(scratch.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    handle = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
-            flock(lock, LOCK_EX | LOCK_NB)
+            flock(handle, LOCK_EX | LOCK_NB)
         except OSError as error:
             raise ConfigError(f"another restore into {data_dir} is running") from error
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(mode=0o700)
+        if not scratch.exists() or not os.path.samestat(os.fstat(handle), scratch.stat()):
+            raise ConfigError(f"another restore into {data_dir} has just ended")
+        for left in scratch.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
             yield scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-            scratch.with_name(scratch.name + ".lock").unlink(missing_ok=True)
     finally:
-        os.close(lock)
+        os.close(handle)
 
 
 @dataclass(slots=True)
@@ -485,7 +490,8 @@ class _Restoring:
                 meta = MetaParts()
                 pieces = self._watched(read_backup(shelf, link.manifest, meta.add, pool))
                 if link.manifest.is_full:
-                    builder.append(_hashed(pieces, base))
+                    # If the last link has a digest of its own, that is the one to compare.
+                    builder.append(pieces if plan.backup.digest else _hashed(pieces, base))
                 else:
                     builder.change(pieces)
             self.hooks.on_step(1)

@@ -252,8 +252,8 @@ class Spool:
         found = []
         for name in self._disk.listdir(self._folder):
             delta = self._read_delta(name)
-            if delta is None or delta.end.index > self._position.index:
-                self._disk.unlink(self._path(name))  # Not a delta, or its checkpoint never was.
+            if delta is None:
+                self._disk.unlink(self._path(name))
             else:
                 found.append(delta)
         expected = self._position
@@ -261,7 +261,7 @@ class Spool:
             if delta.end == expected:
                 self._deltas.insert(0, delta)
                 expected = delta.start
-            else:
+            else:  # Its checkpoint never was, or there is a gap behind it.
                 self._disk.unlink(self._path(delta.name))
 
     def _read_delta(self, name: str) -> Delta | None:

@@ -7,6 +7,7 @@
                          see below; checksum: SHA-256 over all the rest
     data_dir/wal/        the log (`wal.py`)
     data_dir/state/      LMDB (`checkpoint.py`)
+    data_dir/spool/      what each checkpoint has changed, for backups (`backup/spool.py`)
     data_dir/outgoing/   the snapshot that is being sent to members that lag (`snapshot.py`)
     data_dir/incoming/   the snapshot that is being received
     data_dir/quarantine/ damaged logs and states; only the operator removes them

@@ -19,13 +19,14 @@ import lmdb
 from raftha.config.limits import MIB
 from raftha.errors import StorageFailed, StorageFull
 from raftha.storage.files import sync_folder
+from raftha.storage.state.blocks import BLOCK_BYTES
 from raftha.storage.state.lmdb_file import META_KEY, error_code
 from raftha.storage.state.records import pack_record
 
 Piece: TypeAlias = "Sequence[tuple[bytes, bytes | None]]"
 
 TXN_BYTES = 32 * MIB
-"""Keys and values in a transaction, about: the pages that it changes are held in memory."""
+"""What a transaction has at most, about: the pages that it changes are held in memory."""
 MAP_BYTES_MIN = 256 * MIB
 
 
@@ -116,7 +117,8 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[tuple[bytes, bytes | None
     size = 0
     for piece in pieces:
         batch += piece
-        size += sum(len(key) + len(value or b"") for key, value in piece)
+        # A piece is at most a block, or one large pair.
+        size += len(piece[0][1] or b"") if len(piece) == 1 else BLOCK_BYTES
         if size >= TXN_BYTES:
             yield batch
             batch, size = [], 0

@@ -27,7 +27,7 @@ CALLS = {
     "lag": ("--modes", "async_with_ack", "--rate", "100", "--seconds", "0.6"),
     "failover": ("--how", "kill"),
     "recovery": ("--log-bytes", "200000", "--image-bytes", "0"),
-    "backup": ("--keys", "5000", "--callers", "4"),
+    "backup": ("--keys", "5000", "--callers", "4", "--fill", "1000"),
     "scale": ("--keys", "1000", "--nodes", "3", "--callers", "4", "--rate", "100"),
     "limit": ("--callers", "4"),
 }  # fmt: skip

@@ -292,6 +292,13 @@ def test_a_reader_goes_on_while_checkpoints_are_added(node: Checkpoints) -> None
     assert pairs == [(b"a", b"4"), (b"b", b"2"), (b"c", None)]
 
 
+def test_a_delta_is_not_read_before_its_checkpoint_is_done(node: Checkpoints) -> None:
+    node.spool.add(at(15), b"meta 15", [(b"x", b"9")])
+    with node.spool.reading(0) as reading:
+        assert (reading.position, reading.meta) == (at(12), b"meta 12")
+        assert all(key != b"x" for piece in reading.pieces for key, _ in piece)
+
+
 def test_a_reader_ends_when_the_space_is_needed(node: Checkpoints) -> None:
     with node.spool.reading(0) as reading:
         node.spool.drop()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -204,7 +205,7 @@ class Interrupted(StoreSource):
             yield reading._replace(blocks=self._some(reading))
 
     def _some(self, reading: SourceReading) -> Iterator[Block]:
-        yield next(reading.blocks)
+        yield from islice(reading.blocks, 15)
         raise ReadInterrupted("the map grew")
 
 
@@ -220,6 +221,7 @@ def test_a_read_that_is_interrupted_begins_again_under_other_names(
     result = take(order, source, repository, node.hooks())
     assert state_in(repository, order.label) == node.model
     assert result.manifest.digest == digest_of(node.model)
+    assert result.manifest.first_run > 0
     source.times = 9
     again = node.order()
     with pytest.raises(ReadInterrupted):
@@ -315,9 +317,10 @@ def test_an_object_that_vanishes_is_noticed_before_the_end(node: BackedUpNode) -
 
 
 def test_a_destination_that_is_not_open_is_reported(node: BackedUpNode) -> None:
-    bad = FaultyDestination(memory("bad"))
+    good, bad = memory("good"), FaultyDestination(memory("bad"))
+    repository_of(good, bad)
     bad.plan(Fault("get", "fails", "repository.json", None))
-    repository = repository_of(memory("good"), bad)
+    repository = repository_of(good, bad)
     order = node.order(destinations=("good", "bad", "other"))
     result = take(order, node.source, repository, node.hooks())
     assert result.completed == ("good",)

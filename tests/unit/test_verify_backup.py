@@ -144,6 +144,15 @@ def test_a_parent_that_is_another_one_is_found(chain: Chain, level: int) -> None
     assert isinstance(finding, ChainBroken)
 
 
+@pytest.mark.parametrize("level", [2, 3])
+def test_a_delta_that_begins_behind_its_parent_is_found(chain: Chain, level: int) -> None:
+    late = chain.first.manifest.position.index + 1
+    chain.rewrite(replace(chain.last.manifest, start=late))
+    (finding,) = chain.verify(level).findings
+    assert isinstance(finding, ChainBroken)
+    assert "lacks changes" in str(finding)
+
+
 def test_facts_that_do_not_fit_are_found_by_rebuilding(chain: Chain) -> None:
     (run,) = chain.last.manifest.runs
     chain.rewrite(replace(chain.last.manifest, runs=(run._replace(last_key=b"bb"),)))

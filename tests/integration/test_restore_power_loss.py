@@ -1,0 +1,79 @@
+"""The power fails during a restore: there is no directory afterwards, or the whole one.
+
+Restores are processes that are killed on a file system of `tests.faultfs`, which then forgets
+unsynced bytes and names (none, all, or a torn part, by the seed).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raftha.config import HaConfig
+from raftha.runtime.quorum_recovery import open_stopped
+from raftha.storage.backup.local import LocalDestination
+from tests.faultfs.mount import FaultFs, why_not
+from tests.support.backups import BackedUpNode, repository_of
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(why_not()), reason=f"no FUSE: {why_not()}"),
+]
+
+ROOT = Path(__file__).parents[2]
+STEPS = (4, 5)
+RESTORE = """
+import os
+import sys
+from pathlib import Path
+from raftha.membership import Member
+from raftha.storage.backup.local import LocalDestination
+from raftha.storage.backup.restore import RestoreHooks, RestoreTarget, plan_restore, run_restore
+from tests.support.backups import LINEAGE, repository_of
+
+folder, data_dir, label, last = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+repository = repository_of(LocalDestination("local", folder))
+target = RestoreTarget(
+    data_dir=data_dir, cluster_name="raftha", node_id=1, own=Member("127.0.0.1:7001"),
+    segment_bytes=16 << 20,
+)
+
+def on_step(step):
+    if step == last:
+        os._exit(9)
+
+plan = plan_restore(repository, LINEAGE, label, target)
+run_restore(plan, repository, RestoreHooks(on_step=on_step))
+"""
+
+
+def restore(folder: Path, data_dir: Path, label: str, last_step: int) -> int:
+    """Restore in a process of its own, which ends after this step."""
+    command = [sys.executable, "-c", RESTORE, str(folder), str(data_dir), label, str(last_step)]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def pairs_in(data_dir: Path) -> dict[bytes, bytes | None]:
+    config = HaConfig(node_id=1, data_dir=data_dir, members={1: "127.0.0.1:7001"})
+    with open_stopped(config) as stopped:
+        return dict(stopped.state.iterate(None, None, reverse=False))
+
+
+def test_a_directory_is_whole_or_not_there_after_each_loss_of_power(tmp_path: Path) -> None:
+    node = BackedUpNode()
+    node.write({b"%04d" % i: b"%d" % i * 20 for i in range(2000)})
+    folder = tmp_path / "backups"
+    label = node.take(repository_of(LocalDestination("local", folder))).manifest.label
+    with FaultFs(tmp_path / "disk") as disk:
+        for seed, step in enumerate(STEPS):
+            data_dir = disk.folder / f"node-{step}"
+            assert restore(folder, data_dir, label, step) == 9
+            disk.lose_power(seed)
+            assert data_dir.exists() is (step == STEPS[-1])
+            if not data_dir.exists():
+                assert restore(folder, data_dir, label, 0) == 0
+                disk.lose_power(100 + seed)
+            assert pairs_in(data_dir) == node.model
