@@ -104,6 +104,36 @@ def test_a_full_backup_has_the_states_compared_at_its_position() -> None:
     assert scene.nodes[1].compared == [first.id]
 
 
+def test_a_full_backup_is_complete_only_after_the_comparison(scene: Scene) -> None:
+    scene.pass_time(5)
+    record = scene.running
+    scene.comparing.add(record.id)
+    scene.taker.work.taken(scene)
+    scene.pass_time(5)
+    assert scene.states() == [(FULL, "running", 2)]
+    scene.comparing.clear()
+    scene.pass_time(1)
+    assert scene.states() == [(FULL, "completed", 2)]
+
+
+def test_what_a_diverged_member_has_taken_is_never_complete(scene: Scene) -> None:
+    scene.pass_time(5)
+    record = scene.running
+    scene.diverged.add((2, record.id))
+    scene.taker.work.taken(scene)
+    scene.pass_time(2)
+    failed = scene.catalog.records()[0]
+    assert failed.error == "the state of node 2 differs from a majority's"
+    assert scene.running.node == 3
+    full = scene.complete()
+    scene.pass_time(2)
+    whole = full._replace(id=record.id, node=2, began_us=record.began_us)
+    leader_work(scene).lists(adoptable=(whole,))
+    scene.pass_time(2)
+    found = scene.catalog.get(record.id)
+    assert found is not None and found.state == "retired"
+
+
 def test_the_next_one_is_incremental_after_the_interval() -> None:
     scene = with_first()
     scene.pass_time(6 * HOUR_S - 60, step=60)
