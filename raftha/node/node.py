@@ -139,7 +139,7 @@ class Node:
             deliver=pending.deliver,
             clock=clock,
             log_clock=log_clock,
-            compare=lambda propose: self._watch.compare_with(propose, now()),
+            comparison=self._watch,
             waits_for=self._upgrades.waits_for,
             random_below=random_below,
         )

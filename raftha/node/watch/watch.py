@@ -143,6 +143,15 @@ class Watch:
         """Propose an entry as leader, and have the members' states compared as of it."""
         return self._divergence.begin_with(propose, now)
 
+    def is_comparing(self, index: int) -> bool:
+        """Whether the members' states as of this entry are being compared."""
+        return self._divergence.is_comparing(index)
+
+    def has_diverged(self, node_id: int, index: int) -> bool:
+        """Whether the last comparison was as of this entry, and found this node to differ."""
+        last = self._divergence.last
+        return last.index == index and node_id in last.diverged
+
     def on_full(self, place: str, reason: str) -> bool:
         """A write at `place` found no space; return True if this node had space until now."""
         is_news = self._disk_space.has_space
