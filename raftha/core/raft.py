@@ -525,8 +525,6 @@ class Raft:
             case Append() | Heartbeat() | SnapshotOffer():
                 self._become_follower(message.term, message.sender)
                 return True
-            case _:
-                pass
         self._become_follower(message.term, None)
         return True
 
@@ -538,8 +536,6 @@ class Raft:
                 self._follower.reject(message.sender, 0)
             case VoteRequest():
                 self._election.refuse(message)
-            case _:
-                pass
 
     def _has_other(self, leader: int) -> bool:
         """Whether this node knows another leader of this term than `leader`."""
