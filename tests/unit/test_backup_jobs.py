@@ -94,7 +94,7 @@ class Node:
         self.store.write(list(pairs.items()), frozen.meta)
 
     def take(self, record: BackupRecord, parent: BackupRecord | None = None) -> TakenBackup:
-        hooks = TakeHooks(waits=WAITS, now_us=lambda: T0 + 5)
+        hooks = TakeHooks(waits=WAITS, now_us=lambda: T0 + 5, on_out=self.errors.append)
         return self.jobs.take(BackupOrder(record, parent), hooks)
 
     def completed(self, backup_id: int = 5, pairs: int = 3) -> BackupRecord:
@@ -289,6 +289,7 @@ def test_other_bytes_under_the_same_name_are_a_conflict(node: Node) -> None:
         place.create(run, b"another cluster's")
     taken = node.take(record)
     assert "other bytes are stored under this name" in taken.error
+    assert [type(error) for error in node.errors[:2]] == [RepositoryConflict] * 2
     for place in node.places.values():
         assert place.get(run, size_max=100) == b"another cluster's"
 
