@@ -23,7 +23,7 @@ from raftha.net.tls import PeerTls
 from raftha.net.transport import Transport
 from raftha.net.wire import Hello, Refusal, encode
 from raftha.node.messages import Forward, PeerMessage
-from raftha.version import PROTOCOL_VERSION
+from raftha.version import PROTOCOL_OLDEST, PROTOCOL_VERSION
 from tests.support.certificates import CLUSTER, expire, make_cluster, peer_tls
 from tests.support.conditions import wait_until_async
 
@@ -531,7 +531,7 @@ def test_a_peer_that_takes_nothing_is_dropped_before_it_takes_all_memory(
 
 @pytest.mark.parametrize(
     ("spoken", "upgrade"),
-    [((PROTOCOL_VERSION + 1, PROTOCOL_VERSION + 1), 1), ((PROTOCOL_VERSION - 1, 1), 2)],
+    [((PROTOCOL_VERSION + 1, PROTOCOL_VERSION + 1), 1), ((PROTOCOL_OLDEST - 1, 1), 2)],
 )
 def test_members_without_a_common_protocol_say_which_must_be_upgraded(
     spoken: tuple[int, int], upgrade: int, caplog: pytest.LogCaptureFixture
