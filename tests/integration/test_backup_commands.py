@@ -181,8 +181,8 @@ def test_a_wiped_cluster_is_restored_with_an_equal_digest(operator: Operator) ->
 
     def is_backed_up() -> bool:  # A new history begins with a full one, by itself.
         told = operator.told()
-        newest = told["backups"][-1]
-        return bool(newest["state"] == "completed" and newest["lineage"] == told["lineage"])
+        is_new = told["backups"][-1]["lineage"] == told["lineage"]
+        return is_new and bool(told["state"] == "completed")
 
     wait_until(is_backed_up, "the new history has no backup", 30)
     assert ": incremental, " in operator.ask("run")

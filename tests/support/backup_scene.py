@@ -443,3 +443,12 @@ class Scene:
             if work.deleting is not None:
                 work.deletes()
             self.settle()
+
+
+def with_first(**others: Any) -> Scene:
+    """A cluster with a full backup, and the upkeep after it."""
+    scene = Scene(**others)
+    scene.pass_time(3)
+    scene.complete()
+    scene.upkeep()
+    return scene

@@ -112,6 +112,9 @@ class Leading:
         self._heard: dict[int, float] = {}
         """When a report of a backup came last, by its id."""
         self._upkeep = Upkeep(core, state, host, config, self.now_us, comparison.has_diverged)
+        self._seen_index = -1
+        self._looked_at = float("-inf")
+        """When this leader last looked whether a backup is due."""
         self._newest = 0, now
         """The id of the newest completed backup, and when this node learned of it."""
 
@@ -171,9 +174,8 @@ class Leading:
 
     def on_tick(self, now: float) -> None:
         """Do what is due, one entry at a time."""
-        newest = self._state.catalog.newest(self._core.membership.lineage)
-        if newest is not None and newest.id != self._newest[0]:
-            self._newest = newest.id, now
+        if self._state.catalog.changed_index != self._seen_index:
+            self._see_newest(now)
         if not self.is_ready:
             self._term = 0
             return
@@ -181,6 +183,12 @@ class Leading:
             self._take_over(now)
         if self._open is None:
             self._advance(now)
+
+    def _see_newest(self, now: float) -> None:
+        self._seen_index = self._state.catalog.changed_index
+        newest = self._state.catalog.newest(self._core.membership.lineage)
+        if newest is not None and newest.id != self._newest[0]:
+            self._newest = newest.id, now
 
     def _take_over(self, now: float) -> None:
         self._term, self._since = self._core.term, now
@@ -318,6 +326,9 @@ class Leading:
 
     def _is_due(self, now: float) -> bool:
         assert self._config is not None
+        if now - self._looked_at < REPORT_S:
+            return False
+        self._looked_at = now
         lineage, catalog = self._core.membership.lineage, self._state.catalog
         interval_s = 3600 * self._config.interval_hours
         is_due = self.now_us() >= due_us(self._config, catalog, lineage)

@@ -25,15 +25,13 @@ from raftha.node.checkpoints import Checkpoints
 from raftha.node.host import Host
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
-    DigestMessage,
     DigestReport,
     DigestRequest,
     DigestVerdict,
-    HealthReply,
-    HealthRequest,
     PeerMessage,
     ReplicaReport,
     SpaceReport,
+    WatchMessage,
 )
 from raftha.node.watch.clocks import ClockWatch
 from raftha.node.watch.disk_space import DiskSpace
@@ -91,7 +89,7 @@ class Watch:
 
     def on_message(
         self,
-        message: HealthRequest | HealthReply | SpaceReport | ReplicaReport | DigestMessage,
+        message: WatchMessage,
         now: float,
     ) -> None:
         """A member asks for health or a digest, or reports one of what the watchers know."""
