@@ -101,6 +101,17 @@ class Checkpoints:
         """The entry at which a comparison wants a digest, once it is applied."""
         self._is_digesting = False
         self._digested = state.applied
+        self._lineage_index = 0
+        """The entry that began another lineage in this life; 0 for none."""
+        self._is_hurried = False
+
+    @property
+    def snapshot_index(self) -> int | None:
+        """The last checkpoint's entry; None if it is from before this lineage began.
+
+        A node that got a snapshot of that would belong to the old lineage, and would be refused.
+        """
+        return self.last.index if self.last.index >= self._lineage_index else None
 
     @property
     def is_behind(self) -> bool:
@@ -115,6 +126,11 @@ class Checkpoints:
     def want(self, index: int) -> None:
         """Have a checkpoint at or after this entry soon."""
         self._wanted_index = index
+
+    def on_lineage(self, index: int) -> None:
+        """Entry `index` began another lineage: have a checkpoint soon, for snapshots."""
+        self._lineage_index = index
+        self._is_hurried = True
 
     def compare_at(self, index: int) -> None:
         """Take a digest for a comparison once entry `index` is applied, if that is possible then.
@@ -143,7 +159,7 @@ class Checkpoints:
             max(self._log_bytes, self._state.buffer_bytes) >= self._config.max_wal_size
             or self._state.buffer_keys >= BUFFER_KEYS_MAX
         )
-        is_old = now - self.began_at >= self._config.checkpoint_interval_sec
+        is_old = now - self.began_at >= self._config.checkpoint_interval_sec or self._is_hurried
         is_wanted = self.last.index < self._wanted_index <= self._state.applied.index
         if (
             (is_large or is_wanted or (is_old and not self._waiting))
@@ -207,6 +223,7 @@ class Checkpoints:
 
     def _begin(self, now: float, *, with_digest: bool = False) -> None:
         self._is_running = True
+        self._is_hurried = False
         self.began_at = now
         self._log_bytes = 0
         kept_index = self._kept_index()

@@ -381,7 +381,7 @@ class Node:
         for request in ready.log_reads:
             self._host.read_log(request)
         for wanted in ready.snapshot_requests:
-            self._snapshots.begin(wanted, self._checkpoints.last.index)
+            self._snapshots.begin(wanted, self._checkpoints.snapshot_index)
         for offer in ready.snapshot_offers:
             self._snapshots.on_offer(offer)
         if ready.healed is not None:
@@ -405,6 +405,8 @@ class Node:
             self._host.wake()  # The leader's first entry lets it record the versions.
         if entry.kind == EntryKind.MEMBERSHIP:
             membership = Membership.decode(bytes(entry.payload))
+            if self.membership.lineage not in ("", membership.lineage):
+                self._checkpoints.on_lineage(entry.index)
             if entry.index > self._committed_before:
                 self._watch.on_membership(self.membership, membership)
             self._administration.on_membership(membership)

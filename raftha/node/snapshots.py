@@ -149,11 +149,16 @@ class SnapshotSender:
             indexes.append(self._snapshot.position.index)
         return min(indexes, default=None)
 
-    def begin(self, request: SnapshotRequest, checkpoint_index: int) -> None:
-        """Send a snapshot, of the checkpoint at `checkpoint_index` or of a later one."""
+    def begin(self, request: SnapshotRequest, checkpoint_index: int | None) -> None:
+        """Send a snapshot, of the checkpoint at `checkpoint_index` or of a later one.
+
+        None: there is no checkpoint yet that may be sent.
+        """
         transfer = Transfer(request, self._now())
         self._transfers[request.peer] = transfer
-        if self._snapshot is not None:
+        if checkpoint_index is None:
+            self._pause(transfer)
+        elif self._snapshot is not None:
             self._offer(transfer, self._snapshot)
         elif not self._making:
             self._making = 1 + self._random_below((1 << 63) - 1)
@@ -477,8 +482,8 @@ class Snapshots:
         """Return the index after which snapshots need the log; None if they need none."""
         return self._sender.kept_index()
 
-    def begin(self, request: SnapshotRequest, checkpoint_index: int) -> None:
-        """Send a snapshot, of the checkpoint at `checkpoint_index` or of a later one."""
+    def begin(self, request: SnapshotRequest, checkpoint_index: int | None) -> None:
+        """Send a snapshot, of the checkpoint at `checkpoint_index` or of a later one, if any."""
         self._sender.begin(request, checkpoint_index)
 
     def on_offer(self, offer: SnapshotOffer) -> None:

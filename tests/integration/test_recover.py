@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from raftha.client.resp import ReplyError
+from raftha.config import MIB
 from raftha.testing import LocalCluster
 from tests.support.conditions import wait_until
 
@@ -81,6 +82,31 @@ def test_a_survivor_becomes_the_cluster_and_new_nodes_join(
     assert cluster.call(lost[0], "GET", "after") is None
     with pytest.raises(ReplyError, match="was removed"):
         cluster.call(survivor, "RAFTHA", "ADD", lost[0], "127.0.0.1:1")
+
+
+def test_a_new_node_joins_a_recovered_cluster_through_a_snapshot() -> None:
+    """A snapshot from before the recovery would make it a node of the old history."""
+    settings = {
+        "max_wal_size": MIB,
+        "log_retention_bytes": MIB,
+        "wal_segment_bytes": 16 * MIB,
+        "checkpoint_interval_sec": 3600.0,
+    }
+    with LocalCluster(3, settings=settings) as cluster:
+        value = bytes(100_000)
+        while status(cluster, 1)["first_index"] == 1:
+            for i in range(50):
+                cluster.call(1, "SET", f"key-{i}", value)
+        cluster.wait_caught_up()
+        for node_id in (2, 3, 1):
+            cluster.kill(node_id)
+        assert recover(cluster, 1, "--yes").returncode == 0
+        cluster.start_node(1)
+        cluster.wait_ready()
+        new = cluster.add_node()
+        cluster.add_replica(new)
+        digests = cluster.digests()
+        assert digests[new]["hex"] == digests[1]["hex"]
 
 
 def test_the_recovery_leaves_a_record(cluster: LocalCluster) -> None:
