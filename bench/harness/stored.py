@@ -22,11 +22,14 @@ GROUP = 1000
 
 
 def pairs_of(numbers: Iterable[int], random: Random) -> Iterator[Pair]:
-    """Keys of 16 bytes, and values of 256: JSON, half of which is random hexadecimal digits."""
+    """Keys of 16 bytes, and values of 256: JSON, two thirds of which are random hexadecimal digits.
+
+    `zstd -3` compresses them to 0.4 of their size.
+    """
     for number in numbers:
-        fixed = b'{"id":%d,"name":"user-%d","active":true,"email":"user-%d@example.org","token":"'
+        fixed = b'{"id":%d,"name":"user-%d","active":true,"balance":%d,"token":"'
         start = fixed % (number, number % 5000, random.randrange(10**6))
-        token = random.randbytes(64).hex().encode()
+        token = random.randbytes(86).hex().encode()
         yield b"key-%012d" % number, (start + token + b'"}').ljust(256)
 
 

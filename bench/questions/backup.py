@@ -1,8 +1,8 @@
 """How fast are backups, how large, and what do writes notice?
 
-A state of `--keys` values of 256 bytes, half of each random hexadecimal digits, is backed up into a
-folder at compression level 3, encrypted, and read back: all of it, and after `--changed` per cent
-of the keys have changed in ten checkpoints, those. Beside it `zstd -3 -T2` compresses the same
+A state of `--keys` values of 256 bytes, two thirds of each random hexadecimal digits, is backed up
+into a folder at compression level 3, encrypted, and read back: all of it, and after `--changed` per
+cent of the keys have changed in ten checkpoints, those. Beside it `zstd -3 -T2` compresses the same
 pairs from a file, without syncing; each run compares the two one after the other. Then callers in
 the leader's process write while all nodes keep a spool of their checkpoints' changes, and while
 none does; and while a follower, or the leader, takes full backups of `--fill` keys, one after the

@@ -93,7 +93,7 @@ def resolve_places(
 
 
 def progress_bar(show: bool) -> Progress:
-    """A bar on stderr for long work, unless nobody sees it."""
+    """A bar on stderr for long work, where a person sees it."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -40,7 +40,7 @@ class BackupRecord(NamedTuple):
     `id` is the index of the entry that began it, and `parent` and `base` are ids: of the backup
     that it builds on, and of the full one at the end of its chain; a full one has parent 0, and is
     its own base. `position_*`: the state that it holds; 0 until it is completed. `destinations`:
-    where it is, or is to be while it runs. Times are log time.
+    where it is, or goes while it runs. Times are log time.
     """
 
     id: int

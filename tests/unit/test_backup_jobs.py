@@ -15,6 +15,7 @@ from raftha.runtime.backup_jobs import BackupJobs, Owner
 from raftha.storage.backup import names
 from raftha.storage.backup.memory import MemoryDestination
 from raftha.storage.backup.repository import Repository, open_repository
+from raftha.storage.backup.shelves import list_shelves
 from raftha.storage.backup.source import StoreSource
 from raftha.storage.backup.spool import Spool
 from raftha.storage.backup.take import TakeHooks
@@ -128,6 +129,22 @@ def ended(record: BackupRecord, taken: TakenBackup) -> BackupRecord:
 @pytest.fixture
 def node() -> Node:
     return Node()
+
+
+def test_the_first_backup_of_a_fork_says_which_history_it_continues(node: Node) -> None:
+    """A restore without it would have to ask whether the older backups belong to it."""
+    before = node.completed()
+    fork = begun(15, lineage="cd" * 16)
+    node.checkpoint({b"later": b"1"})
+    hooks = TakeHooks(waits=WAITS, now_us=lambda: T0 + 5)
+    assert node.jobs.take(BackupOrder(fork, None, before), hooks).error == ""
+    described = node.open().read_lineages()
+    assert described[LINEAGE].parent == ""
+    forked = described[fork.lineage]
+    assert (forked.parent, forked.fork_index) == (LINEAGE, before.position_index)
+    shelves = list_shelves(node.open())
+    assert shelves.find().lineage == fork.lineage
+    assert shelves.find(before.label, lineage=fork.lineage).label == before.label
 
 
 def test_a_backup_is_in_all_destinations_with_its_digest(node: Node) -> None:

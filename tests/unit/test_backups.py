@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,6 +135,16 @@ def test_the_next_one_is_incremental_after_the_interval() -> None:
     assert (second.mode, second.parent, second.base) == (INCREMENTAL, first.id, first.id)
     assert scene.taker.work.order is not None
     assert scene.taker.work.order.parent == first
+
+
+def test_the_first_one_after_a_fork_names_what_it_forked_from() -> None:
+    scene = with_first()
+    (before,) = scene.catalog.records()
+    scene.membership = replace(scene.membership, lineage="b" * 32)
+    scene.pass_time(6 * HOUR_S, step=60)
+    assert (scene.running.mode, scene.running.lineage) == (FULL, "b" * 32)
+    assert scene.taker.work.order is not None
+    assert scene.taker.work.order.forked_from == before
 
 
 def test_work_begins_after_a_checkpoint_at_or_after_the_begin(scene: Scene) -> None:

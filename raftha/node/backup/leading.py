@@ -3,7 +3,7 @@
 Theory of operation. Everything that the leader does to backups is an entry of the log, one at a
 time: it proposes the next one when it has seen what came of the last. So it decides on what the
 catalog says, and the catalog refuses what has become wrong meanwhile. What it knows beside that,
-the members' reports and the last listing, is gone with its leadership, and its successor asks anew.
+the members' reports and the last listing, ends with its leadership; its successor asks again.
 
     members' requests        begin, pin, unpin, mark; `end` of the member that takes a backup
     its own                  begin when a backup is due; `end` of a taker that is silent or gone
