@@ -151,6 +151,8 @@ def get(
         if as_json:
             encoded = None if value is None else base64.b64encode(value).decode()
             typer.echo(json.dumps({"backup": listed.label, "value_base64": encoded}))
+        elif value is not None and sys.stdout.isatty():
+            typer.echo(_shown(value))  # A terminal would obey what it must not.
         elif value is not None:
             sys.stdout.buffer.write(value)
             sys.stdout.buffer.flush()

@@ -32,10 +32,11 @@ class DestinationName(Marker):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionPolicy:
-    """Which backups stay. One that no rule keeps is deleted, in each destination by itself.
+    """Which backups stay. One that no rule keeps is deleted.
 
-    What a kept backup is restored from stays too: its parents, down to a full one. Pinned backups
-    stay, and the newest verified one. A backup is deleted only where a newer verified one is. Days,
+    Each destination counts by what can be restored from it; what one of them keeps, all keep. What
+    a kept backup is restored from stays too: its parents, down to a full one. Pinned backups stay,
+    and the newest one. A backup is deleted only from destinations that have a newer one. Days,
     weeks and months are those of UTC; weeks begin on Monday.
     """
 

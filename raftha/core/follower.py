@@ -46,6 +46,11 @@ class Follower:
         """Why the leader's last entries can't follow this log; "" if they can."""
         self._reported: tuple[int, int] | None = None
 
+    @property
+    def has_lost_entries(self) -> bool:
+        """Whether `take_lost` has an entry to return."""
+        return self._lost_index > 0
+
     def take_lost(self) -> int:
         """The last entry that this node is known to have lost, 0 for none; returned once."""
         lost_index, self._lost_index = self._lost_index, 0

@@ -234,7 +234,8 @@ class Followers:
         """For each member, the last entry that counts as being on its disk."""
         matches = {self.id: self._log.persisted}
         for peer, progress in self.progress.items():
-            matches[peer] = progress.counted
+            # `Progress.counted`, without a call: this runs for each reply.
+            matches[peer] = 0 if progress.healing_generation % 2 else progress.match
         return matches
 
     def behind(self, commit: int) -> tuple[int, ...]:

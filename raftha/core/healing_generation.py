@@ -54,9 +54,14 @@ class HealingGeneration:
         if self.is_healing and message.healing_generation == self.current:
             self._is_healed = True
 
+    @property
+    def has_healed(self) -> bool:
+        """Whether `take_healed` has a generation to return."""
+        return self._is_healed and not self._is_ending
+
     def take_healed(self) -> int | None:
         """The generation to make durable because this node has healed; returned once."""
-        if not self._is_healed or self._is_ending:
+        if not self.has_healed:
             return None
         self._is_ending = True
         return self.current + 1

@@ -271,6 +271,11 @@ class RaftLog:
                 self.written = max(self.written, entry.index)
                 return
 
+    @property
+    def has_unapplied(self) -> bool:
+        """Whether an entry may be applied now: it is committed, and durable here (R5)."""
+        return self.commit > self.applied < self.persisted
+
     def mark_applied(self, index: int) -> None:
         """Entries up to `index` went out for applying; the oldest may leave the window."""
         assert index >= self.applied, "entries are applied in order"

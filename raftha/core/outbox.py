@@ -35,6 +35,13 @@ class Outbox:
         """Whether a write was taken and isn't done yet."""
         return self._write is not None
 
+    def has_work(self, term: int, vote: int) -> bool:
+        """Whether there is a message to send now, or something to write."""
+        if self._now or self._write is not None:
+            return bool(self._now)
+        is_written = self._log.written == self._log.last_index and self.is_durable(term, vote)
+        return bool(self._held) or not is_written
+
     def is_durable(self, term: int, vote: int) -> bool:
         """Whether this term and vote would survive a crash now."""
         return self._durable.term == term and self._durable.vote == vote

@@ -152,12 +152,13 @@ class Raft:
         """The last term for which a second leader was reported."""
         self._membership = log.membership
         self._leadership: Leadership | None = None
-        self._elapsed_ticks = 0
-        self._heartbeat_elapsed_ticks = 0
+        self._elapsed_ticks = self._heartbeat_elapsed_ticks = 0
+        self._has_postponed = False
         self._read_states: list[ReadState] = []
         self._requests = Requests()
         self._snapshot_offers: list[SnapshotOffer] = []
         self._incarnations = Incarnations(log)
+        self._outputs = self._events, self._read_states, self._snapshot_offers, *self._requests.all
 
     # ---------------------------------------------------------------- state
 
@@ -242,15 +243,14 @@ class Raft:
             self._heartbeat_elapsed_ticks = 0
             self._leadership.send_heartbeats()
         if self._elapsed_ticks >= self.config.election_ticks:
-            self._elapsed_ticks = 0
             self._check_quorum()
 
     def step(self, message: Message) -> None:
         """A message arrived. It may be stale, repeated or reordered."""
         assert message.to == self.id, "the transport delivers only messages for this node"
         assert message.sender != self.id, "the transport accepts no peer under this node's id"
-        # The sender may be unknown to this log: a later membership may have added it.
-        if not (
+        # A later membership may have added an unknown sender. None of this is about appends.
+        if type(message) is Append or not (
             self._healing_generation.is_outdated(message)
             or self._election.breaks_promise(message)
             or self._incarnations.is_of_other_disk(message)
@@ -330,7 +330,7 @@ class Raft:
         """Other members report that this node was removed: it never campaigns again."""
         if not self.is_removed:
             self._election.is_removed = True
-            self._emit(Removed(reporter=self.id))
+            self._events.append(Removed(reporter=self.id))
             if self.role is not Role.FOLLOWER:
                 # A leader hands over before it is removed. But a node that was declared lost for
                 # good may come back, still leading, and find itself replaced.
@@ -434,9 +434,20 @@ class Raft:
     def healed(self, generation: int) -> None:
         """The end of healing is durable: from now on this node counts and votes."""
         self._healing_generation.end(generation)
-        self._emit(HealingEnded(reporter=self.id))
+        self._events.append(HealingEnded(reporter=self.id))
 
     # ---------------------------------------------------------------- outputs
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether `ready` would return any work."""
+        return (
+            self.log.has_unapplied
+            or self._outbox.has_work(self._election.term, self._election.vote)
+            or any(self._outputs)
+            or self._healing_generation.has_healed
+            or self._follower.has_lost_entries
+        )
 
     def ready(self) -> Ready:
         """Take all work that is due now."""
@@ -444,35 +455,32 @@ class Raft:
         self._check()
         write = self._outbox.take_write(HardState(election.term, election.vote, self.log.commit))
         messages = self._outbox.take_messages()
-        committed = self._take_committed()
+        # The leader waits for a follower's write, so that goes first. Applying would delay it, and
+        # is put off for one turn: until the write is durable, at the latest.
+        is_write_first = write is not None and self._leadership is None
+        self._has_postponed = is_write_first and not self._has_postponed
+        committed = () if self._has_postponed else self._take_committed()
         if committed or write is not None:
             self.log.check()
-        ready = Ready(
-            write,
-            messages,
-            committed,
-            list(self._read_states),
-            list(self._requests.log_reads),
-            list(self._requests.snapshots),
-            list(self._snapshot_offers),
-            list(self._events),
-            self._healing_generation.take_healed(),
-            self._follower.take_lost(),
-        )
-        self._read_states.clear()
-        self._requests.log_reads.clear()
-        self._requests.snapshots.clear()
-        self._snapshot_offers.clear()
-        self._events.clear()
+        ready = Ready(write, messages, committed)
+        if any(self._outputs):
+            ready.read_states = list(self._read_states)
+            ready.log_reads = list(self._requests.log_reads)
+            ready.snapshot_requests = list(self._requests.snapshots)
+            ready.snapshot_offers = list(self._snapshot_offers)
+            ready.events = list(self._events)
+            for output in self._outputs:
+                output.clear()
+        ready.healed = self._healing_generation.take_healed()
+        ready.lost_index = self._follower.take_lost()
         return ready
 
     def advance(self, write: Write) -> None:
         """`write` is durable and its messages are sent."""
         self._outbox.wrote(write)
         election = self._election
-        if election.role is Role.CANDIDATE and election.is_durable:
-            if election.count_own_vote():
-                self._become_leader()
+        if election.role is Role.CANDIDATE and election.is_durable and election.count_own_vote():
+            self._become_leader()
         elif self._leadership is not None:
             self._leadership.advance_commit()
 
@@ -495,13 +503,10 @@ class Raft:
         self.log.mark_applied(last)
         return committed
 
-    def _emit(self, event: HaEvent) -> None:
-        self._events.append(event)
-
     def _check_membership(self) -> None:
         if self.log.membership is not self._membership:
             self._membership = self.log.membership
-            self._emit(membership_changed(self.id, self.log))
+            self._events.append(membership_changed(self.id, self.log))
             if self.id in self._membership.removed:
                 self.removed()
 
@@ -520,8 +525,6 @@ class Raft:
             case Append() | Heartbeat() | SnapshotOffer():
                 self._become_follower(message.term, message.sender)
                 return True
-            case _:
-                pass
         self._become_follower(message.term, None)
         return True
 
@@ -533,8 +536,6 @@ class Raft:
                 self._follower.reject(message.sender, 0)
             case VoteRequest():
                 self._election.refuse(message)
-            case _:
-                pass
 
     def _has_other(self, leader: int) -> bool:
         """Whether this node knows another leader of this term than `leader`."""
@@ -547,7 +548,7 @@ class Raft:
         """
         if self.leader is not None and self._second_leader_reported_in != self.term:
             self._second_leader_reported_in = self.term
-            self._emit(
+            self._events.append(
                 SecondLeader(reporter=self.id, term=self.term, leader=self.leader, other=other)
             )
 
@@ -579,7 +580,7 @@ class Raft:
     def _check_quorum(self) -> None:
         """Once an election timeout: give up a transfer, step down without a quorum (R7)."""
         assert self._leadership is not None, "only a leader needs a quorum"
-        self._leadership.transfer_target = None
+        self._elapsed_ticks, self._leadership.transfer_target = 0, None
         if not self._leadership.has_quorum():
             self._election.lose_leader("quorum")
             self._become_follower(self.term, None)

@@ -86,6 +86,11 @@ class Requests:
     log_reads: list[LogRead] = field(default_factory=list)
     snapshots: list[SnapshotRequest] = field(default_factory=list)
 
+    @property
+    def all(self) -> tuple[list[LogRead], list[SnapshotRequest]]:
+        """Both lists, which stay the same objects."""
+        return self.log_reads, self.snapshots
+
 
 @dataclass(slots=True)
 class Ready:
@@ -94,11 +99,11 @@ class Ready:
     write: Write | None
     messages: list[Message]
     committed: tuple[Entry, ...]
-    read_states: list[ReadState]
-    log_reads: list[LogRead]
-    snapshot_requests: list[SnapshotRequest]
-    snapshot_offers: list[SnapshotOffer]
-    events: list[HaEvent]
+    read_states: list[ReadState] = field(default_factory=list)
+    log_reads: list[LogRead] = field(default_factory=list)
+    snapshot_requests: list[SnapshotRequest] = field(default_factory=list)
+    snapshot_offers: list[SnapshotOffer] = field(default_factory=list)
+    events: list[HaEvent] = field(default_factory=list)
     healed: int | None = None
     """This node has healed: make this generation durable, then call `Raft.healed`."""
     lost_index: int = 0

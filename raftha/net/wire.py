@@ -292,8 +292,9 @@ def _check_ids(ids: tuple[Any, ...]) -> None:
 def _check_behind(behind: tuple[Any, ...]) -> None:
     if len(behind) > BEHIND_MAX or len(behind) % 2:
         raise WireError(f"durable indexes must be at most {BEHIND_MAX // 2} pairs of numbers")
-    if not all(type(number) is int and 0 <= number < INT_MAX for number in behind):
-        raise WireError("durable indexes must be whole numbers")
+    for number in behind:
+        if type(number) is not int or not 0 <= number < INT_MAX:
+            raise WireError("durable indexes must be whole numbers")
 
 
 def _with_entries(message: Append) -> Append:
@@ -319,6 +320,13 @@ def _with_entries(message: Append) -> Append:
     return Append(*fields)
 
 
+def _is_one_frame(data: bytes) -> bool:
+    """Whether this is exactly one frame of an accepted size."""
+    if not _LENGTH.size <= len(data) <= FRAME_BYTES_MAX:
+        return False
+    return bool(_LENGTH.unpack_from(data)[0] == len(data) - _LENGTH.size)
+
+
 class FrameReader:
     """Splits a stream of bytes into messages. Holds at most one unfinished frame."""
 
@@ -334,6 +342,9 @@ class FrameReader:
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Yield the messages that `data` completes; WireError ends the stream for good."""
+        if self.is_greeted and not self._buffer and _is_one_frame(data):
+            yield decode(data[_LENGTH.size :])  # The usual case, without copies.
+            return
         self._buffer += data
         offset = 0
         try:

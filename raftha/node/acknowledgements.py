@@ -47,6 +47,11 @@ class Acknowledgements:
         self._waiting: list[_Waiting] = []
         self._applied: tuple[int, Acknowledgement] | None = None
 
+    @property
+    def has_waiting(self) -> bool:
+        """True if a caller waits for more disks."""
+        return bool(self._waiting)
+
     def begin_entry(self) -> None:
         """The state has applied another entry: its groups come next."""
         self._applied = None

@@ -13,10 +13,15 @@ from raftha.types import BackupState
 
 
 class BackupOrder(NamedTuple):
-    """A backup to take. `record` is what the catalog says of it, `parent` of the one before."""
+    """A backup to take. `record` is what the catalog says of it, `parent` of the one before.
+
+    `forked_from`: the newest complete backup of the lineage before this one, if there is one: the
+    history that this one forked from has it.
+    """
 
     record: BackupRecord
     parent: BackupRecord | None
+    forked_from: BackupRecord | None = None
 
 
 class BackupProgress(NamedTuple):

@@ -283,16 +283,14 @@ SnapshotMessage = SnapshotChunk | SnapshotReply
 HealthMessage = HealthRequest | HealthReply
 BackupMessage = BackupRequest | BackupReply | BackupReport
 DigestMessage = DigestRequest | DigestReport | DigestVerdict
+WatchMessage = HealthMessage | SpaceReport | ReplicaReport | DigestMessage
 PeerMessage = (
     Message
     | Forward
     | ForwardReply
     | AdminMessage
     | SnapshotMessage
-    | HealthMessage
-    | SpaceReport
-    | ReplicaReport
+    | WatchMessage
     | Supported
-    | DigestMessage
     | BackupMessage
 )

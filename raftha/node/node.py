@@ -32,7 +32,7 @@ from typing import Any, cast
 
 from raftha.clock import Clock
 from raftha.config import HaConfig
-from raftha.core import Append, LogRead, Raft, Ready, Write
+from raftha.core import Append, AppendReply, HeartbeatReply, LogRead, Raft, Ready, Write
 from raftha.entry import Entry, EntryKind, LogPosition
 from raftha.errors import Disconnected, StorageFull, Unavailable
 from raftha.events import (
@@ -89,9 +89,7 @@ class Node:
         clock: Clock,
         random_below: Callable[[int], int],
     ) -> None:
-        self.config = config
-        self.core = core
-        self.state = state
+        self.config, self.core, self.state = config, core, state
         self.failure = ""
         self.lease_reads = LeaseReads(core, state, clock.boottime_ns, host.statistics.lease_reads)
         self._client_addresses = {config.node_id: config.client_address}
@@ -117,8 +115,8 @@ class Node:
             boottime_ns=clock.boottime_ns,
             uncounted=Node.status,
         )
-        applied = core.log.first_membership
         self._upgrades = Upgrades(core, state, host, self._writes, pending.deliver, clock)
+        applied = core.log.first_membership
         self._administration = Administration(
             core, applied, host.send, pending.deliver, now, self._upgrades.why_unfit
         )
@@ -141,19 +139,12 @@ class Node:
             deliver=pending.deliver,
             clock=clock,
             log_clock=log_clock,
-            compare=lambda propose: self._watch.compare_with(propose, now()),
+            comparison=self._watch,
             waits_for=self._upgrades.waits_for,
             random_below=random_below,
         )
-        self._routes = message_routes(
-            writes=self._writes,
-            administration=self._administration,
-            snapshots=self._snapshots,
-            backups=self.backups,
-            upgrades=self._upgrades,
-            watch=self._watch,
-            now=now,
-        )
+        handlers = self._writes, self._administration, self._snapshots, self.backups, self._upgrades
+        self._routes = message_routes(*handlers, self._watch, now)
         self.report = StatusReport(
             core=core,
             state=state,
@@ -164,8 +155,7 @@ class Node:
             backups=self.backups,
             client_addresses=self._client_addresses,
         )
-        self._committed_before = core.log.commit
-        self._turn_at = now()
+        self._committed_before, self._turn_at = core.log.commit, now()
         self._next_expiry, self._ticks = float("inf"), 0
 
     def _position(self) -> tuple[int, int]:
@@ -244,7 +234,10 @@ class Node:
         elif not self._is_behind:  # Else treated as lost: the leader repeats it.
             self.core.step(message)
         self._watch.on_stepped(message, now)
-        self._host.wake()
+        if isinstance(message, (AppendReply, HeartbeatReply)):
+            self._wake_if_due()  # Something follows one of the replies, and nothing the others.
+        else:
+            self._host.wake()
 
     def on_connected(self, peer: int, client_address: str, incarnation: int = 0) -> None:
         """A connection to a peer with this data directory was established."""
@@ -324,7 +317,7 @@ class Node:
         for message in write.messages:
             self._host.send(message)
         self.core.advance(write)
-        self._host.wake()
+        self._wake_if_due()
 
     def on_log_read(
         self, request: LogRead, previous: LogPosition, entries: Sequence[Entry]
@@ -345,6 +338,11 @@ class Node:
 
     # ---------------------------------------------------------------- the turn
 
+    def _wake_if_due(self) -> None:
+        """Ask for a turn, unless it would find nothing to do."""
+        if self.core.has_ready or self._writes.has_work or self._reads.has_work:
+            self._host.wake()
+
     def turn(self) -> None:
         """Act on everything that arrived since the last turn."""
         if self.failure:
@@ -362,11 +360,12 @@ class Node:
         self._hand_out(ready)
         if ready.committed:
             self._apply_each(ready.committed)
-        if self._reads.answer(ready.read_states):
-            self._host.wake()
-        self._reads.run_confirmed(self.state.applied.index)
-        if self._reads.has_unready:
-            self.state.prepare()
+        if self._reads.has_any:
+            if self._reads.answer(ready.read_states):
+                self._host.wake()
+            self._reads.run_confirmed(self.state.applied.index)
+            if self._reads.has_unready:
+                self.state.prepare()
         self._writes.release_acknowledged()
         self._host.flush()
 

@@ -57,6 +57,11 @@ class ProposalQueue:
             and self._unapplied_bytes <= UNCOMMITTED_BYTES_MAX
         )
 
+    @property
+    def has_queued(self) -> bool:
+        """True if a group waits for the next batch."""
+        return bool(self._queued)
+
     def has_room(self, key: GroupKey, size: int) -> bool:
         """True if the queue has room for a group from another node."""
         room = PROPOSAL_QUEUE_BYTES_MAX - self.queued_bytes

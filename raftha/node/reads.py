@@ -90,6 +90,16 @@ class ReadQueue:
         """True if a read waits for the state to be prepared."""
         return bool(self._unready)
 
+    @property
+    def has_any(self) -> bool:
+        """True if a read has no result yet."""
+        return bool(self._waiting or self._asking or self._confirmed or self._unready)
+
+    @property
+    def has_work(self) -> bool:
+        """True if a turn could send a request, or run a read that the state was not ready for."""
+        return bool(self._unready) or (bool(self._waiting) and not self._asking)
+
     def _now(self) -> float:
         return self._boottime_ns() / 1e9
 

@@ -10,14 +10,11 @@ from raftha.node.backup.backups import Backups
 from raftha.node.messages import (
     AdminMessage,
     BackupMessage,
-    DigestMessage,
     Forward,
     ForwardReply,
-    HealthMessage,
-    ReplicaReport,
     SnapshotMessage,
-    SpaceReport,
     Supported,
+    WatchMessage,
 )
 from raftha.node.snapshots import Snapshots
 from raftha.node.upgrades import Upgrades
@@ -28,7 +25,6 @@ Routes = dict[type, Callable[[Any], None]]
 
 
 def message_routes(
-    *,
     writes: Writes,
     administration: Administration,
     snapshots: Snapshots,
@@ -42,7 +38,6 @@ def message_routes(
     def on_forward(message: Forward) -> None:
         writes.on_forward(message, is_majority_full=watch.is_majority_full)
 
-    watched = *get_args(HealthMessage), *get_args(DigestMessage), SpaceReport, ReplicaReport
     return {
         Forward: on_forward,
         ForwardReply: writes.on_forward_reply,
@@ -50,5 +45,5 @@ def message_routes(
         **dict.fromkeys(get_args(AdminMessage), administration.on_message),
         **dict.fromkeys(get_args(SnapshotMessage), snapshots.on_message),
         **dict.fromkeys(get_args(BackupMessage), backups.on_message),
-        **dict.fromkeys(watched, lambda message: watch.on_message(message, now())),
+        **dict.fromkeys(get_args(WatchMessage), lambda message: watch.on_message(message, now())),
     }

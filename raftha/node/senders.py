@@ -40,7 +40,7 @@ class SenderCheck:
         term = getattr(message, "term", 0)
         if term > core.term + TERM_JUMP_MAX:
             raise WireError(f"term {term} is far beyond this node's term {core.term}")
-        if message.sender in core.membership.members:
+        if message.sender in core.log.membership.members:
             if message.sender == core.leader:
                 self._leader_contact_at = now
             return True

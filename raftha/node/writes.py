@@ -132,6 +132,14 @@ class Writes:
 
     # ---------------------------------------------------------------- the turn
 
+    @property
+    def has_work(self) -> bool:
+        """True if a turn could send queued writes, or release a caller that waits for disks."""
+        if self._acknowledgements.has_waiting:
+            return True
+        has_queued = bool(self._submissions.queue) or self._proposals.has_queued
+        return has_queued and (self._proposals.can_propose or not self._core.is_leader)
+
     def form_batch(self) -> None:
         """On the leader, form one batch per disk write; elsewhere, groups for the leader."""
         if not self._core.is_leader:

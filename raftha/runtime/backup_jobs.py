@@ -99,7 +99,7 @@ class BackupJobs:
             repository = self._opened()
             repository.retry_failed()
             repository.refresh_keys()
-            self._describe_lineage(repository, record)
+            self._describe_lineage(repository, order)
             parent = self._parent(repository, order)
             taken = take(self._take_order(record, parent), self._source, repository, hooks)
         except RafthaError as error:
@@ -153,15 +153,20 @@ class BackupJobs:
             )
         return stored
 
-    def _describe_lineage(self, repository: Repository, record: BackupRecord) -> None:
-        """Say whose lineage this is, where nothing says so yet. The backup doesn't depend on it."""
+    def _describe_lineage(self, repository: Repository, order: BackupOrder) -> None:
+        """Say whose lineage this is, where nothing says so yet. The backup doesn't depend on it.
+
+        A restore says where it forks from. After a fork by `recover-quorum` only the catalog knows:
+        the backups of the lineage before, up to its newest one, are of this history too.
+        """
+        record, before = order.record, order.forked_from
         described = LineageRecord(
             lineage=record.lineage,
-            parent="",
-            fork_index=0,
-            fork_sequence=0,
+            parent="" if before is None else before.lineage,
+            fork_index=0 if before is None else before.position_index,
+            fork_sequence=0 if before is None else before.position_sequence,
             fork_hash="",
-            reason="",
+            reason="" if before is None else "fork",
             cluster_name=self._owner.cluster_name,
             created_us=record.began_us,
         )

@@ -125,6 +125,7 @@ class BackupThread:
                 on_progress=reporter.on_progress,
                 pace=self._pace(cancelled),
                 on_step=reporter.on_step,
+                on_out=self._on_error,
                 pool=thread_pool,
             )
             taken = self._jobs.take(order, hooks)

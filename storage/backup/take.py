@@ -88,7 +88,8 @@ class TakeHooks:
 
     `on_state` gets each state as it becomes true, `on_progress` the bytes read and an estimate of
     all. `pace` is called with the bytes of each block, and returns when the next may be read.
-    `on_step` gets each step and what it was done with, once it is done, on any worker.
+    `on_step` gets each step and what it was done with, once it is done, on any worker. `on_out`
+    gets the error for which a destination has no part in the backup any more.
     """
 
     waits: Waits
@@ -97,6 +98,7 @@ class TakeHooks:
     on_progress: Callable[[int, int], None] = lambda done, total: None
     pace: Callable[[int], None] = lambda size: None
     on_step: Callable[[int, str], None] = lambda step, what: None
+    on_out: Callable[[Exception], None] = lambda error: None
     pool: Callable[[str, int], Pool] = serial_pool
     random: Callable[[int], bytes] = os.urandom
 
@@ -129,6 +131,7 @@ def take(order: TakeOrder, source: Source, repository: Repository, hooks: TakeHo
         order.retry_s,
         pool=hooks.pool,
         on_stored=lambda destination, name: hooks.on_step(5, f"{destination}: {name}"),
+        on_out=hooks.on_out,
     )
     encoders = hooks.pool("encode", encoders_of(order.level))
     hasher = _Digest(hooks.pool("digest", 1))

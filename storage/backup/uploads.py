@@ -67,8 +67,13 @@ class Uploads:
         *,
         pool: Callable[[str, int], Pool] = serial_pool,
         on_stored: Callable[[str, str], None] = lambda destination, name: None,
+        on_out: Callable[[Exception], None] = lambda error: None,
     ) -> None:
-        """`pool` makes workers; `on_stored` gets each object that was read back, on one of them."""
+        """`pool` makes workers; `on_stored` gets each object that was read back, on one of them.
+
+        `on_out` gets the error for which a destination is out.
+        """
+        self._on_out = on_out
         self._waits = waits
         self._retry_s = retry_s
         self._on_stored = on_stored
@@ -106,7 +111,10 @@ class Uploads:
 
     def fail(self, name: str, error: Exception) -> None:
         """Leave a destination out of this backup."""
-        self._queues[name].error = self._queues[name].error or str(error)
+        queue = self._queues[name]
+        if not queue.error:
+            queue.error = str(error)
+            self._on_out(error)
 
     def close(self) -> None:
         """Drop what waits, and wait for the workers."""
@@ -119,7 +127,7 @@ class Uploads:
         except BackupCancelled:
             raise
         except RafthaError as error:
-            queue.error = queue.error or str(error)
+            self.fail(queue.destination.name, error)
 
     def _store(self, queue: _Queue, name: str, data: bytes) -> None:
         if queue.error:

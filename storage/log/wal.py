@@ -215,8 +215,11 @@ class Wal:
             return
         if hard_state is not None:
             assert hard_state.term >= self.hard_state.term, "the term on disk never goes back"
-        for part_hard_state, part in self._parts(hard_state, entries):
-            self._write(part_hard_state, part)
+        if write_bytes(hard_state, entries) <= self._write_bytes_max:
+            self._write(hard_state, entries)
+        else:
+            for part_hard_state, part in self._parts(hard_state, entries):
+                self._write(part_hard_state, part)
         assert not entries or self.last.index == last, "the log ends with the last entry"
 
     def seal(self, commit: int = 0) -> None:
@@ -397,10 +400,7 @@ class Wal:
     def _parts(
         self, hard_state: HardState | None, entries: Sequence[Entry]
     ) -> Iterator[tuple[HardState | None, Sequence[Entry]]]:
-        """Split an append into writes within the limit; nearly always it is one."""
-        if write_bytes(hard_state, entries) <= self._write_bytes_max:
-            yield hard_state, entries
-            return
+        """Split an append that is over the limit into writes within it."""
         start, total = 0, write_bytes(hard_state, ())
         for i, entry in enumerate(entries):
             size = record_bytes(len(entry.data))

@@ -354,6 +354,11 @@ class Catalog:
         elif self._running == record.id:
             self._running = 0
 
+    def forget_running(self) -> None:
+        """Forget the backup that is being taken: this state was restored from it."""
+        self._records.pop(self._running, None)
+        self._running = 0
+
     # ---------------------------------------------------------------- in the checkpoint's meta
 
     def dump(self) -> list[Any]:

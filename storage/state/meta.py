@@ -1,7 +1,8 @@
 """What backups need of a checkpoint's meta: read, and changed for a restore, without a state.
 
 All formats of the meta (`state.py`) begin with the same fields, of which these are the first three:
-version, applied, membership. The others pass through unchanged.
+version, applied, membership. The others pass through unchanged, but for one: a backup holds the
+state as of a moment at which it ran itself. The state that is restored from it has no such backup.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from typing import Any, NamedTuple
 import msgpack
 
 from raftha.entry import LogPosition
+from raftha.storage.state.catalog import Catalog
+
+FIELDS_WITH_CATALOG = 6
+"""The catalog is the last field, from format 6 on."""
 
 
 class MetaFacts(NamedTuple):
@@ -32,6 +37,10 @@ def move_meta(meta: bytes, position: LogPosition, membership: bytes) -> bytes:
     """Return the meta as of another position, with another membership. ValueError if it is none."""
     fields = _unpack(meta)
     fields[1:3] = [list(position), membership]
+    if len(fields) == FIELDS_WITH_CATALOG:
+        catalog = Catalog.load(fields[-1])
+        catalog.forget_running()
+        fields[-1] = catalog.dump()
     packed: bytes = msgpack.packb(fields)
     return zlib.crc32(packed).to_bytes(4, "little") + packed
 

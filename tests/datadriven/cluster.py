@@ -30,6 +30,7 @@ from raftha.entry import LOG_START, Entry, EntryKind, HardState, LogPosition, ma
 from raftha.events import RoleChanged
 from raftha.membership import Membership
 from tests.datadriven import render
+from tests.support.core import has_work
 
 
 @dataclass(slots=True)
@@ -175,7 +176,9 @@ class Cluster:
     def turn(self, member: Member) -> None:
         """Do all work that the core has now."""
         while True:
+            had_ready = member.core.has_ready
             ready = member.core.ready()
+            assert had_ready or not has_work(ready), "`has_ready` knows of all work"
             self._show(member, ready)
             for message in ready.messages:
                 self._send(message)

@@ -44,6 +44,7 @@ from raftha.storage.backup.repository import Repository, open_repository, read_r
 from raftha.storage.backup.source import StoreSource
 from raftha.storage.backup.take import TakeHooks
 from raftha.storage.backup.uploads import Waits
+from raftha.storage.state import catalog
 from raftha.storage.state.catalog import (
     Adopt,
     BackupRecord,
@@ -307,6 +308,8 @@ class Backups:
 
     def on_committed(self, entry: Entry) -> None:
         """An administrative entry is committed."""
+        if self._oracle.protocol < catalog.PROTOCOL:
+            raise Violation(f"entry {entry.index} is of a protocol that not all members speak")
         self._last_index = entry.index
         before = {b.id: b.destinations for b in self.ledger.backups.values()}
         change = self.ledger.apply(entry)
@@ -421,6 +424,8 @@ class Backups:
         """What is still missing after the chaos; "" if nothing is."""
         if self._drawn is None or self._healed_index is None:
             return ""
+        if self._oracle.protocol < catalog.PROTOCOL:
+            return ""  # Some members run a build that has no backups.
         since = [
             backup
             for backup in self.ledger.backups.values()

@@ -25,7 +25,7 @@ from raftha.storage.state.catalog import (
     Deleted,
     Retire,
 )
-from raftha.storage.state.state import Frozen
+from raftha.storage.state.state import Frozen, State
 from tests.sim.planting import Bug, Patch
 from tests.sim.storage_work import StorageWork
 
@@ -224,6 +224,11 @@ def _without_the_restarted(on_tick: Callable[[Taker], None]) -> Callable[[Taker]
     return tick
 
 
+def backups_before_all_members_know_them() -> list[Patch]:
+    """A node uses the catalog as soon as its own build has one."""
+    return [(State, "has_catalog", property(lambda self: self.versions is not None))]
+
+
 BUGS: tuple[Bug, ...] = (
     manifest_before_its_objects,
     completed_without_reading_back,
@@ -239,4 +244,5 @@ BUGS: tuple[Bug, ...] = (
     dead_taker_is_waited_for,
     lost_end_is_not_repeated,
     restarted_taker_says_nothing,
+    backups_before_all_members_know_them,
 )

@@ -1,7 +1,8 @@
 """Two builds of the same program, and members that change from one to the other and back.
 
 Theory of operation. The new build has a new command, and an old one that behaves differently once
-the cluster uses version 2 of the machine. A member changes its build while it is down, as in a
+the cluster uses version 2 of the machine. It speaks a later protocol, too, with which the format of
+the state changes (`PROTOCOL_OLDEST`). A member changes its build while it is down, as in a
 rolling upgrade, also back to the old one. The cluster uses version 2 from an entry of the log on,
 and only once every member has run the new build: `check_raised`. After that a member with the old
 build must refuse to run, and harm nothing; it gets the new one. Some seeds end with members of both

@@ -56,7 +56,7 @@ from raftha.storage.directory.healing import LOG, open_or_heal
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.state import Frozen
-from raftha.version import PROTOCOL_VERSION
+from raftha.version import PROTOCOL_OLDEST, PROTOCOL_VERSION
 from tests.sim.backups import SimulatedBackups, backup_config, hasten
 from tests.sim.clock import MemberClock
 from tests.sim.contact import LeaderContact
@@ -195,6 +195,8 @@ class Member:
     def _open(self) -> Node:
         rng, lease_ms = self.rng, self._choose_lease()
         self.wal, state, entries = wal, _, _ = open_or_heal(self.node_files)
+        if self._swarm.upgrade_every_s and self.machine.version == 1:
+            state.abilities = state.abilities._replace(protocol=PROTOCOL_OLDEST)
         state.check_supported(e for e in entries if e.index <= wal.hard_state.commit)
         promised_ms = self._promised_ms
         config = core_config(self.id, self._swarm, lease_ms=lease_ms, promised_ms=promised_ms)

@@ -76,6 +76,7 @@ class Oracle:
         self.applications: Counter[bytes] = Counter()
         self.versions: dict[tuple[bytes, bytes], int] = {}
         self.sequence = 0
+        self.protocol = 0
         self.machine_version = 0
         self.admin = ""
         """What the last administrative entry was about."""
@@ -113,7 +114,8 @@ class Oracle:
             assert form == 1
             if self.admin != "versions":
                 return
-            _, machine_version, commands = fields
+            protocol, machine_version, commands = fields
+            self.protocol = max(self.protocol, protocol)
             self.machine_version = max(self.machine_version, machine_version)
             self.commands |= set(commands)
 

@@ -252,7 +252,7 @@ class Node:
             deliver=self.deliver,
             clock=cast(Any, self.scene),
             log_clock=cast(Any, self.scene),
-            compare=self.compare,
+            comparison=self,
             waits_for=lambda: (3,),
             random_below=lambda limit: 7 * self.id,
         )
@@ -261,11 +261,18 @@ class Node:
     def work(self) -> Work:
         return self.host.backups
 
-    def compare(self, propose: Callable[[], int | None]) -> int | None:
+    # A comparison of the members' states, as the leader sees it.
+    def compare_with(self, propose: Callable[[], int | None], now: float) -> int | None:
         index = propose()
         if index is not None:
             self.compared.append(index)
         return index
+
+    def is_comparing(self, index: int) -> bool:
+        return index in self.scene.comparing
+
+    def has_diverged(self, node_id: int, index: int) -> bool:
+        return (node_id, index) in self.scene.diverged
 
     def deliver(self, operation: Operation, result: Any) -> None:
         waiter, operation.waiter = operation.waiter, None
@@ -289,6 +296,8 @@ class Scene:
     down: set[int] = field(default_factory=set)
     lags: dict[int, int] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
+    comparing: set[int] = field(default_factory=set)
+    diverged: set[tuple[int, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         addresses = {n: f"127.0.0.1:{7100 + n}" for n in (1, 2, 3)}
@@ -434,3 +443,12 @@ class Scene:
             if work.deleting is not None:
                 work.deletes()
             self.settle()
+
+
+def with_first(**others: Any) -> Scene:
+    """A cluster with a full backup, and the upkeep after it."""
+    scene = Scene(**others)
+    scene.pass_time(3)
+    scene.complete()
+    scene.upkeep()
+    return scene

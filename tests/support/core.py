@@ -65,6 +65,11 @@ def core(
     return Raft(config, hard_state, log, lambda below: 0, healing_generation, clock_ns)
 
 
+def has_work(ready: Ready) -> bool:
+    """Whether there is anything to do in a `Ready`."""
+    return any(getattr(ready, name) for name in Ready.__slots__)
+
+
 def peers_of(raft: Raft) -> list[int]:
     """The other voters."""
     return [voter for voter in raft.membership.voters if voter != raft.id]
@@ -153,7 +158,9 @@ class Net:
     def _take(self, raft: Raft) -> list[Message]:
         sent: list[Message] = []
         while True:
+            had_ready = raft.has_ready
             ready = raft.ready()
+            assert had_ready or not has_work(ready), "`has_ready` knows of all work"
             sent += ready.messages
             self.applied[raft.id] += ready.committed
             self.reads[raft.id] += ready.read_states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ from raftha.storage.state.catalog import (
 )
 from raftha.storage.state.versions import Versions
 from raftha.types import BackupState
-from tests.support.backup_scene import HOUR_S, LINEAGE, T0_US, Scene
+from tests.support.backup_scene import HOUR_S, LINEAGE, T0_US, Scene, with_first
 
 FULL, INCREMENTAL, DIFFERENTIAL = "full", "incremental", "differential"
 DAY_S = 24 * HOUR_S
@@ -51,15 +52,6 @@ DAY_S = 24 * HOUR_S
 @pytest.fixture
 def scene() -> Scene:
     return Scene()
-
-
-def with_first(**others: Any) -> Scene:
-    """A cluster with a full backup, and the upkeep after it."""
-    scene = Scene(**others)
-    scene.pass_time(3)
-    scene.complete()
-    scene.upkeep()
-    return scene
 
 
 # ---------------------------------------------------------------- begin and end
@@ -104,6 +96,36 @@ def test_a_full_backup_has_the_states_compared_at_its_position() -> None:
     assert scene.nodes[1].compared == [first.id]
 
 
+def test_a_full_backup_is_complete_only_after_the_comparison(scene: Scene) -> None:
+    scene.pass_time(5)
+    record = scene.running
+    scene.comparing.add(record.id)
+    scene.taker.work.taken(scene)
+    scene.pass_time(5)
+    assert scene.states() == [(FULL, "running", 2)]
+    scene.comparing.clear()
+    scene.pass_time(1)
+    assert scene.states() == [(FULL, "completed", 2)]
+
+
+def test_what_a_diverged_member_has_taken_is_never_complete(scene: Scene) -> None:
+    scene.pass_time(5)
+    record = scene.running
+    scene.diverged.add((2, record.id))
+    scene.taker.work.taken(scene)
+    scene.pass_time(2)
+    failed = scene.catalog.records()[0]
+    assert failed.error == "the state of node 2 differs from a majority's"
+    assert scene.running.node == 3
+    full = scene.complete()
+    scene.pass_time(2)
+    whole = full._replace(id=record.id, node=2, began_us=record.began_us)
+    leader_work(scene).lists(adoptable=(whole,))
+    scene.pass_time(2)
+    found = scene.catalog.get(record.id)
+    assert found is not None and found.state == "retired"
+
+
 def test_the_next_one_is_incremental_after_the_interval() -> None:
     scene = with_first()
     scene.pass_time(6 * HOUR_S - 60, step=60)
@@ -113,6 +135,16 @@ def test_the_next_one_is_incremental_after_the_interval() -> None:
     assert (second.mode, second.parent, second.base) == (INCREMENTAL, first.id, first.id)
     assert scene.taker.work.order is not None
     assert scene.taker.work.order.parent == first
+
+
+def test_the_first_one_after_a_fork_names_what_it_forked_from() -> None:
+    scene = with_first()
+    (before,) = scene.catalog.records()
+    scene.membership = replace(scene.membership, lineage="b" * 32)
+    scene.pass_time(6 * HOUR_S, step=60)
+    assert (scene.running.mode, scene.running.lineage) == (FULL, "b" * 32)
+    assert scene.taker.work.order is not None
+    assert scene.taker.work.order.forked_from == before
 
 
 def test_work_begins_after_a_checkpoint_at_or_after_the_begin(scene: Scene) -> None:
@@ -371,94 +403,6 @@ def test_without_settings_nothing_is_taken(scene: Scene) -> None:
     scene.pass_time(60)
     assert scene.catalog.records() == ()
     assert "no settings" in str(scene.trigger(2).result)
-
-
-# ---------------------------------------------------------------- what it builds on
-
-
-def test_without_the_changes_since_the_parent_it_is_full() -> None:
-    scene = with_first()
-    for node in scene.nodes.values():
-        node.work.spool_index = None
-    scene.pass_time(2)
-    scene.trigger(1)
-    assert scene.running.mode == FULL
-    assert "has the changes since" in scene.running.reason
-
-
-def test_a_member_that_has_the_changes_is_preferred() -> None:
-    scene = with_first(standby=2)
-    scene.nodes[2].work.spool_index = scene.index + 100
-    scene.pass_time(2)
-    scene.trigger(1)
-    assert (scene.running.mode, scene.running.node) == (INCREMENTAL, 3)
-
-
-def test_a_differential_one_builds_on_the_full_one() -> None:
-    scene = with_first()
-    (full,) = scene.catalog.records()
-    for _ in range(2):
-        scene.trigger(1, DIFFERENTIAL)
-        assert (scene.running.parent, scene.running.mode) == (full.id, DIFFERENTIAL)
-        scene.complete()
-
-
-def test_a_full_one_is_due_every_week() -> None:
-    scene = with_first(config=BackupConfig(interval_hours=24))
-    modes = []
-    for _ in range(8):
-        scene.pass_time(DAY_S, step=600)
-        record = scene.complete()
-        scene.upkeep()
-        modes.append(record.mode)
-    assert modes == [INCREMENTAL] * 6 + [FULL, INCREMENTAL]
-    assert "7 days old" in [r.reason for r in scene.catalog.records() if r.mode == FULL][-1]
-
-
-def test_a_full_one_is_due_when_the_others_are_half_as_large() -> None:
-    scene = with_first()
-    for _ in range(2):
-        scene.trigger(1)
-        scene.complete(size_compressed=260)
-    scene.trigger(1)
-    assert (scene.running.mode, "half as large" in scene.running.reason) == (FULL, True)
-
-
-def test_a_chain_has_at_most_28_links() -> None:
-    scene = with_first()
-    for _ in range(28):
-        scene.trigger(1)
-        assert scene.running.mode == INCREMENTAL
-        scene.complete()
-    scene.trigger(1)
-    assert "28 backups build on" in scene.running.reason
-
-
-def test_a_full_one_is_due_when_a_restore_would_take_too_long() -> None:
-    scene = with_first()
-    scene.trigger(1)
-    scene.complete(size_bytes=400 * 150_000_000)
-    scene.trigger(1)
-    assert "a restore of the chain would take about 400 s" in scene.running.reason
-
-
-BOTH = {"local": "backups/", "s3": "s3://bucket"}
-
-
-def test_a_destination_that_was_away_gets_a_full_one_when_it_is_back() -> None:
-    scene = Scene(config=BackupConfig(destinations=BOTH))
-    scene.pass_time(3)
-    first = scene.complete(destinations=("local",), errors=("s3: no route",))
-    scene.upkeep()
-    scene.trigger(1)
-    assert (scene.running.mode, scene.running.destinations) == (INCREMENTAL, ("local",))
-    second = scene.complete()
-    assert second.parent == first.id
-    scene.upkeep()
-    scene.trigger(1)
-    assert scene.running.mode == FULL
-    assert scene.running.reason == f"s3 lacks what {second.label} builds on"
-    assert scene.running.destinations == ("local", "s3")
 
 
 # ---------------------------------------------------------------- upkeep

@@ -16,7 +16,7 @@ from raftha.runtime import introductions
 from raftha.version import PROTOCOL_VERSION
 from tests.support.certificates import make_cluster, peer_tls
 from tests.support.conditions import wait_until_async
-from tests.unit.test_transport import Peer, free_members, run
+from tests.support.peers import Peer, free_members, run
 
 SECRET = b"0123456789abcdef"
 

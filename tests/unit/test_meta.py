@@ -8,6 +8,7 @@ import msgpack
 import pytest
 
 from raftha.entry import LogPosition
+from raftha.storage.state.catalog import Begin, Catalog
 from raftha.storage.state.meta import move_meta, read_meta
 from raftha.storage.state.state import State
 from tests.sim.store import DictStore
@@ -33,6 +34,18 @@ def test_the_meta_of_a_state_is_read_and_moved() -> None:
     state = State(store)
     assert (state.applied, state.membership) == (position, b"others")
     assert (state.session_count, state.versions) == (1, node.state.versions)
+
+
+def test_a_restored_state_has_no_backup_that_runs() -> None:
+    """Else a restored cluster would wait for the end of the backup that it came from."""
+    catalog = Catalog()
+    at = LogPosition(5, 1, 10, 0, bytes(16))
+    catalog.apply(Begin(1, "full", 0, "a" * 32, ("local",), ""), at)
+    assert catalog.running is not None
+    meta = packed(6, POSITION, None, [], None, catalog.dump())
+    moved = msgpack.unpackb(move_meta(meta, at, b"")[4:])
+    restored = Catalog.load(moved[-1])
+    assert (restored.running, restored.records()) == (None, ())
 
 
 POSITION = [1, 2, 3, 4, bytes(16)]

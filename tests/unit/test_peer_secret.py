@@ -18,7 +18,7 @@ from raftha.net.peer_secret import is_proven, load_secret, make_secret, prove
 from raftha.net.wire import Greeting, Hello, Proof, Refusal, decode_greeting, encode
 from raftha.version import PROTOCOL_VERSION
 from tests.support.conditions import wait_until_async
-from tests.unit.test_transport import Peer, free_members, run
+from tests.support.peers import Peer, free_members, run
 
 SECRET, OTHER = b"0123456789abcdef", b"fedcba9876543210"
 

@@ -66,6 +66,48 @@ def test_r3_a_leader_counts_itself_only_when_its_write_is_durable() -> None:
     assert raft.log.commit == index
 
 
+def test_there_is_no_work_after_a_follower_has_replied() -> None:
+    raft = core(1)
+    follow(raft)
+    entries = tuple(chain(1))
+    raft.step(Append(1, 2, 1, 0, 0, 0, 0, entries))
+    assert raft.has_ready
+    write = raft.ready().write
+    assert write is not None
+    assert not raft.has_ready, "its reply waits for the disk"
+    raft.advance(write)
+    assert not raft.has_ready, "nothing is committed"
+
+
+def test_there_is_no_work_for_a_leader_in_a_reply_that_commits_nothing() -> None:
+    raft = core()
+    become_leader(raft)
+    raft.step(AppendReply(1, 2, raft.term, True, raft.log.last_index, 0, 0))
+    assert raft.has_ready, "the no-op is committed"
+    settle(raft)
+    raft.step(AppendReply(1, 3, raft.term, True, raft.log.last_index, 0, 0))
+    assert not raft.has_ready
+
+
+def test_a_follower_writes_before_it_applies() -> None:
+    """The leader waits for its reply. It applies in the turn after that, and at the latest then."""
+    raft = core(1)
+    follow(raft)
+    first, second, third = chain(1, 1, 1)
+    step(raft, Append(1, 2, 1, 0, 0, 0, 0, (first,)))
+    raft.step(Append(1, 2, 1, 1, 1, 1, 0, (second,)))
+    ready = raft.ready()
+    assert ready.write is not None
+    assert ready.write.entries == (second,)
+    assert ready.committed == ()
+    assert raft.has_ready
+    raft.step(Append(1, 2, 1, 2, 1, 1, 0, (third,)))
+    raft.advance(ready.write)
+    ready = raft.ready()
+    assert ready.write is not None
+    assert ready.committed == (first,), "put off once, not again"
+
+
 def test_r3_two_followers_of_three_commit_without_the_leaders_disk() -> None:
     raft = core()
     become_leader(raft)

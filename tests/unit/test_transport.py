@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from raftha.core import TimeoutNow
 from raftha.errors import WireError
@@ -20,91 +18,12 @@ from raftha.net import connection, slots
 from raftha.net.certificates import Made, make_ca, make_node
 from raftha.net.introductions import difference
 from raftha.net.tls import PeerTls
-from raftha.net.transport import Transport
 from raftha.net.wire import Hello, Refusal, encode
 from raftha.node.messages import Forward, PeerMessage
 from raftha.version import PROTOCOL_VERSION
 from tests.support.certificates import CLUSTER, expire, make_cluster, peer_tls
 from tests.support.conditions import wait_until_async
-
-
-class Peer:
-    """A transport, and what it received."""
-
-    def __init__(
-        self,
-        node_id: int,
-        members: Mapping[int, str],
-        tls: PeerTls | None,
-        says: int | None = None,
-        *,
-        secret: bytes = b"",
-        nonce: int = 0,
-    ) -> None:
-        """`says` is the id that it claims, if not its own."""
-        self.connected: list[int] = []
-        self.reasons: list[str] = []
-        self.received: list[PeerMessage] = []
-        hello = Hello(PROTOCOL_VERSION, "c" * 32, says or node_id, 0, 1, "", nonce=nonce)
-        self.recorded = dict.fromkeys(members, 1)
-        self.members = members
-        self.removed = False
-        self.refused = 0
-        self.cloned: list[int] = []
-        self.unsupported: list[tuple[int, str]] = []
-        random_ = random.Random(node_id).random
-        self.transport = Transport(hello, members[node_id], self, random_, tls, secret)
-
-    async def start(self, removed: frozenset[int] = frozenset()) -> None:
-        await self.transport.start()
-        self.transport.set_members(self.members, removed, self.recorded)
-
-    def on_message(self, message: PeerMessage) -> None:
-        self.received.append(message)
-
-    def on_connected(self, peer: int, hello: Hello) -> None:
-        assert hello.sender == peer
-        self.connected.append(peer)
-
-    def on_disconnected(self, peer: int, reason: str) -> None:
-        self.connected.remove(peer)
-        self.reasons.append(reason)
-
-    def on_removed(self) -> None:
-        self.removed = True
-
-    def on_refused(self) -> None:
-        self.refused += 1
-
-    def on_unsupported(self, peer: int, reason: str) -> None:
-        self.unsupported.append((peer, reason))
-
-    def on_cloned(self, peer: int, remote: str) -> None:
-        self.cloned.append(peer)
-
-    def check_hello(self, hello: Hello) -> str:
-        return ""
-
-
-def free_members(count: int) -> dict[int, str]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    members = {i: f"127.0.0.1:{s.getsockname()[1]}" for i, s in enumerate(sockets, start=1)}
-    for each in sockets:
-        each.close()
-    return members
-
-
-def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run on uvloop, as nodes do; nothing may reach the loop's exception handler."""
-    unexpected: list[dict[str, Any]] = []
-
-    async def watched() -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: unexpected.append(context))
-        await main()
-
-    uvloop.run(watched())
-    assert not unexpected
+from tests.support.peers import Peer, free_members, run
 
 
 def test_peers_with_their_own_certificates_talk(tmp_path: Path) -> None:
@@ -525,92 +444,5 @@ def test_a_peer_that_takes_nothing_is_dropped_before_it_takes_all_memory(
         assert peer.transport.refused_total == 1
         writer.transport.abort()
         await peer.transport.stop()
-
-    run(main)
-
-
-@pytest.mark.parametrize(
-    ("spoken", "upgrade"),
-    [((PROTOCOL_VERSION + 1, PROTOCOL_VERSION + 1), 1), ((PROTOCOL_VERSION - 1, 1), 2)],
-)
-def test_members_without_a_common_protocol_say_which_must_be_upgraded(
-    spoken: tuple[int, int], upgrade: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def main() -> None:
-        members = free_members(2)
-        one = Peer(1, members, None)
-        await one.start()
-        host, port = members[1].split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        newest, oldest = spoken
-        writer.write(encode(Hello(newest, "c" * 32, 2, 1, 1, "", oldest)))
-        answer = await reader.read(1000)
-        assert f"upgrade node {upgrade}".encode() in answer
-        assert [(peer, f"upgrade node {upgrade}" in why) for peer, why in one.unsupported] == [
-            (2, True)
-        ]
-        writer.close()
-        await one.transport.stop()
-
-    run(main)
-
-
-def test_members_with_overlapping_protocols_connect() -> None:
-    async def main() -> None:
-        members = free_members(2)
-        one = Peer(1, members, None)
-        await one.start()
-        host, port = members[1].split(":")
-        _, writer = await asyncio.open_connection(host, int(port))
-        wider = Hello(PROTOCOL_VERSION + 1, "c" * 32, 2, 1, 1, "", PROTOCOL_VERSION)
-        writer.write(encode(wider))
-        await wait_until_async(lambda: one.connected == [2])
-        assert not one.unsupported
-        writer.close()
-        await one.transport.stop()
-
-    run(main)
-
-
-def test_a_connection_that_is_accepted_during_a_pause_does_not_stay_registered() -> None:
-    """A node that kept it would take its peer for connected, and never dial it again."""
-
-    async def main() -> None:
-        members = free_members(2)
-        one = Peer(1, members, None)
-        await one.start()
-        host, port = members[1].split(":")
-        _, writer = await asyncio.open_connection(host, int(port))
-        await wait_until_async(lambda: len(one.transport._open) == 1)
-        (connection,) = one.transport._open
-        paused = asyncio.ensure_future(one.transport.pause())
-        await asyncio.sleep(0)  # It waits for the dialers.
-        assert not paused.done()
-        connection.data_received(encode(Hello(PROTOCOL_VERSION, "c" * 32, 2, 1, 1, "")))
-        await paused
-        assert not one.transport.is_connected(2)
-        writer.close()
-        await one.transport.stop()
-
-    run(main)
-
-
-def test_a_node_stops_although_a_connection_has_just_ended() -> None:
-    """uvloop raises for a write to a closed transport; that kept a stopping node from its end."""
-
-    async def main() -> None:
-        members = free_members(2)
-        one, two = (Peer(i, members, None) for i in members)
-        await one.start()
-        await two.start()
-        await wait_until_async(lambda: one.connected == [2] and two.connected == [1])
-        connection = one.transport._connected[2]
-        assert connection._transport is not None
-        connection._transport.abort()
-        await connection.wait_closed()
-        one.transport._connected[2] = connection  # As if its end had not been handled yet.
-        await one.transport.stop()
-        await wait_until_async(lambda: two.connected == [])
-        await two.transport.stop()
 
     run(main)

@@ -29,7 +29,7 @@ from raftha.clock import Clock
 from raftha.config import HaConfig
 from raftha.core import Raft
 from raftha.events import BackupCompleted, BackupFailure, BackupStarted, RetentionApplied
-from raftha.node.backup.leading import REPORT_S, Compare, Leading
+from raftha.node.backup.leading import REPORT_S, Comparison, Leading
 from raftha.node.backup.requests import Requests
 from raftha.node.backup.taking import Taker
 from raftha.node.backup_work import BackupProgress
@@ -75,11 +75,11 @@ class Backups:
         deliver: Callable[[Operation, Any], None],
         clock: Clock,
         log_clock: LogClock,
-        compare: Compare,
+        comparison: Comparison,
         waits_for: Callable[[], tuple[int, ...]],
         random_below: Callable[[int], int],
     ) -> None:
-        """`compare` is `Leading`'s, `waits_for` that of `Requests`."""
+        """`waits_for` is that of `Requests`."""
         self._core = core
         self._state = state
         self._host = host
@@ -87,7 +87,14 @@ class Backups:
         self._is_able = config.backup is not None
         now = self._now()
         self._leading = Leading(
-            core, state, host, config.backup, log_clock, compare=compare, reply=self._reply, now=now
+            core,
+            state,
+            host,
+            config.backup,
+            log_clock,
+            comparison=comparison,
+            reply=self._reply,
+            now=now,
         )
         self._taker = Taker(
             core, state, host, checkpoints, self._propose_end, is_able=self._is_able

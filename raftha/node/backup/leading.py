@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from raftha.config.backup import BackupConfig
 from raftha.core import Raft
@@ -60,7 +60,16 @@ SILENCE_S = 30.0
 QUEUE_MAX = 64
 """Requests that wait; further ones are dropped, and their senders repeat them."""
 
-Compare = Callable[[Callable[[], int | None]], int | None]
+
+class Comparison(Protocol):
+    """Compares the members' states, as of the entry that begins a full backup (`Watch`)."""
+
+    def compare_with(self, propose: Callable[[], int | None], now: float) -> int | None:
+        """Propose an entry, and have the states compared as of it."""
+        ...
+
+    def is_comparing(self, index: int) -> bool: ...
+    def has_diverged(self, node_id: int, index: int) -> bool: ...
 
 
 class _Open(NamedTuple):
@@ -82,20 +91,17 @@ class Leading:
         config: BackupConfig | None,
         log_clock: LogClock,
         *,
-        compare: Compare,
+        comparison: Comparison,
         reply: Callable[[BackupReply], None],
         now: float,
     ) -> None:
-        """`compare` proposes an entry, and has the members' states compared as of it.
-
-        `reply` answers a request, of another node or of this one's callers.
-        """
+        """`reply` answers a request, of another node or of this one's callers."""
         self._core = core
         self._state = state
         self._host = host
         self._config = config
         self._log_clock = log_clock
-        self._compare = compare
+        self._comparison = comparison
         self._reply = reply
         self._term = 0
         self._since = now
@@ -105,7 +111,10 @@ class Leading:
         self._reports: dict[int, tuple[BackupReport, float]] = {}
         self._heard: dict[int, float] = {}
         """When a report of a backup came last, by its id."""
-        self._upkeep = Upkeep(core, state, host, config, self.now_us)
+        self._upkeep = Upkeep(core, state, host, config, self.now_us, comparison.has_diverged)
+        self._seen_index = -1
+        self._looked_at = float("-inf")
+        """When this leader last looked whether a backup is due."""
         self._newest = 0, now
         """The id of the newest completed backup, and when this node learned of it."""
 
@@ -165,9 +174,8 @@ class Leading:
 
     def on_tick(self, now: float) -> None:
         """Do what is due, one entry at a time."""
-        newest = self._state.catalog.newest(self._core.membership.lineage)
-        if newest is not None and newest.id != self._newest[0]:
-            self._newest = newest.id, now
+        if self._state.catalog.changed_index != self._seen_index:
+            self._see_newest(now)
         if not self.is_ready:
             self._term = 0
             return
@@ -175,6 +183,12 @@ class Leading:
             self._take_over(now)
         if self._open is None:
             self._advance(now)
+
+    def _see_newest(self, now: float) -> None:
+        self._seen_index = self._state.catalog.changed_index
+        newest = self._state.catalog.newest(self._core.membership.lineage)
+        if newest is not None and newest.id != self._newest[0]:
+            self._newest = newest.id, now
 
     def _take_over(self, now: float) -> None:
         self._term, self._since = self._core.term, now
@@ -191,19 +205,18 @@ class Leading:
         if running is not None:
             reason = self._why_lost(running, now)
             if reason:
-                self._propose(_failed(running.id, reason))
-        while self._queue and self._open is None:
-            if not self._serve(self._queue[0], now):
-                break
-            self._queue.popleft()
+                self._propose(_failed(running.id, reason), now=now)
+        for request in list(self._queue):
+            if self._open is None and self._serve(request, now):
+                self._queue.remove(request)
         if self._open is None and self._config is not None:
             change = self._upkeep.next_change(now)
             if change is not None:
-                self._propose(change)
+                self._propose(change, now=now)
             elif running is None and not self._queue and self._is_due(now):
                 self._begin(self._wanted_mode(), None, now)
 
-    def _propose(self, change: Change, request: BackupRequest | None = None) -> None:
+    def _propose(self, change: Change, request: BackupRequest | None = None, *, now: float) -> None:
         payload = encode_change(change)
         # Backups are due by log time, which else stands still where nothing is written.
         time_us = self._log_clock.stamp(self._core.log.last.time_us)
@@ -212,7 +225,7 @@ class Leading:
             return self._core.propose_admin(payload, time_us)
 
         is_full = isinstance(change, Begin) and change.mode == FULL
-        index = self._compare(propose) if is_full else propose()
+        index = self._comparison.compare_with(propose, now) if is_full else propose()
         if index is not None:
             self._open = _Open(self._core.term, index, request)
             self._host.wake()
@@ -246,12 +259,27 @@ class Leading:
             return True
         change = decode_change(*decode_admin(request.payload))
         held = _held(self._state, change)
-        if isinstance(change, End) and held is not None:
-            return True  # A repetition.
+        if isinstance(change, End):
+            return self._end(change, now) if held is None else True  # Else it is a repetition.
         if request.is_repeat and held is not None:
             self._answer(request, None, held)
         else:
-            self._propose(change, request)
+            self._propose(change, request, now=now)
+        return True
+
+    def _end(self, end: End, now: float) -> bool:
+        """Propose the end of a backup; False if it has to wait.
+
+        A full one waits for the comparison of the members' states: what a member has taken that
+        differs from a majority must not be restored.
+        """
+        record = self._state.catalog.get(end.id)
+        assert record is not None, "it runs"
+        if not end.error and self._comparison.is_comparing(record.id):
+            return False
+        if not end.error and self._comparison.has_diverged(record.node, record.id):
+            end = _failed(end.id, f"the state of node {record.node} differs from a majority's")
+        self._propose(end, now=now)
         return True
 
     def _trigger(self, request: BackupRequest, now: float) -> bool:
@@ -298,6 +326,9 @@ class Leading:
 
     def _is_due(self, now: float) -> bool:
         assert self._config is not None
+        if now - self._looked_at < REPORT_S:
+            return False
+        self._looked_at = now
         lineage, catalog = self._core.membership.lineage, self._state.catalog
         interval_s = 3600 * self._config.interval_hours
         is_due = self.now_us() >= due_us(self._config, catalog, lineage)
@@ -325,7 +356,7 @@ class Leading:
         if request is None and not reason:
             reason = next((record.reason for record in failures(catalog)), "")
         begin = Begin(choice.node, choice.mode, choice.parent, lineage, choice.destinations, reason)
-        self._propose(begin, request)
+        self._propose(begin, request, now=now)
         return True
 
     def _has_heard_all(self, now: float) -> bool:

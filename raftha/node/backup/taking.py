@@ -89,10 +89,16 @@ class Taker:
             elif not task.is_at_work and self._checkpoints.last.index >= running.id:
                 self._begin(task)
 
+    def _forked_from(self, lineage: str) -> BackupRecord | None:
+        """The newest complete backup of another lineage: this state knows only of its own past."""
+        records = (r for r in self._state.catalog.records() if r.lineage != lineage)
+        complete = (r for r in records if r.position_index)
+        return max(complete, key=lambda record: record.position_index, default=None)
+
     def _begin(self, task: _Task) -> None:
         task.is_at_work = True
         parent = self._state.catalog.get(task.record.parent)
-        order = BackupOrder(task.record, parent)
+        order = BackupOrder(task.record, parent, self._forked_from(task.record.lineage))
 
         def on_progress(progress: BackupProgress) -> None:
             if self._task is task and task.end is None:

@@ -29,6 +29,7 @@ from raftha.node.host import Host
 from raftha.storage.backup.retention import Decisions, candidate_of, decide
 from raftha.storage.state.catalog import (
     COMPLETED,
+    FAILED,
     MISSING,
     RETIRED,
     Adopt,
@@ -68,8 +69,10 @@ class Upkeep:
         host: Host,
         config: BackupConfig | None,
         now_us: Callable[[], int],
+        has_diverged: Callable[[int, int], bool],
     ) -> None:
-        """`now_us` returns log time."""
+        """`now_us` returns log time. `has_diverged`: of a node, as of an entry."""
+        self._has_diverged = has_diverged
         self._core = core
         self._state = state
         self._host = host
@@ -180,8 +183,14 @@ class Upkeep:
         self._host.wake()
 
     def _adopt(self, record: BackupRecord, as_of: int) -> None:
-        if record.id <= as_of:  # A later one has begun since, and is in the catalog.
-            self._todo.append(Adopt(as_of, tuple(record)))
+        if record.id > as_of:
+            return  # It has begun since, and is in the catalog.
+        if self._has_diverged(record.node, record.id):
+            known = self._state.catalog.get(record.id)
+            if known is not None and known.state == FAILED:
+                self._todo.append(Retire((record.id,), record.lineage))
+            return
+        self._todo.append(Adopt(as_of, tuple(record)))
 
     def _compare(self, record: BackupRecord, listing: Listing) -> None:
         """Record where a backup is, if that has changed."""

@@ -158,6 +158,10 @@ class DivergenceWatch:
 
     # ---------------------------------------------------------------- the leader's side
 
+    def is_comparing(self, index: int) -> bool:
+        """Whether this node, as leader, waits for digests as of this entry."""
+        return self._core.is_leader and self._round is not None and self._round.index == index
+
     def begin_with(self, propose: Callable[[], int | None], now: float) -> int | None:
         """Propose an entry, and compare the states as of it, unless a comparison is under way."""
         is_wanted = self._interval_s > 0 and len(self._core.membership.voters) > 1

@@ -25,15 +25,13 @@ from raftha.node.checkpoints import Checkpoints
 from raftha.node.host import Host
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
-    DigestMessage,
     DigestReport,
     DigestRequest,
     DigestVerdict,
-    HealthReply,
-    HealthRequest,
     PeerMessage,
     ReplicaReport,
     SpaceReport,
+    WatchMessage,
 )
 from raftha.node.watch.clocks import ClockWatch
 from raftha.node.watch.disk_space import DiskSpace
@@ -91,7 +89,7 @@ class Watch:
 
     def on_message(
         self,
-        message: HealthRequest | HealthReply | SpaceReport | ReplicaReport | DigestMessage,
+        message: WatchMessage,
         now: float,
     ) -> None:
         """A member asks for health or a digest, or reports one of what the watchers know."""
@@ -144,6 +142,15 @@ class Watch:
     def compare_with(self, propose: Callable[[], int | None], now: float) -> int | None:
         """Propose an entry as leader, and have the members' states compared as of it."""
         return self._divergence.begin_with(propose, now)
+
+    def is_comparing(self, index: int) -> bool:
+        """Whether the members' states as of this entry are being compared."""
+        return self._divergence.is_comparing(index)
+
+    def has_diverged(self, node_id: int, index: int) -> bool:
+        """Whether the last comparison was as of this entry, and found this node to differ."""
+        last = self._divergence.last
+        return last.index == index and node_id in last.diverged
 
     def on_full(self, place: str, reason: str) -> bool:
         """A write at `place` found no space; return True if this node had space until now."""
