@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from raftha.config.backup import BackupConfig
 from raftha.errors import (
     BackupDamaged,
+    BackupFailed,
     DeletionDenied,
     ObjectMissing,
     RafthaError,
@@ -99,6 +100,7 @@ class BackupJobs:
             repository = self._opened()
             repository.retry_failed()
             repository.refresh_keys()
+            _check_is_new(repository, record)
             self._describe_lineage(repository, order)
             parent = self._parent(repository, order)
             taken = take(self._take_order(record, parent), self._source, repository, hooks)
@@ -251,6 +253,20 @@ class BackupJobs:
                 else:
                     gone.add((record.id, name))
         return Deletion(frozenset(gone), refused)
+
+
+def _check_is_new(repository: Repository, record: BackupRecord) -> None:
+    """BackupFailed if there are objects of this backup already.
+
+    A node that was started again, and doesn't know yet how far the log goes, may take for new what
+    it has begun, or even completed, in an earlier life. Other bytes under the same names would make
+    a complete backup another one, in a store that ignores conditions.
+    """
+    for name in record.destinations:
+        destination = repository.destinations.get(name)
+        with contextlib.suppress(RepositoryUnavailable):  # It fails when something is put there.
+            if destination and destination.list(names.backup_folder(record.lineage, record.label)):
+                raise BackupFailed(f"it was begun before: {name} has objects of it", record.id)
 
 
 def _empty(destination: Destination, record: BackupRecord) -> None:

@@ -50,8 +50,9 @@ from raftha.storage.state.store import Hasher, ReadInterrupted
 from raftha.types import BackupState
 from raftha.version import VERSION
 
-ENCODERS = 2
-"""Threads that compress and encrypt."""
+ENCODERS_MAX = 4
+FAST_LEVEL = 3
+"""Up to this level of compression, reading takes about as long as encoding."""
 LIST_PAUSE_S = 1.0
 """Pauses between looks whether a destination lists what it has."""
 SOURCE_TRIES = 3
@@ -132,7 +133,8 @@ def take(order: TakeOrder, source: Source, repository: Repository, hooks: TakeHo
         on_stored=lambda destination, name: hooks.on_step(5, f"{destination}: {name}"),
         on_out=hooks.on_out,
     )
-    encoders, hasher = hooks.pool("encode", ENCODERS), _Digest(hooks.pool("digest", 1))
+    encoders = hooks.pool("encode", encoders_of(order.level))
+    hasher = _Digest(hooks.pool("digest", 1))
     try:
         taking = _Taking(order, source, repository, hooks, uploads, encoders, hasher, errors)
         manifest = taking.write_run()
@@ -141,6 +143,15 @@ def take(order: TakeOrder, source: Source, repository: Repository, hooks: TakeHo
         encoders.shutdown(cancel_futures=True)
         hasher.pool.shutdown(cancel_futures=True)
         uploads.close()
+
+
+def encoders_of(level: int) -> int:
+    """How many workers compress and encrypt.
+
+    As many as there are processors, but for the one that reads; with more, they only take turns.
+    """
+    processors = os.cpu_count() or 1
+    return max(1, min(ENCODERS_MAX, processors - (level <= FAST_LEVEL)))
 
 
 class _Digest:

@@ -84,6 +84,7 @@ HASTE: list[Patch] = [
     (upkeep, "LISTING_S", 1.0),
     (choosing, "RETRY_S", 0.1),
     (choosing, "RETRY_MAX_S", 0.5),
+    (choosing, "AGAIN_S", 0.5),
     (choosing, "CHAIN_MAX", 6),
     (retention, "FAILED_STAYS_US", 500_000),
     (uploads, "PAUSE_S", 0.02),
@@ -413,7 +414,7 @@ class Backups:
         before."""
         for bucket in self.buckets:
             for name, found in bucket.objects.items():
-                if "/backups/" not in name or name.startswith(FOREIGN):
+                if "/backups/" not in name or name.partition("/")[0] not in self._lineages:
                     continue
                 backup_id = names.parse_label(name.split("/")[2]).begin_index
                 is_late = found.written_at + LATE_S >= self._retired_at.get(backup_id, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raftha.config import BackupConfig
+from raftha.node.messages import BackupAction
 from tests.support.backup_scene import HOUR_S, Scene, with_first
 
 FULL, INCREMENTAL, DIFFERENTIAL = "full", "incremental", "differential"
@@ -78,17 +79,48 @@ def test_a_full_one_is_due_when_a_restore_would_take_too_long() -> None:
 BOTH = {"local": "backups/", "s3": "s3://bucket"}
 
 
-def test_a_destination_that_was_away_gets_a_full_one_when_it_is_back() -> None:
+def test_a_destination_that_was_away_gets_a_full_one_a_day_later() -> None:
     scene = Scene(config=BackupConfig(destinations=BOTH))
     scene.pass_time(3)
     first = scene.complete(destinations=("local",), errors=("s3: no route",))
     scene.upkeep()
-    scene.trigger(1)
-    assert (scene.running.mode, scene.running.destinations) == (INCREMENTAL, ("local",))
-    second = scene.complete()
-    assert second.parent == first.id
-    scene.upkeep()
+    for _ in range(3):
+        scene.trigger(1)
+        assert (scene.running.mode, scene.running.destinations) == (INCREMENTAL, ("local",))
+        second = scene.complete()
+        scene.upkeep()
+    assert second.base == first.id
+    while scene.time_us < first.began_us + DAY_S * 1_000_000:
+        scene.pass_time(600, step=60)
+        scene.upkeep()
+        if scene.catalog.running is not None and scene.running.mode == INCREMENTAL:
+            second = scene.complete()
     scene.trigger(1)
     assert scene.running.mode == FULL
     assert scene.running.reason == f"s3 lacks what {second.label} builds on"
     assert scene.running.destinations == ("local", "s3")
+
+
+def test_a_destination_that_stays_away_makes_no_backup_full() -> None:
+    scene = with_first(config=BackupConfig(destinations=BOTH))
+    (first,) = scene.catalog.records()
+    scene.ask(1, BackupAction.APPLY_RETENTION)
+    scene.pass_time(2)
+    work = scene.nodes[1].work
+    work.lists(found={first.id: ("local",)})
+    scene.pass_time(2)
+    scene.ask(1, BackupAction.APPLY_RETENTION)
+    scene.pass_time(2)
+    work.lists(errors={"s3": "no route"})
+    scene.pass_time(2)
+    scene.trigger(1)
+    assert (scene.running.mode, scene.running.destinations) == (INCREMENTAL, ("local",))
+
+
+def test_a_new_destination_gets_a_full_one_at_once() -> None:
+    scene = with_first()
+    (first,) = scene.catalog.records()
+    leading = scene.nodes[1].backups._leading
+    leading._config = leading._upkeep._config = BackupConfig(destinations=BOTH)
+    scene.trigger(1)
+    assert scene.running.reason == f"s3 lacks what {first.label} builds on"

@@ -34,6 +34,7 @@ class Flaky(MemoryDestination):
 
     is_away = False
     is_locked = False
+    ignores_conditions = False
     hides: frozenset[str] = frozenset()
 
     def __init__(self, name: str) -> None:
@@ -46,6 +47,8 @@ class Flaky(MemoryDestination):
 
     def create(self, name: str, data: bytes | memoryview) -> None:
         self._check()
+        if self.ignores_conditions:
+            super().delete(name)
         super().create(name, data)
 
     def list(self, prefix: str) -> list[Any]:
@@ -162,6 +165,21 @@ def test_the_backup_of_an_empty_state_has_its_manifest_proven_too(node: Node) ->
     assert (record.keys, record.destinations) == (0, ("local", "s3"))
     assert record.manifest != b""
     assert node.listed(record).found == {5: ("local", "s3")}
+
+
+def test_what_was_begun_before_is_not_taken_again(node: Node) -> None:
+    """Where a store ignores conditions, that would replace a complete backup by another one."""
+    record = node.completed()
+    before = {
+        name: node.places["s3"].get(name, size_max=1 << 20) for name in node.objects("s3", record)
+    }
+    node.checkpoint({b"later": b"1"})
+    for place in node.places.values():
+        place.ignores_conditions = True
+    assert "it was begun before" in node.take(begun(5)).error
+    assert node.listed(record).found == {5: ("local", "s3")}
+    for name, data in before.items():
+        assert node.places["s3"].get(name, size_max=1 << 20) == data
 
 
 def test_a_destination_that_is_away_fails_alone(node: Node) -> None:
@@ -304,6 +322,7 @@ def test_other_bytes_under_the_same_name_are_a_conflict(node: Node) -> None:
     run = names.run_name(LINEAGE, record.label, 0)
     for place in node.places.values():
         place.create(run, b"another cluster's")
+        place.hides = frozenset({run})
     taken = node.take(record)
     assert "other bytes are stored under this name" in taken.error
     assert [type(error) for error in node.errors[:2]] == [RepositoryConflict] * 2

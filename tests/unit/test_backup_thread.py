@@ -34,20 +34,20 @@ WAIT_S = 20
 class Bench:
     """A node's threads of backups; what they call is done by `run`."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, second: Path | None = None, **settings: Any) -> None:
         self.node = BackedUpNode()
         self.node.write({b"key %d" % i: bytes(1000) for i in range(300)})
         order = self.node.order()
         self.record = BackupRecord(
             order.id, "full", 0, order.id, LINEAGE, 1, "running", ("local",), order.started_us
         )
-        self.folder = folder
+        places = {"local": str(folder)} | ({"second": str(second)} if second else {})
         self.calls: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]]
         self.calls = queue.SimpleQueue()
         self.events: list[HaEvent] = []
         self.failures: list[BaseException] = []
         self.threads = BackupThread(
-            BackupConfig(destinations={"local": str(folder)}, retry_s=1, **settings),
+            BackupConfig(destinations=places, retry_s=1, **settings),
             Owner(node_id=1, cluster_name="c"),
             self.node.source,
             self.node.spool,
@@ -132,16 +132,22 @@ def test_a_node_that_stops_does_not_wait_for_a_slow_backup(tmp_path: Path) -> No
     assert not closer.is_alive()
 
 
-def test_a_conflict_is_an_event(bench: Bench) -> None:
-    run = names.run_name(LINEAGE, bench.record.label, 0)
-    path = bench.folder / run
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"another cluster's")
-    bench.take()
-    bench.run(lambda: bool(bench.taken))
-    assert "other bytes" in bench.taken[0].error
-    (event,) = [event for event in bench.events if isinstance(event, RepositoryConflicted)]
-    assert (event.destination, event.object_name) == ("local", run)
+def test_a_conflict_is_an_event(bench: Bench, tmp_path: Path) -> None:
+    """Another repository lies where this one should."""
+    name = names.repository_name()
+    for folder, letter in (("repository", "a"), ("other", "b")):
+        path = tmp_path / folder / name
+        path.parent.mkdir()
+        path.write_bytes(
+            b'{"format": 1, "id": "%s", "encryption": "none", "created_us": 1}'
+            % (letter.encode() * 32)
+        )
+    other = Bench(tmp_path / "repository", second=tmp_path / "other")
+    other.take()
+    other.run(lambda: bool(other.taken))
+    other.threads.close()
+    (event,) = [event for event in other.events if isinstance(event, RepositoryConflicted)]
+    assert (event.destination, event.object_name) == ("second", name)
 
 
 def test_a_mistake_in_the_code_ends_the_node(bench: Bench) -> None:

@@ -85,16 +85,9 @@ class Backups:
         self._host = host
         self._now = clock.monotonic
         self._is_able = config.backup is not None
-        now = self._now()
+        backup, reply, now = config.backup, self._reply, self._now()
         self._leading = Leading(
-            core,
-            state,
-            host,
-            config.backup,
-            log_clock,
-            comparison=comparison,
-            reply=self._reply,
-            now=now,
+            core, state, host, backup, log_clock, comparison=comparison, reply=reply, now=now
         )
         self._taker = Taker(
             core, state, host, checkpoints, self._propose_end, is_able=self._is_able

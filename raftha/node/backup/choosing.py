@@ -14,7 +14,7 @@ full one is taken, and its record says why.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from raftha.config.backup import BackupConfig
@@ -29,6 +29,8 @@ from raftha.storage.state.catalog import (
 
 RETRY_S, RETRY_MAX_S = 60, 3600
 RETRY_TIMES = 3
+AGAIN_S = 86_400
+"""A destination where the last full backup failed has no other one begun before this time."""
 CHAIN_MAX = 28
 """Incremental backups after a full one."""
 RESTORE_BYTES_PER_S = 150_000_000
@@ -94,13 +96,19 @@ def choose(
     now_us: int,
     wanted: str,
     candidates: Sequence[Candidate],
+    unreachable: Collection[str] = (),
 ) -> Choice | None:
-    """Choose a backup and its taker; None if no member can take one. `wanted` is a mode."""
+    """Choose a backup and its taker; None if no member can take one.
+
+    `wanted` is a mode. `unreachable` are the destinations that couldn't be listed lately.
+    """
     failed = failures(catalog)
     able = _ranked(config, candidates, {record.node for record in failed})
     if not able:
         return None
-    reason = _why_full(config, catalog, lineage, now_us) if wanted != FULL else "asked for"
+    reason = "asked for"
+    if wanted != FULL:
+        reason = _why_full(config, catalog, lineage, now_us, unreachable)
     if reason:
         return _full(config, able, "" if wanted == FULL else reason)
     parent = _parent(catalog, lineage, wanted)
@@ -157,7 +165,13 @@ def lacking(config: BackupConfig, catalog: Catalog, lineage: str) -> tuple[str, 
     return tuple(sorted(set(config.destinations) - set(_holders(config, catalog, newest))))
 
 
-def _why_full(config: BackupConfig, catalog: Catalog, lineage: str, now_us: int) -> str:
+def _why_full(
+    config: BackupConfig,
+    catalog: Catalog,
+    lineage: str,
+    now_us: int,
+    unreachable: Collection[str],
+) -> str:
     """Why a full backup is due; "" if an incremental or differential one will do."""
     newest = catalog.newest(lineage)
     if newest is None:
@@ -168,8 +182,12 @@ def _why_full(config: BackupConfig, catalog: Catalog, lineage: str, now_us: int)
         return f"the last full one is {config.full_every_days:g} days old"
     if not _holders(config, catalog, newest):
         return f"no destination that is configured has all that {newest.label} builds on"
-    lacked = lacking(config, catalog, lineage)
-    if lacked and not any(_names(error) in lacked for error in newest.errors):
+    lacked = [
+        name
+        for name in lacking(config, catalog, lineage)
+        if name not in unreachable and not _has_just_failed(name, base, now_us)
+    ]
+    if lacked:
         return f"{', '.join(lacked)} lacks what {newest.label} builds on"
     if len(chain) > CHAIN_MAX:
         return f"{CHAIN_MAX} backups build on the last full one"
@@ -185,6 +203,7 @@ def _why_full(config: BackupConfig, catalog: Catalog, lineage: str, now_us: int)
     return ""
 
 
-def _names(error: str) -> str:
-    """The destination in an error of `BackupRecord.errors`."""
-    return error.partition(":")[0]
+def _has_just_failed(name: str, base: BackupRecord, now_us: int) -> bool:
+    """Whether the last full backup couldn't be put there, less than a day ago."""
+    has_failed = any(error.partition(":")[0] == name for error in base.errors)
+    return has_failed and now_us - base.began_us < AGAIN_S * _SECOND

@@ -348,7 +348,13 @@ class Leading:
         assert self._config is not None
         lineage, catalog = self._core.membership.lineage, self._state.catalog
         choice: Choice | None = choose(
-            self._config, catalog, lineage, self.now_us(), mode, self._candidates(now)
+            self._config,
+            catalog,
+            lineage,
+            self.now_us(),
+            mode,
+            self._candidates(now),
+            self._upkeep.errors,
         )
         if choice is None or not lineage:
             return False
