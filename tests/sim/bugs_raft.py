@@ -229,15 +229,16 @@ def learners_count() -> list[Patch]:
 
 
 def quorum_of_the_old_members() -> list[Patch]:
-    """A leader counts the disks of those who were voters when it was elected."""
-    original = Leadership.on_membership
+    """A leader counts the disks of those who were voters when it was elected, too."""
+    original, present = Leadership.on_membership, Leadership._commit
 
     def on_membership(self: Leadership) -> None:
         original(self)
         if not hasattr(self, "_first"):
             self._first = self._log.membership  # type: ignore[attr-defined]
 
-    def commit(self: Leadership, _: Mapping[int, int]) -> None:
+    def commit(self: Leadership, counted: Mapping[int, int]) -> None:
+        present(self, counted)
         first: Membership = self._first  # type: ignore[attr-defined]
         matches = {peer: progress.match for peer, progress in self.progress.items()}
         matches[self.id] = self._log.persisted
