@@ -58,10 +58,13 @@ def refuse_unknown(
     unknown = sorted(str(name) for name in table if name not in settings)
     if not unknown:
         return
-    names = {inner: f"{name}.{inner}" for name, s in settings.items() for inner in _inner(s)}
-    names |= {name: name for name in settings}
+    names: dict[str, list[str]] = {}
+    for name, setting in settings.items():
+        for inner in _inner(setting):
+            names.setdefault(inner, []).append(f"{name}.{inner}")
+    names |= {name: [name] for name in settings}
     guesses = [
-        prefix + names[guess]
+        " or ".join(prefix + place for place in names[guess])
         for name in unknown
         if name not in hidden and (guess := closest(name, names))
     ]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raftha.config import MIB, HaConfig, ReplicationConfig, tables
+from raftha.config import MIB, BackupConfig, HaConfig, ReplicationConfig, tables
 from raftha.config.checks import (
     Address,
     Choice,
@@ -65,7 +65,7 @@ SETTINGS = [
     (config, setting)
     for config in (HaConfig, ReplicationConfig, ServerConfig)
     for setting in settings_of(config)
-    if setting.name not in ("ha", "replication", "on_event")
+    if setting.name not in ("ha", "replication", "backup", "on_event")
 ]
 
 
@@ -79,6 +79,7 @@ def companions(name: str, value: Any) -> dict[str, Any]:
         "max_wal_size": {"log_retention_bytes": 1 << 40},
         "log_retention_bytes": {"max_wal_size": MIB},
         "address": {"members": {"2": "127.0.0.1:7102"}} if value else {},
+        "backup_interval_hours": {"backup": {}},
     }
     return others.get(name, {})
 
@@ -98,7 +99,10 @@ def from_python(case: Case) -> Any:
         return ReplicationConfig(**own)
     if case.config is ServerConfig:
         return ServerConfig(**{"ha": HaConfig(**by_number(NODE)), "listen": "[::1]:1", **own})
-    return HaConfig(**by_number({**NODE, **companions(case.setting.name, case.value), **own}))
+    others = companions(case.setting.name, case.value)
+    if "backup" in others:
+        others = {**others, "backup": BackupConfig(**others["backup"])}
+    return HaConfig(**by_number({**NODE, **others, **own}))
 
 
 def by_number(table: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +212,8 @@ def test_a_float_without_bounds_must_still_be_finite() -> None:
     ("table", "hint"),
     [
         ({"heartbeat_interval": 5}, "did you mean heartbeat_interval_ms?"),
-        ({"mode": "sync"}, "did you mean replication.mode?"),
+        ({"mode": "sync"}, "did you mean replication.mode or backup.mode?"),
+        ({"ack_timeout": 5}, "did you mean replication.ack_timeout_ms?"),
         ({"replication": {"max_lag": 5}}, "did you mean replication.max_lag_ms?"),
         ({"colour": "red"}, "known are address, auto_failover"),
     ],
