@@ -29,13 +29,7 @@ from raftha.core import (
     Write,
 )
 from raftha.entry import HardState, LogPosition
-from raftha.errors import (
-    Corrupt,
-    Disconnected,
-    StorageFailed,
-    StorageFull,
-    UpgradeRequired,
-)
+from raftha.errors import Corrupt, Disconnected, StorageFailed, StorageFull, UpgradeRequired
 from raftha.events import HaEvent, LeaderLost, Removed, ReplicaBehindLog, RoleChanged
 from raftha.membership import Membership
 from raftha.net import introductions as introduction
