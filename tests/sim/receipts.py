@@ -3,7 +3,8 @@
 Theory of operation. A named node has the entry, as far as the invariants know its disk. Now and
 then one of the named nodes is treated as if it lost power at this very moment, with all unsynced
 data, and its log is recovered from the rest. Members whose disks have rotted, or that have lost
-their logs or directories since, are no witnesses: a receipt can't know of that.
+their logs or directories since, or got back earlier copies of them, are no witnesses: a receipt
+can't know of that.
 
 A caller that wants more than a majority gets a receipt only if it names so many voters, by the
 membership of the releasing node; and its regions are those of the named nodes.
@@ -73,7 +74,8 @@ class Receipts:
             raise Violation(f"{acked_by} are not {wanted} of the voters {sorted(electorate)}")
 
     def _check_holder(self, holder: Member, entry: Entry) -> None:
-        if holder.is_rotten or holder.node_files.healing_generation or holder.incarnation > 1:
+        has_lost = holder.is_rotten or holder.is_put_back or holder.incarnation > 1
+        if has_lost or holder.node_files.healing_generation:
             return
         disk = holder.disk.without_power()
         salts = itertools.count(1)

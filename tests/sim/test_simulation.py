@@ -42,6 +42,7 @@ KEPT = {
     660129: "a member whose log has only its cluster's founding campaigns unasked",
     660162: ALTERED,
     660509: ALTERED,
+    20261128045: "a receipt names a member whose directory was put back since",
     1475: "a member that operators add in the end has a build that is too old for the cluster",
 }
 """Seeds that have failed, and what came up."""
