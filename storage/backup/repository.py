@@ -101,7 +101,7 @@ class Repository:
             self.admit(destination)
 
     def refresh_keys(self) -> None:
-        """Read key files anew: another node may have made a data key."""
+        """Read the key files again: another node may have made a data key."""
         if self.is_encrypted:
             for destination in self.destinations.values():
                 self._wrapped |= _read_keys(destination, self.id)

@@ -14,7 +14,7 @@ What must hold, by the committed log (`ledger.py`):
     missing            nothing is called missing that is there
     deletion           nothing is deleted of a backup that wasn't retired before
     forgotten          what is forgotten has no objects any more
-    other lineages     nobody touches what belongs to another cluster
+    other lineages     nothing is done to what belongs to another cluster
     catalogs           all members have the same, and it is the ledger's
     recovery           when all faults are over, a new backup is completed
 """
