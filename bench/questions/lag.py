@@ -85,9 +85,9 @@ def pause(run: Run, mode: str, load: Load, cluster: LocalCluster, worker: Worker
         loading = thread.submit(worker.ask, load.as_dict())
         try:
             # The load lasts so long: a third before, a third during, a third after the pause.
-            time.sleep(load.seconds / 3)
+            time.sleep(load.seconds / 3)  # The part before the pause.
             cluster.pause(PAUSED)
-            time.sleep(load.seconds / 3)
+            time.sleep(load.seconds / 3)  # The pause itself.
         finally:
             cluster.resume(PAUSED)
         resumed = time.perf_counter()

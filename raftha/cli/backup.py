@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -115,7 +114,7 @@ def _wait(asked: Asked, request: tuple[str | int, ...], timeout_s: float, show: 
         taking: Future[int] = pool.submit(ask, asked, request, timeout_s)
         task = bar.add_task("preparing", total=None)
         while not taking.done():
-            time.sleep(POLL_S)
+            wait([taking], POLL_S)
             _advance(asked, bar, task)
         return taking.result()
 

@@ -102,7 +102,7 @@ def _back_up(cluster: LocalCluster, mode: str) -> dict[str, Any]:
         except BackupInProgress:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.1)
+            time.sleep(0.1)  # Poll: the backup that is due at once ends.
     told = json.loads(call(address, ("RAFTHA", "BACKUPS"), 30.0))
     found: dict[str, Any] = next(each for each in told["backups"] if each["id"] == backup_id)
     if found["mode"] != mode:
