@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftha import config, events
 from raftha.api.backup import BackupOrchestrator
-from raftha.config import BackupConfig, HaConfig, ReplicationConfig, RetentionPolicy
+from raftha.config import BackupConfig, HaConfig, PitrConfig, ReplicationConfig, RetentionPolicy
 from raftha.errors import (
     AcknowledgementTimeout,
     BackupFailed,
@@ -124,6 +124,7 @@ __all__ = [
     "Missing",
     "NotAvailable",
     "Overloaded",
+    "PitrConfig",
     "Put",
     "RafthaError",
     "Receipt",

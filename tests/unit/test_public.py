@@ -15,12 +15,12 @@ Acknowledgement AcknowledgementTimeout AsyncEventStream BackupConfig BackupFaile
 BackupMode BackupOrchestrator BackupResult BackupState BackupVerification CommandFailed ConfigError
 Corrupt Delete DestinationCheck Digest Disconnected Equals EventKind EventStream Exists
 FireForgetCounts Forked Get HaConfig HaEvent HaManager HaStatus Health Indeterminate InvalidRequest
-KeyMissing MembershipChangePending Missing NotAvailable Overloaded Put RafthaError Receipt Rejected
-ReplicaState ReplicaStatus ReplicaTooSlow ReplicationConfig ReplicationManager ReplicationMode
-ReplicationState RepositoryConflict RepositoryError RepositoryUnavailable RequestTimeout
-RetentionDecision RetentionFate RetentionPolicy SessionExpired StateMachine Stopped StorageError
-StorageFailed StorageFull Transaction TransferFailed Unavailable UpgradePending UpgradeRequired
-__version__ aio command config events
+KeyMissing MembershipChangePending Missing NotAvailable Overloaded PitrConfig Put RafthaError
+Receipt Rejected ReplicaState ReplicaStatus ReplicaTooSlow ReplicationConfig ReplicationManager
+ReplicationMode ReplicationState RepositoryConflict RepositoryError RepositoryUnavailable
+RequestTimeout RetentionDecision RetentionFate RetentionPolicy SessionExpired StateMachine Stopped
+StorageError StorageFailed StorageFull Transaction TransferFailed Unavailable UpgradePending
+UpgradeRequired __version__ aio command config events
 """
 
 LAZY = {
