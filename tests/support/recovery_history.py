@@ -117,6 +117,7 @@ class History:
         self.archived = last.index
         self.spool = Spool(SimulatedDisk(Random(1)), "/spool", 1 << 24, state.applied)
         self.newest: TakeResult | None = None
+        self.base: TakeResult | None = None
         self.numbers = count(1)
 
     def membership(self) -> Membership:
@@ -129,7 +130,7 @@ class History:
         payload = encode_group(opening(self.rng.getrandbits(60)))
         entry = self.entry(EntryKind.BATCH, payload)
         del entry
-        self.session = self.opened
+        self.session, self.number = self.opened, 0
 
     # ---------------------------------------------------------------- the log
 
@@ -181,14 +182,17 @@ class History:
         for _ in range(self.rng.choice([1, 1, 2])):
             commands = self.commands(number or self.rng.randrange(1, 6))
             packed = [command.packed for command in commands]
-            payload += encode_group(group(self.session, next(self.numbers), packed))
+            self.number = next(self.numbers)
+            payload += encode_group(group(self.session, self.number, packed))
             all_commands += commands
         return self.entry(EntryKind.BATCH, payload, all_commands)
 
     def repeat(self) -> None:
         """A group that was applied before comes again: it keeps its numbers and changes nothing."""
         nothing = [Command(pack_put(b"never", b"1"), "fail", b"never")]
-        payload = encode_group(group(self.session, 1, [c.packed for c in nothing]))
+        if not self.number:
+            return
+        payload = encode_group(group(self.session, self.number, [c.packed for c in nothing]))
         self.entry(EntryKind.BATCH, payload, nothing)
 
     def fail_over(self) -> None:
@@ -260,8 +264,9 @@ class History:
             self.write()
         self.checkpoint()
         parent = None
-        if mode != "full" and self.newest is not None:
-            parent = StoredManifest(self.newest.manifest, self.newest.manifest_sha256)
+        before = self.newest if mode == "incremental" else self.base
+        if mode != "full" and before is not None:
+            parent = StoredManifest(before.manifest, before.manifest_sha256)
         order = TakeOrder(
             id=begin.index,
             label=names.label(begin.time_us, LETTERS[mode], begin.index),
@@ -279,6 +284,8 @@ class History:
         )
         source = StoreSource(self.store, self.spool)
         self.newest = take(order, source, self.repository, hooks)
+        if mode == "full":
+            self.base = self.newest
         return self.newest
 
     # ---------------------------------------------------------------- forks
@@ -376,7 +383,7 @@ class History:
         """The state as of a moment."""
         versions = self.own_versions(lineage or self.lineage)
         if target.sequence is not None:
-            return next(v for v in versions if v.sequence >= target.sequence)
+            return next(v for v in versions if v.sequence == target.sequence)
         if target.time_us is not None:
             return versions[bisect_right([v.time_us for v in versions], target.time_us) - 1]
         return versions[-1]
