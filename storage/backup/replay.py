@@ -51,7 +51,7 @@ from raftha.storage.backup.timeline import Part, begin_lineage, read_timeline
 from raftha.storage.backup.uploads import BackupCancelled
 from raftha.storage.state.blocks import encode_pairs
 from raftha.storage.state.machine import StateMachine
-from raftha.storage.state.meta import move_meta, read_meta
+from raftha.storage.state.meta import MetaFacts, move_meta, read_meta
 from raftha.storage.state.state import Frozen, State
 from raftha.storage.state.store import Store, StoreDigest
 
@@ -67,10 +67,12 @@ class ReplayHooks:
     """What a recovery needs of its surroundings.
 
     `on_progress` gets how much was done of how much there is to do, in bytes of pairs and of
-    segments. `skips` are the entries that operators had the cluster skip, hashes by index.
+    segments; `on_step` each step of the module's docstring once it is done. `skips` are the entries
+    that operators had the cluster skip, hashes by index.
     """
 
     on_progress: Callable[[int, int], None] = lambda done, total: None
+    on_step: Callable[[int], None] = lambda step: None
     is_wanted: Callable[[], bool] = lambda: True
     pool: Callable[[str, int], Pool] = serial_pool
     monotonic: Callable[[], float] = monotonic
@@ -115,6 +117,23 @@ def build_image(
     stores = FolderStores(place) if isinstance(place, Path) else place
     building = _Building(plan, repository, stores, machine, hooks or ReplayHooks())
     return building.run()
+
+
+def check_machine(plan: RecoveryPlan, machine: StateMachine | None) -> None:
+    """UpgradeRequired if log is to be replayed, and there is no state machine for its commands."""
+    if machine is None:
+        for each in plan.all_plans():
+            if each.needs_replay and each.backup.commands:
+                raise UpgradeRequired(
+                    "the log has commands of a state machine", hint=_machine_hint(each)
+                )
+
+
+def _machine_hint(plan: RecoveryPlan) -> str:
+    return (
+        f"name the class of the state machine, as module:Class; it was {plan.backup.machine}. "
+        "Without it backups can be restored, but no moment between them"
+    )
 
 
 class _Built(NamedTuple):
@@ -221,31 +240,40 @@ class _Replay:
     def run(self) -> Image:
         """All steps of the module's docstring."""
         begun = self._hooks.monotonic()
-        self._restore_base()
-        begun = self._building.spend("restore", begun)
+        facts = self._restore_base()
+        position, membership = facts.position, facts.membership
+        begun = self._done(1, "restore", begun)
         self._store = self._building.stores.open(self._name)
         try:
-            self._open_state()
-            self._replay()
-            begun = self._building.spend("replay", begun)
+            if self._plan.needs_replay:
+                self._open_state()
+                self._replay()
+                position, membership = self._state.applied, self._state.membership
+            begun = self._done(2, "replay", begun)
             digest = self._digest()
-            self._building.spend("digest", begun)
-            state = self._state
-            return Image(
-                digest=digest.hex,
-                keys=digest.keys,
-                position=state.applied,
-                membership=state.membership,
-                checked=tuple(dict.fromkeys(self._checked)),
-                seconds=self._building.seconds,
-            )
+            if not self._plan.needs_replay:
+                self._compare(digest, self._plan.backup)
+            self._done(3, "digest", begun)
         finally:
             self._writer.shutdown(cancel_futures=True)
             self._store.close()
+        return Image(
+            digest=digest.hex,
+            keys=digest.keys,
+            position=position,
+            membership=membership,
+            checked=tuple(dict.fromkeys(self._checked)),
+            seconds=self._building.seconds,
+        )
+
+    def _done(self, step: int, phase: str, begun: float) -> float:
+        if self._name == STATE:
+            self._hooks.on_step(step)
+        return self._building.spend(phase, begun)
 
     # ---------------------------------------------------------------- the base
 
-    def _restore_base(self) -> None:
+    def _restore_base(self) -> MetaFacts:
         plan, building = self._plan, self._building
         pool = self._hooks.pool("fetch", FETCHERS)
         builder = building.stores.build(self._name, plan.links[0].manifest.size_bytes)
@@ -258,8 +286,9 @@ class _Replay:
                 else:
                     builder.change(self._watched(read))
             whole = meta.join()
-            self._check_meta(whole)
+            facts = self._check_meta(whole)
             builder.finish(whole)
+            return facts
         finally:
             builder.close()
             pool.shutdown(cancel_futures=True)
@@ -281,12 +310,14 @@ class _Replay:
         finally:
             hashing.close()
 
-    def _check_meta(self, meta: bytes) -> None:
+    def _check_meta(self, meta: bytes) -> MetaFacts:
         manifest = self._plan.backup
         name = names.manifest_name(manifest.lineage, manifest.label)
         try:
-            if read_meta(meta).position != manifest.position:
+            facts = read_meta(meta)
+            if facts.position != manifest.position:
                 raise ValueError("its meta is of another position")
+            return facts
         except ValueError as error:
             raise BackupDamaged(str(error), object_name=name) from error
 
@@ -309,8 +340,6 @@ class _Replay:
 
     def _replay(self) -> None:
         plan = self._plan
-        if not plan.needs_replay:
-            return
         reader = LogReader(
             self._building.shelf,
             plan.history,
@@ -456,13 +485,9 @@ def _explained(state: Callable[[], State], plan: RecoveryPlan) -> Iterator[None]
     try:
         yield
     except UpgradeRequired as error:
-        taken_with = plan.backup.machine
         raise UpgradeRequired(
             f"the log can't be applied: {error}",
-            hint=f"name the state machine that it was written with ({taken_with}), of a version "
-            "that has these commands"
-            if taken_with
-            else "use the build of raftha that wrote it",
+            hint=_machine_hint(plan) if plan.backup.machine else "use the build that wrote it",
         ) from error
     except (MemoryError, RecursionError, OSError, AssertionError, ValueError) as error:
         entry = state().applying

@@ -1,4 +1,4 @@
-"""Any moment of any history: a recovery has the state that the oracle kept, or says what is missing.
+"""Any moment of any history: a recovery has the state that an oracle kept, or says what lacks.
 
 A history is made at random: writes with user commands, backups, log in overlapping segments of both
 levels, other leaders, restores into new lineages, forks. Then targets at random, by sequence and by
@@ -7,6 +7,7 @@ time, also between stamps and within entries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from random import Random
 
@@ -15,7 +16,7 @@ import pytest
 from raftha.errors import ArchiveGap, SeveralLineages, TargetUnreachable
 from raftha.storage.backup.planner import window
 from raftha.storage.backup.recovery import Target
-from tests.support.recovery_history import START_US, History
+from tests.support.recovery_history import START_US, History, Version
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ def history_of(rng: Random, steps: int = 120) -> History:
     history = History(rng)
     history.write()
     history.backup(late=rng.randrange(3))
-    weights = {
+    weights: dict[Callable[[], object], float] = {
         history.write: 60,
         history.repeat: 3,
         history.fail_over: 4,
@@ -83,7 +84,7 @@ def test_random_targets_are_recovered_as_the_oracle_kept_them(seed: int) -> None
 
 def check(history: History, target: Target, rng: Random) -> bool:
     """Recover a target, by default and in each lineage that may be meant."""
-    lineages = ("",)
+    lineages: tuple[str, ...] = ()
     try:
         found = history.recovered(target)
     except SeveralLineages as error:
@@ -108,7 +109,8 @@ def check(history: History, target: Target, rng: Random) -> bool:
     return True
 
 
-def version_at(history: History, target: Target, lineage: str):  # type: ignore[no-untyped-def]
+def version_at(history: History, target: Target, lineage: str) -> Version | None:
+    """What the oracle kept, if this lineage has the target."""
     try:
         return history.at(target, lineage)
     except StopIteration:
