@@ -96,6 +96,8 @@ __all__ = [
 
 PROTOCOL = 7
 """The first protocol with a catalog."""
+RECOVERY_PROTOCOL = 8
+"""The first protocol with an archive of the log, and with recovery to an earlier moment."""
 RECORDS_MAX = 1000
 MARKS_MAX = 1000
 GONE_MAX = 1000

@@ -397,6 +397,11 @@ class State:
         """Whether the cluster uses a protocol that has a catalog of backups."""
         return self.versions is not None and self.versions.protocol >= catalog.PROTOCOL
 
+    @property
+    def has_recovery(self) -> bool:
+        """Whether the cluster uses a protocol with an archive of the log, and recovery from it."""
+        return self.versions is not None and self.versions.protocol >= catalog.RECOVERY_PROTOCOL
+
     def _apply_admin(self, entry: Entry) -> None:
         what, fields = decode_admin(bytes(entry.payload))
         if what == VERSIONS:

@@ -435,3 +435,16 @@ def test_a_start_checks_the_changes_of_the_catalog_that_it_is_about_to_apply() -
     later = bench.log.add(EntryKind.ADMIN, msgpack.packb([1, "restore", 6]))
     with pytest.raises(UpgradeRequired):
         bench.state.check_supported([later])
+
+
+@pytest.mark.parametrize(("protocol", "has_recovery"), [(6, False), (7, False), (8, True)])
+def test_what_came_with_protocol_8_waits_until_the_cluster_uses_it(
+    protocol: int, has_recovery: bool
+) -> None:
+    bench = Bench()
+    bench.state.versions = None
+    assert not bench.state.has_recovery
+    bench.state.apply(
+        bench.log.add(EntryKind.ADMIN, encode_versions(Versions(protocol, 1, frozenset())))
+    )
+    assert bench.state.has_recovery is has_recovery
