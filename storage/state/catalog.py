@@ -19,6 +19,7 @@ replicas agree. A refused entry changes nothing, and its proposer learns why (`v
     pin       accepted if it is completed: it can't be retired until then (0: until it is unpinned)
     unpin
     mark      names the moment of the entry
+    point     makes an earlier moment a recovery point: accepted if it is after the last one
 
 A chain is a backup, its parent, the parent's parent, up to a full backup. It is whole if all of
 them are completed. A backup and its parent are of one lineage.
@@ -55,7 +56,9 @@ from raftha.storage.state.catalog_changes import (
     Found,
     Mark,
     MarkNow,
+    NotePoint,
     Pin,
+    Point,
     Retire,
     Unpin,
     build,
@@ -85,7 +88,9 @@ __all__ = [
     "Found",
     "Mark",
     "MarkNow",
+    "NotePoint",
     "Pin",
+    "Point",
     "Retire",
     "Unpin",
     "Verdict",
@@ -100,6 +105,10 @@ RECOVERY_PROTOCOL = 8
 """The first protocol with an archive of the log, and with recovery to an earlier moment."""
 RECORDS_MAX = 1000
 MARKS_MAX = 1000
+POINTS_MAX = 1000
+FIELDS, FIELDS_BEFORE = 6, 5
+"""With recovery points, and without them: before the cluster uses the protocol that has them."""
+ROWS_MAX = max(RECORDS_MAX, MARKS_MAX, POINTS_MAX)
 GONE_MAX = 1000
 """Ids of deleted backups that are remembered."""
 
@@ -134,6 +143,7 @@ class Catalog:
         self._running = 0
         self._gone: tuple[int, ...] = ()
         self._marks: list[Mark] = []
+        self._points: list[Point] = []
 
     # ---------------------------------------------------------------- what it says
 
@@ -151,6 +161,10 @@ class Catalog:
     def marks(self) -> tuple[Mark, ...]:
         """The named moments, the oldest first."""
         return tuple(self._marks)
+
+    def points(self) -> tuple[Point, ...]:
+        """The recovery points, the oldest first."""
+        return tuple(self._points)
 
     @property
     def running(self) -> BackupRecord | None:
@@ -349,6 +363,15 @@ class Catalog:
         self._marks.append(Mark(change.name, at.index, at.last_sequence, at.time_us))
         del self._marks[:-MARKS_MAX]
 
+    def _point(self, change: NotePoint, at: LogPosition) -> None:
+        last = self._points[-1].index if self._points else 0
+        if not last < change.index < at.index or change.sequence > at.last_sequence:
+            raise _Refused("a recovery point is of an entry between the last one and its own")
+        if change.agreed > change.voters or bool(change.digest) is not (change.agreed > 0):
+            raise _Refused("a recovery point has a digest if members agreed on one")
+        self._points.append(Point(at.index, *change))
+        del self._points[:-POINTS_MAX]
+
     def _put(self, record: BackupRecord) -> None:
         self._records[record.id] = record
         if record.state == RUNNING:
@@ -363,23 +386,27 @@ class Catalog:
 
     # ---------------------------------------------------------------- in the checkpoint's meta
 
-    def dump(self) -> list[Any]:
-        """Return the fields as msgpack can pack them, the same on all replicas. Any thread may."""
-        return [
+    def dump(self, *, has_recovery: bool = False) -> list[Any]:
+        """Return the fields as msgpack can pack them, the same on all replicas. Any thread may.
+
+        `has_recovery`: whether the cluster uses the protocol with recovery points.
+        """
+        fields = [
             self.changed_index,
             self.deleted_index,
             self._gone,
             self.records(),
             self.marks(),
         ]
+        return [*fields, self.points()] if has_recovery else fields
 
     @classmethod
     def load(cls, fields: Any) -> Catalog:
         """Return the catalog in the result of `dump`. ValueError if it is none."""
-        if type(fields) not in (list, tuple) or len(fields) != 5:
-            raise ValueError("a catalog has five fields")
+        if type(fields) not in (list, tuple) or len(fields) not in (FIELDS, FIELDS_BEFORE):
+            raise ValueError(f"a catalog has {FIELDS} fields")
         catalog = cls()
-        catalog.changed_index, catalog.deleted_index, gone, records, marks = fields
+        catalog.changed_index, catalog.deleted_index, gone, records, marks, *rest = fields
         if type(catalog.changed_index) is not int or type(catalog.deleted_index) is not int:
             raise ValueError("a catalog begins with numbers")
         catalog._gone = tuple(_rows(gone))
@@ -388,12 +415,14 @@ class Catalog:
         for each in _rows(records):
             catalog._put(load_record(each))
         catalog._marks = [build(Mark, each) for each in _rows(marks)]
+        for points in rest:
+            catalog._points = [build(Point, each) for each in _rows(points)]
         return catalog
 
 
 def _rows(fields: Any) -> Iterator[Any]:
-    if type(fields) not in (list, tuple) or len(fields) > max(RECORDS_MAX, MARKS_MAX):
-        raise ValueError("a catalog has lists of records and of marks")
+    if type(fields) not in (list, tuple) or len(fields) > ROWS_MAX:
+        raise ValueError("a catalog has lists of records, marks and points")
     yield from fields
 
 
@@ -407,4 +436,5 @@ _APPLY: dict[type[Any], Callable[..., None]] = {
     Pin: Catalog._pin,
     Unpin: Catalog._unpin,
     MarkNow: Catalog._mark,
+    NotePoint: Catalog._point,
 }

@@ -97,6 +97,27 @@ class Mark(NamedTuple):
     time_us: int
 
 
+class Point(NamedTuple):
+    """A moment of the log that the entry `noted` has made a recovery point.
+
+    `digest`: that of the whole state, which `agreed` of the `voters` had then; empty if the
+    members' states were not compared.
+    """
+
+    noted: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
+    sequence: int
+    time_us: int
+    digest: bytes
+    agreed: int
+    voters: int
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether a majority's states were compared, and were the same."""
+        return 2 * self.agreed > self.voters
+
+
 # ---------------------------------------------------------------- what an entry says
 
 
@@ -183,7 +204,18 @@ class MarkNow(NamedTuple):
     name: str
 
 
-Change = Begin | End | Adopt | Found | Retire | Deleted | Pin | Unpin | MarkNow
+class NotePoint(NamedTuple):
+    """The moment of an entry before this one is a recovery point, as in `Point`."""
+
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
+    sequence: int
+    time_us: int
+    digest: bytes
+    agreed: int
+    voters: int
+
+
+Change = Begin | End | Adopt | Found | Retire | Deleted | Pin | Unpin | MarkNow | NotePoint
 
 _WHATS: dict[str, type[Any]] = {
     "begin": Begin,
@@ -195,6 +227,7 @@ _WHATS: dict[str, type[Any]] = {
     "pin": Pin,
     "unpin": Unpin,
     "mark": MarkNow,
+    "point": NotePoint,
 }
 _NAMES = {cls: what for what, cls in _WHATS.items()}
 
@@ -203,7 +236,7 @@ def _kinds(cls: type[Any]) -> tuple[type, ...]:
     return tuple(get_origin(kind) or kind for kind in get_type_hints(cls).values())
 
 
-_KINDS = {cls: _kinds(cls) for cls in (*_NAMES, BackupRecord, Mark)}
+_KINDS = {cls: _kinds(cls) for cls in (*_NAMES, BackupRecord, Mark, Point)}
 
 
 def encode_change(change: Change) -> bytes:

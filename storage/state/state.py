@@ -22,9 +22,9 @@ repeated groups as before.
 
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
-    format version   6, or 5 until the cluster uses protocol 7, so that all members can go back to
-                     the build before; 5 has no catalog. Those before 5 were never released, and
-                     aren't read
+    format version   7; until the cluster uses protocol 8, so that all members can go back to the
+                     build before, 6, whose catalog has no recovery points; before protocol 7 it was
+                     5, without a catalog. Those before 5 were never released, and aren't read
     applied          [index, term, time_us, last_sequence, hash]
     membership       payload of the last MEMBERSHIP entry applied, nil if there was none
     sessions         see `raftha.storage.state.sessions`
@@ -73,7 +73,9 @@ from raftha.storage.state.versions import (
 
 __all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 
-META_VERSION = 6
+META_VERSION = 7
+META_WITH_CATALOG = 6
+"""Its catalog has no recovery points: written until the cluster uses the protocol that has them."""
 META_BEFORE = 5
 """Without a catalog: written until the cluster uses the protocol that has one."""
 DIGEST_BYTES = 32
@@ -111,7 +113,9 @@ class Frozen:
     @property
     def meta_version(self) -> int:
         """The format of the meta."""
-        return META_BEFORE if self._catalog_fields is None else META_VERSION
+        if self._catalog_fields is None:
+            return META_BEFORE
+        return META_VERSION if len(self._catalog_fields) == catalog.FIELDS else META_WITH_CATALOG
 
     @cached_property
     def meta(self) -> bytes:
@@ -383,7 +387,7 @@ class State:
             self.membership,
             self._sessions.freeze(),
             self.versions,
-            self.catalog.dump() if self.has_catalog else None,
+            self.catalog.dump(has_recovery=self.has_recovery) if self.has_catalog else None,
         )
 
     def checkpoint_done(self) -> None:
@@ -408,7 +412,8 @@ class State:
             self._raise_versions(load_versions(fields))
             return
         change = decode_change(what, fields)
-        assert self.has_catalog, "changes of the catalog wait for all members to know them"
+        is_known = self.has_recovery if isinstance(change, catalog.NotePoint) else self.has_catalog
+        assert is_known, "changes of the catalog wait for all members to know them"
         self.catalog.apply(change, entry.position)
 
     def _raise_versions(self, raised: Versions) -> None:
@@ -531,12 +536,12 @@ class State:
             raise self._store.corrupt("the checkpoint's meta is damaged")
         try:
             version, *fields = msgpack.unpackb(meta[4:], raw=False)
-            if version not in (META_BEFORE, META_VERSION):
+            if version not in (META_BEFORE, META_WITH_CATALOG, META_VERSION):
                 raise ConfigError(
                     f"the state is in format {version}; this raftha reads {META_VERSION}",
                     hint="use the version of raftha that wrote it; nothing is lost",
                 )
-            if version == META_VERSION:
+            if version != META_BEFORE:
                 self.catalog = Catalog.load(fields.pop())
             applied, self.membership, sessions, versions = fields
             self.applied, self._sessions = LogPosition(*applied), Sessions.load(sessions)

@@ -24,6 +24,7 @@ from raftha.storage.state.catalog import (
     End,
     Found,
     MarkNow,
+    NotePoint,
     Pin,
     Retire,
     Unpin,
@@ -66,6 +67,11 @@ CHANGES: st.SearchStrategy[Change] = st.one_of(
     st.builds(Pin, IDS, NAMES, st.integers(0, 40)),
     st.builds(Unpin, IDS, NAMES),
     st.builds(MarkNow, NAMES),
+    st.builds(
+        lambda index, agreed: NotePoint(index, 0, index, b"d" * agreed, agreed, 3),
+        IDS,
+        st.integers(0, 3),
+    ),
 )
 LOGS = st.lists(st.tuples(CHANGES, st.booleans()), max_size=40)
 
@@ -91,6 +97,8 @@ def check(catalog: Catalog, before: dict[int, BackupRecord], change: Change) -> 
         assert not was_retired or record.state == RETIRED
     for gone in before.keys() - now.keys():
         assert before[gone].state == RETIRED, "it is forgotten while its objects exist"
+    noted = [point.index for point in catalog.points()]
+    assert noted == sorted(set(noted))
     restorable = [r for r in before.values() if r.state == COMPLETED]
     if restorable and not any(r.state == COMPLETED for r in now.values()):
         assert isinstance(change, Found), "the last backup is given up"
@@ -106,7 +114,7 @@ def test_all_replicas_have_the_same_catalog(log: list[tuple[Change, bool]]) -> N
         for catalog in (one, other):
             catalog.apply(decode_change(*decode_admin(payload)), position(index))
         assert one.verdict == other.verdict
-        assert one.dump() == other.dump()
+        assert one.dump(has_recovery=True) == other.dump(has_recovery=True)
         check(one, before, change)
         if restarts:
-            other = Catalog.load(msgpack.unpackb(msgpack.packb(other.dump())))
+            other = Catalog.load(msgpack.unpackb(msgpack.packb(other.dump(has_recovery=True))))
