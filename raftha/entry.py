@@ -47,6 +47,9 @@ from typing import NamedTuple
 
 HASH_BYTES = 16
 ZERO_HASH = bytes(HASH_BYTES)
+ENTRY_BYTES_MAX = 8 << 20
+"""The largest entry accepted from another node. It fits into a segment of any configurable size.
+Leaders make smaller ones."""
 
 _ENTRY = struct.Struct("<QQQQ16sB3xI")
 _GROUP = struct.Struct("<QQQII")
