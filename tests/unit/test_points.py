@@ -191,14 +191,14 @@ def test_the_settings_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_due_point_is_compared_only_if_that_takes_a_hundredth_of_the_time() -> None:
     scene = make()
     write(scene)
-    scene.pass_time(60)
-    end_comparison(scene, after_s=5)
+    scene.pass_time(55)
+    end_comparison(scene, after_s=3)
     write(scene)
     scene.pass_time(61)
     assert not scene.comparing
     assert [point.is_consistent for point in points(scene)] == [True, False]
     assert points(scene)[-1].voters == 0
-    for _ in range(9):
+    for _ in range(7):
         write(scene)
         scene.pass_time(61)
     end_comparison(scene)
