@@ -20,13 +20,9 @@ from collections.abc import Sequence
 
 from raftha.core.durable_indexes import DurableIndexes
 from raftha.core.messages import Append
-from raftha.entry import Entry, EntryKind, LogPosition, follows
+from raftha.entry import ENTRY_BYTES_MAX, Entry, EntryKind, LogPosition, follows
 from raftha.events import MembershipChanged
 from raftha.membership import Membership
-
-ENTRY_BYTES_MAX = 8 << 20
-"""The largest entry accepted from another node. It fits into a segment of any configurable size.
-Leaders make smaller ones."""
 
 
 class LogMismatch(Exception):

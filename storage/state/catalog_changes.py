@@ -204,6 +204,41 @@ class MarkNow(NamedTuple):
     name: str
 
 
+class Prepare(NamedTuple):
+    """All members are to build the state as of command `to_sequence`: `recoveries.py`.
+
+    `request` tells it from other ones, also if it is repeated. `to_us`: the time of that command.
+    `backups`: the ids of those that the plan reads. `is_frozen`: 1 if writes stop at once. The
+    recovery is given up after `timeout_s`. `reason`: what was asked for.
+    """
+
+    request: int
+    lineage: str
+    to_sequence: int
+    to_us: int
+    backups: tuple[int, ...]
+    is_frozen: int
+    timeout_s: int
+    reason: str
+
+
+class Restore(NamedTuple):
+    """The state is now the one that was prepared, whose pairs have this digest.
+
+    It has an entry of a kind of its own, RESTORE, which counts as one command.
+    """
+
+    id: int
+    digest: str
+
+
+class Abort(NamedTuple):
+    """The recovery is given up; nothing has changed."""
+
+    id: int
+    error: str
+
+
 class NotePoint(NamedTuple):
     """The moment of an entry before this one is a recovery point, as in `Point`."""
 
@@ -215,7 +250,20 @@ class NotePoint(NamedTuple):
     voters: int
 
 
-Change = Begin | End | Adopt | Found | Retire | Deleted | Pin | Unpin | MarkNow | NotePoint
+RecoveryChange = Prepare | Restore | Abort
+Change = (
+    Begin
+    | End
+    | Adopt
+    | Found
+    | Retire
+    | Deleted
+    | Pin
+    | Unpin
+    | MarkNow
+    | NotePoint
+    | RecoveryChange
+)
 
 _WHATS: dict[str, type[Any]] = {
     "begin": Begin,
@@ -228,6 +276,9 @@ _WHATS: dict[str, type[Any]] = {
     "unpin": Unpin,
     "mark": MarkNow,
     "point": NotePoint,
+    "prepare": Prepare,
+    "restore": Restore,
+    "abort": Abort,
 }
 _NAMES = {cls: what for what, cls in _WHATS.items()}
 
@@ -236,7 +287,11 @@ def _kinds(cls: type[Any]) -> tuple[type, ...]:
     return tuple(get_origin(kind) or kind for kind in get_type_hints(cls).values())
 
 
-_KINDS = {cls: _kinds(cls) for cls in (*_NAMES, BackupRecord, Mark, Point)}
+_KINDS: dict[type[Any], tuple[type, ...]] = {}
+
+
+class Refused(Exception):
+    """A change that the catalog refuses, for this reason."""
 
 
 def encode_change(change: Change) -> bytes:
@@ -265,14 +320,16 @@ def _decode(what: str, fields: tuple[Any, ...]) -> Change:
         _check_names(change.destinations)
     if isinstance(change, End):
         _check_names(change.errors)
-    if isinstance(change, Retire | Deleted) and any(type(each) is not int for each in change.ids):
+    ids = change.ids if isinstance(change, Retire | Deleted) else ()
+    ids = change.backups if isinstance(change, Prepare) else ids
+    if any(type(each) is not int for each in ids):
         raise ValueError("the ids of backups are numbers")
     return change
 
 
 def build(cls: type[Any], fields: Any) -> Any:
     """A record of this class with these fields, whose types are checked. ValueError."""
-    kinds = _KINDS[cls]
+    kinds = _KINDS.get(cls) or _KINDS.setdefault(cls, _kinds(cls))
     if type(fields) not in (list, tuple) or len(fields) != len(kinds):
         raise ValueError(f"{cls.__name__} has {len(kinds)} fields")
     values = [tuple(v) if type(v) is list else v for v in fields]

@@ -51,6 +51,7 @@ from raftha.errors import ConfigError, UpgradeRequired
 from raftha.storage.state import catalog
 from raftha.storage.state.buffer import SORT_PIECE, Pair, SortedItems, WriteBuffer, overlay
 from raftha.storage.state.catalog import Catalog, decode_change
+from raftha.storage.state.catalog_changes import RecoveryChange, Restore
 from raftha.storage.state.commands import ARRAY_MAX, PUT, unpack_commands
 from raftha.storage.state.machine import (
     FAILED,
@@ -203,6 +204,8 @@ class State:
         self._is_counting = self._is_sorting = False
         self.applying: Entry | None = None
         """The entry that is being applied, or whose application has failed."""
+        self.is_restoring = False
+        """Whether only the meta counts: behind a RESTORE entry the pairs are others."""
         self.skips: Mapping[int, bytes] = {}
         """Hashes of entries whose commands are passed over, by index; see `directory/skips.py`."""
         self._buffer_bytes = 0
@@ -256,12 +259,15 @@ class State:
                     self.abilities.check(load_versions(fields))
                 else:
                     decode_change(what, fields)
+            elif entry.kind == EntryKind.RESTORE:
+                restore_of(entry)
 
     def apply(self, entry: Entry) -> list[Applied]:
         """Apply the next committed entry; return its groups' outcomes, in order.
 
         MemoryError, RecursionError, OSError, StorageError and UpgradeRequired leave this state
-        incomplete for good: the node must stop, and start again from its last checkpoint.
+        incomplete for good: the node must stop, and start again from its last checkpoint. A RESTORE
+        that is accepted isn't applied: see `restored.py`.
         """
         assert entry.index == self.applied.index + 1, "entries are applied in order, each once"
         assert entry.term >= self.applied.term, "terms never decrease along the log"
@@ -280,6 +286,9 @@ class State:
             self.membership = bytes(entry.payload)
         elif entry.kind == EntryKind.ADMIN:
             self._apply_admin(entry)
+        elif entry.kind == EntryKind.RESTORE:
+            self._apply_restore(entry)
+            sequence += 1
         elif entry.kind != EntryKind.NOOP:
             raise UpgradeRequired(f"this node doesn't know entries of kind {entry.kind}")
         assert sequence == entry.last_sequence, "an entry's groups have as many commands as it says"
@@ -381,8 +390,15 @@ class State:
         self._buffer = WriteBuffer(is_kept_sorted=self._frozen.is_scanned)
         self._buffer_bytes = 0
         self._census = None
+        return self._frozen_as(SortedItems(self._frozen))
+
+    def meta_now(self) -> bytes:
+        """Return the meta that a checkpoint would have now."""
+        return self._frozen_as(SortedItems(WriteBuffer())).meta
+
+    def _frozen_as(self, items: SortedItems) -> Frozen:
         return Frozen(
-            SortedItems(self._frozen),
+            items,
             self.applied,
             self.membership,
             self._sessions.freeze(),
@@ -412,9 +428,19 @@ class State:
             self._raise_versions(load_versions(fields))
             return
         change = decode_change(what, fields)
-        is_known = self.has_recovery if isinstance(change, catalog.NotePoint) else self.has_catalog
+        if isinstance(change, Restore):
+            raise UpgradeRequired(f"entry {entry.index} restores, and is not of that kind")
+        is_new = isinstance(change, catalog.NotePoint | RecoveryChange)
+        is_known = self.has_recovery if is_new else self.has_catalog
         assert is_known, "changes of the catalog wait for all members to know them"
         self.catalog.apply(change, entry.position)
+
+    def _apply_restore(self, entry: Entry) -> None:
+        """Apply a RESTORE that is refused, or only the meta of one that is accepted."""
+        assert self.has_recovery, "recoveries wait for all members to know them"
+        self.catalog.apply(restore_of(entry), entry.position)
+        is_refused = bool(self.catalog.verdict.refusal)
+        assert is_refused or self.is_restoring, "behind a RESTORE the pairs are others"
 
     def _raise_versions(self, raised: Versions) -> None:
         """The cluster uses these from here on, and what it used before."""
@@ -548,3 +574,11 @@ class State:
             self.versions = None if versions is None else Versions.load(versions)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise self._store.corrupt(f"the checkpoint's meta can't be read: {error}") from error
+
+
+def restore_of(entry: Entry) -> Restore:
+    """Return what a RESTORE entry says. UpgradeRequired if this version doesn't know it."""
+    change = decode_change(*decode_admin(bytes(entry.payload)))
+    if not isinstance(change, Restore):
+        raise UpgradeRequired(f"entry {entry.index} is of kind RESTORE, and restores nothing")
+    return change

@@ -15,6 +15,7 @@ from raftha.storage.state.catalog import (
     MISSING,
     RETIRED,
     RUNNING,
+    Abort,
     Adopt,
     BackupRecord,
     Begin,
@@ -26,6 +27,8 @@ from raftha.storage.state.catalog import (
     MarkNow,
     NotePoint,
     Pin,
+    Prepare,
+    Restore,
     Retire,
     Unpin,
     decode_change,
@@ -68,6 +71,13 @@ CHANGES: st.SearchStrategy[Change] = st.one_of(
     st.builds(Unpin, IDS, NAMES),
     st.builds(MarkNow, NAMES),
     st.builds(
+        lambda to, backups: Prepare(7, "a" * 32, to, 1, backups, 0, 60, ""),
+        IDS,
+        st.lists(IDS, max_size=2).map(tuple),
+    ),
+    st.builds(Restore, IDS, st.sampled_from(("", "d"))),
+    st.builds(Abort, IDS, NAMES),
+    st.builds(
         lambda index, agreed: NotePoint(index, 0, index, b"d" * agreed, agreed, 3),
         IDS,
         st.integers(0, 3),
@@ -95,6 +105,9 @@ def check(catalog: Catalog, before: dict[int, BackupRecord], change: Change) -> 
             assert isinstance(change, Retire)
         was_retired = record.id in before and before[record.id].state == RETIRED
         assert not was_retired or record.state == RETIRED
+    if catalog.recoveries.prepared is not None:
+        assert not running, "the members have the disk for one state more"
+        assert all(r.state != RETIRED or before[r.id].state == RETIRED for r in now.values())
     for gone in before.keys() - now.keys():
         assert before[gone].state == RETIRED, "it is forgotten while its objects exist"
     noted = [point.index for point in catalog.points()]
