@@ -191,7 +191,7 @@ def test_the_settings_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_due_point_is_compared_only_if_that_takes_a_hundredth_of_the_time() -> None:
     scene = make()
     write(scene)
-    scene.pass_time(55)
+    scene.pass_time(56)
     end_comparison(scene, after_s=3)
     write(scene)
     scene.pass_time(61)
