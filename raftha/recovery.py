@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 
 class RecoveryPointKind(enum.StrEnum):
@@ -61,6 +63,74 @@ class RecoveryPoint:
     def timestamp(self) -> datetime:
         """`time_us` as a datetime in UTC."""
         return datetime.fromtimestamp(self.time_us / 1e6, UTC)
+
+
+class RecoveryMoment(NamedTuple):
+    """A moment of the log: its last command, and its log time; `timestamp` is its datetime."""
+
+    sequence: int
+    time_us: int
+
+    @property
+    def timestamp(self) -> datetime:
+        """`time_us` as a datetime in UTC."""
+        return datetime.fromtimestamp(self.time_us / 1e6, UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryWindow:
+    """The moments that can be restored: all from `earliest` to `latest`, but for the gaps.
+
+    Each of `gaps` is the last moment before it and the first one behind it. `lineage`: the history
+    that these moments are of.
+    """
+
+    lineage: str
+    earliest: RecoveryMoment
+    latest: RecoveryMoment
+    gaps: tuple[tuple[RecoveryMoment, RecoveryMoment], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Convert the window for JSON."""
+        return {
+            "lineage": self.lineage,
+            "earliest": self.earliest._asdict(),
+            "latest": self.latest._asdict(),
+            "gaps": [[before._asdict(), after._asdict()] for before, after in self.gaps],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryPlan:
+    """What a recovery to `moment` reads, as far as it is known before.
+
+    `target`: what was asked for. `moment`: the last command that belongs to it. `following`: the
+    next entry of the log, None if there is none in the repository. `backups`: labels of the chain,
+    the full one first. `segments` of the log are read, with about `commands` commands. `objects`:
+    all that are read, of `size_compressed` bytes, `size_bytes` of pairs without compression.
+    `seconds`: about how long that takes.
+    """
+
+    target: str
+    lineage: str
+    moment: RecoveryMoment
+    following: RecoveryMoment | None
+    backups: tuple[str, ...]
+    segments: int
+    objects: int
+    commands: int
+    size_bytes: int
+    size_compressed: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Convert the plan for JSON."""
+        following = self.following
+        return {
+            **dataclasses.asdict(self),
+            "moment": self.moment._asdict(),
+            "following": None if following is None else following._asdict(),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
