@@ -298,6 +298,15 @@ class TargetUnreachable(RepositoryError):
         self.latest = latest
 
 
+class ArchiveGap(RepositoryError):
+    """The log in the repository lacks the entries `first` to `last`, which the target needs."""
+
+    def __init__(self, message: str, first: int, last: int, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.first = first
+        self.last = last
+
+
 class SeveralLineages(RepositoryError):
     """Several histories fit: clusters that don't continue each other wrote to one place.
 

@@ -1,0 +1,474 @@
+"""Builds the state as of a moment: a chain of backups, and the log behind it, applied again.
+
+Theory of operation. `build_image` does what a plan says (`planner.py`):
+
+    1  the pairs of the base, the full backup's and those of each delta
+    2  all entries up to the target, in order, by the very `State` that a node has, with the user's
+       state machine; checkpoints keep its memory bounded
+    3  the digest of all pairs, as they are in the store then
+
+What is checked on the way: every entry's hash follows the one before it, beginning with the
+position of the base; the digest of the full backup; the digest of each backup that the plan has
+among its checks, when the replay is at its position; the digest of each source.
+
+A target within an entry ends with the entry's first commands: the rest is cut off, and the groups
+before the cut have their outcomes as ever.
+
+A restore into a new lineage on the way moves the state to where that lineage begins, as the restore
+did. A RESTORE entry replaces all pairs by those of its source, and leaves the meta as it is.
+
+All of this blocks, and gets workers and time from its caller.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from time import monotonic
+from typing import NamedTuple
+
+from raftha.entry import Entry, EntryKind, LogPosition, follows
+from raftha.errors import BackupDamaged, RafthaError, UpgradeRequired
+from raftha.storage.backup import names
+from raftha.storage.backup.chain import Shelf, read_backup
+from raftha.storage.backup.cut import cut_entry
+from raftha.storage.backup.hashing import ParallelHasher, hash_store
+from raftha.storage.backup.image_stores import STATE, FolderStores, ImageStores
+from raftha.storage.backup.log_reader import LogReader
+from raftha.storage.backup.manifest import Manifest
+from raftha.storage.backup.pairs import Piece
+from raftha.storage.backup.pool import Pool, serial_pool
+from raftha.storage.backup.recovery import RecoveryPlan, Source
+from raftha.storage.backup.repository import Repository
+from raftha.storage.backup.runs import MetaParts
+from raftha.storage.backup.timeline import Part, begin_lineage, read_timeline
+from raftha.storage.backup.uploads import BackupCancelled
+from raftha.storage.state.blocks import encode_pairs
+from raftha.storage.state.machine import StateMachine
+from raftha.storage.state.meta import move_meta, read_meta
+from raftha.storage.state.state import Frozen, State
+from raftha.storage.state.store import Store, StoreDigest
+
+BUFFER_BYTES = 64 << 20
+"""Changes in memory, after which a checkpoint begins,"""
+BUFFERS = 2
+"""and after so many times as much the replay waits for it."""
+FETCHERS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayHooks:
+    """What a recovery needs of its surroundings.
+
+    `on_progress` gets how much was done of how much there is to do, in bytes of pairs and of
+    segments. `skips` are the entries that operators had the cluster skip, hashes by index.
+    """
+
+    on_progress: Callable[[int, int], None] = lambda done, total: None
+    is_wanted: Callable[[], bool] = lambda: True
+    pool: Callable[[str, int], Pool] = serial_pool
+    monotonic: Callable[[], float] = monotonic
+    skips: Mapping[int, bytes] = field(default_factory=dict)
+    buffer_bytes: int = BUFFER_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """What was built: the digest of all pairs and their number, and where in the log it is.
+
+    `checked` are the labels of the backups whose digests were compared with that of this state or
+    of an earlier one on the way. `seconds` has what each phase took.
+    """
+
+    digest: str
+    keys: int
+    position: LogPosition
+    membership: bytes | None
+    checked: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def last_sequence(self) -> int:
+        """The last command that is in it."""
+        return self.position.last_sequence
+
+
+def build_image(
+    plan: RecoveryPlan,
+    repository: Repository,
+    place: Path | ImageStores,
+    machine: StateMachine | None = None,
+    hooks: ReplayHooks | None = None,
+) -> Image:
+    """Build the state that a plan leads to, as `state` in this folder, durable on return.
+
+    UpgradeRequired: this build, or this state machine, doesn't support what the log uses.
+    BackupDamaged and other RepositoryErrors; StorageFull, StorageFailed; BackupCancelled. After an
+    error there may be anything in the folder.
+    """
+    stores = FolderStores(place) if isinstance(place, Path) else place
+    building = _Building(plan, repository, stores, machine, hooks or ReplayHooks())
+    return building.run()
+
+
+class _Built(NamedTuple):
+    """A source that was built, and its name among the states."""
+
+    name: str
+    digest: str
+
+
+class _Building:
+    """One recovery: its sources, and then the state itself."""
+
+    def __init__(
+        self,
+        plan: RecoveryPlan,
+        repository: Repository,
+        stores: ImageStores,
+        machine: StateMachine | None,
+        hooks: ReplayHooks,
+    ) -> None:
+        self._plans = plan.all_plans()
+        self.repository = repository
+        self.shelf = Shelf(repository.destinations, repository.id, repository.keys)
+        self.stores = stores
+        self.machine = machine
+        self.hooks = hooks
+        self._built: dict[int, _Built] = {}
+        self._uses = Counter(id(s.plan) for each in self._plans for s in each.sources)
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._done = 0
+        self._total = sum(
+            each.log_bytes + sum(link.manifest.size_bytes for link in each.links)
+            for each in self._plans
+        )
+
+    def run(self) -> Image:
+        """Build all sources, each once, and the state."""
+        for number, plan in enumerate(self._plans[:-1]):
+            name = f"source-{number}"
+            image = _Replay(self, plan, name).run()
+            self._built[id(plan)] = _Built(name, image.digest)
+        return _Replay(self, self._plans[-1], STATE).run()
+
+    def use(self, source: Source, name: str) -> _Built:
+        """Have the state of a source under this name."""
+        built = self._built[id(source.plan)]
+        self._uses[id(source.plan)] -= 1
+        if self._uses[id(source.plan)]:
+            self.stores.copy(built.name, name)
+        else:
+            self.stores.rename(built.name, name)
+        return built
+
+    def progress(self, size: int) -> None:
+        """So many bytes more are done."""
+        self.go_on()
+        self._done += size
+        self.hooks.on_progress(min(self._done, self._total), self._total)
+
+    def go_on(self) -> None:
+        """BackupCancelled if it is no longer wanted."""
+        if not self.hooks.is_wanted():
+            raise BackupCancelled("the recovery is no longer wanted")
+
+    def spend(self, phase: str, since: float) -> float:
+        """Note what a phase took; return the time."""
+        now = self.hooks.monotonic()
+        self._seconds[phase] += now - since
+        return now
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What the phases took until now."""
+        return dict(self._seconds)
+
+
+class _Replay:
+    """The work on one plan, whose state is built under a name."""
+
+    def __init__(self, building: _Building, plan: RecoveryPlan, name: str) -> None:
+        self._building = building
+        self._plan = plan
+        self._name = name
+        self._hooks = building.hooks
+        self._checked: list[str] = []
+        self._jumps = {part.after + 1: part for part in plan.history if part.is_jump}
+        self._sources = {source.restore.index: source for source in plan.sources}
+        self._checks = {check.manifest.position.index: check for check in plan.checks}
+        self._cuts = {
+            before.until: before.sequence_until
+            for before, after in pairwise(plan.history)
+            if after.is_jump
+        }
+        self._cuts[plan.position.index] = plan.position.last_sequence
+        """What is behind this number in these entries is not part of the history."""
+        joints = (stretch.first for stretch in plan.stretches)
+        self._special = sorted({*self._jumps, *self._sources, *self._checks, *self._cuts, *joints})
+        """Entries that are more than applied."""
+        self._writer = building.hooks.pool("checkpoint", 1)
+        self._store: Store
+        self._state: State
+        self._writing: Future[None] | None = None
+
+    def run(self) -> Image:
+        """All steps of the module's docstring."""
+        begun = self._hooks.monotonic()
+        self._restore_base()
+        begun = self._building.spend("restore", begun)
+        self._store = self._building.stores.open(self._name)
+        try:
+            self._open_state()
+            self._replay()
+            begun = self._building.spend("replay", begun)
+            digest = self._digest()
+            self._building.spend("digest", begun)
+            state = self._state
+            return Image(
+                digest=digest.hex,
+                keys=digest.keys,
+                position=state.applied,
+                membership=state.membership,
+                checked=tuple(dict.fromkeys(self._checked)),
+                seconds=self._building.seconds,
+            )
+        finally:
+            self._writer.shutdown(cancel_futures=True)
+            self._store.close()
+
+    # ---------------------------------------------------------------- the base
+
+    def _restore_base(self) -> None:
+        plan, building = self._plan, self._building
+        pool = self._hooks.pool("fetch", FETCHERS)
+        builder = building.stores.build(self._name, plan.links[0].manifest.size_bytes)
+        try:
+            for link in plan.links:
+                meta = MetaParts()
+                read = read_backup(building.shelf, link.manifest, meta.add, pool)
+                if link.manifest.is_full:
+                    builder.append(self._hashed(self._watched(read), link.manifest))
+                else:
+                    builder.change(self._watched(read))
+            whole = meta.join()
+            self._check_meta(whole)
+            builder.finish(whole)
+        finally:
+            builder.close()
+            pool.shutdown(cancel_futures=True)
+
+    def _watched(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            yield piece
+            size = sum(8 + len(key) + len(value or b"") for key, value in piece)
+            self._building.progress(size)
+
+    def _hashed(self, pieces: Iterator[Piece], manifest: Manifest) -> Iterator[Piece]:
+        """Pass the pairs of a full backup on; BackupDamaged if they have another digest."""
+        hashing = ParallelHasher(self._hooks.pool("digest", 1))
+        try:
+            for piece in pieces:
+                hashing.add(encode_pairs(piece), len(piece))
+                yield piece
+            self._compare(hashing.finish(), manifest)
+        finally:
+            hashing.close()
+
+    def _check_meta(self, meta: bytes) -> None:
+        manifest = self._plan.backup
+        name = names.manifest_name(manifest.lineage, manifest.label)
+        try:
+            if read_meta(meta).position != manifest.position:
+                raise ValueError("its meta is of another position")
+        except ValueError as error:
+            raise BackupDamaged(str(error), object_name=name) from error
+
+    def _compare(self, digest: StoreDigest, manifest: Manifest) -> None:
+        if not manifest.digest:
+            return
+        if manifest.digest != digest.hex:
+            raise BackupDamaged(
+                f"the state that is restored has digest {digest.hex}, and the node that took it "
+                f"computed {manifest.digest}",
+                object_name=names.manifest_name(manifest.lineage, manifest.label),
+            )
+        self._checked.append(manifest.label)
+
+    # ---------------------------------------------------------------- the replay
+
+    def _open_state(self) -> None:
+        self._state = State(self._store, self._building.machine)
+        self._state.skips = self._hooks.skips
+
+    def _replay(self) -> None:
+        plan = self._plan
+        if not plan.needs_replay:
+            return
+        reader = LogReader(
+            self._building.shelf,
+            plan.history,
+            plan.stretches,
+            relist=lambda: read_timeline(self._building.repository),
+            pool=self._hooks.pool,
+        )
+        sizes = deque((stretch.last, stretch.segment.size) for stretch in plan.stretches)
+        try:
+            with _explained(lambda: self._state, plan):
+                self._state.check_supported()
+                for piece in reader.pieces():
+                    self._apply_all(piece)
+                    while sizes and sizes[0][0] <= self._state.applied.index:
+                        self._building.progress(sizes.popleft()[1])
+                    self._building.go_on()
+        finally:
+            reader.close()
+        if self._state.applied != plan.position:
+            raise BackupDamaged(
+                f"the log ends with entry {self._state.applied.index}, and the plan with "
+                f"{plan.position.index}"
+            )
+        self._flush()
+
+    def _apply_all(self, piece: list[Entry]) -> None:
+        limit, state = self._hooks.buffer_bytes, self._state
+        at = bisect_left(self._special, piece[0].index)
+        special = self._special[at] if at < len(self._special) else 0
+        for entry in piece:
+            if entry.index == special:
+                self._apply_special(entry)
+                at, state = at + 1, self._state
+                special = self._special[at] if at < len(self._special) else 0
+            else:
+                state.apply(entry)
+            if state.buffer_bytes > limit:
+                self._checkpoint()
+
+    def _apply_special(self, entry: Entry) -> None:
+        index = entry.index
+        if index in self._jumps:
+            self._begin_lineage(self._jumps[index], entry)
+        self._check_joint(entry)
+        before = self._state.applied.last_sequence
+        self._state.apply(cut_entry(entry, before, self._cuts.get(index, entry.last_sequence)))
+        if index in self._sources:
+            self._replace_pairs(self._sources[index], entry)
+        if index in self._checks:
+            self._check_digest(self._checks[index].manifest)
+
+    def _check_joint(self, entry: Entry) -> None:
+        """BackupDamaged unless an entry follows the one before, which may be of another segment."""
+        applied = self._state.applied
+        is_next = (
+            entry.index == applied.index + 1
+            and entry.term >= applied.term
+            and entry.time_us >= applied.time_us
+            and follows(entry, applied.hash)
+        )
+        if not is_next:
+            raise BackupDamaged(
+                f"entry {entry.index} of the log does not follow entry {applied.index}",
+                hint="the log is another one than that of the backup; choose another backup",
+            )
+
+    def _begin_lineage(self, part: Part, first: Entry) -> None:
+        """A restore moved the state to where its lineage begins."""
+        fork, applied = part.fork, self._state.applied
+        assert fork is not None, "a lineage that a restore began has a fork"
+        found = (applied.index, applied.last_sequence, applied.hash.hex())
+        if found != (fork.fork_index, fork.fork_sequence, fork.fork_hash):
+            raise BackupDamaged(
+                f"lineage {part.lineage} forked from another state than the one there",
+                object_name=names.lineage_name(part.lineage),
+            )
+        beginning = begin_lineage(applied, part.lineage, first.last_sequence)
+        if first.kind != EntryKind.MEMBERSHIP or not follows(first, beginning.hash):
+            raise BackupDamaged(f"lineage {part.lineage} does not begin with entry {first.index}")
+        meta = move_meta(self._flush(), beginning, bytes(first.payload))
+        self._store.write((), meta)
+        self._open_state()
+
+    def _replace_pairs(self, source: Source, entry: Entry) -> None:
+        """A RESTORE entry: the pairs of its source, and the meta as of this entry."""
+        del entry
+        meta = self._flush()
+        self._store.close()
+        self._building.use(source, self._name)
+        self._store = self._building.stores.open(self._name)
+        self._store.write((), meta)
+        self._open_state()
+
+    def _check_digest(self, manifest: Manifest) -> None:
+        """Compare with the backup that was taken at this position."""
+        if self._state.applied != manifest.position:
+            raise BackupDamaged(
+                f"entry {manifest.position.index} is not the one that the backup was taken at",
+                object_name=names.manifest_name(manifest.lineage, manifest.label),
+            )
+        self._flush()
+        self._compare(self._digest(), manifest)
+
+    def _digest(self) -> StoreDigest:
+        return hash_store(self._store, self._hooks.pool, self._building.go_on)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def _checkpoint(self) -> None:
+        """Have the changes written, beside the work on the next ones."""
+        if self._writing is not None:
+            if (
+                not self._writing.done()
+                and self._state.buffer_bytes < BUFFERS * self._hooks.buffer_bytes
+            ):
+                return
+            self._finish_writing()
+        frozen = self._state.freeze()
+        self._writing = self._writer.submit(_write, self._store, frozen)
+
+    def _finish_writing(self) -> None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+            self._state.checkpoint_done()
+
+    def _flush(self) -> bytes:
+        """Have everything in the store; return the meta."""
+        self._finish_writing()
+        frozen = self._state.freeze()
+        self._store.write(frozen.items, frozen.meta)
+        self._state.checkpoint_done()
+        return frozen.meta
+
+
+def _write(store: Store, frozen: Frozen) -> None:
+    store.write(frozen.items, frozen.meta)
+
+
+@contextmanager
+def _explained(state: Callable[[], State], plan: RecoveryPlan) -> Iterator[None]:
+    """Say what an entry that can't be applied means here."""
+    try:
+        yield
+    except UpgradeRequired as error:
+        taken_with = plan.backup.machine
+        raise UpgradeRequired(
+            f"the log can't be applied: {error}",
+            hint=f"name the state machine that it was written with ({taken_with}), of a version "
+            "that has these commands"
+            if taken_with
+            else "use the build of raftha that wrote it",
+        ) from error
+    except (MemoryError, RecursionError, OSError, AssertionError, ValueError) as error:
+        entry = state().applying
+        if entry is None or isinstance(error, RafthaError):
+            raise
+        raise BackupDamaged(
+            f"entry {entry.index} ({entry.hash.hex()}) of the log can't be applied: {error!r:.200}",
+            hint="if the cluster was made to skip it, say so",
+        ) from error
