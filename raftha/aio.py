@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar, overload
 from raftha.api.backup import AsyncBackupOrchestrator, BackupCalls
 from raftha.api.calls import AdminOperation, Calls, Read, read_by_lease
 from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of, no_recovery
+from raftha.api.recovery import AsyncPitrManager, RecoveryCalls
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import Forked, InvalidRequest, Stopped
 from raftha.node.arguments import Consistency
@@ -359,9 +360,10 @@ class HaManager:
         """As `raftha.HaManager.trigger_backup`."""
         return await self.backup.trigger_backup(mode, wait=wait)
 
-    # ---------------------------------------------------------------- not in this version
-
-    pitr = property(no_recovery)
+    @property
+    def pitr(self) -> AsyncPitrManager:
+        """As `raftha.HaManager.pitr`."""
+        return AsyncPitrManager(RecoveryCalls(self.config), self._run)
 
     async def recover_to_point(self, timestamp: datetime) -> NoReturn:
         """Raises NotAvailable."""

@@ -28,6 +28,7 @@ from typing import Any, NoReturn, TypeVar, overload
 from raftha.api.backup import BackupCalls, BackupOrchestrator
 from raftha.api.calls import AdminOperation, Calls, Read, read_by_lease
 from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of, no_recovery
+from raftha.api.recovery import PitrManager, RecoveryCalls
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import Forked, Stopped
 from raftha.node.arguments import Consistency
@@ -349,9 +350,10 @@ class HaManager:
         """As `BackupOrchestrator.trigger_backup`."""
         return self.backup.trigger_backup(mode, wait=wait)
 
-    # ---------------------------------------------------------------- not in this version
-
-    pitr = property(no_recovery)
+    @property
+    def pitr(self) -> PitrManager:
+        """Recovery of the cluster to an earlier moment."""
+        return PitrManager(RecoveryCalls(self.config), self._run)
 
     def recover_to_point(self, timestamp: datetime) -> NoReturn:
         """Raises NotAvailable."""

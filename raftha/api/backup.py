@@ -40,7 +40,7 @@ from raftha.types import (
 WAIT_S = 7 * 86_400.0
 """How long a caller may wait for a backup."""
 NAME_CHARACTERS_MAX = 100
-"""The longest name of a pin."""
+"""The longest name of a pin or a mark."""
 
 T = TypeVar("T")
 Run: TypeAlias = Callable[[Any, float | None], Any]
@@ -76,7 +76,7 @@ class BackupCalls:
         return call
 
     def pin(self, backup_id: int, name: str, until: datetime | None) -> BackupOperation:
-        _check_name(name)
+        check_name(name)
         until_us = 0
         if until is not None:
             if not isinstance(until, datetime) or until.tzinfo is None:
@@ -88,7 +88,7 @@ class BackupCalls:
 
     def unpin(self, backup_id: int, name: str) -> BackupOperation:
         if name:
-            _check_name(name)
+            check_name(name)
         return _change(Unpin(_id(backup_id), name))
 
     def retention(self) -> BackupOperation:
@@ -380,8 +380,7 @@ def _id(backup_id: int) -> int:
     return backup_id
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """InvalidRequest unless this can be the name of a pin or a mark."""
     if type(name) is not str or not 0 < len(name) <= NAME_CHARACTERS_MAX or not name.isprintable():
-        raise InvalidRequest(
-            f"a pin's name is printable text of 1 to {NAME_CHARACTERS_MAX} characters"
-        )
+        raise InvalidRequest(f"a name is printable text of 1 to {NAME_CHARACTERS_MAX} characters")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raftha.cli import recovery
 from raftha.cli.backup import backup as backup_commands
 from raftha.cli.console import errors_as_lines, print_table
 from raftha.cli.digest import digest
@@ -54,6 +55,11 @@ app.command("skip-entry")(skip_entry)
 app.command()(status)
 app.command()(events)
 app.command()(digest)
+app.command()(recovery.recover)
+app.command()(recovery.drill)
+backup_commands.command()(recovery.mark)
+backup_commands.command()(recovery.points)
+backup_commands.command()(recovery.checkpoint)
 
 
 def main() -> None:

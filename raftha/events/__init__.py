@@ -2,7 +2,7 @@
 
 `core` returns events in `Ready` and never logs. The runtime writes a log line for each event and
 publishes it (`event_bus.py`). The names of kinds and fields are public and stable. `base` has what
-all events have, `cluster` and `backup` have the events.
+all events have, `cluster`, `backup` and `recovery` have the events.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ from raftha.events.cluster import (
     StorageHasSpace,
     StorageIsFull,
 )
+from raftha.events.recovery import PitrCheckpoint
 
 __all__ = [
     "BackupCompleted",
@@ -90,6 +91,7 @@ __all__ = [
     "LogsDiffer",
     "MemberCloned",
     "MembershipChanged",
+    "PitrCheckpoint",
     "QuorumLost",
     "QuorumRestored",
     "Removed",

@@ -63,6 +63,7 @@ class EventKind(enum.StrEnum):
     RETENTION_APPLIED = "retention_applied"
     RETENTION_REFUSED = "retention_refused"
     REPOSITORY_CONFLICT = "repository_conflict"
+    PITR_CHECKPOINT = "pitr_checkpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,7 +91,10 @@ class Checkpoints:
         self._writer = writer
         self._deliver = deliver
         self._kept_index = kept_index
-        self._log_bytes = 0
+        self.applied_bytes = 0
+        """The log that was applied in this life."""
+        self._log_bytes_before = 0
+        """As `applied_bytes`, when the last checkpoint began."""
         self._is_running = False
         self._waiting: list[DigestOperation] = []
         self._running: list[DigestOperation] = []
@@ -112,6 +115,11 @@ class Checkpoints:
         A node that got a snapshot of that would belong to the old lineage, and would be refused.
         """
         return self.last.index if self.last.index >= self._lineage_index else None
+
+    @property
+    def _log_bytes(self) -> int:
+        """The log that was applied since the last checkpoint began."""
+        return self.applied_bytes - self._log_bytes_before
 
     @property
     def is_behind(self) -> bool:
@@ -147,7 +155,7 @@ class Checkpoints:
 
     def on_applied(self, entry: Entry, now: float) -> None:
         """The state has applied another entry."""
-        self._log_bytes += len(entry.data)
+        self.applied_bytes += len(entry.data)
         if self._waiting or entry.index == self._compared_index:
             self._digest_if_due(now)
 
@@ -225,7 +233,7 @@ class Checkpoints:
         self._is_running = True
         self._is_hurried = False
         self.began_at = now
-        self._log_bytes = 0
+        self._log_bytes_before = self.applied_bytes
         kept_index = self._kept_index()
         limit = self.last.index if kept_index is None else min(self.last.index, kept_index)
         cut = LogCut(min(limit, self._log.compact_index), limit, self._config.log_retention_bytes)

@@ -206,6 +206,8 @@ class BackupAction(enum.IntEnum):
     TRIGGER = 1
     CHANGE = 2
     APPLY_RETENTION = 3
+    CHECKPOINT = 4
+    """Have the members' states compared, and note a recovery point. From protocol 8 on."""
 
 
 class BackupReply(NamedTuple):

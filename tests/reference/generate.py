@@ -43,7 +43,7 @@ NOTE = (
 CONFIGS = (
     HaConfig, ReplicationConfig, BackupConfig, RetentionPolicy, PitrConfig, ServerConfig,
 )  # fmt: skip
-EVENTS = (events.cluster, events.backup)
+EVENTS = (events.cluster, events.backup, events.recovery)
 LIMITS = (limits,)
 """Modules whose constants with docstrings are limits."""
 HAPPENED = {

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from raftha.config import BackupConfig, HaConfig
+from raftha.config import BackupConfig, HaConfig, PitrConfig
 from raftha.entry import LogPosition
 from raftha.events import HaEvent
 from raftha.membership import Member, Membership
@@ -21,6 +21,7 @@ from raftha.node.backup_work import (
     Listing,
     TakenBackup,
 )
+from raftha.node.comparison import Outcome
 from raftha.node.messages import BackupAction
 from raftha.node.operations import BackupOperation, Operation
 from raftha.storage.state.catalog import (
@@ -181,6 +182,9 @@ class Core:
         others = scene.membership.members.keys() - {self.id}
         return {n: Progress(scene.index - scene.lags.get(n, 0)) for n in others}
 
+    def propose(self, payload: bytes, count: int, time_us: int) -> int | None:
+        return self._scene.append(self, payload, time_us)
+
     def propose_admin(self, payload: bytes, time_us: int = 0) -> int | None:
         return self._scene.append(self, payload, time_us)
 
@@ -196,6 +200,10 @@ class State:
     @property
     def has_catalog(self) -> bool:
         return self.versions is not None and self.versions.protocol >= PROTOCOL
+
+    @property
+    def has_recovery(self) -> bool:
+        return self.versions is not None and self.versions.protocol >= 8
 
 
 class Host:
@@ -225,6 +233,7 @@ class Checkpoints:
     def __init__(self) -> None:
         self.last = LogPosition(0, 0, 0, 0, bytes(16))
         self.wanted = 0
+        self.applied_bytes = 0
 
     def want(self, index: int) -> None:
         self.wanted = index
@@ -240,6 +249,7 @@ class Node:
         self.state = State()
         self.core = Core(scene, node_id)
         self.compared: list[int] = []
+        self.outcome: Outcome | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -256,6 +266,7 @@ class Node:
             waits_for=lambda: (3,),
             random_below=lambda limit: 7 * self.id,
         )
+        self.backups._points._archived_index = lambda: self.scene.archived
 
     @property
     def work(self) -> Work:
@@ -266,6 +277,14 @@ class Node:
         index = propose()
         if index is not None:
             self.compared.append(index)
+        return index
+
+    def compare_now(self, propose: Callable[[], int | None], now: float) -> int | None:
+        if self.scene.comparing:
+            return None
+        index = self.compare_with(propose, now)
+        if index is not None:
+            self.scene.comparing.add(index)
         return index
 
     def is_comparing(self, index: int) -> bool:
@@ -298,6 +317,14 @@ class Scene:
     changes: list[Change] = field(default_factory=list)
     comparing: set[int] = field(default_factory=set)
     diverged: set[tuple[int, int]] = field(default_factory=set)
+    sequence: int | None = None
+    """The last command; None: each entry is one."""
+    protocol: int = PROTOCOL
+    enable_pitr: bool = True
+    pitr: PitrConfig = field(default_factory=PitrConfig)
+    digest_interval_hours: float = 24
+    archived: int | None = None
+    """The last entry that the archive has; None: nothing is archived."""
 
     def __post_init__(self) -> None:
         addresses = {n: f"127.0.0.1:{7100 + n}" for n in (1, 2, 3)}
@@ -309,9 +336,17 @@ class Scene:
         self.nodes: dict[int, Node] = {}
         for node_id in addresses:
             config = HaConfig(
-                node_id=node_id, data_dir="unused", members=addresses, backup=self.config
+                node_id=node_id,
+                data_dir="unused",
+                members=addresses,
+                backup=self.config,
+                enable_pitr=self.enable_pitr,
+                pitr=self.pitr,
+                digest_interval_hours=self.digest_interval_hours,
             )
             self.nodes[node_id] = Node(self, node_id, config)
+            versions = Versions(self.protocol, 0, frozenset())
+            self.nodes[node_id].state.versions = versions
 
     # clock and log clock
     def monotonic(self) -> float:
@@ -352,14 +387,17 @@ class Scene:
         """Commit and apply what was proposed, and what that leads to."""
         while self._pending:
             index, time_us, payload = self._pending.pop(0)
-            change = decode_change(*decode_admin(payload))
-            self.changes.append(change)
-            position = LogPosition(index, self.term, time_us, index, bytes(16))
+            change = decode_change(*decode_admin(payload)) if payload else None
+            sequence = index if self.sequence is None else self.sequence
+            position = LogPosition(index, self.term, time_us, sequence, bytes(16))
+            if change is not None:
+                self.changes.append(change)
             for node in self.nodes.values():
-                node.state.catalog.apply(change, position)
                 node.state.applied = position
-                if self.is_up(node.id):
-                    node.backups.on_applied(index, is_new=True)
+                if change is not None:
+                    node.state.catalog.apply(change, position)
+                    if self.is_up(node.id):
+                        node.backups.on_applied(index, is_new=True)
 
     def lose_proposals(self) -> None:
         """What is proposed and not committed is gone, with its leader."""

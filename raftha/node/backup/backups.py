@@ -4,7 +4,7 @@ Theory of operation. What there is of backups, the log says (`raftha/storage/sta
 Three parts act on it, which don't know each other:
 
     `Requests`   this node's callers, whose requests go to the leader
-    `Leading`    as leader: begins backups, and proposes all other changes
+    `Leading`    as leader: begins backups, and proposes all other changes, recovery points too
     `Taker`      as the member that a backup names: has it taken, and reports
 
 A round of a backup:
@@ -28,12 +28,20 @@ from typing import Any, assert_never
 from raftha.clock import Clock
 from raftha.config import HaConfig
 from raftha.core import Raft
-from raftha.events import BackupCompleted, BackupFailure, BackupStarted, RetentionApplied
-from raftha.node.backup.leading import REPORT_S, Comparison, Leading
+from raftha.events import (
+    BackupCompleted,
+    BackupFailure,
+    BackupStarted,
+    PitrCheckpoint,
+    RetentionApplied,
+)
+from raftha.node.backup.leading import REPORT_S, Leading
+from raftha.node.backup.points import Points
 from raftha.node.backup.requests import Requests
 from raftha.node.backup.taking import Taker
 from raftha.node.backup_work import BackupProgress
 from raftha.node.checkpoints import Checkpoints
+from raftha.node.comparison import Comparison
 from raftha.node.host import Host
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
@@ -51,6 +59,8 @@ from raftha.storage.state.catalog import (
     Begin,
     Deleted,
     End,
+    NotePoint,
+    Point,
     encode_change,
 )
 from raftha.storage.state.state import State
@@ -85,9 +95,27 @@ class Backups:
         self._host = host
         self._now = clock.monotonic
         self._is_able = config.backup is not None
-        backup, reply, now = config.backup, self._reply, self._now()
+        self._points = Points(
+            core,
+            state,
+            config.archive,
+            comparison=comparison,
+            log_clock=log_clock,
+            applied_bytes=lambda: checkpoints.applied_bytes,
+            archived_index=lambda: None,
+            compares=config.digest_interval_hours > 0,
+            now=self._now(),
+        )
         self._leading = Leading(
-            core, state, host, backup, log_clock, comparison=comparison, reply=reply, now=now
+            core,
+            state,
+            host,
+            config.backup,
+            log_clock,
+            comparison=comparison,
+            points=self._points,
+            reply=self._reply,
+            now=self._now(),
         )
         self._taker = Taker(
             core, state, host, checkpoints, self._propose_end, is_able=self._is_able
@@ -196,6 +224,8 @@ class Backups:
                     self._emit_ended(self._record(verdict.change.id))
                 case Deleted() if is_new:
                     self._emit_deleted(verdict.before)
+                case NotePoint() if is_new:
+                    self._emit_point(self._state.catalog.points()[-1])
                 case _:
                     pass
         now = self._now()
@@ -299,6 +329,17 @@ class Backups:
                 duration_ms=(record.ended_us - record.began_us) / 1000,
                 destinations=record.destinations,
                 errors=record.errors,
+            )
+        )
+
+    def _emit_point(self, point: Point) -> None:
+        self._host.emit(
+            PitrCheckpoint(
+                reporter=self._core.id,
+                index=point.index,
+                sequence=point.sequence,
+                log_time_us=point.time_us,
+                is_consistent=point.is_consistent,
             )
         )
 

@@ -8,7 +8,7 @@ the members' reports and the last listing, ends with its leadership; its success
     members' requests        begin, pin, unpin, mark; `end` of the member that takes a backup
     its own                  begin when a backup is due; `end` of a taker that is silent or gone
 
-`Upkeep` has the rest: listing, adoption, retention, deletion.
+`Points` has the recovery points, `Upkeep` the rest: listing, adoption, retention, deletion.
 
 A request is answered when its entry is applied. What gets lost is asked for again by its sender.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from raftha.config.backup import BackupConfig
 from raftha.core import Raft
@@ -31,8 +31,10 @@ from raftha.node.backup.choosing import (
     failures,
     kind_of,
 )
+from raftha.node.backup.points import Points
 from raftha.node.backup.upkeep import Upkeep
 from raftha.node.backup_work import BackupWork
+from raftha.node.comparison import Comparison
 from raftha.node.host import Host
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import BackupAction, BackupReply, BackupReport, BackupRequest
@@ -61,17 +63,6 @@ QUEUE_MAX = 64
 """Requests that wait; further ones are dropped, and their senders repeat them."""
 
 
-class Comparison(Protocol):
-    """Compares the members' states, as of the entry that begins a full backup (`Watch`)."""
-
-    def compare_with(self, propose: Callable[[], int | None], now: float) -> int | None:
-        """Propose an entry, and have the states compared as of it."""
-        ...
-
-    def is_comparing(self, index: int) -> bool: ...
-    def has_diverged(self, node_id: int, index: int) -> bool: ...
-
-
 class _Open(NamedTuple):
     """The proposal under way: its place in the log, and the request that it answers."""
 
@@ -92,6 +83,7 @@ class Leading:
         log_clock: LogClock,
         *,
         comparison: Comparison,
+        points: Points,
         reply: Callable[[BackupReply], None],
         now: float,
     ) -> None:
@@ -102,6 +94,7 @@ class Leading:
         self._config = config
         self._log_clock = log_clock
         self._comparison = comparison
+        self._points = points
         self._reply = reply
         self._term = 0
         self._since = now
@@ -197,6 +190,7 @@ class Leading:
         self._reports.clear()
         self._heard.clear()
         self._upkeep.begin(now)
+        self._points.begin(now)
 
     # ---------------------------------------------------------------- one after the other
 
@@ -209,7 +203,10 @@ class Leading:
         for request in list(self._queue):
             if self._open is None and self._serve(request, now):
                 self._queue.remove(request)
-        if self._open is None and self._config is not None:
+        point = self._points.next_change(now) if self._open is None else None
+        if point is not None:
+            self._propose(point, now=now)
+        elif self._open is None and self._config is not None:
             change = self._upkeep.next_change(now)
             if change is not None:
                 self._propose(change, now=now)
@@ -253,6 +250,8 @@ class Leading:
         """Carry out a request, or refuse it; False if it has to wait."""
         if request.what == BackupAction.TRIGGER:
             return self._trigger(request, now)
+        if request.what == BackupAction.CHECKPOINT:
+            return self._checkpoint(request, now)
         if request.what == BackupAction.APPLY_RETENTION:
             self._upkeep.wish(now)
             self._answer(request, None, 0)
@@ -302,6 +301,17 @@ class Leading:
         if not self._begin(mode, request, now):
             self._answer(request, InvalidRequest(self._why_none()), 0)
         return True
+
+    def _checkpoint(self, request: BackupRequest, now: float) -> bool:
+        if not self._points.is_able:
+            hint = "give all members the table [backup]"
+            error = InvalidRequest("the leader has no settings for recovery", hint=hint)
+            self._answer(request, error, 0)
+            return True
+        noted = self._points.serve(request, now)
+        if noted is not None:
+            self._answer(request, None, noted)
+        return noted is not None or self._points.is_forgotten(request, now)
 
     def _why_none(self) -> str:
         assert self._config is not None

@@ -68,6 +68,11 @@ class Requests:
             text = f"the cluster uses protocol {self._state.versions.protocol}, backups need 7"
             self._deliver(operation, UpgradePending(text, self._waits_for(), hint=hint))
             return
+        if operation.what == BackupAction.CHECKPOINT and not self._state.has_recovery:
+            text = "not all members know the protocol with recovery points"
+            hint = "upgrade all members; one that is down must be started or removed"
+            self._deliver(operation, UpgradePending(text, self._waits_for(), hint=hint))
+            return
         # A random start tells these requests from those before a restart.
         self._number = self._number + 1 if self._number else 1 + self._random_below(1 << 32)
         operation.number = self._number

@@ -22,6 +22,7 @@ from raftha.core import Raft
 from raftha.events import HaEvent, LeaderElected
 from raftha.membership import Membership
 from raftha.node.checkpoints import Checkpoints
+from raftha.node.comparison import Outcome
 from raftha.node.host import Host
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
@@ -142,6 +143,15 @@ class Watch:
     def compare_with(self, propose: Callable[[], int | None], now: float) -> int | None:
         """Propose an entry as leader, and have the members' states compared as of it."""
         return self._divergence.begin_with(propose, now)
+
+    def compare_now(self, propose: Callable[[], int | None], now: float) -> int | None:
+        """As `compare_with`, but propose nothing, and return None, if that isn't possible now."""
+        return self._divergence.compare_now(propose, now)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The last comparison of the members' states that this node has made as leader."""
+        return self._divergence.outcome
 
     def is_comparing(self, index: int) -> bool:
         """Whether the members' states as of this entry are being compared."""
