@@ -283,7 +283,15 @@ class Planner:
                 raise ChainBroken(f"more than {DEPTH_MAX} recoveries refer to each other")
             history = self.timeline.history(restore.lineage)
             target = Target(sequence=restore.to_sequence)
-            self._sources[key] = self.plan(history, target, depth=depth)
+            try:
+                self._sources[key] = self.plan(history, target, depth=depth)
+            except TargetUnreachable as error:
+                raise TargetUnreachable(
+                    f"entry {restore.index} went back to {target}, which is not there: {error}",
+                    earliest=error.earliest,
+                    latest=error.latest,
+                    hint="choose a moment before it, or one behind the next backup",
+                ) from error
         return self._sources[key]
 
     def _checks(

@@ -34,7 +34,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from raftha.entry import Entry, EntryKind, LogPosition, follows
-from raftha.errors import BackupDamaged, RafthaError, UpgradeRequired
+from raftha.errors import BackupDamaged, ObjectMissing, RafthaError, UpgradeRequired
 from raftha.storage.backup import names
 from raftha.storage.backup.chain import Shelf, read_backup
 from raftha.storage.backup.cut import cut_entry
@@ -50,8 +50,11 @@ from raftha.storage.backup.runs import MetaParts
 from raftha.storage.backup.timeline import Part, begin_lineage, read_timeline
 from raftha.storage.backup.uploads import BackupCancelled
 from raftha.storage.state.blocks import encode_pairs
+from raftha.storage.state.catalog_changes import Restore
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.meta import MetaFacts, move_meta, read_meta
+from raftha.storage.state.recoveries import RecoveryRecord
+from raftha.storage.state.restored import meta_behind, wanted_restore
 from raftha.storage.state.state import Frozen, State
 from raftha.storage.state.store import Store, StoreDigest
 
@@ -370,9 +373,9 @@ class _Replay:
         at = bisect_left(self._special, piece[0].index)
         special = self._special[at] if at < len(self._special) else 0
         for entry in piece:
-            if entry.index == special:
+            if entry.index == special or entry.kind == EntryKind.RESTORE:
                 self._apply_special(entry)
-                at, state = at + 1, self._state
+                at, state = at + (entry.index == special), self._state
                 special = self._special[at] if at < len(self._special) else 0
             else:
                 state.apply(entry)
@@ -384,10 +387,14 @@ class _Replay:
         if index in self._jumps:
             self._begin_lineage(self._jumps[index], entry)
         self._check_joint(entry)
-        before = self._state.applied.last_sequence
-        self._state.apply(cut_entry(entry, before, self._cuts.get(index, entry.last_sequence)))
-        if index in self._sources:
-            self._replace_pairs(self._sources[index], entry)
+        restored = None
+        if entry.kind == EntryKind.RESTORE:
+            restored = wanted_restore(self._state, entry)
+        if restored is not None:
+            self._replace_pairs(entry, *restored)
+        else:
+            before = self._state.applied.last_sequence
+            self._state.apply(cut_entry(entry, before, self._cuts.get(index, entry.last_sequence)))
         if index in self._checks:
             self._check_digest(self._checks[index].manifest)
 
@@ -423,12 +430,25 @@ class _Replay:
         self._store.write((), meta)
         self._open_state()
 
-    def _replace_pairs(self, source: Source, entry: Entry) -> None:
-        """A RESTORE entry: the pairs of its source, and the meta as of this entry."""
-        del entry
-        meta = self._flush()
+    def _replace_pairs(self, entry: Entry, restore: Restore, record: RecoveryRecord) -> None:
+        """An accepted RESTORE entry: the pairs of its source, and the meta behind it."""
+        source = self._sources.get(entry.index)
+        if source is None or source.restore.to_sequence != record.to_sequence:
+            raise ObjectMissing(
+                f"entry {entry.index} went back to sequence {record.to_sequence}, and the "
+                "repository has no record of that",
+                object_name=names.restores_folder(self._plan.lineage),
+                hint="plan again; if that doesn't help, choose a moment behind the next backup",
+            )
+        meta = meta_behind(self._state, entry)
+        self._finish_writing()
         self._store.close()
-        self._building.use(source, self._name)
+        built = self._building.use(source, self._name)
+        if built.digest != restore.digest:
+            raise BackupDamaged(
+                f"entry {entry.index} went back to a state with digest {restore.digest}, and the "
+                f"one that was built for it has {built.digest}"
+            )
         self._store = self._building.stores.open(self._name)
         self._store.write((), meta)
         self._open_state()

@@ -40,6 +40,7 @@ def history_of(rng: Random, steps: int = 120) -> History:
         history.overlap: 3,
         history.open_session: 2,
         lambda: go_back(history, rng): 1.5,
+        lambda: recover(history, rng): 2,
         lambda: fork(history): 0.7,
     }
     for _ in range(steps):
@@ -54,6 +55,17 @@ def go_back(history: History, rng: Random) -> None:
         history.archive()
     with suppress(TargetUnreachable, ArchiveGap):
         history.restore(target_of(history, rng))
+
+
+def recover(history: History, rng: Random) -> None:
+    """A recovery of the live cluster, often undone."""
+    before = history.last.last_sequence
+    versions = history.own_versions(history.lineage)
+    later = [version.sequence for version in versions if version.sequence >= history.earliest]
+    history.go_back(Target(sequence=rng.choice(later[-80:])))
+    if rng.random() < 0.3:
+        history.write()
+        history.go_back(Target(sequence=before))
 
 
 def fork(history: History) -> None:
