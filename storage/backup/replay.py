@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
@@ -39,7 +40,7 @@ from raftha.storage.backup import names
 from raftha.storage.backup.chain import Shelf, read_backup
 from raftha.storage.backup.cut import cut_entry
 from raftha.storage.backup.hashing import ParallelHasher, hash_store
-from raftha.storage.backup.image_stores import STATE, FolderStores, ImageStores
+from raftha.storage.backup.image_stores import STATE, FolderStores, ImageBuilder, ImageStores
 from raftha.storage.backup.log_reader import LogReader
 from raftha.storage.backup.manifest import Manifest
 from raftha.storage.backup.pairs import Piece
@@ -49,7 +50,6 @@ from raftha.storage.backup.repository import Repository
 from raftha.storage.backup.runs import MetaParts
 from raftha.storage.backup.timeline import Part, begin_lineage, read_timeline
 from raftha.storage.backup.uploads import BackupCancelled
-from raftha.storage.state.blocks import encode_pairs
 from raftha.storage.state.catalog_changes import Restore
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.meta import MetaFacts, move_meta, read_meta
@@ -283,11 +283,13 @@ class _Replay:
         try:
             for link in plan.links:
                 meta = MetaParts()
-                read = read_backup(building.shelf, link.manifest, meta.add, pool)
-                if link.manifest.is_full:
-                    builder.append(self._hashed(self._watched(read), link.manifest))
-                else:
-                    builder.change(self._watched(read))
+                reading = partial(read_backup, building.shelf, link.manifest, meta.add, pool)
+                if not link.manifest.is_full:
+                    builder.change(reading(self._count))
+                elif plan.needs_replay or not plan.backup.digest:
+                    self._append_hashed(builder, reading, link.manifest)
+                else:  # The digest of what is on the disk in the end must be the same.
+                    builder.append(reading(self._count))
             whole = meta.join()
             facts = self._check_meta(whole)
             builder.finish(whole)
@@ -296,22 +298,27 @@ class _Replay:
             builder.close()
             pool.shutdown(cancel_futures=True)
 
-    def _watched(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        for piece in pieces:
-            yield piece
-            size = sum(8 + len(key) + len(value or b"") for key, value in piece)
-            self._building.progress(size)
+    def _count(self, raw: bytes, keys: int) -> None:
+        self._building.progress(len(raw))
 
-    def _hashed(self, pieces: Iterator[Piece], manifest: Manifest) -> Iterator[Piece]:
-        """Pass the pairs of a full backup on; BackupDamaged if they have another digest."""
-        hashing = ParallelHasher(self._hooks.pool("digest", 1))
+    def _append_hashed(
+        self,
+        builder: ImageBuilder,
+        reading: Callable[[Callable[[bytes, int], None]], Iterator[Piece]],
+        manifest: Manifest,
+    ) -> None:
+        """Append the pairs of a full backup; BackupDamaged if they have another digest."""
+        hasher = ParallelHasher(self._hooks.pool("digest", 1))
+
+        def on_block(raw: bytes, keys: int) -> None:
+            hasher.add(raw, keys)
+            self._building.progress(len(raw))
+
         try:
-            for piece in pieces:
-                hashing.add(encode_pairs(piece), len(piece))
-                yield piece
-            self._compare(hashing.finish(), manifest)
+            builder.append(reading(on_block))
+            self._compare(hasher.finish(), manifest)
         finally:
-            hashing.close()
+            hasher.close()
 
     def _check_meta(self, meta: bytes) -> MetaFacts:
         manifest = self._plan.backup
