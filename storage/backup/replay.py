@@ -25,7 +25,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,10 +57,8 @@ from raftha.storage.state.restored import meta_behind, wanted_restore
 from raftha.storage.state.state import State
 from raftha.storage.state.store import StoreDigest
 
-BUFFER_BYTES = 64 << 20
-"""Changes in memory, after which a checkpoint begins,"""
-BUFFERS = 2
-"""and after so many times as much the replay waits for it."""
+BUFFER_BYTES = 128 << 20
+"""Changes in memory, after which they are written."""
 FETCHERS = 2
 
 
@@ -235,10 +232,8 @@ class _Replay:
         joints = (stretch.first for stretch in plan.stretches)
         self._special = sorted({*self._jumps, *self._sources, *self._checks, *self._cuts, *joints})
         """Entries that are more than applied."""
-        self._writer = building.hooks.pool("checkpoint", 1)
         self._builder: ImageBuilder
         self._state: State
-        self._writing: Future[None] | None = None
 
     def run(self) -> Image:
         """All steps of the module's docstring."""
@@ -256,7 +251,6 @@ class _Replay:
             self._builder.finish(meta)
             begun = self._done(2, "replay", begun)
         finally:
-            self._writer.shutdown(cancel_futures=True)
             self._builder.close()
         digest = self._digest_of_disk()
         self._done(3, "digest", begun)
@@ -392,7 +386,7 @@ class _Replay:
             else:
                 state.apply(entry)
             if state.buffer_bytes > limit:
-                self._checkpoint()
+                self._flush()
 
     def _apply_special(self, entry: Entry) -> None:
         index = entry.index
@@ -452,7 +446,6 @@ class _Replay:
                 hint="plan again; if that doesn't help, choose a moment behind the next backup",
             )
         meta = meta_behind(self._state, entry)
-        self._finish_writing()
         self._builder.close()
         built = self._building.use(source, self._name)
         if built.digest != restore.digest:
@@ -477,27 +470,12 @@ class _Replay:
 
     # ---------------------------------------------------------------- checkpoints
 
-    def _checkpoint(self) -> None:
-        """Have the changes written, beside the work on the next ones."""
-        if self._writing is not None:
-            if (
-                not self._writing.done()
-                and self._state.buffer_bytes < BUFFERS * self._hooks.buffer_bytes
-            ):
-                return
-            self._finish_writing()
-        frozen = self._state.freeze()
-        self._writing = self._writer.submit(self._builder.change, frozen.items.pieces())
-
-    def _finish_writing(self) -> None:
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
-            self._state.checkpoint_done()
-
     def _flush(self) -> bytes:
-        """Have all changes in the store; return the meta."""
-        self._finish_writing()
+        """Have all changes in the store; return the meta.
+
+        Not beside the next entries: LMDB gives up Python's lock for each put, and a second busy
+        thread makes both slower.
+        """
         frozen = self._state.freeze()
         self._builder.change(frozen.items.pieces())
         self._state.checkpoint_done()
