@@ -287,7 +287,7 @@ class _Replay:
         pool = self._hooks.pool("fetch", FETCHERS)
         try:
             for link in plan.links:
-                meta = MetaParts()
+                meta, self._left = MetaParts(), link.manifest.size_bytes
                 reading = partial(read_backup, building.shelf, link.manifest, meta.add, pool)
                 if not link.manifest.is_full:
                     builder.change(reading(self._count))
@@ -295,6 +295,7 @@ class _Replay:
                     self._append_hashed(reading, link.manifest)
                 else:  # The digest of what is on the disk in the end must be the same.
                     builder.append(reading(self._count))
+                building.progress(self._left)  # What was no pairs: the meta.
             whole = meta.join()
             self._check_meta(whole)
             return whole
@@ -302,6 +303,7 @@ class _Replay:
             pool.shutdown(cancel_futures=True)
 
     def _count(self, raw: bytes, keys: int) -> None:
+        self._left -= len(raw)
         self._building.progress(len(raw))
 
     def _append_hashed(
@@ -314,7 +316,7 @@ class _Replay:
 
         def on_block(raw: bytes, keys: int) -> None:
             hasher.add(raw, keys)
-            self._building.progress(len(raw))
+            self._count(raw, keys)
 
         try:
             self._builder.append(reading(on_block))
@@ -482,6 +484,10 @@ class _Replay:
         return frozen.meta
 
 
+def _without_hint(error: RafthaError) -> str:
+    return str(error).removesuffix(f" ({error.hint})")
+
+
 @contextmanager
 def _explained(state: Callable[[], State], plan: RecoveryPlan) -> Iterator[None]:
     """Say what an entry that can't be applied means here."""
@@ -489,7 +495,7 @@ def _explained(state: Callable[[], State], plan: RecoveryPlan) -> Iterator[None]
         yield
     except UpgradeRequired as error:
         raise UpgradeRequired(
-            f"the log can't be applied: {error}",
+            f"the log can't be applied: {_without_hint(error)}",
             hint=_machine_hint(plan) if plan.backup.machine else "use the build that wrote it",
         ) from error
     except (MemoryError, RecursionError, OSError, AssertionError, ValueError) as error:
