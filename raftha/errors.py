@@ -123,6 +123,17 @@ class BackupFailed(RafthaError):
         self.backup_id = backup_id
 
 
+class RecoveryAborted(Rejected):
+    """The recovery to an earlier moment was given up; nothing has changed.
+
+    `recovery_id` is its number in `ha.pitr.list_recoveries()`; 0 if it hasn't begun.
+    """
+
+    def __init__(self, message: str, recovery_id: int = 0, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.recovery_id = recovery_id
+
+
 class ReplicaTooSlow(Rejected):
     """A new node didn't catch up within its rounds. It stays a learner."""
 
