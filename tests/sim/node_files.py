@@ -51,6 +51,9 @@ class SimulatedNodeFiles:
     def is_healing(self) -> bool:
         return self.healing_generation % 2 == 1
 
+    def finish_restore(self) -> None:
+        """Nothing yet."""
+
     def open_log(self) -> Wal:
         self._wal = None  # Whatever it was, it belongs to an earlier life.
         self._wal = self._keeper.open_wal()
