@@ -111,6 +111,7 @@ class _Orders:
     acknowledged: list[int] = field(default_factory=lambda: [0] * CLIENTS)
     longest_s: float = 0.0
     is_over: bool = False
+    _has_more: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self, number: int, addresses: Sequence[str]) -> None:
         """One client: it writes an order after the other until it is over."""
@@ -122,13 +123,15 @@ class _Orders:
                 await client.once("SET", key, value, timeout_s=ORDER_TIMEOUT_S)
                 self.longest_s = max(self.longest_s, time.perf_counter() - begun)
                 self.acknowledged[number] += 1
+                self._has_more.set()
                 await asyncio.sleep(ORDER_PAUSE_S)
 
     async def wait_for(self, more: int) -> None:
         """Wait until each client has so many more."""
         before = list(self.acknowledged)
         while any(now < was + more for now, was in zip(self.acknowledged, before, strict=True)):
-            await asyncio.sleep(POLL_S)
+            self._has_more.clear()
+            await self._has_more.wait()
 
     def all(self) -> list[list[Record]]:
         """All orders that were acknowledged, by client."""
@@ -220,7 +223,9 @@ class _Disaster:
         deadline = time.monotonic() + ARCHIVED_S
         while True:
             try:
-                return await self._ask("RAFTHA", "RECOVER", "PLAN", "TIME", time_us)
+                found: Mapping[str, Any]
+                found = await self._ask("RAFTHA", "RECOVER", "PLAN", "TIME", time_us)
+                return found
             except RafthaError:
                 if time.monotonic() > deadline:
                     raise
@@ -343,12 +348,8 @@ def rows_of(disaster: Disaster) -> list[tuple[str, str]]:
 
 
 def _copies(digests: Mapping[str, str], expected: str, what: str) -> list[tuple[str, str]]:
-    return [
-        (
-            f"node {node_id}",
-            f"{digest[:32]}… "
-            f"{'[green]equal[/]' if digest == expected else '[red]different[/]'},"
-            f" hash of its {what} copy",
-        )
-        for node_id, digest in digests.items()
-    ]
+    rows = []
+    for node_id, digest in digests.items():
+        comparison = "[green]equal[/]" if digest == expected else "[red]different[/]"
+        rows.append((f"node {node_id}", f"{digest[:32]}… {comparison}, hash of its {what} copy"))
+    return rows

@@ -64,7 +64,14 @@ from raftha.events.cluster import (
     StorageHasSpace,
     StorageIsFull,
 )
-from raftha.events.recovery import PitrCheckpoint
+from raftha.events.recovery import (
+    PitrCheckpoint,
+    RecoveryCompleted,
+    RecoveryFailure,
+    RecoveryPrepared,
+    RecoveryStarted,
+    RestoreDrillCompleted,
+)
 
 __all__ = [
     "BackupCompleted",
@@ -94,6 +101,10 @@ __all__ = [
     "PitrCheckpoint",
     "QuorumLost",
     "QuorumRestored",
+    "RecoveryCompleted",
+    "RecoveryFailure",
+    "RecoveryPrepared",
+    "RecoveryStarted",
     "Removed",
     "ReplicaAdded",
     "ReplicaBehindLog",
@@ -107,6 +118,7 @@ __all__ = [
     "ReplicaUnsupported",
     "ReplicationLagWarning",
     "RepositoryConflicted",
+    "RestoreDrillCompleted",
     "RetentionApplied",
     "RetentionRefused",
     "RoleChanged",

@@ -20,3 +20,70 @@ class PitrCheckpoint(HaEvent):
     sequence: int
     log_time_us: int
     is_consistent: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryStarted(HaEvent):
+    """The cluster is to be taken back to command `to_sequence`, of time `log_time_us`.
+
+    `recovery_id`: as in `ha.pitr.list_recoveries()`. `request`: what was asked for. The members
+    build the state of then beside their own, and nothing else has changed yet.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.RECOVERY_STARTED
+    recovery_id: int
+    to_sequence: int
+    log_time_us: int
+    request: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryPrepared(HaEvent):
+    """This node has built the state of then, with this digest of its contents, in so much time."""
+
+    kind: ClassVar[EventKind] = EventKind.RECOVERY_PREPARED
+    recovery_id: int
+    digest: str
+    keys: int
+    duration_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryCompleted(HaEvent):
+    """The cluster was taken back: from command `sequence` on, the state is that of `to_sequence`.
+
+    `undone`: how many commands that took back. `duration_ms`: by log time, since it started.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.RECOVERY_COMPLETED
+    recovery_id: int
+    to_sequence: int
+    sequence: int
+    undone: int
+    duration_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryFailure(HaEvent):
+    """A recovery was given up; nothing has changed."""
+
+    kind: ClassVar[EventKind] = EventKind.RECOVERY_FAILED
+    recovery_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreDrillCompleted(HaEvent):
+    """This node has restored a moment for proof, and thrown it away again.
+
+    `is_ok`: the moment was restored, and all digests on the way were equal. `sequence`: its last
+    command. `restore_s`, `replay_s`: reading backups, and applying log; together a restore takes
+    that long on this machine. `error`: what was wrong.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.RESTORE_DRILL_COMPLETED
+    is_ok: bool
+    sequence: int
+    restore_s: float
+    replay_s: float
+    error: str = ""
