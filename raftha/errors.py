@@ -123,6 +123,14 @@ class BackupFailed(RafthaError):
         self.backup_id = backup_id
 
 
+class RecoveryInProgress(Rejected):
+    """A recovery to an earlier moment is under way. `recovery_id` is its number."""
+
+    def __init__(self, message: str, recovery_id: int = 0, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.recovery_id = recovery_id
+
+
 class RecoveryAborted(Rejected):
     """The recovery to an earlier moment was given up; nothing has changed.
 

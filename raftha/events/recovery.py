@@ -39,20 +39,23 @@ class RecoveryStarted(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryPrepared(HaEvent):
-    """This node has built the state of then, with this digest of its contents, in so much time."""
+    """The members `nodes`, a majority, have built the state of then, with one digest.
+
+    The leader reports it, and has writes wait until the log is in a destination.
+    """
 
     kind: ClassVar[EventKind] = EventKind.RECOVERY_PREPARED
     recovery_id: int
     digest: str
-    keys: int
-    duration_ms: float
+    nodes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryCompleted(HaEvent):
-    """The cluster was taken back: from command `sequence` on, the state is that of `to_sequence`.
+    """The cluster was taken back: behind command `sequence`, the state is that of `to_sequence`.
 
-    `undone`: how many commands that took back. `duration_ms`: by log time, since it started.
+    `undone`: how many commands that took back. `digest`: of the restored contents. `duration_ms`:
+    by log time, since it started.
     """
 
     kind: ClassVar[EventKind] = EventKind.RECOVERY_COMPLETED
@@ -60,6 +63,7 @@ class RecoveryCompleted(HaEvent):
     to_sequence: int
     sequence: int
     undone: int
+    digest: str
     duration_ms: float
 
 
