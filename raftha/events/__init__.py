@@ -67,7 +67,7 @@ from raftha.events.cluster import (
 from raftha.events.recovery import (
     PitrCheckpoint,
     RecoveryCompleted,
-    RecoveryFailure,
+    RecoveryFailed,
     RecoveryPrepared,
     RecoveryStarted,
     RestoreDrillCompleted,
@@ -102,7 +102,7 @@ __all__ = [
     "QuorumLost",
     "QuorumRestored",
     "RecoveryCompleted",
-    "RecoveryFailure",
+    "RecoveryFailed",
     "RecoveryPrepared",
     "RecoveryStarted",
     "Removed",

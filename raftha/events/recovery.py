@@ -68,7 +68,7 @@ class RecoveryCompleted(HaEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecoveryFailure(HaEvent):
+class RecoveryFailed(HaEvent):
     """A recovery was given up; nothing has changed."""
 
     kind: ClassVar[EventKind] = EventKind.RECOVERY_FAILED
