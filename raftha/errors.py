@@ -123,6 +123,22 @@ class BackupFailed(RafthaError):
         self.backup_id = backup_id
 
 
+class RecoveryInProgress(Rejected):
+    """A recovery is under way already. `recovery_id` is its number."""
+
+    def __init__(self, message: str, recovery_id: int = 0, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.recovery_id = recovery_id
+
+
+class RecoveryAborted(Rejected):
+    """The recovery was given up, and nothing has changed. `recovery_id` is its number."""
+
+    def __init__(self, message: str, recovery_id: int = 0, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.recovery_id = recovery_id
+
+
 class ReplicaTooSlow(Rejected):
     """A new node didn't catch up within its rounds. It stays a learner."""
 

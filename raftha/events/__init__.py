@@ -64,7 +64,13 @@ from raftha.events.cluster import (
     StorageHasSpace,
     StorageIsFull,
 )
-from raftha.events.recovery import PitrCheckpoint
+from raftha.events.recovery import (
+    PitrCheckpoint,
+    RecoveryCompleted,
+    RecoveryFailed,
+    RecoveryPrepared,
+    RecoveryStarted,
+)
 
 __all__ = [
     "BackupCompleted",
@@ -94,6 +100,10 @@ __all__ = [
     "PitrCheckpoint",
     "QuorumLost",
     "QuorumRestored",
+    "RecoveryCompleted",
+    "RecoveryFailed",
+    "RecoveryPrepared",
+    "RecoveryStarted",
     "Removed",
     "ReplicaAdded",
     "ReplicaBehindLog",

@@ -64,6 +64,10 @@ class EventKind(enum.StrEnum):
     RETENTION_REFUSED = "retention_refused"
     REPOSITORY_CONFLICT = "repository_conflict"
     PITR_CHECKPOINT = "pitr_checkpoint"
+    RECOVERY_STARTED = "recovery_started"
+    RECOVERY_PREPARED = "recovery_prepared"
+    RECOVERY_COMPLETED = "recovery_completed"
+    RECOVERY_FAILED = "recovery_failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
