@@ -27,6 +27,9 @@ from raftha.entry import ENTRY_BYTES_MAX, Entry, EntryKind, LogPosition, follows
 from raftha.events import MembershipChanged
 from raftha.membership import Membership
 
+STOPPED_BYTES_MAX = 64 << 20
+"""Entries in memory of a node that stands in front of a RESTORE, if the window isn't larger."""
+
 
 class LogMismatch(Exception):
     """Entries that can't continue this log: damaged on the way, or from a faulty sender."""
@@ -290,6 +293,13 @@ class RaftLog:
         """The last entry that may be applied now, in front of the next RESTORE."""
         last = min(self.commit, self.persisted)  # R5
         return min(last, self._restores[0] - 1) if self._restores else last
+
+    @property
+    def is_stuffed(self) -> bool:
+        """Whether memory has all that it should hold in front of a RESTORE that isn't applied."""
+        return self.stopped_at > 0 and self._window_bytes > max(
+            self._window_bytes_max, STOPPED_BYTES_MAX
+        )
 
     def take_restore(self) -> Entry | None:
         """The RESTORE that is next to be applied; returned once."""

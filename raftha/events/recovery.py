@@ -1,4 +1,7 @@
-"""Events of the recovery to a moment. A `sequence` is that of the last command of the moment."""
+"""Events of the recovery to a moment. A `sequence` is that of the last command of the moment.
+
+`recovery_id` is the number of a recovery, as in `raftha.RecoveryResult`.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ class RecoveryCompleted(HaEvent):
     """The cluster was taken back: behind command `sequence`, the state is that of `to_sequence`.
 
     `undone`: how many commands that took back. `digest`: of the restored contents. `duration_ms`:
-    by log time, since it started.
+    by log time, since it started. Reported again by a node that is restarted soon after.
     """
 
     kind: ClassVar[EventKind] = EventKind.RECOVERY_COMPLETED

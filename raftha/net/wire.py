@@ -52,6 +52,7 @@ from raftha.node.messages import (
     MembershipReply,
     MembershipRequest,
     PeerMessage,
+    RecoveryReport,
     ReplicaReport,
     ReplicaRow,
     SnapshotChunk,
@@ -168,6 +169,7 @@ _CODES: dict[type[Any], int] = {
     BackupRequest: 34,
     BackupReply: 35,
     BackupReport: 36,
+    RecoveryReport: 40,
 }
 _WITH_DURABLE_INDEXES = frozenset((Append, Heartbeat, DurableIndexesReply))
 _Fields: TypeAlias = tuple[type[Any], tuple[type, ...]]

@@ -42,6 +42,7 @@ from raftha.node.founding import Founding, Stance, first_membership
 from raftha.node.messages import PeerMessage, TransferRequest
 from raftha.node.node import Node
 from raftha.node.operations import Operation
+from raftha.node.recovery_work import NoRecoveryWork, RecoveryWork
 from raftha.node.statistics import Statistics
 from raftha.runtime import introductions
 from raftha.storage.backup.spool import Spool
@@ -106,6 +107,7 @@ class Member:
         self.make_backups: Callable[[Member], SimulatedBackups] | None = None
         """Set in a seed with backups."""
         self.backups: BackupWork = NoBackupWork()
+        self.recovery: RecoveryWork = NoRecoveryWork()
         self._make_directory(1)
         self.statistics = Statistics()
         self.wal: Wal | None = None

@@ -249,6 +249,9 @@ class Node:
         self.state = State()
         self.core = Core(scene, node_id)
         self.compared: list[int] = []
+        self.held: list[bool] = []
+        self.handed_over: list[Any] = []
+        self.sent_state: list[int] = []
         self.outcome: Outcome | None = None
         self.restart()
 
@@ -265,6 +268,7 @@ class Node:
             comparison=self,
             waits_for=lambda: (3,),
             random_below=lambda limit: 7 * self.id,
+            steer=(self.held.append, self.handed_over.append, self.sent_state.append),
         )
         self.backups._points._archived_index = lambda: self.scene.archived
 
