@@ -24,6 +24,7 @@ from raftha.node.backup_work import (
 from raftha.node.comparison import Outcome
 from raftha.node.messages import BackupAction
 from raftha.node.operations import BackupOperation, Operation
+from raftha.node.recovery_work import NoRecoveryWork
 from raftha.storage.state.catalog import (
     BackupRecord,
     Catalog,
@@ -211,6 +212,7 @@ class Host:
 
     def __init__(self, scene: Scene, node_id: int) -> None:
         self.backups = Work()
+        self.recovery = NoRecoveryWork()
         self.events: list[HaEvent] = []
         self._scene = scene
         self._id = node_id
