@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from raftha import config, events
 from raftha.api.backup import BackupOrchestrator
+from raftha.api.recovery import PitrManager
 from raftha.config import BackupConfig, HaConfig, PitrConfig, ReplicationConfig, RetentionPolicy
 from raftha.errors import (
     AcknowledgementTimeout,
+    ArchiveGap,
     BackupFailed,
     BackupInProgress,
+    ChainBroken,
     CommandFailed,
     ConfigError,
     Corrupt,
@@ -38,6 +41,8 @@ from raftha.errors import (
     NotAvailable,
     Overloaded,
     RafthaError,
+    RecoveryAborted,
+    RecoveryInProgress,
     Rejected,
     ReplicaTooSlow,
     RepositoryConflict,
@@ -49,6 +54,7 @@ from raftha.errors import (
     StorageError,
     StorageFailed,
     StorageFull,
+    TargetUnreachable,
     TransferFailed,
     Unavailable,
     UpgradePending,
@@ -56,6 +62,15 @@ from raftha.errors import (
 )
 from raftha.events import EventKind, HaEvent
 from raftha.manager import HaManager, ReplicationManager
+from raftha.recovery import (
+    RecoveryMoment,
+    RecoveryPlan,
+    RecoveryPoint,
+    RecoveryPointKind,
+    RecoveryResult,
+    RecoveryState,
+    RecoveryWindow,
+)
 from raftha.runtime.event_bus import AsyncEventStream, EventStream
 from raftha.storage.state.commands import Delete, Equals, Exists, Get, Missing, Put
 from raftha.storage.state.machine import StateMachine, Transaction, command
@@ -89,6 +104,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Acknowledgement",
     "AcknowledgementTimeout",
+    "ArchiveGap",
     "AsyncEventStream",
     "BackupConfig",
     "BackupFailed",
@@ -98,6 +114,7 @@ __all__ = [
     "BackupResult",
     "BackupState",
     "BackupVerification",
+    "ChainBroken",
     "CommandFailed",
     "ConfigError",
     "Corrupt",
@@ -125,9 +142,19 @@ __all__ = [
     "NotAvailable",
     "Overloaded",
     "PitrConfig",
+    "PitrManager",
     "Put",
     "RafthaError",
     "Receipt",
+    "RecoveryAborted",
+    "RecoveryInProgress",
+    "RecoveryMoment",
+    "RecoveryPlan",
+    "RecoveryPoint",
+    "RecoveryPointKind",
+    "RecoveryResult",
+    "RecoveryState",
+    "RecoveryWindow",
     "Rejected",
     "ReplicaState",
     "ReplicaStatus",
@@ -149,6 +176,7 @@ __all__ = [
     "StorageError",
     "StorageFailed",
     "StorageFull",
+    "TargetUnreachable",
     "Transaction",
     "TransferFailed",
     "Unavailable",

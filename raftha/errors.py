@@ -124,7 +124,7 @@ class BackupFailed(RafthaError):
 
 
 class RecoveryInProgress(Rejected):
-    """A recovery is under way already. `recovery_id` is its number."""
+    """A recovery to an earlier moment is under way. `recovery_id` is its number."""
 
     def __init__(self, message: str, recovery_id: int = 0, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -132,7 +132,10 @@ class RecoveryInProgress(Rejected):
 
 
 class RecoveryAborted(Rejected):
-    """The recovery was given up, and nothing has changed. `recovery_id` is its number."""
+    """The recovery to an earlier moment was given up; nothing has changed.
+
+    `recovery_id` is its number in `ha.pitr.list_recoveries()`; 0 if it hasn't begun.
+    """
 
     def __init__(self, message: str, recovery_id: int = 0, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)

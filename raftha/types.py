@@ -419,7 +419,10 @@ class HaStatus:
     often `on_event` raised. `fire_forget`: the outcomes of this manager's `async_fire_forget`
     writes. `backup_state`: what comes of the backup that runs, or came of the last one.
     `last_backup`: the newest one that can be restored, None if there is none.
-    `pitr_sequence` is None: this version has no point-in-time recovery.
+    `pitr_sequence`: up to which command the cluster can be restored without its members, as far as
+    this node knows; None if this node has no settings for recovery. `rpo_ms`: how old the oldest
+    write is that no destination has, 0 if there is none: that much would be lost with all members;
+    None if it isn't known.
     """
 
     is_running: bool
@@ -459,7 +462,8 @@ class HaStatus:
     upgrade_waits_for: tuple[int, ...] = ()
     backup_state: BackupState = BackupState.IDLE
     last_backup: BackupResult | None = None
-    pitr_sequence: None = None
+    pitr_sequence: int | None = None
+    rpo_ms: int | None = None
 
     @classmethod
     def unstarted(cls, node_id: int) -> HaStatus:

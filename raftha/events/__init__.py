@@ -70,6 +70,7 @@ from raftha.events.recovery import (
     RecoveryFailed,
     RecoveryPrepared,
     RecoveryStarted,
+    RestoreDrillCompleted,
 )
 
 __all__ = [
@@ -117,6 +118,7 @@ __all__ = [
     "ReplicaUnsupported",
     "ReplicationLagWarning",
     "RepositoryConflicted",
+    "RestoreDrillCompleted",
     "RetentionApplied",
     "RetentionRefused",
     "RoleChanged",

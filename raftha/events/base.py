@@ -68,6 +68,7 @@ class EventKind(enum.StrEnum):
     RECOVERY_PREPARED = "recovery_prepared"
     RECOVERY_COMPLETED = "recovery_completed"
     RECOVERY_FAILED = "recovery_failed"
+    RESTORE_DRILL_COMPLETED = "restore_drill_completed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

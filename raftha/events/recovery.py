@@ -27,9 +27,10 @@ class PitrCheckpoint(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryStarted(HaEvent):
-    """The cluster prepares to go back to `to_sequence`, of time `log_time_us`; `request` says why.
+    """The cluster is to be taken back to command `to_sequence`, of time `log_time_us`.
 
-    All members build the state of then, beside the present one. Nothing has changed yet.
+    `recovery_id`: as in `ha.pitr.list_recoveries()`. `request`: what was asked for. The members
+    build the state of then beside their own, and nothing else has changed yet.
     """
 
     kind: ClassVar[EventKind] = EventKind.RECOVERY_STARTED
@@ -41,7 +42,10 @@ class RecoveryStarted(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryPrepared(HaEvent):
-    """A majority is ready to go back, and all that are ready (`nodes`) have the same `digest`."""
+    """The members `nodes`, a majority, have built the state of then, with one digest.
+
+    The leader reports it, and has writes wait until the log is in a destination.
+    """
 
     kind: ClassVar[EventKind] = EventKind.RECOVERY_PREPARED
     recovery_id: int
@@ -51,15 +55,16 @@ class RecoveryPrepared(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryCompleted(HaEvent):
-    """This node has gone back: from `sequence` on, its state is that of `to_sequence`.
+    """The cluster was taken back: behind command `sequence`, the state is that of `to_sequence`.
 
-    `undone` commands were taken back. Reported again if the node is restarted soon after.
+    `undone`: how many commands that took back. `digest`: of the restored contents. `duration_ms`:
+    by log time, since it started.
     """
 
     kind: ClassVar[EventKind] = EventKind.RECOVERY_COMPLETED
     recovery_id: int
-    sequence: int
     to_sequence: int
+    sequence: int
     undone: int
     digest: str
     duration_ms: float
@@ -67,8 +72,25 @@ class RecoveryCompleted(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryFailed(HaEvent):
-    """A recovery was given up, and nothing has changed."""
+    """A recovery was given up; nothing has changed."""
 
     kind: ClassVar[EventKind] = EventKind.RECOVERY_FAILED
     recovery_id: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreDrillCompleted(HaEvent):
+    """This node has restored a moment for proof, and thrown it away again.
+
+    `is_ok`: the moment was restored, and all digests on the way were equal. `sequence`: its last
+    command. `restore_s`, `replay_s`: reading backups, and applying log; together a restore takes
+    that long on this machine. `error`: what was wrong.
+    """
+
+    kind: ClassVar[EventKind] = EventKind.RESTORE_DRILL_COMPLETED
+    is_ok: bool
+    sequence: int
+    restore_s: float
+    replay_s: float
+    error: str = ""

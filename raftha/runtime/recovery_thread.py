@@ -28,7 +28,7 @@ from raftha.storage.backup.pool import thread_pool
 from raftha.storage.backup.recovery import RecoveryPlan, Target
 from raftha.storage.backup.replay import ReplayHooks, build_image
 from raftha.storage.backup.repository import Repository
-from raftha.storage.backup.restore import SPARE_BYTES, STATE_FACTOR
+from raftha.storage.backup.restore_plan import SPARE_BYTES, STATE_FACTOR
 from raftha.storage.directory import skips
 from raftha.storage.directory.restoring import PreparedState, Restoring
 from raftha.storage.state.machine import StateMachine

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from raftha.storage.backup.pairs import Piece
+from raftha.storage.files import sync_folder
 from raftha.storage.state.builder import StoreBuilder
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.store import Store
@@ -75,6 +76,7 @@ class FolderStores:
     def copy(self, name: str, copy: str) -> None:
         self._remove(copy)
         shutil.copytree(self._folder / name, self._folder / copy)
+        sync_folder(self._folder / copy)
 
     def rename(self, name: str, new: str) -> None:
         self._remove(new)

@@ -34,7 +34,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from raftha.entry import Entry, EntryKind, LogPosition, follows
-from raftha.errors import BackupDamaged, RafthaError, UpgradeRequired
+from raftha.errors import BackupDamaged, ObjectMissing, RafthaError, UpgradeRequired
 from raftha.storage.backup import names
 from raftha.storage.backup.chain import Shelf, read_backup
 from raftha.storage.backup.cut import cut_entry
@@ -50,8 +50,11 @@ from raftha.storage.backup.runs import MetaParts
 from raftha.storage.backup.timeline import Part, begin_lineage, read_timeline
 from raftha.storage.backup.uploads import BackupCancelled
 from raftha.storage.state.blocks import encode_pairs
+from raftha.storage.state.catalog_changes import Restore
 from raftha.storage.state.machine import StateMachine
-from raftha.storage.state.meta import move_meta, read_meta
+from raftha.storage.state.meta import MetaFacts, move_meta, read_meta
+from raftha.storage.state.recoveries import RecoveryRecord
+from raftha.storage.state.restored import meta_behind, wanted_restore
 from raftha.storage.state.state import Frozen, State
 from raftha.storage.state.store import Store, StoreDigest
 
@@ -67,10 +70,12 @@ class ReplayHooks:
     """What a recovery needs of its surroundings.
 
     `on_progress` gets how much was done of how much there is to do, in bytes of pairs and of
-    segments. `skips` are the entries that operators had the cluster skip, hashes by index.
+    segments; `on_step` each step of the module's docstring once it is done. `skips` are the entries
+    that operators had the cluster skip, hashes by index.
     """
 
     on_progress: Callable[[int, int], None] = lambda done, total: None
+    on_step: Callable[[int], None] = lambda step: None
     is_wanted: Callable[[], bool] = lambda: True
     pool: Callable[[str, int], Pool] = serial_pool
     monotonic: Callable[[], float] = monotonic
@@ -115,6 +120,23 @@ def build_image(
     stores = FolderStores(place) if isinstance(place, Path) else place
     building = _Building(plan, repository, stores, machine, hooks or ReplayHooks())
     return building.run()
+
+
+def check_machine(plan: RecoveryPlan, machine: StateMachine | None) -> None:
+    """UpgradeRequired if log is to be replayed, and there is no state machine for its commands."""
+    if machine is None:
+        for each in plan.all_plans():
+            if each.needs_replay and each.backup.commands:
+                raise UpgradeRequired(
+                    "the log has commands of a state machine", hint=_machine_hint(each)
+                )
+
+
+def _machine_hint(plan: RecoveryPlan) -> str:
+    return (
+        f"name the class of the state machine, as module:Class; it was {plan.backup.machine}. "
+        "Without it backups can be restored, but no moment between them"
+    )
 
 
 class _Built(NamedTuple):
@@ -221,31 +243,40 @@ class _Replay:
     def run(self) -> Image:
         """All steps of the module's docstring."""
         begun = self._hooks.monotonic()
-        self._restore_base()
-        begun = self._building.spend("restore", begun)
+        facts = self._restore_base()
+        position, membership = facts.position, facts.membership
+        begun = self._done(1, "restore", begun)
         self._store = self._building.stores.open(self._name)
         try:
-            self._open_state()
-            self._replay()
-            begun = self._building.spend("replay", begun)
+            if self._plan.needs_replay:
+                self._open_state()
+                self._replay()
+                position, membership = self._state.applied, self._state.membership
+            begun = self._done(2, "replay", begun)
             digest = self._digest()
-            self._building.spend("digest", begun)
-            state = self._state
-            return Image(
-                digest=digest.hex,
-                keys=digest.keys,
-                position=state.applied,
-                membership=state.membership,
-                checked=tuple(dict.fromkeys(self._checked)),
-                seconds=self._building.seconds,
-            )
+            if not self._plan.needs_replay:
+                self._compare(digest, self._plan.backup)
+            self._done(3, "digest", begun)
         finally:
             self._writer.shutdown(cancel_futures=True)
             self._store.close()
+        return Image(
+            digest=digest.hex,
+            keys=digest.keys,
+            position=position,
+            membership=membership,
+            checked=tuple(dict.fromkeys(self._checked)),
+            seconds=self._building.seconds,
+        )
+
+    def _done(self, step: int, phase: str, begun: float) -> float:
+        if self._name == STATE:
+            self._hooks.on_step(step)
+        return self._building.spend(phase, begun)
 
     # ---------------------------------------------------------------- the base
 
-    def _restore_base(self) -> None:
+    def _restore_base(self) -> MetaFacts:
         plan, building = self._plan, self._building
         pool = self._hooks.pool("fetch", FETCHERS)
         builder = building.stores.build(self._name, plan.links[0].manifest.size_bytes)
@@ -258,8 +289,9 @@ class _Replay:
                 else:
                     builder.change(self._watched(read))
             whole = meta.join()
-            self._check_meta(whole)
+            facts = self._check_meta(whole)
             builder.finish(whole)
+            return facts
         finally:
             builder.close()
             pool.shutdown(cancel_futures=True)
@@ -281,12 +313,14 @@ class _Replay:
         finally:
             hashing.close()
 
-    def _check_meta(self, meta: bytes) -> None:
+    def _check_meta(self, meta: bytes) -> MetaFacts:
         manifest = self._plan.backup
         name = names.manifest_name(manifest.lineage, manifest.label)
         try:
-            if read_meta(meta).position != manifest.position:
+            facts = read_meta(meta)
+            if facts.position != manifest.position:
                 raise ValueError("its meta is of another position")
+            return facts
         except ValueError as error:
             raise BackupDamaged(str(error), object_name=name) from error
 
@@ -309,8 +343,6 @@ class _Replay:
 
     def _replay(self) -> None:
         plan = self._plan
-        if not plan.needs_replay:
-            return
         reader = LogReader(
             self._building.shelf,
             plan.history,
@@ -341,9 +373,9 @@ class _Replay:
         at = bisect_left(self._special, piece[0].index)
         special = self._special[at] if at < len(self._special) else 0
         for entry in piece:
-            if entry.index == special:
+            if entry.index == special or entry.kind == EntryKind.RESTORE:
                 self._apply_special(entry)
-                at, state = at + 1, self._state
+                at, state = at + (entry.index == special), self._state
                 special = self._special[at] if at < len(self._special) else 0
             else:
                 state.apply(entry)
@@ -355,10 +387,14 @@ class _Replay:
         if index in self._jumps:
             self._begin_lineage(self._jumps[index], entry)
         self._check_joint(entry)
-        before = self._state.applied.last_sequence
-        self._state.apply(cut_entry(entry, before, self._cuts.get(index, entry.last_sequence)))
-        if index in self._sources:
-            self._replace_pairs(self._sources[index], entry)
+        restored = None
+        if entry.kind == EntryKind.RESTORE:
+            restored = wanted_restore(self._state, entry)
+        if restored is not None:
+            self._replace_pairs(entry, *restored)
+        else:
+            before = self._state.applied.last_sequence
+            self._state.apply(cut_entry(entry, before, self._cuts.get(index, entry.last_sequence)))
         if index in self._checks:
             self._check_digest(self._checks[index].manifest)
 
@@ -394,12 +430,25 @@ class _Replay:
         self._store.write((), meta)
         self._open_state()
 
-    def _replace_pairs(self, source: Source, entry: Entry) -> None:
-        """A RESTORE entry: the pairs of its source, and the meta as of this entry."""
-        del entry
-        meta = self._flush()
+    def _replace_pairs(self, entry: Entry, restore: Restore, record: RecoveryRecord) -> None:
+        """An accepted RESTORE entry: the pairs of its source, and the meta behind it."""
+        source = self._sources.get(entry.index)
+        if source is None or source.restore.to_sequence != record.to_sequence:
+            raise ObjectMissing(
+                f"entry {entry.index} went back to sequence {record.to_sequence}, and the "
+                "repository has no record of that",
+                object_name=names.restores_folder(self._plan.lineage),
+                hint="plan again; if that doesn't help, choose a moment behind the next backup",
+            )
+        meta = meta_behind(self._state, entry)
+        self._finish_writing()
         self._store.close()
-        self._building.use(source, self._name)
+        built = self._building.use(source, self._name)
+        if built.digest != restore.digest:
+            raise BackupDamaged(
+                f"entry {entry.index} went back to a state with digest {restore.digest}, and the "
+                f"one that was built for it has {built.digest}"
+            )
         self._store = self._building.stores.open(self._name)
         self._store.write((), meta)
         self._open_state()
@@ -456,13 +505,9 @@ def _explained(state: Callable[[], State], plan: RecoveryPlan) -> Iterator[None]
     try:
         yield
     except UpgradeRequired as error:
-        taken_with = plan.backup.machine
         raise UpgradeRequired(
             f"the log can't be applied: {error}",
-            hint=f"name the state machine that it was written with ({taken_with}), of a version "
-            "that has these commands"
-            if taken_with
-            else "use the build of raftha that wrote it",
+            hint=_machine_hint(plan) if plan.backup.machine else "use the build that wrote it",
         ) from error
     except (MemoryError, RecursionError, OSError, AssertionError, ValueError) as error:
         entry = state().applying

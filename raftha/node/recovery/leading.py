@@ -7,7 +7,7 @@ before it was. What it knows beside that, the members' reports, is sent again ea
     prepared           wait until a majority of the voters is ready, and all ready ones have the
                        same digest. Members that are connected are waited for, others aren't
     agreed             hold new writes, until the log is applied and archived: then an undo finds
-                       all of it. At most FREEZE_MAX_S
+                       all of it. At most `freeze_timeout_s`
     then               `restore`, and writes go on: those behind it find the restored state
 
 A recovery is aborted if members come to different digests, if no majority can become ready, if the
@@ -43,8 +43,6 @@ from raftha.storage.state.catalog import (
 from raftha.storage.state.recoveries import RESTORED, RecoveryRecord
 from raftha.storage.state.state import State
 
-FREEZE_MAX_S = 10.0
-"""How long writes are held until the log is applied and archived."""
 QUEUE_MAX = 8
 """Requests that wait; further ones are dropped, and their senders repeat them."""
 RECOVERS = "a recovery begins"
@@ -100,11 +98,16 @@ class Leading:
         log_clock: LogClock,
         around: Surroundings,
         *,
+        freeze_s: float,
         reply: Callable[[BackupReply], None],
         emit: Callable[[HaEvent], None],
         wake: Callable[[], None],
     ) -> None:
-        """`reply` answers a request, of another node or of this one's callers."""
+        """`reply` answers a request, of another node or of this one's callers.
+
+        `freeze_s`: how long writes are held until the log is applied and archived.
+        """
+        self._freeze_s = freeze_s
         self._core = core
         self._state = state
         self._work = work
@@ -329,9 +332,9 @@ class Leading:
         if now - self._seen[1] >= record.timeout_s:
             late = sorted(votes.waited | votes.failed.keys())
             return f"it has taken more than {record.timeout_s} s; not ready: {late}"
-        is_late = self._held_at is not None and now - self._held_at >= FREEZE_MAX_S
+        is_late = self._held_at is not None and now - self._held_at >= self._freeze_s
         if is_late and not record.is_frozen:
-            return f"the log was not applied and archived within {FREEZE_MAX_S:g} s"
+            return f"the log was not applied and archived within {self._freeze_s:g} s"
         return ""
 
     def _is_agreed(self, votes: _Votes) -> bool:
