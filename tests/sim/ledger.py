@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from raftha.entry import Entry
 from raftha.storage.state.catalog import (
+    Abort,
     Adopt,
     BackupRecord,
     Begin,
@@ -16,6 +17,8 @@ from raftha.storage.state.catalog import (
     End,
     Found,
     Pin,
+    Prepare,
+    Restore,
     Retire,
     Unpin,
     decode_change,
@@ -46,6 +49,10 @@ class Ledger:
         self.deleted: set[int] = set()
         self.refused = 0
         self._deleted_index = 0
+        self.prepared: tuple[int, Prepare] | None = None
+        """The recovery under way, with its id."""
+        self.recoveries: dict[int, str] = {}
+        """What has become of each recovery."""
 
     def apply(self, entry: Entry) -> object:
         """Take in the next committed administrative entry; return what it changed, if anything."""
@@ -102,10 +109,34 @@ class Ledger:
                 is_accepted = self._delete(change, index)
             case Pin() | Unpin():
                 is_accepted = self._pin(change)
+            case Prepare():
+                is_accepted = self._prepare(change, index)
+            case Restore() | Abort():
+                is_accepted = self._end_recovery(change)
         return is_accepted
+
+    def _prepare(self, change: Prepare, index: int) -> bool:
+        is_free = all(b.state != "running" for b in self.backups.values())
+        sources = [self.backups.get(backup_id) for backup_id in change.backups]
+        if self.prepared is not None or not is_free:
+            return False
+        if any(source is None or source.state != "completed" for source in sources):
+            return False
+        self.prepared = index, change
+        self.recoveries[index] = "prepared"
+        return True
+
+    def _end_recovery(self, change: Restore | Abort) -> bool:
+        if self.prepared is None or self.prepared[0] != change.id:
+            return False
+        self.prepared = None
+        self.recoveries[change.id] = "restored" if isinstance(change, Restore) else "aborted"
+        return True
 
     def _begin(self, change: Begin, index: int) -> bool:
         is_free = all(b.state != "running" for b in self.backups.values())
+        if self.prepared is not None:
+            return False
         if not is_free or not self._fits(change.mode, change.parent, change.lineage):
             return False
         self.backups[index] = Backup(
@@ -159,6 +190,8 @@ class Ledger:
 
     def _retire(self, change: Retire) -> bool:
         newest = self.newest()
+        if self.prepared is not None:
+            return False
         for backup_id in change.ids:
             backup = self.backups.get(backup_id)
             if backup is None or backup.state == "running" or backup.lineage != change.lineage:
