@@ -134,9 +134,9 @@ class Leading:
         return core.is_leader and self._state.has_recovery and core.log.term(applied) == core.term
 
     @property
-    def is_holding(self) -> bool:
-        """Whether new writes are held."""
-        return self._held_at is not None
+    def is_beginning(self) -> bool:
+        """Whether this leader is about to propose a recovery."""
+        return self.is_ready and self._planned is not None
 
     # ---------------------------------------------------------------- what comes in
 
@@ -148,6 +148,8 @@ class Leading:
             unpack_abort(request.payload)
         if not self.is_ready or len(self._queue) >= QUEUE_MAX:
             return  # It will be repeated, perhaps to another leader.
+        if self._term != self._core.term:
+            self._take_over()
         under_way = [self._planning, self._planned and self._planned[0]]
         under_way += [self._open and self._open.request, *self._queue]
         same = (request.sender, request.number, request.payload)

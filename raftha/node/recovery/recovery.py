@@ -95,6 +95,11 @@ class Recovery:
         record = self._state.catalog.recoveries.prepared
         return None if record is None else RecoveryProgress(record, *self._member.progress)
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a recovery is prepared, or about to be, as this leader knows."""
+        return self._leading.is_beginning or self._state.catalog.recoveries.prepared is not None
+
     def _report(self, report: RecoveryReport) -> None:
         if report.to == self._core.id:
             self._leading.on_report(report, self._now())
