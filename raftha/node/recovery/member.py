@@ -101,7 +101,10 @@ class Member:
         self._task: _Task | None = None
         self._stop: _Stop | None = None
         self._is_restoring = False
-        self._has_begun = False
+        record = state.catalog.recoveries.last_restored
+        is_here = record is not None and record.index == state.applied.index
+        self._completed = record if is_here else None
+        """The recovery with whose state this life begins, until that is reported."""
         self._reported_at = float("-inf")
 
     @property
@@ -121,8 +124,9 @@ class Member:
 
     def on_tick(self, now: float) -> None:
         """A heartbeat interval has passed."""
-        if not self._has_begun:
-            self._begin()
+        if self._completed is not None:
+            self._emit_completed(self._completed)
+            self._completed = None
         prepared = self._state.catalog.recoveries.prepared
         if self._is_over(prepared):
             self._task = None
@@ -134,23 +138,18 @@ class Member:
             self._go_on(self._stop, now)
         self._report(prepared.id, now)
 
-    def _begin(self) -> None:
-        """This life has begun: perhaps with the state of a recovery."""
-        self._has_begun = True
-        recoveries = self._state.catalog.recoveries
-        record = recoveries.last_restored
-        if record is not None and record.index == self._state.applied.index:
-            self._emit(
-                RecoveryCompleted(
-                    reporter=self._core.id,
-                    recovery_id=record.id,
-                    sequence=record.sequence,
-                    to_sequence=record.to_sequence,
-                    undone=record.undone,
-                    digest=record.digest,
-                    duration_ms=(record.ended_us - record.began_us) / 1000,
-                )
+    def _emit_completed(self, record: RecoveryRecord) -> None:
+        self._emit(
+            RecoveryCompleted(
+                reporter=self._core.id,
+                recovery_id=record.id,
+                to_sequence=record.to_sequence,
+                sequence=record.sequence,
+                undone=record.undone,
+                digest=record.digest,
+                duration_ms=(record.ended_us - record.began_us) / 1000,
             )
+        )
 
     def _is_over(self, prepared: RecoveryRecord | None) -> bool:
         """Whether what is prepared here, or being built, is for a recovery that has ended.
