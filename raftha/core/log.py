@@ -353,8 +353,9 @@ def _check_continues(entry: Entry, previous: Entry | LogPosition) -> None:
     )
     if not is_in_order or not follows(entry, previous.hash):
         raise LogMismatch(f"entry {entry.index} of term {entry.term}")
-    if entry.kind != EntryKind.BATCH and entry.last_sequence != previous.last_sequence:
-        raise LogMismatch(f"entry {entry.index} has no commands, but counts some")
+    count = entry.last_sequence - previous.last_sequence
+    if entry.kind != EntryKind.BATCH and count != (entry.kind == EntryKind.RESTORE):
+        raise LogMismatch(f"entry {entry.index} of kind {entry.kind} can't have {count} commands")
     if entry.kind == EntryKind.MEMBERSHIP:
         try:
             Membership.decode(bytes(entry.payload))

@@ -230,14 +230,14 @@ class Planner:
                 yield listed
 
     def _index_at_most(self, history: History, target: Target) -> int:
-        """An index that a sequence is not behind, by the names of segments."""
+        """An index behind which all sequences are higher, by the names of segments."""
         if target.sequence is None:
             return NO_END
         found = (
             stored.name.last
             for part in history
             for stored in self.timeline.segments.get(part.lineage, ())
-            if stored.name.sequence >= target.sequence and stored.name.first <= part.until
+            if stored.name.sequence > target.sequence and stored.name.first <= part.until
         )
         return min(found, default=NO_END)
 

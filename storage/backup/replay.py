@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
@@ -39,7 +40,7 @@ from raftha.storage.backup import names
 from raftha.storage.backup.chain import Shelf, read_backup
 from raftha.storage.backup.cut import cut_entry
 from raftha.storage.backup.hashing import ParallelHasher, hash_store
-from raftha.storage.backup.image_stores import STATE, FolderStores, ImageStores
+from raftha.storage.backup.image_stores import STATE, FolderStores, ImageBuilder, ImageStores
 from raftha.storage.backup.log_reader import LogReader
 from raftha.storage.backup.manifest import Manifest
 from raftha.storage.backup.pairs import Piece
@@ -49,14 +50,13 @@ from raftha.storage.backup.repository import Repository
 from raftha.storage.backup.runs import MetaParts
 from raftha.storage.backup.timeline import Part, begin_lineage, read_timeline
 from raftha.storage.backup.uploads import BackupCancelled
-from raftha.storage.state.blocks import encode_pairs
 from raftha.storage.state.catalog_changes import Restore
 from raftha.storage.state.machine import StateMachine
-from raftha.storage.state.meta import MetaFacts, move_meta, read_meta
+from raftha.storage.state.meta import move_meta, read_meta
 from raftha.storage.state.recoveries import RecoveryRecord
 from raftha.storage.state.restored import meta_behind, wanted_restore
-from raftha.storage.state.state import Frozen, State
-from raftha.storage.state.store import Store, StoreDigest
+from raftha.storage.state.state import State
+from raftha.storage.state.store import StoreDigest
 
 BUFFER_BYTES = 64 << 20
 """Changes in memory, after which a checkpoint begins,"""
@@ -236,38 +236,49 @@ class _Replay:
         self._special = sorted({*self._jumps, *self._sources, *self._checks, *self._cuts, *joints})
         """Entries that are more than applied."""
         self._writer = building.hooks.pool("checkpoint", 1)
-        self._store: Store
+        self._builder: ImageBuilder
         self._state: State
         self._writing: Future[None] | None = None
 
     def run(self) -> Image:
         """All steps of the module's docstring."""
         begun = self._hooks.monotonic()
-        facts = self._restore_base()
-        position, membership = facts.position, facts.membership
-        begun = self._done(1, "restore", begun)
-        self._store = self._building.stores.open(self._name)
+        expected = self._plan.links[0].manifest.size_bytes
+        self._builder = self._building.stores.build(self._name, expected)
         try:
+            meta = self._restore_base()
+            begun = self._done(1, "restore", begun)
             if self._plan.needs_replay:
+                self._builder.write((), meta)
                 self._open_state()
                 self._replay()
-                position, membership = self._state.applied, self._state.membership
+                meta = self._flush()
+            self._builder.finish(meta)
             begun = self._done(2, "replay", begun)
-            digest = self._digest()
-            if not self._plan.needs_replay:
-                self._compare(digest, self._plan.backup)
-            self._done(3, "digest", begun)
         finally:
             self._writer.shutdown(cancel_futures=True)
-            self._store.close()
+            self._builder.close()
+        digest = self._digest_of_disk()
+        self._done(3, "digest", begun)
+        facts = read_meta(meta)
         return Image(
             digest=digest.hex,
             keys=digest.keys,
-            position=position,
-            membership=membership,
+            position=facts.position,
+            membership=facts.membership,
             checked=tuple(dict.fromkeys(self._checked)),
             seconds=self._building.seconds,
         )
+
+    def _digest_of_disk(self) -> StoreDigest:
+        store = self._building.stores.open(self._name)
+        try:
+            digest = hash_store(store, self._hooks.pool, self._building.go_on)
+        finally:
+            store.close()
+        if not self._plan.needs_replay:
+            self._compare(digest, self._plan.backup)
+        return digest
 
     def _done(self, step: int, phase: str, begun: float) -> float:
         if self._name == STATE:
@@ -276,51 +287,53 @@ class _Replay:
 
     # ---------------------------------------------------------------- the base
 
-    def _restore_base(self) -> MetaFacts:
-        plan, building = self._plan, self._building
+    def _restore_base(self) -> bytes:
+        """Step 1; return the meta."""
+        plan, building, builder = self._plan, self._building, self._builder
         pool = self._hooks.pool("fetch", FETCHERS)
-        builder = building.stores.build(self._name, plan.links[0].manifest.size_bytes)
         try:
             for link in plan.links:
                 meta = MetaParts()
-                read = read_backup(building.shelf, link.manifest, meta.add, pool)
-                if link.manifest.is_full:
-                    builder.append(self._hashed(self._watched(read), link.manifest))
-                else:
-                    builder.change(self._watched(read))
+                reading = partial(read_backup, building.shelf, link.manifest, meta.add, pool)
+                if not link.manifest.is_full:
+                    builder.change(reading(self._count))
+                elif plan.needs_replay or not plan.backup.digest:
+                    self._append_hashed(reading, link.manifest)
+                else:  # The digest of what is on the disk in the end must be the same.
+                    builder.append(reading(self._count))
             whole = meta.join()
-            facts = self._check_meta(whole)
-            builder.finish(whole)
-            return facts
+            self._check_meta(whole)
+            return whole
         finally:
-            builder.close()
             pool.shutdown(cancel_futures=True)
 
-    def _watched(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        for piece in pieces:
-            yield piece
-            size = sum(8 + len(key) + len(value or b"") for key, value in piece)
-            self._building.progress(size)
+    def _count(self, raw: bytes, keys: int) -> None:
+        self._building.progress(len(raw))
 
-    def _hashed(self, pieces: Iterator[Piece], manifest: Manifest) -> Iterator[Piece]:
-        """Pass the pairs of a full backup on; BackupDamaged if they have another digest."""
-        hashing = ParallelHasher(self._hooks.pool("digest", 1))
+    def _append_hashed(
+        self,
+        reading: Callable[[Callable[[bytes, int], None]], Iterator[Piece]],
+        manifest: Manifest,
+    ) -> None:
+        """Append the pairs of a full backup; BackupDamaged if they have another digest."""
+        hasher = ParallelHasher(self._hooks.pool("digest", 1))
+
+        def on_block(raw: bytes, keys: int) -> None:
+            hasher.add(raw, keys)
+            self._building.progress(len(raw))
+
         try:
-            for piece in pieces:
-                hashing.add(encode_pairs(piece), len(piece))
-                yield piece
-            self._compare(hashing.finish(), manifest)
+            self._builder.append(reading(on_block))
+            self._compare(hasher.finish(), manifest)
         finally:
-            hashing.close()
+            hasher.close()
 
-    def _check_meta(self, meta: bytes) -> MetaFacts:
+    def _check_meta(self, meta: bytes) -> None:
         manifest = self._plan.backup
         name = names.manifest_name(manifest.lineage, manifest.label)
         try:
-            facts = read_meta(meta)
-            if facts.position != manifest.position:
+            if read_meta(meta).position != manifest.position:
                 raise ValueError("its meta is of another position")
-            return facts
         except ValueError as error:
             raise BackupDamaged(str(error), object_name=name) from error
 
@@ -338,7 +351,7 @@ class _Replay:
     # ---------------------------------------------------------------- the replay
 
     def _open_state(self) -> None:
-        self._state = State(self._store, self._building.machine)
+        self._state = State(self._builder, self._building.machine)
         self._state.skips = self._hooks.skips
 
     def _replay(self) -> None:
@@ -366,7 +379,6 @@ class _Replay:
                 f"the log ends with entry {self._state.applied.index}, and the plan with "
                 f"{plan.position.index}"
             )
-        self._flush()
 
     def _apply_all(self, piece: list[Entry]) -> None:
         limit, state = self._hooks.buffer_bytes, self._state
@@ -426,8 +438,7 @@ class _Replay:
         beginning = begin_lineage(applied, part.lineage, first.last_sequence)
         if first.kind != EntryKind.MEMBERSHIP or not follows(first, beginning.hash):
             raise BackupDamaged(f"lineage {part.lineage} does not begin with entry {first.index}")
-        meta = move_meta(self._flush(), beginning, bytes(first.payload))
-        self._store.write((), meta)
+        self._builder.write((), move_meta(self._flush(), beginning, bytes(first.payload)))
         self._open_state()
 
     def _replace_pairs(self, entry: Entry, restore: Restore, record: RecoveryRecord) -> None:
@@ -442,15 +453,15 @@ class _Replay:
             )
         meta = meta_behind(self._state, entry)
         self._finish_writing()
-        self._store.close()
+        self._builder.close()
         built = self._building.use(source, self._name)
         if built.digest != restore.digest:
             raise BackupDamaged(
                 f"entry {entry.index} went back to a state with digest {restore.digest}, and the "
                 f"one that was built for it has {built.digest}"
             )
-        self._store = self._building.stores.open(self._name)
-        self._store.write((), meta)
+        self._builder = self._building.stores.reopen(self._name)
+        self._builder.write((), meta)
         self._open_state()
 
     def _check_digest(self, manifest: Manifest) -> None:
@@ -461,10 +472,8 @@ class _Replay:
                 object_name=names.manifest_name(manifest.lineage, manifest.label),
             )
         self._flush()
-        self._compare(self._digest(), manifest)
-
-    def _digest(self) -> StoreDigest:
-        return hash_store(self._store, self._hooks.pool, self._building.go_on)
+        digest = hash_store(self._builder, self._hooks.pool, self._building.go_on)
+        self._compare(digest, manifest)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -478,7 +487,7 @@ class _Replay:
                 return
             self._finish_writing()
         frozen = self._state.freeze()
-        self._writing = self._writer.submit(_write, self._store, frozen)
+        self._writing = self._writer.submit(self._builder.change, frozen.items.pieces())
 
     def _finish_writing(self) -> None:
         if self._writing is not None:
@@ -487,16 +496,12 @@ class _Replay:
             self._state.checkpoint_done()
 
     def _flush(self) -> bytes:
-        """Have everything in the store; return the meta."""
+        """Have all changes in the store; return the meta."""
         self._finish_writing()
         frozen = self._state.freeze()
-        self._store.write(frozen.items, frozen.meta)
+        self._builder.change(frozen.items.pieces())
         self._state.checkpoint_done()
         return frozen.meta
-
-
-def _write(store: Store, frozen: Frozen) -> None:
-    store.write(frozen.items, frozen.meta)
 
 
 @contextmanager

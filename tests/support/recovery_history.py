@@ -343,8 +343,13 @@ class History:
     def _found(
         self, parent: str, position: LogPosition, stores: DictStores, *, is_jump: bool
     ) -> None:
-        self.lineage = self.rng.randbytes(16).hex()
         highest = max(version.sequence for version in self.versions)
+        kept = self.archived
+        if self.newest is not None:
+            kept = max(kept, self.newest.manifest.position.index)
+        # The rest is lost with the cluster.
+        self.versions = [v for v in self.versions if v.lineage != self.lineage or v.index <= kept]
+        self.lineage = self.rng.randbytes(16).hex()
         sequence = (highest // 10**9 + 2) * 10**9
         beginning = begin_lineage(position, self.lineage, sequence)
         self.repository.write_lineage(

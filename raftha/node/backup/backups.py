@@ -69,6 +69,8 @@ from raftha.storage.state.catalog import (
 from raftha.storage.state.state import State
 from raftha.types import BackupMode, BackupState
 
+FREEZE_S = 10.0
+"""How long a leader without settings for recovery holds writes for one."""
 END_AGAIN_S = 1.0
 """How often the end of a backup is sent again."""
 _STATES = tuple(BackupState)
@@ -117,6 +119,7 @@ class Backups:
             lambda: host.recovery,
             log_clock,
             around,
+            freeze_s=FREEZE_S if config.archive is None else config.archive.freeze_timeout_s,
             send=host.send,
             reply=self._reply,
             emit=host.emit,

@@ -214,7 +214,7 @@ class Leading:
         for request in list(self._queue):
             if self._open is None and self._serve(request, now):
                 self._queue.remove(request)
-        if self._state.catalog.recoveries.prepared is not None:
+        if self._recovery.is_under_way:
             return  # Nothing begins meanwhile, and nothing goes.
         point = self._points.next_change(now) if self._open is None else None
         if point is not None:
@@ -385,6 +385,7 @@ class Leading:
         """Propose a backup; False if no member can take one."""
         assert self._config is not None
         lineage, catalog = self._core.membership.lineage, self._state.catalog
+        mode = FULL if self._is_after_recovery() else mode
         choice: Choice | None = choose(
             self._config,
             catalog,

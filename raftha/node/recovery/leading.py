@@ -7,7 +7,7 @@ before it was. What it knows beside that, the members' reports, is sent again ea
     prepared           wait until a majority of the voters is ready, and all ready ones have the
                        same digest. Members that are connected are waited for, others aren't
     agreed             hold new writes, until the log is applied and archived: then an undo finds
-                       all of it. At most FREEZE_MAX_S
+                       all of it. At most `freeze_timeout_s`
     then               `restore`, and writes go on: those behind it find the restored state
 
 A recovery is aborted if members come to different digests, if no majority can become ready, if the
@@ -29,7 +29,7 @@ from raftha.events import HaEvent, RecoveryPrepared
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import BackupAction, BackupReply, BackupRequest, RecoveryReport
 from raftha.node.recovery.member import REPORT_S, Stage
-from raftha.node.recovery.wanted import TIME, UNDO, RecoveryWanted, unpack_abort
+from raftha.node.recovery.wanted import TIME, RecoveryWanted, unpack_abort
 from raftha.node.recovery_work import PlannedRecovery, RecoveryTarget, RecoveryWork
 from raftha.storage.state.catalog import (
     Abort,
@@ -43,8 +43,6 @@ from raftha.storage.state.catalog import (
 from raftha.storage.state.recoveries import RESTORED, RecoveryRecord
 from raftha.storage.state.state import State
 
-FREEZE_MAX_S = 10.0
-"""How long writes are held until the log is applied and archived."""
 QUEUE_MAX = 8
 """Requests that wait; further ones are dropped, and their senders repeat them."""
 RECOVERS = "a recovery begins"
@@ -100,11 +98,16 @@ class Leading:
         log_clock: LogClock,
         around: Surroundings,
         *,
+        freeze_s: float,
         reply: Callable[[BackupReply], None],
         emit: Callable[[HaEvent], None],
         wake: Callable[[], None],
     ) -> None:
-        """`reply` answers a request, of another node or of this one's callers."""
+        """`reply` answers a request, of another node or of this one's callers.
+
+        `freeze_s`: how long writes are held until the log is applied and archived.
+        """
+        self._freeze_s = freeze_s
         self._core = core
         self._state = state
         self._work = work
@@ -131,9 +134,9 @@ class Leading:
         return core.is_leader and self._state.has_recovery and core.log.term(applied) == core.term
 
     @property
-    def is_holding(self) -> bool:
-        """Whether new writes are held."""
-        return self._held_at is not None
+    def is_beginning(self) -> bool:
+        """Whether this leader is about to propose a recovery."""
+        return self.is_ready and self._planned is not None
 
     # ---------------------------------------------------------------- what comes in
 
@@ -145,6 +148,8 @@ class Leading:
             unpack_abort(request.payload)
         if not self.is_ready or len(self._queue) >= QUEUE_MAX:
             return  # It will be repeated, perhaps to another leader.
+        if self._term != self._core.term:
+            self._take_over()
         under_way = [self._planning, self._planned and self._planned[0]]
         under_way += [self._open and self._open.request, *self._queue]
         same = (request.sender, request.number, request.payload)
@@ -218,12 +223,6 @@ class Leading:
         sequence, time_us = wanted.number, 0
         if wanted.kind == TIME:
             sequence, time_us = 0, wanted.number
-        elif wanted.kind == UNDO:
-            last = recoveries.last_restored
-            if last is None:
-                self._answer(request, InvalidRequest("there is no recovery to undo"), 0)
-                return
-            sequence = last.sequence - 1
         self._planning = request
         lineage = wanted.lineage or self._core.membership.lineage
 
@@ -329,9 +328,9 @@ class Leading:
         if now - self._seen[1] >= record.timeout_s:
             late = sorted(votes.waited | votes.failed.keys())
             return f"it has taken more than {record.timeout_s} s; not ready: {late}"
-        is_late = self._held_at is not None and now - self._held_at >= FREEZE_MAX_S
+        is_late = self._held_at is not None and now - self._held_at >= self._freeze_s
         if is_late and not record.is_frozen:
-            return f"the log was not applied and archived within {FREEZE_MAX_S:g} s"
+            return f"the log was not applied and archived within {self._freeze_s:g} s"
         return ""
 
     def _is_agreed(self, votes: _Votes) -> bool:

@@ -8,6 +8,9 @@ and reports to the leader once a second:
     FAILED     its tries are over
     STOPPED    the node stands in front of the RESTORE, and can't go on by itself
 
+READY is a promise: what is prepared stays until the log, as this node has applied it, says that the
+recovery is over.
+
 In front of a RESTORE that the catalog accepts the core hands out no more (`RaftLog.applicable`).
 With the prepared state, and if its digest is that of the entry, the node ends and is opened with
 it. It answers nothing in between, since it has applied nothing of the entry. A leader lets others
@@ -98,7 +101,10 @@ class Member:
         self._task: _Task | None = None
         self._stop: _Stop | None = None
         self._is_restoring = False
-        self._has_begun = False
+        record = state.catalog.recoveries.last_restored
+        is_here = record is not None and record.index == state.applied.index
+        self._completed = record if is_here else None
+        """The recovery with whose state this life begins, until that is reported."""
         self._reported_at = float("-inf")
 
     @property
@@ -118,39 +124,45 @@ class Member:
 
     def on_tick(self, now: float) -> None:
         """A heartbeat interval has passed."""
-        if not self._has_begun:
-            self._begin()
+        if self._completed is not None:
+            self._emit_completed(self._completed)
+            self._completed = None
         prepared = self._state.catalog.recoveries.prepared
+        if self._is_over(prepared):
+            self._task = None
+            self._work.discard()
         if prepared is None:
-            if self._task is not None:
-                self._task = None
-                self._work.discard()
             return
         self._build(prepared, now)
         if self._stop is not None:
             self._go_on(self._stop, now)
         self._report(prepared.id, now)
 
-    def _begin(self) -> None:
-        """This life has begun: perhaps with the state of a recovery."""
-        self._has_begun = True
-        recoveries = self._state.catalog.recoveries
-        record = recoveries.last_restored
-        if record is not None and record.index == self._state.applied.index:
-            self._emit(
-                RecoveryCompleted(
-                    reporter=self._core.id,
-                    recovery_id=record.id,
-                    sequence=record.sequence,
-                    to_sequence=record.to_sequence,
-                    undone=record.undone,
-                    digest=record.digest,
-                    duration_ms=(record.ended_us - record.began_us) / 1000,
-                )
+    def _emit_completed(self, record: RecoveryRecord) -> None:
+        self._emit(
+            RecoveryCompleted(
+                reporter=self._core.id,
+                recovery_id=record.id,
+                to_sequence=record.to_sequence,
+                sequence=record.sequence,
+                undone=record.undone,
+                digest=record.digest,
+                duration_ms=(record.ended_us - record.began_us) / 1000,
             )
-        found, prepared = self._work.prepared, recoveries.prepared
-        if found is not None and (prepared is None or found.recovery_id != prepared.id):
-            self._work.discard()
+        )
+
+    def _is_over(self, prepared: RecoveryRecord | None) -> bool:
+        """Whether what is prepared here, or being built, is for a recovery that has ended.
+
+        What is prepared was promised to the leader. So it stays until the log says otherwise, which
+        a node that has just started has yet to apply.
+        """
+        found, task = self._work.prepared, self._task
+        recovery_id = 0 if task is None else task.recovery_id
+        if found is not None:
+            recovery_id = found.recovery_id
+        is_known = 0 < recovery_id <= self._state.applied.index
+        return is_known and (prepared is None or prepared.id != recovery_id)
 
     def on_prepared(self, record: RecoveryRecord) -> None:
         """The log says that this recovery is prepared."""
@@ -158,7 +170,9 @@ class Member:
         self._build(record, self._now())
 
     def _build(self, record: RecoveryRecord, now: float) -> None:
-        task = self._task
+        task, found = self._task, self._work.prepared
+        if found is not None and found.recovery_id > record.id:
+            return  # The log goes on beyond this one, which has ended.
         if task is None or task.recovery_id != record.id:
             task = self._task = _Task(record.id)
         has_it = self._stage(record.id)[0] is Stage.READY

@@ -58,20 +58,32 @@ class Recovery:
         log_clock: LogClock,
         around: Surroundings,
         *,
+        freeze_s: float,
         send: Callable[[RecoveryReport], None],
         reply: Callable[[BackupReply], None],
         emit: Callable[[HaEvent], None],
         wake: Callable[[], None],
         now: Callable[[], float],
     ) -> None:
-        """`send` sends to another node; `reply` answers a request of any node."""
+        """`freeze_s` is that of `Leading`.
+
+        `send` sends to another node; `reply` answers a request of any node.
+        """
         self._core = core
         self._state = state
         self._emit = emit
         self._send = send
         self._now = now
         self._leading = Leading(
-            core, state, work, log_clock, around, reply=reply, emit=emit, wake=wake
+            core,
+            state,
+            work,
+            log_clock,
+            around,
+            freeze_s=freeze_s,
+            reply=reply,
+            emit=emit,
+            wake=wake,
         )
         self._member = Member(
             core, state, work, send=self._report, emit=emit, hand_over=around.hand_over, now=now
@@ -82,6 +94,11 @@ class Recovery:
         """The recovery under way; None if there is none."""
         record = self._state.catalog.recoveries.prepared
         return None if record is None else RecoveryProgress(record, *self._member.progress)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a recovery is prepared, or about to be, as this leader knows."""
+        return self._leading.is_beginning or self._state.catalog.recoveries.prepared is not None
 
     def _report(self, report: RecoveryReport) -> None:
         if report.to == self._core.id:
