@@ -64,6 +64,9 @@ class EventKind(enum.StrEnum):
     RETENTION_REFUSED = "retention_refused"
     REPOSITORY_CONFLICT = "repository_conflict"
     PITR_CHECKPOINT = "pitr_checkpoint"
+    ARCHIVE_LAGGING = "archive_lagging"
+    ARCHIVE_RESUMED = "archive_resumed"
+    ARCHIVE_GAP = "archive_gap"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from raftha.storage.log.wal import Wal
 from raftha.storage.state import sessions
 from raftha.storage.state.commands import pack_call
 from raftha.types import Digest, Receipt
-from tests.sim import backups
+from tests.sim import archive, backups
 from tests.sim.availability import widen, with_crowds
 from tests.sim.backups import Backups, with_backups
 from tests.sim.builds import NEW, Builds, with_builds
@@ -120,7 +120,7 @@ class Simulation:
         )
         self.rollbacks = Rollbacks(self.world, self.swarm, self.members, self.invariants)
         self.divergences = Divergences(self.world, self.swarm, self.members)
-        self.backups = Backups(self.world, self.swarm, self.members, self.invariants.oracle)
+        self.backups = Backups(self.world, self.swarm, self.members, self.invariants)
         self.invariants.on_admin = self.backups.on_committed
         self.lapses = Lapses(self.world, self.swarm, self.members, self.network, self.invariants)
         self.lost_majorities = LostMajorities(
@@ -146,7 +146,7 @@ class Simulation:
         violation = ""
         try:
             crowding: Patch = (sessions, "SESSIONS_MAX", self.swarm.sessions_max)
-            with patched([*HASTE, *backups.HASTE, crowding]):
+            with patched([*HASTE, *backups.HASTE, *archive.HASTE, crowding]):
                 self._run()
         except Violation as error:
             violation = str(error)

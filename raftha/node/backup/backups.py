@@ -7,6 +7,8 @@ Three parts act on it, which don't know each other:
     `Leading`    as leader: begins backups, and proposes all other changes, recovery points too
     `Taker`      as the member that a backup names: has it taken, and reports
 
+`Archiving` has the archive of the log, which goes on by itself.
+
 A round of a backup:
 
     leader                                      member that it names
@@ -35,6 +37,7 @@ from raftha.events import (
     PitrCheckpoint,
     RetentionApplied,
 )
+from raftha.node.backup.archiving import Archiving
 from raftha.node.backup.leading import REPORT_S, Leading
 from raftha.node.backup.points import Points
 from raftha.node.backup.requests import Requests
@@ -45,6 +48,8 @@ from raftha.node.comparison import Comparison
 from raftha.node.host import Host
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
+    ArchiveNotice,
+    ArchiveReport,
     BackupAction,
     BackupMessage,
     BackupReply,
@@ -95,6 +100,10 @@ class Backups:
         self._host = host
         self._now = clock.monotonic
         self._is_able = config.backup is not None
+        self.archiving = Archiving(
+            config, core, state, host, log_clock, clock, lambda: checkpoints.applied_bytes
+        )
+        checkpoints.archived_index = lambda: self.archiving.held_index
         self._points = Points(
             core,
             state,
@@ -102,7 +111,7 @@ class Backups:
             comparison=comparison,
             log_clock=log_clock,
             applied_bytes=lambda: checkpoints.applied_bytes,
-            archived_index=lambda: None,
+            archived_index=lambda: self.archiving.archived_index,
             compares=config.digest_interval_hours > 0,
             now=self._now(),
         )
@@ -192,11 +201,14 @@ class Backups:
                 self._leading.on_report(message, self._now())
                 if message.backup_id:
                     self._reported = message
+            case ArchiveReport() | ArchiveNotice():
+                self.archiving.on_message(message)
             case _:
                 assert_never(message)
 
     def on_leader(self) -> None:
         """A leader is known: it gets the requests without an answer, and what this node can do."""
+        self.archiving.on_leader()
         self._reported_at = float("-inf")
         self._requests.on_leader(self._now())
 
@@ -207,6 +219,7 @@ class Backups:
                 self._taker.on_tick()
             self._report(now)
             self._leading.on_tick(now)
+            self.archiving.on_tick(now)
         self._requests.on_tick(now)
 
     def on_applied(self, index: int, *, is_new: bool) -> None:
