@@ -60,7 +60,7 @@ from tests.sim.disk_faults import DiskFaults, SimulatedCrash
 from tests.sim.network import Network
 from tests.sim.node_files import SimulatedNodeFiles
 from tests.sim.recoveries import RestoringDisk
-from tests.sim.settings import TICK_S, WAL, core_config, node_config
+from tests.sim.settings import LINEAGE, TICK_S, WAL, core_config, node_config
 from tests.sim.snapshots import SimulatedSnapshots
 from tests.sim.storage_work import StorageWork
 from tests.sim.store import DictStore
@@ -68,7 +68,6 @@ from tests.sim.swarm import Swarm
 from tests.sim.watch import NoWatch, Waiter, Watch
 from tests.sim.world import Violation, World
 
-LINEAGE = "a" * 32
 SPOOL = "spool"
 _INVITATIONS = (TimeoutNow, TransferRequest)
 
