@@ -27,6 +27,9 @@ from raftha.entry import ENTRY_BYTES_MAX, Entry, EntryKind, LogPosition, follows
 from raftha.events import MembershipChanged
 from raftha.membership import Membership
 
+STOPPED_BYTES_MAX = 64 << 20
+"""Entries in memory of a node that stands in front of a RESTORE, if the window isn't larger."""
+
 
 class LogMismatch(Exception):
     """Entries that can't continue this log: damaged on the way, or from a faulty sender."""
@@ -291,6 +294,13 @@ class RaftLog:
         last = min(self.commit, self.persisted)  # R5
         return min(last, self._restores[0] - 1) if self._restores else last
 
+    @property
+    def is_stuffed(self) -> bool:
+        """Whether memory has all that it should hold in front of a RESTORE that isn't applied."""
+        return self.stopped_at > 0 and self._window_bytes > max(
+            self._window_bytes_max, STOPPED_BYTES_MAX
+        )
+
     def take_restore(self) -> Entry | None:
         """The RESTORE that is next to be applied; returned once."""
         index = self.applied + 1
@@ -343,8 +353,9 @@ def _check_continues(entry: Entry, previous: Entry | LogPosition) -> None:
     )
     if not is_in_order or not follows(entry, previous.hash):
         raise LogMismatch(f"entry {entry.index} of term {entry.term}")
-    if entry.kind != EntryKind.BATCH and entry.last_sequence != previous.last_sequence:
-        raise LogMismatch(f"entry {entry.index} has no commands, but counts some")
+    count = entry.last_sequence - previous.last_sequence
+    if entry.kind != EntryKind.BATCH and count != (entry.kind == EntryKind.RESTORE):
+        raise LogMismatch(f"entry {entry.index} of kind {entry.kind} can't have {count} commands")
     if entry.kind == EntryKind.MEMBERSHIP:
         try:
             Membership.decode(bytes(entry.payload))

@@ -4,7 +4,7 @@ Theory of operation. A recovery of a live cluster has each member build the stat
 (`raftha/storage/state/recoveries.py`). It lies in `restoring` until the RESTORE entry is about to
 be applied, or the recovery is given up:
 
-    restoring/<id>/image/data.mdb   an LMDB file with the pairs of then, made by whatever builds it
+    restoring/<id>/state/data.mdb   an LMDB file with the pairs of then, made by whatever builds it
     restoring/<id>/PREPARED         JSON: digest and number of pairs. The image is whole and durable
     restoring/READY                 JSON: id, and the meta behind the RESTORE entry (`meta_behind`)
 
@@ -40,7 +40,7 @@ from raftha.storage.files import replace_file, sync_folder
 from raftha.storage.state.checkpoint import CheckpointStore
 
 FORMAT = 1
-FOLDER, IMAGE, PREPARED, READY = "restoring", "image", "PREPARED", "READY"
+FOLDER, IMAGE, PREPARED, READY = "restoring", "state", "PREPARED", "READY"
 
 
 class PreparedState(NamedTuple):
@@ -71,17 +71,20 @@ class Restoring:
         return None
 
     def begin(self, recovery_id: int) -> Path:
-        """Remove all that was prepared, and return where to build the image; it isn't there yet."""
+        """Remove all that was prepared; return the empty folder in which the image is built."""
         self.discard()
         folder = self._of(recovery_id)
         for path in (self._folder, folder):
             path.mkdir(mode=0o700, exist_ok=True)
         sync_folder(self._data)
-        return folder / IMAGE
+        return folder
 
     def complete(self, prepared: PreparedState) -> None:
         """The image is whole and durable, and has this digest."""
         folder = self._of(prepared.recovery_id)
+        for path in folder.iterdir():
+            if path.name != IMAGE:
+                shutil.rmtree(path, ignore_errors=True)  # States on the way to it.
         content = {"format": FORMAT, "digest": prepared.digest, "keys": prepared.keys}
         sync_folder(folder)
         replace_file(folder / PREPARED, json.dumps(content))

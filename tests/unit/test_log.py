@@ -230,3 +230,15 @@ def test_an_entry_that_restores_may_be_replaced_before_it_is_committed() -> None
     log.persisted = 4
     log.commit_to(4)
     assert log.applicable == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"), [(EntryKind.RESTORE, 0), (EntryKind.RESTORE, 2), (EntryKind.NOOP, 1)]
+)
+def test_an_entry_has_as_many_commands_as_its_kind(kind: EntryKind, count: int) -> None:
+    log = log_of([1])
+    wrong = make_entry(log.last, 1, 0, kind, b"", count)
+    with pytest.raises(LogMismatch, match="commands"):
+        log.merge(append([wrong], log.last))
+    log.merge(append([make_entry(log.last, 1, 0, EntryKind.RESTORE, b"", 1)], log.last))
+    assert log.last_index == 2

@@ -54,7 +54,7 @@ class Scene:
         store.close()
 
     def prepare(self) -> None:
-        build_image(self.restoring.begin(self.recovery_id), THEN)
+        build_image(self.restoring.begin(self.recovery_id) / "state", THEN)
         self.restoring.complete(PreparedState(self.recovery_id, "d", len(THEN)))
 
     def mark_ready(self) -> None:
@@ -81,13 +81,15 @@ def names_in(data: Path) -> set[str]:
 
 def test_a_prepared_state_is_found_once_it_is_whole(scene: Scene) -> None:
     assert scene.restoring.found() is None
-    image = scene.restoring.begin(scene.recovery_id)
-    assert not image.exists()
-    build_image(image, THEN)
+    folder = scene.restoring.begin(scene.recovery_id)
+    assert not list(folder.iterdir())
+    build_image(folder / "state", THEN)
+    build_image(folder / "source", THEN)
     assert Restoring(scene.data).found() is None
     prepared = PreparedState(scene.recovery_id, "d", 2)
     scene.restoring.complete(prepared)
     assert Restoring(scene.data).found() == prepared
+    assert names_in(folder) == {"state", "PREPARED"}
     assert not finish(scene.data), "nothing says that it is wanted"
     assert Restoring(scene.data).found() == prepared
     scene.restoring.begin(99)
@@ -154,7 +156,7 @@ def test_each_step_may_be_the_last_of_a_life(tmp_path: Path) -> None:
 def test_a_damaged_image_is_removed_and_the_state_stays(scene: Scene) -> None:
     scene.prepare()
     scene.mark_ready()
-    image = scene.data / "restoring" / f"{scene.recovery_id:016x}" / "image" / "data.mdb"
+    image = scene.data / "restoring" / f"{scene.recovery_id:016x}" / "state" / "data.mdb"
     image.write_bytes(b"x" * 9000)
     assert not finish(scene.data)
     position, pairs = found_in(scene.data)
