@@ -123,6 +123,8 @@ class Backups:
             log_clock,
             comparison=comparison,
             points=self._points,
+            archive_start=lambda: self.archiving.start_index,
+            pitr=config.archive,
             reply=self._reply,
             now=self._now(),
         )
