@@ -456,7 +456,9 @@ class HaStatus:
     writes. `backup_state`: what comes of the backup that runs, or came of the last one.
     `last_backup`: the newest one that can be restored, None if there is none. `archive`: how far
     the archive of the log is, None without point-in-time recovery.
-    `pitr_sequence` is None: this version has no point-in-time recovery.
+    `pitr_sequence`: up to which command the cluster can be restored without its members, and
+    `rpo_ms`: how old the oldest write is that would be lost with them, 0 if there is none; both as
+    far as this node knows, and None without point-in-time recovery.
     """
 
     is_running: bool
@@ -497,7 +499,8 @@ class HaStatus:
     backup_state: BackupState = BackupState.IDLE
     last_backup: BackupResult | None = None
     archive: ArchiveStatus | None = None
-    pitr_sequence: None = None
+    pitr_sequence: int | None = None
+    rpo_ms: int | None = None
 
     @classmethod
     def unstarted(cls, node_id: int) -> HaStatus:

@@ -8,9 +8,13 @@ asyncio's, and never on the node's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from raftha.api.backup import Run, check_name
 from raftha.api.calls import Read
@@ -20,10 +24,33 @@ from raftha.node.backup.results import points_of, recovery_of
 from raftha.node.messages import BackupAction
 from raftha.node.node import Node
 from raftha.node.operations import BackupOperation, ReadOperation
-from raftha.recovery import RecoveryPoint, RecoveryPointKind, RecoveryResult
+from raftha.node.recovery.wanted import SEQUENCE, TIME, RecoveryWanted
+from raftha.recovery import (
+    RecoveryMoment,
+    RecoveryPlan,
+    RecoveryPoint,
+    RecoveryPointKind,
+    RecoveryResult,
+    RecoveryState,
+    RecoveryWindow,
+)
+from raftha.storage.backup import recovery
+from raftha.storage.backup.opening import open_configured
+from raftha.storage.backup.planner import plan_recovery, window
+from raftha.storage.backup.recovery import Target
+from raftha.storage.backup.repository import Repository
+from raftha.storage.backup.timeline import Moment
 from raftha.storage.state.catalog import MarkNow, encode_change
+from raftha.storage.state.recoveries import TIMEOUT_MAX_S
+
+FREEZES = ("switch", "now")
+"""When writes wait: at the end of a recovery, or from its beginning on."""
+ANSWER_S = 60.0
+"""How much longer than its own time limit a caller waits for a recovery."""
 
 T = TypeVar("T")
+Wanted: TypeAlias = datetime | int | str | RecoveryPoint
+"""A target: a time, a sequence, the name of a mark, or a point."""
 
 
 class RecoveryCalls:
@@ -58,6 +85,74 @@ class RecoveryCalls:
 
     def recoveries(self) -> Read[tuple[RecoveryResult, ...]]:
         return _read(lambda node: tuple(map(recovery_of, node.state.catalog.recoveries.records())))
+
+    def lineage(self) -> Read[str]:
+        return _read(lambda node: node.core.membership.lineage)
+
+    def target(self, wanted: Wanted, points: Iterable[RecoveryPoint]) -> Target:
+        """What is asked for; `points` are those known, for a name."""
+        if isinstance(wanted, RecoveryPoint):
+            return Target(sequence=wanted.sequence)
+        if isinstance(wanted, datetime):
+            return Target(time_us=microseconds("target", wanted))
+        if type(wanted) is int and wanted >= 0:
+            return Target(sequence=wanted)
+        if type(wanted) is not str:
+            raise InvalidRequest(
+                f"a target is a time, a sequence or the name of a mark, got {wanted!r:.80}"
+            )
+        marks = [p for p in points if p.kind is RecoveryPointKind.MARK and p.name == wanted]
+        if not marks:
+            raise InvalidRequest(f"there is no mark {wanted!r:.110}", hint="`raftha backup points`")
+        return Target(sequence=marks[0].sequence)
+
+    def before_last(self, recoveries: Sequence[RecoveryResult]) -> Target:
+        """The moment before the last recovery."""
+        restored = [each for each in recoveries if each.state is RecoveryState.RESTORED]
+        if not restored:
+            raise InvalidRequest("there was no recovery that could be undone")
+        return Target(sequence=restored[-1].sequence - 1)
+
+    def plan(self, target: Target, lineage: str) -> RecoveryPlan:
+        """Blocks until all names are read."""
+        with self._repository() as repository:
+            return _shown_plan(plan_recovery(repository, target, lineage=lineage))
+
+    def window(self, lineage: str) -> RecoveryWindow:
+        """Blocks until all names are read."""
+        with self._repository() as repository:
+            found = window(repository, lineage)
+        gaps = tuple((_moment(before), _moment(after)) for before, after in found.gaps)
+        earliest, latest = _moment(found.earliest), _moment(found.latest)
+        return RecoveryWindow(lineage=found.lineage, earliest=earliest, latest=latest, gaps=gaps)
+
+    def _repository(self) -> closing[Repository]:
+        assert self.config is not None, "it raises without settings"
+        backup = self._config.backup
+        assert backup is not None, "there is no recovery without backups"
+        now_us = time.time_ns() // 1000
+        return closing(open_configured(backup, may_create=False, now_us=now_us))
+
+    def recover(self, wanted: Target, freeze: str, timeout: float | None) -> BackupOperation:
+        """Have the cluster taken back."""
+        limit_s = self.config.restore_timeout_s if timeout is None else timeout
+        if freeze not in FREEZES:
+            raise InvalidRequest(f"freeze must be one of {', '.join(FREEZES)}, got {freeze!r:.80}")
+        if not isinstance(limit_s, int | float) or not 0 < limit_s <= TIMEOUT_MAX_S:
+            raise InvalidRequest(f"a timeout must be over 0 and at most {TIMEOUT_MAX_S:g} seconds")
+        kind, number = _packed(wanted)
+        request = RecoveryWanted(
+            request=1 + secrets.randbelow((1 << 62) - 1),
+            kind=kind,
+            number=number,
+            lineage="",
+            is_frozen=freeze == FREEZES[1],
+            timeout_s=max(round(limit_s), 1),
+            reason=str(wanted),
+        )
+        call = BackupOperation(None, 0.0, BackupAction.RECOVER, request.pack(), waits=True)
+        call.deadline = time.monotonic() + limit_s + ANSWER_S
+        return call
 
     def noted(self, entry: int) -> Read[RecoveryPoint]:
         """The point that this entry has noted."""
@@ -124,6 +219,78 @@ class PitrManager:
         """
         return nearest(self.list_recovery_points(), timestamp)
 
+    def window(self) -> RecoveryWindow:
+        """The moments that can be restored, as the destinations tell; this process lists them.
+
+        Raises TargetUnreachable if there are none, and RepositoryError if no destination can be
+        reached.
+        """
+        return self._calls.window(self._ask(self._calls.lineage()))
+
+    def plan(self, target: datetime | int | str | RecoveryPoint) -> RecoveryPlan:
+        """What a recovery to a time, a sequence, a mark or a point would read. Changes nothing.
+
+        A time is inclusive: all commands stamped at or before it stay. Raises TargetUnreachable if
+        there is no such moment in the window, ArchiveGap if log is missing on the way, ChainBroken
+        if a backup is, and KeyMissing if it can't be opened.
+        """
+        wanted = self._calls.target(target, self.list_recovery_points())
+        return self._calls.plan(wanted, self._ask(self._calls.lineage()))
+
+    def recover_to_timestamp(
+        self, timestamp: datetime, *, freeze: str = "switch", timeout: float | None = None
+    ) -> RecoveryResult:
+        """Take the whole cluster back to a time. Returns once this node has the state of then.
+
+        All commands stamped at or before it stay, and those after it are undone: on every member,
+        at one entry of the log. The members build the state of then beside their own, while reads
+        and writes go on. At the end writes wait for a moment, until the log is in a destination, so
+        that `undo` is possible; with `freeze="now"` they wait from the beginning on.
+
+        Sessions stay: a write that was acknowledged and is undone isn't applied again when its
+        client repeats it. So do the membership and the backups. Sequence numbers go on.
+
+        `timeout`: for all of it, by default `restore_timeout_s`. The recovery goes on if this call
+        is given up; `list_recoveries` tells what comes of it.
+
+        Raises what `plan` raises, RecoveryAborted if it is given up, and RequestTimeout. Nothing
+        has changed then but for RequestTimeout, after which it may still come. Raises
+        InvalidRequest if the leader has no settings for recovery, or another one is under way.
+        """
+        target = self._calls.target(timestamp, ())
+        return self._recover(target, freeze, timeout)
+
+    def recover_to_sequence(
+        self, sequence: int, *, freeze: str = "switch", timeout: float | None = None
+    ) -> RecoveryResult:
+        """As `recover_to_timestamp`; `sequence` is the last command that stays."""
+        return self._recover(self._calls.target(sequence, ()), freeze, timeout)
+
+    def recover_to_point(
+        self, point: RecoveryPoint, *, freeze: str = "switch", timeout: float | None = None
+    ) -> RecoveryResult:
+        """As `recover_to_timestamp`, to a point of `list_recovery_points`."""
+        return self._recover(self._calls.target(point, ()), freeze, timeout)
+
+    def recover_to_mark(
+        self, name: str, *, freeze: str = "switch", timeout: float | None = None
+    ) -> RecoveryResult:
+        """As `recover_to_timestamp`, to the moment with this name."""
+        target = self._calls.target(name, self.list_recovery_points())
+        return self._recover(target, freeze, timeout)
+
+    def undo(self, *, freeze: str = "switch", timeout: float | None = None) -> RecoveryResult:
+        """Take back the last recovery: as `recover_to_timestamp`, to the moment before it.
+
+        What was written since that recovery is undone in turn. Raises InvalidRequest if there was
+        none.
+        """
+        target = self._calls.before_last(self.list_recoveries())
+        return self._recover(target, freeze, timeout)
+
+    def _recover(self, target: Target, freeze: str, timeout: float | None) -> RecoveryResult:
+        return recovery_of(self._run(self._calls.recover(target, freeze, timeout), timeout))
+
     def list_recoveries(self) -> tuple[RecoveryResult, ...]:
         """The recoveries of this cluster, the oldest first: up to 100."""
         return self._ask(self._calls.recoveries())
@@ -166,6 +333,49 @@ class AsyncPitrManager:
         """As `raftha.PitrManager.find_nearest_recovery_point`."""
         return nearest(await self.list_recovery_points(), timestamp)
 
+    async def window(self) -> RecoveryWindow:
+        """As `raftha.PitrManager.window`; a thread reads."""
+        return await asyncio.to_thread(self._calls.window, await self._ask(self._calls.lineage()))
+
+    async def plan(self, target: datetime | int | str | RecoveryPoint) -> RecoveryPlan:
+        """As `raftha.PitrManager.plan`; a thread reads."""
+        wanted = self._calls.target(target, await self.list_recovery_points())
+        lineage = await self._ask(self._calls.lineage())
+        return await asyncio.to_thread(self._calls.plan, wanted, lineage)
+
+    async def recover_to_timestamp(
+        self, timestamp: datetime, *, freeze: str = "switch", timeout: float | None = None
+    ) -> RecoveryResult:
+        """As `raftha.PitrManager.recover_to_timestamp`."""
+        return await self._recover(self._calls.target(timestamp, ()), freeze, timeout)
+
+    async def recover_to_sequence(
+        self, sequence: int, *, freeze: str = "switch", timeout: float | None = None
+    ) -> RecoveryResult:
+        """As `raftha.PitrManager.recover_to_sequence`."""
+        return await self._recover(self._calls.target(sequence, ()), freeze, timeout)
+
+    async def recover_to_point(
+        self, point: RecoveryPoint, *, freeze: str = "switch", timeout: float | None = None
+    ) -> RecoveryResult:
+        """As `raftha.PitrManager.recover_to_point`."""
+        return await self._recover(self._calls.target(point, ()), freeze, timeout)
+
+    async def recover_to_mark(
+        self, name: str, *, freeze: str = "switch", timeout: float | None = None
+    ) -> RecoveryResult:
+        """As `raftha.PitrManager.recover_to_mark`."""
+        target = self._calls.target(name, await self.list_recovery_points())
+        return await self._recover(target, freeze, timeout)
+
+    async def undo(self, *, freeze: str = "switch", timeout: float | None = None) -> RecoveryResult:
+        """As `raftha.PitrManager.undo`."""
+        target = self._calls.before_last(await self.list_recoveries())
+        return await self._recover(target, freeze, timeout)
+
+    async def _recover(self, target: Target, freeze: str, timeout: float | None) -> RecoveryResult:
+        return recovery_of(await self._run(self._calls.recover(target, freeze, timeout), timeout))
+
     async def list_recoveries(self) -> tuple[RecoveryResult, ...]:
         """As `raftha.PitrManager.list_recoveries`."""
         return await self._ask(self._calls.recoveries())
@@ -187,6 +397,35 @@ def microseconds(name: str, moment: datetime) -> int:
         raise InvalidRequest(f"{name} must be a datetime with a time zone", hint="datetime.UTC")
     since = moment - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _packed(wanted: Target) -> tuple[str, int]:
+    """The kind and the number of a target, as the leader takes it."""
+    if wanted.time_us is not None:
+        return TIME, wanted.time_us
+    assert wanted.sequence is not None, "callers give a time or a sequence"
+    return SEQUENCE, wanted.sequence
+
+
+def _moment(moment: Moment) -> RecoveryMoment:
+    return RecoveryMoment(moment.sequence, moment.time_us)
+
+
+def _shown_plan(plan: recovery.RecoveryPlan) -> RecoveryPlan:
+    at, following = plan.position, plan.following
+    return RecoveryPlan(
+        target=str(plan.target),
+        lineage=plan.lineage,
+        moment=RecoveryMoment(at.last_sequence, at.time_us),
+        following=None if following is None else _moment(following),
+        backups=tuple(link.manifest.label for link in plan.links),
+        segments=len(plan.stretches),
+        objects=plan.objects,
+        commands=plan.commands,
+        size_bytes=plan.size_bytes,
+        size_compressed=plan.size_compressed,
+        seconds=round(plan.seconds, 1),
+    )
 
 
 def _points(node: Node) -> tuple[RecoveryPoint, ...]:

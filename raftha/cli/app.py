@@ -177,6 +177,9 @@ def demo(
     backup: Annotated[
         bool, typer.Option("--backup", help="Then back it up, wipe all nodes, and restore them.")
     ] = False,
+    disaster: Annotated[
+        bool, typer.Option("--disaster", help="Then damage the data, and take the cluster back.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Load a real data set into real processes, kill the leader half way, and check every record.
@@ -193,7 +196,13 @@ def demo(
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with errors_as_lines():
         show = sys.stderr.isatty()
-        report = run_demo(source, nodes=nodes, show_progress=show, with_backup=backup)
+        report = run_demo(
+            source,
+            nodes=nodes,
+            show_progress=show,
+            with_backup=backup,
+            with_disaster=disaster,
+        )
         if as_json:
             typer.echo(json.dumps(report.as_dict(), indent=2))
         else:

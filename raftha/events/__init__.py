@@ -65,7 +65,14 @@ from raftha.events.cluster import (
     StorageHasSpace,
     StorageIsFull,
 )
-from raftha.events.recovery import PitrCheckpoint
+from raftha.events.recovery import (
+    PitrCheckpoint,
+    RecoveryCompleted,
+    RecoveryFailed,
+    RecoveryPrepared,
+    RecoveryStarted,
+    RestoreDrillCompleted,
+)
 
 __all__ = [
     "ArchiveGapRecorded",
@@ -98,6 +105,10 @@ __all__ = [
     "PitrCheckpoint",
     "QuorumLost",
     "QuorumRestored",
+    "RecoveryCompleted",
+    "RecoveryFailed",
+    "RecoveryPrepared",
+    "RecoveryStarted",
     "Removed",
     "ReplicaAdded",
     "ReplicaBehindLog",
@@ -111,6 +122,7 @@ __all__ = [
     "ReplicaUnsupported",
     "ReplicationLagWarning",
     "RepositoryConflicted",
+    "RestoreDrillCompleted",
     "RetentionApplied",
     "RetentionRefused",
     "RoleChanged",

@@ -56,6 +56,7 @@ from raftha.node.messages import (
     MembershipReply,
     MembershipRequest,
     PeerMessage,
+    RecoveryReport,
     ReplicaReport,
     ReplicaRow,
     SnapshotChunk,
@@ -174,6 +175,7 @@ _CODES: dict[type[Any], int] = {
     BackupReport: 36,
     ArchiveReport: 37,
     ArchiveNotice: 38,
+    RecoveryReport: 40,
 }
 _WITH_DURABLE_INDEXES = frozenset((Append, Heartbeat, DurableIndexesReply))
 _Fields: TypeAlias = tuple[type[Any], tuple[type, ...]]

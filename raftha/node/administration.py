@@ -74,6 +74,8 @@ class Administration:
         `why_unfit` says why a node's version can't take part in the cluster, "" if it can.
         """
         self._why_unfit = why_unfit
+        self.why_not_now: Callable[[MembershipRequest], str] = lambda request: ""
+        """Says why this node, as the leader, can't change the membership for now; "" if it can."""
         self.applied = membership
         self._core = core
         self._send = send
@@ -329,6 +331,9 @@ class Administration:
         member = membership.members.get(node_id)
         if not core.is_leader:
             raise NotLeader(core.leader)
+        reason = self.why_not_now(request)
+        if reason:
+            raise MembershipChangePending(f"{reason}; try again later")
         if request.moves:
             if member is None or not _is_at(member, request):
                 core.change_membership(_moved(membership, request))

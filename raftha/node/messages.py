@@ -207,6 +207,8 @@ class BackupAction(enum.IntEnum):
     CHANGE = 2
     APPLY_RETENTION = 3
     CHECKPOINT = 4
+    RECOVER = 5
+    ABORT_RECOVERY = 6
     """Have the members' states compared, and note a recovery point. From protocol 8 on."""
 
 
@@ -242,6 +244,23 @@ class BackupReport(NamedTuple):
     state: int
     done_bytes: int
     total_bytes: int
+
+
+class RecoveryReport(NamedTuple):
+    """How far the sender is with a recovery; sent to the leader (`raftha/node/recovery/member.py`).
+
+    `stage` is a `Stage`. `digest`: of the state that it has prepared, "" as long as it hasn't.
+    `error`: why its last try has failed.
+    """
+
+    to: int
+    sender: int
+    recovery_id: int
+    stage: int
+    digest: str
+    done_bytes: int
+    total_bytes: int
+    error: str
 
 
 class ArchiveRow(NamedTuple):
@@ -336,7 +355,7 @@ AdminMessage = TransferRequest | TransferReply | MembershipRequest | MembershipR
 SnapshotMessage = SnapshotChunk | SnapshotReply
 HealthMessage = HealthRequest | HealthReply
 ArchiveMessage = ArchiveReport | ArchiveNotice
-BackupMessage = BackupRequest | BackupReply | BackupReport | ArchiveMessage
+BackupMessage = BackupRequest | BackupReply | BackupReport | RecoveryReport | ArchiveMessage
 DigestMessage = DigestRequest | DigestReport | DigestVerdict
 WatchMessage = HealthMessage | SpaceReport | ReplicaReport | DigestMessage
 PeerMessage = (

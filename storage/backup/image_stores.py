@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from raftha.storage.backup.pairs import Piece
+from raftha.storage.files import sync_folder
 from raftha.storage.state.builder import StoreBuilder
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.store import Store
@@ -20,8 +21,12 @@ STATE = "state"
 """The name of the state that remains."""
 
 
-class ImageBuilder(Protocol):
-    """A new state, from the pairs of backups."""
+class ImageBuilder(Store, Protocol):
+    """A new state, from the pairs of backups and from a log that is replayed over them.
+
+    It is a store before it is finished, but nothing of it is durable. One thread at a time writes;
+    another may read.
+    """
 
     def append(self, pieces: Iterable[Piece]) -> None:
         """Add pairs behind all that are there, in order."""
@@ -32,11 +37,7 @@ class ImageBuilder(Protocol):
         ...
 
     def finish(self, meta: bytes) -> None:
-        """Write the meta; now it can be opened."""
-        ...
-
-    def close(self) -> None:
-        """Close it as it is; idempotent."""
+        """Write the meta, make everything durable, and close it; now it can be opened."""
         ...
 
 
@@ -45,6 +46,10 @@ class ImageStores(Protocol):
 
     def build(self, name: str, bytes_expected: int) -> ImageBuilder:
         """Begin a new state."""
+        ...
+
+    def reopen(self, name: str) -> ImageBuilder:
+        """Go on with a state that is finished, and not open."""
         ...
 
     def open(self, name: str) -> Store:
@@ -69,12 +74,16 @@ class FolderStores:
     def build(self, name: str, bytes_expected: int) -> StoreBuilder:
         return StoreBuilder(self._folder / name, bytes_expected)
 
+    def reopen(self, name: str) -> StoreBuilder:
+        return StoreBuilder(self._folder / name)
+
     def open(self, name: str) -> CheckpointStore:
         return CheckpointStore(self._folder / name, is_verified=True)
 
     def copy(self, name: str, copy: str) -> None:
         self._remove(copy)
         shutil.copytree(self._folder / name, self._folder / copy)
+        sync_folder(self._folder / copy)
 
     def rename(self, name: str, new: str) -> None:
         self._remove(new)

@@ -25,7 +25,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import pairwise
+from dataclasses import replace
+from itertools import islice, pairwise
 
 from raftha.entry import Entry, LogPosition
 from raftha.errors import (
@@ -50,6 +51,7 @@ from raftha.storage.backup.recovery import (
     Target,
     Window,
     as_datetime,
+    plan_of_backup,
     shown_time,
 )
 from raftha.storage.backup.repository import Repository
@@ -89,7 +91,7 @@ def plan_recovery(
     TargetUnreachable: there is no such state. ArchiveGap: log is missing on the way. ChainBroken,
     ObjectMissing, BackupDamaged, KeyMissing: no backup before it can be restored. SeveralLineages.
     """
-    planner = Planner(repository, timeline or read_timeline(repository), rates or Rates())
+    planner = Planner(repository, timeline or read_timeline(repository), rates)
     history = planner.choose(target, lineage)
     return planner.plan(history, target, not_after=not_after)
 
@@ -101,18 +103,20 @@ def window(
 
     TargetUnreachable if there are none.
     """
-    planner = Planner(repository, timeline or read_timeline(repository), Rates())
+    planner = Planner(repository, timeline or read_timeline(repository))
     return planner.window(planner.choose(Target(), lineage))
 
 
 class Planner:
     """Plans over one timeline; remembers the manifests and sources that it has found."""
 
-    def __init__(self, repository: Repository, timeline: Timeline, rates: Rates) -> None:
+    def __init__(
+        self, repository: Repository, timeline: Timeline, rates: Rates | None = None
+    ) -> None:
         self.timeline = timeline
         self._repository = repository
         self._shelf = Shelf(repository.destinations, repository.id, repository.keys)
-        self._rates = rates
+        self._rates = rates or Rates()
         self._manifests: dict[tuple[str, str], StoredManifest] = {}
         self._sources: dict[tuple[str, int], RecoveryPlan] = {}
 
@@ -204,6 +208,17 @@ class Planner:
             raise first_error
         raise self.unreachable(history, f"no backup is as old as {target}")
 
+    def plan_base(self, history: History) -> RecoveryPlan:
+        """The plan to recover the newest backup of a history that can be restored."""
+        first_error: RepositoryError | None = None
+        for listed in islice(self._candidates(history, Target()), TRIES_MAX):
+            try:
+                if _reaches(history, listed, self._position(listed), Target()):
+                    return replace(plan_of_backup(self._chain(listed)), history=history)
+            except _BROKEN as error:
+                first_error = first_error or error
+        raise first_error or self.unreachable(history, "there is no backup")
+
     def _candidates(self, history: History, target: Target) -> Iterator[Listed]:
         """The verified backups of a history that may not go beyond a target, the newest first."""
         until = self._index_at_most(history, target)
@@ -215,14 +230,14 @@ class Planner:
                 yield listed
 
     def _index_at_most(self, history: History, target: Target) -> int:
-        """An index that a sequence is not behind, by the names of segments."""
+        """An index behind which all sequences are higher, by the names of segments."""
         if target.sequence is None:
             return NO_END
         found = (
             stored.name.last
             for part in history
             for stored in self.timeline.segments.get(part.lineage, ())
-            if stored.name.sequence >= target.sequence and stored.name.first <= part.until
+            if stored.name.sequence > target.sequence and stored.name.first <= part.until
         )
         return min(found, default=NO_END)
 
@@ -268,7 +283,15 @@ class Planner:
                 raise ChainBroken(f"more than {DEPTH_MAX} recoveries refer to each other")
             history = self.timeline.history(restore.lineage)
             target = Target(sequence=restore.to_sequence)
-            self._sources[key] = self.plan(history, target, depth=depth)
+            try:
+                self._sources[key] = self.plan(history, target, depth=depth)
+            except TargetUnreachable as error:
+                raise TargetUnreachable(
+                    f"entry {restore.index} went back to {target}, which is not there: {error}",
+                    earliest=error.earliest,
+                    latest=error.latest,
+                    hint="choose a moment before it, or one behind the next backup",
+                ) from error
         return self._sources[key]
 
     def _checks(

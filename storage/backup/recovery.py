@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from raftha.entry import LogPosition
 from raftha.errors import InvalidRequest
 from raftha.storage.backup.manifest import Manifest, StoredManifest
 from raftha.storage.backup.names import RestoreName
-from raftha.storage.backup.timeline import NO_END, History, Moment, Stretch
+from raftha.storage.backup.timeline import NO_END, History, Moment, Part, Stretch
 
 RESTORE_BYTES_PER_S = 150_000_000
 """How many bytes of pairs are restored in a second, until a drill has measured it."""
@@ -181,6 +182,19 @@ class RecoveryPlan:
             "next": None if following is None else following._asdict(),
             "restores": [source.restore.index for source in self.sources],
         }
+
+
+def plan_of_backup(links: Sequence[StoredManifest]) -> RecoveryPlan:
+    """The plan to recover a backup as it is, of this chain."""
+    last = links[-1].manifest
+    return RecoveryPlan(
+        target=Target(sequence=last.position.last_sequence),
+        lineage=last.lineage,
+        history=(Part(last.lineage, 0, NO_END, NO_END, None),),
+        links=tuple(links),
+        stretches=(),
+        position=last.position,
+    )
 
 
 def shown_time(time_us: int) -> str:

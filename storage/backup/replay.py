@@ -28,18 +28,19 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
 from raftha.entry import Entry, EntryKind, LogPosition, follows
-from raftha.errors import BackupDamaged, RafthaError, UpgradeRequired
+from raftha.errors import BackupDamaged, ObjectMissing, RafthaError, UpgradeRequired
 from raftha.storage.backup import names
 from raftha.storage.backup.chain import Shelf, read_backup
 from raftha.storage.backup.cut import cut_entry
 from raftha.storage.backup.hashing import ParallelHasher, hash_store
-from raftha.storage.backup.image_stores import STATE, FolderStores, ImageStores
+from raftha.storage.backup.image_stores import STATE, FolderStores, ImageBuilder, ImageStores
 from raftha.storage.backup.log_reader import LogReader
 from raftha.storage.backup.manifest import Manifest
 from raftha.storage.backup.pairs import Piece
@@ -49,11 +50,13 @@ from raftha.storage.backup.repository import Repository
 from raftha.storage.backup.runs import MetaParts
 from raftha.storage.backup.timeline import Part, begin_lineage, read_timeline
 from raftha.storage.backup.uploads import BackupCancelled
-from raftha.storage.state.blocks import encode_pairs
+from raftha.storage.state.catalog_changes import Restore
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.meta import move_meta, read_meta
-from raftha.storage.state.state import Frozen, State
-from raftha.storage.state.store import Store, StoreDigest
+from raftha.storage.state.recoveries import RecoveryRecord
+from raftha.storage.state.restored import meta_behind, wanted_restore
+from raftha.storage.state.state import State
+from raftha.storage.state.store import StoreDigest
 
 BUFFER_BYTES = 64 << 20
 """Changes in memory, after which a checkpoint begins,"""
@@ -67,10 +70,12 @@ class ReplayHooks:
     """What a recovery needs of its surroundings.
 
     `on_progress` gets how much was done of how much there is to do, in bytes of pairs and of
-    segments. `skips` are the entries that operators had the cluster skip, hashes by index.
+    segments; `on_step` each step of the module's docstring once it is done. `skips` are the entries
+    that operators had the cluster skip, hashes by index.
     """
 
     on_progress: Callable[[int, int], None] = lambda done, total: None
+    on_step: Callable[[int], None] = lambda step: None
     is_wanted: Callable[[], bool] = lambda: True
     pool: Callable[[str, int], Pool] = serial_pool
     monotonic: Callable[[], float] = monotonic
@@ -115,6 +120,23 @@ def build_image(
     stores = FolderStores(place) if isinstance(place, Path) else place
     building = _Building(plan, repository, stores, machine, hooks or ReplayHooks())
     return building.run()
+
+
+def check_machine(plan: RecoveryPlan, machine: StateMachine | None) -> None:
+    """UpgradeRequired if log is to be replayed, and there is no state machine for its commands."""
+    if machine is None:
+        for each in plan.all_plans():
+            if each.needs_replay and each.backup.commands:
+                raise UpgradeRequired(
+                    "the log has commands of a state machine", hint=_machine_hint(each)
+                )
+
+
+def _machine_hint(plan: RecoveryPlan) -> str:
+    return (
+        f"name the class of the state machine, as module:Class; it was {plan.backup.machine}. "
+        "Without it backups can be restored, but no moment between them"
+    )
 
 
 class _Built(NamedTuple):
@@ -214,72 +236,97 @@ class _Replay:
         self._special = sorted({*self._jumps, *self._sources, *self._checks, *self._cuts, *joints})
         """Entries that are more than applied."""
         self._writer = building.hooks.pool("checkpoint", 1)
-        self._store: Store
+        self._builder: ImageBuilder
         self._state: State
         self._writing: Future[None] | None = None
 
     def run(self) -> Image:
         """All steps of the module's docstring."""
         begun = self._hooks.monotonic()
-        self._restore_base()
-        begun = self._building.spend("restore", begun)
-        self._store = self._building.stores.open(self._name)
+        expected = self._plan.links[0].manifest.size_bytes
+        self._builder = self._building.stores.build(self._name, expected)
         try:
-            self._open_state()
-            self._replay()
-            begun = self._building.spend("replay", begun)
-            digest = self._digest()
-            self._building.spend("digest", begun)
-            state = self._state
-            return Image(
-                digest=digest.hex,
-                keys=digest.keys,
-                position=state.applied,
-                membership=state.membership,
-                checked=tuple(dict.fromkeys(self._checked)),
-                seconds=self._building.seconds,
-            )
+            meta = self._restore_base()
+            begun = self._done(1, "restore", begun)
+            if self._plan.needs_replay:
+                self._builder.write((), meta)
+                self._open_state()
+                self._replay()
+                meta = self._flush()
+            self._builder.finish(meta)
+            begun = self._done(2, "replay", begun)
         finally:
             self._writer.shutdown(cancel_futures=True)
-            self._store.close()
+            self._builder.close()
+        digest = self._digest_of_disk()
+        self._done(3, "digest", begun)
+        facts = read_meta(meta)
+        return Image(
+            digest=digest.hex,
+            keys=digest.keys,
+            position=facts.position,
+            membership=facts.membership,
+            checked=tuple(dict.fromkeys(self._checked)),
+            seconds=self._building.seconds,
+        )
+
+    def _digest_of_disk(self) -> StoreDigest:
+        store = self._building.stores.open(self._name)
+        try:
+            digest = hash_store(store, self._hooks.pool, self._building.go_on)
+        finally:
+            store.close()
+        if not self._plan.needs_replay:
+            self._compare(digest, self._plan.backup)
+        return digest
+
+    def _done(self, step: int, phase: str, begun: float) -> float:
+        if self._name == STATE:
+            self._hooks.on_step(step)
+        return self._building.spend(phase, begun)
 
     # ---------------------------------------------------------------- the base
 
-    def _restore_base(self) -> None:
-        plan, building = self._plan, self._building
+    def _restore_base(self) -> bytes:
+        """Step 1; return the meta."""
+        plan, building, builder = self._plan, self._building, self._builder
         pool = self._hooks.pool("fetch", FETCHERS)
-        builder = building.stores.build(self._name, plan.links[0].manifest.size_bytes)
         try:
             for link in plan.links:
                 meta = MetaParts()
-                read = read_backup(building.shelf, link.manifest, meta.add, pool)
-                if link.manifest.is_full:
-                    builder.append(self._hashed(self._watched(read), link.manifest))
-                else:
-                    builder.change(self._watched(read))
+                reading = partial(read_backup, building.shelf, link.manifest, meta.add, pool)
+                if not link.manifest.is_full:
+                    builder.change(reading(self._count))
+                elif plan.needs_replay or not plan.backup.digest:
+                    self._append_hashed(reading, link.manifest)
+                else:  # The digest of what is on the disk in the end must be the same.
+                    builder.append(reading(self._count))
             whole = meta.join()
             self._check_meta(whole)
-            builder.finish(whole)
+            return whole
         finally:
-            builder.close()
             pool.shutdown(cancel_futures=True)
 
-    def _watched(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        for piece in pieces:
-            yield piece
-            size = sum(8 + len(key) + len(value or b"") for key, value in piece)
-            self._building.progress(size)
+    def _count(self, raw: bytes, keys: int) -> None:
+        self._building.progress(len(raw))
 
-    def _hashed(self, pieces: Iterator[Piece], manifest: Manifest) -> Iterator[Piece]:
-        """Pass the pairs of a full backup on; BackupDamaged if they have another digest."""
-        hashing = ParallelHasher(self._hooks.pool("digest", 1))
+    def _append_hashed(
+        self,
+        reading: Callable[[Callable[[bytes, int], None]], Iterator[Piece]],
+        manifest: Manifest,
+    ) -> None:
+        """Append the pairs of a full backup; BackupDamaged if they have another digest."""
+        hasher = ParallelHasher(self._hooks.pool("digest", 1))
+
+        def on_block(raw: bytes, keys: int) -> None:
+            hasher.add(raw, keys)
+            self._building.progress(len(raw))
+
         try:
-            for piece in pieces:
-                hashing.add(encode_pairs(piece), len(piece))
-                yield piece
-            self._compare(hashing.finish(), manifest)
+            self._builder.append(reading(on_block))
+            self._compare(hasher.finish(), manifest)
         finally:
-            hashing.close()
+            hasher.close()
 
     def _check_meta(self, meta: bytes) -> None:
         manifest = self._plan.backup
@@ -304,13 +351,11 @@ class _Replay:
     # ---------------------------------------------------------------- the replay
 
     def _open_state(self) -> None:
-        self._state = State(self._store, self._building.machine)
+        self._state = State(self._builder, self._building.machine)
         self._state.skips = self._hooks.skips
 
     def _replay(self) -> None:
         plan = self._plan
-        if not plan.needs_replay:
-            return
         reader = LogReader(
             self._building.shelf,
             plan.history,
@@ -334,16 +379,15 @@ class _Replay:
                 f"the log ends with entry {self._state.applied.index}, and the plan with "
                 f"{plan.position.index}"
             )
-        self._flush()
 
     def _apply_all(self, piece: list[Entry]) -> None:
         limit, state = self._hooks.buffer_bytes, self._state
         at = bisect_left(self._special, piece[0].index)
         special = self._special[at] if at < len(self._special) else 0
         for entry in piece:
-            if entry.index == special:
+            if entry.index == special or entry.kind == EntryKind.RESTORE:
                 self._apply_special(entry)
-                at, state = at + 1, self._state
+                at, state = at + (entry.index == special), self._state
                 special = self._special[at] if at < len(self._special) else 0
             else:
                 state.apply(entry)
@@ -355,10 +399,14 @@ class _Replay:
         if index in self._jumps:
             self._begin_lineage(self._jumps[index], entry)
         self._check_joint(entry)
-        before = self._state.applied.last_sequence
-        self._state.apply(cut_entry(entry, before, self._cuts.get(index, entry.last_sequence)))
-        if index in self._sources:
-            self._replace_pairs(self._sources[index], entry)
+        restored = None
+        if entry.kind == EntryKind.RESTORE:
+            restored = wanted_restore(self._state, entry)
+        if restored is not None:
+            self._replace_pairs(entry, *restored)
+        else:
+            before = self._state.applied.last_sequence
+            self._state.apply(cut_entry(entry, before, self._cuts.get(index, entry.last_sequence)))
         if index in self._checks:
             self._check_digest(self._checks[index].manifest)
 
@@ -390,18 +438,30 @@ class _Replay:
         beginning = begin_lineage(applied, part.lineage, first.last_sequence)
         if first.kind != EntryKind.MEMBERSHIP or not follows(first, beginning.hash):
             raise BackupDamaged(f"lineage {part.lineage} does not begin with entry {first.index}")
-        meta = move_meta(self._flush(), beginning, bytes(first.payload))
-        self._store.write((), meta)
+        self._builder.write((), move_meta(self._flush(), beginning, bytes(first.payload)))
         self._open_state()
 
-    def _replace_pairs(self, source: Source, entry: Entry) -> None:
-        """A RESTORE entry: the pairs of its source, and the meta as of this entry."""
-        del entry
-        meta = self._flush()
-        self._store.close()
-        self._building.use(source, self._name)
-        self._store = self._building.stores.open(self._name)
-        self._store.write((), meta)
+    def _replace_pairs(self, entry: Entry, restore: Restore, record: RecoveryRecord) -> None:
+        """An accepted RESTORE entry: the pairs of its source, and the meta behind it."""
+        source = self._sources.get(entry.index)
+        if source is None or source.restore.to_sequence != record.to_sequence:
+            raise ObjectMissing(
+                f"entry {entry.index} went back to sequence {record.to_sequence}, and the "
+                "repository has no record of that",
+                object_name=names.restores_folder(self._plan.lineage),
+                hint="plan again; if that doesn't help, choose a moment behind the next backup",
+            )
+        meta = meta_behind(self._state, entry)
+        self._finish_writing()
+        self._builder.close()
+        built = self._building.use(source, self._name)
+        if built.digest != restore.digest:
+            raise BackupDamaged(
+                f"entry {entry.index} went back to a state with digest {restore.digest}, and the "
+                f"one that was built for it has {built.digest}"
+            )
+        self._builder = self._building.stores.reopen(self._name)
+        self._builder.write((), meta)
         self._open_state()
 
     def _check_digest(self, manifest: Manifest) -> None:
@@ -412,10 +472,8 @@ class _Replay:
                 object_name=names.manifest_name(manifest.lineage, manifest.label),
             )
         self._flush()
-        self._compare(self._digest(), manifest)
-
-    def _digest(self) -> StoreDigest:
-        return hash_store(self._store, self._hooks.pool, self._building.go_on)
+        digest = hash_store(self._builder, self._hooks.pool, self._building.go_on)
+        self._compare(digest, manifest)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -429,7 +487,7 @@ class _Replay:
                 return
             self._finish_writing()
         frozen = self._state.freeze()
-        self._writing = self._writer.submit(_write, self._store, frozen)
+        self._writing = self._writer.submit(self._builder.change, frozen.items.pieces())
 
     def _finish_writing(self) -> None:
         if self._writing is not None:
@@ -438,16 +496,12 @@ class _Replay:
             self._state.checkpoint_done()
 
     def _flush(self) -> bytes:
-        """Have everything in the store; return the meta."""
+        """Have all changes in the store; return the meta."""
         self._finish_writing()
         frozen = self._state.freeze()
-        self._store.write(frozen.items, frozen.meta)
+        self._builder.change(frozen.items.pieces())
         self._state.checkpoint_done()
         return frozen.meta
-
-
-def _write(store: Store, frozen: Frozen) -> None:
-    store.write(frozen.items, frozen.meta)
 
 
 @contextmanager
@@ -456,13 +510,9 @@ def _explained(state: Callable[[], State], plan: RecoveryPlan) -> Iterator[None]
     try:
         yield
     except UpgradeRequired as error:
-        taken_with = plan.backup.machine
         raise UpgradeRequired(
             f"the log can't be applied: {error}",
-            hint=f"name the state machine that it was written with ({taken_with}), of a version "
-            "that has these commands"
-            if taken_with
-            else "use the build of raftha that wrote it",
+            hint=_machine_hint(plan) if plan.backup.machine else "use the build that wrote it",
         ) from error
     except (MemoryError, RecursionError, OSError, AssertionError, ValueError) as error:
         entry = state().applying

@@ -265,17 +265,22 @@ def read_run(
     objects: Iterable[tuple[str, bytes | memoryview, ObjectFacts]],
     keys: KeyRing,
     on_meta: Callable[[bytes], None] = lambda meta: None,
+    on_block: Callable[[bytes, int], None] = lambda raw, keys: None,
+    *,
+    is_checked: bool = False,
 ) -> Iterator[Piece]:
     """Yield all pairs of a run, given its objects in order. BackupDamaged; KeyMissing.
 
-    `on_meta` gets the meta, piece by piece.
+    `on_meta` gets the meta, piece by piece; `on_block` the bytes of each piece of pairs, and how
+    many they are. `is_checked`: the objects are known to have their hashes.
     """
     previous = b""
     for name, data, facts in objects:
-        check_object(data, name, facts)
+        if not is_checked:
+            check_object(data, name, facts)
         if facts.keys and facts.first_key <= previous:
             raise BackupDamaged("its keys follow none before it", object_name=name)
-        yield from _read_object(memoryview(data), name, facts, keys, on_meta)
+        yield from _read_object(memoryview(data), name, facts, keys, on_meta, on_block)
         previous = facts.last_key or previous
 
 
@@ -285,6 +290,7 @@ def _read_object(
     facts: ObjectFacts,
     keys: KeyRing,
     on_meta: Callable[[bytes], None],
+    on_block: Callable[[bytes, int], None],
 ) -> Iterator[Piece]:
     seal = ObjectSeal.read(data, RUN, name, keys)
     index = read_index(seal, data[facts.index_at :], facts)
@@ -303,6 +309,7 @@ def _read_object(
             raise BackupDamaged("it begins with another key than is said", object_name=name)
         last_key = pairs[-1][0]
         found_keys += len(pairs)
+        on_block(raw, len(pairs))
         yield pairs
     if (found_keys, found_bytes, last_key) != (facts.keys, facts.raw_bytes, facts.last_key):
         raise BackupDamaged("it has other content than its manifest says", object_name=name)

@@ -10,6 +10,7 @@
     data_dir/spool/      what each checkpoint has changed, for backups (`backup/spool.py`)
     data_dir/outgoing/   the snapshot that is being sent to members that lag (`snapshot.py`)
     data_dir/incoming/   the snapshot that is being received
+    data_dir/restoring/  the state of an earlier moment, for a recovery (`restoring.py`)
     data_dir/quarantine/ damaged logs and states; only the operator removes them
 
 Only the owner may read and write all of this.

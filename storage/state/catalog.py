@@ -23,7 +23,7 @@ replicas agree. A refused entry changes nothing, and its proposer learns why (`v
     prepare, restore, abort   see `recoveries.py`; meanwhile nothing begins, and nothing is retired
 
 A chain is a backup, its parent, the parent's parent, up to a full backup. It is whole if all of
-them are completed. A backup and its parent are of one lineage.
+them are completed. A backup and its parent are of one lineage, and no RESTORE lies between them.
 
 An adoption says as of which entry its node had applied the log when it listed the repository. It is
 refused if backups were deleted after that: what was seen may be gone. What was once deleted is not
@@ -241,7 +241,7 @@ class Catalog:
             id=at.index,
             mode=change.mode,
             parent=change.parent,
-            base=self._base(at.index, change.mode, change.parent, change.lineage),
+            base=self._base(at.index, change.mode, change.parent, change.lineage, at.index),
             lineage=change.lineage,
             node=change.node,
             state=RUNNING,
@@ -251,8 +251,11 @@ class Catalog:
         )
         self._put(record)
 
-    def _base(self, backup_id: int, mode: str, parent_id: int, lineage: str) -> int:
-        """The full backup at the end of the chain of one that builds on `parent_id`."""
+    def _base(self, backup_id: int, mode: str, parent_id: int, lineage: str, position: int) -> int:
+        """The full backup at the end of the chain of one that builds on `parent_id`.
+
+        It has the state as of entry `position`, or of a later one.
+        """
         if mode not in MODES or (mode == FULL) is not (parent_id == 0):
             raise Refused("a full backup has no parent, and any other one has")
         if parent_id == 0:
@@ -264,6 +267,9 @@ class Catalog:
             raise Refused(f"the chain of backup {parent.label} is not whole")
         if parent.lineage != lineage:
             raise Refused(f"backup {parent.label} is of another lineage")
+        restored = self.recoveries.last_restored
+        if restored is not None and parent.position_index < restored.index <= position:
+            raise Refused(f"the state that backup {parent.label} holds was replaced since")
         if mode == DIFFERENTIAL and parent.mode != FULL:
             raise Refused("a differential backup builds on a full one")
         return parent.base
@@ -314,7 +320,8 @@ class Catalog:
                 raise Refused("a completed backup has a manifest in a destination")
             if record.id in self._gone:
                 raise Refused(f"backup {record.label} was deleted")
-            base = self._base(record.id, record.mode, record.parent, record.lineage)
+            position = record.position_index
+            base = self._base(record.id, record.mode, record.parent, record.lineage, position)
             record = record._replace(base=base)
         self._put(record._replace(pins=()))
 

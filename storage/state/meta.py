@@ -45,6 +45,12 @@ def move_meta(meta: bytes, position: LogPosition, membership: bytes) -> bytes:
     return zlib.crc32(packed).to_bytes(4, "little") + packed
 
 
+def read_catalog(meta: bytes) -> Catalog:
+    """Read the catalog in a checkpoint's meta; an empty one if it has none. ValueError."""
+    fields = _unpack(meta)
+    return Catalog.load(fields[-1]) if len(fields) == FIELDS_WITH_CATALOG else Catalog()
+
+
 def _unpack(meta: bytes) -> list[Any]:
     if len(meta) < 4 or zlib.crc32(meta[4:]).to_bytes(4, "little") != meta[:4]:
         raise ValueError("the checkpoint's meta is damaged")

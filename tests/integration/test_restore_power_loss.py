@@ -31,7 +31,9 @@ import sys
 from pathlib import Path
 from raftha.membership import Member
 from raftha.storage.backup.local import LocalDestination
-from raftha.storage.backup.restore import RestoreHooks, RestoreTarget, plan_restore, run_restore
+from raftha.storage.backup.replay import ReplayHooks
+from raftha.storage.backup.restore import run_restore
+from raftha.storage.backup.restore_plan import RestoreTarget, plan_restore
 from tests.support.backups import LINEAGE, repository_of
 
 folder, data_dir, label, last = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
@@ -46,7 +48,7 @@ def on_step(step):
         os._exit(9)
 
 plan = plan_restore(repository, LINEAGE, label, target)
-run_restore(plan, repository, RestoreHooks(on_step=on_step))
+run_restore(plan, repository, ReplayHooks(on_step=on_step))
 """
 
 

@@ -229,6 +229,8 @@ class Backups:
         invariants: Invariants,
     ) -> None:
         self.ledger = Ledger()
+        self.on_change: Callable[[Entry, object], None] = lambda entry, change: None
+        """Told each change of the catalog that is accepted."""
         self.buckets: list[Bucket] = []
         self._world = world
         self._members = members
@@ -361,6 +363,7 @@ class Backups:
             case Deleted():
                 self._world.counts["backup deleted"] += len(change.ids)
                 self._check_forgotten(change.ids)
+        self.on_change(entry, change)
         for backup_id in self.ledger.retired - self._retired_at.keys():
             self._retired_at[backup_id] = self._world.now
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from raftha.entry import Entry
-from raftha.errors import RafthaError, RepositoryUnavailable
-from raftha.node.backup import archive_leading
-from raftha.node.backup.archive_leading import ArchiveDecision, ArchiveLeading
+from raftha.errors import RepositoryUnavailable
 from raftha.node.backup.archiving import Archiving
-from raftha.node.backup.leading import Leading
 from raftha.node.checkpoints import LogCut
 from raftha.storage.backup.archive import ArchiveOrder, DestinationArchive, _Known
 from raftha.storage.backup.archive_objects import ArchiveObjects
@@ -60,24 +57,6 @@ def gap_without_a_record() -> list[Patch]:
         return
 
     return [(ArchiveObjects, "record_gap", record)]
-
-
-def gap_recorded_late() -> list[Patch]:
-    """A gap's record may fail, and the archiver goes on."""
-    record_gap = ArchiveObjects.record_gap
-
-    def record(self: ArchiveObjects, first: int, last: int) -> None:
-        try:
-            record_gap(self, first, last)
-        except RafthaError:
-            return
-
-    return [(ArchiveObjects, "record_gap", record)]
-
-
-def gap_without_a_backup() -> list[Patch]:
-    """After a gap the next backup comes by its schedule, and none at all in the end."""
-    return [(Leading, "_has_gap", lambda self: False)]
 
 
 def any_object_taken_for_ours() -> list[Patch]:
@@ -152,39 +131,6 @@ def log_not_kept_for_the_archive() -> list[Patch]:
     ]
 
 
-def dead_archiver_is_kept() -> list[Patch]:
-    """The leader waits for an archiver that is gone."""
-    return [(archive_leading, "SILENCE_S", 1e9)]
-
-
-def position_of_an_earlier_life() -> list[Patch]:
-    """An archiver that is appointed again goes on without listing, and takes the end for its own."""
-    put: Callable[..., Any] = DestinationArchive.put
-
-    def put_anyway(self: DestinationArchive, order: ArchiveOrder) -> Any:
-        result = put(self, order)
-        known = self._known
-        if known is not None and not result.error and known.start:
-            known.archived = known.archived._replace(index=max(known.archived.index, order.through))
-        return result
-
-    return [(DestinationArchive, "put", put_anyway)]
-
-
-def lost_without_asking_the_others() -> list[Patch]:
-    """The leader gives up what its archiver lacks, though another member may have it."""
-    decide = ArchiveLeading.decide
-
-    def hasty(self: ArchiveLeading, now: float) -> ArchiveDecision | None:
-        decision = decide(self, now)
-        if decision is None:
-            return None
-        needs = [row.needs for row in decision.rows if row.needs]
-        return decision._replace(lost_index=max([decision.lost_index, *(n - 1 for n in needs)]))
-
-    return [(ArchiveLeading, "decide", hasty)]
-
-
 def archive_before_all_members_know_it() -> list[Patch]:
     """A node archives as soon as its own build can."""
     return [(State, "has_recovery", property(lambda self: self.versions is not None))]
@@ -194,14 +140,11 @@ BUGS: tuple[Bug, ...] = (
     uncommitted_entries_archived,
     archived_before_confirmed,
     gap_without_a_record,
-    gap_recorded_late,
-    gap_without_a_backup,
     any_object_taken_for_ours,
     level_1_not_read_back,
     level_0_deleted_at_once,
     merged_beyond_what_is_committed,
     log_kept_without_limit,
     log_not_kept_for_the_archive,
-    dead_archiver_is_kept,
     archive_before_all_members_know_it,
 )

@@ -32,6 +32,7 @@ class Keeper(Protocol):
 
     def open_wal(self) -> Wal: ...
     def may_crash(self) -> None: ...
+    def finish_restore(self) -> None: ...
     def on_damage(self, parts: Collection[str], found: Corrupt) -> None: ...
     def on_loss(self, position: LogPosition) -> None: ...
 
@@ -50,6 +51,9 @@ class SimulatedNodeFiles:
     @property
     def is_healing(self) -> bool:
         return self.healing_generation % 2 == 1
+
+    def finish_restore(self) -> None:
+        self._keeper.finish_restore()
 
     def open_log(self) -> Wal:
         self._wal = None  # Whatever it was, it belongs to an earlier life.

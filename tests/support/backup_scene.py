@@ -24,6 +24,8 @@ from raftha.node.backup_work import (
 from raftha.node.comparison import Outcome
 from raftha.node.messages import BackupAction
 from raftha.node.operations import BackupOperation, Operation
+from raftha.node.recovery_work import BuiltState, PairsProgress, PlannedRecovery, RecoveryTarget
+from raftha.storage.directory.restoring import PreparedState
 from raftha.storage.state.catalog import (
     BackupRecord,
     Catalog,
@@ -31,6 +33,7 @@ from raftha.storage.state.catalog import (
     decode_change,
     encode_change,
 )
+from raftha.storage.state.recoveries import RecoveryRecord
 from raftha.storage.state.versions import Versions, decode_admin
 
 LINEAGE = "a" * 32
@@ -120,6 +123,57 @@ class Work:
         self.finish("delete", Deletion(**{"gone": gone, "refused": {}, **others}))
 
 
+class RecoveryWork:
+    """A host's side of recoveries: what was asked of it, and answers when the test gives them."""
+
+    def __init__(self) -> None:
+        self.target: RecoveryTarget | None = None
+        self.building: RecoveryRecord | None = None
+        self.prepared: PreparedState | None = None
+        self.progress: PairsProgress | None = None
+        self.discarded = 0
+        self.builds = 0
+        self.restored: list[tuple[int, bytes]] = []
+        self._plan_done: Callable[[PlannedRecovery], None] | None = None
+        self._build_done: Callable[[BuiltState], None] | None = None
+
+    def plan(self, target: RecoveryTarget, done: Callable[[PlannedRecovery], None]) -> None:
+        self.target, self._plan_done = target, done
+
+    def build(
+        self, record: RecoveryRecord, on_progress: PairsProgress, done: Callable[[BuiltState], None]
+    ) -> None:
+        self.building, self.progress, self._build_done = record, on_progress, done
+        self.builds += 1
+
+    def discard(self) -> None:
+        self.building = self.prepared = None
+        self.discarded += 1
+
+    def restore(self, recovery_id: int, meta: bytes) -> None:
+        self.restored.append((recovery_id, meta))
+
+    def planned(self, kind: str = "", error: str = "", backups: tuple[int, ...] = ()) -> None:
+        """The plan is made."""
+        done, target = self._plan_done, self.target
+        assert done is not None and target is not None
+        self._plan_done = None
+        done(PlannedRecovery(kind, error, target.lineage, target.sequence, 5, backups))
+
+    def built(self, digest: str) -> None:
+        """The state is prepared."""
+        assert self.building is not None and self._build_done is not None
+        self.prepared = PreparedState(self.building.id, digest, 3)
+        self.building = None
+        self._build_done(BuiltState("", self.prepared))
+
+    def failed(self, error: str) -> None:
+        """The state can't be built."""
+        assert self._build_done is not None
+        self.building = None
+        self._build_done(BuiltState(error))
+
+
 class Waiter:
     """A caller's place to get a result."""
 
@@ -130,7 +184,10 @@ class Waiter:
 @dataclass
 class Progress:
     match: int
+    applied: int = 0
     is_healing: bool = False
+    is_active: bool = True
+    was_active: bool = True
 
 
 class CoreLog:
@@ -180,12 +237,18 @@ class Core:
     def progress(self) -> dict[int, Progress]:
         scene = self._scene
         others = scene.membership.members.keys() - {self.id}
-        return {n: Progress(scene.index - scene.lags.get(n, 0)) for n in others}
+        return {
+            n: Progress(scene.index - scene.lags.get(n, 0), scene.nodes[n].state.applied.index)
+            for n in others
+        }
 
     def propose(self, payload: bytes, count: int, time_us: int) -> int | None:
         return self._scene.append(self, payload, time_us)
 
     def propose_admin(self, payload: bytes, time_us: int = 0) -> int | None:
+        return self._scene.append(self, payload, time_us)
+
+    def propose_restore(self, payload: bytes, time_us: int) -> int | None:
         return self._scene.append(self, payload, time_us)
 
 
@@ -211,6 +274,7 @@ class Host:
 
     def __init__(self, scene: Scene, node_id: int) -> None:
         self.backups = Work()
+        self.recovery = RecoveryWork()
         self.events: list[HaEvent] = []
         self._scene = scene
         self._id = node_id
@@ -249,6 +313,9 @@ class Node:
         self.state = State()
         self.core = Core(scene, node_id)
         self.compared: list[int] = []
+        self.held: list[bool] = []
+        self.handed_over: list[Any] = []
+        self.sent_state: list[int] = []
         self.outcome: Outcome | None = None
         self.restart()
 
@@ -265,8 +332,11 @@ class Node:
             comparison=self,
             waits_for=lambda: (3,),
             random_below=lambda limit: 7 * self.id,
+            steer=(self.held.append, self.handed_over.append, self.sent_state.append),
         )
         self.backups._points._archived_index = lambda: self.scene.archived
+        leading = self.backups.recovery._leading
+        leading._around = leading._around._replace(archived_index=lambda: self.scene.archived)
 
     @property
     def work(self) -> Work:

@@ -8,37 +8,27 @@ from raftha.storage.backup.pairs import Piece
 from tests.sim.store import DictStore
 
 
-class DictBuilder:
-    """A new state; nothing of it is there before it is finished."""
+class DictBuilder(DictStore):
+    """A new state; it can't be opened before it is finished."""
 
-    def __init__(self, stores: DictStores, name: str) -> None:
-        self._stores = stores
-        self._name = name
-        self._pairs: dict[bytes, bytes] = {}
-        self._last = b""
+    stores: dict[str, DictStore]
+    name: str
+    last = b""
 
     def append(self, pieces: Iterable[Piece]) -> None:
         for piece in pieces:
             for key, value in piece:
-                assert key > self._last and value is not None
-                self._last = key
-                self._pairs[key] = value
+                assert key > self.last and value is not None
+                self.last = key
+                self._values[key] = value
 
     def change(self, pieces: Iterable[Piece]) -> None:
         for piece in pieces:
-            for key, value in piece:
-                if value is None:
-                    self._pairs.pop(key, None)
-                else:
-                    self._pairs[key] = value
+            self.write(list(piece), self.meta() or b"")
 
     def finish(self, meta: bytes) -> None:
-        store = DictStore()
-        store.write(tuple(sorted(self._pairs.items())), meta)
-        self._stores.stores[self._name] = store
-
-    def close(self) -> None:
-        pass
+        self.write((), meta)
+        self.stores[self.name] = self.crash()
 
 
 class DictStores:
@@ -48,7 +38,14 @@ class DictStores:
         self.stores: dict[str, DictStore] = {}
 
     def build(self, name: str, bytes_expected: int) -> DictBuilder:
-        return DictBuilder(self, name)
+        builder = DictBuilder()
+        builder.stores, builder.name = self.stores, name
+        return builder
+
+    def reopen(self, name: str) -> DictBuilder:
+        builder = self.build(name, 0)
+        builder._values = self.stores[name]._values
+        return builder
 
     def open(self, name: str) -> DictStore:
         self.stores[name] = opened = self.stores[name].crash()

@@ -16,6 +16,7 @@ from random import Random
 from raftha.entry import LOG_START, Entry, EntryKind, LogPosition, encode_group, make_entry
 from raftha.membership import Member, Membership
 from raftha.storage.backup import names
+from raftha.storage.backup.archive_records import RestoreRecord
 from raftha.storage.backup.crypto import OperatorKey
 from raftha.storage.backup.destination import Destination, create_or_compare
 from raftha.storage.backup.image_stores import STATE
@@ -29,6 +30,7 @@ from raftha.storage.backup.source import StoreSource
 from raftha.storage.backup.spool import Spool
 from raftha.storage.backup.take import TakeHooks, TakeOrder, TakeResult, take
 from raftha.storage.backup.timeline import begin_lineage
+from raftha.storage.state.catalog_changes import Prepare, Restore, encode_change
 from raftha.storage.state.commands import (
     pack_call,
     pack_compare_and_set,
@@ -36,6 +38,7 @@ from raftha.storage.state.commands import (
     pack_put,
 )
 from raftha.storage.state.meta import move_meta
+from raftha.storage.state.restored import meta_behind
 from raftha.storage.state.state import State
 from raftha.storage.state.versions import common, encode_versions
 from tests.sim.disk import SimulatedDisk
@@ -102,6 +105,8 @@ class History:
         self.term = 1
         self.model: dict[bytes, bytes] = {}
         self.salts = count(1)
+        self.earliest = 0
+        """The sequence of the first backup."""
         self._begin(State(DictStore(), Kit()), LOG_START)
         self.entry(EntryKind.MEMBERSHIP, self.membership().encode())
         abilities = common([self.state.abilities])
@@ -117,6 +122,7 @@ class History:
         self.archived = last.index
         self.spool = Spool(SimulatedDisk(Random(1)), "/spool", 1 << 24, state.applied)
         self.newest: TakeResult | None = None
+        self.base: TakeResult | None = None
         self.numbers = count(1)
 
     def membership(self) -> Membership:
@@ -129,7 +135,7 @@ class History:
         payload = encode_group(opening(self.rng.getrandbits(60)))
         entry = self.entry(EntryKind.BATCH, payload)
         del entry
-        self.session = self.opened
+        self.session, self.number = self.opened, 0
 
     # ---------------------------------------------------------------- the log
 
@@ -181,14 +187,17 @@ class History:
         for _ in range(self.rng.choice([1, 1, 2])):
             commands = self.commands(number or self.rng.randrange(1, 6))
             packed = [command.packed for command in commands]
-            payload += encode_group(group(self.session, next(self.numbers), packed))
+            self.number = next(self.numbers)
+            payload += encode_group(group(self.session, self.number, packed))
             all_commands += commands
         return self.entry(EntryKind.BATCH, payload, all_commands)
 
     def repeat(self) -> None:
         """A group that was applied before comes again: it keeps its numbers and changes nothing."""
         nothing = [Command(pack_put(b"never", b"1"), "fail", b"never")]
-        payload = encode_group(group(self.session, 1, [c.packed for c in nothing]))
+        if not self.number:
+            return
+        payload = encode_group(group(self.session, self.number, [c.packed for c in nothing]))
         self.entry(EntryKind.BATCH, payload, nothing)
 
     def fail_over(self) -> None:
@@ -260,8 +269,9 @@ class History:
             self.write()
         self.checkpoint()
         parent = None
-        if mode != "full" and self.newest is not None:
-            parent = StoredManifest(self.newest.manifest, self.newest.manifest_sha256)
+        before = self.newest if mode == "incremental" else self.base
+        if mode != "full" and before is not None:
+            parent = StoredManifest(before.manifest, before.manifest_sha256)
         order = TakeOrder(
             id=begin.index,
             label=names.label(begin.time_us, LETTERS[mode], begin.index),
@@ -279,23 +289,67 @@ class History:
         )
         source = StoreSource(self.store, self.spool)
         self.newest = take(order, source, self.repository, hooks)
+        if mode == "full":
+            self.base = self.newest
+        self.earliest = self.earliest or self.newest.manifest.position.last_sequence
         return self.newest
 
-    # ---------------------------------------------------------------- forks
+    # ---------------------------------------------------------------- recoveries and forks
+
+    def go_back(self, target: Target) -> None:
+        """A recovery of the live cluster: the pairs of then, and sessions and all else of now."""
+        version = self.at(target, self.lineage)
+        prepare = Prepare(
+            self.rng.getrandbits(60), self.lineage, version.sequence, 0, (), 0, 60, "test"
+        )
+        begun = self.entry(EntryKind.ADMIN, encode_change(prepare))
+        store = DictStore()
+        store.write(tuple(sorted(version.pairs.items())), b"")
+        digest = store.digest()
+        assert digest is not None
+        payload = encode_change(Restore(begun.index, digest.hex))
+        entry = make_entry(self.last, self.term, self.time_us, EntryKind.RESTORE, payload, 1)
+        store.write((), meta_behind(self.state, entry))
+        self.state, self.store = State(store, Kit()), store
+        self.entries.append(entry)
+        self.last = entry.position
+        self.model = dict(version.pairs)
+        self.keep(entry, entry.last_sequence, is_end=True)
+        self.spool = Spool(SimulatedDisk(Random(1)), "/spool", 1 << 24, self.state.applied)
+        self.newest = self.base = None
+        record = RestoreRecord(
+            self.lineage,
+            entry.index,
+            entry.last_sequence,
+            version.sequence,
+            digest.hex,
+            entry.time_us,
+        )
+        for destination in self.repository.destinations.values():
+            create_or_compare(destination, record.name, record.encode())
 
     def restore(self, target: Target) -> None:
         """Restore into a new lineage, as `run_restore` does."""
         stores = DictStores()
         plan = plan_recovery(self.repository, target, lineage=self.lineage)
         image = build_image(plan, self.repository, stores, Kit())
-        assert stores.pairs() == self.at(target, self.lineage).pairs
+        # What has the time of the last entry may not be archived yet: it isn't there then.
+        at = image.position
+        versions = self.own_versions(self.lineage)
+        kept = next(v for v in versions if (v.index, v.sequence) == (at.index, at.last_sequence))
+        assert stores.pairs() == kept.pairs
         self._found(plan.lineage, image.position, stores, is_jump=True)
 
     def _found(
         self, parent: str, position: LogPosition, stores: DictStores, *, is_jump: bool
     ) -> None:
-        self.lineage = self.rng.randbytes(16).hex()
         highest = max(version.sequence for version in self.versions)
+        kept = self.archived
+        if self.newest is not None:
+            kept = max(kept, self.newest.manifest.position.index)
+        # The rest is lost with the cluster.
+        self.versions = [v for v in self.versions if v.lineage != self.lineage or v.index <= kept]
+        self.lineage = self.rng.randbytes(16).hex()
         sequence = (highest // 10**9 + 2) * 10**9
         beginning = begin_lineage(position, self.lineage, sequence)
         self.repository.write_lineage(
@@ -376,7 +430,7 @@ class History:
         """The state as of a moment."""
         versions = self.own_versions(lineage or self.lineage)
         if target.sequence is not None:
-            return next(v for v in versions if v.sequence >= target.sequence)
+            return next(v for v in versions if v.sequence == target.sequence)
         if target.time_us is not None:
             return versions[bisect_right([v.time_us for v in versions], target.time_us) - 1]
         return versions[-1]

@@ -12,6 +12,7 @@ from raftha.errors import UpgradeRequired
 from raftha.storage.state import recoveries as recoveries_module
 from raftha.storage.state.catalog import (
     FULL,
+    INCREMENTAL,
     Abort,
     Begin,
     Catalog,
@@ -134,6 +135,19 @@ def test_backups_and_recoveries_exclude_each_other(scene: Scene) -> None:
     assert "a recovery to sequence 1" in scene.admin(begin)
     assert "a recovery to sequence 1" in scene.admin(Retire((backup_id,), HERE))
     assert scene.admin(Deleted((backup_id,)))
+
+
+def test_no_backup_builds_on_one_from_before_a_restore(scene: Scene) -> None:
+    """The changes since then aren't those that the log counts."""
+    backup_id = scene.take_backup()
+    entry = scene.restore(scene.prepare())
+    image = DictStore()
+    image.write([(b"key", b"1")], meta_behind(scene.state, entry))
+    scene.bench.state = scene.state = State(image, Kit())
+    incremental = Begin(1, INCREMENTAL, backup_id, HERE, ("local",), "")
+    assert "was replaced since" in scene.admin(incremental)
+    newer = scene.take_backup()
+    assert scene.admin(incremental._replace(parent=newer)) == ""
 
 
 def test_what_is_deleted_or_retired_is_no_source(scene: Scene) -> None:

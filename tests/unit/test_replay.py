@@ -63,3 +63,23 @@ def test_a_lineage_by_recover_quorum_goes_on(history: History) -> None:
         history.write()
     history.archive(2)
     assert history.recovered(Target()) == history.model
+
+
+def test_recoveries_of_the_live_cluster_and_undos_lie_on_the_way(history: History) -> None:
+    history.backup()
+    start = history.last.last_sequence
+    for _ in range(10):
+        history.write(4)
+    before = history.last.last_sequence
+    history.go_back(Target(sequence=before - 15))
+    history.write(3)
+    history.go_back(Target(sequence=before))
+    assert history.model == history.at(Target(sequence=before)).pairs
+    history.write(3)
+    history.go_back(Target(sequence=before + 1))
+    history.write(3)
+    history.archive(3)
+    assert history.recovered(Target()) == history.model
+    for sequence in range(start, history.last.last_sequence + 1):
+        target = Target(sequence=sequence)
+        assert history.recovered(target) == history.at(target).pairs, sequence

@@ -55,8 +55,11 @@ from raftha.node.messages import (
     BackupReply,
     BackupReport,
     BackupRequest,
+    RecoveryReport,
 )
 from raftha.node.operations import BackupOperation, Operation
+from raftha.node.recovery.leading import Steering, Surroundings
+from raftha.node.recovery.recovery import Recovery
 from raftha.storage.state.catalog import (
     COMPLETED,
     FAILED,
@@ -71,6 +74,8 @@ from raftha.storage.state.catalog import (
 from raftha.storage.state.state import State
 from raftha.types import BackupMode, BackupState
 
+FREEZE_S = 10.0
+"""How long a leader without settings for recovery holds writes for one."""
 END_AGAIN_S = 1.0
 """How often the end of a backup is sent again."""
 _STATES = tuple(BackupState)
@@ -93,6 +98,7 @@ class Backups:
         comparison: Comparison,
         waits_for: Callable[[], tuple[int, ...]],
         random_below: Callable[[int], int],
+        steer: Steering,
     ) -> None:
         """`waits_for` is that of `Requests`."""
         self._core = core
@@ -115,6 +121,20 @@ class Backups:
             compares=config.digest_interval_hours > 0,
             now=self._now(),
         )
+        around = Surroundings(*steer, lambda: self.archiving.archived_index, host.is_connected)
+        self.recovery = Recovery(
+            core,
+            state,
+            lambda: host.recovery,
+            log_clock,
+            around,
+            freeze_s=FREEZE_S if config.archive is None else config.archive.freeze_timeout_s,
+            send=host.send,
+            reply=self._reply,
+            emit=host.emit,
+            wake=host.wake,
+            now=clock.monotonic,
+        )
         self._leading = Leading(
             core,
             state,
@@ -125,6 +145,7 @@ class Backups:
             points=self._points,
             archive_start=lambda: self.archiving.start_index,
             pitr=config.archive,
+            recovery=self.recovery,
             reply=self._reply,
             now=self._now(),
         )
@@ -147,6 +168,10 @@ class Backups:
     def pending(self) -> Sequence[Operation]:
         """Return the requests without a result."""
         return self._requests.pending()
+
+    def take_recoveries(self) -> Sequence[Operation]:
+        """Give up the requests for recoveries without a result: the node's next life has them."""
+        return self._requests.take_recoveries()
 
     def expire(self, now: float) -> float:
         """Fail the callers whose deadline has passed; return the next deadline."""
@@ -195,18 +220,26 @@ class Backups:
             return  # This node has yet to apply that the cluster uses it.
         match message:
             case BackupRequest():
-                self._leading.on_request(message)
-                self._leading.on_tick(self._now())
+                self._on_request(message)
             case BackupReply():
                 self._requests.on_reply(message)
             case BackupReport():
                 self._leading.on_report(message, self._now())
                 if message.backup_id:
                     self._reported = message
+            case RecoveryReport():
+                self.recovery.on_report(message)
             case ArchiveReport() | ArchiveNotice():
                 self.archiving.on_message(message)
             case _:
                 assert_never(message)
+
+    def _on_request(self, request: BackupRequest) -> None:
+        if request.what in (BackupAction.RECOVER, BackupAction.ABORT_RECOVERY):
+            self.recovery.on_request(request)
+        else:
+            self._leading.on_request(request)
+            self._leading.on_tick(self._now())
 
     def on_leader(self) -> None:
         """A leader is known: it gets the requests without an answer, and what this node can do."""
@@ -220,6 +253,7 @@ class Backups:
             if self._core.leader is not None:
                 self._taker.on_tick()
             self._report(now)
+            self.recovery.on_tick(now)
             self._leading.on_tick(now)
             self.archiving.on_tick(now)
         self._requests.on_tick(now)
@@ -244,6 +278,7 @@ class Backups:
                 case _:
                     pass
         now = self._now()
+        self.recovery.on_applied(is_new=is_new)
         self._leading.on_applied(verdict, now)
         self._leading.on_tick(now)
         self._requests.on_applied()
@@ -257,8 +292,7 @@ class Backups:
 
     def _ask_leader(self, request: BackupRequest) -> None:
         if request.to == self._core.id:
-            self._leading.on_request(request)
-            self._leading.on_tick(self._now())
+            self._on_request(request)
         else:
             self._host.send(request)
 

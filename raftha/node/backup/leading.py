@@ -39,6 +39,7 @@ from raftha.node.comparison import Comparison
 from raftha.node.host import Host
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import BackupAction, BackupReply, BackupReport, BackupRequest
+from raftha.node.recovery.recovery import Recovery
 from raftha.storage.state.catalog import (
     FULL,
     MODES,
@@ -87,6 +88,7 @@ class Leading:
         points: Points,
         archive_start: Callable[[], int],
         pitr: PitrConfig | None,
+        recovery: Recovery,
         reply: Callable[[BackupReply], None],
         now: float,
     ) -> None:
@@ -102,6 +104,7 @@ class Leading:
         self._comparison = comparison
         self._points = points
         self._archive_start = archive_start
+        self._recovery = recovery
         self._reply = reply
         self._term = 0
         self._since = now
@@ -111,7 +114,16 @@ class Leading:
         self._reports: dict[int, tuple[BackupReport, float]] = {}
         self._heard: dict[int, float] = {}
         """When a report of a backup came last, by its id."""
-        self._upkeep = Upkeep(core, state, host, config, pitr, self.now_us, comparison.has_diverged)
+        self._upkeep = Upkeep(
+            core,
+            state,
+            host,
+            config,
+            pitr,
+            self.now_us,
+            comparison.has_diverged,
+            sources=recovery.sources,
+        )
         self._seen_index = -1
         self._looked_at = float("-inf")
         """When this leader last looked whether a backup is due."""
@@ -210,6 +222,8 @@ class Leading:
         for request in list(self._queue):
             if self._open is None and self._serve(request, now):
                 self._queue.remove(request)
+        if self._recovery.is_under_way:
+            return  # Nothing begins meanwhile, and nothing goes.
         point = self._points.next_change(now) if self._open is None else None
         if point is not None:
             self._propose(point, now=now)
@@ -289,7 +303,11 @@ class Leading:
         return True
 
     def _trigger(self, request: BackupRequest, now: float) -> bool:
-        running = self._state.catalog.running
+        running, prepared = self._state.catalog.running, self._state.catalog.recoveries.prepared
+        if prepared is not None:
+            error_of_recovery = BackupInProgress("a recovery is under way", prepared.id)
+            self._answer(request, error_of_recovery, prepared.id)
+            return True
         if running is not None:
             if request.is_repeat:
                 self._answer(request, None, running.id)
@@ -352,7 +370,8 @@ class Leading:
         is_due = self.now_us() >= due
         # Where log time was set wrong once, this node's own time decides.
         newest, since = self._newest
-        is_due = is_due or (newest > 0 and not failures(catalog) and now - since >= interval_s)
+        is_overdue = newest > 0 and now - since >= interval_s
+        is_due = is_due or (not failures(catalog) and (is_overdue or self._is_after_recovery()))
         return is_due and self._has_heard_all(now) and self._upkeep.is_ready_to_begin(now)
 
     def _has_gap(self) -> bool:
@@ -362,6 +381,16 @@ class Leading:
         """
         newest = self._state.catalog.newest(self._core.membership.lineage)
         return newest is not None and self._archive_start() > newest.position_index + 1
+
+    def _is_after_recovery(self) -> bool:
+        """Whether no backup is of the state behind the last recovery: none builds on those before.
+
+        Until one is there, whatever goes back to a moment behind it has to go through it.
+        """
+        restored = self._state.catalog.recoveries.last_restored
+        newest = self._state.catalog.newest(self._core.membership.lineage)
+        position = 0 if newest is None else newest.position_index
+        return restored is not None and restored.index > position
 
     def _wanted_mode(self) -> str:
         assert self._config is not None
@@ -373,6 +402,7 @@ class Leading:
         """Propose a backup; False if no member can take one."""
         assert self._config is not None
         lineage, catalog = self._core.membership.lineage, self._state.catalog
+        mode = FULL if self._is_after_recovery() else mode
         choice: Choice | None = choose(
             self._config,
             catalog,

@@ -44,6 +44,7 @@ from raftha.storage.state.catalog import (
 )
 from raftha.storage.state.state import State
 
+RECOVERS = "a recovery reads it"
 FIRST_S, INTERVAL_S = 10.0, 86_400.0
 """When a new leader's first round begins, and the time from one to the next."""
 ASK_AGAIN_S = 3600.0
@@ -73,9 +74,16 @@ class Upkeep:
         pitr: PitrConfig | None,
         now_us: Callable[[], int],
         has_diverged: Callable[[int, int], bool],
+        *,
+        sources: Callable[[], frozenset[int]],
     ) -> None:
-        """`pitr`: None without point-in-time recovery. `now_us` returns log time. `has_diverged`: of a node, as of an entry."""
+        """`pitr`: None without point-in-time recovery. `now_us` returns log time.
+
+        `has_diverged`: of a node, as of an entry. `sources` are the backups that members may read
+        for a recovery.
+        """
         self._has_diverged = has_diverged
+        self._sources = sources
         self._core = core
         self._state = state
         self._host = host
@@ -219,9 +227,12 @@ class Upkeep:
     def decide(self) -> Decisions:
         """Decide what becomes of each backup now."""
         assert self._config is not None
-        now_us = self._now_us()
+        now_us, sources = self._now_us(), self._sources()
+        held = [
+            r._replace(pins=(*r.pins, (RECOVERS, 0))) if r.id in sources else r for r in self._own()
+        ]
         return decide(
-            [candidate_of(record, now_us, self.refused_by(record.id)) for record in self._own()],
+            [candidate_of(record, now_us, self.refused_by(record.id)) for record in held],
             self._config.retention,
             lineage=self._core.membership.lineage,
             destinations=self._config.destinations,

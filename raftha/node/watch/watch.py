@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from raftha.config import HaConfig
 from raftha.core import Raft
-from raftha.events import HaEvent, LeaderElected
+from raftha.events import HaEvent, LeaderElected, StorageHasSpace, StorageIsFull
 from raftha.membership import Membership
 from raftha.node.checkpoints import Checkpoints
 from raftha.node.comparison import Outcome
@@ -162,17 +162,19 @@ class Watch:
         last = self._divergence.last
         return last.index == index and node_id in last.diverged
 
-    def on_full(self, place: str, reason: str) -> bool:
-        """A write at `place` found no space; return True if this node had space until now."""
+    def on_full(self, place: str, reason: str) -> None:
+        """A write at `place` found no space."""
         is_news = self._disk_space.has_space
         self._disk_space.on_full(place, reason)
-        return is_news
+        if is_news:
+            self._host.emit(StorageIsFull(reporter=self._core.id, reason=reason))
 
-    def on_space(self, place: str) -> bool:
-        """The write at `place` succeeded; return True if this node has space again."""
+    def on_space(self, place: str) -> None:
+        """The write at `place` succeeded."""
         was_full = not self._disk_space.has_space
         self._disk_space.on_space(place)
-        return was_full and self._disk_space.has_space
+        if was_full and self._disk_space.has_space:
+            self._host.emit(StorageHasSpace(reporter=self._core.id))
 
     def on_events(self, events: Sequence[HaEvent], now: float) -> bool:
         """Emit the core's events of a turn; return True if one of them names a leader.
