@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from tests.sim import (
+    bugs_archive,
     bugs_backup,
     bugs_clock,
     bugs_disk,
@@ -37,6 +38,7 @@ BUGS: dict[str, Bug] = {
         bugs_versions,
         bugs_clock,
         bugs_backup,
+        bugs_archive,
     )
     for bug in module.BUGS
 }

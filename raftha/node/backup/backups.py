@@ -143,6 +143,8 @@ class Backups:
             log_clock,
             comparison=comparison,
             points=self._points,
+            archive_start=lambda: self.archiving.start_index,
+            pitr=config.archive,
             recovery=self.recovery,
             reply=self._reply,
             now=self._now(),
