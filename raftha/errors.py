@@ -88,10 +88,6 @@ class Forked(Rejected):
         )
 
 
-class NotAvailable(Rejected):
-    """This version of raftha doesn't have this function."""
-
-
 class MembershipChangePending(Rejected):
     """The previous membership change isn't committed yet. Members change one at a time."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
@@ -23,15 +23,14 @@ from raftha.errors import InvalidRequest
 from raftha.node.backup.results import points_of, recovery_of
 from raftha.node.messages import BackupAction
 from raftha.node.node import Node
-from raftha.node.operations import BackupOperation, Operation, ReadOperation
-from raftha.node.recovery.wanted import SEQUENCE, TIME, RecoveryWanted
+from raftha.node.operations import BackupOperation, ReadOperation
+from raftha.node.recovery.wanted import SEQUENCE, TIME, UNDO, RecoveryWanted
 from raftha.recovery import (
     RecoveryMoment,
     RecoveryPlan,
     RecoveryPoint,
     RecoveryPointKind,
     RecoveryResult,
-    RecoveryState,
     RecoveryWindow,
 )
 from raftha.storage.backup import recovery
@@ -41,9 +40,12 @@ from raftha.storage.backup.recovery import Target
 from raftha.storage.backup.repository import Repository
 from raftha.storage.backup.timeline import Moment
 from raftha.storage.state.catalog import MarkNow, encode_change
+from raftha.storage.state.recoveries import TIMEOUT_MAX_S
 
 FREEZES = ("switch", "now")
 """When writes wait: at the end of a recovery, or from its beginning on."""
+ANSWER_S = 60.0
+"""How much longer than its own time limit a caller waits for a recovery."""
 
 T = TypeVar("T")
 Wanted: TypeAlias = datetime | int | str | RecoveryPoint
@@ -103,13 +105,6 @@ class RecoveryCalls:
             raise InvalidRequest(f"there is no mark {wanted!r:.110}", hint="`raftha backup points`")
         return Target(sequence=marks[0].sequence)
 
-    def before_last(self, recoveries: Sequence[RecoveryResult]) -> int:
-        """The last command before the last recovery."""
-        restored = [each for each in recoveries if each.state is RecoveryState.RESTORED]
-        if not restored:
-            raise InvalidRequest("there was no recovery that could be undone")
-        return restored[-1].sequence - 1
-
     def plan(self, target: Target, lineage: str) -> RecoveryPlan:
         """Blocks until all names are read."""
         with self._repository() as repository:
@@ -130,26 +125,26 @@ class RecoveryCalls:
         now_us = time.time_ns() // 1000
         return closing(open_configured(backup, may_create=False, now_us=now_us))
 
-    def recover(self, target: Target, freeze: str, timeout: float | None) -> Operation:
+    def recover(self, wanted: Target | None, freeze: str, timeout: float | None) -> BackupOperation:
+        """Have the cluster taken back to a target; None: to before the last recovery."""
+        limit_s = self.config.restore_timeout_s if timeout is None else timeout
         if freeze not in FREEZES:
             raise InvalidRequest(f"freeze must be one of {', '.join(FREEZES)}, got {freeze!r:.80}")
-        kind, number = SEQUENCE, target.sequence or 0
-        if target.time_us is not None:
-            kind, number = TIME, target.time_us
-        wanted = RecoveryWanted(
-            request=secrets.randbits(62),
+        if not isinstance(limit_s, int | float) or not 0 < limit_s <= TIMEOUT_MAX_S:
+            raise InvalidRequest(f"a timeout must be over 0 and at most {TIMEOUT_MAX_S:g} seconds")
+        kind, number = _packed(wanted)
+        request = RecoveryWanted(
+            request=1 + secrets.randbelow((1 << 62) - 1),
             kind=kind,
             number=number,
             lineage="",
             is_frozen=freeze == FREEZES[1],
-            timeout_s=max(1, int(min(self.config.restore_timeout_s, self.time_limit(timeout)))),
-            reason=str(target),
+            timeout_s=max(round(limit_s), 1),
+            reason="undo" if wanted is None else str(wanted),
         )
-        return BackupOperation(None, 0.0, BackupAction.RECOVER, wanted.pack(), waits=True)
-
-    def time_limit(self, timeout: float | None) -> float:
-        """How long a call waits for a recovery."""
-        return self.config.restore_timeout_s if timeout is None else timeout
+        call = BackupOperation(None, 0.0, BackupAction.RECOVER, request.pack(), waits=True)
+        call.deadline = time.monotonic() + limit_s + ANSWER_S
+        return call
 
     def noted(self, entry: int) -> Read[RecoveryPoint]:
         """The point that this entry has noted."""
@@ -282,12 +277,10 @@ class PitrManager:
         What was written since that recovery is undone in turn. Raises InvalidRequest if there was
         none.
         """
-        sequence = self._calls.before_last(self.list_recoveries())
-        return self._recover(self._calls.target(sequence, ()), freeze, timeout)
+        return self._recover(None, freeze, timeout)
 
-    def _recover(self, target: Target, freeze: str, timeout: float | None) -> RecoveryResult:
-        operation = self._calls.recover(target, freeze, timeout)
-        return recovery_of(self._run(operation, self._calls.time_limit(timeout)))
+    def _recover(self, target: Target | None, freeze: str, timeout: float | None) -> RecoveryResult:
+        return recovery_of(self._run(self._calls.recover(target, freeze, timeout), timeout))
 
     def list_recoveries(self) -> tuple[RecoveryResult, ...]:
         """The recoveries of this cluster, the oldest first: up to 100."""
@@ -368,12 +361,12 @@ class AsyncPitrManager:
 
     async def undo(self, *, freeze: str = "switch", timeout: float | None = None) -> RecoveryResult:
         """As `raftha.PitrManager.undo`."""
-        sequence = self._calls.before_last(await self.list_recoveries())
-        return await self._recover(self._calls.target(sequence, ()), freeze, timeout)
+        return await self._recover(None, freeze, timeout)
 
-    async def _recover(self, target: Target, freeze: str, timeout: float | None) -> RecoveryResult:
-        operation = self._calls.recover(target, freeze, timeout)
-        return recovery_of(await self._run(operation, self._calls.time_limit(timeout)))
+    async def _recover(
+        self, target: Target | None, freeze: str, timeout: float | None
+    ) -> RecoveryResult:
+        return recovery_of(await self._run(self._calls.recover(target, freeze, timeout), timeout))
 
     async def list_recoveries(self) -> tuple[RecoveryResult, ...]:
         """As `raftha.PitrManager.list_recoveries`."""
@@ -396,6 +389,16 @@ def microseconds(name: str, moment: datetime) -> int:
         raise InvalidRequest(f"{name} must be a datetime with a time zone", hint="datetime.UTC")
     since = moment - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _packed(wanted: Target | None) -> tuple[str, int]:
+    """The kind and the number of a target, as the leader takes it."""
+    if wanted is None:
+        return UNDO, 0
+    if wanted.time_us is not None:
+        return TIME, wanted.time_us
+    assert wanted.sequence is not None, "callers give a time or a sequence"
+    return SEQUENCE, wanted.sequence
 
 
 def _moment(moment: Moment) -> RecoveryMoment:

@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from raftha.cli.backup_tables import size
+from raftha.cli.backup_tables import moment, size
 from raftha.cli.console import printable
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -23,6 +23,28 @@ def exact(time_us: int) -> str:
     except OverflowError:
         return f"{time_us} us"
     return found.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def window_line(window: Mapping[str, Any]) -> str:
+    """The moments that can be restored, in a line."""
+    earliest, latest, gaps = window["earliest"], window["latest"], window["gaps"]
+    span = f"{moment(earliest['time_us'])} .. {moment(latest['time_us'])}"
+    numbers = f"sequence {earliest['sequence']:,} .. {latest['sequence']:,}"
+    missing = [
+        f"{moment(before['time_us'])} .. {moment(after['time_us'])}" for before, after in gaps
+    ]
+    return f"{span} ({numbers}), {'but not ' + ', '.join(missing) if missing else 'no gaps'}"
+
+
+def archive_line(archive: Mapping[str, Any] | None) -> str:
+    """How far the archive of the log is, destination by destination, in a line."""
+    if archive is None:
+        return "the log is not archived"
+    parts = []
+    for name, each in archive["destinations"].items():
+        rpo = f"rpo {each['rpo_ms'] / 1000:.1f} s"
+        parts.append(f"{name} {each['error'] or 'ok'}, {rpo}")
+    return "   ".join(parts) or "no destination is known yet"
 
 
 def parse_points(told: Mapping[str, Any]) -> list[dict[str, Any]]:

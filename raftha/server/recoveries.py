@@ -30,6 +30,7 @@ async def pitr(service: Service, _: Arguments) -> bytes:
         "sequence": await pitr.get_current_sequence(),
         "pitr_sequence": status.pitr_sequence,
         "rpo_ms": status.rpo_ms,
+        "archive": None if status.archive is None else dataclasses.asdict(status.archive),
         "points": [dataclasses.asdict(each) for each in await pitr.list_recovery_points()],
         "recoveries": [dataclasses.asdict(each) for each in await pitr.list_recoveries()],
     }
