@@ -2,11 +2,12 @@
 
 `core` returns events in `Ready` and never logs. The runtime writes a log line for each event and
 publishes it (`event_bus.py`). The names of kinds and fields are public and stable. `base` has what
-all events have, `cluster`, `backup` and `recovery` have the events.
+all events have, `cluster`, `archive`, `backup` and `recovery` have the events.
 """
 
 from __future__ import annotations
 
+from raftha.events.archive import ArchiveGapRecorded, ArchiveLagging, ArchiveResumed
 from raftha.events.backup import (
     BackupCompleted,
     BackupFailure,
@@ -74,6 +75,9 @@ from raftha.events.recovery import (
 )
 
 __all__ = [
+    "ArchiveGapRecorded",
+    "ArchiveLagging",
+    "ArchiveResumed",
     "BackupCompleted",
     "BackupFailure",
     "BackupMissing",

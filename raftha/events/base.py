@@ -69,6 +69,9 @@ class EventKind(enum.StrEnum):
     RECOVERY_COMPLETED = "recovery_completed"
     RECOVERY_FAILED = "recovery_failed"
     RESTORE_DRILL_COMPLETED = "restore_drill_completed"
+    ARCHIVE_LAGGING = "archive_lagging"
+    ARCHIVE_RESUMED = "archive_resumed"
+    ARCHIVE_GAP = "archive_gap"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

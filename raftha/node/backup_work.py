@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from raftha.storage.backup.archive import ArchiveOrder, ArchiveResult
 from raftha.storage.state.catalog import BackupRecord
 from raftha.types import BackupState
 
@@ -79,11 +80,35 @@ class Deletion(NamedTuple):
     refused: Mapping[tuple[int, str], str]
 
 
+class ArchiveWork(Protocol):
+    """Archives the log, in the background. Results come as calls on the node's thread.
+
+    At most one `put` and one `tidy` at a time are asked for each destination.
+    """
+
+    def put(
+        self, destination: str, order: ArchiveOrder, done: Callable[[ArchiveResult], None]
+    ) -> None:
+        """Put what is committed and not there yet."""
+        ...
+
+    def tidy(
+        self, destination: str, order: ArchiveOrder, done: Callable[[ArchiveResult], None]
+    ) -> None:
+        """Merge segments, and delete those that have been replaced or that the window left."""
+        ...
+
+
 class BackupWork(Protocol):
     """Does the work of backups, in the background. Results come as calls on the node's thread.
 
     At most one backup, and one listing or deletion at a time are asked for.
     """
+
+    @property
+    def archive(self) -> ArchiveWork:
+        """Archives the log; only if the settings have point-in-time recovery."""
+        ...
 
     @property
     def spool_index(self) -> int | None:
@@ -120,6 +145,10 @@ class NoBackupWork:
     """The `BackupWork` of a node whose settings have no backups: nothing is asked of it."""
 
     spool_index = None
+
+    @property
+    def archive(self) -> ArchiveWork:
+        raise AssertionError("a node without settings for backups archives nothing")
 
     def take(
         self,

@@ -88,6 +88,7 @@ class StatusReport:
             upgrade_waits_for=self._upgrades.waits_for(),
             backup_state=self._backups.state,
             last_backup=None if newest is None else result_of(newest, None),
+            archive=self._backups.archiving.status,
         )
 
     def _replicas(self, now: float) -> tuple[ReplicaStatus, ...]:

@@ -36,6 +36,7 @@ from raftha.node.backup_work import (
     TakenBackup,
 )
 from raftha.node.statistics import Statistics
+from raftha.runtime.archive_thread import ArchiveThreads
 from raftha.runtime.backup_jobs import BackupJobs, Owner
 from raftha.runtime.backup_pace import BackupPace
 from raftha.storage.backup.opening import open_configured
@@ -45,6 +46,7 @@ from raftha.storage.backup.source import Source
 from raftha.storage.backup.spool import Spool
 from raftha.storage.backup.take import TakeHooks
 from raftha.storage.backup.uploads import Waits
+from raftha.storage.log.wal import Wal
 from raftha.storage.state.catalog import BackupRecord
 from raftha.types import BackupState
 
@@ -67,11 +69,12 @@ class BackupThread:
         fail: Callable[[BaseException], None],
         emit: Callable[[HaEvent], None],
         statistics: Statistics,
+        wal: Wal,
     ) -> None:
         """`call` calls a function on the node's thread; `fail` ends the node, from any thread.
 
         `emit` is called on the node's thread. `statistics` are the node's: its writes of the log
-        pace backups, and requests to destinations are counted there.
+        pace backups, and requests to destinations are counted there. The archive reads `wal`.
         """
         self._config = config
         self._spool = spool
@@ -86,6 +89,15 @@ class BackupThread:
         self._repository: Repository | None = None
         self._opening = threading.Lock()
         self._jobs = BackupJobs(config, owner, source, self._open, on_error=self._on_error)
+        self.archive = ArchiveThreads(
+            config,
+            owner.node_id,
+            wal,
+            call=call,
+            fail=fail,
+            on_request=self._on_request,
+            on_error=self._on_error,
+        )
         name = f"raftha-{owner.node_id}"
         self._taking = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-backup")
         self._upkeep = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-backup-upkeep")
@@ -96,6 +108,7 @@ class BackupThread:
         self._cancelled.set()
         self._taking.shutdown(cancel_futures=True)
         self._upkeep.shutdown(cancel_futures=True)
+        self.archive.close()
         if self._repository is not None:
             self._repository.close()
 

@@ -172,6 +172,7 @@ class NodeStorage:
             fail=self._fail,
             emit=self._emit,
             statistics=self._statistics,
+            wal=self._wal,
         )
 
     def _end_backups(self) -> None:

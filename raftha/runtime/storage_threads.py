@@ -281,7 +281,7 @@ class StorageThreads:
                 if self._last_cut is None:
                     raise
                 # Cut the log kept for lagging members: they can get a snapshot instead.
-                self._last_cut._replace(bytes_max=0).apply(self._wal)
+                self._last_cut.at_once().apply(self._wal)
                 self._take_space()
 
     def _take_space_or_spool(self) -> None:

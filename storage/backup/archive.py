@@ -14,7 +14,8 @@ Rules:
   A2  The archived position moves only once a segment is confirmed: `create` succeeded, or the
       object was read and has the same entries.
   A3  Each segment follows the one before it, by index and by hash. What could not be archived is
-      named by a record in `gaps/` before anything later is put.
+      named by a record in `gaps/` before anything later is put. A RESTORE entry has its record in
+      `restores/` before its segment is put.
   A4  A gap is recorded only if the leader says that no member has the entries (`lost_index`), and
       no other destination has them.
   A5  An object of level 0 goes only after level 1 has its entries, read back, and `STAYS_S` later:
@@ -38,6 +39,7 @@ from raftha.entry import Entry, LogPosition, follows
 from raftha.errors import Compacted, DeletionDenied, RafthaError, RepositoryConflict
 from raftha.storage.backup.archive_listing import Listed
 from raftha.storage.backup.archive_objects import Access, ArchiveObjects
+from raftha.storage.backup.archive_records import RestoreRecord
 from raftha.storage.backup.destination import Destination
 from raftha.storage.backup.names import SegmentName
 from raftha.storage.backup.segments import MERGED_RAW_BYTES, SEGMENT_RAW_BYTES
@@ -72,7 +74,7 @@ class ArchiveOrder(NamedTuple):
 
     `is_new`: another member may have archived since this node's last order, so list. `lost_index`:
     no member's log has the entries up to there. `keep_from`: segments wholly before this entry may
-    go.
+    go. `restores`: the RESTORE entries up to `through` that the log remembers.
     """
 
     lineage: str
@@ -80,6 +82,7 @@ class ArchiveOrder(NamedTuple):
     is_new: bool = False
     lost_index: int = 0
     keep_from: int = 0
+    restores: tuple[RestoreRecord, ...] = ()
 
 
 class ArchiveResult(NamedTuple):
@@ -87,7 +90,8 @@ class ArchiveResult(NamedTuple):
 
     `verified`: those up to there were read back. `needs`: this node's log begins only there, and
     lacks what follows `archived`; 0 if it doesn't. `gaps`: the first and last entry of each gap
-    that was recorded. `conflict`: the object that has other entries than ours.
+    that was recorded. `pending_us`: the time of the first entry that could not be put; 0 if there
+    is none. `conflict`: the object that has other entries than ours.
     """
 
     archived: Place = NOWHERE
@@ -95,6 +99,7 @@ class ArchiveResult(NamedTuple):
     start: int = 0
     needs: int = 0
     gaps: tuple[tuple[int, int], ...] = ()
+    pending_us: int = 0
     error: str = ""
     conflict: str = ""
 
@@ -136,6 +141,7 @@ class _Known:
     start: int = 0
     verified: int = 0
     needs: int = 0
+    pending_us: int = 0
     waiting: deque[_Stored] = field(default_factory=deque)
     merged: deque[SegmentName] = field(default_factory=deque)
     going: deque[tuple[float, SegmentName]] = field(default_factory=deque)
@@ -193,7 +199,7 @@ class DestinationArchive:
         try:
             objects = self._objects(order)
             while self._hooks.is_wanted() and self._is_merge_due(known):
-                self._merge(objects, known)
+                self._merge(objects, known, order.through)
             self._delete_all(objects, known, order.keep_from)
         except RafthaError as error:
             self._on_error(error)
@@ -207,6 +213,7 @@ class DestinationArchive:
             level=self._level,
             salt=self._hooks.salt,
             others=self._hooks.others,
+            restores=order.restores,
             on_error=self._on_error,
         )
 
@@ -218,7 +225,14 @@ class DestinationArchive:
         with self._lock:
             gaps, known.gaps = tuple(known.gaps), []
         return ArchiveResult(
-            known.archived, known.verified, known.start, known.needs, gaps, text, conflict
+            known.archived,
+            known.verified,
+            known.start,
+            known.needs,
+            gaps,
+            known.pending_us,
+            text,
+            conflict,
         )
 
     # ---------------------------------------------------------------- where it stands
@@ -286,6 +300,7 @@ class DestinationArchive:
 
     def _put(self, objects: ArchiveObjects, known: _Known, entries: Sequence[Entry]) -> None:
         """Put a segment of level 0 behind the archived position (A2, A3)."""
+        known.pending_us = entries[0].time_us
         if known.hash and not follows(entries[0], known.hash):
             raise objects.conflict(known.archived.index)
         name, size = objects.store(0, entries)
@@ -296,6 +311,7 @@ class DestinationArchive:
         known.start = known.start or name.first
         known.archived = Place(last.index, last.last_sequence, last.time_us)
         known.hash = last.hash
+        known.pending_us = 0
 
     def _skip(
         self, objects: ArchiveObjects, known: _Known, lost_index: int, first_index: int
@@ -326,7 +342,7 @@ class DestinationArchive:
             at = first
             while at <= min(last, order.through) and self._hooks.is_wanted():
                 try:
-                    entries = _cut(self._hooks.read(at)[1], last)
+                    entries = _cut(self._hooks.read(at)[1], min(last, order.through))
                 except Compacted:
                     entries = _cut(objects.elsewhere(at, last), last)
                 if not entries:
@@ -351,12 +367,12 @@ class DestinationArchive:
             return False
         return self._hooks.monotonic() - written[0].since >= MERGE_S
 
-    def _merge(self, objects: ArchiveObjects, known: _Known) -> None:
+    def _merge(self, objects: ArchiveObjects, known: _Known, through: int) -> None:
         """Put a segment of level 1 behind the verified position, and read it back (A5)."""
         with self._lock:
             waiting = list(known.waiting)
         first = max(known.verified + 1, waiting[0].name.first)
-        entries = self._collect(self._behind(objects, known, waiting, first))
+        entries = self._collect(self._behind(objects, waiting, first, through))
         if entries:
             name, _ = objects.store(1, entries)
             objects.compare(name, entries[name.last - name.first].hash)
@@ -384,26 +400,24 @@ class DestinationArchive:
         return entries
 
     def _behind(
-        self,
-        objects: ArchiveObjects,
-        known: _Known,
-        waiting: Sequence[_Stored],
-        at: int,
+        self, objects: ArchiveObjects, waiting: Sequence[_Stored], at: int, through: int
     ) -> Iterator[Entry]:
         """Yield the entries from `at` on up to the archived one, or to where they are missing.
 
-        They come from the log, or else from level 0, or else from another destination.
+        They come from the log (A1), or else from level 0, or else from another destination.
         """
         archived = waiting[-1].name.last
         while at <= archived:
             found: Sequence[Entry] = ()
             try:
-                found = self._hooks.read(at)[1]
+                if at <= through:
+                    found = [e for e in self._hooks.read(at)[1] if e.index <= through]
             except Compacted:
-                for stored in waiting:
-                    if not found and stored.name.first <= at <= stored.name.last:
-                        found = objects.read(stored.name)
-                found = found or objects.elsewhere(at, archived)
+                pass
+            for stored in waiting:
+                if not found and stored.name.first <= at <= stored.name.last:
+                    found = objects.read(stored.name)
+            found = found or objects.elsewhere(at, archived)
             entries = [entry for entry in found if at <= entry.index <= archived]
             if not entries:
                 return

@@ -15,7 +15,7 @@ from raftha.errors import (
 )
 from raftha.storage.backup import names
 from raftha.storage.backup.archive_listing import Listed, read_listing
-from raftha.storage.backup.archive_records import GapRecord
+from raftha.storage.backup.archive_records import GapRecord, RestoreRecord
 from raftha.storage.backup.crypto import DataKey, KeyRing
 from raftha.storage.backup.destination import OBJECT_BYTES_MAX, Destination, create_or_compare
 from raftha.storage.backup.names import GapName, SegmentName, segment_name
@@ -45,9 +45,12 @@ class ArchiveObjects:
         level: int,
         salt: Callable[[], bytes | None],
         others: Callable[[], Sequence[Destination]],
+        restores: Sequence[RestoreRecord],
         on_error: Callable[[Exception], None],
     ) -> None:
         """`level` is our level of compression, `others` are the other destinations.
+
+        `restores`: each gets its record before the segment that has its entry.
 
         `on_error` gets the errors that the job goes on after.
         """
@@ -56,6 +59,7 @@ class ArchiveObjects:
         self._level = level
         self._salt = salt
         self._others = others
+        self._restores = restores
         self._on_error = on_error
         self._listings: dict[str, Listed] = {}
 
@@ -78,6 +82,9 @@ class ArchiveObjects:
         data = encode_segment(name, entries, key, compression, salt=self._salt())
         if len(data) > OBJECT_BYTES_MAX - SPARE_BYTES and len(entries) > 1:
             return self.store(level, entries[: len(entries) // 2])
+        for record in self._restores:
+            if name.first <= record.index <= name.last:
+                create_or_compare(self._access.destination, record.name, record.encode())
         try:
             self._access.destination.create(segment_name(name), data)
         except (ObjectExists, RepositoryUnavailable) as unclear:

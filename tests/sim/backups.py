@@ -57,15 +57,16 @@ from raftha.storage.state.catalog import (
     make_label,
 )
 from raftha.types import BackupMode
+from tests.sim.archive import ArchiveWatch, SimulatedArchive
 from tests.sim.jobs import Job
 from tests.sim.ledger import Ledger
-from tests.sim.oracle import Oracle
 from tests.sim.planting import Patch
 from tests.sim.repository import Bucket, BucketClient, TrueClient, draw_backups
 from tests.sim.swarm import Swarm
 from tests.sim.world import Violation, World
 
 if TYPE_CHECKING:
+    from tests.sim.invariants import Invariants
     from tests.sim.member import Member
 
 CHANCE = 0.2
@@ -128,7 +129,9 @@ def hasten(config: BackupConfig | None, swarm: Swarm) -> None:
 class SimulatedBackups:
     """One member's `BackupWork`, in one life."""
 
-    def __init__(self, member: Member, world: World, buckets: Sequence[Bucket]) -> None:
+    def __init__(
+        self, member: Member, world: World, buckets: Sequence[Bucket], watch: ArchiveWatch
+    ) -> None:
         self._member = member
         self._world = world
         self._buckets = buckets
@@ -140,6 +143,8 @@ class SimulatedBackups:
         source = StoreSource(member.store, member.spool)
         owner = Owner(node_id=member.id, cluster_name="simulated")
         self._work = BackupJobs(config, owner, source, self._open)
+        opened: Callable[[str], Repository] = lambda name: self._open()  # noqa: E731
+        self.archive = SimulatedArchive(member, world, opened, self._start, watch)
 
     @property
     def spool_index(self) -> int | None:
@@ -214,7 +219,11 @@ class Backups:
     """The repository of a simulated cluster, and what must hold of its backups."""
 
     def __init__(
-        self, world: World, swarm: Swarm, members: Mapping[int, Member], oracle: Oracle
+        self,
+        world: World,
+        swarm: Swarm,
+        members: Mapping[int, Member],
+        invariants: Invariants,
     ) -> None:
         self.ledger = Ledger()
         self.on_change: Callable[[Entry, object], None] = lambda entry, change: None
@@ -222,7 +231,8 @@ class Backups:
         self.buckets: list[Bucket] = []
         self._world = world
         self._members = members
-        self._oracle = oracle
+        self._oracle = oracle = invariants.oracle
+        self._memberships = invariants.memberships
         self._rng = world.stream("backups")
         self._drawn = swarm.backups
         self._healed_index: int | None = None
@@ -235,6 +245,7 @@ class Backups:
         self._sequences: dict[int, int] = {}
         """The position of each completed backup."""
         self._foreign: dict[str, bytes] = {}
+        self._archives = self._drawn is not None and self._drawn.archives
         if self._drawn is None:
             return
         oracle.keeps_history = True
@@ -242,12 +253,17 @@ class Backups:
             bucket = Bucket(world, self._drawn, f"d{number}")
             bucket.on_create, bucket.on_delete = self._on_create, self._on_delete
             self.buckets.append(bucket)
+        self.archive = ArchiveWatch(world, self.buckets, invariants.committed, self._lineage)
         for member in members.values():
-            member.make_backups = lambda of: SimulatedBackups(of, world, self.buckets)
+            member.make_backups = lambda of: SimulatedBackups(of, world, self.buckets, self.archive)
         if self._drawn.shares_prefix:
             world.at(2.0, self._fork)
         if self._drawn.trigger_every_s:
             self._wait()
+
+    def _lineage(self) -> str:
+        """The cluster's present lineage."""
+        return self._memberships.latest.lineage
 
     # ---------------------------------------------------------------- what happens
 
@@ -378,8 +394,10 @@ class Backups:
     def _folder(self, backup_id: int) -> str:
         return names.backup_folder(self.ledger.backups[backup_id].lineage, self._labels[backup_id])
 
-    def _on_create(self, bucket: Bucket, name: str) -> None:
+    def _on_create(self, bucket: Bucket, name: str, data: bytes) -> None:
         """A manifest comes last: from then on the backup exists."""
+        if "/log/" in name or "/gaps/" in name:
+            self.archive.on_create(bucket, name, data, self._oracle.protocol)
         if not name.endswith("/manifest"):
             return
         lineage, _, label = name.split("/")[:3]
@@ -401,6 +419,8 @@ class Backups:
         self._world.counts["backup missing"] += len(change.destinations) < len(before)
 
     def _on_delete(self, bucket: Bucket, name: str) -> None:
+        if "/log/" in name:
+            self.archive.on_delete(bucket, name)
         if "/backups/" not in name:
             return
         lineage, _, label = name.split("/")[:3]
@@ -437,7 +457,8 @@ class Backups:
         ]
         if any(len(backup.destinations) == len(self.buckets) for backup in since):
             self._end_schedule()
-            return ""
+            has_archive = self._archives and self._oracle.protocol >= catalog.RECOVERY_PROTOCOL
+            return self.archive.lacking() if has_archive else ""
         return "a backup since the end of the faults"
 
     def _end_schedule(self) -> None:
@@ -462,6 +483,10 @@ class Backups:
             expected = [said for at, said in self._states if at <= state.applied.index][-1]
             if found != expected:
                 raise Violation(f"node {member.id} has {found}, and the log says {expected}")
+        if self._archives and self._oracle.protocol >= catalog.RECOVERY_PROTOCOL:
+            assert current[0].node is not None
+            newest = current[0].node.state.catalog.newest(self._lineage())
+            self.archive.verdict(newest.position_index if newest else 0)
         if self._foreign.items() > self._foreign_objects().items():
             missing = self._foreign.keys() - self._foreign_objects().keys()
             still = {n for n in missing if n.partition(" ")[2] not in self._damaged()}

@@ -26,7 +26,7 @@ from raftha.storage.log.wal import Wal
 from raftha.storage.state import sessions
 from raftha.storage.state.commands import pack_call
 from raftha.types import Digest, Receipt
-from tests.sim import backups, recoveries
+from tests.sim import archive, backups, recoveries
 from tests.sim.availability import widen, with_crowds
 from tests.sim.backups import Backups, with_backups
 from tests.sim.builds import NEW, Builds, with_builds
@@ -121,7 +121,7 @@ class Simulation:
         )
         self.rollbacks = Rollbacks(self.world, self.swarm, self.members, self.invariants)
         self.divergences = Divergences(self.world, self.swarm, self.members)
-        self.backups = Backups(self.world, self.swarm, self.members, self.invariants.oracle)
+        self.backups = Backups(self.world, self.swarm, self.members, self.invariants)
         self.invariants.on_admin = self.backups.on_committed
         oracle, ledger = self.invariants.oracle, self.backups.ledger
         self.recoveries = Recoveries(self.world, self.swarm, self.members, oracle, ledger)
@@ -154,7 +154,8 @@ class Simulation:
         violation = ""
         try:
             crowding: Patch = (sessions, "SESSIONS_MAX", self.swarm.sessions_max)
-            with patched([*HASTE, *backups.HASTE, *recoveries.HASTE, crowding]):
+            haste = *HASTE, *backups.HASTE, *archive.HASTE, *recoveries.HASTE
+            with patched([*haste, crowding]):
                 self._run()
         except Violation as error:
             violation = str(error)

@@ -60,7 +60,7 @@ from tests.sim.disk_faults import DiskFaults, SimulatedCrash
 from tests.sim.network import Network
 from tests.sim.node_files import SimulatedNodeFiles
 from tests.sim.recoveries import RestoringDisk
-from tests.sim.settings import TICK_S, WAL, core_config, node_config
+from tests.sim.settings import LINEAGE, TICK_S, WAL, core_config, node_config
 from tests.sim.snapshots import SimulatedSnapshots
 from tests.sim.storage_work import StorageWork
 from tests.sim.store import DictStore
@@ -68,7 +68,6 @@ from tests.sim.swarm import Swarm
 from tests.sim.watch import NoWatch, Waiter, Watch
 from tests.sim.world import Violation, World
 
-LINEAGE = "a" * 32
 SPOOL = "spool"
 _INVITATIONS = (TimeoutNow, TransferRequest)
 
@@ -109,7 +108,6 @@ class Member:
         """Set in a seed with backups."""
         self.make_recovery: Callable[[Member], RecoveryWork] = lambda of: NoRecoveryWork()
         self.backups: BackupWork = NoBackupWork()
-        self.recovery: RecoveryWork = NoRecoveryWork()
         self._make_directory(1)
         self.statistics = Statistics()
         self.wal: Wal | None = None
@@ -397,9 +395,6 @@ class Member:
             raise Violation(f"node {self.id} finds damage where there was no rot: {found}")
         self._world.note(self.id, "damage found", f"lost {' '.join(parts)}: {found}")
         self._world.counts[f"lost {' and '.join(sorted(parts))}"] += 1
-
-    def finish_restore(self) -> None:
-        self.restoring.finish(self)
 
     def on_loss(self, position: LogPosition) -> None:
         self.watch.on_loss(self, position)

@@ -54,6 +54,10 @@ class BackupSwarm:
     trigger_every_s: float
     shares_prefix: bool
     """Whether another cluster's backups are in the same place."""
+    archives: bool
+    archive_interval_ms: int
+    archive_backlog_bytes: int
+    """What members keep for the archive: little enough that there are gaps, or enough for all."""
 
 
 def draw_backups(rng: Random) -> BackupSwarm:
@@ -78,6 +82,9 @@ def draw_backups(rng: Random) -> BackupSwarm:
         rot_every_s=rng.choice((0.0, 0.0, 0.7)),
         trigger_every_s=rng.choice((0.0, 0.5)),
         shares_prefix=rng.random() < 0.3,
+        archives=rng.random() < 0.8,
+        archive_interval_ms=rng.choice((50, 100, 300)),
+        archive_backlog_bytes=rng.choice((3000, 20_000, 1 << 40, 1 << 40)),
     )
 
 
@@ -95,7 +102,9 @@ class Bucket:
         self.objects: dict[str, _Object] = {}
         self.damaged: set[str] = set()
         """The objects that rot or loss has hit, after they were written."""
-        self.on_create: Callable[[Bucket, str], None] = lambda bucket, name: None
+        self.bad_writes: set[str] = set()
+        """Those that have other bytes than were sent."""
+        self.on_create: Callable[[Bucket, str, bytes], None] = lambda bucket, name, data: None
         self.on_delete: Callable[[Bucket, str], None] = lambda bucket, name: None
         self._world = world
         self._swarm = swarm
@@ -128,7 +137,7 @@ class Bucket:
         if self._is_calm:
             return
         self._wait_rot()
-        names = sorted(name for name in self.objects if "/backups/" in name)
+        names = sorted(filter(_is_data, self.objects))
         if not names:
             return
         name = self._rng.choice(names)
@@ -162,13 +171,20 @@ class Bucket:
             if not self._swarm.ignores_conditions:
                 raise ObjectExists("it exists", destination=self.name, object_name=name)
             self._world.counts["object overwritten"] += self.objects[name].data != data
-        is_data = "/backups/" in name
-        if is_data and not self._is_calm and self._rng.random() < self._swarm.bad_write_chance:
+        sent = data
+        if (
+            _is_data(name)
+            and not self._is_calm
+            and self._rng.random() < self._swarm.bad_write_chance
+        ):
             data = _changed(data, self._rng)
             self._world.note(0, "bad write", f"{self.name} {name}")
         self.objects[name] = _Object(data, self._world.now)
         self.damaged.discard(name)
-        self.on_create(self, name)
+        self.bad_writes.discard(name)
+        if data != sent:
+            self.bad_writes.add(name)
+        self.on_create(self, name, sent)
 
     def find(self, name: str) -> bytes:
         """The bytes of an object."""
@@ -191,6 +207,11 @@ class Bucket:
             self.on_delete(self, name)
             self._world.counts["object deleted"] += 1
             del self.objects[name]
+            self.bad_writes.discard(name)
+
+
+def _is_data(name: str) -> bool:
+    return "/backups/" in name or "/log/" in name
 
 
 def _changed(data: bytes, rng: Random) -> bytes:

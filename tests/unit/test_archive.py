@@ -6,6 +6,7 @@ import pytest
 
 from raftha.entry import Entry, EntryKind, make_entry
 from raftha.storage.backup import archive, names
+from raftha.storage.backup.archive_records import RestoreRecord
 from raftha.storage.backup.crypto import DataKey
 from raftha.storage.backup.memory import MemoryDestination
 from tests.support.archives import (
@@ -283,6 +284,26 @@ def test_a_new_destination_begins_with_the_log_and_copies_nothing() -> None:
     log.first = 6
     second = FaultyDestination(MemoryDestination("second"))
     assert Archiving(second, log, others=[destination]).put().start == 6
+
+
+def test_a_restore_has_its_record_before_its_segment() -> None:
+    """A3: a plan must know from names which entries go back."""
+    destination, _, node = scene()
+    record = RestoreRecord(LINEAGE, 5, 5, 2, "0f" * 32, 1_000_005)
+    destination.plan(Fault("create", "fails", pattern="*/restores/*"))
+    assert node.put(restores=(record,)).archived.index == 3
+    assert node.put(restores=(record,)).archived.index == 7
+    created = [name for operation, name in destination.calls if operation == "create"]
+    assert created[-3] == record.name
+    data = destination.get(record.name, size_max=4096)
+    assert RestoreRecord.decode(data, "", record.name) == record
+
+
+def test_what_can_not_be_put_has_a_time() -> None:
+    destination, log, node = scene()
+    destination.plan(Fault("create", "fails", pattern=f"*/log/0/{4:016x}*"))
+    assert node.put().pending_us == log.log.entries[3].time_us
+    assert node.put().pending_us == 0
 
 
 # ---------------------------------------------------------------- level 1

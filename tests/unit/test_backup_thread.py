@@ -24,6 +24,7 @@ from raftha.runtime.backup_jobs import Owner
 from raftha.runtime.backup_pace import BackupPace
 from raftha.runtime.backup_thread import BackupThread
 from raftha.storage.backup import names
+from raftha.storage.log.wal import Wal
 from raftha.storage.state.catalog import BackupRecord
 from raftha.types import BackupState
 from tests.support.backups import LINEAGE, BackedUpNode
@@ -55,6 +56,7 @@ class Bench:
             fail=self.failures.append,
             emit=self.events.append,
             statistics=Statistics(),
+            wal=Wal.open(self.node.disk, "/wal", segment_bytes=1 << 20, salt=lambda: 1),
         )
         self.taken: list[TakenBackup] = []
         self.progress: list[BackupProgress] = []

@@ -70,7 +70,7 @@ class Cluster(Scene):
 
 @pytest.fixture
 def scene() -> Cluster:
-    return Cluster(protocol=8)
+    return Cluster(protocol=8, enable_pitr=False)
 
 
 # ---------------------------------------------------------------- from the request to the switch

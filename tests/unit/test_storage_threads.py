@@ -63,7 +63,7 @@ class Threads:
         self.state.apply(entry)
 
     def checkpoint(self) -> None:
-        cut = LogCut(0, 0, 1 << 40)
+        cut = LogCut(0, 0, 1 << 40, 0, 1 << 40)
         self.threads.checkpoint(self.state.freeze(), cut, with_digest=False)
         function, args = self.calls.get(timeout=10)
         function(*args)

@@ -7,6 +7,8 @@ Three parts act on it, which don't know each other:
     `Leading`    as leader: begins backups, and proposes all other changes, recovery points too
     `Taker`      as the member that a backup names: has it taken, and reports
 
+`Archiving` has the archive of the log, which goes on by itself.
+
 A round of a backup:
 
     leader                                      member that it names
@@ -35,6 +37,7 @@ from raftha.events import (
     PitrCheckpoint,
     RetentionApplied,
 )
+from raftha.node.backup.archiving import Archiving
 from raftha.node.backup.leading import REPORT_S, Leading
 from raftha.node.backup.points import Points
 from raftha.node.backup.requests import Requests
@@ -45,6 +48,8 @@ from raftha.node.comparison import Comparison
 from raftha.node.host import Host
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
+    ArchiveNotice,
+    ArchiveReport,
     BackupAction,
     BackupMessage,
     BackupReply,
@@ -101,6 +106,10 @@ class Backups:
         self._host = host
         self._now = clock.monotonic
         self._is_able = config.backup is not None
+        self.archiving = Archiving(
+            config, core, state, host, log_clock, clock, lambda: checkpoints.applied_bytes
+        )
+        checkpoints.archived_index = lambda: self.archiving.held_index
         self._points = Points(
             core,
             state,
@@ -108,11 +117,12 @@ class Backups:
             comparison=comparison,
             log_clock=log_clock,
             applied_bytes=lambda: checkpoints.applied_bytes,
-            archived_index=lambda: None,
+            archived_index=lambda: self.archiving.archived_index,
             compares=config.digest_interval_hours > 0,
             now=self._now(),
         )
-        around = Surroundings(*steer, lambda: None, host.is_connected)
+        archived = lambda: self.archiving.archived_index  # noqa: E731
+        around = Surroundings(*steer, archived, host.is_connected)
         self.recovery = Recovery(
             core,
             state,
@@ -218,6 +228,8 @@ class Backups:
                     self._reported = message
             case RecoveryReport():
                 self.recovery.on_report(message)
+            case ArchiveReport() | ArchiveNotice():
+                self.archiving.on_message(message)
             case _:
                 assert_never(message)
 
@@ -230,6 +242,7 @@ class Backups:
 
     def on_leader(self) -> None:
         """A leader is known: it gets the requests without an answer, and what this node can do."""
+        self.archiving.on_leader()
         self._reported_at = float("-inf")
         self._requests.on_leader(self._now())
 
@@ -241,6 +254,7 @@ class Backups:
             self._report(now)
             self.recovery.on_tick(now)
             self._leading.on_tick(now)
+            self.archiving.on_tick(now)
         self._requests.on_tick(now)
 
     def on_applied(self, index: int, *, is_new: bool) -> None:
