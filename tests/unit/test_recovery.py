@@ -123,6 +123,23 @@ def test_an_undo_goes_back_to_the_command_before_the_last_recovery(scene: Cluste
     assert scene.work(1).target == RecoveryTarget(LINEAGE, scene.record.sequence - 1, 0)
 
 
+def test_a_plan_waits_until_what_was_written_before_is_archived(scene: Cluster) -> None:
+    scene.archived = scene.index - 1
+    scene.recover()
+    scene.pass_time(2)
+    assert scene.work(1).target is None
+    scene.archived = scene.index
+    scene.pass_time(0.5)
+    assert scene.work(1).target is not None
+
+
+def test_a_plan_does_not_wait_for_an_archive_that_is_away(scene: Cluster) -> None:
+    scene.archived = scene.index - 1
+    scene.recover()
+    scene.pass_time(10.5)
+    assert scene.work(1).target is not None
+
+
 def test_what_cannot_be_reached_is_refused_and_leaves_no_trace(scene: Cluster) -> None:
     waiter = scene.recover()
     scene.work(1).planned("TargetUnreachable", "no backup is that old")
@@ -223,8 +240,8 @@ def test_a_leader_without_the_state_hands_over_to_a_member_that_has_it(scene: Cl
 
 
 def test_writes_are_held_until_the_log_is_archived(scene: Cluster) -> None:
-    scene.archived = 0
     scene.prepare()
+    scene.archived = 0
     scene.build(1, 2, 3)
     assert scene.node(1).held == [True]
     assert scene.record.state == PREPARED
@@ -235,8 +252,8 @@ def test_writes_are_held_until_the_log_is_archived(scene: Cluster) -> None:
 
 
 def test_writes_go_on_if_the_archive_lags_too_far(scene: Cluster) -> None:
-    scene.archived = 0
     waiter = scene.prepare()
+    scene.archived = 0
     scene.build(1, 2, 3)
     scene.pass_time(11)
     assert "was not applied and archived within 10 s" in str(waiter.result)
@@ -255,8 +272,8 @@ def test_writes_may_be_held_from_the_beginning(scene: Cluster) -> None:
 
 
 def test_a_leader_that_is_replaced_holds_no_writes(scene: Cluster) -> None:
-    scene.archived = 0
     scene.prepare()
+    scene.archived = 0
     scene.build(1, 2, 3)
     scene.elect(2)
     scene.pass_time(2)
