@@ -20,6 +20,7 @@ from tests.sim import (
     bugs_lease,
     bugs_own,
     bugs_raft,
+    bugs_recovery,
     bugs_versions,
 )
 from tests.sim.planting import Bug, patched
@@ -37,6 +38,7 @@ BUGS: dict[str, Bug] = {
         bugs_versions,
         bugs_clock,
         bugs_backup,
+        bugs_recovery,
     )
     for bug in module.BUGS
 }

@@ -53,7 +53,7 @@ from tests.sim.world import Violation, World
 if TYPE_CHECKING:
     from tests.sim.member import Member
 
-CHANCE = 0.15
+CHANCE = 0.2
 HASTE: list[Patch] = [
     (member_module, "REPORT_S", 0.1),
     (leading_module, "REPORT_S", 0.1),
@@ -121,7 +121,15 @@ class RestoringDisk:
 class SimulatedRecovery:
     """One member's `RecoveryWork`, in one life."""
 
-    def __init__(self, member: Member, world: World, swarm: RecoverySwarm, oracle: Oracle) -> None:
+    def __init__(
+        self,
+        member: Member,
+        world: World,
+        swarm: RecoverySwarm,
+        oracle: Oracle,
+        ledger: Ledger,
+    ) -> None:
+        self._ledger = ledger
         self._member = member
         self._world = world
         self._swarm = swarm
@@ -136,8 +144,19 @@ class SimulatedRecovery:
     def plan(self, target: RecoveryTarget, done: Callable[[PlannedRecovery], None]) -> None:
         planned = PlannedRecovery("RepositoryUnavailable", "it is away")
         if self._rng.random() >= self._swarm.failure_chance:
-            planned = PlannedRecovery("", "", target.lineage, target.sequence, 1)
+            sources = self._sources(target.sequence)
+            planned = PlannedRecovery("", "", target.lineage, target.sequence, 1, sources)
         self._member.later(self._rng.expovariate(1 / self._swarm.build_s), done, planned)
+
+    def _sources(self, sequence: int) -> tuple[int, ...]:
+        """The newest chain of backups from before the target."""
+        assert self._member.node is not None
+        known = self._member.node.state.catalog
+        whole = [
+            r for r in known.records()
+            if known.is_whole(r.id) and r.position_sequence <= sequence
+        ]  # fmt: skip
+        return tuple(r.id for r in known.chain(whole[-1].id)) if whole else ()
 
     def build(
         self, record: RecoveryRecord, on_progress: PairsProgress, done: Callable[[BuiltState], None]
@@ -155,6 +174,10 @@ class SimulatedRecovery:
     def _build(self, record: RecoveryRecord) -> BuiltState:
         if self._rng.random() < self._swarm.failure_chance or self._member.store.is_full:
             return BuiltState("the repository is away")
+        for backup_id in record.backups:
+            source = self._ledger.backups.get(backup_id)
+            if source is None or source.state == "retired":
+                raise Violation(f"backup {backup_id}, which a recovery reads, has expired")
         pairs = self._oracle.values_at(record.to_sequence)
         if self._rng.random() < self._swarm.wrong_chance:
             pairs[b"\xfealien %d" % self._member.id] = b"1"
@@ -230,7 +253,7 @@ class Recoveries:
 
     def _make(self, member: Member) -> SimulatedRecovery:
         assert self._drawn is not None
-        return SimulatedRecovery(member, self._world, self._drawn, self._oracle)
+        return SimulatedRecovery(member, self._world, self._drawn, self._oracle, self._ledger)
 
     # ---------------------------------------------------------------- what happens
 
