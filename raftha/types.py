@@ -456,10 +456,9 @@ class HaStatus:
     writes. `backup_state`: what comes of the backup that runs, or came of the last one.
     `last_backup`: the newest one that can be restored, None if there is none. `archive`: how far
     the archive of the log is, None without point-in-time recovery.
-    `pitr_sequence`: up to which command the cluster can be restored without its members, as far as
-    this node knows; None if this node has no settings for recovery. `rpo_ms`: how old the oldest
-    write is that no destination has, 0 if there is none: that much would be lost with all members;
-    None if it isn't known.
+    `pitr_sequence`: up to which command the cluster can be restored without its members, and
+    `rpo_ms`: how old the oldest write is that would be lost with them, 0 if there is none; both as
+    far as this node knows, and None without point-in-time recovery.
     """
 
     is_running: bool

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
@@ -24,13 +24,14 @@ from raftha.node.backup.results import points_of, recovery_of
 from raftha.node.messages import BackupAction
 from raftha.node.node import Node
 from raftha.node.operations import BackupOperation, ReadOperation
-from raftha.node.recovery.wanted import SEQUENCE, TIME, UNDO, RecoveryWanted
+from raftha.node.recovery.wanted import SEQUENCE, TIME, RecoveryWanted
 from raftha.recovery import (
     RecoveryMoment,
     RecoveryPlan,
     RecoveryPoint,
     RecoveryPointKind,
     RecoveryResult,
+    RecoveryState,
     RecoveryWindow,
 )
 from raftha.storage.backup import recovery
@@ -105,6 +106,13 @@ class RecoveryCalls:
             raise InvalidRequest(f"there is no mark {wanted!r:.110}", hint="`raftha backup points`")
         return Target(sequence=marks[0].sequence)
 
+    def before_last(self, recoveries: Sequence[RecoveryResult]) -> Target:
+        """The moment before the last recovery."""
+        restored = [each for each in recoveries if each.state is RecoveryState.RESTORED]
+        if not restored:
+            raise InvalidRequest("there was no recovery that could be undone")
+        return Target(sequence=restored[-1].sequence - 1)
+
     def plan(self, target: Target, lineage: str) -> RecoveryPlan:
         """Blocks until all names are read."""
         with self._repository() as repository:
@@ -125,8 +133,8 @@ class RecoveryCalls:
         now_us = time.time_ns() // 1000
         return closing(open_configured(backup, may_create=False, now_us=now_us))
 
-    def recover(self, wanted: Target | None, freeze: str, timeout: float | None) -> BackupOperation:
-        """Have the cluster taken back to a target; None: to before the last recovery."""
+    def recover(self, wanted: Target, freeze: str, timeout: float | None) -> BackupOperation:
+        """Have the cluster taken back."""
         limit_s = self.config.restore_timeout_s if timeout is None else timeout
         if freeze not in FREEZES:
             raise InvalidRequest(f"freeze must be one of {', '.join(FREEZES)}, got {freeze!r:.80}")
@@ -140,7 +148,7 @@ class RecoveryCalls:
             lineage="",
             is_frozen=freeze == FREEZES[1],
             timeout_s=max(round(limit_s), 1),
-            reason="undo" if wanted is None else str(wanted),
+            reason=str(wanted),
         )
         call = BackupOperation(None, 0.0, BackupAction.RECOVER, request.pack(), waits=True)
         call.deadline = time.monotonic() + limit_s + ANSWER_S
@@ -277,9 +285,10 @@ class PitrManager:
         What was written since that recovery is undone in turn. Raises InvalidRequest if there was
         none.
         """
-        return self._recover(None, freeze, timeout)
+        target = self._calls.before_last(self.list_recoveries())
+        return self._recover(target, freeze, timeout)
 
-    def _recover(self, target: Target | None, freeze: str, timeout: float | None) -> RecoveryResult:
+    def _recover(self, target: Target, freeze: str, timeout: float | None) -> RecoveryResult:
         return recovery_of(self._run(self._calls.recover(target, freeze, timeout), timeout))
 
     def list_recoveries(self) -> tuple[RecoveryResult, ...]:
@@ -361,11 +370,10 @@ class AsyncPitrManager:
 
     async def undo(self, *, freeze: str = "switch", timeout: float | None = None) -> RecoveryResult:
         """As `raftha.PitrManager.undo`."""
-        return await self._recover(None, freeze, timeout)
+        target = self._calls.before_last(await self.list_recoveries())
+        return await self._recover(target, freeze, timeout)
 
-    async def _recover(
-        self, target: Target | None, freeze: str, timeout: float | None
-    ) -> RecoveryResult:
+    async def _recover(self, target: Target, freeze: str, timeout: float | None) -> RecoveryResult:
         return recovery_of(await self._run(self._calls.recover(target, freeze, timeout), timeout))
 
     async def list_recoveries(self) -> tuple[RecoveryResult, ...]:
@@ -391,10 +399,8 @@ def microseconds(name: str, moment: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-def _packed(wanted: Target | None) -> tuple[str, int]:
+def _packed(wanted: Target) -> tuple[str, int]:
     """The kind and the number of a target, as the leader takes it."""
-    if wanted is None:
-        return UNDO, 0
     if wanted.time_us is not None:
         return TIME, wanted.time_us
     assert wanted.sequence is not None, "callers give a time or a sequence"

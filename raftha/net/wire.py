@@ -173,9 +173,9 @@ _CODES: dict[type[Any], int] = {
     BackupRequest: 34,
     BackupReply: 35,
     BackupReport: 36,
-    RecoveryReport: 40,
     ArchiveReport: 37,
     ArchiveNotice: 38,
+    RecoveryReport: 40,
 }
 _WITH_DURABLE_INDEXES = frozenset((Append, Heartbeat, DurableIndexesReply))
 _Fields: TypeAlias = tuple[type[Any], tuple[type, ...]]

@@ -246,6 +246,23 @@ class BackupReport(NamedTuple):
     total_bytes: int
 
 
+class RecoveryReport(NamedTuple):
+    """How far the sender is with a recovery; sent to the leader (`raftha/node/recovery/member.py`).
+
+    `stage` is a `Stage`. `digest`: of the state that it has prepared, "" as long as it hasn't.
+    `error`: why its last try has failed.
+    """
+
+    to: int
+    sender: int
+    recovery_id: int
+    stage: int
+    digest: str
+    done_bytes: int
+    total_bytes: int
+    error: str
+
+
 class ArchiveRow(NamedTuple):
     """How far the archive of the log is in one destination.
 
@@ -298,23 +315,6 @@ class ArchiveNotice(NamedTuple):
     rows: tuple[ArchiveRow, ...]
 
 
-class RecoveryReport(NamedTuple):
-    """How far the sender is with a recovery; sent to the leader (`raftha/node/recovery/member.py`).
-
-    `stage` is a `Stage`. `digest`: of the state that it has prepared, "" as long as it hasn't.
-    `error`: why its last try has failed.
-    """
-
-    to: int
-    sender: int
-    recovery_id: int
-    stage: int
-    digest: str
-    done_bytes: int
-    total_bytes: int
-    error: str
-
-
 class SnapshotChunk(NamedTuple):
     """A part of the snapshot offered as `snapshot_id`, starting at byte `offset` of the file.
 
@@ -355,7 +355,7 @@ AdminMessage = TransferRequest | TransferReply | MembershipRequest | MembershipR
 SnapshotMessage = SnapshotChunk | SnapshotReply
 HealthMessage = HealthRequest | HealthReply
 ArchiveMessage = ArchiveReport | ArchiveNotice
-BackupMessage = BackupRequest | BackupReport | BackupReply | ArchiveMessage | RecoveryReport
+BackupMessage = BackupRequest | BackupReply | BackupReport | RecoveryReport | ArchiveMessage
 DigestMessage = DigestRequest | DigestReport | DigestVerdict
 WatchMessage = HealthMessage | SpaceReport | ReplicaReport | DigestMessage
 PeerMessage = (

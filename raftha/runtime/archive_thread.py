@@ -4,6 +4,8 @@ Theory of operation. Each destination has a thread that puts segments, and one t
 deletes them (`storage/backup/archive.py`); both start with their first job. The repository is
 another one than that of the backups, so that neither waits for the other's connections. It is
 opened by the first job; a destination that could not be reached then is taken in by its own thread.
+It is the first backup that makes it: two nodes that make one at the same time may not find out in a
+store that ignores conditions.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ class ArchiveThreads:
             with self._opening:
                 repository = self._repository = self._repository or open_configured(
                     self._config,
-                    may_create=True,
+                    may_create=False,
                     now_us=time.time_ns() // 1000,
                     on_request=self._on_request,
                 )

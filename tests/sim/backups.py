@@ -143,8 +143,9 @@ class SimulatedBackups:
         source = StoreSource(member.store, member.spool)
         owner = Owner(node_id=member.id, cluster_name="simulated")
         self._work = BackupJobs(config, owner, source, self._open)
-        opened: Callable[[str], Repository] = lambda name: self._open()  # noqa: E731
-        self.archive = SimulatedArchive(member, world, opened, self._start, watch)
+        self.archive = SimulatedArchive(
+            member, world, lambda: self._make(may_create=False), self._start, watch
+        )
 
     @property
     def spool_index(self) -> int | None:
@@ -204,15 +205,17 @@ class SimulatedBackups:
 
     def _open(self) -> Repository:
         if self._repository is None:
-            clients = [BucketClient(bucket, self._sleep) for bucket in self._buckets]
-            self._repository = open_repository(
-                clients,
-                is_encrypted=False,
-                may_create=True,
-                now_us=self._member.clock.time_us(),
-                random=self._member.rng.randbytes,
-            )
+            self._repository = self._make(may_create=True)
         return self._repository
+
+    def _make(self, *, may_create: bool) -> Repository:
+        return open_repository(
+            [BucketClient(bucket, self._sleep) for bucket in self._buckets],
+            is_encrypted=False,
+            may_create=may_create,
+            now_us=self._member.clock.time_us(),
+            random=self._member.rng.randbytes,
+        )
 
 
 class Backups:
@@ -458,8 +461,14 @@ class Backups:
         if any(len(backup.destinations) == len(self.buckets) for backup in since):
             self._end_schedule()
             has_archive = self._archives and self._oracle.protocol >= catalog.RECOVERY_PROTOCOL
-            return self.archive.lacking() if has_archive else ""
+            return self.archive.lacking(self._newest_position()) if has_archive else ""
         return "a backup since the end of the faults"
+
+    def _newest_position(self) -> int:
+        """The position of the last backup, by any member."""
+        nodes = [member.node for member in self._members.values() if member.node is not None]
+        newest = [node.state.catalog.newest(self._lineage()) for node in nodes]
+        return max((record.position_index for record in newest if record is not None), default=0)
 
     def _end_schedule(self) -> None:
         """Have no more backups: members that lag would never have all of the log."""
@@ -484,9 +493,7 @@ class Backups:
             if found != expected:
                 raise Violation(f"node {member.id} has {found}, and the log says {expected}")
         if self._archives and self._oracle.protocol >= catalog.RECOVERY_PROTOCOL:
-            assert current[0].node is not None
-            newest = current[0].node.state.catalog.newest(self._lineage())
-            self.archive.verdict(newest.position_index if newest else 0)
+            self.archive.verdict()
         if self._foreign.items() > self._foreign_objects().items():
             missing = self._foreign.keys() - self._foreign_objects().keys()
             still = {n for n in missing if n.partition(" ")[2] not in self._damaged()}

@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from tests.sim import (
+    bugs_archive,
     bugs_backup,
     bugs_clock,
     bugs_disk,
@@ -39,6 +40,7 @@ BUGS: dict[str, Bug] = {
         bugs_clock,
         bugs_backup,
         bugs_recovery,
+        bugs_archive,
     )
     for bug in module.BUGS
 }

@@ -154,8 +154,8 @@ class Simulation:
         violation = ""
         try:
             crowding: Patch = (sessions, "SESSIONS_MAX", self.swarm.sessions_max)
-            haste = *HASTE, *backups.HASTE, *archive.HASTE, *recoveries.HASTE
-            with patched([*haste, crowding]):
+            hasten = (*HASTE, *backups.HASTE, *archive.HASTE, *recoveries.HASTE)
+            with patched([*hasten, crowding]):
                 self._run()
         except Violation as error:
             violation = str(error)

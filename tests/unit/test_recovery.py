@@ -18,7 +18,7 @@ from raftha.errors import (
 from raftha.events import RecoveryCompleted, RecoveryFailed, RecoveryPrepared, RecoveryStarted
 from raftha.node.messages import BackupAction, BackupRequest, MembershipRequest, RecoveryReport
 from raftha.node.recovery.member import LEADER_WAIT_S, TRIES, Stage
-from raftha.node.recovery.wanted import SEQUENCE, TIME, UNDO, RecoveryWanted, pack_abort
+from raftha.node.recovery.wanted import SEQUENCE, TIME, RecoveryWanted, pack_abort
 from raftha.node.recovery_work import RecoveryTarget
 from raftha.storage.state.catalog import BackupRecord, Begin, End, Prepare, Restore, Retire
 from raftha.storage.state.recoveries import PREPARED, RESTORED, RecoveryRecord
@@ -112,15 +112,6 @@ def test_a_caller_that_does_not_wait_gets_the_recovery_that_has_begun(scene: Clu
 def test_a_time_is_a_target_too(scene: Cluster) -> None:
     scene.recover(kind=TIME, number=1234)
     assert scene.work(1).target == RecoveryTarget(LINEAGE, 0, 1234)
-
-
-def test_an_undo_goes_back_to_the_command_before_the_last_recovery(scene: Cluster) -> None:
-    none = scene.recover(kind=UNDO, number=0)
-    assert isinstance(none.result, InvalidRequest)
-    scene.prepare()
-    scene.build(1, 2, 3)
-    scene.recover(3, kind=UNDO, number=0, request=8)
-    assert scene.work(1).target == RecoveryTarget(LINEAGE, scene.record.sequence - 1, 0)
 
 
 def test_a_plan_waits_until_what_was_written_before_is_archived(scene: Cluster) -> None:

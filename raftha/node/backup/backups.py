@@ -121,8 +121,7 @@ class Backups:
             compares=config.digest_interval_hours > 0,
             now=self._now(),
         )
-        archived = lambda: self.archiving.archived_index  # noqa: E731
-        around = Surroundings(*steer, archived, host.is_connected)
+        around = Surroundings(*steer, lambda: self.archiving.archived_index, host.is_connected)
         self.recovery = Recovery(
             core,
             state,
@@ -144,6 +143,8 @@ class Backups:
             log_clock,
             comparison=comparison,
             points=self._points,
+            archive_start=lambda: self.archiving.start_index,
+            pitr=config.archive,
             recovery=self.recovery,
             reply=self._reply,
             now=self._now(),

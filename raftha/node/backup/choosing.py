@@ -76,10 +76,12 @@ def failures(catalog: Catalog) -> list[BackupRecord]:
     return found
 
 
-def due_us(config: BackupConfig, catalog: Catalog, lineage: str) -> int:
-    """The log time at which a backup is due; 0 for at once."""
+def due_us(config: BackupConfig, catalog: Catalog, lineage: str, *, is_urgent: bool = False) -> int:
+    """The log time at which a backup is due; 0 for at once, as when it `is_urgent`."""
     last = catalog.newest(lineage)
-    due = 0 if last is None else last.began_us + round(config.interval_hours * 3600 * _SECOND)
+    due = 0
+    if last is not None and not is_urgent:
+        due = last.began_us + round(config.interval_hours * 3600 * _SECOND)
     failed = failures(catalog)
     if not failed:
         return due

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from raftha.config.backup import BackupConfig
+from raftha.config.pitr import PitrConfig
 from raftha.core import Raft
 from raftha.errors import BackupInProgress, InvalidRequest, UpgradeRequired, WireError
 from raftha.node.backup.choosing import (
@@ -85,11 +86,16 @@ class Leading:
         *,
         comparison: Comparison,
         points: Points,
+        archive_start: Callable[[], int],
+        pitr: PitrConfig | None,
         recovery: Recovery,
         reply: Callable[[BackupReply], None],
         now: float,
     ) -> None:
-        """`reply` answers a request, of another node or of this one's callers."""
+        """`reply` answers a request, of another node or of this one's callers.
+
+        `archive_start` returns the entry from which the archive of the log leads on without a gap.
+        """
         self._core = core
         self._state = state
         self._host = host
@@ -97,6 +103,7 @@ class Leading:
         self._log_clock = log_clock
         self._comparison = comparison
         self._points = points
+        self._archive_start = archive_start
         self._recovery = recovery
         self._reply = reply
         self._term = 0
@@ -112,6 +119,7 @@ class Leading:
             state,
             host,
             config,
+            pitr,
             self.now_us,
             comparison.has_diverged,
             sources=recovery.sources,
@@ -358,12 +366,21 @@ class Leading:
         self._looked_at = now
         lineage, catalog = self._core.membership.lineage, self._state.catalog
         interval_s = 3600 * self._config.interval_hours
-        is_due = self.now_us() >= due_us(self._config, catalog, lineage)
+        due = due_us(self._config, catalog, lineage, is_urgent=self._has_gap())
+        is_due = self.now_us() >= due
         # Where log time was set wrong once, this node's own time decides.
         newest, since = self._newest
         is_overdue = newest > 0 and now - since >= interval_s
         is_due = is_due or (not failures(catalog) and (is_overdue or self._is_after_recovery()))
         return is_due and self._has_heard_all(now) and self._upkeep.is_ready_to_begin(now)
+
+    def _has_gap(self) -> bool:
+        """Whether the archive has no way from the last backup on: the next one must be behind it.
+
+        That follows from what there is, not from an event: the next leader sees it too.
+        """
+        newest = self._state.catalog.newest(self._core.membership.lineage)
+        return newest is not None and self._archive_start() > newest.position_index + 1
 
     def _is_after_recovery(self) -> bool:
         """Whether no backup is of the state behind the last recovery: none builds on those before.
@@ -400,6 +417,8 @@ class Leading:
         reason = choice.reason
         if request is None and not reason:
             reason = next((record.reason for record in failures(catalog)), "")
+            if self._has_gap():
+                reason = f"the archive of the log has a gap before entry {self._archive_start()}"
         begin = Begin(choice.node, choice.mode, choice.parent, lineage, choice.destinations, reason)
         self._propose(begin, request, now=now)
         return True

@@ -21,12 +21,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from raftha.config.backup import BackupConfig
+from raftha.config.pitr import PitrConfig
 from raftha.core import Raft
 from raftha.events import BackupMissing, RetentionRefused
 from raftha.node.backup.choosing import lacking
 from raftha.node.backup_work import Deletion, Listing
 from raftha.node.host import Host
 from raftha.storage.backup.retention import Decisions, candidate_of, decide
+from raftha.storage.backup.window import US_PER_HOUR, read_by
 from raftha.storage.state.catalog import (
     COMPLETED,
     FAILED,
@@ -69,14 +71,16 @@ class Upkeep:
         state: State,
         host: Host,
         config: BackupConfig | None,
+        pitr: PitrConfig | None,
         now_us: Callable[[], int],
         has_diverged: Callable[[int, int], bool],
         *,
         sources: Callable[[], frozenset[int]],
     ) -> None:
-        """`now_us` returns log time. `has_diverged`: of a node, as of an entry.
+        """`pitr`: None without point-in-time recovery. `now_us` returns log time.
 
-        `sources` are the backups that members may read for a recovery.
+        `has_diverged`: of a node, as of an entry. `sources` are the backups that members may read
+        for a recovery.
         """
         self._has_diverged = has_diverged
         self._sources = sources
@@ -84,6 +88,7 @@ class Upkeep:
         self._state = state
         self._host = host
         self._config = config
+        self._window_us = pitr.retention_hours * US_PER_HOUR if pitr is not None else 0
         self._now_us = now_us
         self._step = _Step.IDLE
         self._round = 0
@@ -232,6 +237,8 @@ class Upkeep:
             lineage=self._core.membership.lineage,
             destinations=self._config.destinations,
             now_us=now_us,
+            window_us=self._window_us,
+            needed=read_by(self._state.catalog.recoveries.records(), now_us - self._window_us),
         )
 
     def refused_by(self, backup_id: int) -> set[str]:

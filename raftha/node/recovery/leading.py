@@ -30,7 +30,7 @@ from raftha.events import HaEvent, RecoveryPrepared
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import BackupAction, BackupReply, BackupRequest, RecoveryReport
 from raftha.node.recovery.member import REPORT_S, Stage
-from raftha.node.recovery.wanted import TIME, UNDO, RecoveryWanted, unpack_abort
+from raftha.node.recovery.wanted import TIME, RecoveryWanted, unpack_abort
 from raftha.node.recovery_work import PlannedRecovery, RecoveryTarget, RecoveryWork
 from raftha.storage.state.catalog import (
     Abort,
@@ -237,12 +237,6 @@ class Leading:
         sequence, time_us = wanted.number, 0
         if wanted.kind == TIME:
             sequence, time_us = 0, wanted.number
-        elif wanted.kind == UNDO:
-            last = recoveries.last_restored
-            if last is None:
-                self._answer(request, InvalidRequest("there is no recovery to undo"), 0)
-                return
-            sequence = last.sequence - 1
         self._planning = request
         lineage = wanted.lineage or self._core.membership.lineage
 

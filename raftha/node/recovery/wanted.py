@@ -9,7 +9,7 @@ import msgpack
 from raftha.errors import WireError
 from raftha.storage.state.recoveries import TIMEOUT_MAX_S
 
-SEQUENCE, TIME, UNDO = "sequence", "time", "undo"
+SEQUENCE, TIME = "sequence", "time"
 TEXT_MAX = 200
 
 
@@ -17,9 +17,9 @@ class RecoveryWanted(NamedTuple):
     """A recovery that is asked for.
 
     `request`: a random number that tells it from all others, also if it is repeated. `kind` and
-    `number`: the target, a sequence or a time in microseconds; an UNDO has none, and takes back the
-    last recovery. `lineage`: "" for that of this cluster. `is_frozen`: writes stop at once, and not
-    just before the switch. `reason`: what was asked for, for people.
+    `number`: the target, a sequence or a time in microseconds. `lineage`: "" for that of this
+    cluster. `is_frozen`: writes stop at once, and not just before the switch. `reason`: what was
+    asked for, for people.
     """
 
     request: int
@@ -47,7 +47,7 @@ class RecoveryWanted(NamedTuple):
             raise WireError("a recovery that is asked for has wrong fields")
         wanted = cls(*fields)
         numbers = wanted.request, wanted.number
-        if wanted.kind not in (SEQUENCE, TIME, UNDO) or not all(0 <= n < 1 << 63 for n in numbers):
+        if wanted.kind not in (SEQUENCE, TIME) or not all(0 <= n < 1 << 63 for n in numbers):
             raise WireError("a recovery that is asked for has no such target")
         if not 0 < wanted.timeout_s <= TIMEOUT_MAX_S:
             raise WireError("a recovery that is asked for has no such time limit")
