@@ -314,6 +314,24 @@ class Checkpoints:
         self.wanted = index
 
 
+class Archiving:
+    """A node's part in the archive, which is as far as the scene says."""
+
+    held_index = None
+    status = None
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    @property
+    def archived_index(self) -> int | None:
+        return self._scene.archived
+
+    def on_leader(self) -> None: ...
+    def on_tick(self, now: float) -> None: ...
+    def on_message(self, message: Any) -> None: ...
+
+
 class Node:
     """One node, and all that its `Backups` see."""
 
@@ -345,9 +363,7 @@ class Node:
             random_below=lambda limit: 7 * self.id,
             steer=(self.held.append, self.handed_over.append, self.sent_state.append),
         )
-        self.backups._points._archived_index = lambda: self.scene.archived
-        leading = self.backups.recovery._leading
-        leading._around = leading._around._replace(archived_index=lambda: self.scene.archived)
+        self.backups.archiving = cast(Any, Archiving(self.scene))
 
     @property
     def work(self) -> Work:
