@@ -84,7 +84,7 @@ class Drilling:
                 seed=self._state.applied.index,
                 node_id=self._core.id,
             )
-            self._work.run(order, self.on_report)
+            self._work.run(order, self._on_report)
 
     @property
     def _work(self) -> DrillWork:
@@ -111,16 +111,21 @@ class Drilling:
         self._is_busy, self._is_known = False, True
         is_newer = self.last is None or (report and report.started_us > self.last.started_us)
         if is_newer:
-            self.last = report
+            self.last = self._host.statistics.drill = report
         self._looked_at = float("-inf")
 
-    def on_report(self, report: DrillReport) -> None:
-        """A drill of this node has ended."""
+    def _on_report(self, report: DrillReport) -> None:
+        """A scheduled drill of this node has ended."""
         self._is_busy = False
+        if not report.is_ok:
+            self._failed_us = report.started_us
+        self.record(report)
+
+    def record(self, report: DrillReport) -> None:
+        """This node has done a drill, by schedule or because a caller wanted it."""
         if report.is_ok:
             self.last = report
-        else:
-            self._failed_us = report.started_us
+        self._host.statistics.drill = report
         self._host.emit(
             RestoreDrillCompleted(
                 reporter=self._core.id,
