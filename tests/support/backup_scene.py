@@ -319,6 +319,7 @@ class Archiving:
 
     held_index = None
     status = None
+    archiver = None
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
