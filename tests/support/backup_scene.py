@@ -320,6 +320,7 @@ class Archiving:
     held_index = None
     start_index = 0
     status = None
+    archiver = None
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
