@@ -25,7 +25,9 @@ from raftha.node.comparison import Outcome
 from raftha.node.messages import BackupAction
 from raftha.node.operations import BackupOperation, Operation
 from raftha.node.recovery_work import BuiltState, PairsProgress, PlannedRecovery, RecoveryTarget
+from raftha.recovery import DrillReport
 from raftha.storage.backup.archive import ArchiveOrder, ArchiveResult, Place
+from raftha.storage.backup.drill import DrillOrder
 from raftha.storage.directory.restoring import PreparedState
 from raftha.storage.state.catalog import (
     BackupRecord,
@@ -43,6 +45,14 @@ T0_US = 1_764_288_000_000_000
 PROTOCOL = 7
 
 
+class IdleDrills:
+    """Drills that take for ever."""
+
+    def last(self, lineage: str, done: Callable[[DrillReport | None], None]) -> None: ...
+
+    def run(self, order: DrillOrder, done: Callable[[DrillReport], None]) -> None: ...
+
+
 class Work:
     """A host's side: what was asked of it, and answers when the test gives them."""
 
@@ -51,6 +61,7 @@ class Work:
         self.archive = Archive()
         self.order: BackupOrder | None = None
         self.cancelled = 0
+        self.drills = IdleDrills()
         self.listed: Sequence[BackupRecord] | None = None
         self.deleting: Mapping[str, Sequence[BackupRecord]] | None = None
         self._done: dict[str, Callable[[Any], None]] = {}
@@ -365,6 +376,7 @@ class Archiving:
     held_index = None
     start_index = 0
     status = None
+    archiver = None
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene

@@ -112,6 +112,12 @@ class Archiving:
         return self._pitr is not None and self._state.has_recovery
 
     @property
+    def archiver(self) -> int | None:
+        """The member that archives the log, as far as this node was told lately."""
+        is_fresh = self._now() - self._ordered_at < ORDERED_S
+        return self._archiver if self.is_on and is_fresh and self._archiver else None
+
+    @property
     def archived_index(self) -> int | None:
         """The last entry that is in a destination, as far as is known; None if none is archived."""
         return self._furthest.index if self.is_on else None
