@@ -62,6 +62,7 @@ from raftha.errors import (
 from raftha.events import EventKind, HaEvent
 from raftha.manager import HaManager, ReplicationManager
 from raftha.recovery import (
+    DrillReport,
     RecoveryMoment,
     RecoveryPlan,
     RecoveryPoint,
@@ -121,6 +122,7 @@ __all__ = [
     "DestinationCheck",
     "Digest",
     "Disconnected",
+    "DrillReport",
     "Equals",
     "EventKind",
     "EventStream",

@@ -364,7 +364,7 @@ class HaManager:
     @property
     def pitr(self) -> AsyncPitrManager:
         """As `raftha.HaManager.pitr`."""
-        return AsyncPitrManager(RecoveryCalls(self.config), self._run)
+        return AsyncPitrManager(RecoveryCalls(self.config, self._machine), self._run)
 
     async def recover_to_point(
         self, timestamp: datetime, *, freeze: str = "switch", timeout: float | None = None

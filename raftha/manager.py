@@ -354,7 +354,7 @@ class HaManager:
     @property
     def pitr(self) -> PitrManager:
         """Recovery of the cluster to an earlier moment."""
-        return PitrManager(RecoveryCalls(self.config), self._run)
+        return PitrManager(RecoveryCalls(self.config, self._machine), self._run)
 
     def recover_to_point(
         self, timestamp: datetime, *, freeze: str = "switch", timeout: float | None = None

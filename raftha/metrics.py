@@ -161,6 +161,22 @@ def _of_repository(statistics: Statistics) -> Iterator[Metric]:
         requests.add_metric(list(labels), float(count))
     yield requests
     yield _gauge("spool_bytes", "Changes kept for incremental backups.", statistics.spool_bytes)
+    drill = statistics.drill
+    yield _gauge(
+        "drill_ok",
+        "1 if the last drill that this node knows of restored the right contents; 0 without one.",
+        drill is not None and drill.is_ok,
+    )
+    yield _gauge(
+        "drill_timestamp_seconds",
+        "When that drill began, since 1970 UTC; 0 for none.",
+        0.0 if drill is None else drill.started_us / 1e6,
+    )
+    yield _gauge(
+        "restore_seconds",
+        "How long that drill took to restore: the measured recovery time.",
+        0.0 if drill is None else drill.seconds,
+    )
 
 
 def _of_replicas(status: HaStatus) -> Iterator[Metric]:

@@ -159,3 +159,56 @@ class RecoveryResult:
     def timestamp(self) -> datetime:
         """`time_us` as a datetime in UTC."""
         return datetime.fromtimestamp(self.time_us / 1e6, UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillReport:
+    """What came of restoring a moment for proof, into a place of its own.
+
+    `is_ok`: the moment was restored, and all digests were equal; `error` says what was wrong.
+    `target`: what was restored. `sequence`, `time_us`: the last command that belongs to it, and its
+    log time. `started_us`: when it began, by the clock of node `node_id`.
+
+    `checked`: the labels of the backups whose digests were compared with that of the restored
+    contents, at their places in the log. `keys`, `digest`: of the contents in the end. `backups`
+    and `segments` were read, of `size_compressed` bytes, `size_bytes` of pairs without
+    compression; `commands` were replayed. `plan_s`, `restore_s`, `replay_s`, `digest_s`: what that
+    took; `seconds` is the sum, and a restore on this machine takes that long. `rpo_ms`: how old the
+    newest entry in the repository was.
+    """
+
+    is_ok: bool
+    started_us: int
+    node_id: int = 0
+    lineage: str = ""
+    target: str = ""
+    sequence: int = 0
+    time_us: int = 0
+    keys: int = 0
+    digest: str = ""
+    checked: tuple[str, ...] = ()
+    backups: tuple[str, ...] = ()
+    segments: int = 0
+    commands: int = 0
+    size_bytes: int = 0
+    size_compressed: int = 0
+    plan_s: float = 0.0
+    restore_s: float = 0.0
+    replay_s: float = 0.0
+    digest_s: float = 0.0
+    rpo_ms: float = 0.0
+    error: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """How long all of it took."""
+        return self.plan_s + self.restore_s + self.replay_s + self.digest_s
+
+    @property
+    def timestamp(self) -> datetime:
+        """`time_us` as a datetime in UTC."""
+        return datetime.fromtimestamp(self.time_us / 1e6, UTC)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Convert the report for JSON."""
+        return {**dataclasses.asdict(self), "seconds": self.seconds}

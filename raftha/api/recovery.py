@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from raftha.api.backup import Run, check_name
@@ -26,6 +28,7 @@ from raftha.node.node import Node
 from raftha.node.operations import BackupOperation, ReadOperation
 from raftha.node.recovery.wanted import SEQUENCE, TIME, RecoveryWanted
 from raftha.recovery import (
+    DrillReport,
     RecoveryMoment,
     RecoveryPlan,
     RecoveryPoint,
@@ -34,17 +37,22 @@ from raftha.recovery import (
     RecoveryState,
     RecoveryWindow,
 )
+from raftha.runtime.drill import run_in_process
 from raftha.storage.backup import recovery
+from raftha.storage.backup.drill import DrillOrder
 from raftha.storage.backup.opening import open_configured
 from raftha.storage.backup.planner import plan_recovery, window
 from raftha.storage.backup.recovery import Target
 from raftha.storage.backup.repository import Repository
 from raftha.storage.backup.timeline import Moment
 from raftha.storage.state.catalog import MarkNow, encode_change
+from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.recoveries import TIMEOUT_MAX_S
 
 FREEZES = ("switch", "now")
 """When writes wait: at the end of a recovery, or from its beginning on."""
+DRILL_FOLDER = "drill-asked"
+"""Where a drill that a caller asks for builds its state, in the data directory."""
 ANSWER_S = 60.0
 """How much longer than its own time limit a caller waits for a recovery."""
 
@@ -56,8 +64,10 @@ Wanted: TypeAlias = datetime | int | str | RecoveryPoint
 class RecoveryCalls:
     """The calls of `ha.pitr`, checked and packed once for both managers."""
 
-    def __init__(self, config: HaConfig) -> None:
+    def __init__(self, config: HaConfig, machine: StateMachine | None = None) -> None:
+        """A drill replays commands with the class of `machine`."""
         self._config = config
+        self._machine = machine
 
     @property
     def config(self) -> PitrConfig:
@@ -153,6 +163,35 @@ class RecoveryCalls:
         call = BackupOperation(None, 0.0, BackupAction.RECOVER, request.pack(), waits=True)
         call.deadline = time.monotonic() + limit_s + ANSWER_S
         return call
+
+    def before_drill(self) -> Read[tuple[str, Mapping[int, bytes]]]:
+        """The lineage, and the entries that are passed over."""
+        return _read(lambda node: (node.core.membership.lineage, dict(node.state.skips)))
+
+    def drill(self, target: Target | None, lineage: str, skips: Mapping[int, bytes]) -> DrillReport:
+        """Blocks until it is done."""
+        folder = Path(self._config.data_dir).absolute() / DRILL_FOLDER
+        assert self.config is not None, "it raises without settings"
+        backup = self._config.backup
+        assert backup is not None, "there is no recovery without backups"
+        order = DrillOrder(
+            started_us=time.time_ns() // 1000,
+            lineage=lineage,
+            target=target,
+            seed=secrets.randbelow(1 << 62),
+            node_id=self._config.node_id,
+        )
+        with _alone(folder):
+            return run_in_process(order, backup, folder, self._machine, skips)
+
+    def after_drill(self, report: DrillReport) -> Read[DrillReport]:
+        """Have the node tell of a drill."""
+
+        def read(node: Node) -> DrillReport:
+            node.backups.drilling.record(report)
+            return report
+
+        return _read(read)
 
     def noted(self, entry: int) -> Read[RecoveryPoint]:
         """The point that this entry has noted."""
@@ -291,6 +330,23 @@ class PitrManager:
     def _recover(self, target: Target, freeze: str, timeout: float | None) -> RecoveryResult:
         return recovery_of(self._run(self._calls.recover(target, freeze, timeout), timeout))
 
+    def drill(self, target: datetime | int | str | RecoveryPoint | None = None) -> DrillReport:
+        """Restore a moment for proof, by default a random one of the window. Changes nothing.
+
+        Another process of this machine does so at low priority, in the data directory of this
+        node, which needs room for a second state. It makes the state machine again from its class,
+        without arguments. Digests are compared on the way, and with `StateMachine.on_drill` your
+        own code may look at the restored contents. The report tells what was wrong; it goes to the
+        repository too. The member that archives the log does this every `drill_every_days`.
+
+        Raises InvalidRequest if such a drill is running on this node.
+        """
+        wanted = (
+            self._calls.target(target, self.list_recovery_points()) if target is not None else None
+        )
+        report = self._calls.drill(wanted, *self._ask(self._calls.before_drill()))
+        return self._ask(self._calls.after_drill(report))
+
     def list_recoveries(self) -> tuple[RecoveryResult, ...]:
         """The recoveries of this cluster, the oldest first: up to 100."""
         return self._ask(self._calls.recoveries())
@@ -376,13 +432,43 @@ class AsyncPitrManager:
     async def _recover(self, target: Target, freeze: str, timeout: float | None) -> RecoveryResult:
         return recovery_of(await self._run(self._calls.recover(target, freeze, timeout), timeout))
 
+    async def drill(
+        self, target: datetime | int | str | RecoveryPoint | None = None
+    ) -> DrillReport:
+        """As `raftha.PitrManager.drill`; a thread waits for the process."""
+        wanted = (
+            self._calls.target(target, await self.list_recovery_points())
+            if target is not None
+            else None
+        )
+        known = await self._ask(self._calls.before_drill())
+        report = await asyncio.to_thread(self._calls.drill, wanted, *known)
+        return await self._ask(self._calls.after_drill(report))
+
     async def list_recoveries(self) -> tuple[RecoveryResult, ...]:
         """As `raftha.PitrManager.list_recoveries`."""
         return await self._ask(self._calls.recoveries())
 
 
+_LOCK = threading.Lock()
+_DRILLING: set[Path] = set()
+"""The folders of drills that run, in this process."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NOTED = (RecoveryPointKind.CHECKPOINT, RecoveryPointKind.MARK)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep out other drills that want the same folder. InvalidRequest."""
+    with _LOCK:
+        if folder in _DRILLING:
+            raise InvalidRequest("a drill that was asked for is running on this node")
+        _DRILLING.add(folder)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _DRILLING.discard(folder)
 
 
 def nearest(points: tuple[RecoveryPoint, ...], timestamp: datetime) -> RecoveryPoint | None:

@@ -281,7 +281,19 @@ def drill(
 
 def drill_fields(report: Mapping[str, Any]) -> dict[str, Any]:
     """A drill's report, in words."""
-    return dict(report)
+    checked = ", ".join(report["checked"]) or "none: no full backup lies on the way"
+    took = f"{report['restore_s']:.1f} s restore, {report['replay_s']:.1f} s replay"
+    return {
+        "restored": f"{report['target']}: sequence {report['sequence']:,}, stamped"
+        f" {exact(report['time_us'])}",
+        "from": f"{', '.join(report['backups'])}, and {report['segments']} segments of log",
+        "contents": f"{report['keys']:,} keys, digest {report['digest'] or '-'}",
+        "compared": f"digests of {checked}",
+        "read": f"{size(report['size_compressed'])}, {report['commands']:,} commands",
+        "took": f"{took}, {report['digest_s']:.1f} s digest; {report['seconds']:.1f} s in all",
+        "rpo then": f"{report['rpo_ms'] / 1000:.1f} s",
+        "result": "ok" if report["is_ok"] else f"FAILED: {report['error']}",
+    }
 
 
 # ------------------------------------------------------------------------------- moments

@@ -58,7 +58,7 @@ class RecoveryCompleted(HaEvent):
     """The cluster was taken back: behind command `sequence`, the state is that of `to_sequence`.
 
     `undone`: how many commands that took back. `digest`: of the restored contents. `duration_ms`:
-    by log time, since it started.
+    by log time, since it started. Reported again by a node that is restarted soon after.
     """
 
     kind: ClassVar[EventKind] = EventKind.RECOVERY_COMPLETED

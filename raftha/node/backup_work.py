@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from raftha.recovery import DrillReport
 from raftha.storage.backup.archive import ArchiveOrder, ArchiveResult
+from raftha.storage.backup.drill import DrillOrder
 from raftha.storage.state.catalog import BackupRecord
 from raftha.types import BackupState
 
@@ -99,6 +101,21 @@ class ArchiveWork(Protocol):
         ...
 
 
+class DrillWork(Protocol):
+    """Restores moments for proof, in the background. Results come as calls on the node's thread.
+
+    One call at a time is asked for.
+    """
+
+    def last(self, lineage: str, done: Callable[[DrillReport | None], None]) -> None:
+        """Find the last report of a lineage in the repository."""
+        ...
+
+    def run(self, order: DrillOrder, done: Callable[[DrillReport], None]) -> None:
+        """Restore a moment, and put the report into the repository."""
+        ...
+
+
 class BackupWork(Protocol):
     """Does the work of backups, in the background. Results come as calls on the node's thread.
 
@@ -108,6 +125,11 @@ class BackupWork(Protocol):
     @property
     def archive(self) -> ArchiveWork:
         """Archives the log; only if the settings have point-in-time recovery."""
+        ...
+
+    @property
+    def drills(self) -> DrillWork:
+        """Restores moments for proof; only if the settings have point-in-time recovery."""
         ...
 
     @property
@@ -149,6 +171,10 @@ class NoBackupWork:
     @property
     def archive(self) -> ArchiveWork:
         raise AssertionError("a node without settings for backups archives nothing")
+
+    @property
+    def drills(self) -> DrillWork:
+        raise AssertionError("a node without settings for backups restores nothing for proof")
 
     def take(
         self,

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from raftha.config.backup import BackupConfig
@@ -39,6 +40,7 @@ from raftha.node.statistics import Statistics
 from raftha.runtime.archive_thread import ArchiveThreads
 from raftha.runtime.backup_jobs import BackupJobs, Owner
 from raftha.runtime.backup_pace import BackupPace
+from raftha.runtime.drill_thread import DrillThread
 from raftha.storage.backup.opening import open_configured
 from raftha.storage.backup.pool import thread_pool
 from raftha.storage.backup.repository import Repository
@@ -46,8 +48,10 @@ from raftha.storage.backup.source import Source
 from raftha.storage.backup.spool import Spool
 from raftha.storage.backup.take import TakeHooks
 from raftha.storage.backup.uploads import Waits
+from raftha.storage.directory import skips
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.catalog import BackupRecord
+from raftha.storage.state.machine import StateMachine
 from raftha.types import BackupState
 
 T = TypeVar("T")
@@ -70,11 +74,14 @@ class BackupThread:
         emit: Callable[[HaEvent], None],
         statistics: Statistics,
         wal: Wal,
+        data: Path,
+        machine: StateMachine | None = None,
     ) -> None:
         """`call` calls a function on the node's thread; `fail` ends the node, from any thread.
 
         `emit` is called on the node's thread. `statistics` are the node's: its writes of the log
         pace backups, and requests to destinations are counted there. The archive reads `wal`.
+        Drills use `machine`, and a folder in `data`, the data directory.
         """
         self._config = config
         self._spool = spool
@@ -99,6 +106,16 @@ class BackupThread:
             on_error=self._on_error,
         )
         name = f"raftha-{owner.node_id}"
+        self.drills = DrillThread(
+            name,
+            config,
+            data,
+            machine,
+            partial(skips.load, data),
+            opened=self._open,
+            call=call,
+            fail=fail,
+        )
         self._taking = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-backup")
         self._upkeep = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-backup-upkeep")
 
@@ -109,6 +126,7 @@ class BackupThread:
         self._taking.shutdown(cancel_futures=True)
         self._upkeep.shutdown(cancel_futures=True)
         self.archive.close()
+        self.drills.close()
         if self._repository is not None:
             self._repository.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import reduce
 from pathlib import Path
 
 from raftha.errors import ConfigError
@@ -19,13 +20,14 @@ def load_machine(spec: str) -> StateMachine:
     looked for in the working directory too, as by `python -m`.
     """
     module_name, colon, class_name = spec.partition(":")
-    if not (colon and module_name and class_name.isidentifier()):
+    if not (colon and module_name and all(part.isidentifier() for part in class_name.split("."))):
         raise ConfigError(f"{spec!r:.100} names no state machine", hint=f"give {FORM}")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        found: object = importlib.import_module(module_name)
+        found = reduce(getattr, class_name.split("."), found)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"can't find the state machine {spec}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, StateMachine)):

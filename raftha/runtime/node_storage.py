@@ -173,6 +173,8 @@ class NodeStorage:
             emit=self._emit,
             statistics=self._statistics,
             wal=self._wal,
+            data=self._data.path,
+            machine=machine,
         )
 
     def _end_backups(self) -> None:

@@ -345,8 +345,7 @@ class Runtime:
     def _begin_again(self, message: str, lost: Corrupt | None = None, change: Any = None) -> None:
         """End the node, as a kill would, and reopen it with what is on the disk after `change`.
 
-        Opening decides from the disk alone if a received snapshot is needed. What callers submit
-        meanwhile waits, and so do requests for recoveries.
+        What callers submit meanwhile waits, and so do their requests for recoveries.
         """
         with self._submitted.lock:
             self._reopening = self._loop.create_task(self._reopen(lost, change))

@@ -157,7 +157,7 @@ def read_backup(
 ) -> Iterator[Piece]:
     """Yield the pairs of one backup; deleted keys of a delta have None."""
     objects = read_objects(shelf, manifest, pool)
-    return read_run(objects, shelf.keys, on_meta, on_block, is_checked=True)
+    return read_run(objects, shelf.keys, on_meta, on_block, is_checked=True, pool=pool)
 
 
 def read_state(shelf: Shelf, links: Sequence[StoredManifest]) -> Iterator[Piece]:

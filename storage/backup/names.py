@@ -10,6 +10,7 @@
     <lineage>/gaps/<first>-<last>                 entries that no member had any more
     <lineage>/restores/<index>-<sequence>-<to_sequence>-<time_us>
                                                   an entry that went back to an earlier state
+    <lineage>/drills/<time_us>.json               the report of a restore for proof
 
 A label is `20261127T093012Z-F-00000012f3a0`: the log's time, the mode (F full, I incremental,
 D differential), and the index of the log entry that began the backup. Consensus makes that index
@@ -46,6 +47,7 @@ _GAP = re.compile(r"([0-9a-f]{32})/gaps/([0-9a-f]{16})-([0-9a-f]{16})")
 _RESTORE = re.compile(
     r"([0-9a-f]{32})/restores/([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})"
 )
+_DRILL = re.compile(r"([0-9a-f]{32})/drills/([0-9a-f]{16})\.json")
 _LINEAGE = re.compile(r"lineages/([0-9a-f]{32})\.json")
 
 
@@ -285,6 +287,22 @@ def parse_restore_name(name: str) -> RestoreName:
     if not (restore.index and restore.to_sequence < restore.sequence):
         raise ValueError(f"an impossible restore: {name[:80]!a}")
     return restore
+
+
+def drills_folder(lineage: str) -> str:
+    """Return the folder of the reports of a lineage's drills."""
+    return log_folder(lineage).removesuffix("log/") + "drills/"
+
+
+def drill_name(lineage: str, time_us: int) -> str:
+    """Return the name of the report of the drill that began at this time."""
+    return _made(f"{lineage}/drills/{time_us:016x}.json", _DRILL)
+
+
+def parse_drill_name(name: str) -> tuple[str, int]:
+    """Return the lineage and the time of a drill; ValueError if it isn't the name of a report."""
+    found = _match(_DRILL, name)
+    return found[1], int(found[2], 16)
 
 
 def _match(pattern: re.Pattern[str], name: str) -> re.Match[str]:

@@ -25,7 +25,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,10 +57,8 @@ from raftha.storage.state.restored import meta_behind, wanted_restore
 from raftha.storage.state.state import State
 from raftha.storage.state.store import StoreDigest
 
-BUFFER_BYTES = 64 << 20
-"""Changes in memory, after which a checkpoint begins,"""
-BUFFERS = 2
-"""and after so many times as much the replay waits for it."""
+BUFFER_BYTES = 128 << 20
+"""Changes in memory, after which they are written."""
 FETCHERS = 2
 
 
@@ -235,10 +232,8 @@ class _Replay:
         joints = (stretch.first for stretch in plan.stretches)
         self._special = sorted({*self._jumps, *self._sources, *self._checks, *self._cuts, *joints})
         """Entries that are more than applied."""
-        self._writer = building.hooks.pool("checkpoint", 1)
         self._builder: ImageBuilder
         self._state: State
-        self._writing: Future[None] | None = None
 
     def run(self) -> Image:
         """All steps of the module's docstring."""
@@ -256,7 +251,6 @@ class _Replay:
             self._builder.finish(meta)
             begun = self._done(2, "replay", begun)
         finally:
-            self._writer.shutdown(cancel_futures=True)
             self._builder.close()
         digest = self._digest_of_disk()
         self._done(3, "digest", begun)
@@ -293,7 +287,7 @@ class _Replay:
         pool = self._hooks.pool("fetch", FETCHERS)
         try:
             for link in plan.links:
-                meta = MetaParts()
+                meta, self._left = MetaParts(), link.manifest.size_bytes
                 reading = partial(read_backup, building.shelf, link.manifest, meta.add, pool)
                 if not link.manifest.is_full:
                     builder.change(reading(self._count))
@@ -301,6 +295,7 @@ class _Replay:
                     self._append_hashed(reading, link.manifest)
                 else:  # The digest of what is on the disk in the end must be the same.
                     builder.append(reading(self._count))
+                building.progress(self._left)  # What was no pairs: the meta.
             whole = meta.join()
             self._check_meta(whole)
             return whole
@@ -308,6 +303,7 @@ class _Replay:
             pool.shutdown(cancel_futures=True)
 
     def _count(self, raw: bytes, keys: int) -> None:
+        self._left -= len(raw)
         self._building.progress(len(raw))
 
     def _append_hashed(
@@ -320,7 +316,7 @@ class _Replay:
 
         def on_block(raw: bytes, keys: int) -> None:
             hasher.add(raw, keys)
-            self._building.progress(len(raw))
+            self._count(raw, keys)
 
         try:
             self._builder.append(reading(on_block))
@@ -392,7 +388,7 @@ class _Replay:
             else:
                 state.apply(entry)
             if state.buffer_bytes > limit:
-                self._checkpoint()
+                self._flush()
 
     def _apply_special(self, entry: Entry) -> None:
         index = entry.index
@@ -452,7 +448,6 @@ class _Replay:
                 hint="plan again; if that doesn't help, choose a moment behind the next backup",
             )
         meta = meta_behind(self._state, entry)
-        self._finish_writing()
         self._builder.close()
         built = self._building.use(source, self._name)
         if built.digest != restore.digest:
@@ -477,31 +472,20 @@ class _Replay:
 
     # ---------------------------------------------------------------- checkpoints
 
-    def _checkpoint(self) -> None:
-        """Have the changes written, beside the work on the next ones."""
-        if self._writing is not None:
-            if (
-                not self._writing.done()
-                and self._state.buffer_bytes < BUFFERS * self._hooks.buffer_bytes
-            ):
-                return
-            self._finish_writing()
-        frozen = self._state.freeze()
-        self._writing = self._writer.submit(self._builder.change, frozen.items.pieces())
-
-    def _finish_writing(self) -> None:
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
-            self._state.checkpoint_done()
-
     def _flush(self) -> bytes:
-        """Have all changes in the store; return the meta."""
-        self._finish_writing()
+        """Have all changes in the store; return the meta.
+
+        Not beside the next entries: LMDB gives up Python's lock for each put, and a second busy
+        thread makes both slower.
+        """
         frozen = self._state.freeze()
         self._builder.change(frozen.items.pieces())
         self._state.checkpoint_done()
         return frozen.meta
+
+
+def _without_hint(error: RafthaError) -> str:
+    return str(error).removesuffix(f" ({error.hint})")
 
 
 @contextmanager
@@ -511,7 +495,7 @@ def _explained(state: Callable[[], State], plan: RecoveryPlan) -> Iterator[None]
         yield
     except UpgradeRequired as error:
         raise UpgradeRequired(
-            f"the log can't be applied: {error}",
+            f"the log can't be applied: {_without_hint(error)}",
             hint=_machine_hint(plan) if plan.backup.machine else "use the build that wrote it",
         ) from error
     except (MemoryError, RecursionError, OSError, AssertionError, ValueError) as error:

@@ -26,7 +26,7 @@ from raftha.errors import Corrupt, StorageFailed, StorageFull
 from raftha.storage.files import sync_folder
 from raftha.storage.state.blocks import BLOCK_BYTES, Block, encode_pairs
 from raftha.storage.state.lmdb_file import META_KEY, error_code, seek_first, seek_last
-from raftha.storage.state.records import pack_record, unpack_record
+from raftha.storage.state.records import pack_records, unpack_record
 from raftha.storage.state.store import Hasher, StoreCensus, StoreDigest, StoreExport
 
 Piece: TypeAlias = "Sequence[tuple[bytes, bytes | None]]"
@@ -170,7 +170,7 @@ class StoreBuilder:
     # ---------------------------------------------------------------- writes
 
     def _put(self, batch: Piece, *, is_append: bool = False) -> None:
-        records = [(key, pack_record(key, value)) for key, value in batch if value is not None]
+        records = pack_records(batch)
         deleted = [key for key, value in batch if value is None]
 
         def put(txn: lmdb.Transaction[bytes]) -> None:

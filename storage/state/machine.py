@@ -295,6 +295,12 @@ class StateMachine:
     oldest_version: ClassVar[int] = 0
     """The oldest version whose behaviour this machine has."""
 
+    def on_drill(self, txn: Transaction) -> None:
+        """Look at contents that were restored for proof; raise if they are wrong.
+
+        A drill calls it, in a process of its own. What is written is thrown away.
+        """
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         registry: dict[str, str] = {}

@@ -55,6 +55,16 @@ def pack_record(key: bytes, value: bytes, expires_us: int | None = None) -> byte
     return body + checksum.to_bytes(4, "little")
 
 
+def pack_records(pairs: Iterable[tuple[bytes, bytes | None]]) -> list[tuple[bytes, bytes]]:
+    """Return keys with the records of their values, but for those without a value."""
+    pack = LENGTH.pack
+    return [
+        (key, (body := b"\0" + value) + pack(crc32c(key + body) ^ PLAIN))
+        for key, value in pairs
+        if value is not None
+    ]
+
+
 def unpack_record(key: bytes, record: bytes) -> bytes | None:
     """Return the value in `record`; None if the record is not what was written under `key`."""
     if len(record) < OVERHEAD_BYTES:

@@ -32,7 +32,14 @@ from raftha.entry import Entry
 from raftha.errors import BackupDamaged, RafthaError
 from raftha.node.backup import backups as backups_module
 from raftha.node.backup import choosing, leading, upkeep
-from raftha.node.backup_work import BackupOrder, BackupProgress, Deletion, Listing, TakenBackup
+from raftha.node.backup_work import (
+    BackupOrder,
+    BackupProgress,
+    Deletion,
+    DrillWork,
+    Listing,
+    TakenBackup,
+)
 from raftha.node.messages import BackupAction
 from raftha.node.operations import BackupOperation
 from raftha.runtime.backup_jobs import BackupJobs, Owner
@@ -146,6 +153,10 @@ class SimulatedBackups:
         self.archive = SimulatedArchive(
             member, world, lambda: self._make(may_create=False), self._start, watch
         )
+
+    @property
+    def drills(self) -> DrillWork:
+        raise AssertionError("no run lasts until a drill is due")
 
     @property
     def spool_index(self) -> int | None:

@@ -21,6 +21,7 @@ from tests.sim import (
     bugs_lease,
     bugs_own,
     bugs_raft,
+    bugs_recovery,
     bugs_versions,
 )
 from tests.sim.planting import Bug, patched
@@ -38,6 +39,7 @@ BUGS: dict[str, Bug] = {
         bugs_versions,
         bugs_clock,
         bugs_backup,
+        bugs_recovery,
         bugs_archive,
     )
     for bug in module.BUGS

@@ -107,6 +107,16 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("object vanished", "objects that have vanished"),
         ("other cluster in the repository", "repositories with another cluster's backups"),
     ),
+    "recoveries": (
+        ("recovery wanted", "recoveries asked for"),
+        ("prepare", "of them, prepared by the members"),
+        ("recovery restored", "of them, carried out"),
+        ("recovery aborted", "of them, given up"),
+        ("goes back", "nodes that went on with the state of then"),
+        ("state that differs", "states that a member prepared otherwise than the others"),
+        ("crash in a recovery", "nodes ended at a step of a recovery"),
+        ("recovery answered", "callers that were told what came of it"),
+    ),
     "clients": (
         ("acknowledged", "writes acknowledged"),
         ("rejected", "writes refused, with no effect"),

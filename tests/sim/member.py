@@ -108,7 +108,6 @@ class Member:
         """Set in a seed with backups."""
         self.make_recovery: Callable[[Member], RecoveryWork] = lambda of: NoRecoveryWork()
         self.backups: BackupWork = NoBackupWork()
-        self.recovery: RecoveryWork = NoRecoveryWork()
         self._make_directory(1)
         self.statistics = Statistics()
         self.wal: Wal | None = None
@@ -396,9 +395,6 @@ class Member:
             raise Violation(f"node {self.id} finds damage where there was no rot: {found}")
         self._world.note(self.id, "damage found", f"lost {' '.join(parts)}: {found}")
         self._world.counts[f"lost {' and '.join(sorted(parts))}"] += 1
-
-    def finish_restore(self) -> None:
-        self.restoring.finish(self)
 
     def on_loss(self, position: LogPosition) -> None:
         self.watch.on_loss(self, position)

@@ -25,7 +25,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raftha.entry import Entry
 from raftha.errors import RafthaError
@@ -53,7 +53,7 @@ from tests.sim.world import Violation, World
 if TYPE_CHECKING:
     from tests.sim.member import Member
 
-CHANCE = 0.15
+CHANCE = 0.2
 HASTE: list[Patch] = [
     (member_module, "REPORT_S", 0.1),
     (leading_module, "REPORT_S", 0.1),
@@ -61,6 +61,7 @@ HASTE: list[Patch] = [
     (member_module, "LEADER_WAIT_S", 0.4),
     (backups_module, "FREEZE_S", 1.0),
 ]
+FREEZE_S = 1.0
 TIMEOUT_S = 4
 
 
@@ -86,6 +87,14 @@ def with_recoveries(swarm: Swarm, rng: Random) -> Swarm:
     return replace(swarm, chaos_s=max(swarm.chaos_s, 5.0), recoveries=drawn)
 
 
+class Owner(Protocol):
+    """The member whose disk it is."""
+
+    store: DictStore
+
+    def may_crash(self) -> None: ...
+
+
 @dataclass(slots=True)
 class RestoringDisk:
     """What a member has in `restoring`: durable from the moment on in which it is there."""
@@ -95,7 +104,7 @@ class RestoringDisk:
     ready: bytes | None = None
     """The meta of the state that is to take the place of the state."""
 
-    def finish(self, member: Member) -> None:
+    def finish(self, member: Owner) -> None:
         """As `storage.directory.restoring.finish`."""
         if self.ready is None:
             return
@@ -112,7 +121,15 @@ class RestoringDisk:
 class SimulatedRecovery:
     """One member's `RecoveryWork`, in one life."""
 
-    def __init__(self, member: Member, world: World, swarm: RecoverySwarm, oracle: Oracle) -> None:
+    def __init__(
+        self,
+        member: Member,
+        world: World,
+        swarm: RecoverySwarm,
+        oracle: Oracle,
+        ledger: Ledger,
+    ) -> None:
+        self._ledger = ledger
         self._member = member
         self._world = world
         self._swarm = swarm
@@ -127,8 +144,19 @@ class SimulatedRecovery:
     def plan(self, target: RecoveryTarget, done: Callable[[PlannedRecovery], None]) -> None:
         planned = PlannedRecovery("RepositoryUnavailable", "it is away")
         if self._rng.random() >= self._swarm.failure_chance:
-            planned = PlannedRecovery("", "", target.lineage, target.sequence, 1)
+            sources = self._sources(target.sequence)
+            planned = PlannedRecovery("", "", target.lineage, target.sequence, 1, sources)
         self._member.later(self._rng.expovariate(1 / self._swarm.build_s), done, planned)
+
+    def _sources(self, sequence: int) -> tuple[int, ...]:
+        """The newest chain of backups from before the target."""
+        assert self._member.node is not None
+        known = self._member.node.state.catalog
+        whole = [
+            r for r in known.records()
+            if known.is_whole(r.id) and r.position_sequence <= sequence
+        ]  # fmt: skip
+        return tuple(r.id for r in known.chain(whole[-1].id)) if whole else ()
 
     def build(
         self, record: RecoveryRecord, on_progress: PairsProgress, done: Callable[[BuiltState], None]
@@ -146,6 +174,10 @@ class SimulatedRecovery:
     def _build(self, record: RecoveryRecord) -> BuiltState:
         if self._rng.random() < self._swarm.failure_chance or self._member.store.is_full:
             return BuiltState("the repository is away")
+        for backup_id in record.backups:
+            source = self._ledger.backups.get(backup_id)
+            if source is None or source.state == "retired":
+                raise Violation(f"backup {backup_id}, which a recovery reads, has expired")
         pairs = self._oracle.values_at(record.to_sequence)
         if self._rng.random() < self._swarm.wrong_chance:
             pairs[b"\xfealien %d" % self._member.id] = b"1"
@@ -207,16 +239,21 @@ class Recoveries:
         """When each entry was committed."""
         self._is_firm = not (swarm.change_every_s or swarm.is_wiping or swarm.rot_every_s)
         self._size = swarm.size
+        self._is_faked = True
+        """Whether no seed's bucket has the archive."""
         if self._drawn is None:
             return
         oracle.keeps_history = True
         for member in members.values():
             member.make_recovery = self._make
+            if member.config.archive is not None:
+                self._is_faked = False
+                object.__setattr__(member.config.archive, "freeze_timeout_s", FREEZE_S)
         self._wait()
 
     def _make(self, member: Member) -> SimulatedRecovery:
         assert self._drawn is not None
-        return SimulatedRecovery(member, self._world, self._drawn, self._oracle)
+        return SimulatedRecovery(member, self._world, self._drawn, self._oracle, self._ledger)
 
     # ---------------------------------------------------------------- what happens
 
@@ -298,7 +335,7 @@ class Recoveries:
         holders = [m.id for m in self._members.values() if self._has(m, change)]
         if self._is_firm and 2 * len(holders) <= self._size:
             raise Violation(f"entry {entry.index} is committed, and only {holders} are ready")
-        if self.archived_index() < entry.index - 1:
+        if self._is_faked and self.archived_index() < entry.index - 1:
             raise Violation(f"entry {entry.index} restores, and what is before it isn't archived")
         self._restored.append((entry.index, entry.last_sequence, target))
         self._oracle.restore(target)
@@ -336,8 +373,9 @@ class Recoveries:
         """A member has started: its state is that of its position."""
         if self._drawn is None or member.node is None or member.is_outcast:
             return
-        leading = member.node.backups.recovery._leading
-        leading._around = leading._around._replace(archived_index=self.archived_index)
+        if member.config.archive is None:
+            leading = member.node.backups.recovery._leading
+            leading._around = leading._around._replace(archived_index=self.archived_index)
         self._check_contents(member, member.node.state)
 
     def _check_contents(self, member: Member, state: State) -> None:

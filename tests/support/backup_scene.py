@@ -25,7 +25,9 @@ from raftha.node.comparison import Outcome
 from raftha.node.messages import BackupAction
 from raftha.node.operations import BackupOperation, Operation
 from raftha.node.recovery_work import BuiltState, PairsProgress, PlannedRecovery, RecoveryTarget
+from raftha.recovery import DrillReport
 from raftha.storage.backup.archive import ArchiveOrder, ArchiveResult, Place
+from raftha.storage.backup.drill import DrillOrder
 from raftha.storage.directory.restoring import PreparedState
 from raftha.storage.state.catalog import (
     BackupRecord,
@@ -43,6 +45,14 @@ T0_US = 1_764_288_000_000_000
 PROTOCOL = 7
 
 
+class IdleDrills:
+    """Drills that take for ever."""
+
+    def last(self, lineage: str, done: Callable[[DrillReport | None], None]) -> None: ...
+
+    def run(self, order: DrillOrder, done: Callable[[DrillReport], None]) -> None: ...
+
+
 class Work:
     """A host's side: what was asked of it, and answers when the test gives them."""
 
@@ -51,6 +61,7 @@ class Work:
         self.archive = Archive()
         self.order: BackupOrder | None = None
         self.cancelled = 0
+        self.drills = IdleDrills()
         self.listed: Sequence[BackupRecord] | None = None
         self.deleting: Mapping[str, Sequence[BackupRecord]] | None = None
         self._done: dict[str, Callable[[Any], None]] = {}
@@ -353,6 +364,26 @@ class Checkpoints:
         self.wanted = index
 
 
+class Archiving:
+    """A node's part in the archive, which is as far as the scene says."""
+
+    held_index = None
+    start_index = 0
+    status = None
+    archiver = None
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    @property
+    def archived_index(self) -> int | None:
+        return self._scene.archived
+
+    def on_leader(self) -> None: ...
+    def on_tick(self, now: float) -> None: ...
+    def on_message(self, message: Any) -> None: ...
+
+
 class Node:
     """One node, and all that its `Backups` see."""
 
@@ -384,9 +415,8 @@ class Node:
             random_below=lambda limit: 7 * self.id,
             steer=(self.held.append, self.handed_over.append, self.sent_state.append),
         )
-        self.backups._points._archived_index = lambda: self.scene.archived
-        leading = self.backups.recovery._leading
-        leading._around = leading._around._replace(archived_index=lambda: self.scene.archived)
+        if not self.scene.archives:
+            self.backups.archiving = cast(Any, Archiving(self.scene))
 
     @property
     def work(self) -> Work:
@@ -443,6 +473,8 @@ class Scene:
     enable_pitr: bool = True
     pitr: PitrConfig = field(default_factory=PitrConfig)
     digest_interval_hours: float = 24
+    archives: bool = False
+    """Whether members archive the log as the test says, and `archived` counts for nothing."""
     archived: int | None = None
     """The last entry that the archive has; None: nothing is archived."""
 

@@ -57,6 +57,7 @@ class Bench:
             emit=self.events.append,
             statistics=Statistics(),
             wal=Wal.open(self.node.disk, "/wal", segment_bytes=1 << 20, salt=lambda: 1),
+            data=Path("unused"),
         )
         self.taken: list[TakenBackup] = []
         self.progress: list[BackupProgress] = []

@@ -70,7 +70,7 @@ class Cluster(Scene):
 
 @pytest.fixture
 def scene() -> Cluster:
-    return Cluster(protocol=8)
+    return Cluster(protocol=8, enable_pitr=False)
 
 
 # ---------------------------------------------------------------- from the request to the switch
@@ -112,6 +112,23 @@ def test_a_caller_that_does_not_wait_gets_the_recovery_that_has_begun(scene: Clu
 def test_a_time_is_a_target_too(scene: Cluster) -> None:
     scene.recover(kind=TIME, number=1234)
     assert scene.work(1).target == RecoveryTarget(LINEAGE, 0, 1234)
+
+
+def test_a_plan_waits_until_what_was_written_before_is_archived(scene: Cluster) -> None:
+    scene.archived = scene.index - 1
+    scene.recover()
+    scene.pass_time(2)
+    assert scene.work(1).target is None
+    scene.archived = scene.index
+    scene.pass_time(0.5)
+    assert scene.work(1).target is not None
+
+
+def test_a_plan_does_not_wait_for_an_archive_that_is_away(scene: Cluster) -> None:
+    scene.archived = scene.index - 1
+    scene.recover()
+    scene.pass_time(10.5)
+    assert scene.work(1).target is not None
 
 
 def test_what_cannot_be_reached_is_refused_and_leaves_no_trace(scene: Cluster) -> None:
@@ -214,8 +231,8 @@ def test_a_leader_without_the_state_hands_over_to_a_member_that_has_it(scene: Cl
 
 
 def test_writes_are_held_until_the_log_is_archived(scene: Cluster) -> None:
-    scene.archived = 0
     scene.prepare()
+    scene.archived = 0
     scene.build(1, 2, 3)
     assert scene.node(1).held == [True]
     assert scene.record.state == PREPARED
@@ -226,8 +243,8 @@ def test_writes_are_held_until_the_log_is_archived(scene: Cluster) -> None:
 
 
 def test_writes_go_on_if_the_archive_lags_too_far(scene: Cluster) -> None:
-    scene.archived = 0
     waiter = scene.prepare()
+    scene.archived = 0
     scene.build(1, 2, 3)
     scene.pass_time(11)
     assert "was not applied and archived within 10 s" in str(waiter.result)
@@ -246,8 +263,8 @@ def test_writes_may_be_held_from_the_beginning(scene: Cluster) -> None:
 
 
 def test_a_leader_that_is_replaced_holds_no_writes(scene: Cluster) -> None:
-    scene.archived = 0
     scene.prepare()
+    scene.archived = 0
     scene.build(1, 2, 3)
     scene.elect(2)
     scene.pass_time(2)

@@ -7,7 +7,7 @@ Three parts act on it, which don't know each other:
     `Leading`    as leader: begins backups, and proposes all other changes, recovery points too
     `Taker`      as the member that a backup names: has it taken, and reports
 
-`Archiving` has the archive of the log, which goes on by itself.
+`Archiving` has the archive of the log, which goes on by itself, and `Drilling` the drills.
 
 A round of a backup:
 
@@ -38,6 +38,7 @@ from raftha.events import (
     RetentionApplied,
 )
 from raftha.node.backup.archiving import Archiving
+from raftha.node.backup.drilling import Drilling
 from raftha.node.backup.leading import REPORT_S, Leading
 from raftha.node.backup.points import Points
 from raftha.node.backup.requests import Requests
@@ -135,6 +136,14 @@ class Backups:
             wake=host.wake,
             now=clock.monotonic,
         )
+        self.drilling = Drilling(
+            config,
+            core,
+            state,
+            host,
+            now_us=lambda: max(log_clock.now_us(), core.log.last.time_us),
+            archiver=lambda: self.archiving.archiver,
+        )
         self._leading = Leading(
             core,
             state,
@@ -146,6 +155,7 @@ class Backups:
             archive_start=lambda: self.archiving.start_index,
             pitr=config.archive,
             recovery=self.recovery,
+            rates=lambda: None if config.archive is None else self.drilling.rates,
             reply=self._reply,
             now=self._now(),
         )
@@ -256,6 +266,7 @@ class Backups:
             self.recovery.on_tick(now)
             self._leading.on_tick(now)
             self.archiving.on_tick(now)
+            self.drilling.on_tick(now)
         self._requests.on_tick(now)
 
     def on_applied(self, index: int, *, is_new: bool) -> None:

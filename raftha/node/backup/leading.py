@@ -30,6 +30,7 @@ from raftha.node.backup.choosing import (
     choose,
     due_us,
     failures,
+    is_slow,
     kind_of,
 )
 from raftha.node.backup.points import Points
@@ -40,6 +41,7 @@ from raftha.node.host import Host
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import BackupAction, BackupReply, BackupReport, BackupRequest
 from raftha.node.recovery.recovery import Recovery
+from raftha.storage.backup.recovery import Rates
 from raftha.storage.state.catalog import (
     FULL,
     MODES,
@@ -89,12 +91,14 @@ class Leading:
         archive_start: Callable[[], int],
         pitr: PitrConfig | None,
         recovery: Recovery,
+        rates: Callable[[], Rates | None],
         reply: Callable[[BackupReply], None],
         now: float,
     ) -> None:
         """`reply` answers a request, of another node or of this one's callers.
 
         `archive_start` returns the entry from which the archive of the log leads on without a gap.
+        `rates` are those of a restore that replays log; None if the log isn't archived.
         """
         self._core = core
         self._state = state
@@ -105,6 +109,7 @@ class Leading:
         self._points = points
         self._archive_start = archive_start
         self._recovery = recovery
+        self._rates = rates
         self._reply = reply
         self._term = 0
         self._since = now
@@ -371,7 +376,8 @@ class Leading:
         # Where log time was set wrong once, this node's own time decides.
         newest, since = self._newest
         is_overdue = newest > 0 and now - since >= interval_s
-        is_due = is_due or (not failures(catalog) and (is_overdue or self._is_after_recovery()))
+        is_early = is_overdue or self._is_after_recovery() or self._is_slow()
+        is_due = is_due or (not failures(catalog) and is_early)
         return is_due and self._has_heard_all(now) and self._upkeep.is_ready_to_begin(now)
 
     def _has_gap(self) -> bool:
@@ -392,6 +398,16 @@ class Leading:
         position = 0 if newest is None else newest.position_index
         return restored is not None and restored.index > position
 
+    def _is_slow(self) -> bool:
+        """Whether a restore would take longer than is wanted, because of the log behind the last.
+
+        That goes by what drills have measured.
+        """
+        rates, config = self._rates(), self._config
+        sequence, lineage = self._state.applied.last_sequence, self._core.membership.lineage
+        assert config is not None
+        return rates is not None and is_slow(config, self._state.catalog, lineage, sequence, rates)
+
     def _wanted_mode(self) -> str:
         assert self._config is not None
         failed = failures(self._state.catalog)
@@ -411,6 +427,7 @@ class Leading:
             mode,
             self._candidates(now),
             self._upkeep.errors,
+            rates=self._rates(),
         )
         if choice is None or not lineage:
             return False

@@ -3,7 +3,8 @@
 Theory of operation. The log says which recovery is under way, so a new leader goes on where the one
 before it was. What it knows beside that, the members' reports, is sent again each second.
 
-    request            plan -> `prepare`
+    request            wait until all that was written before is archived, for a while; then
+                       plan -> `prepare`
     prepared           wait until a majority of the voters is ready, and all ready ones have the
                        same digest. Members that are connected are waited for, others aren't
     agreed             hold new writes, until the log is applied and archived: then an undo finds
@@ -120,6 +121,8 @@ class Leading:
         self._queue: deque[BackupRequest] = deque()
         self._planning: BackupRequest | None = None
         self._planned: tuple[BackupRequest, PlannedRecovery] | None = None
+        self._until: tuple[int, float] | None = None
+        """Until which entry is archived, or what time it is, the next request waits."""
         self._open: _Open | None = None
         self._reports: dict[int, tuple[RecoveryReport, float]] = {}
         self._seen: tuple[int, float] = 0, 0.0
@@ -194,7 +197,7 @@ class Leading:
         self._open = self._planning = self._planned = None
         self._queue.clear()
         self._reports.clear()
-        self._seen = 0, 0.0
+        self._seen, self._until = (0, 0.0), None
 
     # ---------------------------------------------------------------- beginning one
 
@@ -207,8 +210,19 @@ class Leading:
             else:
                 self._planned = None
                 self._propose(self._prepare(request, planned), request)
-        elif self._planning is None and self._queue:
+        elif self._planning is None and self._queue and self._is_archived(now):
+            self._until = None
             self._plan(self._queue.popleft())
+
+    def _is_archived(self, now: float) -> bool:
+        """Whether all that was written before the next request is archived, or takes too long.
+
+        The target may be the moment that has just passed.
+        """
+        if self._until is None:
+            self._until = self._core.log.last_index, now + self._freeze_s
+        archived, (index, until) = self._around.archived_index(), self._until
+        return archived is None or archived >= index or now >= until
 
     def _plan(self, request: BackupRequest) -> None:
         recoveries = self._state.catalog.recoveries
