@@ -68,6 +68,7 @@ HASTE: list[Patch] = [
     (archive, "MERGE_S", 0.3),
     (archive, "MERGE_COUNT", 3),
     (archive, "STAYS_S", 0.3),
+    (archive, "GIVE_UP_S", 1.0),
     (archive, "DENIED_S", 0.5),
     (archive, "PUTS_MAX", 4),
     (replay, "READ_BYTES", 4000),

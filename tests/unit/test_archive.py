@@ -278,6 +278,21 @@ def test_a_destination_that_was_away_gets_its_entries_from_another_one() -> None
     ], "the other one is listed once"
 
 
+def test_a_destination_that_is_away_and_may_have_it_is_waited_for() -> None:
+    destination, log, node = scene()
+    second = FaultyDestination(MemoryDestination("second"))
+    Archiving(second, log).put(through=2)
+    node.put()
+    log.first = 6
+    behind = Archiving(second, log, others=[destination])
+    destination.plan(Fault("list", "fails", times=None))
+    assert "503" in behind.put(lost_index=5).error
+    assert gaps(second) == []
+    behind.now += archive.GIVE_UP_S
+    assert behind.put(lost_index=5).gaps == ((3, 5),)
+    assert behind.put().archived.index == 7
+
+
 def test_a_new_destination_begins_with_the_log_and_copies_nothing() -> None:
     destination, log, node = scene()
     node.put()

@@ -346,7 +346,7 @@ class Archiving:
             lineage=lineage,
             through=self._state.applied.index,
             is_new=lane.is_new,
-            lost_index=self._lost_index,
+            lost_index=self._lost_to(lane),
             keep_from=keep_from(own, recoveries, name, since_us),
             restores=tuple(
                 RestoreRecord(lineage, r.index, r.sequence, r.to_sequence, r.digest, r.ended_us)
@@ -354,6 +354,16 @@ class Archiving:
                 if r.state == RESTORED
             ),
         )
+
+    def _lost_to(self, lane: _Lane) -> int:
+        """Up to where the log is lost to a destination.
+
+        For one that is furthest, to all members. For the others, to this one: what they need is in
+        the furthest one, if anywhere.
+        """
+        if lane.row.index < self._furthest.index:
+            return self._core.log.first_index - 1
+        return self._lost_index
 
     def _put(self, name: str, lane: _Lane, now: float) -> None:
         order = self._order(name, lane)
