@@ -36,7 +36,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from raftha.entry import Entry, LogPosition, follows
-from raftha.errors import Compacted, DeletionDenied, RafthaError, RepositoryConflict
+from raftha.errors import (
+    Compacted,
+    DeletionDenied,
+    RafthaError,
+    RepositoryConflict,
+    RepositoryError,
+)
 from raftha.storage.backup.archive_listing import Listed
 from raftha.storage.backup.archive_objects import Access, ArchiveObjects
 from raftha.storage.backup.archive_records import RestoreRecord
@@ -247,6 +253,9 @@ class DestinationArchive:
         while True:
             known = self._known_of(objects.lineage, listed)
             if listed.newest is None:
+                if bad:  # All of it is damaged: put again what the log has, the rest is a gap.
+                    known.start = min(name.first for name in bad)
+                    known.archived = Place(known.start - 1, 0, 0)
                 return known
             last = objects.read(listed.newest)
             if last:
@@ -270,9 +279,12 @@ class DestinationArchive:
         return known
 
     def _check_own(self, objects: ArchiveObjects, known: _Known, through: int) -> None:
-        """RepositoryConflict if the last archived entry is another one than this log has."""
+        """RepositoryConflict if the last archived entry is another one than this log has.
+
+        RepositoryError if this member has yet to get it: until then nothing is known.
+        """
         if known.archived.index > through:
-            return  # Another member has archived what this one has yet to get.
+            raise RepositoryError(f"entry {known.archived.index} is archived, and not here yet")
         try:
             position, _ = self._hooks.read(known.archived.index + 1)
         except Compacted:
@@ -419,7 +431,7 @@ class DestinationArchive:
 
         They come from the log (A1), or else from level 0, or else from another destination.
         """
-        archived = waiting[-1].name.last
+        archived, previous = waiting[-1].name.last, b""
         while at <= archived:
             found: Sequence[Entry] = ()
             try:
@@ -432,10 +444,10 @@ class DestinationArchive:
                     found = objects.read(stored.name)
             found = found or objects.elsewhere(at, archived, asks_all=True)
             entries = [entry for entry in found if at <= entry.index <= archived]
-            if not entries:
+            if not entries or (previous and not follows(entries[0], previous)):
                 return
             yield from entries
-            at = entries[-1].index + 1
+            at, previous = entries[-1].index + 1, entries[-1].hash
 
     # ---------------------------------------------------------------- what may go
 
