@@ -79,9 +79,7 @@ MESSAGES: list[Frame] = [
     DurableIndexesReply(1, 2, 5, 9, (1, 0, 2, 0, 3, 9)),
     ReplicaReport(1, 2, 5, (ReplicaRow(1, 2, 9, 7, 8, 6, 0, 1, 12), ReplicaRow(*[0] * 9))),
     ArchiveReport(1, 2, 9, 0, 0, ()),
-    ArchiveNotice(
-        1, 2, 3, 8, 5, 7, (ARCHIVE_ROW, ArchiveRow("b", 0, 0, 0, 0, 0, 0, 0, True, "no route"))
-    ),
+    ArchiveNotice(1, 2, 1 << 50, 3, 8, 5, 7, (ARCHIVE_ROW, ARCHIVE_ROW._replace(error="no route"))),
     ReadRequest(1, 2, 5, 42),
     ReadReply(1, 2, 5, 42, 17),
     TimeoutNow(1, 2, 5),
