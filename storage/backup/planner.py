@@ -69,8 +69,8 @@ from raftha.storage.backup.timeline import (
 
 TRIES_MAX = 20
 """How many bases are tried before a plan fails with the error of the newest one."""
-DEPTH_MAX = 50
-"""How deep plans lie in each other."""
+SOURCES_MAX = 100
+"""How many states of earlier recoveries a plan needs at most."""
 _BROKEN = (ChainBroken, ObjectMissing, BackupDamaged, KeyMissing)
 
 
@@ -119,6 +119,8 @@ class Planner:
         self._rates = rates or Rates()
         self._manifests: dict[tuple[str, str], StoredManifest] = {}
         self._sources: dict[tuple[str, int], RecoveryPlan] = {}
+        self._asked = 0
+        """How many sources were planned."""
 
     # ---------------------------------------------------------------- which history
 
@@ -185,7 +187,6 @@ class Planner:
         target: Target,
         *,
         not_after: Target | None = None,
-        depth: int = 0,
     ) -> RecoveryPlan:
         """Plan for a target in this history: see `plan_recovery`."""
         first_error: RepositoryError | None = None
@@ -197,7 +198,7 @@ class Planner:
                     continue
                 tries += 1
                 links = self._chain(listed)
-                return self._from_base(history, target, links, not_after is not None, depth)
+                return self._from_base(history, target, links, is_compared=not_after is not None)
             except _BROKEN as error:
                 first_error = first_error or error
                 if tries >= TRIES_MAX:
@@ -246,8 +247,8 @@ class Planner:
         history: History,
         target: Target,
         links: Sequence[StoredManifest],
+        *,
         is_compared: bool,
-        depth: int,
     ) -> RecoveryPlan:
         base = links[-1].manifest
         end = _End(self, history, target, base.position)
@@ -261,30 +262,32 @@ class Planner:
             stretches=tuple(end.needed()),
             position=position,
             following=end.following,
-            sources=self._sources_of(history, base.position.index + 1, position.index, depth),
+            sources=self._sources_of(history, base.position.index + 1, position.index),
             checks=self._checks(history, base, position) if is_compared else (),
             own_commands=end.count_commands(),
             rates=self._rates,
         )
 
-    def _sources_of(
-        self, history: History, first: int, last: int, depth: int
-    ) -> tuple[Source, ...]:
+    def _sources_of(self, history: History, first: int, last: int) -> tuple[Source, ...]:
         found = self.timeline.restores_in(history, first, last)
         for before, after in pairwise(found):
             if before.index == after.index:
                 raise BackupDamaged(f"entry {after.index} has two records of what it restored")
-        return tuple(Source(each, self._source(each, depth + 1)) for each in found)
+        return tuple(Source(each, self._source(each)) for each in found)
 
-    def _source(self, restore: RestoreName, depth: int) -> RecoveryPlan:
+    def _source(self, restore: RestoreName) -> RecoveryPlan:
         key = restore.lineage, restore.to_sequence
         if key not in self._sources:
-            if depth > DEPTH_MAX:
-                raise ChainBroken(f"more than {DEPTH_MAX} recoveries refer to each other")
+            if self._asked >= SOURCES_MAX:
+                raise ChainBroken(
+                    f"more than {SOURCES_MAX} recoveries lie on the way",
+                    hint="choose a moment before them, or one behind the next backup",
+                )
+            self._asked += 1
             history = self.timeline.history(restore.lineage)
             target = Target(sequence=restore.to_sequence)
             try:
-                self._sources[key] = self.plan(history, target, depth=depth)
+                self._sources[key] = self.plan(history, target)
             except TargetUnreachable as error:
                 raise TargetUnreachable(
                     f"entry {restore.index} went back to {target}, which is not there: {error}",

@@ -46,6 +46,7 @@ MARK_S, MARK_AGAIN_S = 60.0, 3600.0
 class ArchiveDecision(NamedTuple):
     """What the leader tells all members; see `ArchiveNotice`."""
 
+    now_us: int
     archiver: int
     lost_index: int
     gap: tuple[int, int]
@@ -137,7 +138,10 @@ class ArchiveLeading:
         if candidates and self._has_heard_all(now, LOST_S):
             lost_index = min(fresh[m].first_index for m in candidates) - 1
         self._mark_time(now)
-        return ArchiveDecision(self._archiver, lost_index, self._gap, tuple(self._rows.values()))
+        # Only a leader may ask this clock: a stamp relies on what was examined since the election.
+        now_us = max(self._log_clock.now_us(), self._core.log.last.time_us)
+        rows = tuple(self._rows.values())
+        return ArchiveDecision(now_us, self._archiver, lost_index, self._gap, rows)
 
     def _take_over(self, now: float) -> None:
         self._term, self._since = self._core.term, now
@@ -168,9 +172,11 @@ class ArchiveLeading:
         needed = max((row.index for row in self._rows.values()), default=0) + 1
         lacks = report.first_index if self._rows and report.first_index > needed else 0
         is_avoided = self._avoided.get(node_id, now) > now
+        # A new leader keeps the archiver that it finds: each change costs a listing.
+        is_at_work = node_id == self._archiver or (not self._archiver and bool(report.rows))
         progress = self._core.progress.get(node_id)
         lag = 0 if progress is None else self._core.log.last_index - progress.match
-        return lacks, is_avoided, kind, node_id != self._archiver, lag, node_id
+        return lacks, is_avoided, kind, not is_at_work, lag, node_id
 
     def _has_heard_all(self, now: float, patience_s: float) -> bool:
         """Whether all members have reported since this node leads, or have had the time to."""

@@ -82,7 +82,6 @@ class Archiving:
         self._core = core
         self._state = state
         self._host = host
-        self._log_clock = log_clock
         self._now = clock.monotonic
         self._pitr = config.archive
         self._interval_s = 0.0 if self._pitr is None else self._pitr.archive_interval_ms / 1000
@@ -94,7 +93,8 @@ class Archiving:
         """How far each destination is, as this node was told last."""
         self._archiver = 0
         self._lost_index = 0
-        self._ordered_at = float("-inf")
+        self._appointed_at = float("-inf")
+        """When a leader has last said which member archives."""
         self._reported_at = self._told_at = float("-inf")
         self._gap: tuple[int, int] | None = None
         """The last gap that this node has heard of; None before the first notice."""
@@ -102,6 +102,8 @@ class Archiving:
         """The last gap that this node has recorded."""
         self._gaps = 0
         self._since = self._now()
+        self._told = 0, self._since
+        """Log time as the leader has told it last, and when."""
         self._lags = False
 
     # ---------------------------------------------------------------- what is known
@@ -114,7 +116,7 @@ class Archiving:
     @property
     def archiver(self) -> int | None:
         """The member that archives the log, as far as this node was told lately."""
-        is_fresh = self._now() - self._ordered_at < ORDERED_S
+        is_fresh = self._now() - self._appointed_at < ORDERED_S
         return self._archiver if self.is_on and is_fresh and self._archiver else None
 
     @property
@@ -155,7 +157,7 @@ class Archiving:
             return None
         furthest = self._furthest
         return ArchiveStatus(
-            archiver=self._archiver or None,
+            archiver=self.archiver,
             archived_index=furthest.index,
             archived_sequence=furthest.sequence,
             archived_us=furthest.time_us,
@@ -183,8 +185,9 @@ class Archiving:
             return 0
         if row.pending_us:
             pending_us = min(pending_us, row.pending_us)
-        now_us = max(self._log_clock.now_us(), self._core.log.last.time_us)
-        return max((now_us - pending_us) // 1000, 0)
+        told_us, at = self._told
+        now_us = told_us + round(1e6 * (self._now() - at))
+        return max((max(now_us, self._core.log.last.time_us) - pending_us) // 1000, 0)
 
     # ---------------------------------------------------------------- what comes in
 
@@ -198,6 +201,7 @@ class Archiving:
                 self._tell(now)
         elif message.sender == self._core.leader:
             decision = ArchiveDecision(
+                message.now_us,
                 message.archiver,
                 message.lost_index,
                 (message.gap_first, message.gap_last),
@@ -254,6 +258,7 @@ class Archiving:
                     ArchiveNotice(
                         to=member,
                         sender=self._core.id,
+                        now_us=decision.now_us,
                         archiver=decision.archiver,
                         lost_index=decision.lost_index,
                         gap_first=decision.gap[0],
@@ -265,18 +270,22 @@ class Archiving:
         return True
 
     def _take_in(self, decision: ArchiveDecision, now: float) -> None:
-        """The leader has decided so."""
-        own = self._core.id
-        if decision.archiver == own:
-            is_kept = self._archiver == own and now - self._ordered_at < ORDERED_S
-            self._ordered_at = now
-            for name, lane in self._lanes.items() if not is_kept else ():
-                lane.is_new, lane.is_known, lane.row = True, False, _row(name)
-        self._archiver, self._lost_index = decision.archiver, decision.lost_index
+        """The leader has decided so; until a new one has chosen, the old choice stays."""
+        self._told = decision.now_us, now
+        if decision.archiver:
+            self._appoint(decision.archiver, now)
+        self._lost_index = decision.lost_index
         if decision.rows:
             self._rows = {row.destination: row for row in decision.rows}
         self._on_gap(decision.gap)
         self._advance(now)
+
+    def _appoint(self, archiver: int, now: float) -> None:
+        is_kept = archiver == self._archiver == self._core.id
+        if not is_kept or now - self._appointed_at >= ORDERED_S:
+            for name, lane in self._lanes.items():
+                lane.is_new, lane.is_known, lane.row = True, False, _row(name)
+        self._archiver, self._appointed_at = archiver, now
 
     def _on_gap(self, gap: tuple[int, int]) -> None:
         is_news = gap[1] > 0 and gap != self._gap
@@ -313,7 +322,7 @@ class Archiving:
 
     def _advance(self, now: float) -> None:
         """Have the work done that is due."""
-        is_archiver = self._archiver == self._core.id and now - self._ordered_at < ORDERED_S
+        is_archiver = self._archiver == self._core.id and now - self._appointed_at < ORDERED_S
         if not is_archiver or not self._core.log.first_membership.lineage:
             return
         for name, lane in self._lanes.items():
@@ -342,7 +351,7 @@ class Archiving:
             lineage=lineage,
             through=self._state.applied.index,
             is_new=lane.is_new,
-            lost_index=self._lost_index,
+            lost_index=self._lost_to(lane),
             keep_from=keep_from(own, recoveries, name, since_us),
             restores=tuple(
                 RestoreRecord(lineage, r.index, r.sequence, r.to_sequence, r.digest, r.ended_us)
@@ -350,6 +359,16 @@ class Archiving:
                 if r.state == RESTORED
             ),
         )
+
+    def _lost_to(self, lane: _Lane) -> int:
+        """Up to where the log is lost to a destination.
+
+        For one that is furthest, to all members. For the others, to this one: what they need is in
+        the furthest one, if anywhere.
+        """
+        if lane.row.index < self._furthest.index:
+            return self._core.log.first_index - 1
+        return self._lost_index
 
     def _put(self, name: str, lane: _Lane, now: float) -> None:
         order = self._order(name, lane)
