@@ -218,11 +218,13 @@ def _show_plan(plan: Mapping[str, Any], sequence: int, as_json: bool) -> None:
     then = f"sequence {moment['sequence']:,}, stamped {exact(moment['time_us'])}"
     after = "nothing yet"
     if following is not None:
-        after = f"sequence {following['sequence']:,}, stamped {exact(following['time_us'])}"
+        number = following["sequence"]
+        what = f"up to sequence {number:,}" if number > moment["sequence"] else "without commands"
+        after = f"an entry stamped {exact(following['time_us'])}, {what}"
     shown: dict[str, Any] = {
         "target": plan["target"],
         "last kept": then,
-        "first undone": after,
+        "next": after,
         "undone": f"{undone:,} commands, as of now",
         "reads": f"{', '.join(plan['backups'])}, and {plan['segments']} segments of log",
         "in all": f"{size(plan['size_compressed'])} in {plan['objects']} objects,"
@@ -284,8 +286,8 @@ def drill_fields(report: Mapping[str, Any]) -> dict[str, Any]:
     checked = ", ".join(report["checked"]) or "none: no full backup lies on the way"
     took = f"{report['restore_s']:.1f} s restore, {report['replay_s']:.1f} s replay"
     return {
-        "restored": f"{report['target']}: sequence {report['sequence']:,}, stamped"
-        f" {exact(report['time_us'])}",
+        "restored": report["target"] or "nothing",
+        "and on to": f"sequence {report['sequence']:,}, stamped {exact(report['time_us'])}",
         "from": f"{', '.join(report['backups'])}, and {report['segments']} segments of log",
         "contents": f"{report['keys']:,} keys, digest {report['digest'] or '-'}",
         "compared": f"digests of {checked}",

@@ -83,4 +83,4 @@ def _compared(point: Mapping[str, Any]) -> str:
     if not point["voters"]:
         return "not compared"
     same = f"{point['agreed']} of {point['voters']} the same"
-    return same if point["is_consistent"] else f"{same}: NO majority"
+    return same if point["is_consistent"] else f"only {same}"

@@ -98,6 +98,7 @@ def test_a_recovery_is_planned_shown_and_asked_for(
     assert ("RECOVER", "PLAN", *target) in node.asked
     assert node.wanted == [("RECOVER", "TO", *target, "SWITCH", 0)]
     assert "last kept sequence 700, stamped 2026-11-27T11:59:59.999871Z" in out
+    assert "next nothing yet" in out
     assert "undone 300 commands, as of now" in out
     assert "500 commands undone in 2.3 s" in out
     assert "`raftha recover --undo` takes this back" in out
@@ -200,7 +201,7 @@ def test_moments_are_listed_the_newest_first(node: Node) -> None:
     node.recoveries = [OLD]
     code, out, _ = run("backup", "points")
     assert code == 0
-    assert out.index("before a recovery to sequence 50") < out.index("1 of 3 the same: NO majority")
+    assert out.index("before a recovery to sequence 50") < out.index("only 1 of 3 the same")
     assert out.index("not compared") < out.index("3 of 3 the same")
     assert "before\\x1b[31m 17" in out
     code, out, _ = run("backup", "points", "--json")

@@ -223,6 +223,18 @@ def test_the_comparison_of_a_full_backup_is_a_point() -> None:
     assert [(point.index, point.is_consistent) for point in points(scene)] == [(at, True)]
 
 
+def test_a_comparison_without_a_majority_is_repeated_without_a_caller_too() -> None:
+    """After a start or a recovery, members may be too busy to take a digest in time."""
+    scene = make()
+    write(scene)
+    scene.pass_time(60)
+    end_comparison(scene, agreed=1)
+    assert points(scene) == []
+    scene.pass_time(2)
+    end_comparison(scene)
+    assert [point.is_consistent for point in points(scene)] == [True]
+
+
 @pytest.mark.parametrize("settings", [{"protocol": 7}, {"enable_pitr": False}])
 def test_no_point_is_noted_where_recovery_is_off(settings: dict[str, Any]) -> None:
     scene = make(**settings)

@@ -33,7 +33,7 @@ from raftha.storage.state.state import State
 COMPARED_SHARE = 0.01
 """The share of the time that comparisons for due points may take."""
 TRIES = 3
-"""How often the states are compared for a caller, until a majority has a digest as of the entry."""
+"""How often the states are compared, until a majority has the same digest."""
 RETRY_S = 1.0
 REQUEST_S = 60.0
 """A caller's request is forgotten after this time; a caller that is still there repeats it."""
@@ -85,6 +85,8 @@ class Points:
         self._compared_from = self._compared_until = 0.0
         self._tries = 0
         self._retry_at = 0.0
+        self._is_repeated = False
+        """No majority was found to have the same state: it is compared again."""
         self.begin(now)
 
     def begin(self, now: float) -> None:
@@ -92,7 +94,7 @@ class Points:
         self._asked.clear()
         self._noted.clear()
         self._comparing = None
-        self._tries, self._retry_at = 0, now
+        self._tries, self._retry_at, self._is_repeated = 0, now, False
         self._last_at, self._last_bytes = now, self._applied_bytes()
 
     @property
@@ -145,8 +147,8 @@ class Points:
     def _take(self, outcome: Outcome, now: float) -> None:
         is_agreed = 2 * outcome.agreed > outcome.voters
         self._tries += 1
-        if self._asked and not is_agreed and self._tries < TRIES:
-            self._retry_at = now + RETRY_S
+        if not is_agreed and self._tries < TRIES:
+            self._is_repeated, self._retry_at = True, now + RETRY_S
             return
         self._tries = 0
         self._note(outcome.position, now, outcome.digest, outcome.agreed, outcome.voters)
@@ -160,7 +162,7 @@ class Points:
         self._last_at, self._last_bytes = now, self._applied_bytes()
 
     def _begin_if_due(self, now: float) -> None:
-        if self._asked or (self._is_due(now) and self._may_compare(now)):
+        if self._asked or self._is_repeated or (self._is_due(now) and self._may_compare(now)):
             self._compare(now)
         elif self._is_due(now):
             self._note(self._state.applied, now)
@@ -183,4 +185,4 @@ class Points:
         time_us = self._log_clock.stamp(core.log.last.time_us)
         index = self._comparison.compare_now(lambda: core.propose(b"", 0, time_us), now)
         if index is not None:
-            self._comparing = index, now
+            self._comparing, self._is_repeated = (index, now), False
