@@ -26,6 +26,7 @@ from raftha.node.messages import BackupAction
 from raftha.node.operations import BackupOperation, Operation
 from raftha.node.recovery_work import BuiltState, PairsProgress, PlannedRecovery, RecoveryTarget
 from raftha.recovery import DrillReport
+from raftha.storage.backup.archive import ArchiveOrder, ArchiveResult, Place
 from raftha.storage.backup.drill import DrillOrder
 from raftha.storage.directory.restoring import PreparedState
 from raftha.storage.state.catalog import (
@@ -57,6 +58,7 @@ class Work:
 
     def __init__(self) -> None:
         self.spool_index: int | None = 0
+        self.archive = Archive()
         self.order: BackupOrder | None = None
         self.cancelled = 0
         self.drills = IdleDrills()
@@ -185,6 +187,35 @@ class RecoveryWork:
         self._build_done(BuiltState(error))
 
 
+class Archive:
+    """A host's archive: what was ordered of it, and results when the test gives them."""
+
+    def __init__(self) -> None:
+        self.orders: dict[str, ArchiveOrder] = {}
+        """What is to be put, by destination."""
+        self.tidied: list[ArchiveOrder] = []
+        self._done: dict[str, Callable[[ArchiveResult], None]] = {}
+
+    def put(
+        self, destination: str, order: ArchiveOrder, done: Callable[[ArchiveResult], None]
+    ) -> None:
+        assert destination not in self.orders, "one job at a time"
+        self.orders[destination], self._done[destination] = order, done
+
+    def tidy(
+        self, destination: str, order: ArchiveOrder, done: Callable[[ArchiveResult], None]
+    ) -> None:
+        self.tidied.append(order)
+        done(ArchiveResult())
+
+    def finish(self, destination: str = "local", **result: Any) -> None:
+        """What was ordered is archived, or the result is another one."""
+        order = self.orders.pop(destination)
+        place = Place(order.through, order.through, T0_US)
+        fields = {"archived": place, "verified": 0, "start": 1, **result}
+        self._done.pop(destination)(ArchiveResult(**fields))
+
+
 class Waiter:
     """A caller's place to get a result."""
 
@@ -204,8 +235,9 @@ class Progress:
 class CoreLog:
     """The log of a node's core."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, node_id: int) -> None:
         self._scene = scene
+        self._id = node_id
 
     @property
     def last(self) -> LogPosition:
@@ -218,13 +250,31 @@ class CoreLog:
     def term(self, index: int) -> int:
         return self._scene.term
 
+    @property
+    def anchor(self) -> LogPosition:
+        return LogPosition(10, 1, T0_US, 10, bytes(16))
+
+    @property
+    def window(self) -> list[LogPosition]:
+        """The entries after the anchor, as far as anything looks at them."""
+        return self._scene.entries
+
+    @property
+    def first_membership(self) -> Membership:
+        return self._scene.membership
+
+    @property
+    def first_index(self) -> int:
+        return self._scene.first_index.get(self._id, 1)
+
 
 class Core:
     """A node's core."""
 
     def __init__(self, scene: Scene, node_id: int) -> None:
         self.id = node_id
-        self.log = CoreLog(scene)
+        self.log = CoreLog(scene, node_id)
+        self.is_removed = False
         self.can_propose = True
         self._scene = scene
 
@@ -366,7 +416,8 @@ class Node:
             random_below=lambda limit: 7 * self.id,
             steer=(self.held.append, self.handed_over.append, self.sent_state.append),
         )
-        self.backups.archiving = cast(Any, Archiving(self.scene))
+        if not self.scene.archives:
+            self.backups.archiving = cast(Any, Archiving(self.scene))
 
     @property
     def work(self) -> Work:
@@ -423,6 +474,8 @@ class Scene:
     enable_pitr: bool = True
     pitr: PitrConfig = field(default_factory=PitrConfig)
     digest_interval_hours: float = 24
+    archives: bool = False
+    """Whether members archive the log as the test says, and `archived` counts for nothing."""
     archived: int | None = None
     """The last entry that the archive has; None: nothing is archived."""
 
@@ -481,6 +534,9 @@ class Scene:
         self._pending.append((self.index, time_us, payload))
         return self.index
 
+    first_index: dict[int, int] = field(default_factory=dict)
+    """Where a node's log begins, if not with the first entry."""
+    entries: list[LogPosition] = field(default_factory=list)
     _pending: list[tuple[int, int, bytes]] = field(default_factory=list)
 
     def settle(self) -> None:
@@ -492,6 +548,7 @@ class Scene:
             position = LogPosition(index, self.term, time_us, sequence, bytes(16))
             if change is not None:
                 self.changes.append(change)
+            self.entries.append(position)
             for node in self.nodes.values():
                 node.state.applied = position
                 if change is not None:

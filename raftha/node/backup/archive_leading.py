@@ -168,9 +168,11 @@ class ArchiveLeading:
         needed = max((row.index for row in self._rows.values()), default=0) + 1
         lacks = report.first_index if self._rows and report.first_index > needed else 0
         is_avoided = self._avoided.get(node_id, now) > now
+        # A new leader keeps the archiver that it finds: each change costs a listing.
+        is_at_work = node_id == self._archiver or (not self._archiver and bool(report.rows))
         progress = self._core.progress.get(node_id)
         lag = 0 if progress is None else self._core.log.last_index - progress.match
-        return lacks, is_avoided, kind, node_id != self._archiver, lag, node_id
+        return lacks, is_avoided, kind, not is_at_work, lag, node_id
 
     def _has_heard_all(self, now: float, patience_s: float) -> bool:
         """Whether all members have reported since this node leads, or have had the time to."""

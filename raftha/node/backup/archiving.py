@@ -94,7 +94,8 @@ class Archiving:
         """How far each destination is, as this node was told last."""
         self._archiver = 0
         self._lost_index = 0
-        self._ordered_at = float("-inf")
+        self._appointed_at = float("-inf")
+        """When a leader has last said which member archives."""
         self._reported_at = self._told_at = float("-inf")
         self._gap: tuple[int, int] | None = None
         """The last gap that this node has heard of; None before the first notice."""
@@ -114,7 +115,7 @@ class Archiving:
     @property
     def archiver(self) -> int | None:
         """The member that archives the log, as far as this node was told lately."""
-        is_fresh = self._now() - self._ordered_at < ORDERED_S
+        is_fresh = self._now() - self._appointed_at < ORDERED_S
         return self._archiver if self.is_on and is_fresh and self._archiver else None
 
     @property
@@ -155,7 +156,7 @@ class Archiving:
             return None
         furthest = self._furthest
         return ArchiveStatus(
-            archiver=self._archiver or None,
+            archiver=self.archiver,
             archived_index=furthest.index,
             archived_sequence=furthest.sequence,
             archived_us=furthest.time_us,
@@ -265,18 +266,21 @@ class Archiving:
         return True
 
     def _take_in(self, decision: ArchiveDecision, now: float) -> None:
-        """The leader has decided so."""
-        own = self._core.id
-        if decision.archiver == own:
-            is_kept = self._archiver == own and now - self._ordered_at < ORDERED_S
-            self._ordered_at = now
-            for name, lane in self._lanes.items() if not is_kept else ():
-                lane.is_new, lane.is_known, lane.row = True, False, _row(name)
-        self._archiver, self._lost_index = decision.archiver, decision.lost_index
+        """The leader has decided so; until a new one has chosen, the old choice stays."""
+        if decision.archiver:
+            self._appoint(decision.archiver, now)
+        self._lost_index = decision.lost_index
         if decision.rows:
             self._rows = {row.destination: row for row in decision.rows}
         self._on_gap(decision.gap)
         self._advance(now)
+
+    def _appoint(self, archiver: int, now: float) -> None:
+        is_kept = archiver == self._archiver == self._core.id
+        if not is_kept or now - self._appointed_at >= ORDERED_S:
+            for name, lane in self._lanes.items():
+                lane.is_new, lane.is_known, lane.row = True, False, _row(name)
+        self._archiver, self._appointed_at = archiver, now
 
     def _on_gap(self, gap: tuple[int, int]) -> None:
         is_news = gap[1] > 0 and gap != self._gap
@@ -313,7 +317,7 @@ class Archiving:
 
     def _advance(self, now: float) -> None:
         """Have the work done that is due."""
-        is_archiver = self._archiver == self._core.id and now - self._ordered_at < ORDERED_S
+        is_archiver = self._archiver == self._core.id and now - self._appointed_at < ORDERED_S
         if not is_archiver or not self._core.log.first_membership.lineage:
             return
         for name, lane in self._lanes.items():
