@@ -112,6 +112,7 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("prepare", "of them, prepared by the members"),
         ("recovery restored", "of them, carried out"),
         ("recovery aborted", "of them, given up"),
+        ("state built from a bucket", "states built from what is in the buckets"),
         ("goes back", "nodes that went on with the state of then"),
         ("state that differs", "states that a member prepared otherwise than the others"),
         ("crash in a recovery", "nodes ended at a step of a recovery"),

@@ -247,6 +247,12 @@ class CoreLog:
     def last_index(self) -> int:
         return self._scene.index
 
+    @property
+    def commit(self) -> int:
+        return self._scene.index
+
+    known_commit = 0
+
     def term(self, index: int) -> int:
         return self._scene.term
 
