@@ -377,7 +377,6 @@ class Archiving:
     start_index = 0
     status = None
     archiver = None
-    start_index = 0
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
