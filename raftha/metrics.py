@@ -15,7 +15,14 @@ from typing import Protocol
 
 from raftha.extras import extra
 from raftha.node.statistics import Histogram, Statistics
-from raftha.types import BackupState, HaStatus, Health, ReplicaStatus, ReplicationState
+from raftha.types import (
+    ArchiveStatus,
+    BackupState,
+    HaStatus,
+    Health,
+    ReplicaStatus,
+    ReplicationState,
+)
 
 with extra("metrics"):
     from prometheus_client import (
@@ -70,6 +77,7 @@ class Collector(PrometheusCollector):
         yield from _of_node(status)
         yield from _of_replicas(status)
         yield from _of_backups(status)
+        yield from _of_archive(status.archive)
         yield from _of_repository(statistics)
         yield from _of_statistics(statistics)
 
@@ -149,6 +157,34 @@ def _of_backups(status: HaStatus) -> Iterator[Metric]:
         for name, found in last.destinations.items():
             places.add_metric([name], float(found == "ok"))
     yield from (size, places)
+
+
+def _of_archive(archive: ArchiveStatus | None) -> Iterator[Metric]:
+    age = GaugeMetricFamily(
+        "raftha_archive_rpo_seconds",
+        "How old the oldest command is that is not in the destination.",
+        labels=["destination"],
+    )
+    sequence = GaugeMetricFamily(
+        "raftha_archived_sequence",
+        "The last command whose log is in the destination.",
+        labels=["destination"],
+    )
+    failed = GaugeMetricFamily(
+        "raftha_archive_failed",
+        "1 if the last try to archive there has failed.",
+        labels=["destination"],
+    )
+    for name, to in archive.destinations.items() if archive is not None else ():
+        age.add_metric([name], to.rpo_ms / 1000)
+        sequence.add_metric([name], float(to.sequence))
+        failed.add_metric([name], float(bool(to.error)))
+    yield from (age, sequence, failed)
+    backlog = 0 if archive is None else archive.backlog_bytes
+    yield _gauge("archive_backlog_bytes", "About how much log is in no destination.", backlog)
+    gaps = CounterMetricFamily("raftha_archive_gaps", "Gaps in the archive, since the start.")
+    gaps.add_metric([], 0.0 if archive is None else float(archive.gaps))
+    yield gaps
 
 
 def _of_repository(statistics: Statistics) -> Iterator[Metric]:

@@ -302,12 +302,14 @@ class ArchiveReport(NamedTuple):
 class ArchiveNotice(NamedTuple):
     """The leader says which member archives (0 for none), and how far each destination is.
 
-    `lost_index`: no member that can archive has the entries up to there. The gap is the last one of
-    which the leader knows.
+    `now_us`: log time, by which all members say how old what is not archived is. `lost_index`: no
+    member that can archive has the entries up to there. The gap is the last one of which the leader
+    knows.
     """
 
     to: int
     sender: int
+    now_us: int
     archiver: int
     lost_index: int
     gap_first: int

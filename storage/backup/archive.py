@@ -16,8 +16,8 @@ Rules:
   A3  Each segment follows the one before it, by index and by hash. What could not be archived is
       named by a record in `gaps/` before anything later is put. A RESTORE entry has its record in
       `restores/` before its segment is put.
-  A4  A gap is recorded only if the leader says that no member has the entries (`lost_index`), and
-      no other destination has them.
+  A4  A gap is recorded only if the order says that they are lost to the log (`lost_index`), and no
+      other destination has them, or it has been away for `GIVE_UP_S`.
   A5  An object of level 0 goes only after level 1 has its entries, read back, and `STAYS_S` later:
       a plan that has just listed it may still read it. The *verified* position is where that ends.
   A6  Other entries in an object of ours are a RepositoryConflict: nothing more is put there. A
@@ -36,7 +36,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from raftha.entry import Entry, LogPosition, follows
-from raftha.errors import Compacted, DeletionDenied, RafthaError, RepositoryConflict
+from raftha.errors import (
+    Compacted,
+    DeletionDenied,
+    RafthaError,
+    RepositoryConflict,
+    RepositoryError,
+)
 from raftha.storage.backup.archive_listing import Listed
 from raftha.storage.backup.archive_objects import Access, ArchiveObjects
 from raftha.storage.backup.archive_records import RestoreRecord
@@ -54,6 +60,8 @@ MERGE_STORED_BYTES = 12 << 20
 STAYS_S = 600.0
 DENIED_S = 86_400.0
 """When a deletion that was denied is tried again."""
+GIVE_UP_S = 600.0
+"""How long a destination that is away is waited for, if it may have what the log lacks."""
 DELETES_MAX = 100
 """Objects that one job deletes."""
 
@@ -73,8 +81,8 @@ class ArchiveOrder(NamedTuple):
     """What to archive. `through`: the last entry that this node knows to be committed.
 
     `is_new`: another member may have archived since this node's last order, so list. `lost_index`:
-    no member's log has the entries up to there. `keep_from`: segments wholly before this entry may
-    go. `restores`: the RESTORE entries up to `through` that the log remembers.
+    the log has lost the entries up to there for good. `keep_from`: segments wholly before this
+    entry may go. `restores`: the RESTORE entries up to `through` that the log remembers.
     """
 
     lineage: str
@@ -142,6 +150,8 @@ class _Known:
     verified: int = 0
     needs: int = 0
     pending_us: int = 0
+    lacking_since: float | None = None
+    """Since when the log lacks what comes next."""
     waiting: deque[_Stored] = field(default_factory=deque)
     merged: deque[SegmentName] = field(default_factory=deque)
     going: deque[tuple[float, SegmentName]] = field(default_factory=deque)
@@ -243,6 +253,9 @@ class DestinationArchive:
         while True:
             known = self._known_of(objects.lineage, listed)
             if listed.newest is None:
+                if bad:  # All of it is damaged: put again what the log has, the rest is a gap.
+                    known.start = min(name.first for name in bad)
+                    known.archived = Place(known.start - 1, 0, 0)
                 return known
             last = objects.read(listed.newest)
             if last:
@@ -266,9 +279,12 @@ class DestinationArchive:
         return known
 
     def _check_own(self, objects: ArchiveObjects, known: _Known, through: int) -> None:
-        """RepositoryConflict if the last archived entry is another one than this log has."""
+        """RepositoryConflict if the last archived entry is another one than this log has.
+
+        RepositoryError if this member has yet to get it: until then nothing is known.
+        """
         if known.archived.index > through:
-            return  # Another member has archived what this one has yet to get.
+            raise RepositoryError(f"entry {known.archived.index} is archived, and not here yet")
         try:
             position, _ = self._hooks.read(known.archived.index + 1)
         except Compacted:
@@ -288,7 +304,9 @@ class DestinationArchive:
             except Compacted as error:
                 entries = []
                 if known.start:
-                    entries = _cut(objects.elsewhere(first, order.through), order.through)
+                    asks_all = self._asks_all(known)
+                    found = objects.elsewhere(first, order.through, asks_all=asks_all)
+                    entries = _cut(found, order.through)
                 if not entries:
                     if not self._skip(objects, known, order.lost_index, error.first_index):
                         known.needs = error.first_index
@@ -297,6 +315,13 @@ class DestinationArchive:
             if not entries:
                 return
             self._put(objects, known, entries)
+
+    def _asks_all(self, known: _Known) -> bool:
+        """Whether a destination that is away has to be waited for: it may have what is missing."""
+        now = self._hooks.monotonic()
+        if known.lacking_since is None:
+            known.lacking_since = now
+        return now - known.lacking_since < GIVE_UP_S
 
     def _put(self, objects: ArchiveObjects, known: _Known, entries: Sequence[Entry]) -> None:
         """Put a segment of level 0 behind the archived position (A2, A3)."""
@@ -311,7 +336,7 @@ class DestinationArchive:
         known.start = known.start or name.first
         known.archived = Place(last.index, last.last_sequence, last.time_us)
         known.hash = last.hash
-        known.pending_us = 0
+        known.pending_us, known.lacking_since = 0, None
 
     def _skip(
         self, objects: ArchiveObjects, known: _Known, lost_index: int, first_index: int
@@ -327,7 +352,7 @@ class DestinationArchive:
         previous, _ = self._hooks.read(first_index)
         known.archived = Place(previous.index, previous.last_sequence, previous.time_us)
         known.hash = previous.hash
-        known.start = first_index
+        known.start, known.lacking_since = first_index, None
         return True
 
     def _record_gap(self, objects: ArchiveObjects, known: _Known, first: int, last: int) -> None:
@@ -344,7 +369,7 @@ class DestinationArchive:
                 try:
                     entries = _cut(self._hooks.read(at)[1], min(last, order.through))
                 except Compacted:
-                    entries = _cut(objects.elsewhere(at, last), last)
+                    entries = _cut(objects.elsewhere(at, last, asks_all=True), last)
                 if not entries:
                     break
                 name, _ = objects.store(0, entries)
@@ -406,7 +431,7 @@ class DestinationArchive:
 
         They come from the log (A1), or else from level 0, or else from another destination.
         """
-        archived = waiting[-1].name.last
+        archived, previous = waiting[-1].name.last, b""
         while at <= archived:
             found: Sequence[Entry] = ()
             try:
@@ -417,12 +442,12 @@ class DestinationArchive:
             for stored in waiting:
                 if not found and stored.name.first <= at <= stored.name.last:
                     found = objects.read(stored.name)
-            found = found or objects.elsewhere(at, archived)
+            found = found or objects.elsewhere(at, archived, asks_all=True)
             entries = [entry for entry in found if at <= entry.index <= archived]
-            if not entries:
+            if not entries or (previous and not follows(entries[0], previous)):
                 return
             yield from entries
-            at = entries[-1].index + 1
+            at, previous = entries[-1].index + 1, entries[-1].hash
 
     # ---------------------------------------------------------------- what may go
 

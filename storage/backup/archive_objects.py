@@ -132,11 +132,13 @@ class ArchiveObjects:
             self._on_error(error)
             return []
 
-    def elsewhere(self, first: int, last: int) -> list[Entry]:
+    def elsewhere(self, first: int, last: int, *, asks_all: bool) -> list[Entry]:
         """Return entries from `first` to `last`, as many as an object of another destination has.
 
-        None if no other destination has entry `first`.
+        None if no other destination has entry `first`. With `asks_all`, RepositoryUnavailable if
+        one that may have it can't be asked.
         """
+        unavailable: RepositoryUnavailable | None = None
         for other in self._others():
             try:
                 for name in self._covering(other, first):
@@ -145,7 +147,9 @@ class ArchiveObjects:
                     if entries:
                         return entries
             except RepositoryUnavailable as error:
-                self._on_error(error)
+                unavailable = error
+        if unavailable is not None and asks_all:
+            raise unavailable
         return []
 
     def _covering(self, other: Destination, index: int) -> list[SegmentName]:

@@ -68,6 +68,7 @@ HASTE: list[Patch] = [
     (archive, "MERGE_S", 0.3),
     (archive, "MERGE_COUNT", 3),
     (archive, "STAYS_S", 0.3),
+    (archive, "GIVE_UP_S", 1.0),
     (archive, "DENIED_S", 0.5),
     (archive, "PUTS_MAX", 4),
     (replay, "READ_BYTES", 4000),
@@ -241,7 +242,9 @@ class ArchiveWatch:
         bucket = self._buckets[destination]
         listed = self._listed(bucket)
         first = max(result.start, listed.start and min(listed.sizes).first, 1)
-        there = _covered(listed.sizes) | self._hit(bucket)
+        # A member whose log begins later can't tell.
+        forged = set() if result.needs else bucket.forged
+        there = self._entries(bucket.objects.keys() - forged) | self._hit(bucket)
         for gap_first, gap_last in listed.gaps:
             there |= set(range(gap_first, gap_last + 1))
         missing = set(range(first, result.archived.index + 1)) - there

@@ -9,6 +9,7 @@ from raftha.entry import Entry
 from raftha.errors import RepositoryUnavailable
 from raftha.node.backup.archiving import Archiving
 from raftha.node.checkpoints import LogCut
+from raftha.node.messages import ArchiveRow
 from raftha.storage.backup.archive import ArchiveOrder, DestinationArchive, _Known
 from raftha.storage.backup.archive_objects import ArchiveObjects
 from raftha.storage.backup.names import SegmentName
@@ -101,18 +102,6 @@ def level_0_deleted_at_once() -> list[Patch]:
     return [(DestinationArchive, "_deletable", careless)]
 
 
-def merged_beyond_what_is_committed() -> list[Patch]:
-    """Level 1 takes from the log what another archiver has put, though this log may differ."""
-    behind = DestinationArchive._behind
-
-    def anything(
-        self: DestinationArchive, objects: Any, waiting: Any, at: int, through: int
-    ) -> Any:
-        return behind(self, objects, waiting, at, 1 << 62)
-
-    return [(DestinationArchive, "_behind", anything)]
-
-
 def log_kept_without_limit() -> list[Patch]:
     """A bucket that is away makes members keep all of their log."""
 
@@ -136,6 +125,17 @@ def archive_before_all_members_know_it() -> list[Patch]:
     return [(State, "has_recovery", property(lambda self: self.versions is not None))]
 
 
+def age_by_a_clock_that_only_leaders_may_ask() -> list[Patch]:
+    """Each member examines the clocks for the archive's age; a new leader relies on that (T1)."""
+    rpo_ms = Archiving._rpo_ms
+
+    def ask(self: Archiving, row: ArchiveRow) -> int:
+        self._leading._log_clock.now_us()
+        return rpo_ms(self, row)
+
+    return [(Archiving, "_rpo_ms", ask)]
+
+
 BUGS: tuple[Bug, ...] = (
     uncommitted_entries_archived,
     archived_before_confirmed,
@@ -143,8 +143,8 @@ BUGS: tuple[Bug, ...] = (
     any_object_taken_for_ours,
     level_1_not_read_back,
     level_0_deleted_at_once,
-    merged_beyond_what_is_committed,
     log_kept_without_limit,
     log_not_kept_for_the_archive,
     archive_before_all_members_know_it,
+    age_by_a_clock_that_only_leaders_may_ask,
 )

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from raftha.entry import EntryKind, LogPosition, make_entry
 from raftha.errors import (
     BackupDamaged,
     ObjectExists,
@@ -27,8 +28,10 @@ from raftha.errors import (
     ObjectTooLarge,
     RepositoryUnavailable,
 )
+from raftha.storage.backup.crypto import NO_KEYS
 from raftha.storage.backup.destination import ObjectInfo
-from raftha.storage.backup.names import check_folder, check_name
+from raftha.storage.backup.names import check_folder, check_name, parse_segment_name
+from raftha.storage.backup.segments import encode_segment, read_segment
 from tests.sim.world import World
 
 
@@ -56,6 +59,8 @@ class BackupSwarm:
     """Whether another cluster's backups are in the same place."""
     archives: bool
     archive_interval_ms: int
+    forgery_chance: float
+    """How often other entries lie under a segment's name, put by a copy of the cluster."""
     archive_backlog_bytes: int
     """What members keep for the archive: little enough that there are gaps, or enough for all."""
 
@@ -84,6 +89,7 @@ def draw_backups(rng: Random) -> BackupSwarm:
         shares_prefix=rng.random() < 0.3,
         archives=rng.random() < 0.8,
         archive_interval_ms=rng.choice((50, 100, 300)),
+        forgery_chance=rng.choice((0.0, 0.0, 0.0, 0.03)),
         archive_backlog_bytes=rng.choice((3000, 20_000, 1 << 40, 1 << 40)),
     )
 
@@ -104,6 +110,8 @@ class Bucket:
         """The objects that rot or loss has hit, after they were written."""
         self.bad_writes: set[str] = set()
         """Those that have other bytes than were sent."""
+        self.forged: set[str] = set()
+        """Those that another cluster has put under names of this one."""
         self.on_create: Callable[[Bucket, str, bytes], None] = lambda bucket, name, data: None
         self.on_delete: Callable[[Bucket, str], None] = lambda bucket, name: None
         self._world = world
@@ -120,6 +128,9 @@ class Bucket:
         """From now on it works."""
         self._is_calm = True
         self._away_until = 0.0
+        for name in self.forged:
+            self.objects.pop(name, None)
+        self.forged.clear()
 
     def _wait_outage(self) -> None:
         self._world.at(self._rng.expovariate(1 / self._swarm.outage_every_s), self._go_away)
@@ -167,6 +178,8 @@ class Bucket:
 
     def create(self, name: str, data: bytes) -> None:
         """Write an object; the store may do it wrong."""
+        if "/log/0/" in name and name not in self.objects and not self._is_calm:
+            self._forge(name, data)
         if name in self.objects:
             if not self._swarm.ignores_conditions:
                 raise ObjectExists("it exists", destination=self.name, object_name=name)
@@ -181,10 +194,19 @@ class Bucket:
             self._world.note(0, "bad write", f"{self.name} {name}")
         self.objects[name] = _Object(data, self._world.now)
         self.damaged.discard(name)
+        self.forged.discard(name)
         self.bad_writes.discard(name)
         if data != sent:
             self.bad_writes.add(name)
         self.on_create(self, name, sent)
+
+    def _forge(self, name: str, data: bytes) -> None:
+        """A copy of the cluster, which has gone on by itself, may have been here before."""
+        if self._rng.random() < self._swarm.forgery_chance:
+            self.objects[name] = _Object(_forged(name, data), self._world.now)
+            self.forged.add(name)
+            self._world.note(0, "forged object", f"{self.name} {name}")
+            self._world.counts["forged object"] += 1
 
     def find(self, name: str) -> bytes:
         """The bytes of an object."""
@@ -208,6 +230,19 @@ class Bucket:
             self._world.counts["object deleted"] += 1
             del self.objects[name]
             self.bad_writes.discard(name)
+
+
+def _forged(name: str, data: bytes) -> bytes:
+    """A segment of this name whose last entry is another one."""
+    segment = parse_segment_name(name)
+    entries = read_segment(data, segment, NO_KEYS)
+    last = entries[-1]
+    header = (last.index, last.term, last.time_us, last.last_sequence)
+    before = entries[-2].position if len(entries) > 1 else LogPosition(last.index - 1, 0, 0, 0, b"")
+    count = last.last_sequence - before.last_sequence
+    other = make_entry(before, last.term, last.time_us, EntryKind.NOOP, b"forged", count)
+    assert other[:4] == header
+    return encode_segment(segment, [*entries[:-1], other], None, 1)
 
 
 def _is_data(name: str) -> bool:

@@ -131,7 +131,8 @@ def test_a_copy_of_the_cluster_is_found_when_an_archiver_begins() -> None:
     assert Archiving(destination, other).put().conflict
     other.log.entries = other.log.entries[:3]
     behind = Archiving(destination, other)
-    assert behind.put().conflict == "", "it has not got that far"
+    result = behind.put()
+    assert (result.conflict, result.archived.index) == ("", 0), "it has not got that far"
     other.log.entries.append(other_entry(log))
     other.write(2)
     assert behind.put().conflict
@@ -198,6 +199,25 @@ def test_a_last_segment_that_is_damaged_is_put_again() -> None:
     second = Archiving(destination, log)
     assert [second.put().archived.index for _ in range(2)] == [6, 7]
     assert_whole(destination, log)
+
+
+def test_an_archive_that_is_damaged_throughout_is_put_again_or_a_gap() -> None:
+    for first in 1, 7:
+        destination, log, node = scene()
+        node.put()
+        inner = destination.inner
+        for name in map(names.segment_name, segments(destination)):
+            inner.delete(name)
+            inner.create(name, b"rfbk")
+        log.first = first
+        second = Archiving(destination, log)
+        results = [second.put(lost_index=first - 1) for _ in range(5)]
+        assert results[-1].archived.index == 7
+        assert gaps(destination) == ([(1, 6)] if first == 7 else [])
+        for found in segments(destination):
+            if found.last < first:
+                inner.delete(names.segment_name(found))
+        assert_whole(destination, log, first)
 
 
 def test_a_hole_is_filled_from_the_log() -> None:
@@ -276,6 +296,21 @@ def test_a_destination_that_was_away_gets_its_entries_from_another_one() -> None
     assert [call for call in destination.calls if call[0] == "list"][1:] == [
         ("list", names.log_folder(LINEAGE))
     ], "the other one is listed once"
+
+
+def test_a_destination_that_is_away_and_may_have_it_is_waited_for() -> None:
+    destination, log, node = scene()
+    second = FaultyDestination(MemoryDestination("second"))
+    Archiving(second, log).put(through=2)
+    node.put()
+    log.first = 6
+    behind = Archiving(second, log, others=[destination])
+    destination.plan(Fault("list", "fails", times=None))
+    assert "503" in behind.put(lost_index=5).error
+    assert gaps(second) == []
+    behind.now += archive.GIVE_UP_S
+    assert behind.put(lost_index=5).gaps == ((3, 5),)
+    assert behind.put().archived.index == 7
 
 
 def test_a_new_destination_begins_with_the_log_and_copies_nothing() -> None:

@@ -46,6 +46,7 @@ MARK_S, MARK_AGAIN_S = 60.0, 3600.0
 class ArchiveDecision(NamedTuple):
     """What the leader tells all members; see `ArchiveNotice`."""
 
+    now_us: int
     archiver: int
     lost_index: int
     gap: tuple[int, int]
@@ -137,7 +138,10 @@ class ArchiveLeading:
         if candidates and self._has_heard_all(now, LOST_S):
             lost_index = min(fresh[m].first_index for m in candidates) - 1
         self._mark_time(now)
-        return ArchiveDecision(self._archiver, lost_index, self._gap, tuple(self._rows.values()))
+        # Only a leader may ask this clock: a stamp relies on what was examined since the election.
+        now_us = max(self._log_clock.now_us(), self._core.log.last.time_us)
+        rows = tuple(self._rows.values())
+        return ArchiveDecision(now_us, self._archiver, lost_index, self._gap, rows)
 
     def _take_over(self, now: float) -> None:
         self._term, self._since = self._core.term, now

@@ -82,7 +82,6 @@ class Archiving:
         self._core = core
         self._state = state
         self._host = host
-        self._log_clock = log_clock
         self._now = clock.monotonic
         self._pitr = config.archive
         self._interval_s = 0.0 if self._pitr is None else self._pitr.archive_interval_ms / 1000
@@ -103,6 +102,8 @@ class Archiving:
         """The last gap that this node has recorded."""
         self._gaps = 0
         self._since = self._now()
+        self._told = 0, self._since
+        """Log time as the leader has told it last, and when."""
         self._lags = False
 
     # ---------------------------------------------------------------- what is known
@@ -184,8 +185,9 @@ class Archiving:
             return 0
         if row.pending_us:
             pending_us = min(pending_us, row.pending_us)
-        now_us = max(self._log_clock.now_us(), self._core.log.last.time_us)
-        return max((now_us - pending_us) // 1000, 0)
+        told_us, at = self._told
+        now_us = told_us + round(1e6 * (self._now() - at))
+        return max((max(now_us, self._core.log.last.time_us) - pending_us) // 1000, 0)
 
     # ---------------------------------------------------------------- what comes in
 
@@ -199,6 +201,7 @@ class Archiving:
                 self._tell(now)
         elif message.sender == self._core.leader:
             decision = ArchiveDecision(
+                message.now_us,
                 message.archiver,
                 message.lost_index,
                 (message.gap_first, message.gap_last),
@@ -255,6 +258,7 @@ class Archiving:
                     ArchiveNotice(
                         to=member,
                         sender=self._core.id,
+                        now_us=decision.now_us,
                         archiver=decision.archiver,
                         lost_index=decision.lost_index,
                         gap_first=decision.gap[0],
@@ -267,6 +271,7 @@ class Archiving:
 
     def _take_in(self, decision: ArchiveDecision, now: float) -> None:
         """The leader has decided so; until a new one has chosen, the old choice stays."""
+        self._told = decision.now_us, now
         if decision.archiver:
             self._appoint(decision.archiver, now)
         self._lost_index = decision.lost_index
@@ -346,7 +351,7 @@ class Archiving:
             lineage=lineage,
             through=self._state.applied.index,
             is_new=lane.is_new,
-            lost_index=self._lost_index,
+            lost_index=self._lost_to(lane),
             keep_from=keep_from(own, recoveries, name, since_us),
             restores=tuple(
                 RestoreRecord(lineage, r.index, r.sequence, r.to_sequence, r.digest, r.ended_us)
@@ -354,6 +359,16 @@ class Archiving:
                 if r.state == RESTORED
             ),
         )
+
+    def _lost_to(self, lane: _Lane) -> int:
+        """Up to where the log is lost to a destination.
+
+        For one that is furthest, to all members. For the others, to this one: what they need is in
+        the furthest one, if anywhere.
+        """
+        if lane.row.index < self._furthest.index:
+            return self._core.log.first_index - 1
+        return self._lost_index
 
     def _put(self, name: str, lane: _Lane, now: float) -> None:
         order = self._order(name, lane)
