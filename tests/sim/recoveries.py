@@ -12,6 +12,7 @@ What must hold:
                   looked at: when a member starts, when it answers a read, and in the end
     goes on       the RESTORE is one command; numbers, terms and sessions go on: no client's write
                   is applied twice, though it was undone
+    promised      what a member has prepared stays until the recovery has ended
     agreed        a RESTORE follows a `prepare` that wasn't given up, and a majority of the voters
                   had the state on their disks then
     certain       all of the log before the RESTORE is archived, so that an undo finds it
@@ -219,7 +220,7 @@ class SimulatedRecovery:
     ) -> None:
         self._building += 1
         number, backups = self._building, self._backups
-        self._member.restoring.prepared = self._member.restoring.pairs = None
+        self._give_up()
         self._check_sources(record)
 
         def built(state: BuiltState) -> None:
@@ -258,7 +259,15 @@ class SimulatedRecovery:
 
     def discard(self) -> None:
         self._building += 1
-        self._member.restoring.prepared = self._member.restoring.pairs = None
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """What is prepared is no longer: the leader must not count on it."""
+        disk, under_way = self._member.restoring, self._ledger.prepared
+        promised = 0 if disk.prepared is None else disk.prepared.recovery_id
+        if under_way is not None and promised == under_way[0]:
+            raise Violation(f"node {self._member.id} gives up what it has promised")
+        disk.prepared = disk.pairs = None
 
     def restore(self, recovery_id: int, meta: bytes) -> None:
         member = self._member
