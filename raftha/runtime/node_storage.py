@@ -37,6 +37,7 @@ from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import LOG, OpenNode, open_or_heal
 from raftha.storage.directory.node_files import DirectoryNodeFiles
 from raftha.storage.directory.reserve import Reserve
+from raftha.storage.files import system_errors_named
 from raftha.storage.log.disk import Disk, RealDisk
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.checkpoint import CheckpointStore
@@ -94,7 +95,7 @@ class NodeStorage:
         `on_snapshot_error` and `install` are as in `SnapshotThread`. With `lost`, the log is set
         aside as damaged, and the node heals.
         """
-        with contextlib.ExitStack() as opened:
+        with system_errors_named(self._data.path), contextlib.ExitStack() as opened:
             node_files = DirectoryNodeFiles(
                 self._data,
                 self._disk,

@@ -214,8 +214,8 @@ def open_survivor(config: HaConfig) -> Iterator[Survivor]:
 def open_stopped(config: HaConfig) -> Iterator[StoppedNode]:
     """Open a stopped node's data directory; changes no more than a start of the node would.
 
-    ConfigError if it doesn't exist, is in use or belongs to another node; StorageError if it is
-    damaged.
+    ConfigError if it doesn't exist, is in use, belongs to another node, or has nothing of a cluster
+    yet; StorageError if it is damaged.
     """
     path = Path(config.data_dir)
     if not (path / "identity").exists():
@@ -239,7 +239,9 @@ def open_stopped(config: HaConfig) -> Iterator[StoppedNode]:
             store = CheckpointStore(path / "state")
             try:
                 state = State(store, None)
-                yield StoppedNode(data, wal, _read_log(config, state, wal), state)
+                log = _read_log(config, state, wal)
+                _check_has_cluster(log, data)
+                yield StoppedNode(data, wal, log, state)
             finally:
                 store.close()
         finally:
@@ -254,6 +256,15 @@ def _read_log(config: HaConfig, state: State, wal: Wal) -> RaftLog:
     log = RaftLog(wal.first_index, state.applied, entries, 0, membership)
     log.commit = max(log.commit, min(wal.hard_state.commit, log.last_index))
     return log
+
+
+def _check_has_cluster(log: RaftLog, data: DataDirectory) -> None:
+    """A log without a membership is that of a node that was never a member, or lost its disk."""
+    if not log.membership.cluster_id:
+        raise ConfigError(
+            f"data_dir {data.path} is empty: it has no membership, and no data, of any cluster",
+            hint="choose a node that has data; an empty one can only join a cluster, or found one",
+        )
 
 
 def _answers(address: str) -> bool:

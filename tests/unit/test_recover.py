@@ -129,13 +129,30 @@ def test_a_majority_that_answers_is_noticed(
     addresses = [f"127.0.0.1:{port.getsockname()[1]}" for port in ports]
     members = {1: MEMBERS[1], **dict(enumerate(addresses, start=2))}
     config = HaConfig(node_id=1, data_dir=tmp_path, members=members, wal_segment_bytes=16 * MIB)
-    make_node(config, Membership.first(members))
+    make_node(config, replace(FIRST, members=Membership.first(members).members))
     with open_survivor(config) as survivor:
         plan = survivor.plan()
     for port in ports:
         port.close()
     assert sum(member.answers for member in plan.lost) == answering
     assert plan.is_quorum_there == is_quorum_there
+
+
+@pytest.mark.parametrize("has_joined", [False, True])
+def test_a_node_that_has_nothing_of_a_cluster_cannot_become_one(
+    tmp_path: Path, has_joined: bool
+) -> None:
+    """One that never ran beside the others, or was wiped and has joined again without any data."""
+    config = make_config(tmp_path)
+    data = DataDirectory(tmp_path, config.cluster_name, 1)
+    if has_joined:
+        data.join("c" * 32, heals=True)
+    data.close()
+    with pytest.raises(ConfigError, match="is empty"), open_survivor(config):
+        pass
+    wal = open_wal(config)
+    assert wal.last == LOG_START
+    wal.close()
 
 
 def test_a_folder_of_no_node_is_left_as_it_is(tmp_path: Path) -> None:
