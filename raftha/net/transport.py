@@ -50,6 +50,8 @@ REDIAL_MIN_S, REDIAL_MAX_S = 0.02, 0.5
 ASK_S = 2.0
 HOSTS_MAX = 16
 """Numeric addresses of one member that are kept."""
+UNKNOWN_MAX = 16
+"""Connected nodes that are no members: new ones, or strangers where there is no secret."""
 CLOSE_S = 1.0
 FAREWELL_S = 0.05
 """How long a stop waits until its farewells have been sent."""
@@ -419,6 +421,16 @@ class Transport:
             self._receiver.on_disconnected(hello.sender, "network_error")
         self._connected[hello.sender] = connection
         self._receiver.on_connected(hello.sender, hello)
+        self._bound_unknown()
+
+    def _bound_unknown(self) -> None:
+        """Push out the oldest connection of a node that is no member, if there are too many.
+
+        A new node that waits to become a member dials again.
+        """
+        unknown = [peer for peer in self._connected if peer not in self._members]
+        if len(unknown) > UNKNOWN_MAX:
+            self._connected[unknown[0]].drop("too many nodes that are no members are connected")
 
     @property
     def refused_total(self) -> int:
