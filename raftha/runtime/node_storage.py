@@ -29,6 +29,7 @@ from raftha.node.node import Node
 from raftha.node.statistics import Statistics
 from raftha.runtime.backup_jobs import Owner
 from raftha.runtime.backup_thread import BackupThread
+from raftha.runtime.slow_commands import SlowCommands
 from raftha.runtime.snapshot_thread import SnapshotThread
 from raftha.runtime.storage_threads import StorageThreads
 from raftha.storage.backup.source import StoreSource
@@ -57,6 +58,7 @@ class NodeStorage:
     spool: Spool | None
     """From `open` on; None if the settings have no backups."""
     _threads: StorageThreads
+    _slow_commands: SlowCommands
     _wal: Wal
     _store: CheckpointStore
 
@@ -197,7 +199,7 @@ class NodeStorage:
         self._store.close()
 
     def make_threads(self, node: Node) -> StorageThreads:
-        """Make the storage threads of `node`; they don't run yet."""
+        """Make the storage threads of `node`; they don't run yet. Watch its commands."""
         self._threads = StorageThreads(
             self._config.node_id,
             self._wal,
@@ -211,6 +213,10 @@ class NodeStorage:
             on_checkpoint=lambda done: node.on_checkpoint(*done),
             on_digest=lambda done: node.on_digest(*done),
         )
+        self._slow_commands = SlowCommands(
+            self._config.node_id, node.state, lambda: bool(node.failure)
+        )
+        self._slow_commands.start()
         return self._threads
 
     def end_threads(self) -> bool:
@@ -218,6 +224,7 @@ class NodeStorage:
 
         False if the disk hangs: then all files must stay open.
         """
+        self._slow_commands.stop()
         if not self._threads.close():
             return False
         self._end_backups()

@@ -54,7 +54,7 @@ FOLDERS = {"log": "wal", "state": "state"}
 
 
 _MISSING_HINT = (
-    "put the file back from a copy; or remove the whole directory, and the node comes back empty"
+    "put it back, or mount it; or remove the whole directory, and the node comes back empty"
     " and is healed by its cluster, if a majority of the others has its data"
 )
 
@@ -212,7 +212,7 @@ class DataDirectory:
             and "log" not in self.lost
             and not any(map(_is_segment, _names_in(self.path / "wal")))
         ):
-            raise Corrupt(self.path / "wal", 0, "the log is gone")
+            raise Corrupt(self.path / "wal", 0, "the log is gone", hint=_MISSING_HINT)
 
     def _take(self, found: dict[str, Any], path: Path) -> tuple[str, int]:
         """Take over what the file says; return the names of the owner that it was made for."""

@@ -211,6 +211,8 @@ class State:
         self._is_counting = self._is_sorting = False
         self.applying: Entry | None = None
         """The entry that is being applied, or whose application has failed."""
+        self.trying: tuple[Any, ...] | None = None
+        """The unpacked call that is being tried (`raftha/node/trials.py`)."""
         self.skips: Mapping[int, bytes] = {}
         """Hashes of entries whose commands are passed over, by index; see `directory/skips.py`."""
         self._buffer_bytes = 0

@@ -66,7 +66,7 @@ def test_a_lost_identity_beside_data_is_not_created_again(tmp_path: Path, folder
     DataDirectory(tmp_path, "cluster", 1).close()
     (tmp_path / folder).mkdir()
     (tmp_path / "identity").unlink()
-    with pytest.raises(Corrupt, match=r"missing.*put the file back"):
+    with pytest.raises(Corrupt, match=r"missing.*put it back"):
         DataDirectory(tmp_path, "cluster", 1)
 
 
