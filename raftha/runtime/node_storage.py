@@ -29,6 +29,7 @@ from raftha.node.node import Node
 from raftha.node.statistics import Statistics
 from raftha.runtime.backup_jobs import Owner
 from raftha.runtime.backup_thread import BackupThread
+from raftha.runtime.quorum_recovery import finish_recovery
 from raftha.runtime.slow_commands import SlowCommands
 from raftha.runtime.snapshot_thread import SnapshotThread
 from raftha.runtime.storage_threads import StorageThreads
@@ -110,6 +111,7 @@ class NodeStorage:
             if lost is not None:
                 node_files.record_loss((LOG,), lost)
             open_node = open_or_heal(node_files)
+            finish_recovery(self._data, open_node)
             self._wal, self._store = open_node.wal, node_files.store
             self.spool = self._open_spool(open_node.state.applied)
             self._report_skips(open_node.state)

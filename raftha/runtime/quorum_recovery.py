@@ -5,7 +5,8 @@ If the lost nodes will never return, an operator can decide to go on without the
 offline, on one survivor, with its data directory locked. No protocol can establish that the other
 nodes are really gone; that is the operator's responsibility. The only check is whether they answer.
 
-The steps, in an order in which a crash leaves either the old or the new cluster intact:
+The steps, in an order in which a crash leaves either the old or the new cluster intact. The start
+after a crash between the last two finishes the recovery (`finish_recovery`):
 
 1. Write a record of the recovery to the data directory.
 2. Append one write to the log: a hard state of a new term, and a MEMBERSHIP entry of that term with
@@ -46,6 +47,7 @@ from raftha.membership import Member, Membership
 from raftha.node.bootstrap import applied_membership
 from raftha.runtime.founding import new_id
 from raftha.storage.directory.datadir import DataDirectory, new_incarnation
+from raftha.storage.directory.healing import OpenNode
 from raftha.storage.directory.replay import entries_after
 from raftha.storage.directory.snapshot import install
 from raftha.storage.log.disk import RealDisk
@@ -248,6 +250,24 @@ def open_stopped(config: HaConfig) -> Iterator[StoppedNode]:
             wal.close()
     finally:
         data.close()
+
+
+def finish_recovery(data: DataDirectory, opened: OpenNode) -> None:
+    """Give the directory the incarnation that a recovery has recorded, if a crash prevented that.
+
+    A committed membership whose only voter is this node, with an incarnation that this directory
+    has never had, comes from nothing else: no other node could have agreed to it.
+    """
+    payload, commit = opened.state.membership, opened.wal.hard_state.commit
+    for entry in opened.entries:
+        if entry.kind == EntryKind.MEMBERSHIP and entry.index <= commit:
+            payload = bytes(entry.payload)
+    membership = Membership.decode(payload) if payload is not None else Membership({})
+    if membership.voters == (data.node_id,) and not membership.knows(
+        data.node_id, data.incarnation
+    ):
+        logger.warning("node=%d finishes a recovery that was cut off", data.node_id)
+        data.renew_incarnation(membership.recorded(data.node_id))
 
 
 def _read_log(config: HaConfig, state: State, wal: Wal) -> RaftLog:

@@ -12,9 +12,12 @@ import pytest
 from raftha.config import MIB, HaConfig
 from raftha.entry import LOG_START, Entry, EntryKind, HardState, LogPosition, make_entry
 from raftha.errors import ConfigError, InvalidRequest
+from raftha.manager import HaManager
 from raftha.membership import Member, Membership
-from raftha.runtime.quorum_recovery import open_survivor
+from raftha.runtime.quorum_recovery import finish_recovery, open_survivor
 from raftha.storage.directory.datadir import DataDirectory
+from raftha.storage.directory.healing import open_or_heal
+from raftha.storage.directory.node_files import DirectoryNodeFiles
 from raftha.storage.log.disk import RealDisk
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.checkpoint import CheckpointStore
@@ -98,6 +101,45 @@ def test_a_recovery_leaves_one_voter_and_commits_all_there_is(tmp_path: Path) ->
     after = json.loads((tmp_path / "identity").read_text())
     assert after["incarnation"] != before["incarnation"]
     assert membership.recorded(1) == after["incarnation"]
+
+
+@pytest.mark.parametrize("heals", [False, True])
+def test_a_recovery_that_is_cut_off_is_finished_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heals: bool
+) -> None:
+    """Else the node takes its directory for another one once there is a second voter."""
+    config = make_config(tmp_path)
+    make_node(config, FIRST)
+    if heals:
+        data = DataDirectory(tmp_path, config.cluster_name, 1)
+        data._save(epoch=1)
+        data.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(DataDirectory, "renew_incarnation", cut_off)
+        with open_survivor(config) as survivor, pytest.raises(KeyboardInterrupt):
+            survivor.recover(survivor.plan())
+    recorded = last_of(config)[2].recorded(1)
+    with HaManager(config) as ha:
+        ha.put(b"a", b"1")
+    assert json.loads((tmp_path / "identity").read_text())["incarnation"] == recorded
+
+
+def cut_off(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_start_finishes_no_recovery_that_there_was_not(tmp_path: Path) -> None:
+    """The last voter but one removes itself while this one heals in a new directory."""
+    config = make_config(tmp_path)
+    alone = Membership({1: FIRST.members[1]._replace(incarnation=7)}, frozenset(), "c" * 32, "1")
+    make_node(config, FIRST, alone)  # Known to be committed: only what is before.
+    data = DataDirectory(tmp_path, config.cluster_name, 1)
+    files = DirectoryNodeFiles(data, RealDisk(), 16 * MIB, None, lambda _: True, lambda *_: None)
+    before = data.incarnation
+    finish_recovery(data, open_or_heal(files))
+    files.close()
+    data.close()
+    assert data.incarnation == before
 
 
 def test_a_learner_may_be_all_that_is_left(tmp_path: Path) -> None:
