@@ -39,8 +39,8 @@ BUGS: dict[str, Bug] = {
         bugs_versions,
         bugs_clock,
         bugs_backup,
-        bugs_recovery,
         bugs_archive,
+        bugs_recovery,
     )
     for bug in module.BUGS
 }
