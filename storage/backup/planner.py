@@ -40,6 +40,7 @@ from raftha.errors import (
     TargetUnreachable,
 )
 from raftha.storage.backup.chain import Shelf, find_manifest, load_chain
+from raftha.storage.backup.cut import cut_position
 from raftha.storage.backup.log_reader import read_stretch
 from raftha.storage.backup.manifest import Manifest, StoredManifest
 from raftha.storage.backup.names import RestoreName
@@ -417,7 +418,7 @@ class _End:
                 return
         # The log ends before it, or with it.
         if self._taken:
-            self.position = self._positions(self._taken[-1])[-1]
+            self._end_with(self._positions(self._taken[-1])[-1])
         if not self._target.is_last and self.position.time_us != self._target.time_us:
             raise self._planner.beyond(self._history, self._target)
 
@@ -438,16 +439,16 @@ class _End:
                 return False
         else:
             assert target.sequence is not None, "the last moment is behind all"
-            count = bisect_left([each.last_sequence for each in positions], target.sequence) + 1
+            limit = part_of(self._history, stretch.last).sequence_until
+            sequences = [min(each.last_sequence, limit) for each in positions]
+            count = bisect_left(sequences, target.sequence) + 1
             if count > len(positions):
                 return False
             self._check_given(positions[count - 1], target.sequence)
         if count:
-            self.position = positions[count - 1]
+            self._end_with(positions[count - 1])
         elif len(self._taken) > 1:
-            self.position = self._positions(self._taken[-2])[-1]
-        if target.sequence is not None:
-            self.position = self.position._replace(last_sequence=target.sequence)
+            self._end_with(self._positions(self._taken[-2])[-1])
         if count < len(positions):
             self.following = moment_of(positions[count])
         return True
@@ -461,13 +462,13 @@ class _End:
                 self._history, f"no command of lineage {part.lineage} has the number {sequence:,}"
             )
 
+    def _end_with(self, position: LogPosition) -> None:
+        """It ends with this entry, or within it: there is the target, or a fork."""
+        limit = part_of(self._history, position.index).sequence_until
+        self.position = cut_position(position, min(limit, _or_no_end(self._target.sequence)))
+
     def _positions(self, stretch: Stretch) -> list[LogPosition]:
-        """The positions of a stretch's entries; the last one before a fork may be cut by it."""
-        part = part_of(self._history, stretch.last)
-        return [
-            position._replace(last_sequence=min(position.last_sequence, part.sequence_until))
-            for position in (entry.position for entry in self._planner.entries(stretch))
-        ]
+        return [entry.position for entry in self._planner.entries(stretch)]
 
     def _look_ahead(self, walk: Iterator[Stretch]) -> None:
         """The next entry is of interest only, so that nothing depends on it."""

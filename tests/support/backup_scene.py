@@ -376,7 +376,6 @@ class Archiving:
     held_index = None
     status = None
     archiver = None
-    start_index = 0
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
