@@ -97,6 +97,7 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("incremental backup", "incremental ones"),
         ("differential backup", "differential ones"),
         ("backup restored", "backups restored, to the state that the log leads to"),
+        ("moment recovered", "moments between backups recovered, to that state as well"),
         ("backup failed", "backups given up"),
         ("backup adopted", "of them, adopted later, since they were complete"),
         ("backup deleted", "backups deleted"),
