@@ -59,7 +59,7 @@ from raftha.node.node import Node
 from raftha.node.operations import Operation, ReadOperation
 from raftha.node.statistics import Statistics
 from raftha.runtime import forks, introductions
-from raftha.runtime.callers import Results, SubmitQueue, ThreadWaiter
+from raftha.runtime.callers import Results, SubmitQueue, ThreadWaiter, enter_node_thread
 from raftha.runtime.event_bus import EventBus
 from raftha.runtime.founding import Waiting
 from raftha.runtime.logs import log_event
@@ -240,6 +240,7 @@ class Runtime:
             function(*args)
 
     def _run(self) -> None:
+        enter_node_thread()
         asyncio.set_event_loop(self._loop)
         self._loop.set_exception_handler(self._on_loop_exception)
         try:
@@ -343,10 +344,7 @@ class Runtime:
         self._call_node(self._begin_again, "this node replaces its state")
 
     def _begin_again(self, message: str, lost: Corrupt | None = None, change: Any = None) -> None:
-        """End the node, as a kill would, and reopen it with what is on the disk after `change`.
-
-        What callers submit meanwhile waits, and so do their reads and requests for recoveries.
-        """
+        """End the node, as a kill would, and reopen it after `change`; new calls and reads wait."""
         with self._submitted.lock:
             self._reopening = self._loop.create_task(self._reopen(lost, change))
             self._carried = self.node.take_unharmed()

@@ -98,6 +98,7 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("differential backup", "differential ones"),
         ("backup restored", "backups restored, to the state that the log leads to"),
         ("moment recovered", "moments between backups recovered, to that state as well"),
+        ("recovery point", "recovery points noted"),
         ("backup failed", "backups given up"),
         ("backup adopted", "of them, adopted later, since they were complete"),
         ("backup deleted", "backups deleted"),
@@ -107,6 +108,15 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("object rotten", "objects that have changed later"),
         ("object vanished", "objects that have vanished"),
         ("other cluster in the repository", "repositories with another cluster's backups"),
+    ),
+    "the archive": (
+        ("segment of level 0", "segments of committed entries put"),
+        ("segment of level 1", "of them, those that replace the first ones"),
+        ("archive refused", "jobs of an archiver that ended with an error"),
+        ("forged object", "segments of a copy of the cluster under our names"),
+        ("archive conflict", "conflicts noticed"),
+        ("gap recorded", "gaps recorded, as no member had the entries any more"),
+        ("archive whole", "archives that were whole in the end, but for what is recorded"),
     ),
     "recoveries": (
         ("recovery wanted", "recoveries asked for"),
