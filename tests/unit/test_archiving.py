@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raftha.config import BackupConfig, PitrConfig
+from raftha.config import BackupConfig, PitrConfig, RetentionPolicy
 from raftha.events import ArchiveGapRecorded, ArchiveLagging, ArchiveResumed
 from raftha.node.backup import archive_leading
 from raftha.node.backup.archive_leading import AVOID_S, FAILED_S, LOST_S, MARK_AGAIN_S, MARK_S
@@ -397,3 +397,22 @@ def test_an_archive_that_lags_is_reported_and_its_end_too() -> None:
 
 def test_members_report_each_second() -> None:
     assert archive_leading.REPORT_S == 1.0
+
+
+# ---------------------------------------------------------------- the window
+
+
+def test_the_first_backup_of_the_window_stays_whatever_the_policy_says() -> None:
+    policy = RetentionPolicy(
+        keep_last=1, keep_daily_days=0, keep_weekly_weeks=0, keep_monthly_months=0
+    )
+    scene = make(config=BackupConfig(retention=policy), pitr=PitrConfig(retention_hours=1))
+    (first,) = scene.catalog.records()
+    for waits_s, stays in (600, True), (7200, False):
+        scene.pass_time(waits_s, step=2)
+        scene.trigger(1, "full")
+        scene.complete()
+        scene.upkeep()
+        scene.upkeep()
+        record = scene.catalog.get(first.id)
+        assert (record is not None and record.state == "completed") is stays
