@@ -154,6 +154,8 @@ class RecoveryResult:
     digest: str = ""
     duration_ms: float = 0.0
     error: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
 
     @property
     def timestamp(self) -> datetime:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -26,7 +27,7 @@ from raftha.node.backup.results import points_of, recovery_of
 from raftha.node.messages import BackupAction
 from raftha.node.node import Node
 from raftha.node.operations import BackupOperation, ReadOperation
-from raftha.node.recovery.wanted import SEQUENCE, TIME, RecoveryWanted
+from raftha.node.recovery.wanted import SEQUENCE, TIME, RecoveryWanted, pack_abort
 from raftha.recovery import (
     DrillReport,
     RecoveryMoment,
@@ -94,7 +95,7 @@ class RecoveryCalls:
         return _read(_points)
 
     def recoveries(self) -> Read[tuple[RecoveryResult, ...]]:
-        return _read(lambda node: tuple(map(recovery_of, node.state.catalog.recoveries.records())))
+        return _read(_recoveries)
 
     def lineage(self) -> Read[str]:
         return _read(lambda node: node.core.membership.lineage)
@@ -192,6 +193,9 @@ class RecoveryCalls:
             return report
 
         return _read(read)
+
+    def abort(self) -> BackupOperation:
+        return BackupOperation(None, 0.0, BackupAction.ABORT_RECOVERY, pack_abort(0))
 
     def noted(self, entry: int) -> Read[RecoveryPoint]:
         """The point that this entry has noted."""
@@ -330,6 +334,13 @@ class PitrManager:
     def _recover(self, target: Target, freeze: str, timeout: float | None) -> RecoveryResult:
         return recovery_of(self._run(self._calls.recover(target, freeze, timeout), timeout))
 
+    def abort_recovery(self, *, timeout: float | None = None) -> None:
+        """Give up the recovery that the members prepare; nothing has changed then.
+
+        Raises InvalidRequest if none is under way, or if it is about to be completed.
+        """
+        self._run(self._calls.abort(), timeout)
+
     def drill(self, target: datetime | int | str | RecoveryPoint | None = None) -> DrillReport:
         """Restore a moment for proof, by default a random one of the window. Changes nothing.
 
@@ -432,6 +443,10 @@ class AsyncPitrManager:
     async def _recover(self, target: Target, freeze: str, timeout: float | None) -> RecoveryResult:
         return recovery_of(await self._run(self._calls.recover(target, freeze, timeout), timeout))
 
+    async def abort_recovery(self, *, timeout: float | None = None) -> None:
+        """As `raftha.PitrManager.abort_recovery`."""
+        await self._run(self._calls.abort(), timeout)
+
     async def drill(
         self, target: datetime | int | str | RecoveryPoint | None = None
     ) -> DrillReport:
@@ -516,6 +531,15 @@ def _shown_plan(plan: recovery.RecoveryPlan) -> RecoveryPlan:
 
 def _points(node: Node) -> tuple[RecoveryPoint, ...]:
     return points_of(node.state.catalog, node.core.membership.lineage)
+
+
+def _recoveries(node: Node) -> tuple[RecoveryResult, ...]:
+    found = [recovery_of(record) for record in node.state.catalog.recoveries.records()]
+    progress = node.backups.recovery.progress
+    if progress is not None:
+        done, total = progress.done_bytes, progress.total_bytes
+        found[-1] = replace(found[-1], done_bytes=done, total_bytes=total)
+    return tuple(found)
 
 
 def _read(read: Callable[[Node], Any]) -> ReadOperation:

@@ -62,6 +62,9 @@ def recover(
     undo: Annotated[
         bool, typer.Option("--undo", help="Back to the moment before the last recovery.")
     ] = False,
+    abort: Annotated[
+        bool, typer.Option("--abort", help="Give up the one that the members prepare.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
     freeze_now: Annotated[
@@ -88,7 +91,11 @@ def recover(
     """
     with errors_as_lines():
         asked = node_to_ask(connect, config, token_file, tls_ca)
-        target = _target(to_time, to_sequence, to_mark, undo)
+        target = _target(to_time, to_sequence, to_mark, undo, abort)
+        if abort:
+            ask(asked, ("RAFTHA", "RECOVER", "ABORT"), ASK_S)
+            typer.echo("{}" if as_json else "given up; nothing has changed")
+            return
         before = _told(asked)
         if undo:
             target = Target("SEQUENCE", _undone_sequence(before))
@@ -105,11 +112,11 @@ def recover(
             raise RafthaError(f"the recovery was given up: {result['error']}")
 
 
-def _target(to_time: str, to_sequence: int | None, to_mark: str, undo: bool) -> Target:
-    given = [bool(to_time), to_sequence is not None, bool(to_mark), undo]
+def _target(to_time: str, to_sequence: int | None, to_mark: str, undo: bool, abort: bool) -> Target:
+    given = [bool(to_time), to_sequence is not None, bool(to_mark), undo, abort]
     if sum(given) != 1:
-        raise ConfigError("give one of --to-time, --to-sequence, --to-mark and --undo")
-    return Target("", "") if undo else make_target(to_time, to_sequence, to_mark)
+        raise ConfigError("give one of --to-time, --to-sequence, --to-mark, --undo and --abort")
+    return Target("", "") if undo or abort else make_target(to_time, to_sequence, to_mark)
 
 
 def make_target(to_time: str, to_sequence: int | None, to_mark: str) -> Target:
@@ -182,7 +189,11 @@ def _stage(asked: Asked, last_id: int) -> str:
     except RafthaError:
         return "switching"
     running = [each for each in told["recoveries"] if each["id"] > last_id]
-    return "planning" if not running else "the members build the state of then"
+    if not running:
+        return "planning"
+    done, total = running[-1].get("done_bytes", 0), running[-1].get("total_bytes", 0)
+    how_far = f", {100 * done // total} % here" if total else ""
+    return f"the members build the state of then{how_far}"
 
 
 def _outcome(asked: Asked, last_id: int) -> dict[str, Any]:

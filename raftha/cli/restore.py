@@ -7,6 +7,7 @@ moment for which the repository has the log.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -224,10 +225,9 @@ def parse_skips(texts: Iterable[str]) -> dict[int, bytes]:
     found: dict[int, bytes] = {}
     for text in texts:
         index, _, digest = text.partition(":")
-        try:
-            found[int(index)] = bytes.fromhex(digest)
-        except ValueError:
-            raise ConfigError(f"--skip-entry: not INDEX:HASH: {text!r:.80}") from None
+        if not (index.isdecimal() and re.fullmatch("[0-9a-fA-F]{32}", digest)):
+            raise ConfigError(f"--skip-entry: not INDEX:HASH: {text!r:.80}")
+        found[int(index)] = bytes.fromhex(digest)
     return found
 
 

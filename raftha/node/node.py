@@ -483,9 +483,9 @@ class Node:
             self.deliver(operation, sent)
         self._host.flush()
 
-    def take_recoveries(self) -> Sequence[Operation]:
-        """Give up the requests for recoveries, which the node's next life answers."""
-        taken = self.backups.take_recoveries()
+    def take_unharmed(self) -> Sequence[Operation]:
+        """Give up reads and requests for recoveries, which the node's next life answers."""
+        taken = [*self._reads.take(), *self.backups.take_recoveries()]
         self._pending.forget(taken)
         return taken
 

@@ -345,11 +345,11 @@ class Runtime:
     def _begin_again(self, message: str, lost: Corrupt | None = None, change: Any = None) -> None:
         """End the node, as a kill would, and reopen it with what is on the disk after `change`.
 
-        What callers submit meanwhile waits, and so do their requests for recoveries.
+        What callers submit meanwhile waits, and so do their reads and requests for recoveries.
         """
         with self._submitted.lock:
             self._reopening = self._loop.create_task(self._reopen(lost, change))
-            self._carried = self.node.take_recoveries()
+            self._carried = self.node.take_unharmed()
             self.node.fail("", Unavailable(message), Disconnected(message))
 
     def _become(self, change: Callable[[], None]) -> None:

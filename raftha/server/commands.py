@@ -63,6 +63,7 @@ RAFTHA RECOVER WINDOW -- the moments that can be restored, as JSON
 RAFTHA RECOVER PLAN TIME us|SEQUENCE n|MARK name -- what a recovery would read, as JSON
 RAFTHA RECOVER TO TIME us|SEQUENCE n|MARK name [SWITCH|NOW [seconds]] -- take the cluster back
 RAFTHA RECOVER UNDO [SWITCH|NOW [seconds]] -- take back the last recovery
+RAFTHA RECOVER ABORT -- give up the recovery that the members prepare
 RAFTHA RECOVER DRILL [TIME us|SEQUENCE n|MARK name] -- restore a moment for proof, as JSON
 RAFTHA SESSION -- open a session for ONCE; its id
 RAFTHA ONCE session number floor command [argument ...] -- apply a write once, however often sent

@@ -90,6 +90,11 @@ async def _undo(service: Service, freeze: bytes = b"SWITCH", wait_s: bytes = b"0
     return json.dumps(dataclasses.asdict(result)).encode()
 
 
+async def _abort(service: Service) -> str:
+    await service.ha.pitr.abort_recovery()
+    return "OK"
+
+
 async def _drill(service: Service, kind: bytes = b"", value: bytes = b"") -> bytes:
     report = await service.ha.pitr.drill(_target(kind, value) if kind else None)
     return json.dumps(report.as_dict()).encode()
@@ -124,6 +129,7 @@ _ACTIONS: dict[bytes, tuple[_Call, int, int]] = {
     b"PLAN": (_plan, 2, 2),
     b"TO": (_to, 2, 4),
     b"UNDO": (_undo, 0, 2),
+    b"ABORT": (_abort, 0, 0),
     b"DRILL": (_drill, 0, 2),
 }
 """Each action, and how many arguments it takes."""

@@ -3,18 +3,40 @@
 Theory of operation. A group's commands are msgpack values in sequence, so the first of them are a
 prefix of its bytes. A group that can't be parsed had no effect as a whole; what is left of it must
 not become one that can. The entry keeps index, term, time and hash: sessions that it opens have the
-ids that they had. It is not an entry of any log.
+ids that they had. It is not an entry of any log, and the position behind it has another hash.
 """
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import msgpack
 
-from raftha.entry import Entry, EntryKind, Group, decode_groups, encode_group
+from raftha.entry import (
+    HASH_BYTES,
+    Entry,
+    EntryKind,
+    Group,
+    LogPosition,
+    decode_groups,
+    encode_group,
+)
 from raftha.storage.state.commands import ARRAY_MAX, unpack_commands
 
 _NO_COMMANDS = b"\xc1"
 """A byte that begins no msgpack value."""
+
+
+def cut_position(position: LogPosition, last_sequence: int) -> LogPosition:
+    """Return the position behind the command of this number, within or at the end of an entry.
+
+    Within, it has a hash of its own: states that were cut at different places are no equals.
+    """
+    if last_sequence >= position.last_sequence:
+        return position
+    covered = b"raftha/cut/1" + position.hash + last_sequence.to_bytes(8, "little")
+    digest = sha256(covered).digest()[:HASH_BYTES]
+    return position._replace(last_sequence=last_sequence, hash=digest)
 
 
 def cut_entry(entry: Entry, before: int, last_sequence: int) -> Entry:

@@ -40,6 +40,7 @@ from raftha.errors import (
     TargetUnreachable,
 )
 from raftha.storage.backup.chain import Shelf, find_manifest, load_chain
+from raftha.storage.backup.cut import cut_position
 from raftha.storage.backup.log_reader import read_stretch
 from raftha.storage.backup.manifest import Manifest, StoredManifest
 from raftha.storage.backup.names import RestoreName
@@ -69,8 +70,8 @@ from raftha.storage.backup.timeline import (
 
 TRIES_MAX = 20
 """How many bases are tried before a plan fails with the error of the newest one."""
-DEPTH_MAX = 50
-"""How deep plans lie in each other."""
+SOURCES_MAX = 100
+"""How many states of earlier recoveries a plan needs at most."""
 _BROKEN = (ChainBroken, ObjectMissing, BackupDamaged, KeyMissing)
 
 
@@ -119,6 +120,8 @@ class Planner:
         self._rates = rates or Rates()
         self._manifests: dict[tuple[str, str], StoredManifest] = {}
         self._sources: dict[tuple[str, int], RecoveryPlan] = {}
+        self._asked = 0
+        """How many sources were planned."""
 
     # ---------------------------------------------------------------- which history
 
@@ -185,7 +188,6 @@ class Planner:
         target: Target,
         *,
         not_after: Target | None = None,
-        depth: int = 0,
     ) -> RecoveryPlan:
         """Plan for a target in this history: see `plan_recovery`."""
         first_error: RepositoryError | None = None
@@ -197,7 +199,7 @@ class Planner:
                     continue
                 tries += 1
                 links = self._chain(listed)
-                return self._from_base(history, target, links, not_after is not None, depth)
+                return self._from_base(history, target, links, is_compared=not_after is not None)
             except _BROKEN as error:
                 first_error = first_error or error
                 if tries >= TRIES_MAX:
@@ -246,8 +248,8 @@ class Planner:
         history: History,
         target: Target,
         links: Sequence[StoredManifest],
+        *,
         is_compared: bool,
-        depth: int,
     ) -> RecoveryPlan:
         base = links[-1].manifest
         end = _End(self, history, target, base.position)
@@ -261,30 +263,32 @@ class Planner:
             stretches=tuple(end.needed()),
             position=position,
             following=end.following,
-            sources=self._sources_of(history, base.position.index + 1, position.index, depth),
+            sources=self._sources_of(history, base.position.index + 1, position.index),
             checks=self._checks(history, base, position) if is_compared else (),
             own_commands=end.count_commands(),
             rates=self._rates,
         )
 
-    def _sources_of(
-        self, history: History, first: int, last: int, depth: int
-    ) -> tuple[Source, ...]:
+    def _sources_of(self, history: History, first: int, last: int) -> tuple[Source, ...]:
         found = self.timeline.restores_in(history, first, last)
         for before, after in pairwise(found):
             if before.index == after.index:
                 raise BackupDamaged(f"entry {after.index} has two records of what it restored")
-        return tuple(Source(each, self._source(each, depth + 1)) for each in found)
+        return tuple(Source(each, self._source(each)) for each in found)
 
-    def _source(self, restore: RestoreName, depth: int) -> RecoveryPlan:
+    def _source(self, restore: RestoreName) -> RecoveryPlan:
         key = restore.lineage, restore.to_sequence
         if key not in self._sources:
-            if depth > DEPTH_MAX:
-                raise ChainBroken(f"more than {DEPTH_MAX} recoveries refer to each other")
+            if self._asked >= SOURCES_MAX:
+                raise ChainBroken(
+                    f"more than {SOURCES_MAX} recoveries lie on the way",
+                    hint="choose a moment before them, or one behind the next backup",
+                )
+            self._asked += 1
             history = self.timeline.history(restore.lineage)
             target = Target(sequence=restore.to_sequence)
             try:
-                self._sources[key] = self.plan(history, target, depth=depth)
+                self._sources[key] = self.plan(history, target)
             except TargetUnreachable as error:
                 raise TargetUnreachable(
                     f"entry {restore.index} went back to {target}, which is not there: {error}",
@@ -414,7 +418,7 @@ class _End:
                 return
         # The log ends before it, or with it.
         if self._taken:
-            self.position = self._positions(self._taken[-1])[-1]
+            self._end_with(self._positions(self._taken[-1])[-1])
         if not self._target.is_last and self.position.time_us != self._target.time_us:
             raise self._planner.beyond(self._history, self._target)
 
@@ -435,16 +439,16 @@ class _End:
                 return False
         else:
             assert target.sequence is not None, "the last moment is behind all"
-            count = bisect_left([each.last_sequence for each in positions], target.sequence) + 1
+            limit = part_of(self._history, stretch.last).sequence_until
+            sequences = [min(each.last_sequence, limit) for each in positions]
+            count = bisect_left(sequences, target.sequence) + 1
             if count > len(positions):
                 return False
             self._check_given(positions[count - 1], target.sequence)
         if count:
-            self.position = positions[count - 1]
+            self._end_with(positions[count - 1])
         elif len(self._taken) > 1:
-            self.position = self._positions(self._taken[-2])[-1]
-        if target.sequence is not None:
-            self.position = self.position._replace(last_sequence=target.sequence)
+            self._end_with(self._positions(self._taken[-2])[-1])
         if count < len(positions):
             self.following = moment_of(positions[count])
         return True
@@ -458,13 +462,13 @@ class _End:
                 self._history, f"no command of lineage {part.lineage} has the number {sequence:,}"
             )
 
+    def _end_with(self, position: LogPosition) -> None:
+        """It ends with this entry, or within it: there is the target, or a fork."""
+        limit = part_of(self._history, position.index).sequence_until
+        self.position = cut_position(position, min(limit, _or_no_end(self._target.sequence)))
+
     def _positions(self, stretch: Stretch) -> list[LogPosition]:
-        """The positions of a stretch's entries; the last one before a fork may be cut by it."""
-        part = part_of(self._history, stretch.last)
-        return [
-            position._replace(last_sequence=min(position.last_sequence, part.sequence_until))
-            for position in (entry.position for entry in self._planner.entries(stretch))
-        ]
+        return [entry.position for entry in self._planner.entries(stretch)]
 
     def _look_ahead(self, walk: Iterator[Stretch]) -> None:
         """The next entry is of interest only, so that nothing depends on it."""

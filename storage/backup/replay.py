@@ -37,7 +37,7 @@ from raftha.entry import Entry, EntryKind, LogPosition, follows
 from raftha.errors import BackupDamaged, ObjectMissing, RafthaError, UpgradeRequired
 from raftha.storage.backup import names
 from raftha.storage.backup.chain import Shelf, read_backup
-from raftha.storage.backup.cut import cut_entry
+from raftha.storage.backup.cut import cut_entry, cut_position
 from raftha.storage.backup.hashing import ParallelHasher, hash_store
 from raftha.storage.backup.image_stores import STATE, FolderStores, ImageBuilder, ImageStores
 from raftha.storage.backup.log_reader import LogReader
@@ -402,7 +402,9 @@ class _Replay:
             self._replace_pairs(entry, *restored)
         else:
             before = self._state.applied.last_sequence
-            self._state.apply(cut_entry(entry, before, self._cuts.get(index, entry.last_sequence)))
+            last = self._cuts.get(index, entry.last_sequence)
+            self._state.apply(cut_entry(entry, before, last))
+            self._state.applied = cut_position(entry.position, last)
         if index in self._checks:
             self._check_digest(self._checks[index].manifest)
 

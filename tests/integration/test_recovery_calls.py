@@ -133,6 +133,8 @@ def test_what_cannot_be_reached_is_named_and_nothing_changes(
         node.pitr.recover_to_sequence(receipt.sequence + 1_000_000)
     with pytest.raises(raftha.InvalidRequest, match="no recovery that could be undone"):
         node.pitr.undo()
+    with pytest.raises(raftha.InvalidRequest, match="no recovery is under way"):
+        node.pitr.abort_recovery()
     assert node.digest().hex == before
     assert node.pitr.list_recoveries() == ()
 

@@ -12,6 +12,7 @@ What must hold, by the committed log (`invariants.py`), in each bucket, but for 
     recovery      when all faults are over, all of the log gets archived, in each bucket (I8), and a
                   backup comes after the last gap
     versions      nothing is archived before all members know how
+    points        a recovery point is noted once a bucket has its log
 """
 
 from __future__ import annotations
@@ -154,6 +155,8 @@ class ArchiveWatch:
         """`lineage` returns the cluster's own at present; a lone survivor may begin another."""
         self.window_index = 0
         """No recovery in the window needs earlier entries."""
+        self._put: dict[str, int] = {}
+        """The last entry that was put into any bucket, by lineage."""
         self._world = world
         self._buckets = {bucket.name: bucket for bucket in buckets}
         self._committed = committed
@@ -175,6 +178,7 @@ class ArchiveWatch:
             raise Violation(f"{name} is of a protocol that not all members speak")
         segment = names.parse_segment_name(name)
         self._note(bucket, "put", segment)
+        self._put[lineage] = max(self._put.get(lineage, 0), segment.last)
         self._world.counts[f"segment of level {segment.level}"] += 1
         for entry in read_segment(data, segment, NO_KEYS):
             if entry.index > len(self._committed):
@@ -258,6 +262,12 @@ class ArchiveWatch:
         unread = {index for index in bad if first <= index <= result.verified}
         if unread:
             raise Violation(f"entry {min(unread)} is called verified, and can't be read")
+
+    def check_point(self, index: int) -> None:
+        """A recovery point of this entry is noted: it can be restored if all members are lost."""
+        self._world.counts["recovery point"] += 1
+        if index > self._put.get(self._lineage, 0):
+            raise Violation(f"entry {index} is called a recovery point, and no bucket has it")
 
     def lacking(self, newest_position: int) -> str:
         """What is not archived yet in the end, or leads on from no backup; "" if nothing is."""

@@ -59,6 +59,7 @@ from raftha.storage.state.catalog import (
     Deleted,
     End,
     Found,
+    NotePoint,
     Pin,
     encode_change,
     make_label,
@@ -372,6 +373,8 @@ class Backups:
                     self._check_restores(record.id, record.position_sequence)
             case Found():
                 self._check_missing(before[change.id], change)
+            case NotePoint():
+                self.archive.check_point(change.index)
             case Deleted():
                 self._world.counts["backup deleted"] += len(change.ids)
                 self._check_forgotten(change.ids)

@@ -8,6 +8,7 @@ from typing import Any
 from raftha.entry import Entry
 from raftha.errors import RepositoryUnavailable
 from raftha.node.backup.archiving import Archiving
+from raftha.node.backup.points import Points
 from raftha.node.checkpoints import LogCut
 from raftha.node.messages import ArchiveRow
 from raftha.storage.backup.archive import ArchiveOrder, DestinationArchive, _Known
@@ -136,6 +137,16 @@ def age_by_a_clock_that_only_leaders_may_ask() -> list[Patch]:
     return [(Archiving, "_rpo_ms", ask)]
 
 
+def point_noted_before_it_is_archived() -> list[Patch]:
+    """A recovery point is noted as soon as the states were compared, and its log is nowhere yet."""
+    init = Points.__init__
+
+    def hasty(self: Points, *args: Any, **others: Any) -> None:
+        init(self, *args, **{**others, "archived_index": lambda: None})
+
+    return [(Points, "__init__", hasty)]
+
+
 BUGS: tuple[Bug, ...] = (
     uncommitted_entries_archived,
     archived_before_confirmed,
@@ -147,4 +158,5 @@ BUGS: tuple[Bug, ...] = (
     log_not_kept_for_the_archive,
     archive_before_all_members_know_it,
     age_by_a_clock_that_only_leaders_may_ask,
+    point_noted_before_it_is_archived,
 )

@@ -2,8 +2,9 @@
 
 Theory of operation. In some seeds an operator has the cluster go back to an earlier moment, now and
 then, through any member, also while others are asked for or backups are taken; undoes that, or
-gives it up. Members crash at every step of it. The node's part is real; the states are built from
-the oracle's, slowly, and not always.
+gives it up. Members crash at every step of it. The node's part is real. In seeds with an archive
+the states are built from the buckets by the real code, and must be the oracle's; in others they are
+made of the oracle's, slowly, and not always.
 
 What must hold:
 
@@ -11,6 +12,7 @@ What must hold:
                   looked at: when a member starts, when it answers a read, and in the end
     goes on       the RESTORE is one command; numbers, terms and sessions go on: no client's write
                   is applied twice, though it was undone
+    promised      what a member has prepared stays until the recovery has ended
     agreed        a RESTORE follows a `prepare` that wasn't given up, and a majority of the voters
                   had the state on their disks then
     certain       all of the log before the RESTORE is archived, so that an undo finds it
@@ -37,23 +39,31 @@ from raftha.node.recovery import leading as leading_module
 from raftha.node.recovery import member as member_module
 from raftha.node.recovery.wanted import SEQUENCE, RecoveryWanted, pack_abort
 from raftha.node.recovery_work import BuiltState, PairsProgress, PlannedRecovery, RecoveryTarget
+from raftha.storage.backup.planner import plan_recovery
+from raftha.storage.backup.recovery import Target
+from raftha.storage.backup.replay import ReplayHooks, build_image
 from raftha.storage.directory.restoring import PreparedState
 from raftha.storage.state import catalog
 from raftha.storage.state.catalog import Abort, Prepare, Restore
 from raftha.storage.state.recoveries import RESTORED, RecoveryRecord
 from raftha.storage.state.state import State
+from tests.sim.backups import SimulatedBackups
 from tests.sim.ledger import Ledger
 from tests.sim.oracle import Oracle
 from tests.sim.planting import Patch
 from tests.sim.recovery_swarm import RecoverySwarm
+from tests.sim.repository import draw_backups
 from tests.sim.store import DictStore
 from tests.sim.swarm import Swarm
 from tests.sim.world import Violation, World
+from tests.support.dict_stores import DictStores
 
 if TYPE_CHECKING:
     from tests.sim.member import Member
 
 CHANCE = 0.2
+BUCKET_CHANCE = 0.4
+"""How often a seed with recoveries has backups because of them."""
 HASTE: list[Patch] = [
     (member_module, "REPORT_S", 0.1),
     (leading_module, "REPORT_S", 0.1),
@@ -84,6 +94,8 @@ def with_recoveries(swarm: Swarm, rng: Random) -> Swarm:
         abort_chance=rng.choice((0.0, 0.1)),
         archive_s=rng.choice((0.0, 0.03, 0.2)),
     )
+    if swarm.backups is None and rng.random() < BUCKET_CHANCE:
+        swarm = replace(swarm, backups=draw_backups(rng))
     return replace(swarm, chaos_s=max(swarm.chaos_s, 5.0), recoveries=drawn)
 
 
@@ -136,17 +148,62 @@ class SimulatedRecovery:
         self._oracle = oracle
         self._rng = member.rng
         self._building = 0
+        self._pairs: Mapping[bytes, bytes] | None = None
 
     @property
     def prepared(self) -> PreparedState | None:
         return self._member.restoring.prepared
 
+    @property
+    def _backups(self) -> SimulatedBackups | None:
+        """What reads the buckets, if the archive is in them."""
+        backups = self._member.backups
+        has_archive = self._member.config.archive is not None
+        return backups if has_archive and isinstance(backups, SimulatedBackups) else None
+
     def plan(self, target: RecoveryTarget, done: Callable[[PlannedRecovery], None]) -> None:
+        backups = self._backups
+        if backups is not None:
+            backups._start(lambda job: self._plan_from(backups, target), done)
+            return
         planned = PlannedRecovery("RepositoryUnavailable", "it is away")
         if self._rng.random() >= self._swarm.failure_chance:
             sources = self._sources(target.sequence)
             planned = PlannedRecovery("", "", target.lineage, target.sequence, 1, sources)
         self._member.later(self._rng.expovariate(1 / self._swarm.build_s), done, planned)
+
+    def _plan_from(self, backups: SimulatedBackups, target: RecoveryTarget) -> PlannedRecovery:
+        """As `RecoveryThread.plan`."""
+        try:
+            repository = backups._make(may_create=False)
+            wanted = Target(sequence=target.sequence)
+            plan = plan_recovery(repository, wanted, lineage=target.lineage)
+        except RafthaError as error:
+            return PlannedRecovery(type(error).__name__, str(error))
+        sources = tuple(link.manifest.id for link in plan.links)
+        position = plan.position
+        return PlannedRecovery(
+            "", "", plan.lineage, position.last_sequence, position.time_us, sources
+        )
+
+    def _build_from(self, backups: SimulatedBackups, record: RecoveryRecord) -> BuiltState:
+        """As `RecoveryThread.build`."""
+        stores = DictStores()
+        try:
+            repository = backups._make(may_create=False)
+            wanted = Target(sequence=record.to_sequence)
+            plan = plan_recovery(repository, wanted, lineage=record.lineage)
+            hooks = ReplayHooks(
+                monotonic=lambda: self._world.now, buffer_bytes=self._rng.choice((1, 1000, 1 << 20))
+            )
+            image = build_image(plan, repository, stores, self._member.machine, hooks)
+        except RafthaError as error:
+            return BuiltState(str(error))
+        pairs, expected = stores.pairs(), self._oracle.values_at(record.to_sequence)
+        if pairs != expected or image.digest != digest_of(expected):
+            raise Violation(f"the buckets lead to another state than {record} goes back to")
+        self._world.counts["state built from a bucket"] += 1
+        return self._keep(record, pairs)
 
     def _sources(self, sequence: int) -> tuple[int, ...]:
         """The newest chain of backups from before the target."""
@@ -162,34 +219,55 @@ class SimulatedRecovery:
         self, record: RecoveryRecord, on_progress: PairsProgress, done: Callable[[BuiltState], None]
     ) -> None:
         self._building += 1
-        number = self._building
-        self._member.restoring.prepared = self._member.restoring.pairs = None
+        number, backups = self._building, self._backups
+        self._give_up()
+        self._check_sources(record)
+
+        def built(state: BuiltState) -> None:
+            if number == self._building:
+                disk = self._member.restoring
+                disk.prepared, disk.pairs = state.prepared, self._pairs
+                done(state)
 
         def finish() -> None:
-            if number == self._building:
-                done(self._build(record))
+            built(self._build(record))
 
+        if backups is not None:
+            backups._start(lambda job: self._build_from(backups, record), built)
+            return
         self._member.later(self._rng.expovariate(1 / self._swarm.build_s), finish)
 
     def _build(self, record: RecoveryRecord) -> BuiltState:
         if self._rng.random() < self._swarm.failure_chance or self._member.store.is_full:
             return BuiltState("the repository is away")
-        for backup_id in record.backups:
-            source = self._ledger.backups.get(backup_id)
-            if source is None or source.state == "retired":
-                raise Violation(f"backup {backup_id}, which a recovery reads, has expired")
+        self._check_sources(record)
         pairs = self._oracle.values_at(record.to_sequence)
         if self._rng.random() < self._swarm.wrong_chance:
             pairs[b"\xfealien %d" % self._member.id] = b"1"
             self._world.counts["state that differs"] += 1
-        disk = self._member.restoring
-        disk.pairs = pairs
-        disk.prepared = PreparedState(record.id, digest_of(pairs), len(pairs))
-        return BuiltState("", disk.prepared)
+        return self._keep(record, pairs)
+
+    def _keep(self, record: RecoveryRecord, pairs: Mapping[bytes, bytes]) -> BuiltState:
+        self._pairs = pairs
+        return BuiltState("", PreparedState(record.id, digest_of(pairs), len(pairs)))
+
+    def _check_sources(self, record: RecoveryRecord) -> None:
+        for backup_id in record.backups:
+            source = self._ledger.backups.get(backup_id)
+            if source is None or source.state == "retired":
+                raise Violation(f"backup {backup_id}, which a recovery reads, has expired")
 
     def discard(self) -> None:
         self._building += 1
-        self._member.restoring.prepared = self._member.restoring.pairs = None
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """What is prepared is no longer: the leader must not count on it."""
+        disk, under_way = self._member.restoring, self._ledger.prepared
+        promised = 0 if disk.prepared is None else disk.prepared.recovery_id
+        if under_way is not None and promised == under_way[0]:
+            raise Violation(f"node {self._member.id} gives up what it has promised")
+        disk.prepared = disk.pairs = None
 
     def restore(self, recovery_id: int, meta: bytes) -> None:
         member = self._member

@@ -40,7 +40,9 @@ def node_config(node_id: int, swarm: Swarm, backup: BackupConfig | None) -> HaCo
 def _recovery(swarm: Swarm) -> PitrConfig:
     if swarm.backups is None:
         return PitrConfig()
-    return PitrConfig(archive_interval_ms=swarm.backups.archive_interval_ms)
+    return PitrConfig(
+        archive_interval_ms=swarm.backups.archive_interval_ms, checkpoint_interval_sec=1
+    )
 
 
 def core_config(node_id: int, swarm: Swarm, *, lease_ms: int, promised_ms: int) -> CoreConfig:

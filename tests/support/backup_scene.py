@@ -247,6 +247,12 @@ class CoreLog:
     def last_index(self) -> int:
         return self._scene.index
 
+    @property
+    def commit(self) -> int:
+        return self._scene.index
+
+    known_commit = 0
+
     def term(self, index: int) -> int:
         return self._scene.term
 
@@ -368,7 +374,6 @@ class Archiving:
     """A node's part in the archive, which is as far as the scene says."""
 
     held_index = None
-    start_index = 0
     status = None
     archiver = None
 

@@ -283,6 +283,7 @@ class History:
             parent=parent,
             level=1,
             machine="Kit",
+            commands=tuple(sorted(Kit.commands)),
         )
         hooks = TakeHooks(
             waits=FakeTime().waits, now_us=lambda: 77, random=Random(next(self.salts)).randbytes

@@ -107,3 +107,24 @@ def test_a_move_that_can_not_be_is_refused(node_id: int, address: str, reason: s
     (reply,) = sent
     assert isinstance(reply, MembershipReply)
     assert (reply.kind, reason in reply.reason) == ("InvalidRequest", True)
+
+
+def test_a_change_that_has_to_wait_is_refused_as_pending() -> None:
+    """As long as a recovery is under way, say: a repetition just waits."""
+    first = Membership.first({i: f"127.0.0.1:{7100 + i}" for i in (1, 2, 3)})
+    core, sent = Leader(first), list[AdminMessage]()
+    administration = Administration(
+        cast(Any, core), first, sent.append, lambda *_: None, lambda: 0.0
+    )
+    administration.why_not_now = lambda request: f"node {request.node_id} is needed"
+    request = MembershipRequest(1, 3, 2, False, "", "", False, False, False)
+    administration.on_message(request)
+    (reply,) = sent
+    assert isinstance(reply, MembershipReply)
+    assert reply.kind == "MembershipChangePending"
+    assert reply.reason == "node 2 is needed; try again later"
+    administration.on_message(request._replace(is_repeat=True))
+    assert len(sent) == 1 and core.changes == 0
+    administration.why_not_now = lambda request: ""
+    administration.on_message(request)
+    assert core.changes == 1

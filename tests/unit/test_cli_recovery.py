@@ -152,6 +152,14 @@ def test_without_a_recovery_there_is_nothing_to_undo(node: Node) -> None:
     assert "no recovery that could be undone" in err
 
 
+def test_a_recovery_is_given_up_on_request(node: Node) -> None:
+    code, out, _ = run("recover", "--abort")
+    assert (code, node.asked) == (0, [("RECOVER", "ABORT")])
+    assert out == "given up; nothing has changed"
+    code, _, _ = run("recover", "--abort", "--undo")
+    assert code == 2
+
+
 def test_a_recovery_that_is_given_up_fails(node: Node) -> None:
     def give_up() -> dict[str, Any]:
         raise RecoveryAborted("no majority can build the state")

@@ -197,7 +197,7 @@ def test_a_process_does_it_and_puts_the_report(tmp_path: Path) -> None:
     assert last_report(history.repository, history.lineage) == report
     assert not (tmp_path / "drill").exists()
     report = run_in_process(order, config, tmp_path / "drill", None, {})
-    assert not report.is_ok and "can't be applied" in report.error
+    assert not report.is_ok and "commands of a state machine" in report.error
 
 
 @pytest.mark.slow

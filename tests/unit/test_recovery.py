@@ -495,6 +495,20 @@ def test_what_is_prepared_stays_until_the_log_says_that_it_is_over(scene: Cluste
     assert scene.work(2).discarded == 1
 
 
+def test_a_member_that_catches_up_builds_nothing_for_old_recoveries(scene: Cluster) -> None:
+    scene.prepare()
+    node = scene.node(3)
+    node.restart()
+    applied = node.state.applied
+    node.state.applied = applied._replace(index=applied.index - 200)
+    node.backups.recovery._member.on_prepared(scene.record)
+    scene.pass_time(1)
+    assert scene.work(3).builds == 0
+    node.state.applied = applied
+    scene.pass_time(1)
+    assert scene.work(3).builds == 1
+
+
 def test_an_earlier_recovery_in_the_log_costs_nothing_of_what_is_prepared(scene: Cluster) -> None:
     """A node that starts applies its log again, with recoveries in it that have ended since."""
     scene.prepare()

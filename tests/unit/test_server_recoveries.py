@@ -83,12 +83,15 @@ class Asked:
     async def undo(self, **options: Any) -> RecoveryResult:
         return self._note("undo", **options)
 
+    async def abort_recovery(self) -> None:
+        self.calls.append(("abort",))
+
     def _note(self, *what: Any, freeze: str, timeout: float | None) -> RecoveryResult:
         self.calls.append((*what, freeze, timeout))
         return RESULT
 
     async def get_status(self) -> Any:
-        return SimpleNamespace(pitr_sequence=11, rpo_ms=400)
+        return SimpleNamespace(pitr_sequence=11, rpo_ms=400, archive=None)
 
 
 def ask(*words: str) -> tuple[Any, Asked]:
@@ -121,6 +124,7 @@ MOMENT = datetime(1970, 1, 1, 0, 0, 1, 5, tzinfo=UTC)
         (f"TO SEQUENCE 7 SWITCH {10**9}", ("sequence", 7, "switch", 604_800)),
         ("UNDO", ("undo", "switch", None)),
         ("UNDO NOW 60", ("undo", "now", 60)),
+        ("ABORT", ("abort",)),
     ],
 )
 def test_an_action_asks_the_manager(text: str, call: tuple[Any, ...]) -> None:
@@ -133,7 +137,7 @@ def test_an_action_asks_the_manager(text: str, call: tuple[Any, ...]) -> None:
     [
         "FROB", "MARK", "MARK a b", "CHECKPOINT x", "CHECKPOINT 5 5", "WINDOW now", "PLAN",
         "PLAN TIME", "PLAN TIME x", "PLAN INDEX 7", f"PLAN TIME {1 << 62}", "TO SEQUENCE",
-        "TO SEQUENCE 7 NOW 5 5", "UNDO NOW 5 5", "PLAN SEQUENCE seven",
+        "TO SEQUENCE 7 NOW 5 5", "UNDO NOW 5 5", "PLAN SEQUENCE seven", "ABORT 5",
     ],
 )  # fmt: skip
 def test_a_wrong_action_is_refused(text: str) -> None:

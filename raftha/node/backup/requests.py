@@ -216,7 +216,8 @@ def _error(reply: BackupReply) -> RafthaError:
 
 def _late(operation: BackupOperation) -> RafthaError:
     if operation.index:
-        return RequestTimeout("the backup was not completed before the deadline; it may go on")
+        what = "recovery" if operation.what == BackupAction.RECOVER else "backup"
+        return RequestTimeout(f"the {what} was not completed before the deadline; it may go on")
     if operation.is_repeated:
         return RequestTimeout("the leader had not answered before the deadline")
     return Unavailable("no leader was known before the deadline, so nothing was requested")

@@ -41,6 +41,8 @@ REPORT_S = 1.0
 TRIES = 3
 RETRY_S = 2.0
 """A build that has failed is tried again after this time, then after twice as long."""
+BEHIND_MAX = 100
+"""A member builds nothing while it has more entries than this to apply."""
 LEADER_WAIT_S = 3.0
 """A leader waits so long for another voter to be behind the RESTORE first."""
 
@@ -176,7 +178,13 @@ class Member:
         if task is None or task.recovery_id != record.id:
             task = self._task = _Task(record.id)
         has_it = self._stage(record.id)[0] is Stage.READY
-        if has_it or task.is_at_work or task.tries >= TRIES or now < task.retry_at:
+        if (
+            self._is_catching_up
+            or has_it
+            or task.is_at_work
+            or task.tries >= TRIES
+            or now < task.retry_at
+        ):
             return
         task.is_at_work = True
         task.tries += 1
@@ -193,6 +201,13 @@ class Member:
                 self.on_tick(self._now())
 
         self._work.build(record, on_progress, done)
+
+    @property
+    def _is_catching_up(self) -> bool:
+        """Whether much of the log is yet to be applied: this recovery may have ended long ago."""
+        log = self._core.log
+        known = max(log.commit, log.known_commit)
+        return self._stop is None and known - self._state.applied.index > BEHIND_MAX
 
     def _stage(self, recovery_id: int) -> tuple[Stage, str]:
         """The stage, and the digest of what is prepared."""
