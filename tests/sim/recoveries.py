@@ -54,7 +54,7 @@ from tests.sim.planting import Patch
 from tests.sim.recovery_swarm import RecoverySwarm
 from tests.sim.repository import draw_backups
 from tests.sim.store import DictStore
-from tests.sim.swarm import Swarm
+from tests.sim.swarm import Swarm, undisturbed
 from tests.sim.world import Violation, World
 from tests.support.dict_stores import DictStores
 
@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from tests.sim.member import Member
 
 CHANCE = 0.2
+QUIET_CHANCE = 0.5
+"""How often nothing goes wrong but what a recovery has to do with."""
 BUCKET_CHANCE = 0.4
 """How often a seed with recoveries has backups because of them."""
 HASTE: list[Patch] = [
@@ -82,13 +84,18 @@ def with_recoveries(swarm: Swarm, rng: Random) -> Swarm:
     is_unfit = is_unfit or swarm.rollback_every_s > 0 or swarm.lapse_every_s > 0
     if rng.random() >= CHANCE or is_unfit:
         return swarm
+    if rng.random() < QUIET_CHANCE:
+        swarm = replace(
+            undisturbed(swarm), size=rng.choice((3, 3, 5)), chaos_s=6.0, upgrade_every_s=0.0,
+            checkpoint_s=rng.choice((0.1, 0.3, 60.0)), retention_bytes=rng.choice((0, 1 << 40)),
+        )  # fmt: skip
     # A single voter has no other to compare its state with.
     is_firm = swarm.size > 1 and not swarm.change_every_s
     drawn = RecoverySwarm(
         every_s=rng.choice((0.1, 0.3, 0.8)),
         build_s=rng.choice((0.01, 0.05, 0.3)),
         failure_chance=rng.choice((0.0, 0.0, 0.1, 0.3)),
-        wrong_chance=rng.choice((0.0, 0.0, 0.05)) if is_firm else 0.0,
+        wrong_chance=rng.choice((0.0, 0.0, 0.1)) if is_firm else 0.0,
         strike_chance=rng.choice((0.0, 0.1, 0.4)),
         undo_chance=rng.choice((0.1, 0.5)),
         abort_chance=rng.choice((0.0, 0.1)),

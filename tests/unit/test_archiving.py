@@ -184,8 +184,8 @@ def test_an_idle_cluster_archives_one_mark_an_hour() -> None:
     archive_all(scene)
     for expected in 2, 1:  # The first hour has a recovery point besides.
         index, puts = scene.index, 0
-        for _ in range(round(MARK_AGAIN_S)):
-            scene.pass_time(1, step=1)
+        for _ in range(round(MARK_AGAIN_S / 2)):
+            scene.pass_time(2, step=2)
             for node in scene.nodes.values():
                 if node.work.archive.orders:
                     node.work.archive.finish()
@@ -409,7 +409,7 @@ def test_the_first_backup_of_the_window_stays_whatever_the_policy_says() -> None
     scene = make(config=BackupConfig(retention=policy), pitr=PitrConfig(retention_hours=1))
     (first,) = scene.catalog.records()
     for waits_s, stays in (600, True), (7200, False):
-        scene.pass_time(waits_s, step=2)
+        scene.pass_time(waits_s, step=2.5)
         scene.trigger(1, "full")
         scene.complete()
         scene.upkeep()
