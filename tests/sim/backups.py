@@ -509,15 +509,9 @@ class Backups:
                 raise Violation(f"node {member.id} has {found}, and the log says {expected}")
         if self._archives and self._oracle.protocol >= catalog.RECOVERY_PROTOCOL:
             self.archive.verdict()
-            machines = [m.machine for m in current if m.node is not None and not m.is_outcast]
-            check_moments(
-                self._world,
-                self._rng,
-                self.buckets,
-                self._oracle,
-                machines[0] if machines else None,
-                self._lineage(),
-            )
+            machine = max((member.machine for member in current), key=lambda m: m.version)
+            skips = self._oracle.skips
+            check_moments(self._world, self.buckets, self._oracle, self._lineage(), machine, skips)
         if self._foreign.items() > self._foreign_objects().items():
             missing = self._foreign.keys() - self._foreign_objects().keys()
             still = {n for n in missing if n.partition(" ")[2] not in self._damaged()}

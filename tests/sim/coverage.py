@@ -97,7 +97,6 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("incremental backup", "incremental ones"),
         ("differential backup", "differential ones"),
         ("backup restored", "backups restored, to the state that the log leads to"),
-        ("moment recovered", "moments between backups recovered, to that state as well"),
         ("recovery point", "recovery points noted"),
         ("backup failed", "backups given up"),
         ("backup adopted", "of them, adopted later, since they were complete"),
@@ -116,6 +115,7 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("forged object", "segments of a copy of the cluster under our names"),
         ("archive conflict", "conflicts noticed"),
         ("gap recorded", "gaps recorded, as no member had the entries any more"),
+        ("moment restored", "moments restored from backups and archive, to the state of then"),
         ("archive whole", "archives that were whole in the end, but for what is recorded"),
     ),
     "recoveries": (
