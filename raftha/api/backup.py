@@ -27,6 +27,7 @@ from raftha.node.operations import BackupOperation, ReadOperation
 from raftha.storage.backup.inspection import check_places, verify_backup
 from raftha.storage.backup.opening import open_configured
 from raftha.storage.backup.retention import candidate_of, decide
+from raftha.storage.backup.window import US_PER_HOUR, read_by
 from raftha.storage.state.catalog import BackupRecord, Pin, Unpin, encode_change
 from raftha.types import (
     BackupMode,
@@ -122,7 +123,8 @@ class BackupCalls:
         return _read(read)
 
     def decisions(self) -> Read[tuple[RetentionDecision, ...]]:
-        config = self.config
+        config, pitr = self.config, self._config.archive
+        window_us = 0 if pitr is None else pitr.retention_hours * US_PER_HOUR
 
         def read(node: Node) -> tuple[RetentionDecision, ...]:
             now_us, refused_by = _now_us(node), node.backups.refused_by
@@ -135,6 +137,8 @@ class BackupCalls:
                 lineage=node.core.membership.lineage,
                 destinations=config.destinations,
                 now_us=now_us,
+                window_us=window_us,
+                needed=read_by(node.state.catalog.recoveries.records(), now_us - window_us),
             ).each
 
         return _read(read)

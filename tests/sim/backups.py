@@ -68,6 +68,7 @@ from raftha.types import BackupMode
 from tests.sim.archive import ArchiveWatch, SimulatedArchive
 from tests.sim.jobs import Job
 from tests.sim.ledger import Ledger
+from tests.sim.moments import check_moments
 from tests.sim.planting import Patch
 from tests.sim.repository import Bucket, BucketClient, TrueClient, draw_backups
 from tests.sim.swarm import Swarm
@@ -508,6 +509,9 @@ class Backups:
                 raise Violation(f"node {member.id} has {found}, and the log says {expected}")
         if self._archives and self._oracle.protocol >= catalog.RECOVERY_PROTOCOL:
             self.archive.verdict()
+            machine = max((member.machine for member in current), key=lambda m: m.version)
+            skips = self._oracle.skips
+            check_moments(self._world, self.buckets, self._oracle, self._lineage(), machine, skips)
         if self._foreign.items() > self._foreign_objects().items():
             missing = self._foreign.keys() - self._foreign_objects().keys()
             still = {n for n in missing if n.partition(" ")[2] not in self._damaged()}

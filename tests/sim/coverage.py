@@ -115,6 +115,7 @@ ROWS: dict[str, tuple[tuple[str, str], ...]] = {
         ("forged object", "segments of a copy of the cluster under our names"),
         ("archive conflict", "conflicts noticed"),
         ("gap recorded", "gaps recorded, as no member had the entries any more"),
+        ("moment restored", "moments restored from backups and archive, to the state of then"),
         ("archive whole", "archives that were whole in the end, but for what is recorded"),
     ),
     "recoveries": (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raftha.config import BackupConfig, PitrConfig
+from raftha.config import BackupConfig, PitrConfig, RetentionPolicy
 from raftha.events import ArchiveGapRecorded, ArchiveLagging, ArchiveResumed
 from raftha.node.backup import archive_leading
 from raftha.node.backup.archive_leading import AVOID_S, FAILED_S, LOST_S, MARK_AGAIN_S, MARK_S
@@ -184,8 +184,8 @@ def test_an_idle_cluster_archives_one_mark_an_hour() -> None:
     archive_all(scene)
     for expected in 2, 1:  # The first hour has a recovery point besides.
         index, puts = scene.index, 0
-        for _ in range(round(MARK_AGAIN_S)):
-            scene.pass_time(1, step=1)
+        for _ in range(round(MARK_AGAIN_S / 2)):
+            scene.pass_time(2, step=2)
             for node in scene.nodes.values():
                 if node.work.archive.orders:
                     node.work.archive.finish()
@@ -397,3 +397,22 @@ def test_an_archive_that_lags_is_reported_and_its_end_too() -> None:
 
 def test_members_report_each_second() -> None:
     assert archive_leading.REPORT_S == 1.0
+
+
+# ---------------------------------------------------------------- the window
+
+
+def test_the_first_backup_of_the_window_stays_whatever_the_policy_says() -> None:
+    policy = RetentionPolicy(
+        keep_last=1, keep_daily_days=0, keep_weekly_weeks=0, keep_monthly_months=0
+    )
+    scene = make(config=BackupConfig(retention=policy), pitr=PitrConfig(retention_hours=1))
+    (first,) = scene.catalog.records()
+    for waits_s, stays in (600, True), (7200, False):
+        scene.pass_time(waits_s, step=2.5)
+        scene.trigger(1, "full")
+        scene.complete()
+        scene.upkeep()
+        scene.upkeep()
+        record = scene.catalog.get(first.id)
+        assert (record is not None and record.state == "completed") is stays
