@@ -124,6 +124,7 @@ class ArchiveThreads:
                     may_create=False,
                     now_us=time.time_ns() // 1000,
                     on_request=self._on_request,
+                    retries=0,  # The archiver repeats them itself, and a stop waits for one.
                 )
                 if name not in repository.destinations:
                     repository.retry_one(name)

@@ -326,6 +326,7 @@ class DestinationArchive:
     def _put(self, objects: ArchiveObjects, known: _Known, entries: Sequence[Entry]) -> None:
         """Put a segment of level 0 behind the archived position (A2, A3)."""
         known.pending_us = entries[0].time_us
+        known.start = known.start or entries[0].index  # If this fails, what follows has a gap.
         if known.hash and not follows(entries[0], known.hash):
             raise objects.conflict(known.archived.index)
         name, size = objects.store(0, entries)
@@ -333,7 +334,6 @@ class DestinationArchive:
         has_commands = last.last_sequence > known.archived.sequence
         with self._lock:
             known.waiting.append(_Stored(name, size, has_commands, self._hooks.monotonic()))
-        known.start = known.start or name.first
         known.archived = Place(last.index, last.last_sequence, last.time_us)
         known.hash = last.hash
         known.pending_us, known.lacking_since = 0, None
@@ -403,7 +403,8 @@ class DestinationArchive:
             objects.compare(name, entries[name.last - name.first].hash)
             verified = name.last
         else:  # Level 0 has lost them, and nothing else has them.
-            verified = waiting[0].name.last
+            later = (stored.name.first - 1 for stored in waiting[1:])
+            verified = min([waiting[0].name.last, *(index for index in later if index >= first)])
             self._record_gap(objects, known, first, verified)
         leaves_at = self._hooks.monotonic() + STAYS_S
         with self._lock:

@@ -253,6 +253,17 @@ def test_an_empty_archive_begins_where_the_log_does() -> None:
     assert gaps(destination) == []
 
 
+def test_an_archive_that_could_not_begin_has_a_gap_too() -> None:
+    destination, log, node = scene()
+    destination.plan(Fault("create", "fails", times=None))
+    node.put()
+    destination.plan()
+    log.first = 4
+    assert node.put().needs == 4
+    assert node.put(lost_index=3).gaps == ((1, 3),)
+    assert gaps(destination) == [(1, 3)]
+
+
 def test_what_the_log_lacks_is_asked_for_before_it_is_given_up() -> None:
     """A4: another member may have it."""
     destination, log, node = scene()
@@ -470,6 +481,37 @@ def test_level_0_that_is_lost_with_the_log_becomes_a_gap(merging: Scene) -> None
     node.now += archive.STAYS_S
     node.tidy()
     assert archived(destination).keys() == {4, 5, 6, 7}
+
+
+def test_what_another_segment_has_too_is_not_lost() -> None:
+    """Segments of two archivers overlap, and the first one is damaged."""
+    destination, log, _ = scene()
+    inner = destination.inner
+    log.read_max = 4
+    node = Archiving(destination, log)
+    node.put(through=4)
+    other = ArchivedLog(log.log, read_max=5)
+    other.first = 3
+    third = FaultyDestination(MemoryDestination("third"))
+    Archiving(third, other).put()
+    (overlap, *_) = segments(third)
+    assert (overlap.first, overlap.last) == (3, 7)
+    data = third.get(names.segment_name(overlap), size_max=1 << 20)
+    inner.create(names.segment_name(overlap), data)
+    (damaged, *_) = segments(destination)
+    inner.delete(names.segment_name(damaged))
+    inner.create(names.segment_name(damaged), b"rfbk")
+    log.first = 7
+    log.write(30)
+    node = Archiving(destination, log)
+    node.put(lost_index=6)
+    node.now += archive.MERGE_S
+    results = [node.tidy(lost_index=6) for _ in range(4)]
+    assert gaps(destination) == [(1, 2)]
+    node.now += archive.STAYS_S
+    node.tidy()
+    assert results[-1].error == ""
+    assert archived(destination.inner).keys() >= set(range(3, 8))
 
 
 def test_another_archiver_merges_what_the_last_one_left(merging: Scene) -> None:
