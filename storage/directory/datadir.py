@@ -1,6 +1,7 @@
 """The data directory: its lock, and its identity.
 
-    data_dir/LOCK        held with flock for as long as a process uses the directory
+    data_dir/LOCK        held with flock for as long as a process uses the directory, which is
+                         locked itself, too: the file may be removed, as a supposed leftover
     data_dir/identity    JSON: format, cluster_id, cluster_name, node_id, incarnation,
                          is_founding: whether an operator has ordered this node to found a cluster,
                          has_log: whether there must be a log; epoch, lost, damage, promised_ms:
@@ -75,41 +76,43 @@ class DataDirectory:
         self.damage = ""
         self.promised_ms = 0
         self._has_log = False
+        self._locks: list[int] = []
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            self._lock = os.open(path / "LOCK", flags, 0o600)
-        except OSError as error:
-            raise _unusable(error, path) from error
-        try:
-            self._take_lock()
+            self._locks.append(os.open(path / "LOCK", flags, 0o600))
+            self._locks.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            self._take_locks()
             self._read_or_make()
         except OSError as error:
-            os.close(self._lock)
+            self.close()
             raise _unusable(error, path) from error
         except BaseException:
-            os.close(self._lock)
+            self.close()
             raise
 
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"data_dir {self.path} is in use by another process",
-                hint="give each process a directory of its own",
-            ) from error
-        except OSError as error:
-            raise ConfigError(
-                f"can't lock {self.path / 'LOCK'}: {error.strerror}",
-                hint="data_dir must be on a file system that supports flock, such as a local disk",
-            ) from error
+    def _take_locks(self) -> None:
+        file, folder = self._locks
+        for handle in (file, folder):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"data_dir {self.path} is in use by another process",
+                    hint="give each process a directory of its own",
+                ) from error
+            except OSError as error:
+                if handle == folder:
+                    return  # Some network file systems lock only what is open for writing.
+                raise ConfigError(
+                    f"can't lock {self.path / 'LOCK'}: {error.strerror}",
+                    hint="data_dir must be on a file system with flock, such as a local disk",
+                ) from error
 
     def close(self) -> None:
-        """Release the lock; idempotent."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        """Release the locks; idempotent."""
+        while self._locks:
+            os.close(self._locks.pop())
 
     def order_founding(self) -> None:
         """Record that an operator wants this node to found a cluster, at its next start."""
