@@ -130,24 +130,26 @@ class Spares:
         On file systems that copy on write the disk may be full even here. The spare isn't part of
         the log yet, and the next attempt writes all of it again, so nothing is lost.
         """
-        with self._lock:
-            path = self._paths.pop() if self._paths else ""
         assert len(data) <= self._segment_bytes, "a first write fits into its segment"
-        path = path or self._make(at_once)
-        handle = -1
+        path, handle = self._take_file()
         try:
-            handle = self._open(path)
             self._disk.pwrite(handle, data, 0)
             self._disk.fdatasync(handle)
-        except StorageFull:
-            with self._lock:
-                self._paths.append(path)
-            raise
         except OSError as error:
             self._discard(path, handle)
             self._raise_if_full(error)
             raise
         return path, handle
+
+    def _take_file(self) -> tuple[str, int]:
+        """Open a spare, or make one; return its path and handle."""
+        with self._lock:
+            path = self._paths.pop() if self._paths else ""
+        if path:
+            with contextlib.suppress(FileNotFoundError):  # Removed by hand, for its space.
+                return path, self._open(path)
+        path = self._make(at_once)
+        return path, self._open(path)
 
     def put(self, path: str, segment_bytes: int) -> None:
         """Make a spare of a closed segment that the log no longer needs, or remove it.
@@ -193,11 +195,14 @@ class Spares:
         return stem + SUFFIX
 
     def _open(self, path: str, *, create: bool = False) -> int:
-        """Open a file. StorageFull, which changes nothing, if there is no descriptor for it."""
+        """Open a file. StorageFull, which keeps a spare, if there is no descriptor for it."""
         try:
             return self._disk.open(path, create=create)
         except OSError as error:
             if error.errno in _NO_DESCRIPTOR:
+                if not create:
+                    with self._lock:
+                        self._paths.append(path)
                 raise StorageFull(
                     f"can't open {path}: {os.strerror(error.errno)}",
                     hint="raise the limit of open files (`ulimit -n`); what holds them may let go",

@@ -430,6 +430,18 @@ def test_without_a_descriptor_for_the_next_segment_writes_wait(
     assert read_all(open_wal()) == entries
 
 
+def test_a_spare_that_was_removed_by_hand_is_made_again(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    wal.prepare_spare()
+    (spare,) = spare_names(disk)
+    disk.unlink(f"{FOLDER}/{spare}")
+    entries = fill(wal, 20)
+    disk.crash()
+    assert read_all(open_wal()) == entries
+
+
 def test_opening_on_a_full_disk_says_so(disk: SimulatedDisk, open_wal: Callable[[], Wal]) -> None:
     disk.capacity_bytes = 1000
     with pytest.raises(StorageFull):
