@@ -93,21 +93,22 @@ class DataDirectory:
 
     def _take_locks(self) -> None:
         file, folder = self._locks
-        for handle in (file, folder):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"data_dir {self.path} is in use by another process",
-                    hint="give each process a directory of its own",
-                ) from error
-            except OSError as error:
-                if handle == folder:
-                    return  # Some network file systems lock only what is open for writing.
-                raise ConfigError(
-                    f"can't lock {self.path / 'LOCK'}: {error.strerror}",
-                    hint="data_dir must be on a file system with flock, such as a local disk",
-                ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _in_use(self.path) from error
+        except OSError as error:
+            raise ConfigError(
+                f"can't lock {self.path / 'LOCK'}: {error.strerror}",
+                hint="data_dir must be on a file system that supports flock, such as a local disk",
+            ) from error
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if (self.path / "identity").exists():  # Else a restore is making this directory.
+                raise _in_use(self.path) from error
+        except OSError:
+            pass  # Some network file systems lock only what is open for writing.
 
     def close(self) -> None:
         """Release the locks; idempotent."""
@@ -266,6 +267,13 @@ class DataDirectory:
         self.incarnation, self._has_log = record["incarnation"], record["has_log"]
         self.healing_generation, self.lost = record["epoch"], record["lost"]
         self.damage, self.promised_ms = record["damage"], record["promised_ms"]
+
+
+def _in_use(path: Path) -> ConfigError:
+    return ConfigError(
+        f"data_dir {path} is in use by another process",
+        hint="give each process a directory of its own",
+    )
 
 
 def _unusable(error: OSError, path: Path) -> ConfigError:

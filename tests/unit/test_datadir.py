@@ -214,9 +214,7 @@ def test_a_file_system_without_flock_is_named(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(
-        ConfigError, match=r"can't lock .*/LOCK: .*file system with flock"
-    ) as failure:
+    with pytest.raises(ConfigError, match=r"can't lock .*/LOCK: .*supports flock") as failure:
         DataDirectory(tmp_path, "cluster", 1)
     assert str(tmp_path) in str(failure.value)
     monkeypatch.undo()
