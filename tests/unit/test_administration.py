@@ -51,6 +51,18 @@ def test_without_a_leader_all_voters_get_their_turn_before_long() -> None:
     assert len(others) <= len(asked) / 2, "the wanted one is asked at least as often as they"
 
 
+class Heard(NamedTuple):
+    """As much of a follower's progress as a removal needs."""
+
+    is_active: bool
+    was_active: bool = False
+    is_healing: bool = False
+    match: int = 0
+
+
+UP, DOWN = Heard(True), Heard(False)
+
+
 class Leader:
     """As much of a leading core as a change of membership needs."""
 
@@ -59,6 +71,7 @@ class Leader:
 
     def __init__(self, membership: Membership) -> None:
         self.membership = membership
+        self.progress = {i: UP for i in membership.members if i != self.id}
         self.changes = 0
 
     def change_membership(self, membership: Membership) -> None:
@@ -130,18 +143,6 @@ def test_a_change_that_has_to_wait_is_refused_as_pending() -> None:
     assert core.changes == 1
 
 
-class Heard(NamedTuple):
-    """As much of a follower's progress as a removal needs."""
-
-    is_active: bool
-    was_active: bool = False
-    is_healing: bool = False
-    match: int = 0
-
-
-UP, DOWN = Heard(True), Heard(False)
-
-
 @pytest.mark.parametrize(
     ("followers", "removed", "down"),
     [
@@ -162,7 +163,7 @@ def test_a_voter_that_the_cluster_can_not_do_without_is_not_removed(
     addresses = {i: f"127.0.0.1:{7100 + i}" for i in range(1, len(followers) + 2)}
     first = Membership.first(addresses)
     core, sent, moved = Leader(first), list[AdminMessage](), list[int]()
-    core.progress = dict(enumerate(followers, 2))  # type: ignore[attr-defined]
+    core.progress = dict(enumerate(followers, 2))
     core.transfer = moved.append  # type: ignore[attr-defined]
     now = 0.0
     administration = Administration(
