@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -179,20 +179,23 @@ def run(
 def _plan(
     repository: Repository, settings: HaConfig, wanted: _Wanted, alone: bool, token: str
 ) -> RestorePlan:
+    from raftha.storage.backup.planner import Planner
     from raftha.storage.backup.restore_plan import plan_recovered, plan_restore
-    from raftha.storage.backup.shelves import list_shelves
+    from raftha.storage.backup.timeline import read_timeline
 
     target = _target(settings, alone, token)
     if wanted.is_moment:
         return plan_recovered(repository, _plan_moment(repository, wanted), target)
     at_us = parse_time_us("--before", wanted.before) if wanted.before else None
-    shelves = list_shelves(repository)
-    _say_left_out(shelves.errors)
-    listed = shelves.find(wanted.backup, at_us=at_us, lineage=wanted.lineage)
+    timeline = read_timeline(repository)
+    _say_left_out(timeline.errors)
+    planner = Planner(repository, timeline)
+    listed = planner.find(wanted.backup, at_us=at_us, lineage=wanted.lineage)
     return plan_restore(repository, listed.lineage, listed.label, target)
 
 
 def _plan_moment(repository: Repository, wanted: _Wanted) -> RecoveryPlan:
+    from raftha.storage.backup.drill import last_report, rates_of
     from raftha.storage.backup.marks import find_mark
     from raftha.storage.backup.planner import plan_recovery
     from raftha.storage.backup.recovery import Target
@@ -206,7 +209,9 @@ def _plan_moment(repository: Repository, wanted: _Wanted) -> RecoveryPlan:
     elif wanted.mark:
         lineage, sequence = find_mark(repository, wanted.mark, lineage, timeline=timeline)
         target = Target(sequence=sequence)
-    return plan_recovery(repository, target, lineage=lineage, timeline=timeline)
+    found = plan_recovery(repository, target, lineage=lineage, timeline=timeline)
+    # What the last drill took says more than what others took elsewhere.
+    return replace(found, rates=rates_of(last_report(repository, found.lineage)))
 
 
 def _say_left_out(errors: Mapping[str, str]) -> None:
