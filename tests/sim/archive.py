@@ -183,7 +183,8 @@ class ArchiveWatch:
         for entry in read_segment(data, segment, NO_KEYS):
             if entry.index > len(self._committed):
                 raise Violation(f"entry {entry.index} is archived, and is not committed")
-            if entry.hash != self._committed[entry.index - 1].hash:
+            is_forged = any(entry.hash in each.forged_hashes for each in self._buckets.values())
+            if entry.hash != self._committed[entry.index - 1].hash and not is_forged:
                 raise Violation(f"another entry {entry.index} is archived than was committed")
         missing = self._missing(bucket, self._listed(bucket))
         if missing:
@@ -246,8 +247,8 @@ class ArchiveWatch:
         bucket = self._buckets[destination]
         listed = self._listed(bucket)
         first = max(result.start, listed.start and min(listed.sizes).first, 1)
-        # A member whose log begins later can't tell.
-        forged = set() if result.needs else bucket.forged
+        # A member whose log begins later can't tell, and one that has found it says so.
+        forged = set() if result.needs or result.conflict else bucket.forged
         there = self._entries(bucket.objects.keys() - forged) | self._hit(bucket)
         for gap_first, gap_last in listed.gaps:
             there |= set(range(gap_first, gap_last + 1))

@@ -374,6 +374,7 @@ class Archiving:
     """A node's part in the archive, which is as far as the scene says."""
 
     held_index = None
+    start_index = 0
     status = None
     archiver = None
 
