@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -193,6 +193,7 @@ def _plan(
 
 
 def _plan_moment(repository: Repository, wanted: _Wanted) -> RecoveryPlan:
+    from raftha.storage.backup.drill import last_report, rates_of
     from raftha.storage.backup.marks import find_mark
     from raftha.storage.backup.planner import plan_recovery
     from raftha.storage.backup.recovery import Target
@@ -206,7 +207,9 @@ def _plan_moment(repository: Repository, wanted: _Wanted) -> RecoveryPlan:
     elif wanted.mark:
         lineage, sequence = find_mark(repository, wanted.mark, lineage, timeline=timeline)
         target = Target(sequence=sequence)
-    return plan_recovery(repository, target, lineage=lineage, timeline=timeline)
+    found = plan_recovery(repository, target, lineage=lineage, timeline=timeline)
+    # What the last drill took says more than what others took elsewhere.
+    return replace(found, rates=rates_of(last_report(repository, found.lineage)))
 
 
 def _say_left_out(errors: Mapping[str, str]) -> None:

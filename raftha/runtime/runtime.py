@@ -344,10 +344,7 @@ class Runtime:
         self._call_node(self._begin_again, "this node replaces its state")
 
     def _begin_again(self, message: str, lost: Corrupt | None = None, change: Any = None) -> None:
-        """End the node, as a kill would, and reopen it with what is on the disk after `change`.
-
-        What callers submit meanwhile waits, and so do their reads and requests for recoveries.
-        """
+        """End the node, as a kill would, and reopen it after `change`; new calls and reads wait."""
         with self._submitted.lock:
             self._reopening = self._loop.create_task(self._reopen(lost, change))
             self._carried = self.node.take_unharmed()

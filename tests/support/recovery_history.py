@@ -295,6 +295,12 @@ class History:
         self.earliest = self.earliest or self.newest.manifest.position.last_sequence
         return self.newest
 
+    @property
+    def newest_position(self) -> LogPosition:
+        """That of the last backup."""
+        assert self.newest is not None
+        return self.newest.manifest.position
+
     # ---------------------------------------------------------------- recoveries and forks
 
     def go_back(self, target: Target) -> None:

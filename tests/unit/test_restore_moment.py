@@ -18,7 +18,9 @@ from raftha.config import HaConfig
 from raftha.entry import EntryKind
 from raftha.errors import ConfigError, InvalidRequest, UpgradeRequired
 from raftha.membership import Member
+from raftha.recovery import DrillReport
 from raftha.runtime.quorum_recovery import open_stopped
+from raftha.storage.backup.drill import write_report
 from raftha.storage.backup.local import LocalDestination
 from raftha.storage.backup.planner import plan_recovery
 from raftha.storage.backup.pool import thread_pool
@@ -268,6 +270,21 @@ def test_the_command_restores_to_a_sequence_a_mark_and_the_end(
     assert shown["sequence"] == history.at(target).sequence
     assert shown["is_proven"] and shown["new_lineage"]
     assert pairs_in(tmp_path / "data") == history.at(target).pairs
+
+
+def test_the_estimate_goes_by_the_last_drill(history: History, tmp_path: Path) -> None:
+    def estimated() -> float:
+        code, out, _ = command(tmp_path, "plan", "--to-latest", "--json")
+        assert code == 0
+        return float(json.loads(out)["seconds"])
+
+    assert estimated() == 0.0
+    slow = DrillReport(
+        is_ok=True, started_us=5, lineage=history.lineage, commands=10**6, replay_s=10**6
+    )
+    write_report(history.repository, slow)
+    replayed = history.last.last_sequence - history.newest_position.last_sequence
+    assert round(estimated()) == replayed
 
 
 def mark_of(history: History) -> Target:
