@@ -132,6 +132,7 @@ class Bucket:
         self._away_until = 0.0
         for name in self.forged:
             self.objects.pop(name, None)
+        self.damaged |= self.forged  # An operator has removed them: nothing else is there.
         self.forged.clear()
 
     def _wait_outage(self) -> None:
