@@ -44,7 +44,7 @@ from raftha.storage.backup.cut import cut_position
 from raftha.storage.backup.log_reader import read_stretch
 from raftha.storage.backup.manifest import Manifest, StoredManifest
 from raftha.storage.backup.names import RestoreName
-from raftha.storage.backup.plan import Listed
+from raftha.storage.backup.plan import Fork, Listed, find
 from raftha.storage.backup.recovery import (
     Rates,
     RecoveryPlan,
@@ -209,6 +209,24 @@ class Planner:
         if first_error is not None:
             raise first_error
         raise self.unreachable(history, f"no backup is as old as {target}")
+
+    def find(self, label: str = "", *, at_us: int | None = None, lineage: str = "") -> Listed:
+        """Choose a backup, as `plan.find`; of the history that went on last, also if it has none.
+
+        A backup that began before a fork and has its position behind it is none of the history.
+        """
+        timeline = self.timeline
+        forks = {each: Fork(r.parent, r.fork_index) for each, r in timeline.lineages.items()}
+        if not (label or lineage) and timeline.present():
+            lineage = timeline.only_leaf()
+        backups = list(timeline.backups)
+        while True:
+            listed = find(backups, forks, label=label, at_us=at_us, lineage=lineage)
+            if label or _reaches(
+                timeline.history(lineage), listed, self._position(listed), Target()
+            ):
+                return listed
+            backups.remove(listed)
 
     def plan_base(self, history: History) -> RecoveryPlan:
         """The plan to recover the newest backup of a history that can be restored."""

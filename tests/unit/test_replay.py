@@ -31,10 +31,10 @@ from raftha.storage.backup.log_reader import read_stretch
 from raftha.storage.backup.marks import find_mark
 from raftha.storage.backup.memory import MemoryDestination
 from raftha.storage.backup.names import SegmentName
-from raftha.storage.backup.planner import plan_recovery, window
+from raftha.storage.backup.planner import Planner, plan_recovery, window
 from raftha.storage.backup.recovery import Target
 from raftha.storage.backup.replay import ReplayHooks, build_image
-from raftha.storage.backup.timeline import Timeline
+from raftha.storage.backup.timeline import Timeline, read_timeline
 from raftha.storage.backup.uploads import BackupCancelled
 from raftha.storage.state.catalog import MarkNow, encode_change
 from raftha.storage.state.commands import pack_put
@@ -554,6 +554,26 @@ def test_marks_are_found_in_backups_and_in_the_log(history: History) -> None:
     with pytest.raises(TargetUnreachable, match="no mark") as caught:
         find_mark(history.repository, "third")
     assert "first, second" in caught.value.hint
+
+
+def test_the_newest_backup_is_one_of_the_history_that_went_on(history: History) -> None:
+    """A fork within a backup: it began before, and has what came after."""
+    first = history.backup()
+    history.write(3)
+    second = history.backup(late=3)
+    history.archive()
+    old = history.lineage
+    begin = next(e for e in history.entries if e.index == second.manifest.id)
+    history.restore(Target(sequence=begin.last_sequence + 2))
+    history.archive()
+    found = Planner(history.repository, read_timeline(history.repository))
+    assert found.find().label == first.manifest.label
+    assert found.find(lineage=old).label == second.manifest.label
+    assert found.find(second.manifest.label).label == second.manifest.label
+    third = history.backup()
+    found = Planner(history.repository, read_timeline(history.repository))
+    assert found.find().label == third.manifest.label
+    assert history.recovered(Target()) == history.model
 
 
 # --- Around it ------------------------------------------------------------------------------------
