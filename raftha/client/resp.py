@@ -119,6 +119,15 @@ class RequestParser:
         self._missing = 0  # Arguments to come.
         self._request_bytes = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of a request that is not complete."""
+        return self._parts_bytes + (self._request_bytes if self._missing else 0)
+
+    def clear(self) -> None:
+        """Let go of all bytes, at the end: a connection may stay in memory for long after it."""
+        self._parts, self._arguments, self._parts_bytes, self._missing = [], [], 0, 0
+
     def feed(self, data: bytes, requests: deque[Any]) -> None:
         """Append the requests that `data` completes; ProtocolError after those before the fault."""
         if not self._parts and not self._missing and data[0] == _ARRAY:

@@ -271,7 +271,9 @@ class StateMachine:
     - takes and returns types that msgpack supports: None, bool, int of 64 bits, float, str, bytes,
       lists and dicts of them. Lists arrive as tuples in arguments, tuples as lists in results;
     - does the same on all nodes: to change a command, register the new one under a new name, or
-      raise `version` and ask `txn.machine_version`.
+      raise `version` and ask `txn.machine_version`. Other arguments always need a new name;
+    - lets `MemoryError` and `RecursionError` through: an `except Exception` that ends in a result
+      or a write makes that depend on the machine.
 
     `version` is the version of this machine, 1 if you don't set it. Raise it when a command that
     exists must behave differently, and let the command decide by `txn.machine_version`:
