@@ -27,7 +27,8 @@ pytestmark = pytest.mark.slow
 
 def start(folder: Path, places: dict[str, Path], **settings: Any) -> raftha.HaManager:
     """A cluster of one node in `folder` that takes no backup by itself but the first."""
-    given = {"destinations": {name: str(place) for name, place in places.items()}, "retry_s": 1}
+    destinations = {name: str(place) for name, place in places.items()}
+    given: dict[str, Any] = {"destinations": destinations, "retry_s": 1}
     config = make_config(folder, 1, {1: free_addresses(1)[0]})
     ha = raftha.HaManager(replace(config, backup=BackupConfig(**given | settings)))
     ha.start()
