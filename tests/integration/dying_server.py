@@ -1,11 +1,11 @@
 """A reference server that dies at a step of a backup, for `test_backup_deaths`.
 
-    python -m tests.integration.dying_server serve --config FOLDER/node-1/node.toml
+    python -m tests.integration.dying_server FOLDER/node-1/node.toml
 
-is `raftha serve`, and looks at each step (docs/internals/backup.md, "How a backup is taken") for an
-`Order` in FOLDER. The first process that reaches its step takes the order, and kills the processes
-of its victims at once, its own last: the taker's, the leader's, or all. SIGKILL can't be caught,
-so the node does nothing after the step.
+does what `raftha serve` does, and looks at each step of a backup (docs/internals/backup.md, "How a
+backup is taken") for an `Order` in FOLDER. The first process that reaches its step takes the order,
+and kills the processes of its victims at once, its own last: the taker's, the leader's, or all.
+SIGKILL can't be caught, so the node does nothing after the step.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raftha.__main__ import main
 from raftha.node.backup.backups import Backups
 from raftha.node.backup.taking import Taker
 from raftha.node.backup_work import BackupOrder, TakenBackup
 from raftha.runtime.backup_jobs import BackupJobs
+from raftha.runtime.logs import log_to_stderr
+from raftha.server import ServerConfig, run
 from raftha.storage.backup.take import TakeHooks
 from raftha.storage.state.catalog import Begin, End, Retire
 
@@ -127,5 +128,7 @@ def plant(deaths: Deaths) -> None:
 
 
 if __name__ == "__main__":
-    plant(Deaths(Path(sys.argv[-1]).parents[1]))
-    main()
+    file = Path(sys.argv[1])
+    plant(Deaths(file.parents[1]))
+    log_to_stderr("info", "text")
+    run(ServerConfig.from_toml(file))

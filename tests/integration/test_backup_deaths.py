@@ -27,7 +27,6 @@ from tests.support.conditions import wait_until
 
 PLACES = ("first", "second")
 STEPS = range(1, RETIRED + 1)
-SERVER = "tests.integration.dying_server"
 
 
 class Backed:
@@ -41,7 +40,7 @@ class Backed:
             "backup": {"destinations": self.places, "interval_hours": 24, "retention": rules},
             "wal_segment_bytes": 16 << 20,
         }
-        command = (sys.executable, "-m", SERVER, "serve", "--config", "{config}")
+        command = (sys.executable, "-m", "tests.integration.dying_server", "{config}")
         self.cluster = LocalCluster(
             nodes=3, settings=settings, serve_command=command, folder=folder / "cluster"
         )
