@@ -25,7 +25,7 @@ from raftha.testing import LocalCluster
 from tests.integration.dying_server import ALL, LEADER, RETIRED, TAKER, Order
 from tests.support.conditions import wait_until
 
-PLACES = ("first", "second")
+PLACES = ("first", "second", "third")
 STEPS = range(1, RETIRED + 1)
 
 
