@@ -27,7 +27,7 @@ from raftha.node.modes import Mode
 from raftha.node.operations import DigestOperation, GroupOperation, WriteOperation
 from raftha.node.statistics import Statistics
 from raftha.runtime import forks
-from raftha.runtime.callers import FireForgetCounter, LoopBatches
+from raftha.runtime.callers import FireForgetCounter, LoopBatches, refuse_on_node_thread
 from raftha.runtime.event_bus import AsyncEventStream, EventBus
 from raftha.runtime.runtime import Runtime
 from raftha.storage.state import commands
@@ -81,6 +81,7 @@ class HaManager:
 
     async def stop(self) -> None:
         """As `raftha.HaManager.stop`."""
+        refuse_on_node_thread()
         runtime = self._runtime
         if runtime is not None and runtime.is_alive:
             await asyncio.to_thread(runtime.stop)
@@ -385,6 +386,7 @@ class HaManager:
     def _run(self, call: AdminOperation, timeout: float | None) -> asyncio.Future[None]: ...
 
     def _run(self, call: Any, timeout: float | None) -> asyncio.Future[Any]:
+        refuse_on_node_thread()
         call.deadline = call.deadline or self._calls.deadline(timeout)
         batches = self._batches
         if batches is None:

@@ -36,7 +36,12 @@ from raftha.node.modes import Mode
 from raftha.node.operations import DigestOperation, WriteOperation
 from raftha.node.statistics import Statistics
 from raftha.runtime import forks
-from raftha.runtime.callers import FireForgetCounter, ThreadWaiter, overloaded
+from raftha.runtime.callers import (
+    FireForgetCounter,
+    ThreadWaiter,
+    overloaded,
+    refuse_on_node_thread,
+)
 from raftha.runtime.event_bus import EventBus, EventStream
 from raftha.runtime.runtime import Runtime
 from raftha.storage.state.commands import Condition
@@ -72,6 +77,7 @@ class HaManager:
         Forked if it runs in the process that this one was forked from.
         """
         check_asserts()
+        refuse_on_node_thread()
         with self._lock:
             runtime = self._runtime
             if runtime is not None and not runtime.is_inherited:
@@ -88,6 +94,7 @@ class HaManager:
     def stop(self) -> None:
         """Stop the node; a leader hands over first. Does nothing if the node doesn't run here."""
         check_asserts()
+        refuse_on_node_thread()
         with self._lock:
             if self._runtime is not None and self._runtime.is_alive:
                 self._runtime.stop()
@@ -373,6 +380,7 @@ class HaManager:
     def _run(self, call: AdminOperation, timeout: float | None) -> None: ...
 
     def _run(self, call: Any, timeout: float | None) -> Any:
+        refuse_on_node_thread()
         call.deadline = deadline = call.deadline or self._calls.deadline(timeout)
         runtime = self._runtime
         if runtime is None:

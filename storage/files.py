@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raftha.errors import ConfigError
+from raftha.errors import ConfigError, StorageFailed
 
 LIST_FORMAT = 1
+_OWNER_HINT = (
+    "all of data_dir must belong to the user that the node runs as; a command that another user, "
+    "such as root, ran on it may have replaced a file"
+)
+
+
+def unusable(error: OSError, path: str | Path) -> StorageFailed:
+    """The error for a file of a node, at or below `path`, that the system refuses."""
+    return StorageFailed(describe(error, path), hint=owner_hint(error))
+
+
+@contextmanager
+def system_errors_named(path: Path) -> Iterator[None]:
+    """Turn each OSError into a StorageFailed that names the file, at or below `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise unusable(error, path) from error
+
+
+def describe(error: OSError, path: str | Path) -> str:
+    """Return which file the system refuses, and why."""
+    return f"{error.filename or path}: {error.strerror or error}"
+
+
+def owner_hint(error: OSError) -> str:
+    """What to do about a file that belongs to another user; "" if that is not the error."""
+    return _OWNER_HINT if error.errno in (errno.EACCES, errno.EPERM) else ""
 
 
 def replace_file(path: Path, content: str) -> None:

@@ -170,10 +170,11 @@ class ReplicaUnsupported(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberCloned(HaEvent):
-    """Two processes run under one id, with copies of one data directory; this node refuses one.
+    """Two processes run under one id; this node refuses one.
 
-    The process that was connected first stays. The one at `remote`, an address, is refused: stop
-    it, or the other one. Reported once an hour while both run.
+    The second has a copy of the member's data directory, or another directory, as after a mistake
+    in `node_id`. The process that was connected first stays. The one at `remote`, an address, is
+    refused: stop it, or the other one. Reported once an hour while both run.
     """
 
     kind: ClassVar[EventKind] = EventKind.MEMBER_CLONED

@@ -13,8 +13,9 @@ Theory of operation. The handshake goes through these steps; until it ends, the 
 A peer without a common protocol is refused as soon as it is known not to be a stranger: in step 1
 without a secret, else after its Proof. Only then does the node report it (`Owner.unsupported`).
 
-If another process is connected under the peer's id, with the same data directory, then one of the
-two is a clone, or the older connection is a dead one's. So in step 3 the newer one is *held*: it is
+If another process is connected under the peer's id, with the same data directory or the one that
+the membership records, then one of the two runs by mistake, or the older connection is a dead
+one's. So in step 3 the newer one is *held*: it is
 not read, and the older one gets a `Probe`. A live process answers, and the newer one is refused.
 Without an answer within `PROBE_S` the newer one takes its place. A process that has restarted is
 told apart by the `nonce` in its Hello, and waits that long at most. A probe sees only connected
@@ -43,7 +44,8 @@ REMOVED = "the node was removed from the cluster"
 SHUTDOWN = "the node is stopped"
 TOO_MANY = "too many connections at once, and this was the oldest of the busiest address"
 CLONED = (
-    "another process with a copy of the same data directory runs under this id; stop one of the two"
+    "another process runs under this id, with the member's data directory or a copy of it; stop one"
+    " of the two"
 )
 _CONTROL = (Hello, Refusal, Proof, Probe)
 

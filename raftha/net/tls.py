@@ -196,6 +196,8 @@ def _load_ca(context: ssl.SSLContext, name: str, path: Path) -> None:
         context.load_verify_locations(cafile=path)
     except ssl.SSLError as error:
         raise ConfigError(f"{name} {path} holds no certificate in PEM form") from error
+    except OSError as error:  # It was replaced, or removed, since it was read.
+        raise _unreadable(name, path, error) from error
 
 
 def _load_pair(
@@ -217,6 +219,8 @@ def _load_pair(
             f" {describe(error)}",
             hint="the key must be unencrypted",
         ) from error
+    except OSError as error:  # One was replaced, or removed, since it was read.
+        raise _unreadable(certificate_name, certificate, error) from error
 
 
 def read_file(name: str, path: Path) -> bytes:
@@ -224,15 +228,23 @@ def read_file(name: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"can't read {name} {path}: {error.strerror}") from error
+        raise _unreadable(name, path, error) from error
 
 
 def read_secret(name: str, path: Path) -> bytes:
     """As `read_file`. ConfigError also if every user of the machine can read or change it."""
     content = read_file(name, path)
-    if path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise _unreadable(name, path, error) from error
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
         raise ConfigError(f"{name} {path} is open to every user", hint=f"chmod 600 {path}")
     return content
+
+
+def _unreadable(name: str, path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"can't read {name} {path}: {error.strerror}")
 
 
 def check_token(name: str, token: str) -> None:

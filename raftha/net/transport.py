@@ -50,6 +50,8 @@ REDIAL_MIN_S, REDIAL_MAX_S = 0.02, 0.5
 ASK_S = 2.0
 HOSTS_MAX = 16
 """Numeric addresses of one member that are kept."""
+UNKNOWN_MAX = 16
+"""Connected nodes that are no members: new ones, or strangers where there is no secret."""
 CLOSE_S = 1.0
 FAREWELL_S = 0.05
 """How long a stop waits until its farewells have been sent."""
@@ -260,7 +262,9 @@ class Transport:
             try:
                 async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                     await self._connect(loop, connection, host, port)
-                if await connection.wait_closed():
+                began = loop.time()
+                # A peer that accepts and then refuses this node must not be dialled all the time.
+                if await connection.wait_closed() and loop.time() - began > REDIAL_MAX_S:
                     pause = REDIAL_MIN_S
             except (OSError, UnicodeError) as error:
                 # The peer isn't there, or its name has no address now. TimeoutError is an OSError.
@@ -398,11 +402,19 @@ class Transport:
         return self._tls.refusal(connection.certificate, node_id) if self._tls else ""
 
     def other_process(self, hello: Hello) -> Connection | None:
-        """The connection of another process that says to be the same node, on the same disk."""
+        """The connection of another process that says to be the same node, with as much right.
+
+        It has, on the same disk, or on the one that is recorded: a process that is started under a
+        member's id with an empty directory must not take the place of the member while that lives.
+        """
         earlier = self._connected.get(hello.sender)
         if earlier is None or earlier.hello is None or earlier.hello.nonce == hello.nonce:
             return None
-        return earlier if earlier.hello.incarnation == hello.incarnation else None
+        has_right = earlier.hello.incarnation in (
+            hello.incarnation,
+            self._recorded.get(hello.sender, 0) or None,
+        )
+        return earlier if has_right else None
 
     def cloned(self, connection: Connection, hello: Hello) -> None:
         """That other process lives, so this connection is refused."""
@@ -419,6 +431,16 @@ class Transport:
             self._receiver.on_disconnected(hello.sender, "network_error")
         self._connected[hello.sender] = connection
         self._receiver.on_connected(hello.sender, hello)
+        self._bound_unknown()
+
+    def _bound_unknown(self) -> None:
+        """Push out the oldest connection of a node that is no member, if there are too many.
+
+        A new node that waits to become a member dials again.
+        """
+        unknown = [peer for peer in self._connected if peer not in self._members]
+        if len(unknown) > UNKNOWN_MAX:
+            self._connected[unknown[0]].drop("too many nodes that are no members are connected")
 
     @property
     def refused_total(self) -> int:

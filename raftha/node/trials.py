@@ -62,7 +62,11 @@ class Trials:
         sequence = state.applied.last_sequence + 1
         txn = Transaction(state, self._now_us(), sequence, state.versions)
         levels = MARGIN + max(0, sys.getrecursionlimit() - RECURSION_LIMIT)
-        _descend(levels, lambda: run(command, txn, state.machine))
+        state.trying = command
+        try:
+            _descend(levels, lambda: run(command, txn, state.machine))
+        finally:
+            state.trying = None
 
 
 def _descend(levels: int, function: Callable[[], Any]) -> Any:

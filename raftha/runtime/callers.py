@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from raftha.errors import Indeterminate, Overloaded, RafthaError, RequestTimeout
+from raftha.errors import Indeterminate, InvalidRequest, Overloaded, RafthaError, RequestTimeout
 from raftha.node.operations import Operation, sizes
 from raftha.types import FireForgetCounts
 
@@ -35,6 +35,23 @@ GRACE_S = 1.0
 
 Submit: TypeAlias = Callable[[Sequence[Operation]], Sequence[Operation]]
 """Submits operations, in order, and returns those for which there is no room."""
+
+
+_here = threading.local()
+
+
+def enter_node_thread() -> None:
+    """The calling thread runs a node from now on."""
+    _here.is_node = True
+
+
+def refuse_on_node_thread() -> None:
+    """InvalidRequest on a node's own thread: a command that calls a manager waits for itself."""
+    if getattr(_here, "is_node", False):
+        raise InvalidRequest(
+            "a command can't call the manager, whose node waits for the command to return",
+            hint="read and write through txn; do the rest before or after the call",
+        )
 
 
 class ThreadWaiter:

@@ -29,6 +29,8 @@ from raftha.node.node import Node
 from raftha.node.statistics import Statistics
 from raftha.runtime.backup_jobs import Owner
 from raftha.runtime.backup_thread import BackupThread
+from raftha.runtime.quorum_recovery import finish_recovery
+from raftha.runtime.slow_commands import SlowCommands
 from raftha.runtime.snapshot_thread import SnapshotThread
 from raftha.runtime.storage_threads import StorageThreads
 from raftha.storage.backup.source import StoreSource
@@ -37,6 +39,7 @@ from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import LOG, OpenNode, open_or_heal
 from raftha.storage.directory.node_files import DirectoryNodeFiles
 from raftha.storage.directory.reserve import Reserve
+from raftha.storage.files import system_errors_named
 from raftha.storage.log.disk import Disk, RealDisk
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.checkpoint import CheckpointStore
@@ -56,6 +59,7 @@ class NodeStorage:
     spool: Spool | None
     """From `open` on; None if the settings have no backups."""
     _threads: StorageThreads
+    _slow_commands: SlowCommands
     _wal: Wal
     _store: CheckpointStore
 
@@ -94,7 +98,7 @@ class NodeStorage:
         `on_snapshot_error` and `install` are as in `SnapshotThread`. With `lost`, the log is set
         aside as damaged, and the node heals.
         """
-        with contextlib.ExitStack() as opened:
+        with system_errors_named(self._data.path), contextlib.ExitStack() as opened:
             node_files = DirectoryNodeFiles(
                 self._data,
                 self._disk,
@@ -107,6 +111,7 @@ class NodeStorage:
             if lost is not None:
                 node_files.record_loss((LOG,), lost)
             open_node = open_or_heal(node_files)
+            finish_recovery(self._data, open_node)
             self._wal, self._store = open_node.wal, node_files.store
             self.spool = self._open_spool(open_node.state.applied)
             self._report_skips(open_node.state)
@@ -196,7 +201,7 @@ class NodeStorage:
         self._store.close()
 
     def make_threads(self, node: Node) -> StorageThreads:
-        """Make the storage threads of `node`; they don't run yet."""
+        """Make the storage threads of `node`; they don't run yet. Watch its commands."""
         self._threads = StorageThreads(
             self._config.node_id,
             self._wal,
@@ -210,6 +215,10 @@ class NodeStorage:
             on_checkpoint=lambda done: node.on_checkpoint(*done),
             on_digest=lambda done: node.on_digest(*done),
         )
+        self._slow_commands = SlowCommands(
+            self._config.node_id, node.state, lambda: bool(node.failure)
+        )
+        self._slow_commands.start()
         return self._threads
 
     def end_threads(self) -> bool:
@@ -217,6 +226,7 @@ class NodeStorage:
 
         False if the disk hangs: then all files must stay open.
         """
+        self._slow_commands.stop()
         if not self._threads.close():
             return False
         self._end_backups()

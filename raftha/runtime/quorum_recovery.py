@@ -5,7 +5,8 @@ If the lost nodes will never return, an operator can decide to go on without the
 offline, on one survivor, with its data directory locked. No protocol can establish that the other
 nodes are really gone; that is the operator's responsibility. The only check is whether they answer.
 
-The steps, in an order in which a crash leaves either the old or the new cluster intact:
+The steps, in an order in which a crash leaves either the old or the new cluster intact. The start
+after a crash between the last two finishes the recovery (`finish_recovery`):
 
 1. Write a record of the recovery to the data directory.
 2. Append one write to the log: a hard state of a new term, and a MEMBERSHIP entry of that term with
@@ -46,6 +47,7 @@ from raftha.membership import Member, Membership
 from raftha.node.bootstrap import applied_membership
 from raftha.runtime.founding import new_id
 from raftha.storage.directory.datadir import DataDirectory, new_incarnation
+from raftha.storage.directory.healing import OpenNode
 from raftha.storage.directory.replay import entries_after
 from raftha.storage.directory.snapshot import install
 from raftha.storage.log.disk import RealDisk
@@ -214,8 +216,8 @@ def open_survivor(config: HaConfig) -> Iterator[Survivor]:
 def open_stopped(config: HaConfig) -> Iterator[StoppedNode]:
     """Open a stopped node's data directory; changes no more than a start of the node would.
 
-    ConfigError if it doesn't exist, is in use or belongs to another node; StorageError if it is
-    damaged.
+    ConfigError if it doesn't exist, is in use, belongs to another node, or has nothing of a cluster
+    yet; StorageError if it is damaged.
     """
     path = Path(config.data_dir)
     if not (path / "identity").exists():
@@ -239,7 +241,9 @@ def open_stopped(config: HaConfig) -> Iterator[StoppedNode]:
             store = CheckpointStore(path / "state")
             try:
                 state = State(store, None)
-                yield StoppedNode(data, wal, _read_log(config, state, wal), state)
+                log = _read_log(config, state, wal)
+                _check_has_cluster(log, data)
+                yield StoppedNode(data, wal, log, state)
             finally:
                 store.close()
         finally:
@@ -248,12 +252,39 @@ def open_stopped(config: HaConfig) -> Iterator[StoppedNode]:
         data.close()
 
 
+def finish_recovery(data: DataDirectory, opened: OpenNode) -> None:
+    """Give the directory the incarnation that a recovery has recorded, if a crash prevented that.
+
+    A committed membership whose only voter is this node, with an incarnation that this directory
+    has never had, comes from nothing else: no other node could have agreed to it.
+    """
+    payload, commit = opened.state.membership, opened.wal.hard_state.commit
+    for entry in opened.entries:
+        if entry.kind == EntryKind.MEMBERSHIP and entry.index <= commit:
+            payload = bytes(entry.payload)
+    membership = Membership.decode(payload) if payload is not None else Membership({})
+    if membership.voters == (data.node_id,) and not membership.knows(
+        data.node_id, data.incarnation
+    ):
+        logger.warning("node=%d finishes a recovery that was cut off", data.node_id)
+        data.renew_incarnation(membership.recorded(data.node_id))
+
+
 def _read_log(config: HaConfig, state: State, wal: Wal) -> RaftLog:
     entries = entries_after(wal, state.applied, Path(config.data_dir) / "wal")
     membership = applied_membership(state, config)
     log = RaftLog(wal.first_index, state.applied, entries, 0, membership)
     log.commit = max(log.commit, min(wal.hard_state.commit, log.last_index))
     return log
+
+
+def _check_has_cluster(log: RaftLog, data: DataDirectory) -> None:
+    """A log without a membership is that of a node that was never a member, or lost its disk."""
+    if not log.membership.cluster_id:
+        raise ConfigError(
+            f"data_dir {data.path} is empty: it has no membership, and no data, of any cluster",
+            hint="choose a node that has data; an empty one can only join a cluster, or found one",
+        )
 
 
 def _answers(address: str) -> bool:

@@ -59,7 +59,7 @@ from raftha.node.node import Node
 from raftha.node.operations import Operation, ReadOperation
 from raftha.node.statistics import Statistics
 from raftha.runtime import forks, introductions
-from raftha.runtime.callers import Results, SubmitQueue, ThreadWaiter
+from raftha.runtime.callers import Results, SubmitQueue, ThreadWaiter, enter_node_thread
 from raftha.runtime.event_bus import EventBus
 from raftha.runtime.founding import Waiting
 from raftha.runtime.logs import log_event
@@ -239,6 +239,7 @@ class Runtime:
             function(*args)
 
     def _run(self) -> None:
+        enter_node_thread()
         asyncio.set_event_loop(self._loop)
         self._loop.set_exception_handler(self._on_loop_exception)
         try:

@@ -40,12 +40,13 @@ import secrets
 import shutil
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from raftha.errors import ConfigError, Corrupt
-from raftha.storage.files import replace_file, sync_folder
+from raftha.storage.files import describe, owner_hint, replace_file, sync_folder
 
 FORMAT = 2
 FOLDERS = {"log": "wal", "state": "state"}
@@ -53,7 +54,7 @@ FOLDERS = {"log": "wal", "state": "state"}
 
 
 _MISSING_HINT = (
-    "put the file back from a copy; or remove the whole directory, and the node comes back empty"
+    "put it back, or mount it; or remove the whole directory, and the node comes back empty"
     " and is healed by its cluster, if a majority of the others has its data"
 )
 
@@ -79,10 +80,13 @@ class DataDirectory:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             self._lock = os.open(path / "LOCK", flags, 0o600)
         except OSError as error:
-            raise ConfigError(f"can't use data_dir {path}: {error.strerror}") from error
+            raise _unusable(error, path) from error
         try:
             self._take_lock()
             self._read_or_make()
+        except OSError as error:
+            os.close(self._lock)
+            raise _unusable(error, path) from error
         except BaseException:
             os.close(self._lock)
             raise
@@ -206,9 +210,9 @@ class DataDirectory:
         if (
             self._has_log
             and "log" not in self.lost
-            and not any((self.path / "wal").glob("[0-9a-f]*.seg"))
+            and not any(map(_is_segment, _names_in(self.path / "wal")))
         ):
-            raise Corrupt(self.path / "wal", 0, "the log is gone")
+            raise Corrupt(self.path / "wal", 0, "the log is gone", hint=_MISSING_HINT)
 
     def _take(self, found: dict[str, Any], path: Path) -> tuple[str, int]:
         """Take over what the file says; return the names of the owner that it was made for."""
@@ -259,6 +263,22 @@ class DataDirectory:
         self.incarnation, self._has_log = record["incarnation"], record["has_log"]
         self.healing_generation, self.lost = record["epoch"], record["lost"]
         self.damage, self.promised_ms = record["damage"], record["promised_ms"]
+
+
+def _unusable(error: OSError, path: Path) -> ConfigError:
+    return ConfigError(f"can't use data_dir {describe(error, path)}", hint=owner_hint(error))
+
+
+def _names_in(folder: Path) -> list[str]:
+    """The names in a folder that may be missing; OSError if that can't be known."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_segment(name: str) -> bool:
+    return fnmatch(name, "[0-9a-f]*.seg")
 
 
 def new_incarnation() -> int:

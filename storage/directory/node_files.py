@@ -30,8 +30,12 @@ class DirectoryNodeFiles:
         has_others: Callable[[bytes | None], bool],
         report: Callable[[Collection[str], Corrupt], None],
     ) -> None:
-        """`report` receives the parts that are about to be set aside, and the damage."""
+        """`report` receives the parts that are about to be set aside, and the damage.
+
+        Corrupt if the list of entries to skip is damaged: that is no damage to log or state.
+        """
         self.has_others = has_others
+        self._skips = skips.load(data.path)
         self._data = data
         self._disk = disk
         self._segment_bytes = segment_bytes
@@ -71,7 +75,7 @@ class DirectoryNodeFiles:
         assert self._store is None, "one state is open at a time"
         self._store = CheckpointStore(self._state_folder)
         state = State(self._store, self._machine)
-        state.skips = skips.load(self._data.path)
+        state.skips = self._skips
         state.check_supported()
         return state
 

@@ -26,6 +26,7 @@ from raftha.storage.files import compact_json, load_list, replace_list
 
 NAME = "skips"
 SKIPS_MAX = 100
+_HINT = "copy the file from a node that has one; if none has, no entry is skipped: remove it"
 
 
 def load(folder: Path) -> dict[int, bytes]:
@@ -35,7 +36,7 @@ def load(folder: Path) -> dict[int, bytes]:
         found = load_list(path, "entries")
         return {int(index): bytes.fromhex(digest) for index, digest in found}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Corrupt(path, 0, f"not a list of entries to skip: {error}") from error
+        raise Corrupt(path, 0, f"not a list of entries to skip: {error}", hint=_HINT) from error
 
 
 def add(folder: Path, index: int, digest: bytes) -> None:

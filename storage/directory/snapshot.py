@@ -222,15 +222,14 @@ def install(data: Path, wal: Wal) -> bool:
     removed. The module's docstring has the steps.
     """
     incoming, state, old = data / "incoming", data / "state", data / "state.old"
-    ready = _read_json(incoming / "READY")
+    position = _ready_position(incoming / "READY")
     received = incoming / "image"
-    if ready is None:
+    if position is None:
         if not received.exists():
             Incoming(incoming).discard()  # A crash interrupted the last step.
         return False
     is_installed = True
     if received.exists():
-        position = _ready_position(incoming / "READY", ready)
         applied = _position(state) if state.exists() else LOG_START
         is_installed = not state.exists() or is_needed(wal, applied, position)
         if is_installed:
@@ -301,12 +300,16 @@ def _position(folder: Path, *, is_verified: bool = False) -> LogPosition:
         store.close()
 
 
-def _ready_position(path: Path, ready: Any) -> LogPosition:
+def _ready_position(path: Path) -> LogPosition | None:
+    """The position in READY; None if it is missing or damaged.
+
+    Damage there is none of log and state. The snapshot is checked once more, or sent again.
+    """
     try:
-        index, term, time_us, last_sequence, digest = ready["position"]
+        index, term, time_us, last_sequence, digest = _read_json(path)["position"]
         return LogPosition(index, term, time_us, last_sequence, bytes.fromhex(digest))
-    except (KeyError, TypeError, ValueError) as error:
-        raise Corrupt(path, 0, f"not a position: {error}") from error
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _read_json(path: Path) -> Any:

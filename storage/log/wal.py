@@ -90,6 +90,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from raftha.entry import Entry, HardState, LogPosition
 from raftha.errors import Compacted, Corrupt, StorageFailed, StorageFull
+from raftha.storage.files import describe, owner_hint
 from raftha.storage.log.disk import Disk
 from raftha.storage.log.recovery import (
     LOCATION_SHIFT,
@@ -172,7 +173,8 @@ class Wal:
                 close_all(disk, log.segments)
                 raise
         except OSError as error:
-            raise StorageFailed(f"opening the log failed: {error}") from error
+            failure = f"opening the log failed: {describe(error, directory)}"
+            raise StorageFailed(failure, hint=owner_hint(error)) from error
         return wal
 
     @property

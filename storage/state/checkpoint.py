@@ -50,7 +50,7 @@ from google_crc32c import value as crc32c
 
 from raftha.config.limits import KIB, MIB
 from raftha.errors import Corrupt, StorageError, StorageFailed, StorageFull
-from raftha.storage.files import sync_folder
+from raftha.storage.files import sync_folder, unusable
 from raftha.storage.state.blocks import Block, encode_pairs
 from raftha.storage.state.lmdb_file import (
     COPY_BYTES,
@@ -145,7 +145,7 @@ class CheckpointStore:
             shutil.rmtree(self._compacting, ignore_errors=True)
             self._env = self._open(self._folder, max(map_bytes_min, 2 * size))
         except OSError as error:
-            raise StorageFailed(f"{self._folder}: {error.strerror}") from error
+            raise unusable(error, self._folder) from error
         try:
             self._check_length(size)
             self._open_databases()

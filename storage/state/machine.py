@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from threading import get_ident
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, overload
 
@@ -100,7 +101,8 @@ class Transaction:
     `time_us` is the leader's time of the log entry, the same on all replicas. `sequence` is the
     command's own number, useful for unique ids. `machine_version` is the version of the state
     machine that the cluster uses at this place in the log: see `StateMachine.version`. The view
-    can't be used after its command.
+    can't be used after its command, nor by another thread, whose work each replica would see at
+    another moment.
     `fault` is the error of a read that failed: no outcome even if the command caught it, because
     its further work depends on this machine's disk.
     """
@@ -108,6 +110,7 @@ class Transaction:
     __slots__ = (
         "_is_open",
         "_state",
+        "_thread",
         "_written",
         "fault",
         "sequence",
@@ -127,6 +130,7 @@ class Transaction:
         self._state = state
         self._written = WriteBuffer()
         self._is_open = True
+        self._thread = get_ident()
         self.fault: BaseException | None = None
 
     @property
@@ -205,6 +209,8 @@ class Transaction:
             raise InvalidRequest(
                 "this transaction has ended; a command must not use its view after it returns"
             )
+        if get_ident() != self._thread:
+            raise InvalidRequest("a command must not use its view on another thread")
 
 
 @overload
@@ -258,6 +264,8 @@ class StateMachine:
 
     - reads and writes through `txn` only: attributes of the object, files, sockets and globals are
       not replicated and don't survive a restart (settings that never change are fine);
+    - calls no method of an `HaManager`, which would wait for the command itself, and starts no
+      thread that uses `txn`;
     - uses no clock and no random source: `txn.time_us` and `txn.sequence` are the same everywhere;
     - sorts sets, and anything else without a defined order, before it iterates over them;
     - takes and returns types that msgpack supports: None, bool, int of 64 bits, float, str, bytes,
@@ -474,13 +482,13 @@ def _call(txn: Transaction, machine: StateMachine | None, name: Any, args: Any) 
         raise UpgradeRequired(f"this node doesn't know command {name!r:.100} of the log")
     try:
         result = getattr(machine, attribute)(txn, *args)
+        if result is None:
+            return None
+        packed = pack_result(result)  # Runs methods of the result, if its class is the user's.
     except (MemoryError, RecursionError):
         raise
     except BaseException as error:  # noqa: BLE001 - whatever a user's command raises is its outcome
         return _failure(error)
-    if result is None:
-        return None
-    packed = pack_result(result)
     if len(packed) > RESULT_BYTES_MAX:
         raise InvalidRequest(f"{name} returned {len(packed)} bytes, over {RESULT_BYTES_MAX}")
     # The first caller gets the same object as a retry: the one that survives packing.

@@ -19,8 +19,9 @@ Dropping an outcome takes a step, however many there are and whatever their numb
 copies the table on the node's thread (`freeze`), and packs it elsewhere: a full one takes most of a
 second.
 
-Sizes count an exception's message as a constant. A message may contain an object's address, which
-differs between replicas, but sizes must not.
+The message of an exception may differ between replicas: it may hold an object's address, a set in
+any order, or other words in another version of Python. So sizes count it as a constant, and digests
+leave it out.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ PACKED_PIECE, PACKED_PAUSE_S = 2000, 0.0002
 
 _OUTCOME_BYTES = 256  # Approximate memory of an outcome without results.
 _FAILURE_BYTES = 1024
+_PACKED_FAILURE = b"\x93" + bytes([FAILED])
+"""How a packed failure begins: an array of three, and its first item."""
 
 
 class Verdict(enum.IntEnum):
@@ -185,8 +188,11 @@ class FrozenSessions:
             for number, session in sessions
         ]
 
-    def pack(self, packer: msgpack.Packer) -> None:
-        """Pack the table, in the format that `Sessions.load` reads. Takes long if it is full."""
+    def pack(self, packer: msgpack.Packer, *, is_comparable: bool = False) -> None:
+        """Pack the table, in the format that `Sessions.load` reads. Takes long if it is full.
+
+        With `is_comparable`, leave out what may differ between replicas: exceptions' messages.
+        """
         left = PACKED_PIECE
         packer.pack_array_header(len(self._sessions))
         for number, floor, used_us, kept, owner in self._sessions:
@@ -196,7 +202,10 @@ class FrozenSessions:
             packer.pack(used_us)
             packer.pack_array_header(len(kept))
             for group_number, outcome in kept.items():
-                packer.pack((group_number, *outcome))
+                packed = outcome.results
+                if is_comparable and packed is not None:
+                    packed = _without_messages(packed)
+                packer.pack((group_number, *outcome[:5], packed, outcome.size))
                 left -= 1
                 if left <= 0:
                     left = PACKED_PIECE
@@ -358,6 +367,14 @@ def _fair_share(sizes: Iterable[int], total: int) -> int:
             return share
         left -= size
     return total
+
+
+def _without_messages(packed: bytes) -> bytes:
+    """Packed results, whose failures have no messages."""
+    if _PACKED_FAILURE not in packed:
+        return packed
+    results = unpack_result(packed)
+    return pack_result([r if r is None or r[0] != FAILED else r[:2] for r in results])
 
 
 def _results_size(results: Sequence[Result | None]) -> int:

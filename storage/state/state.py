@@ -77,6 +77,9 @@ META_VERSION = 6
 META_BEFORE = 5
 """Without a catalog: written until the cluster uses the protocol that has one."""
 DIGEST_BYTES = 32
+WITHOUT_TEXT = 256
+"""Added to a meta's format, it is that of a digest without the messages of exceptions. Digests of
+earlier builds have them, so that the two are never compared."""
 GROUPS_MAX = 1 << 16
 """Groups in one entry: a group's place in its entry is the low part of a session's id."""
 
@@ -116,35 +119,44 @@ class Frozen:
     @cached_property
     def meta(self) -> bytes:
         """The checkpoint's meta. It is packed when it is first asked for, by the storage thread."""
+        packed = self._pack(is_comparable=False)
+        return zlib.crc32(packed).to_bytes(4, "little") + packed
+
+    def _pack(self, *, is_comparable: bool) -> bytes:
+        """Pack the fields; with `is_comparable`, without what may differ between replicas."""
         packer = msgpack.Packer(autoreset=False)
         packer.pack_array_header(5 if self._catalog_fields is None else 6)
         packer.pack(self.meta_version)
         packer.pack(list(self.position))
         packer.pack(self._membership)
-        self._sessions.pack(packer)
+        self._sessions.pack(packer, is_comparable=is_comparable)
         packer.pack(None if self._versions is None else self._versions.dump())
         if self._catalog_fields is not None:
             packer.pack(self._catalog_fields)
         packed: bytes = packer.bytes()
-        return zlib.crc32(packed).to_bytes(4, "little") + packed
+        return packed
 
     def digest_with(self, stored: StoreDigest) -> StateDigest:
         """Return the digest of this checkpoint, whose pairs in the store have the given one."""
-        whole = blake2b(stored.hex.encode() + self.meta, digest_size=DIGEST_BYTES)
-        return StateDigest(stored.hex, stored.keys, whole.digest(), self.meta_version)
+        fields = self._pack(is_comparable=True)
+        whole = blake2b(stored.hex.encode() + fields, digest_size=DIGEST_BYTES)
+        return StateDigest(
+            stored.hex, stored.keys, whole.digest(), self.meta_version + WITHOUT_TEXT
+        )
 
 
 class StateDigest(NamedTuple):
     """The digest of a checkpoint: of all pairs, and of the `whole`.
 
-    The whole covers position, membership and sessions too. Two replicas have the same one as of the
-    same entry, unless their states differ, or are in different formats.
+    The whole covers position, membership and sessions too, but for the messages of exceptions. Two
+    replicas have the same one as of the same entry, unless their states differ, or the digests are
+    of different formats.
     """
 
     hex: str
     keys: int
     whole: bytes
-    meta_version: int = META_VERSION
+    form: int = META_VERSION + WITHOUT_TEXT
 
 
 class NotYet(Exception):
@@ -199,6 +211,8 @@ class State:
         self._is_counting = self._is_sorting = False
         self.applying: Entry | None = None
         """The entry that is being applied, or whose application has failed."""
+        self.trying: tuple[Any, ...] | None = None
+        """The unpacked call that is being tried (`raftha/node/trials.py`)."""
         self.skips: Mapping[int, bytes] = {}
         """Hashes of entries whose commands are passed over, by index; see `directory/skips.py`."""
         self._buffer_bytes = 0

@@ -222,6 +222,25 @@ def test_every_caller_gets_the_failure_at_once(cluster: Cluster) -> None:
     assert {type(error) for error in errors} <= {raftha.Disconnected, raftha.Stopped}
 
 
+def test_a_command_that_calls_its_manager_is_refused_and_the_node_goes_on(tmp_path: Path) -> None:
+    """It would wait for itself, on every node; a stop would end every node, at each start."""
+    managers: list[raftha.HaManager] = []
+
+    class Reentrant(raftha.StateMachine):
+        @raftha.command
+        def call(self, txn: raftha.Transaction, method: str, *args: bytes) -> Any:
+            return getattr(managers[0], method)(*args)
+
+    config = make_config(tmp_path, 1, {1: free_addresses(1)[0]})
+    with raftha.HaManager(config, state_machine=Reentrant()) as ha:
+        managers.append(ha)
+        ha.put(b"a", b"1")
+        for call in (("put", b"b", b""), ("get", b"a"), ("get_status",), ("stop",), ("start",)):
+            with pytest.raises(raftha.CommandFailed, match="can't call the manager"):
+                ha.execute("call", *call)
+        assert ha.scan() == [(b"a", b"1")]
+
+
 def test_a_broken_invariant_ends_the_node_and_not_the_process(tmp_path: Path) -> None:
     class Broken(raftha.StateMachine):
         @raftha.command(trial=False)

@@ -101,7 +101,7 @@ def test_a_cloned_member_is_reported_and_refused_while_the_other_one_lives() -> 
                 assert f"reporter={node_id} node_id=3" in news
                 assert "ReplicaConnected" not in news
                 assert "ReplicaDisconnected" not in news
-            assert "another process with a copy of the same data directory" in log.read_text()
+            assert "another process runs under this id" in log.read_text()
             assert "ReplicaConnected" not in log.read_text()
 
             # Once that one has ended, the clone is not locked out.

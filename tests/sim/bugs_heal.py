@@ -144,6 +144,12 @@ def divergence_unnoticed() -> list[Patch]:
     return [(Frozen, "digest_with", lambda self, stored: StateDigest("", 0, b"1"))]
 
 
+def messages_compared() -> list[Patch]:
+    """Digests cover the messages of exceptions, which each replica may word differently."""
+    original = Frozen._pack
+    return [(Frozen, "_pack", lambda self, *, is_comparable: original(self, is_comparable=False))]
+
+
 def digests_of_different_entries() -> list[Patch]:
     """A member that could take no digest at the agreed entry compares one of a later entry."""
     digest_if_due = Checkpoints._digest_if_due
@@ -190,6 +196,7 @@ BUGS: tuple[Bug, ...] = (
     known_commit_ignored,
     loss_seen_everywhere,
     divergence_unnoticed,
+    messages_compared,
     digests_of_different_entries,
     minority_decides,
 )

@@ -30,6 +30,8 @@ POISON, POISON_CALL = "poison", re.compile(rb"poisonous call \d+\.")
 class Counters(StateMachine):
     """The state machine under test: counters that remember the calls that incremented them."""
 
+    failures = 0
+
     @command
     def increment(self, txn: Transaction, key: bytes, call: bytes) -> int:
         """Add one, and one to the call's own mark, which tells if it ran twice."""
@@ -40,9 +42,10 @@ class Counters(StateMachine):
 
     @command
     def fail(self, txn: Transaction, call: bytes) -> None:
-        """Write something and raise: it must leave no trace."""
+        """Write something and raise: it must leave no trace. Each replica has another message."""
         txn.put(MARK + call, b"failed")
-        raise ValueError("it was asked to fail")
+        self.failures += 1
+        raise ValueError(f"it was asked to fail, and has {self.failures} times")
 
 
 class Effect(NamedTuple):

@@ -29,12 +29,13 @@ class Peer:
         *,
         secret: bytes = b"",
         nonce: int = 0,
+        incarnation: int = 1,
     ) -> None:
         """`says` is the id that it claims, if not its own."""
         self.connected: list[int] = []
         self.reasons: list[str] = []
         self.received: list[PeerMessage] = []
-        hello = Hello(PROTOCOL_VERSION, "c" * 32, says or node_id, 0, 1, "", nonce=nonce)
+        hello = Hello(PROTOCOL_VERSION, "c" * 32, says or node_id, 0, incarnation, "", nonce=nonce)
         self.recorded = dict.fromkeys(members, 1)
         self.members = members
         self.removed = False

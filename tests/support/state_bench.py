@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 from raftha.entry import Group
 from raftha.errors import (
     CommandFailed,
+    InvalidRequest,
     StorageFailed,
 )
 from raftha.storage.state import machine
@@ -61,6 +63,27 @@ class Kit(StateMachine):
         return {1, 2}
 
     @command
+    def raising_result(self, txn: Transaction) -> Any:
+        txn.put(b"bad", b"1")
+        return Lazy(a=1)
+
+    @command
+    def use_elsewhere(self, txn: Transaction) -> str:
+        found: list[str] = []
+
+        def use() -> None:
+            for access in (lambda: txn.put(b"a", b""), lambda: txn.get(b"a"), txn.scan):
+                try:
+                    access()
+                except InvalidRequest as error:
+                    found.append(str(error))
+
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+        return " ".join(found)
+
+    @command
     def large_result(self, txn: Transaction) -> bytes:
         return bytes(machine.RESULT_BYTES_MAX)
 
@@ -89,6 +112,13 @@ class Kit(StateMachine):
 
 
 LEAKED: list[Transaction] = []
+
+
+class Lazy(dict[str, int]):
+    """Runs code of the user when it is packed."""
+
+    def items(self) -> Any:
+        raise SystemExit(3)
 
 
 class Unspeakable(Exception):

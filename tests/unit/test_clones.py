@@ -1,4 +1,4 @@
-"""Two processes under one id, with copies of one data directory: the first stays while it lives."""
+"""Two processes under one id, one with a copied or an empty directory: the member stays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from raftha.core import TimeoutNow
 from raftha.events import HaEvent
 from raftha.net import connection
-from raftha.net.wire import Hello, encode
+from raftha.net.wire import Hello, Refusal, encode
 from raftha.runtime import introductions
 from raftha.version import PROTOCOL_VERSION
 from tests.support.certificates import make_cluster, peer_tls
@@ -21,10 +21,18 @@ from tests.support.peers import Peer, free_members, run
 SECRET = b"0123456789abcdef"
 
 
-@pytest.mark.parametrize(("secret", "has_tls"), [(b"", False), (SECRET, False), (b"", True)])
+@pytest.mark.parametrize(
+    ("secret", "has_tls", "incarnation"),
+    [(b"", False, 1), (SECRET, False, 1), (b"", True, 1), (b"", False, 2), (SECRET, False, 2)],
+)
 def test_a_clone_is_refused_and_told_why_while_the_first_process_lives(
-    secret: bytes, has_tls: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    secret: bytes,
+    has_tls: bool,
+    incarnation: int,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """It has a copy of the data directory, or an empty one under the same id."""
     made = make_cluster(tmp_path, 2) if has_tls else None
 
     async def main() -> None:
@@ -32,7 +40,8 @@ def test_a_clone_is_refused_and_told_why_while_the_first_process_lives(
         first, second = (peer_tls(made[i]) if made else None for i in members)
         one = Peer(1, members, first, secret=secret)
         two = Peer(2, members, second, secret=secret, nonce=7)
-        clone = Peer(2, members | {2: free_members(1)[1]}, second, secret=secret, nonce=8)
+        elsewhere = members | {2: free_members(1)[1]}
+        clone = Peer(2, elsewhere, second, secret=secret, nonce=8, incarnation=incarnation)
         for peer in (one, two):
             await peer.start()
         await wait_until_async(lambda: one.connected == [2] and two.connected == [1])
@@ -40,7 +49,7 @@ def test_a_clone_is_refused_and_told_why_while_the_first_process_lives(
         await wait_until_async(lambda: len(one.cloned) >= 3 and clone.refused >= 3)
         assert (one.connected, one.reasons, two.reasons) == ([2], [], [])
         assert (clone.connected, clone.reasons) == ([], [])
-        assert "it refused us: another process with a copy of the same data" in caplog.text
+        assert "it refused us: another process runs under this id" in caplog.text
         two.transport.send(TimeoutNow(1, 2, 7))
         await wait_until_async(lambda: len(one.received) == 1)
         # Once the first one stops, the other takes its place at once.
@@ -70,6 +79,54 @@ def test_a_clone_that_must_not_dial_is_refused_as_a_clone(monkeypatch: pytest.Mo
         assert (two.connected, two.reasons, clone.connected) == ([1], [], [])
         for peer in (one, two, clone):
             await peer.transport.stop()
+
+    run(main)
+
+
+def test_the_recorded_directory_takes_the_place_of_another_one_that_lives() -> None:
+    """Else a process with an empty directory, or a stranger, would keep the member out."""
+
+    async def main() -> None:
+        members = free_members(2)
+        one = Peer(1, members, None)
+        squatter = Peer(2, members | {2: free_members(1)[1]}, None, nonce=7, incarnation=2)
+        for peer in (one, squatter):
+            await peer.start()
+        await wait_until_async(lambda: one.connected == [2] and squatter.connected == [1])
+        two = Peer(2, members, None, nonce=8)
+        await two.start()
+        await wait_until_async(lambda: two.connected == [1] and squatter.connected == [])
+        await wait_until_async(lambda: one.cloned != [])
+        assert (one.connected, two.reasons) == ([2], [])
+        for peer in (one, two, squatter):
+            await peer.transport.stop()
+
+    run(main)
+
+
+def test_a_peer_that_accepts_and_then_refuses_is_not_dialled_all_the_time() -> None:
+    async def main() -> None:
+        members = free_members(2)
+        dials = 0
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal dials
+            dials += 1
+            await reader.read(1)
+            writer.write(encode(Hello(PROTOCOL_VERSION, "c" * 32, 1, 2, 1, "")))
+            writer.write(encode(Refusal("not you", False)))
+            writer.close()
+
+        host, port = members[1].split(":")
+        server = await asyncio.start_server(answer, host, int(port))
+        two = Peer(2, members, None)
+        await two.start()
+        await asyncio.sleep(1.5)
+        assert 2 <= dials <= 12
+        assert len(two.reasons) >= 2, "each of them counted"
+        await two.transport.stop()
+        server.close()
+        await server.wait_closed()
 
     run(main)
 

@@ -66,7 +66,7 @@ def test_a_lost_identity_beside_data_is_not_created_again(tmp_path: Path, folder
     DataDirectory(tmp_path, "cluster", 1).close()
     (tmp_path / folder).mkdir()
     (tmp_path / "identity").unlink()
-    with pytest.raises(Corrupt, match=r"missing.*put the file back"):
+    with pytest.raises(Corrupt, match=r"missing.*put it back"):
         DataDirectory(tmp_path, "cluster", 1)
 
 
@@ -188,5 +188,30 @@ def test_a_file_system_without_flock_is_named(
     with pytest.raises(ConfigError, match=r"can't lock .*/LOCK: .*supports flock") as failure:
         DataDirectory(tmp_path, "cluster", 1)
     assert str(tmp_path) in str(failure.value)
+    monkeypatch.undo()
+    DataDirectory(tmp_path, "cluster", 1).close()
+
+
+@pytest.mark.parametrize("name", ["identity", "wal"])
+def test_what_may_not_be_read_is_named_and_not_taken_for_lost(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After another user has replaced a file: a log that can't be listed isn't gone."""
+    data = DataDirectory(tmp_path, "cluster", 1)
+    (tmp_path / "wal").mkdir()
+    (tmp_path / "wal" / "0000000000000001.seg").touch()
+    data.record_log()
+    data.close()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    # Root may read everything, so the modes of files can't show it.
+    if name == "wal":
+        monkeypatch.setattr(os, "listdir", refuse)
+    else:
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ConfigError, match=rf"{name}: Permission denied .*must belong to the user"):
+        DataDirectory(tmp_path, "cluster", 1)
     monkeypatch.undo()
     DataDirectory(tmp_path, "cluster", 1).close()

@@ -11,11 +11,12 @@ from raftha.events import HaEvent, ReplicaDiverged
 from raftha.membership import Membership
 from raftha.node.messages import DigestReport, DigestRequest, DigestVerdict
 from raftha.node.watch.divergence import RETRY_S, ROUND_S, DivergenceWatch
-from raftha.storage.state.state import META_VERSION, StateDigest
+from raftha.storage.state.state import StateDigest
 
 HOUR_S = 3600.0
 INDEX = 8
 SAME, OTHER, THIRD = (bytes([n]) * 32 for n in (1, 2, 3))
+FORM = StateDigest("", 0, SAME).form
 
 
 class Core:
@@ -103,7 +104,7 @@ class Scene:
         self.watch.on_tick(self.now)
         return [m for m in self.host.sent if isinstance(m, DigestVerdict)]
 
-    def answer(self, node_id: int, index: int, digest: bytes, kind: int = META_VERSION) -> None:
+    def answer(self, node_id: int, index: int, digest: bytes, kind: int = FORM) -> None:
         if node_id == 1:
             self.watch.on_digest(index, StateDigest("", 0, digest) if digest else None)
         else:
@@ -210,7 +211,7 @@ def test_a_comparison_ends_without_the_answer_of_a_member_that_stays_silent() ->
 def test_states_in_different_formats_are_not_compared() -> None:
     scene = Scene()
     scene.compare({1: SAME, 2: SAME})
-    scene.answer(3, INDEX, OTHER, kind=META_VERSION + 1)
+    scene.answer(3, INDEX, OTHER, kind=FORM + 1)
     scene.watch.on_tick(scene.now)
     assert scene.watch.last == (INDEX, ())
     assert not scene.host.events
@@ -230,7 +231,7 @@ def test_a_follower_that_can_take_no_digest_says_so_at_once() -> None:
     scene = Scene()
     scene.core.is_leader, scene.checkpoints.is_missed = False, True
     scene.watch.on_message(DigestRequest(1, 2, INDEX), 0.0)
-    assert scene.host.sent == [DigestReport(2, 1, INDEX, META_VERSION, b"")]
+    assert scene.host.sent == [DigestReport(2, 1, INDEX, 0, b"")]
 
 
 @pytest.mark.parametrize(

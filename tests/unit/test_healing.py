@@ -159,6 +159,25 @@ def test_a_damaged_state_whose_log_begins_later_takes_the_log_with_it(
     directory.close()
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b"another program's"])
+def test_a_damaged_list_of_skips_is_no_damage_to_log_and_state(
+    directory: Directory, content: bytes
+) -> None:
+    open_node = directory.open()
+    open_node.wal.reset(open_node.wal.read(APPLIED, 1)[0].position)
+    directory.close()
+    (directory.path / "skips").write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(Corrupt, match=r"skips.*copy the file from a node that has one"):
+            directory.open()
+        directory.close()
+    (directory.path / "skips").unlink()
+    open_node = directory.open()
+    assert (directory.quarantined(), directory.data.healing_generation) == ([], 0)
+    assert open_node.state.applied.index == APPLIED
+    directory.close()
+
+
 def test_each_loss_of_the_log_is_another_generation(directory: Directory) -> None:
     for generation in (1, 3):
         directory.damage_log()

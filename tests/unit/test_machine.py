@@ -98,6 +98,17 @@ def test_whatever_a_command_raises_is_its_outcome(kind: str, bench: Bench) -> No
     assert bench.one(call("add", [b"n", 5])) == 5, "the node goes on"
 
 
+def test_whatever_packing_a_result_raises_is_the_outcome(bench: Bench) -> None:
+    assert bench.failure(call("raising_result", [])).kind == "SystemExit"
+    assert bench.everything() == {}
+
+
+def test_a_view_belongs_to_the_thread_of_its_command(bench: Bench) -> None:
+    """What a thread does comes at another moment on each replica, and their states would differ."""
+    assert bench.one(call("use_elsewhere", [])).count("on another thread") == 3
+    assert bench.everything() == {}
+
+
 @pytest.mark.parametrize("kind", [MemoryError, RecursionError])
 def test_what_depends_on_the_machine_is_no_outcome(kind: type[Exception], bench: Bench) -> None:
     entry = bench.log.batch(

@@ -12,9 +12,12 @@ import pytest
 from raftha.config import MIB, HaConfig
 from raftha.entry import LOG_START, Entry, EntryKind, HardState, LogPosition, make_entry
 from raftha.errors import ConfigError, InvalidRequest
+from raftha.manager import HaManager
 from raftha.membership import Member, Membership
-from raftha.runtime.quorum_recovery import open_survivor
+from raftha.runtime.quorum_recovery import finish_recovery, open_survivor
 from raftha.storage.directory.datadir import DataDirectory
+from raftha.storage.directory.healing import open_or_heal
+from raftha.storage.directory.node_files import DirectoryNodeFiles
 from raftha.storage.log.disk import RealDisk
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.checkpoint import CheckpointStore
@@ -100,6 +103,45 @@ def test_a_recovery_leaves_one_voter_and_commits_all_there_is(tmp_path: Path) ->
     assert membership.recorded(1) == after["incarnation"]
 
 
+@pytest.mark.parametrize("heals", [False, True])
+def test_a_recovery_that_is_cut_off_is_finished_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heals: bool
+) -> None:
+    """Else the node takes its directory for another one once there is a second voter."""
+    config = make_config(tmp_path)
+    make_node(config, FIRST)
+    if heals:
+        data = DataDirectory(tmp_path, config.cluster_name, 1)
+        data._save(epoch=1)
+        data.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(DataDirectory, "renew_incarnation", cut_off)
+        with open_survivor(config) as survivor, pytest.raises(KeyboardInterrupt):
+            survivor.recover(survivor.plan())
+    recorded = last_of(config)[2].recorded(1)
+    with HaManager(config) as ha:
+        ha.put(b"a", b"1")
+    assert json.loads((tmp_path / "identity").read_text())["incarnation"] == recorded
+
+
+def cut_off(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_start_finishes_no_recovery_that_there_was_not(tmp_path: Path) -> None:
+    """The last voter but one removes itself while this one heals in a new directory."""
+    config = make_config(tmp_path)
+    alone = Membership({1: FIRST.members[1]._replace(incarnation=7)}, frozenset(), "c" * 32, "1")
+    make_node(config, FIRST, alone)  # Known to be committed: only what is before.
+    data = DataDirectory(tmp_path, config.cluster_name, 1)
+    files = DirectoryNodeFiles(data, RealDisk(), 16 * MIB, None, lambda _: True, lambda *_: None)
+    before = data.incarnation
+    finish_recovery(data, open_or_heal(files))
+    files.close()
+    data.close()
+    assert data.incarnation == before
+
+
 def test_a_learner_may_be_all_that_is_left(tmp_path: Path) -> None:
     config = make_config(tmp_path, node_id=6)
     make_node(config, FIRST.with_learner(6, "127.0.0.1:6", "elsewhere", is_standby=True))
@@ -129,13 +171,30 @@ def test_a_majority_that_answers_is_noticed(
     addresses = [f"127.0.0.1:{port.getsockname()[1]}" for port in ports]
     members = {1: MEMBERS[1], **dict(enumerate(addresses, start=2))}
     config = HaConfig(node_id=1, data_dir=tmp_path, members=members, wal_segment_bytes=16 * MIB)
-    make_node(config, Membership.first(members))
+    make_node(config, replace(FIRST, members=Membership.first(members).members))
     with open_survivor(config) as survivor:
         plan = survivor.plan()
     for port in ports:
         port.close()
     assert sum(member.answers for member in plan.lost) == answering
     assert plan.is_quorum_there == is_quorum_there
+
+
+@pytest.mark.parametrize("has_joined", [False, True])
+def test_a_node_that_has_nothing_of_a_cluster_cannot_become_one(
+    tmp_path: Path, has_joined: bool
+) -> None:
+    """One that never ran beside the others, or was wiped and has joined again without any data."""
+    config = make_config(tmp_path)
+    data = DataDirectory(tmp_path, config.cluster_name, 1)
+    if has_joined:
+        data.join("c" * 32, heals=True)
+    data.close()
+    with pytest.raises(ConfigError, match="is empty"), open_survivor(config):
+        pass
+    wal = open_wal(config)
+    assert wal.last == LOG_START
+    wal.close()
 
 
 def test_a_folder_of_no_node_is_left_as_it_is(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from raftha.errors import (
     SessionExpired,
 )
 from raftha.storage.state import commands, machine, sessions
+from raftha.storage.state.machine import Transaction, command
 from raftha.storage.state.owners import make_owner
 from raftha.storage.state.sessions import Verdict, receipts
 from tests.support.entries import group, opening
-from tests.support.state_bench import Bench
+from tests.support.state_bench import Bench, Kit
 
 put, call = commands.pack_put, commands.pack_call
 
@@ -214,3 +215,37 @@ def test_a_floor_that_leaps_ahead_costs_nothing(bench: Bench) -> None:
 def test_the_size_of_an_outcome_does_not_depend_on_an_exceptions_message() -> None:
     short = sessions._results_size([(machine.FAILED, "ValueError", "x"), None])
     assert short == sessions._results_size([(machine.FAILED, "ValueError", "x" * 500), None])
+
+
+class Wordy(Kit):
+    """One replica of a machine: what it raises and returns may differ from another's."""
+
+    def __init__(self, error: Exception, value: int = 1) -> None:
+        self.error, self.value = error, value
+
+    @command
+    def put_then_raise(self, txn: Transaction, key: bytes, kind: str) -> None:
+        raise self.error
+
+    @command(name="echo")
+    def give_back(self, txn: Transaction, value: Any) -> Any:
+        return self.value
+
+
+def digest_with(replica: Wordy) -> bytes:
+    bench = Bench()
+    bench.state.machine = replica
+    bench.do(put(b"a", b"1"), call("put_then_raise", [b"a", ""]), call("echo", [1]))
+    frozen = bench.state.freeze()
+    bench.store.write(frozen.items, frozen.meta)
+    stored = bench.store.digest()
+    assert stored is not None
+    return frozen.digest_with(stored).whole
+
+
+def test_a_digest_has_the_kind_of_an_exception_and_not_its_message() -> None:
+    """A message may hold a set, in another order on each replica, or an object's address."""
+    digest = digest_with(Wordy(ValueError("{1, 2}")))
+    assert digest_with(Wordy(ValueError("{2, 1}, in other words"))) == digest
+    assert digest_with(Wordy(TypeError("{1, 2}"))) != digest
+    assert digest_with(Wordy(ValueError("{1, 2}"), value=2)) != digest

@@ -258,6 +258,19 @@ def test_an_installation_stopped_at_any_step_is_finished_at_the_next_start(
     assert count > 12
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"position": [1, 2]}', "\udcff"])
+def test_a_damaged_mark_of_a_received_snapshot_is_no_damage_to_log_and_state(
+    snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path, content: str
+) -> None:
+    data = prepare(tmp_path, snapshot)
+    (data / "incoming" / "READY").write_text(content, errors="surrogateescape")
+    wal = open_wal(data)
+    before = wal.base, wal.last
+    assert not install(data, wal)
+    assert (wal.base, wal.last) == before
+    wal.close()
+
+
 def test_a_snapshot_is_not_installed_over_a_log_that_holds_its_last_entry(
     snapshot: tuple[Outgoing, SnapshotFile], tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ import uvloop
 from raftha.errors import ConfigError
 from raftha.net import tls
 from raftha.net.certificates import Made, make_ca, make_node
-from raftha.net.tls import TlsServer, certified_uri, client_context, listener_context
+from raftha.net.tls import PeerTls, TlsServer, certified_uri, client_context, listener_context
 from raftha.server.access import read_admin_token
 from tests.support.certificates import CLUSTER, expire, make_cluster, peer_tls
 from tests.support.conditions import wait_until_async
@@ -70,6 +70,25 @@ def test_a_fault_in_a_nodes_files_is_reported(damage: Damage, problem: str, tmp_
     damage(made, tmp_path)
     with pytest.raises(ConfigError, match=problem):
         peer_tls(made[1]).check_own(1, made[1].certificate)
+
+
+@pytest.mark.parametrize("name", ["tls_ca", "tls_cert", "tls_key"])
+def test_a_file_that_vanishes_while_it_is_loaded_is_a_fault_of_the_settings(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any other error would end the renewals, in silence, and revocations with them."""
+    made = make_cluster(tmp_path, 1)[1]
+    read = tls.read_file
+
+    def read_and_remove(setting: str, path: Path) -> bytes:
+        content = read(setting, path)
+        if setting == name:
+            path.unlink()
+        return content
+
+    monkeypatch.setattr(tls, "read_file", read_and_remove)
+    with pytest.raises(ConfigError, match="can't read tls_"):
+        PeerTls.load(CLUSTER, made.ca, made.certificate, made.key)
 
 
 def test_a_certificate_about_to_expire_is_a_warning(

@@ -14,7 +14,7 @@ import pytest
 
 from raftha.core import TimeoutNow
 from raftha.errors import WireError
-from raftha.net import connection, slots
+from raftha.net import connection, slots, transport
 from raftha.net.certificates import Made, make_ca, make_node
 from raftha.net.introductions import difference
 from raftha.net.tls import PeerTls
@@ -351,6 +351,33 @@ def test_a_member_connects_while_strangers_take_every_slot(tmp_path: Path, has_t
         for task in strangers:
             task.cancel()
         await asyncio.gather(*strangers, return_exceptions=True)
+        for peer in (one, two):
+            await peer.transport.stop()
+
+    run(main)
+
+
+def test_nodes_that_are_no_members_take_only_so_many_connections() -> None:
+    """In plain mode a stranger can say Hello under any number of ids."""
+
+    async def main() -> None:
+        members = free_members(2)
+        one, two = (Peer(i, members, None) for i in members)
+        for peer in (one, two):
+            await peer.start()
+        host, port = members[1].split(":")
+        writers = []
+        for number in range(100, 100 + 3 * transport.UNKNOWN_MAX):
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(encode(Hello(PROTOCOL_VERSION, "c" * 32, number, 1, 1, "")))
+            writers.append(writer)
+        newest = 99 + 3 * transport.UNKNOWN_MAX
+        await wait_until_async(
+            lambda: newest in one.connected and len(one.connected) <= transport.UNKNOWN_MAX + 1
+        )
+        assert 2 in one.connected, "no member is pushed out"
+        for writer in writers:
+            writer.close()
         for peer in (one, two):
             await peer.transport.stop()
 

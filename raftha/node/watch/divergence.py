@@ -42,7 +42,7 @@ from raftha.events import ReplicaDiverged
 from raftha.node.checkpoints import Checkpoints
 from raftha.node.host import Host
 from raftha.node.messages import DigestMessage, DigestReport, DigestRequest, DigestVerdict
-from raftha.storage.state.state import META_VERSION, StateDigest
+from raftha.storage.state.state import StateDigest
 
 FIRST_AFTER_S = 3600.0
 """The first comparison after a start comes after this time, if the interval is longer."""
@@ -136,7 +136,7 @@ class DivergenceWatch:
         """Report a digest with the format that the state had then, which is a later one by now
         if the cluster has come to use another protocol."""
         self._wanted = None
-        form, whole = (digest.meta_version, digest.whole) if digest else (META_VERSION, b"")
+        form, whole = (digest.form, digest.whole) if digest else (0, b"")
         report = DigestReport(
             to=request.sender,
             sender=self._core.id,
