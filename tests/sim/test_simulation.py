@@ -49,10 +49,10 @@ KEPT = {
 
 
 def processes() -> ProcessPoolExecutor:
-    """One for each CPU, of the lowest priority: tests that wait on clocks may run beside them."""
+    """One for each CPU, of a low priority: tests that wait on clocks may run beside them."""
     spawn = get_context("spawn")
     return ProcessPoolExecutor(
-        os.cpu_count(), mp_context=spawn, initializer=os.nice, initargs=(19,)
+        os.cpu_count(), mp_context=spawn, initializer=os.nice, initargs=(10,)
     )
 
 
