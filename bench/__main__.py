@@ -19,6 +19,8 @@ QUESTIONS = {
     "failover": "how long writes stop when the leader is killed, paused, cut off, or hands over",
     "recovery": "how long a restart takes: of one node, of all, and through a snapshot",
     "backup": "how fast and how large backups are, and what the spool costs writes",
+    "restore": "how fast a backup is restored, and how fast log is replayed",
+    "rpo": "how old what the archive lacks is, what it costs writes, and what an outage does",
     "scale": "what changes with the number of keys, and of nodes",
     "limit": "what would be possible without Raft and LMDB",
 }

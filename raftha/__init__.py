@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from raftha import config, events
 from raftha.api.backup import BackupOrchestrator
-from raftha.config import BackupConfig, HaConfig, ReplicationConfig, RetentionPolicy
+from raftha.api.recovery import PitrManager
+from raftha.config import BackupConfig, HaConfig, PitrConfig, ReplicationConfig, RetentionPolicy
 from raftha.errors import (
     AcknowledgementTimeout,
+    ArchiveGap,
     BackupFailed,
     BackupInProgress,
+    ChainBroken,
     CommandFailed,
     ConfigError,
     Corrupt,
@@ -35,9 +38,10 @@ from raftha.errors import (
     InvalidRequest,
     KeyMissing,
     MembershipChangePending,
-    NotAvailable,
     Overloaded,
     RafthaError,
+    RecoveryAborted,
+    RecoveryInProgress,
     Rejected,
     ReplicaTooSlow,
     RepositoryConflict,
@@ -49,6 +53,7 @@ from raftha.errors import (
     StorageError,
     StorageFailed,
     StorageFull,
+    TargetUnreachable,
     TransferFailed,
     Unavailable,
     UpgradePending,
@@ -56,6 +61,16 @@ from raftha.errors import (
 )
 from raftha.events import EventKind, HaEvent
 from raftha.manager import HaManager, ReplicationManager
+from raftha.recovery import (
+    DrillReport,
+    RecoveryMoment,
+    RecoveryPlan,
+    RecoveryPoint,
+    RecoveryPointKind,
+    RecoveryResult,
+    RecoveryState,
+    RecoveryWindow,
+)
 from raftha.runtime.event_bus import AsyncEventStream, EventStream
 from raftha.storage.state.commands import Delete, Equals, Exists, Get, Missing, Put
 from raftha.storage.state.machine import StateMachine, Transaction, command
@@ -89,6 +104,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Acknowledgement",
     "AcknowledgementTimeout",
+    "ArchiveGap",
     "AsyncEventStream",
     "BackupConfig",
     "BackupFailed",
@@ -98,6 +114,7 @@ __all__ = [
     "BackupResult",
     "BackupState",
     "BackupVerification",
+    "ChainBroken",
     "CommandFailed",
     "ConfigError",
     "Corrupt",
@@ -105,6 +122,7 @@ __all__ = [
     "DestinationCheck",
     "Digest",
     "Disconnected",
+    "DrillReport",
     "Equals",
     "EventKind",
     "EventStream",
@@ -122,11 +140,21 @@ __all__ = [
     "KeyMissing",
     "MembershipChangePending",
     "Missing",
-    "NotAvailable",
     "Overloaded",
+    "PitrConfig",
+    "PitrManager",
     "Put",
     "RafthaError",
     "Receipt",
+    "RecoveryAborted",
+    "RecoveryInProgress",
+    "RecoveryMoment",
+    "RecoveryPlan",
+    "RecoveryPoint",
+    "RecoveryPointKind",
+    "RecoveryResult",
+    "RecoveryState",
+    "RecoveryWindow",
     "Rejected",
     "ReplicaState",
     "ReplicaStatus",
@@ -148,6 +176,7 @@ __all__ = [
     "StorageError",
     "StorageFailed",
     "StorageFull",
+    "TargetUnreachable",
     "Transaction",
     "TransferFailed",
     "Unavailable",

@@ -14,11 +14,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, NoReturn, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from raftha.api.backup import AsyncBackupOrchestrator, BackupCalls
 from raftha.api.calls import AdminOperation, Calls, Read, read_by_lease
-from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of, no_recovery
+from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of
+from raftha.api.recovery import AsyncPitrManager, RecoveryCalls
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import Forked, InvalidRequest, Stopped
 from raftha.node.arguments import Consistency
@@ -26,6 +27,7 @@ from raftha.node.lease_reads import MISSED, Missed
 from raftha.node.modes import Mode
 from raftha.node.operations import DigestOperation, GroupOperation, WriteOperation
 from raftha.node.statistics import Statistics
+from raftha.recovery import RecoveryResult
 from raftha.runtime import forks
 from raftha.runtime.callers import FireForgetCounter, LoopBatches, refuse_on_node_thread
 from raftha.runtime.event_bus import AsyncEventStream, EventBus
@@ -360,17 +362,22 @@ class HaManager:
         """As `raftha.HaManager.trigger_backup`."""
         return await self.backup.trigger_backup(mode, wait=wait)
 
-    # ---------------------------------------------------------------- not in this version
+    @property
+    def pitr(self) -> AsyncPitrManager:
+        """As `raftha.HaManager.pitr`."""
+        return AsyncPitrManager(RecoveryCalls(self.config, self._machine), self._run)
 
-    pitr = property(no_recovery)
+    async def recover_to_point(
+        self, timestamp: datetime, *, freeze: str = "switch", timeout: float | None = None
+    ) -> RecoveryResult:
+        """As `PitrManager.recover_to_timestamp`."""
+        return await self.pitr.recover_to_timestamp(timestamp, freeze=freeze, timeout=timeout)
 
-    async def recover_to_point(self, timestamp: datetime) -> NoReturn:
-        """Raises NotAvailable."""
-        no_recovery()
-
-    async def recover_to_sequence(self, sequence: int) -> NoReturn:
-        """Raises NotAvailable."""
-        no_recovery()
+    async def recover_to_sequence(
+        self, sequence: int, *, freeze: str = "switch", timeout: float | None = None
+    ) -> RecoveryResult:
+        """As `PitrManager.recover_to_sequence`."""
+        return await self.pitr.recover_to_sequence(sequence, freeze=freeze, timeout=timeout)
 
     # ---------------------------------------------------------------- how a call is made
 

@@ -21,7 +21,7 @@ Entry, little endian:
         16     8  time_us         leader's clock, microseconds since 1970 UTC, never going backwards
         24     8  last_sequence
         32    16  hash
-        48     1  kind            1 batch, 2 no-op, 3 membership, 4 administration
+        48     1  kind            1 batch, 2 no-op, 3 membership, 4 administration, 5 restore
         49     3  zero
         52     4  payload size
         56     -  payload         a batch: groups in sequence; others: see `EntryKind`
@@ -47,6 +47,9 @@ from typing import NamedTuple
 
 HASH_BYTES = 16
 ZERO_HASH = bytes(HASH_BYTES)
+ENTRY_BYTES_MAX = 8 << 20
+"""The largest entry accepted from another node. It fits into a segment of any configurable size.
+Leaders make smaller ones."""
 
 _ENTRY = struct.Struct("<QQQQ16sB3xI")
 _GROUP = struct.Struct("<QQQII")
@@ -59,14 +62,16 @@ class EntryKind(enum.IntEnum):
     """The kind of an entry's payload.
 
     A membership is described in `raftha/membership.py`, an administrative entry in
-    `raftha/storage/state/versions.py`. An entry of a kind that isn't here comes from a later
-    version: a log may hold it, and a node that must apply it stops.
+    `raftha/storage/state/versions.py`, a restore in `raftha/storage/state/recoveries.py`. An entry
+    of a kind that isn't here comes from a later version: a log may hold it, and a node that must
+    apply it stops.
     """
 
     BATCH = 1
     NOOP = 2
     MEMBERSHIP = 3
     ADMIN = 4
+    RESTORE = 5
 
 
 class LogPosition(NamedTuple):

@@ -88,10 +88,6 @@ class Forked(Rejected):
         )
 
 
-class NotAvailable(Rejected):
-    """This version of raftha doesn't have this function."""
-
-
 class MembershipChangePending(Rejected):
     """The previous membership change isn't committed yet. Members change one at a time."""
 
@@ -121,6 +117,25 @@ class BackupFailed(RafthaError):
     def __init__(self, message: str, backup_id: int = 0, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.backup_id = backup_id
+
+
+class RecoveryInProgress(Rejected):
+    """A recovery to an earlier moment is under way. `recovery_id` is its number."""
+
+    def __init__(self, message: str, recovery_id: int = 0, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.recovery_id = recovery_id
+
+
+class RecoveryAborted(Rejected):
+    """The recovery to an earlier moment was given up; nothing has changed.
+
+    `recovery_id` is its number in `ha.pitr.list_recoveries()`; 0 if it hasn't begun.
+    """
+
+    def __init__(self, message: str, recovery_id: int = 0, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.recovery_id = recovery_id
 
 
 class ReplicaTooSlow(Rejected):
@@ -296,6 +311,15 @@ class TargetUnreachable(RepositoryError):
         super().__init__(message, hint=hint)
         self.earliest = earliest
         self.latest = latest
+
+
+class ArchiveGap(RepositoryError):
+    """The log in the repository lacks the entries `first` to `last`, which the target needs."""
+
+    def __init__(self, message: str, first: int, last: int, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.first = first
+        self.last = last
 
 
 class SeveralLineages(RepositoryError):

@@ -23,11 +23,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, NoReturn, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from raftha.api.backup import BackupCalls, BackupOrchestrator
 from raftha.api.calls import AdminOperation, Calls, Read, read_by_lease
-from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of, no_recovery
+from raftha.api.lifecycle import NOT_STARTED, check_asserts, last_status, learners_of
+from raftha.api.recovery import PitrManager, RecoveryCalls
 from raftha.config import HaConfig, ReplicationConfig
 from raftha.errors import Forked, Stopped
 from raftha.node.arguments import Consistency
@@ -35,6 +36,7 @@ from raftha.node.lease_reads import Missed
 from raftha.node.modes import Mode
 from raftha.node.operations import DigestOperation, WriteOperation
 from raftha.node.statistics import Statistics
+from raftha.recovery import RecoveryResult
 from raftha.runtime import forks
 from raftha.runtime.callers import (
     FireForgetCounter,
@@ -356,17 +358,22 @@ class HaManager:
         """As `BackupOrchestrator.trigger_backup`."""
         return self.backup.trigger_backup(mode, wait=wait)
 
-    # ---------------------------------------------------------------- not in this version
+    @property
+    def pitr(self) -> PitrManager:
+        """Recovery of the cluster to an earlier moment."""
+        return PitrManager(RecoveryCalls(self.config, self._machine), self._run)
 
-    pitr = property(no_recovery)
+    def recover_to_point(
+        self, timestamp: datetime, *, freeze: str = "switch", timeout: float | None = None
+    ) -> RecoveryResult:
+        """As `PitrManager.recover_to_timestamp`."""
+        return self.pitr.recover_to_timestamp(timestamp, freeze=freeze, timeout=timeout)
 
-    def recover_to_point(self, timestamp: datetime) -> NoReturn:
-        """Raises NotAvailable."""
-        no_recovery()
-
-    def recover_to_sequence(self, sequence: int) -> NoReturn:
-        """Raises NotAvailable."""
-        no_recovery()
+    def recover_to_sequence(
+        self, sequence: int, *, freeze: str = "switch", timeout: float | None = None
+    ) -> RecoveryResult:
+        """As `PitrManager.recover_to_sequence`."""
+        return self.pitr.recover_to_sequence(sequence, freeze=freeze, timeout=timeout)
 
     # ---------------------------------------------------------------- how a call is made
 

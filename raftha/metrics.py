@@ -15,7 +15,14 @@ from typing import Protocol
 
 from raftha.extras import extra
 from raftha.node.statistics import Histogram, Statistics
-from raftha.types import BackupState, HaStatus, Health, ReplicaStatus, ReplicationState
+from raftha.types import (
+    ArchiveStatus,
+    BackupState,
+    HaStatus,
+    Health,
+    ReplicaStatus,
+    ReplicationState,
+)
 
 with extra("metrics"):
     from prometheus_client import (
@@ -70,6 +77,7 @@ class Collector(PrometheusCollector):
         yield from _of_node(status)
         yield from _of_replicas(status)
         yield from _of_backups(status)
+        yield from _of_archive(status.archive)
         yield from _of_repository(statistics)
         yield from _of_statistics(statistics)
 
@@ -151,6 +159,34 @@ def _of_backups(status: HaStatus) -> Iterator[Metric]:
     yield from (size, places)
 
 
+def _of_archive(archive: ArchiveStatus | None) -> Iterator[Metric]:
+    age = GaugeMetricFamily(
+        "raftha_archive_rpo_seconds",
+        "How old the oldest command is that is not in the destination.",
+        labels=["destination"],
+    )
+    sequence = GaugeMetricFamily(
+        "raftha_archived_sequence",
+        "The last command whose log is in the destination.",
+        labels=["destination"],
+    )
+    failed = GaugeMetricFamily(
+        "raftha_archive_failed",
+        "1 if the last try to archive there has failed.",
+        labels=["destination"],
+    )
+    for name, to in archive.destinations.items() if archive is not None else ():
+        age.add_metric([name], to.rpo_ms / 1000)
+        sequence.add_metric([name], float(to.sequence))
+        failed.add_metric([name], float(bool(to.error)))
+    yield from (age, sequence, failed)
+    backlog = 0 if archive is None else archive.backlog_bytes
+    yield _gauge("archive_backlog_bytes", "About how much log is in no destination.", backlog)
+    gaps = CounterMetricFamily("raftha_archive_gaps", "Gaps in the archive, since the start.")
+    gaps.add_metric([], 0.0 if archive is None else float(archive.gaps))
+    yield gaps
+
+
 def _of_repository(statistics: Statistics) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "raftha_repository_requests",
@@ -161,6 +197,22 @@ def _of_repository(statistics: Statistics) -> Iterator[Metric]:
         requests.add_metric(list(labels), float(count))
     yield requests
     yield _gauge("spool_bytes", "Changes kept for incremental backups.", statistics.spool_bytes)
+    drill = statistics.drill
+    yield _gauge(
+        "drill_ok",
+        "1 if the last drill that this node knows of restored the right contents; 0 without one.",
+        drill is not None and drill.is_ok,
+    )
+    yield _gauge(
+        "drill_timestamp_seconds",
+        "When that drill began, since 1970 UTC; 0 for none.",
+        0.0 if drill is None else drill.started_us / 1e6,
+    )
+    yield _gauge(
+        "restore_seconds",
+        "How long that drill took to restore: the measured recovery time.",
+        0.0 if drill is None else drill.seconds,
+    )
 
 
 def _of_replicas(status: HaStatus) -> Iterator[Metric]:

@@ -384,6 +384,42 @@ class ReplicaStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArchivedTo:
+    """How far the archive of the log is in one destination.
+
+    `index`, `sequence`, `time_us`: the last entry that is there. `rpo_ms`: how old the oldest
+    command is that is not. `error`: why the last try has failed, "" if it hasn't.
+    """
+
+    index: int
+    sequence: int
+    time_us: int
+    rpo_ms: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveStatus:
+    """How far the archive of the log is, as this node knows it; the leader tells all members.
+
+    `archiver`: the member that archives, None if none can. The next fields are those of the
+    destination that is furthest: what is there can be restored if the whole cluster is lost. Its
+    `rpo_ms` says how old the oldest command is that would be lost then, 0 if there is none.
+    `backlog_bytes`: about how much log is in no destination. `gaps`: how many gaps were recorded
+    since this node was started.
+    """
+
+    archiver: int | None
+    archived_index: int
+    archived_sequence: int
+    archived_us: int
+    rpo_ms: int
+    backlog_bytes: int
+    gaps: int
+    destinations: Mapping[str, ArchivedTo]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HaStatus:
     """The state of a node at one moment.
 
@@ -418,8 +454,11 @@ class HaStatus:
     `events_dropped`: events lost because `on_event` or a stream was too slow. `event_errors`: how
     often `on_event` raised. `fire_forget`: the outcomes of this manager's `async_fire_forget`
     writes. `backup_state`: what comes of the backup that runs, or came of the last one.
-    `last_backup`: the newest one that can be restored, None if there is none.
-    `pitr_sequence` is None: this version has no point-in-time recovery.
+    `last_backup`: the newest one that can be restored, None if there is none. `archive`: how far
+    the archive of the log is, None without point-in-time recovery.
+    `pitr_sequence`: up to which command the cluster can be restored without its members, and
+    `rpo_ms`: how old the oldest write is that would be lost with them, 0 if there is none; both as
+    far as this node knows, and None without point-in-time recovery.
     """
 
     is_running: bool
@@ -459,7 +498,9 @@ class HaStatus:
     upgrade_waits_for: tuple[int, ...] = ()
     backup_state: BackupState = BackupState.IDLE
     last_backup: BackupResult | None = None
-    pitr_sequence: None = None
+    archive: ArchiveStatus | None = None
+    pitr_sequence: int | None = None
+    rpo_ms: int | None = None
 
     @classmethod
     def unstarted(cls, node_id: int) -> HaStatus:

@@ -3,11 +3,12 @@
     python -m bench.harness.leader CONFIG
 
 `CONFIG` is a node's TOML file. Requests: a `Load` (its `options`: `mode` of writes, `consistency`
-of reads, `watch_s`: how often to note how far the replicas are meanwhile, and `backups`: take full
-ones, one after the other, meanwhile); `{"lead": id}` makes that node the leader; `{"fill": [from,
-to]}` writes keys, 512 at a time; `{"backup": mode}` takes a backup. The reply to a load has its
-latencies, `lags` (what was recorded), `checkpoints` (when this node's began and ended), and
-`backups` (the seconds that each took).
+of reads, `watch_s`: how often to note how far the replicas are meanwhile, `archive_s`: how often to
+note how old the oldest command is that is not archived, and `backups`: take full ones, one after
+the other, meanwhile); `{"lead": id}` makes that node the leader; `{"fill": [from, to]}` writes
+keys, 512 at a time; `{"backup": mode}` takes a backup. The reply to a load has its latencies,
+`lags` and `ages` (what was noted), `checkpoints` (when this node's began and ended), and `backups`
+(the seconds that each took).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Leader:
     def __init__(self, ha: raftha.aio.HaManager) -> None:
         self._ha = ha
         self._lags: list[tuple[float, int, dict[int, int]]] = []
+        self._ages: list[tuple[float, int]] = []
         self._checkpoints: list[tuple[float, float]] = []
         self._backups: list[float] = []
 
@@ -51,12 +53,15 @@ class Leader:
             return {"seconds": await self._backup(request["backup"])}
         load = Load(**request)
         watch_s = load.options.pop("watch_s", 0.0)
+        archive_s = load.options.pop("archive_s", 0.0)
         has_backups = load.options.pop("backups", False)
-        self._lags, self._checkpoints, self._backups = [], [], []
+        self._lags, self._ages, self._checkpoints, self._backups = [], [], [], []
         async with asyncio.TaskGroup() as tasks, self._ha.events() as events:
             watching = [tasks.create_task(self._watch_checkpoints(events))]
             if watch_s:
                 watching.append(tasks.create_task(self._watch_lags(watch_s)))
+            if archive_s:
+                watching.append(tasks.create_task(self._watch_ages(archive_s)))
             if has_backups:
                 watching.append(tasks.create_task(self._take_backups()))
             taken = await put_under(load, self._make_call(load))
@@ -64,7 +69,7 @@ class Leader:
                 task.cancel()
         status = await self._ha.get_status()
         assert status.leader_id, "the leader changed under way: not comparable"
-        recorded = {"lags": self._lags, "checkpoints": self._checkpoints}
+        recorded = {"lags": self._lags, "ages": self._ages, "checkpoints": self._checkpoints}
         return {**taken.as_dict(), **recorded, "backups": self._backups}
 
     def _make_call(self, load: Load) -> Call:
@@ -117,6 +122,14 @@ class Leader:
             status = await self._ha.get_status()
             durable = {r.node_id: r.match_index or 0 for r in status.replicas}
             self._lags.append((time.perf_counter(), status.last_index, durable))
+            await asyncio.sleep(period_s)
+
+    async def _watch_ages(self, period_s: float) -> None:
+        """Record at intervals: the time, and how old what the archive lacks is, in milliseconds."""
+        while True:
+            archive = (await self._ha.get_status()).archive
+            if archive is not None:
+                self._ages.append((time.perf_counter(), archive.rpo_ms))
             await asyncio.sleep(period_s)
 
     async def _watch_checkpoints(self, events: raftha.AsyncEventStream) -> None:

@@ -9,7 +9,9 @@ measurement.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,6 +30,8 @@ from bench.harness.samples import Sample
 from bench.harness.systems import NotStarted, System, Unsupported, redis_benchmark_version
 from bench.harness.worker import WorkerEnded
 from raftha.errors import RafthaError
+
+PAUSE_S = 1.5
 
 FAILURES = (WorkerEnded, NotStarted, RafthaError, SubprocessError)
 
@@ -175,3 +179,17 @@ def _shown(load: Load) -> str:
     amount = f"{load.callers} callers" if load.callers else f"{load.rate:,.0f}/s"
     options = "".join(f", {value}" for value in load.options.values())
     return f"{load.operation} {amount}{options}"
+
+
+@contextmanager
+def undisturbed(run: Run) -> Iterator[None]:
+    """Have real-time priority, if that is wanted."""
+    if not run.options.undisturbed:
+        yield
+        return
+    time.sleep(PAUSE_S)  # Others need the processors too.
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

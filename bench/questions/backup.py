@@ -15,36 +15,23 @@ than zstd does. `--undisturbed` gives both real-time priority (root only), with 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from bench.harness.question import Run
+from bench.harness.question import Run, undisturbed
 from bench.harness.samples import Sample, Taken
-from bench.harness.stored import Pair, StoredState, pairs_of
+from bench.harness.stored import LEVEL, Pair, StoredState, Taking, pairs_of, write_pairs
 from bench.harness.systems import InProcess, started_leader
 from raftha.config.limits import GIB, MIB
-from raftha.storage.backup.crypto import OperatorKey
-from raftha.storage.backup.local import LocalDestination
-from raftha.storage.backup.manifest import LETTERS, StoredManifest
-from raftha.storage.backup.names import label
-from raftha.storage.backup.pool import thread_pool
-from raftha.storage.backup.repository import open_repository
-from raftha.storage.backup.take import TakeHooks, TakeOrder, TakeResult, take
-from raftha.storage.backup.uploads import Waits
 from raftha.storage.state.blocks import encode_pairs
 
 CHECKPOINTS = 10
-LEVEL = 3
-LINEAGE = "0b" * 16
 PARTS = {"state": 3, "spool": 2, "writers": 4}
 """What is measured, and the steps of each in a run."""
-PAUSE_S = 1.5
 CLUSTER = {"checkpoint_interval_sec": 1.0, "max_wal_size": 16 * MIB}
 """Many checkpoints, so that each write's share of the spool counts."""
 
@@ -88,28 +75,6 @@ def measure_backups(run: Run) -> None:
         for number in range(run.options.runs):
             measure_state(run, state, folder, number, has_zstd=has_zstd)
         state.close()
-
-
-@contextmanager
-def undisturbed(run: Run) -> Iterator[None]:
-    """Have real-time priority, if that is wanted."""
-    if not run.options.undisturbed:
-        yield
-        return
-    time.sleep(PAUSE_S)  # Others need the processors too.
-    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
-
-def write_pairs(path: Path, state: StoredState) -> int:
-    """Write all pairs to a file, as a backup has them; return the number of bytes."""
-    with path.open("wb") as file, state.store.export() as export:
-        for block in export.blocks:
-            file.write(block.raw)
-        return file.tell()
 
 
 def measure_state(
@@ -156,42 +121,6 @@ def change(state: StoredState, run: Run, number: int) -> Sequence[Pair]:
         state.write(pairs.items())
         changed |= pairs
     return sorted(changed.items())
-
-
-class Taking:
-    """Backups of a state into a new repository in a folder."""
-
-    def __init__(self, state: StoredState, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        self._state = state
-        key = OperatorKey(bytes(range(32)))
-        destination = LocalDestination("local", folder)
-        self._repository = open_repository(
-            [destination], operator=key, may_create=True, now_us=time.time_ns() // 1000
-        )
-
-    def take(self, mode: str, parent: TakeResult | None) -> tuple[float, TakeResult]:
-        """Take a backup; return the seconds that it took."""
-        position = self._state.position
-        order = TakeOrder(
-            id=position.index,
-            label=label(position.time_us, LETTERS[mode], position.index),
-            mode=mode,
-            lineage=LINEAGE,
-            node=1,
-            started_us=position.time_us,
-            destinations=("local",),
-            parent=parent and StoredManifest(parent.manifest, parent.manifest_sha256),
-            level=LEVEL,
-        )
-        hooks = TakeHooks(
-            waits=Waits(time.monotonic, time.sleep),
-            now_us=lambda: time.time_ns() // 1000,
-            pool=thread_pool,
-        )
-        began = time.perf_counter()
-        result = take(order, self._state.source, self._repository, hooks)
-        return time.perf_counter() - began, result
 
 
 def compress(path: Path) -> tuple[float, int]:

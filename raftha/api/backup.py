@@ -27,6 +27,7 @@ from raftha.node.operations import BackupOperation, ReadOperation
 from raftha.storage.backup.inspection import check_places, verify_backup
 from raftha.storage.backup.opening import open_configured
 from raftha.storage.backup.retention import candidate_of, decide
+from raftha.storage.backup.window import US_PER_HOUR, read_by
 from raftha.storage.state.catalog import RETIRED, BackupRecord, Pin, Unpin, encode_change
 from raftha.types import (
     BackupMode,
@@ -41,7 +42,7 @@ from raftha.types import (
 WAIT_S = 7 * 86_400.0
 """How long a caller may wait for a backup."""
 NAME_CHARACTERS_MAX = 100
-"""The longest name of a pin."""
+"""The longest name of a pin or a mark."""
 
 T = TypeVar("T")
 LEADER_KNOWS = "whether its destination refuses that, the leader's explain says"
@@ -79,7 +80,7 @@ class BackupCalls:
         return call
 
     def pin(self, backup_id: int, name: str, until: datetime | None) -> BackupOperation:
-        _check_name(name)
+        check_name(name)
         until_us = 0
         if until is not None:
             if not isinstance(until, datetime) or until.tzinfo is None:
@@ -91,7 +92,7 @@ class BackupCalls:
 
     def unpin(self, backup_id: int, name: str) -> BackupOperation:
         if name:
-            _check_name(name)
+            check_name(name)
         return _change(Unpin(_id(backup_id), name))
 
     def retention(self) -> BackupOperation:
@@ -125,7 +126,8 @@ class BackupCalls:
         return _read(read)
 
     def decisions(self) -> Read[tuple[RetentionDecision, ...]]:
-        config = self.config
+        config, pitr = self.config, self._config.archive
+        window_us = 0 if pitr is None else pitr.retention_hours * US_PER_HOUR
 
         def read(node: Node) -> tuple[RetentionDecision, ...]:
             now_us, refused_by = _now_us(node), node.backups.refused_by
@@ -136,6 +138,8 @@ class BackupCalls:
                 lineage=node.core.membership.lineage,
                 destinations=config.destinations,
                 now_us=now_us,
+                window_us=window_us,
+                needed=read_by(node.state.catalog.recoveries.records(), now_us - window_us),
             ).each
             return decided if node.core.is_leader else without_refusals(decided, records)
 
@@ -395,8 +399,7 @@ def _id(backup_id: int) -> int:
     return backup_id
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """InvalidRequest unless this can be the name of a pin or a mark."""
     if type(name) is not str or not 0 < len(name) <= NAME_CHARACTERS_MAX or not name.isprintable():
-        raise InvalidRequest(
-            f"a pin's name is printable text of 1 to {NAME_CHARACTERS_MAX} characters"
-        )
+        raise InvalidRequest(f"a name is printable text of 1 to {NAME_CHARACTERS_MAX} characters")

@@ -1,11 +1,9 @@
-"""What both managers check and report while their node doesn't run, and what it can't do yet."""
+"""What both managers check and report while their node doesn't run."""
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from raftha.config import HaConfig
-from raftha.errors import ConfigError, Forked, InvalidRequest, NotAvailable, Stopped
+from raftha.errors import ConfigError, Forked, InvalidRequest, Stopped
 from raftha.runtime.runtime import Runtime
 from raftha.types import HaStatus
 
@@ -38,8 +36,3 @@ def learners_of(status: HaStatus, region: str) -> tuple[int, ...]:
     if not members:
         raise InvalidRequest(f"no member is in region {region!r}")
     return tuple(replica.node_id for replica in members if not replica.is_voter)
-
-
-def no_recovery(*_: object) -> NoReturn:
-    """Raises NotAvailable."""
-    raise NotAvailable("point-in-time recovery is not available in this version")

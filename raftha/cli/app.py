@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raftha.cli import recovery
 from raftha.cli.backup import backup as backup_commands
 from raftha.cli.console import errors_as_lines, print_table
 from raftha.cli.digest import digest
@@ -54,6 +55,11 @@ app.command("skip-entry")(skip_entry)
 app.command()(status)
 app.command()(events)
 app.command()(digest)
+app.command()(recovery.recover)
+app.command()(recovery.drill)
+backup_commands.command()(recovery.mark)
+backup_commands.command()(recovery.points)
+backup_commands.command()(recovery.checkpoint)
 
 
 def main() -> None:
@@ -171,6 +177,9 @@ def demo(
     backup: Annotated[
         bool, typer.Option("--backup", help="Then back it up, wipe all nodes, and restore them.")
     ] = False,
+    disaster: Annotated[
+        bool, typer.Option("--disaster", help="Then damage the data, and take the cluster back.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Load a real data set into real processes, kill the leader half way, and check every record.
@@ -187,7 +196,13 @@ def demo(
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with errors_as_lines():
         show = sys.stderr.isatty()
-        report = run_demo(source, nodes=nodes, show_progress=show, with_backup=backup)
+        report = run_demo(
+            source,
+            nodes=nodes,
+            show_progress=show,
+            with_backup=backup,
+            with_disaster=disaster,
+        )
         if as_json:
             typer.echo(json.dumps(report.as_dict(), indent=2))
         else:

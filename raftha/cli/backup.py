@@ -33,6 +33,7 @@ from raftha.cli.backup_tables import (
     size,
 )
 from raftha.cli.console import errors_as_lines, print_table, printable
+from raftha.cli.recovery_tables import archive_line, window_line
 from raftha.cli.repository import KeyFile, Lineage, Places, byte_bar, progress_bar
 from raftha.errors import ConfigError, InvalidRequest, RafthaError
 
@@ -147,24 +148,43 @@ def info(
     tls_ca: TlsCa = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show all backups of a cluster, where they are, and why each is kept.
+    """Show which moments can be restored, all backups, where they are, and why each is kept.
 
     Exit code 1 if there is none that can be restored.
     """
     with errors_as_lines():
-        told = _backups(node_to_ask(connect, config, token_file, tls_ca))
+        asked = node_to_ask(connect, config, token_file, tls_ca)
+        told = _backups(asked)
         whole = [each for each in told["backups"] if each["state"] == "completed"]
+        told |= _restorable(asked)
         if as_json:
             typer.echo(json.dumps(told, indent=2))
         else:
-            due = {True: "due now", False: "not due", None: "no settings here"}[told["is_due"]]
-            last = moment(whole[-1]["time_us"]) if whole else "none"
-            typer.echo(f"lineage   {printable(told['lineage'] or '-')}")
-            typer.echo(f"state     {printable(told['state'])}; the next backup is {due}")
-            typer.echo(f"restore   the newest state is of {last}")
-            print_table(backups_table(told["backups"], told["decisions"]))
+            _show_info(told, whole)
         if not whole:
             raise RafthaError("there is no backup", hint="`raftha backup run` takes one")
+
+
+def _restorable(asked: Asked) -> dict[str, Any]:
+    """Which moments can be restored, and how far the archive is; why not, if that isn't known."""
+    try:
+        archive = json.loads(ask(asked, ("RAFTHA", "PITR"), ASK_S))["archive"]
+        window = json.loads(ask(asked, ("RAFTHA", "RECOVER", "WINDOW"), ASK_S))
+    except RafthaError as error:
+        return {"archive": None, "window": None, "window_error": str(error)}
+    return {"archive": archive, "window": window, "window_error": ""}
+
+
+def _show_info(told: dict[str, Any], whole: Sequence[Backup]) -> None:
+    due = {True: "due now", False: "not due", None: "no settings here"}[told["is_due"]]
+    last = f"the newest backup is of {moment(whole[-1]['time_us'])}" if whole else "nothing"
+    window = told["window"]
+    reach = window_line(window) if window else f"{last}; {told['window_error']}"
+    typer.echo(f"lineage   {printable(told['lineage'] or '-')}")
+    typer.echo(f"state     {printable(told['state'])}; the next backup is {due}")
+    typer.echo(f"restore   {printable(reach)}")
+    typer.echo(f"archive   {printable(archive_line(told['archive']))}")
+    print_table(backups_table(told["backups"], told["decisions"]))
 
 
 @backup.command("list")

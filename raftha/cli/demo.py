@@ -38,8 +38,9 @@ from rich.table import Table
 from raftha.cli.backup_tables import size
 from raftha.cli.demo_backup import Restoration, back_up_wipe_and_restore, settings_of
 from raftha.cli.demo_data import Record, load_records, unicode_records
+from raftha.cli.demo_disaster import Disaster, recover_from_deploy, rows_of
 from raftha.client import Client
-from raftha.errors import RafthaError
+from raftha.errors import InvalidRequest, RafthaError
 from raftha.storage.state.store import Hasher
 from raftha.testing import LocalCluster
 
@@ -95,6 +96,8 @@ class Report:
     """The number of commands applied when the copies were hashed."""
     restoration: Restoration | None = None
     """With --backup: what came of the backups, and of the cluster that was wiped."""
+    disaster: Disaster | None = None
+    """With --disaster: what came of the bad deploy, and of the cluster that was taken back."""
     problems: list[str] = field(default_factory=list)
     """Everything that went wrong; empty for success."""
 
@@ -112,10 +115,10 @@ class Report:
         """Convert the report for JSON."""
         fields = dataclasses.asdict(self)
         problems, failover = fields.pop("problems"), fields.pop("failover")
-        restored = fields.pop("restoration")
         verdict = {"digests_equal": self.digests_equal, "ok": self.ok, "problems": problems}
-        if restored is not None:
-            verdict = {"restoration": restored, **verdict}
+        for name in ("disaster", "restoration"):
+            found = fields.pop(name)
+            verdict = {name: found, **verdict} if found is not None else verdict
         return {**fields, **failover, **verdict}
 
 
@@ -125,11 +128,15 @@ def run_demo(
     nodes: int = 3,
     show_progress: bool = False,
     with_backup: bool = False,
+    with_disaster: bool = False,
 ) -> Report:
     """Run the whole demo; see the module's docstring. InvalidRequest if `source` can't be used.
 
     `with_backup`: the cluster is wiped in the end, and restored (`demo_backup.py`).
+    `with_disaster`: its data is damaged, and it is taken back (`demo_disaster.py`).
     """
+    if with_backup and with_disaster:
+        raise InvalidRequest("the demo has one ending: --backup and --disaster exclude each other")
     records = load_records(source) if source else unicode_records()
     name = source.name if source else f"Unicode {unicodedata.unidata_version} character database"
     with (
@@ -142,16 +149,25 @@ def run_demo(
             console=Console(stderr=True),
             disable=not show_progress,
         ) as progress,
-        LocalCluster(nodes, settings=settings_of(Path(folder)) if with_backup else None) as cluster,
+        LocalCluster(nodes, settings=_settings(folder, with_backup or with_disaster)) as cluster,
     ):
         report = uvloop.run(_Demo(cluster, records, name, progress).run())
-        if not (with_backup and report.ok):
-            return report
-        bar = progress.add_task("backups, wipe, restore", total=1)
-        restored = back_up_wipe_and_restore(cluster, records, Path(folder), digest_of)
-        progress.advance(bar)
-        problems = () if restored.is_equal else ("a restored copy differs from the backup",)
-        return dataclasses.replace(report, restoration=restored, problems=[*problems])
+        if report.ok and with_backup:
+            bar = progress.add_task("backups, wipe, restore", total=1)
+            restored = back_up_wipe_and_restore(cluster, records, Path(folder), digest_of)
+            problems = [] if restored.is_equal else ["a restored copy differs from the backup"]
+            progress.advance(bar)
+            return dataclasses.replace(report, restoration=restored, problems=problems)
+        if report.ok and with_disaster:
+            bar = progress.add_task("bad deploy, recovery, undo", total=1)
+            disaster = recover_from_deploy(cluster, records, digest_of)
+            progress.advance(bar)
+            return dataclasses.replace(report, disaster=disaster, problems=disaster.problems)
+        return report
+
+
+def _settings(folder: str, has_backups: bool) -> dict[str, Any] | None:
+    return settings_of(Path(folder)) if has_backups else None
 
 
 # ------------------------------------------------------------------------------- the run
@@ -391,6 +407,7 @@ def render(report: Report) -> Table:
         comparison = "[green]equal[/]" if is_right else "[red]different[/]"
         rows.append((f"node {node_id}", f"{digest[:32]}… {comparison}, hash of its own copy"))
     rows += _restored_rows(report.restoration) if report.restoration is not None else []
+    rows += rows_of(report.disaster) if report.disaster is not None else []
     rows.append(("result", f"[{color}]{'ok' if report.ok else 'failed'}[/]"))
     for row in rows:
         table.add_row(*row)

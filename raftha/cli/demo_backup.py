@@ -22,7 +22,9 @@ from raftha.errors import BackupInProgress, RafthaError
 from raftha.membership import Member
 from raftha.storage.backup.opening import open_places
 from raftha.storage.backup.pool import thread_pool
-from raftha.storage.backup.restore import RestoreHooks, RestoreTarget, plan_restore, run_restore
+from raftha.storage.backup.replay import ReplayHooks
+from raftha.storage.backup.restore import run_restore
+from raftha.storage.backup.restore_plan import RestoreTarget, plan_restore
 from raftha.storage.backup.shelves import describe_fork, list_shelves
 from raftha.testing import LocalCluster
 
@@ -145,7 +147,7 @@ def _restore_one(cluster: LocalCluster, folder: Path) -> None:
             others=members,
         )
         plan = plan_restore(repository, listed.lineage, listed.label, target)
-        run_restore(plan, repository, RestoreHooks(pool=thread_pool))
+        run_restore(plan, repository, ReplayHooks(pool=thread_pool))
         describe_fork(repository, plan)
     finally:
         repository.close()

@@ -155,7 +155,13 @@ def backup_line(nodes: Nodes) -> str:
     if last is None and state == "idle":
         return ""
     when = "none can be restored" if last is None else moment(last["time_us"])
-    return f"newest backup: {when} ({printable(state)})\n"
+    line = f"newest backup: {when} ({printable(state)})\n"
+    if latest.get("rpo_ms") is not None:
+        seconds, sequence = latest["rpo_ms"] / 1000, latest["pitr_sequence"] or 0
+        line += (
+            f"archived: up to sequence {sequence:,}; {seconds:.1f} s would be lost with all nodes\n"
+        )
+    return line
 
 
 def _versions(nodes: Nodes) -> str:

@@ -50,6 +50,8 @@ from raftha.errors import (
     NotLeader,
     Overloaded,
     RafthaError,
+    RecoveryAborted,
+    RecoveryInProgress,
     Rejected,
     ReplicaTooSlow,
     RepositoryError,
@@ -116,6 +118,15 @@ class RequestParser:
         self._arguments: list[bytes] = []  # Of a request that is not complete.
         self._missing = 0  # Arguments to come.
         self._request_bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of a request that is not complete."""
+        return self._parts_bytes + (self._request_bytes if self._missing else 0)
+
+    def clear(self) -> None:
+        """Let go of all bytes, at the end: a connection may stay in memory for long after it."""
+        self._parts, self._arguments, self._parts_bytes, self._missing = [], [], 0, 0
 
     def feed(self, data: bytes, requests: deque[Any]) -> None:
         """Append the requests that `data` completes; ProtocolError after those before the fault."""
@@ -329,6 +340,8 @@ _WORDS: tuple[tuple[type[RafthaError], str], ...] = (
     (ReplicaTooSlow, "REPLICATOOSLOW"),
     (BackupInProgress, "BACKUPINPROGRESS"),
     (BackupFailed, "BACKUPFAILED"),
+    (RecoveryAborted, "RECOVERYABORTED"),
+    (RecoveryInProgress, "RECOVERYINPROGRESS"),
     (RepositoryError, "REPOSITORYFAILED"),
     (UpgradePending, "UPGRADEPENDING"),
     (SessionExpired, "SESSIONEXPIRED"),
@@ -346,6 +359,8 @@ _CLASSES: dict[str, type[RafthaError]] = {
     "REPLICATOOSLOW": ReplicaTooSlow,
     "BACKUPINPROGRESS": BackupInProgress,
     "BACKUPFAILED": BackupFailed,
+    "RECOVERYABORTED": RecoveryAborted,
+    "RECOVERYINPROGRESS": RecoveryInProgress,
     "REPOSITORYFAILED": RepositoryError,
     "UPGRADEPENDING": UpgradePending,
     "SESSIONEXPIRED": SessionExpired,

@@ -1,8 +1,8 @@
 """Settings. Each is declared once, and checked when a config is made.
 
-`node`, `replication` and `backup` hold the configs, `limits` the limits that several packages
-share, `checks` the markers of annotations and the loop that validates them, `tables` the conversion
-from TOML.
+`node`, `replication`, `backup` and `pitr` hold the configs, `limits` the limits that several
+packages share, `checks` the markers of annotations and the loop that validates them, `tables` the
+conversion from TOML.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from raftha.config.limits import (
     REGIONS_MAX,
 )
 from raftha.config.node import HaConfig, read_toml
+from raftha.config.pitr import PitrConfig
 from raftha.config.replication import ReplicationConfig
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "REGION_BYTES_MAX",
     "BackupConfig",
     "HaConfig",
+    "PitrConfig",
     "ReplicationConfig",
     "RetentionPolicy",
     "is_loopback",

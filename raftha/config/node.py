@@ -25,6 +25,7 @@ from raftha.config.limits import (
     TIMEOUT_S_MAX,
     VALUE_BYTES_MAX,
 )
+from raftha.config.pitr import PitrConfig, RetentionHours
 from raftha.config.replication import HeartbeatMs, LagMs, ReplicationConfig, Voters
 from raftha.errors import ConfigError
 from raftha.events import HaEvent
@@ -122,10 +123,15 @@ class HaConfig:
     takes no backups and asks for none."""
 
     enable_pitr: bool = True
-    """Without effect: this version has no point-in-time recovery."""
+    """Whether the cluster can be taken back to any moment. Only with `backup`: its destinations
+    then get the log too."""
 
-    pitr_retention_hours: Annotated[int, Range(1, 87_600, unit="hours")] = 168
-    """Without effect: this version has no point-in-time recovery."""
+    pitr_retention_hours: RetentionHours = 168
+    """How far back. Only with `backup`; it may be set here or in `pitr`."""
+
+    pitr: PitrConfig = field(default_factory=PitrConfig)
+    """How the log is archived and how a recovery runs, in TOML the table `[pitr]`. Only with
+    `backup`."""
 
     insecure: bool = False
     """Allow peers on other machines without encryption or authentication. Everyone on the network
@@ -238,6 +244,7 @@ class HaConfig:
         object.__setattr__(self, "data_dir", Path(self.data_dir))
         _agree(self, "replication", _SHARED)
         _agree_on_backups(self)
+        _agree_on_recovery(self)
         check_all_or_none(self, "tls_ca", "tls_cert", "tls_key")
         if self.tls_revoked and not self.tls_ca:
             raise ConfigError("tls_revoked needs tls_ca, tls_cert and tls_key")
@@ -251,6 +258,11 @@ class HaConfig:
         self.replication.check_quorum(len(self.members))
         _check_times(self)
         _check_log_retention(self)
+
+    @property
+    def archive(self) -> PitrConfig | None:
+        """`pitr` if point-in-time recovery is on, else None."""
+        return self.pitr if self.enable_pitr and self.backup is not None else None
 
     @property
     def own_address(self) -> str:
@@ -313,6 +325,15 @@ def _agree_on_backups(config: HaConfig) -> None:
     ):
         raise ConfigError(
             "backup_interval_hours is set, but this node takes no backups",
+            hint="add the table [backup], in Python backup=BackupConfig(), or leave it out",
+        )
+
+
+def _agree_on_recovery(config: HaConfig) -> None:
+    _agree(config, "pitr", {"pitr_retention_hours": "retention_hours"})
+    if config.backup is None and config.pitr != PitrConfig():
+        raise ConfigError(
+            "pitr is set, but this node takes no backups, from which a recovery begins",
             hint="add the table [backup], in Python backup=BackupConfig(), or leave it out",
         )
 

@@ -267,6 +267,10 @@ class Leadership:
         """Append an administrative entry; None until an entry of this term is committed."""
         return self.append(EntryKind.ADMIN, payload, 0, time_us) if self.can_read else None
 
+    def propose_restore(self, payload: bytes, time_us: int) -> int | None:
+        """Append a RESTORE entry; None until an entry of this term is committed."""
+        return self.append(EntryKind.RESTORE, payload, 1, time_us) if self.can_read else None
+
     def on_membership(self) -> None:
         """The log's membership has changed: follow new members, forget those that left."""
         members = self._log.membership.members

@@ -10,6 +10,9 @@ Every entry that the state has applied is on disk. `written` runs ahead of `pers
 last entry handed out for writing. Every member is known to have the log on disk up to
 `compact_index`; `durable_indexes` has the index of each member.
 
+A RESTORE entry stops the application of entries in front of it: the state can't apply it unless it
+is refused, so the caller is told (`take_restore`), and lets it pass or ends this node.
+
 `merge` checks everything that a leader sends before it takes any of it. Entries that can't follow
 this log are a `LogMismatch`. Asserts are about this log only.
 """
@@ -20,13 +23,12 @@ from collections.abc import Sequence
 
 from raftha.core.durable_indexes import DurableIndexes
 from raftha.core.messages import Append
-from raftha.entry import Entry, EntryKind, LogPosition, follows
+from raftha.entry import ENTRY_BYTES_MAX, Entry, EntryKind, LogPosition, follows
 from raftha.events import MembershipChanged
 from raftha.membership import Membership
 
-ENTRY_BYTES_MAX = 8 << 20
-"""The largest entry accepted from another node. It fits into a segment of any configurable size.
-Leaders make smaller ones."""
+STOPPED_BYTES_MAX = 64 << 20
+"""Entries in memory of a node that stands in front of a RESTORE, if the window isn't larger."""
 
 
 class LogMismatch(Exception):
@@ -67,8 +69,12 @@ class RaftLog:
         self.persisted = self.written = self.last_index
         self.durable_indexes = DurableIndexes()
         self._memberships = [(anchor.index, membership)]
+        self._restores: list[int] = []
+        """The RESTORE entries that are not applied."""
+        self.stopped_at = 0
+        """The RESTORE in front of which the state stands, as the caller knows; 0 for none."""
         for entry in self.window:
-            self._record_membership(entry)
+            self._record_kind(entry)
 
     @property
     def membership(self) -> Membership:
@@ -115,9 +121,11 @@ class RaftLog:
         assert index <= self.last_index, "committed entries are in the log"
         self.commit = index
 
-    def _record_membership(self, entry: Entry) -> None:
+    def _record_kind(self, entry: Entry) -> None:
         if entry.kind == EntryKind.MEMBERSHIP:
             self._memberships.append((entry.index, Membership.decode(bytes(entry.payload))))
+        elif entry.kind == EntryKind.RESTORE:
+            self._restores.append(entry.index)
 
     @property
     def last(self) -> LogPosition:
@@ -170,7 +178,7 @@ class RaftLog:
         assert entry.last_sequence >= previous.last_sequence, "command numbers never go back"
         self.window.append(entry)
         self._window_bytes += len(entry.data)
-        self._record_membership(entry)
+        self._record_kind(entry)
 
     def is_up_to_date(self, last_index: int, last_term: int) -> bool:
         """Whether a candidate with this log may get this node's vote (Raft paper 5.4.1)."""
@@ -240,10 +248,11 @@ class RaftLog:
             self.written = min(self.written, first - 1)
             # A membership ends with its entry; the one before it is in force again.
             self._memberships = [pair for pair in self._memberships if pair[0] < first]
+            self._restores = [index for index in self._restores if index < first]
         self.window.extend(entries)
         for entry in entries:
             self._window_bytes += len(entry.data)
-            self._record_membership(entry)
+            self._record_kind(entry)
 
     def hint(self, index: int, term: int) -> tuple[int, int]:
         """The last entry at or before `index` whose term is at most `term`, as (index, term).
@@ -273,14 +282,46 @@ class RaftLog:
 
     @property
     def has_unapplied(self) -> bool:
-        """Whether an entry may be applied now: it is committed, and durable here (R5)."""
-        return self.commit > self.applied < self.persisted
+        """Whether an entry may be applied now: it is committed, and durable here (R5).
+
+        Or the caller has to be told that the next one is a RESTORE.
+        """
+        return self.commit > self.applied < self.persisted and self.stopped_at != self.applied + 1
+
+    @property
+    def applicable(self) -> int:
+        """The last entry that may be applied now, in front of the next RESTORE."""
+        last = min(self.commit, self.persisted)  # R5
+        return min(last, self._restores[0] - 1) if self._restores else last
+
+    @property
+    def is_stuffed(self) -> bool:
+        """Whether memory has all that it should hold in front of a RESTORE that isn't applied."""
+        return self.stopped_at > 0 and self._window_bytes > max(
+            self._window_bytes_max, STOPPED_BYTES_MAX
+        )
+
+    def take_restore(self) -> Entry | None:
+        """The RESTORE that is next to be applied; returned once."""
+        index = self.applied + 1
+        is_next = bool(self._restores) and self._restores[0] == index != self.stopped_at
+        if not is_next or index > min(self.commit, self.persisted):
+            return None
+        self.stopped_at = index
+        return self.window[index - self.anchor.index - 1]
+
+    def pass_restore(self) -> None:
+        """The RESTORE that the caller was told of has no effect: it is applied like any entry."""
+        assert self._restores[0] == self.stopped_at > 0, "the caller was told of it"
+        del self._restores[0]
+        self.stopped_at = 0
 
     def mark_applied(self, index: int) -> None:
         """Entries up to `index` went out for applying; the oldest may leave the window."""
         assert index >= self.applied, "entries are applied in order"
         assert index <= self.commit, "applied entries are committed (R5)"
         assert index <= self.persisted, "applied entries are durable here (R5)"
+        assert not self._restores or index < self._restores[0], "a RESTORE stops the application"
         if index > self.applied:
             self.applied_sequence = self.window[index - self.anchor.index - 1].last_sequence
         self.applied = index
@@ -312,8 +353,9 @@ def _check_continues(entry: Entry, previous: Entry | LogPosition) -> None:
     )
     if not is_in_order or not follows(entry, previous.hash):
         raise LogMismatch(f"entry {entry.index} of term {entry.term}")
-    if entry.kind != EntryKind.BATCH and entry.last_sequence != previous.last_sequence:
-        raise LogMismatch(f"entry {entry.index} has no commands, but counts some")
+    count = entry.last_sequence - previous.last_sequence
+    if entry.kind != EntryKind.BATCH and count != (entry.kind == EntryKind.RESTORE):
+        raise LogMismatch(f"entry {entry.index} of kind {entry.kind} can't have {count} commands")
     if entry.kind == EntryKind.MEMBERSHIP:
         try:
             Membership.decode(bytes(entry.payload))

@@ -308,6 +308,12 @@ class Raft:
             return None
         return self._leadership.propose_admin(payload, time_us)
 
+    def propose_restore(self, payload: bytes, time_us: int) -> int | None:
+        """Append a RESTORE entry, which is one command; as `propose_admin`."""
+        if self._leadership is None or not self.can_propose:
+            return None
+        return self._leadership.propose_restore(payload, time_us)
+
     def change_membership(self, membership: Membership) -> int:
         """Append a new membership; its index. NotLeader, MembershipChangePending."""
         if self._leadership is None:
@@ -418,7 +424,12 @@ class Raft:
             self._leadership.log_read_failed(request, first_index)
 
     def holds(self, index: int, term: int) -> bool:
-        """Whether the committed entry `index` of `term` is in this log, or already in its state."""
+        """Whether the committed entry `index` of `term` is in this log, or already in its state.
+
+        A log that the state can't apply, behind a RESTORE, is as good as none.
+        """
+        if 0 < self.log.stopped_at <= index:
+            return False
         return index <= self.log.commit or self.log.term(index) == term
 
     def snapshot_sent(self, request: SnapshotRequest, index: int) -> None:
@@ -473,6 +484,7 @@ class Raft:
                 output.clear()
         ready.healed = self._healing_generation.take_healed()
         ready.lost_index = self._follower.take_lost()
+        ready.restore = self.log.take_restore()
         return ready
 
     def advance(self, write: Write) -> None:
@@ -496,7 +508,7 @@ class Raft:
             leadership.check()
 
     def _take_committed(self) -> tuple[Entry, ...]:
-        last = min(self.log.commit, self.log.persisted)  # R5
+        last = self.log.applicable
         if last <= self.log.applied:
             return ()
         committed = self.log.between(self.log.applied, last)

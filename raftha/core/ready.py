@@ -106,6 +106,9 @@ class Ready:
     events: list[HaEvent] = field(default_factory=list)
     healed: int | None = None
     """This node has healed: make this generation durable, then call `Raft.healed`."""
+    restore: Entry | None = None
+    """The RESTORE that is next to be applied, after `committed`: call `RaftLog.pass_restore`, or
+    end this node and go on with the restored state."""
     lost_index: int = 0
     """This node acknowledged entries up to here, and its log is shorter: end it, and start it with
     the log set aside, as one that heals. 0 if nothing is lost."""

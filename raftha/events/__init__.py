@@ -2,11 +2,12 @@
 
 `core` returns events in `Ready` and never logs. The runtime writes a log line for each event and
 publishes it (`event_bus.py`). The names of kinds and fields are public and stable. `base` has what
-all events have, `cluster` and `backup` have the events.
+all events have, `cluster`, `archive`, `backup` and `recovery` have the events.
 """
 
 from __future__ import annotations
 
+from raftha.events.archive import ArchiveGapRecorded, ArchiveLagging, ArchiveResumed
 from raftha.events.backup import (
     BackupCompleted,
     BackupFailure,
@@ -64,8 +65,19 @@ from raftha.events.cluster import (
     StorageHasSpace,
     StorageIsFull,
 )
+from raftha.events.recovery import (
+    PitrCheckpoint,
+    RecoveryCompleted,
+    RecoveryFailed,
+    RecoveryPrepared,
+    RecoveryStarted,
+    RestoreDrillCompleted,
+)
 
 __all__ = [
+    "ArchiveGapRecorded",
+    "ArchiveLagging",
+    "ArchiveResumed",
     "BackupCompleted",
     "BackupFailure",
     "BackupMissing",
@@ -90,8 +102,13 @@ __all__ = [
     "LogsDiffer",
     "MemberCloned",
     "MembershipChanged",
+    "PitrCheckpoint",
     "QuorumLost",
     "QuorumRestored",
+    "RecoveryCompleted",
+    "RecoveryFailed",
+    "RecoveryPrepared",
+    "RecoveryStarted",
     "Removed",
     "ReplicaAdded",
     "ReplicaBehindLog",
@@ -105,6 +122,7 @@ __all__ = [
     "ReplicaUnsupported",
     "ReplicationLagWarning",
     "RepositoryConflicted",
+    "RestoreDrillCompleted",
     "RetentionApplied",
     "RetentionRefused",
     "RoleChanged",

@@ -63,6 +63,15 @@ class EventKind(enum.StrEnum):
     RETENTION_APPLIED = "retention_applied"
     RETENTION_REFUSED = "retention_refused"
     REPOSITORY_CONFLICT = "repository_conflict"
+    PITR_CHECKPOINT = "pitr_checkpoint"
+    RECOVERY_STARTED = "recovery_started"
+    RECOVERY_PREPARED = "recovery_prepared"
+    RECOVERY_COMPLETED = "recovery_completed"
+    RECOVERY_FAILED = "recovery_failed"
+    RESTORE_DRILL_COMPLETED = "restore_drill_completed"
+    ARCHIVE_LAGGING = "archive_lagging"
+    ARCHIVE_RESUMED = "archive_resumed"
+    ARCHIVE_GAP = "archive_gap"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

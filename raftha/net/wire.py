@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias, cast, get_origin, get_type_hints
 import msgpack
 
 from raftha.config import MEMBERS_MAX
+from raftha.config.limits import BACKUP_DESTINATIONS_MAX
 from raftha.core import (
     Append,
     AppendReply,
@@ -39,6 +40,9 @@ from raftha.core.durable_indexes import BEHIND_MAX
 from raftha.entry import ENTRY_HEADER_BYTES, Entry, decode_entry
 from raftha.errors import WireError
 from raftha.node.messages import (
+    ArchiveNotice,
+    ArchiveReport,
+    ArchiveRow,
     BackupReply,
     BackupReport,
     BackupRequest,
@@ -52,6 +56,7 @@ from raftha.node.messages import (
     MembershipReply,
     MembershipRequest,
     PeerMessage,
+    RecoveryReport,
     ReplicaReport,
     ReplicaRow,
     SnapshotChunk,
@@ -168,6 +173,9 @@ _CODES: dict[type[Any], int] = {
     BackupRequest: 34,
     BackupReply: 35,
     BackupReport: 36,
+    ArchiveReport: 37,
+    ArchiveNotice: 38,
+    RecoveryReport: 40,
 }
 _WITH_DURABLE_INDEXES = frozenset((Append, Heartbeat, DurableIndexesReply))
 _Fields: TypeAlias = tuple[type[Any], tuple[type, ...]]
@@ -177,6 +185,7 @@ _CLASSES: dict[int, _Fields] = {
 }
 _APPEND_ENTRIES = 1 + Append._fields.index("entries")
 """The place of an append's entries in its frame, behind the code."""
+_ARCHIVE_ROW = tuple(get_type_hints(ArchiveRow).values())
 _pack = msgpack.Packer().pack
 """One packer for all threads. It packs numbers, strings and arrays of these without releasing the
 GIL; to make one for each message takes as long as to use it."""
@@ -215,6 +224,8 @@ def decode(body: bytes) -> Frame:
         _check_behind(message.behind)
     if cls is ReplicaReport:
         return cast(Frame, message._replace(rows=_decode_rows(message.rows)))
+    if cls in (ArchiveReport, ArchiveNotice):
+        return cast(Frame, message._replace(rows=_decode_archive_rows(message.rows)))
     if cls is BackupReport and message.state >= len(BackupState):
         raise WireError(f"{message.state} is not a state of a backup")
     if cls is DigestVerdict:
@@ -280,6 +291,19 @@ def _decode_rows(rows: tuple[Any, ...]) -> tuple[ReplicaRow, ...]:
         if row[1] >= len(ReplicaState):
             raise WireError(f"{row[1]} is not a state of a replica")
     return tuple(ReplicaRow(*row) for row in rows)
+
+
+def _decode_archive_rows(rows: tuple[Any, ...]) -> tuple[ArchiveRow, ...]:
+    if len(rows) > BACKUP_DESTINATIONS_MAX:
+        raise WireError(f"a log has at most {BACKUP_DESTINATIONS_MAX} archives, got {len(rows)}")
+    for row in rows:
+        if type(row) is not tuple or len(row) != len(_ARCHIVE_ROW):
+            raise WireError("an archive's row must be an array of its fields")
+        if any(type(value) is not kind for value, kind in zip(row, _ARCHIVE_ROW, strict=True)):
+            raise WireError("an archive's row has a field of a wrong type")
+        if not all(0 <= value < INT_MAX for value in row if type(value) is int):
+            raise WireError("an archive's row must have whole numbers")
+    return tuple(ArchiveRow(*row) for row in rows)
 
 
 def _check_ids(ids: tuple[Any, ...]) -> None:

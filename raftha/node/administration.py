@@ -43,6 +43,8 @@ from raftha.node.messages import (
 from raftha.node.operations import MembershipOperation, Operation, TransferOperation
 
 ASK_AGAIN_AFTER_S = 0.25
+HEARD_S = 1.0
+"""How long a leader waits for word of voters before it refuses a removal for want of them."""
 ASKS_UNTIL_OTHERS = 4
 
 _REFUSALS: dict[str, type[Rejected]] = {
@@ -74,6 +76,8 @@ class Administration:
         `why_unfit` says why a node's version can't take part in the cluster, "" if it can.
         """
         self._why_unfit = why_unfit
+        self.why_not_now: Callable[[MembershipRequest], str] = lambda request: ""
+        """Says why this node, as the leader, can't change the membership for now; "" if it can."""
         self.applied = membership
         self._core = core
         self._send = send
@@ -81,6 +85,8 @@ class Administration:
         self._now = now
         self._transfers: list[TransferOperation] = []
         self._changes: list[MembershipOperation] = []
+        self._short_since: dict[int, float] = {}
+        """Since when a node could not be removed for want of others, by its id."""
 
     def pending(self) -> Sequence[Operation]:
         """Return the requests of this node's callers without a result."""
@@ -131,6 +137,7 @@ class Administration:
 
     def on_leader(self) -> None:
         """A leader is known: it may be a transfer's target, and it gets the pending changes."""
+        self._short_since.clear()
         if self._core.leader is not None:
             self._end_transfers(self._core.leader, None)
         for operation in self._changes:
@@ -329,6 +336,9 @@ class Administration:
         member = membership.members.get(node_id)
         if not core.is_leader:
             raise NotLeader(core.leader)
+        reason = self.why_not_now(request)
+        if reason:
+            raise MembershipChangePending(f"{reason}; try again later")
         if request.moves:
             if member is None or not _is_at(member, request):
                 core.change_membership(_moved(membership, request))
@@ -340,6 +350,8 @@ class Administration:
             if node_id in membership.removed:
                 return
             smaller = membership.without(node_id)
+            if node_id in membership.voters:
+                self._check_majority_left(smaller, node_id)
             if node_id == core.id:
                 core.transfer(self._successor())
             else:
@@ -374,15 +386,32 @@ class Administration:
         voters = [voter for voter in self._core.membership.voters if voter != self._core.id]
         voters = [v for v in voters if candidates is None or v in candidates]
         progress = self._core.progress
-        active = [
-            voter
-            for voter in voters
-            if (progress[voter].is_active or progress[voter].was_active)
-            and not progress[voter].is_healing
-        ]
+        active = [voter for voter in voters if self._counts(voter)]
         if not active:
             raise TransferFailed("no other voter is active, so none can take over")
-        return max(active, key=lambda voter: self._core.progress[voter].match)
+        return max(active, key=lambda voter: progress[voter].match)
+
+    def _counts(self, voter: int) -> bool:
+        """Whether another voter is up, as far as this leader has lately heard, and whole."""
+        progress = self._core.progress[voter]
+        return (progress.is_active or progress.was_active) and not progress.is_healing
+
+    def _check_majority_left(self, smaller: Membership, node_id: int) -> None:
+        """Refuse to remove a voter that the cluster can't do without: it would end at once.
+
+        A new leader has not heard all voters yet, so the request waits a while before that.
+        """
+        up = [v for v in smaller.voters if v == self._core.id or self._counts(v)]
+        if len(up) >= smaller.quorum:
+            self._short_since.pop(node_id, None)
+            return
+        if self._now() - self._short_since.setdefault(node_id, self._now()) < HEARD_S:
+            raise Unavailable("not enough voters have been heard yet")
+        down = ", ".join(str(voter) for voter in smaller.voters if voter not in up)
+        raise InvalidRequest(
+            f"without node {node_id} no majority would be up: node {down} is down",
+            hint="remove the nodes that are down first, or start them",
+        )
 
     def _end_changes(self, node_id: int, error: RafthaError) -> None:
         for operation in self._changes:

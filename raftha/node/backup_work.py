@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from raftha.recovery import DrillReport
+from raftha.storage.backup.archive import ArchiveOrder, ArchiveResult
+from raftha.storage.backup.drill import DrillOrder
 from raftha.storage.state.catalog import BackupRecord
 from raftha.types import BackupState
 
@@ -79,11 +82,55 @@ class Deletion(NamedTuple):
     refused: Mapping[tuple[int, str], str]
 
 
+class ArchiveWork(Protocol):
+    """Archives the log, in the background. Results come as calls on the node's thread.
+
+    At most one `put` and one `tidy` at a time are asked for each destination.
+    """
+
+    def put(
+        self, destination: str, order: ArchiveOrder, done: Callable[[ArchiveResult], None]
+    ) -> None:
+        """Put what is committed and not there yet."""
+        ...
+
+    def tidy(
+        self, destination: str, order: ArchiveOrder, done: Callable[[ArchiveResult], None]
+    ) -> None:
+        """Merge segments, and delete those that have been replaced or that the window left."""
+        ...
+
+
+class DrillWork(Protocol):
+    """Restores moments for proof, in the background. Results come as calls on the node's thread.
+
+    One call at a time is asked for.
+    """
+
+    def last(self, lineage: str, done: Callable[[DrillReport | None], None]) -> None:
+        """Find the last report of a lineage in the repository."""
+        ...
+
+    def run(self, order: DrillOrder, done: Callable[[DrillReport], None]) -> None:
+        """Restore a moment, and put the report into the repository."""
+        ...
+
+
 class BackupWork(Protocol):
     """Does the work of backups, in the background. Results come as calls on the node's thread.
 
     At most one backup, and one listing or deletion at a time are asked for.
     """
+
+    @property
+    def archive(self) -> ArchiveWork:
+        """Archives the log; only if the settings have point-in-time recovery."""
+        ...
+
+    @property
+    def drills(self) -> DrillWork:
+        """Restores moments for proof; only if the settings have point-in-time recovery."""
+        ...
 
     @property
     def spool_index(self) -> int | None:
@@ -120,6 +167,14 @@ class NoBackupWork:
     """The `BackupWork` of a node whose settings have no backups: nothing is asked of it."""
 
     spool_index = None
+
+    @property
+    def archive(self) -> ArchiveWork:
+        raise AssertionError("a node without settings for backups archives nothing")
+
+    @property
+    def drills(self) -> DrillWork:
+        raise AssertionError("a node without settings for backups restores nothing for proof")
 
     def take(
         self,

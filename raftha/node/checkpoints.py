@@ -20,7 +20,8 @@ Entries applied while a checkpoint runs stay in memory for the next one. When th
 The log may be cut up to the last entry that is both in an earlier checkpoint and on every member's
 disk. If that leaves more than `log_retention_bytes`, the cut goes beyond what lagging members have:
 they get a snapshot of the state (`snapshots.py`), and the log after a snapshot is kept until the
-snapshot has arrived.
+snapshot has arrived. The archive of the log (`backup/archiving.py`) counts as a member that lags,
+with a limit of its own.
 """
 
 from __future__ import annotations
@@ -55,17 +56,27 @@ class CheckpointWriter(Protocol):
 
 
 class LogCut(NamedTuple):
-    """How much of the log may be cut: up to `index` in any case, and up to `limit_index` as far as
-    more than `bytes_max` would stay.
+    """How much of the log may be cut: never more than up to `limit_index`.
+
+    Members have it up to `index`, the archive up to `archived_index`. What is behind that is kept
+    for each of them, but no more than `bytes_max` and `archive_bytes_max`.
     """
 
     index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
     limit_index: int
     bytes_max: int
+    archived_index: int
+    archive_bytes_max: int
 
     def apply(self, wal: Wal) -> None:
         """Cut the log."""
-        wal.compact(max(self.index, min(self.limit_index, wal.index_within(self.bytes_max))))
+        for_members = max(self.index, wal.index_within(self.bytes_max))
+        for_archive = max(self.archived_index, wal.index_within(self.archive_bytes_max))
+        wal.compact(min(self.limit_index, for_members, for_archive))
+
+    def at_once(self) -> LogCut:
+        """The cut on a full disk, which keeps nothing for members that lag, or for the archive."""
+        return self._replace(bytes_max=0, archive_bytes_max=0)
 
 
 class Checkpoints:
@@ -91,7 +102,10 @@ class Checkpoints:
         self._writer = writer
         self._deliver = deliver
         self._kept_index = kept_index
-        self._log_bytes = 0
+        self.applied_bytes = 0
+        """The log that was applied in this life."""
+        self._log_bytes_before = 0
+        """As `applied_bytes`, when the last checkpoint began."""
         self._is_running = False
         self._waiting: list[DigestOperation] = []
         self._running: list[DigestOperation] = []
@@ -104,6 +118,8 @@ class Checkpoints:
         self._lineage_index = 0
         """The entry that began another lineage in this life; 0 for none."""
         self._is_hurried = False
+        self.archived_index: Callable[[], int | None] = lambda: None
+        """Returns the index after which the archive needs the log; None if it needs none."""
 
     @property
     def snapshot_index(self) -> int | None:
@@ -112,6 +128,11 @@ class Checkpoints:
         A node that got a snapshot of that would belong to the old lineage, and would be refused.
         """
         return self.last.index if self.last.index >= self._lineage_index else None
+
+    @property
+    def _log_bytes(self) -> int:
+        """The log that was applied since the last checkpoint began."""
+        return self.applied_bytes - self._log_bytes_before
 
     @property
     def is_behind(self) -> bool:
@@ -147,7 +168,7 @@ class Checkpoints:
 
     def on_applied(self, entry: Entry, now: float) -> None:
         """The state has applied another entry."""
-        self._log_bytes += len(entry.data)
+        self.applied_bytes += len(entry.data)
         if self._waiting or entry.index == self._compared_index:
             self._digest_if_due(now)
 
@@ -225,8 +246,15 @@ class Checkpoints:
         self._is_running = True
         self._is_hurried = False
         self.began_at = now
-        self._log_bytes = 0
+        self._log_bytes_before = self.applied_bytes
         kept_index = self._kept_index()
         limit = self.last.index if kept_index is None else min(self.last.index, kept_index)
-        cut = LogCut(min(limit, self._log.compact_index), limit, self._config.log_retention_bytes)
+        archived, config = self.archived_index(), self._config
+        cut = LogCut(
+            min(limit, self._log.compact_index),
+            limit,
+            config.log_retention_bytes,
+            limit if archived is None else archived,
+            config.pitr.archive_backlog_bytes or config.log_retention_bytes,
+        )
         self._writer.checkpoint(self._state.freeze(), cut, with_digest=with_digest)

@@ -14,6 +14,7 @@ from raftha.membership import Membership
 from raftha.node.backup_work import BackupWork
 from raftha.node.checkpoints import CheckpointWriter
 from raftha.node.messages import PeerMessage
+from raftha.node.recovery_work import RecoveryWork
 from raftha.node.snapshots import SnapshotFiles
 from raftha.node.statistics import Statistics
 
@@ -29,6 +30,11 @@ class Host(CheckpointWriter, Protocol):
     @property
     def backups(self) -> BackupWork:
         """Takes, lists and deletes backups; only if the settings have backups."""
+        ...
+
+    @property
+    def recovery(self) -> RecoveryWork:
+        """Plans recoveries, builds states, and opens the node with one."""
         ...
 
     @property

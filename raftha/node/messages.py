@@ -206,6 +206,10 @@ class BackupAction(enum.IntEnum):
     TRIGGER = 1
     CHANGE = 2
     APPLY_RETENTION = 3
+    CHECKPOINT = 4
+    RECOVER = 5
+    ABORT_RECOVERY = 6
+    """Have the members' states compared, and note a recovery point. From protocol 8 on."""
 
 
 class BackupReply(NamedTuple):
@@ -240,6 +244,77 @@ class BackupReport(NamedTuple):
     state: int
     done_bytes: int
     total_bytes: int
+
+
+class RecoveryReport(NamedTuple):
+    """How far the sender is with a recovery; sent to the leader (`raftha/node/recovery/member.py`).
+
+    `stage` is a `Stage`. `digest`: of the state that it has prepared, "" as long as it hasn't.
+    `error`: why its last try has failed.
+    """
+
+    to: int
+    sender: int
+    recovery_id: int
+    stage: int
+    digest: str
+    done_bytes: int
+    total_bytes: int
+    error: str
+
+
+class ArchiveRow(NamedTuple):
+    """How far the archive of the log is in one destination.
+
+    All entries from `start` to `index` are there; `index` has this `sequence` and time. Those up to
+    `verified` were read back. `needs`: the archiver's log begins only there, and lacks what comes
+    next; 0 if it doesn't. `pending_us`: the time of the first entry that could not be put, 0 if
+    there is none. `conflict`: the destination has other entries than this log. `error` is that of
+    the last try, "" if it succeeded.
+    """
+
+    destination: str
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
+    sequence: int
+    time_us: int
+    verified: int
+    start: int
+    needs: int
+    pending_us: int
+    conflict: bool
+    error: str
+
+
+class ArchiveReport(NamedTuple):
+    """A member that can archive reports where its log begins, and what it knows of destinations.
+
+    `gap_first`, `gap_last`: the gap that it has recorded last, 0 if it has recorded none.
+    """
+
+    to: int
+    sender: int
+    first_index: int
+    gap_first: int
+    gap_last: int
+    rows: tuple[ArchiveRow, ...]
+
+
+class ArchiveNotice(NamedTuple):
+    """The leader says which member archives (0 for none), and how far each destination is.
+
+    `now_us`: log time, by which all members say how old what is not archived is. `lost_index`: no
+    member that can archive has the entries up to there. The gap is the last one of which the leader
+    knows.
+    """
+
+    to: int
+    sender: int
+    now_us: int
+    archiver: int
+    lost_index: int
+    gap_first: int
+    gap_last: int
+    rows: tuple[ArchiveRow, ...]
 
 
 class SnapshotChunk(NamedTuple):
@@ -281,7 +356,8 @@ class SnapshotStatus(enum.IntEnum):
 AdminMessage = TransferRequest | TransferReply | MembershipRequest | MembershipReply
 SnapshotMessage = SnapshotChunk | SnapshotReply
 HealthMessage = HealthRequest | HealthReply
-BackupMessage = BackupRequest | BackupReply | BackupReport
+ArchiveMessage = ArchiveReport | ArchiveNotice
+BackupMessage = BackupRequest | BackupReply | BackupReport | RecoveryReport | ArchiveMessage
 DigestMessage = DigestRequest | DigestReport | DigestVerdict
 WatchMessage = HealthMessage | SpaceReport | ReplicaReport | DigestMessage
 PeerMessage = (

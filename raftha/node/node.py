@@ -39,8 +39,6 @@ from raftha.events import (
     ReplicaConnected,
     ReplicaDisconnected,
     StorageFailure,
-    StorageHasSpace,
-    StorageIsFull,
 )
 from raftha.membership import Membership
 from raftha.node.administration import Administration
@@ -61,7 +59,7 @@ from raftha.node.operations import (
     TransferOperation,
     WriteOperation,
 )
-from raftha.node.pending import PendingOperations
+from raftha.node.pending import PendingOperations, expire
 from raftha.node.reads import ReadQueue
 from raftha.node.routes import message_routes
 from raftha.node.senders import SenderCheck
@@ -130,19 +128,18 @@ class Node:
         hand_over, checkpoints = self._administration.hand_over, self._checkpoints
         parts = hand_over, self._position, checkpoints, log_clock
         self._watch = Watch(config, core, host, *parts, now=now())
+        own = config, core, state, host, checkpoints
         self.backups = Backups(
-            config,
-            core,
-            state,
-            host,
-            checkpoints,
+            *own,
             deliver=pending.deliver,
             clock=clock,
             log_clock=log_clock,
             comparison=self._watch,
             waits_for=self._upgrades.waits_for,
             random_below=random_below,
+            steer=(self._writes.hold, hand_over, self._send_state),
         )
+        self._administration.why_not_now = self.backups.recovery.why_no_change
         handlers = self._writes, self._administration, self._snapshots, self.backups, self._upgrades
         self._routes = message_routes(*handlers, self._watch, now)
         self.report = StatusReport(
@@ -303,13 +300,11 @@ class Node:
 
     def on_storage_full(self, reason: str, place: str = "log") -> None:
         """A write at `place` found no space; the host retries it."""
-        if self._watch.on_full(place, reason):
-            self._host.emit(StorageIsFull(reporter=self.core.id, reason=reason))
+        self._watch.on_full(place, reason)
 
     def on_storage_space(self, place: str = "log") -> None:
         """The write that found no space at `place` succeeded."""
-        if self._watch.on_space(place):
-            self._host.emit(StorageHasSpace(reporter=self.core.id))
+        self._watch.on_space(place)
 
     def on_written(self, write: Write) -> None:
         """A write is durable."""
@@ -360,6 +355,8 @@ class Node:
         self._hand_out(ready)
         if ready.committed:
             self._apply_each(ready.committed)
+        if ready.restore is not None:
+            self.backups.recovery.on_restore(ready.restore)
         if self._reads.has_any:
             if self._reads.answer(ready.read_states):
                 self._host.wake()
@@ -399,7 +396,7 @@ class Node:
     def _apply(self, entry: Entry) -> None:
         self._writes.on_applied(entry, self.state.apply(entry), self._turn_at)
         self._checkpoints.on_applied(entry, self._turn_at)
-        if entry.kind == EntryKind.ADMIN:
+        if entry.kind in (EntryKind.ADMIN, EntryKind.RESTORE):
             self._on_admin(entry)
         elif self.state.versions is None:
             self._host.wake()  # The leader's first entry lets it record the versions.
@@ -418,6 +415,9 @@ class Node:
             self.backups.on_applied(entry.index, is_new=is_new)
         else:
             self._upgrades.on_applied(is_new=is_new)
+
+    def _send_state(self, peer: int) -> None:
+        self._snapshots.send_state(peer, self.core.term, self._checkpoints.snapshot_index)
 
     def _on_leader(self) -> None:
         """A leader is known: send it everything that may have been lost in transit."""
@@ -438,7 +438,8 @@ class Node:
         to commit its first entry. So a full node goes on. The room that is left in the log, its
         spare segments at most, then limits memory.
         """
-        return self._checkpoints.is_behind and self._watch.has_space
+        is_behind = self._checkpoints.is_behind and self._watch.has_space
+        return is_behind or self.core.log.is_stuffed
 
     def on_checkpoint(self, position: LogPosition, keys: int, first_index: int) -> None:
         """The buffer frozen at `position` is durable."""
@@ -457,19 +458,12 @@ class Node:
 
     def _expire(self, now: float) -> None:
         parts = self._writes, self._administration, self.backups
-        earliest = min(part.expire(now) for part in parts)
-        for operations, error in (
-            (self._reads.pending(), "no leader confirmed the read before its deadline"),
-            (self._checkpoints.pending(), "the digest was not ready before its deadline"),
-        ):
-            for operation in operations:
-                if operation.deadline > now:
-                    earliest = min(earliest, operation.deadline)
-                else:
-                    self.deliver(operation, Unavailable(error))
-        self._reads.forget_expired()
-        self._checkpoints.forget_expired()
-        self._next_expiry = earliest
+        deadlines = [part.expire(now) for part in parts]
+        late = "no leader confirmed the read before its deadline"
+        deadlines.append(expire(self._reads, now, late, self.deliver))
+        late = "the digest was not ready before its deadline"
+        deadlines.append(expire(self._checkpoints, now, late, self.deliver))
+        self._next_expiry = min(deadlines)
 
     def fail(self, reason: str, unsent: Exception, sent: Exception) -> None:
         """End this node for good (N5); `reason` is "" for a regular stop."""
@@ -488,6 +482,12 @@ class Node:
         for operation in self._pending.all():
             self.deliver(operation, sent)
         self._host.flush()
+
+    def take_unharmed(self) -> Sequence[Operation]:
+        """Give up reads and requests for recoveries, which the node's next life answers."""
+        taken = [*self._reads.take(), *self.backups.take_recoveries()]
+        self._pending.forget(taken)
+        return taken
 
     def replace(self) -> Sequence[Operation]:
         """End this node, which never had a cluster; its operations are for the one after it."""

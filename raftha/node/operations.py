@@ -207,7 +207,8 @@ class BackupOperation(Operation):
     """A request about backups, as in `BackupRequest`.
 
     A TRIGGER delivers the backup's record: as soon as it has begun, or with `waits` once it is
-    completed. The others deliver the index of the entry that did it.
+    completed; a RECOVER likewise that of the recovery. The others deliver the index of the entry
+    that did it.
     """
 
     __slots__ = ("asked_at", "index", "is_repeated", "number", "payload", "waits", "what")

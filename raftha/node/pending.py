@@ -9,9 +9,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+from raftha.errors import Unavailable
 from raftha.node.operations import Operation, sizes
+
+
+class Part(Protocol):
+    """A part of a node where operations wait."""
+
+    def pending(self) -> Sequence[Operation]: ...
+    def forget_expired(self) -> None: ...
 
 
 class PendingOperations:
@@ -41,6 +49,12 @@ class PendingOperations:
     def all(self) -> list[Operation]:
         """Return the operations without a result; from any thread, since the copy is one step."""
         return list(self._operations)
+
+    def forget(self, operations: Sequence[Operation]) -> None:
+        """Hold these no longer: others will answer them."""
+        for operation in operations:
+            self._operations.discard(operation)
+        self._release(operations)
 
     def deliver(self, operation: Operation, result: Any) -> None:
         """Deliver an operation's result; its caller is released at the end of the turn."""
@@ -76,3 +90,17 @@ class PendingOperations:
         writes, reads = sizes(operations)
         self.write_bytes -= writes
         self.read_bytes -= reads
+
+
+def expire(
+    part: Part, now: float, error: str, deliver: Callable[[Operation, Exception], None]
+) -> float:
+    """Fail the operations of a part whose deadline has passed; return the next deadline."""
+    earliest = float("inf")
+    for operation in part.pending():
+        if operation.deadline > now:
+            earliest = min(earliest, operation.deadline)
+        else:
+            deliver(operation, Unavailable(error))
+    part.forget_expired()
+    return earliest

@@ -42,6 +42,8 @@ class ProposalQueue:
 
     def __init__(self, core: Raft) -> None:
         self.queued_bytes = 0
+        self.is_held = False
+        """Whether no batch is formed for now."""
         self._core = core
         self._queued: OrderedDict[GroupKey, QueuedGroup] = OrderedDict()
         self._proposed: dict[GroupKey, int] = {}
@@ -54,6 +56,7 @@ class ProposalQueue:
         return (
             self._core.can_propose
             and not self._core.is_writing
+            and not self.is_held
             and self._unapplied_bytes <= UNCOMMITTED_BYTES_MAX
         )
 

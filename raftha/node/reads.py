@@ -177,6 +177,13 @@ class ReadQueue:
         queued = (*self._unready, *confirmed, *self._asking, *self._waiting)
         return [operation for operation in queued if operation.waiter is not None]
 
+    def take(self) -> list[ReadOperation]:
+        """Give up the reads without a result: another node answers them."""
+        taken = self.pending()
+        self._waiting, self._asking, self._unready = [], [], []
+        self._confirmed.clear()
+        return taken
+
     def forget_expired(self) -> None:
         """Drop the reads that got a result without running."""
         self._waiting = [operation for operation in self._waiting if operation.waiter is not None]

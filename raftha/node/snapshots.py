@@ -165,6 +165,10 @@ class SnapshotSender:
             self._making_retains = checkpoint_index
             self._files.make(self._making, self._rate, self._on_made)
 
+    def is_sending(self, peer: int) -> bool:
+        """Whether this follower is being sent a snapshot, or soon is again."""
+        return peer in self._transfers
+
     def on_connected(self, peer: int) -> None:
         """A follower has reconnected: it may have been reopened with the snapshot."""
         transfer = self._transfers.get(peer)
@@ -485,6 +489,11 @@ class Snapshots:
     def begin(self, request: SnapshotRequest, checkpoint_index: int | None) -> None:
         """Send a snapshot, of the checkpoint at `checkpoint_index` or of a later one, if any."""
         self._sender.begin(request, checkpoint_index)
+
+    def send_state(self, peer: int, term: int, checkpoint_index: int | None) -> None:
+        """Send a follower a snapshot that can't apply its log further; nothing if one is sent."""
+        if not self._sender.is_sending(peer):
+            self._sender.begin(SnapshotRequest(peer, term), checkpoint_index)
 
     def on_offer(self, offer: SnapshotOffer) -> None:
         """A leader offers a snapshot; the core has accepted the sender as the leader."""

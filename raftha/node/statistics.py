@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict
 
+from raftha.recovery import DrillReport
 from raftha.storage.state.lmdb_file import StoreSizes
 
 SECONDS = (
@@ -41,7 +42,7 @@ class Statistics:
     `state_bytes`: the size of the state's file, set by the runtime when metrics are read.
     `certificate_expires_at`, in seconds since 1970 UTC, is 0 without TLS between members.
     `repository_requests`: by destination, operation and result. `spool_bytes`: what this node keeps
-    of changes since the last backup.
+    of changes since the last backup. `drill`: the last one that this node knows of.
 
     Histograms, in seconds: `log_write`, one write and sync of the log; `commit`, from the proposal
     of a batch until the leader has applied it; `checkpoint`.
@@ -57,6 +58,7 @@ class Statistics:
         self.certificate_expires_at = 0.0
         self.repository_requests: Counter[tuple[str, str, str]] = Counter()
         self.spool_bytes = 0
+        self.drill: DrillReport | None = None
         self.log_write = Histogram()
         self.commit = Histogram()
         self.checkpoint = Histogram()

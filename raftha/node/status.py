@@ -53,6 +53,7 @@ class StatusReport:
         core, log, state = self._core, self._core.log, self._state
         rpo_commands, rpo_bytes = self._writes.unfinished()
         newest = state.catalog.newest(core.membership.lineage)
+        archive = self._backups.archiving.status
         return HaStatus(
             is_running=not failure,
             is_primary=core.is_leader and not failure,
@@ -88,6 +89,9 @@ class StatusReport:
             upgrade_waits_for=self._upgrades.waits_for(),
             backup_state=self._backups.state,
             last_backup=None if newest is None else result_of(newest, None),
+            archive=archive,
+            pitr_sequence=None if archive is None else archive.archived_sequence,
+            rpo_ms=None if archive is None else archive.rpo_ms,
         )
 
     def _replicas(self, now: float) -> tuple[ReplicaStatus, ...]:

@@ -72,6 +72,11 @@ class Writes:
         """Bytes of the writes without an outcome, and of their groups."""
         return self._pending.write_bytes + self._submissions.in_flight_bytes
 
+    def hold(self, is_held: bool) -> None:
+        """On the leader, form no batch for now; or form batches again."""
+        self._proposals.is_held = is_held
+        self._host.wake()
+
     def unfinished(self) -> tuple[int, int]:
         """Return how many commands of this node's callers have no outcome yet, and their bytes."""
         return self._submissions.unfinished()

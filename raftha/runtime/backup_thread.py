@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from raftha.config.backup import BackupConfig
@@ -41,8 +42,10 @@ from raftha.node.backup_work import (
     TakenBackup,
 )
 from raftha.node.statistics import Statistics
+from raftha.runtime.archive_thread import ArchiveThreads
 from raftha.runtime.backup_jobs import BackupJobs, Owner
 from raftha.runtime.backup_pace import BackupPace
+from raftha.runtime.drill_thread import DrillThread
 from raftha.storage.backup.opening import open_configured
 from raftha.storage.backup.pool import ThreadPool, thread_pool
 from raftha.storage.backup.repository import Repository
@@ -50,7 +53,10 @@ from raftha.storage.backup.source import Source, SourceReading
 from raftha.storage.backup.spool import Spool
 from raftha.storage.backup.take import TakeHooks
 from raftha.storage.backup.uploads import BackupCancelled, Waits
+from raftha.storage.directory import skips
+from raftha.storage.log.wal import Wal
 from raftha.storage.state.catalog import BackupRecord
+from raftha.storage.state.machine import StateMachine
 from raftha.types import BackupState
 
 log = logging.getLogger(__name__)
@@ -76,11 +82,15 @@ class BackupThread:
         fail: Callable[[BaseException], None],
         emit: Callable[[HaEvent], None],
         statistics: Statistics,
+        wal: Wal,
+        data: Path,
+        machine: StateMachine | None = None,
     ) -> None:
         """`call` calls a function on the node's thread; `fail` ends the node, from any thread.
 
         `emit` is called on the node's thread. `statistics` are the node's: its writes of the log
-        pace backups, and requests to destinations are counted there.
+        pace backups, and requests to destinations are counted there. The archive reads `wal`.
+        Drills use `machine`, and a folder in `data`, the data directory.
         """
         self._config = config
         self._spool = spool
@@ -96,7 +106,26 @@ class BackupThread:
         self._opening = threading.Lock()
         self._source = _OwnSource(source)
         self._jobs = BackupJobs(config, owner, self._source, self._open, on_error=self._on_error)
+        self.archive = ArchiveThreads(
+            config,
+            owner.node_id,
+            wal,
+            call=call,
+            fail=fail,
+            on_request=self._on_request,
+            on_error=self._on_error,
+        )
         name = f"raftha-{owner.node_id}"
+        self.drills = DrillThread(
+            name,
+            config,
+            data,
+            machine,
+            partial(skips.load, data),
+            opened=self._open,
+            call=call,
+            fail=fail,
+        )
         self._taking = ThreadPool(1, f"{name}-backup")
         self._upkeep = ThreadPool(1, f"{name}-backup-upkeep")
         self._workers: list[ThreadPool] = []
@@ -107,6 +136,8 @@ class BackupThread:
         self._closing.set()
         self._cancelled.set()
         self._source.close()
+        self.archive.close()
+        self.drills.close()
         deadline = time.monotonic() + HANG_S
         for pool in (self._taking, self._upkeep):
             pool.shutdown(wait=False, cancel_futures=True)

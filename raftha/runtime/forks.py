@@ -12,7 +12,7 @@ and not closed because the code that owns a number, in Python or in C, may close
 a freed number could belong to another file.
 
 The kernel lists the descriptors, because another thread may have been opening one at the fork:
-files in the node's own folder, and everything that its event loop watched. Connections that the
+the node's own folder, files in it, and everything that its event loop watched. Connections that the
 loop accepted or dialled within the same turn are missed; their peers get a time-out instead of a
 reset.
 
@@ -103,7 +103,8 @@ def _files_in(folders: list[str]) -> set[int]:
     found = set()
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # The descriptor that read this listing is closed by now.
-            if os.readlink(f"/proc/self/fd/{name}").startswith(prefixes):
+            path = os.readlink(f"/proc/self/fd/{name}")
+            if path in folders or path.startswith(prefixes):
                 found.add(int(name))
     return found
 

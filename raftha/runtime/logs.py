@@ -7,9 +7,14 @@ message.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import queue
+import sys
+import threading
 import time
+from typing import TextIO
 
 from raftha.events import (
     BackupFailure,
@@ -23,6 +28,10 @@ from raftha.events import (
     VerificationFailed,
 )
 
+LINES_MAX = 10_000
+"""Lines that wait for a slow reader of the log."""
+CLOSE_S = 1.0
+"""How long the end of the process waits for such a reader."""
 LEVELS = ("debug", "info", "warning", "error")
 _ERRORS = (
     BackupFailure, BackupMissing, LogsDiffer, MemberCloned, ReplicaDiverged, ReplicaLostLog,
@@ -85,8 +94,56 @@ def _quoted(value: str) -> str:
     return value if is_plain else json.dumps(value, ensure_ascii=False)
 
 
+class LineWriter(logging.Handler):
+    """Writes each record as a line, on a thread of its own.
+
+    A pipe that nothing reads, as of a log collector that has stopped, blocks its writer. It must
+    not be the node's thread, which writes most of the lines. While the reader is behind by
+    `LINES_MAX`, new lines are lost, and counted.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(LINES_MAX)
+        self._lost = 0
+        self._thread = threading.Thread(target=self._write_all, name="raftha-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue the line of a record; called with the handler's lock."""
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 - as in every handler of logging
+            self.handleError(record)
+            return
+        if self._lost and not self._lines.full():
+            lost, self._lost = self._lost, 0
+            self._queue(f"{lost} lines of the log are lost: they were not read in time")
+        self._queue(line)
+
+    def _queue(self, line: str) -> None:
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self._lost += 1
+
+    def close(self) -> None:
+        """Write what is queued, if that is quick."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(None)
+            self._thread.join(CLOSE_S)
+        super().close()
+
+    def _write_all(self) -> None:
+        while (line := self._lines.get()) is not None:
+            with contextlib.suppress(OSError, ValueError):  # The stream was closed.
+                self._stream.write(line + "\n")
+                self._stream.flush()
+
+
 def log_to_stderr(level: str, log_format: str) -> None:
     """Write all of this process's log records to stderr; `log_format` is text or json."""
-    handler = logging.StreamHandler()
+    handler = LineWriter(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else KeyValueFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

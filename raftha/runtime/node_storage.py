@@ -26,10 +26,12 @@ from raftha.events import EntrySkipped, HaEvent, StorageDamaged
 from raftha.node.backup_work import BackupWork, NoBackupWork
 from raftha.node.bootstrap import decode_membership
 from raftha.node.node import Node
+from raftha.node.recovery_work import NoRecoveryWork, RecoveryWork
 from raftha.node.statistics import Statistics
 from raftha.runtime.backup_jobs import Owner
 from raftha.runtime.backup_thread import BackupThread
 from raftha.runtime.quorum_recovery import finish_recovery
+from raftha.runtime.recovery_thread import RecoveryThread
 from raftha.runtime.slow_commands import SlowCommands
 from raftha.runtime.snapshot_thread import SnapshotThread
 from raftha.runtime.storage_threads import StorageThreads
@@ -55,7 +57,9 @@ class NodeStorage:
     snapshots: SnapshotThread
     """From `open` on."""
     backups: BackupWork = NoBackupWork()
+    recovery: RecoveryWork = NoRecoveryWork()
     _backup_thread: BackupThread | None = None
+    _recovery_thread: RecoveryThread | None = None
     spool: Spool | None
     """From `open` on; None if the settings have no backups."""
     _threads: StorageThreads
@@ -91,12 +95,13 @@ class NodeStorage:
         *,
         on_snapshot_error: Callable[[BaseException, bool], None],
         install: Callable[[], None],
+        restore: Callable[[Callable[[], None]], None],
         lost: Corrupt | None = None,
     ) -> OpenNode:
         """Open log and state, with the received snapshot if one is ready; or leave nothing open.
 
-        `on_snapshot_error` and `install` are as in `SnapshotThread`. With `lost`, the log is set
-        aside as damaged, and the node heals.
+        `on_snapshot_error` and `install` are as in `SnapshotThread`, `restore` as in
+        `RecoveryThread`. With `lost`, the log is set aside as damaged, and the node heals.
         """
         with system_errors_named(self._data.path), contextlib.ExitStack() as opened:
             node_files = DirectoryNodeFiles(
@@ -115,7 +120,7 @@ class NodeStorage:
             self._wal, self._store = open_node.wal, node_files.store
             self.spool = self._open_spool(open_node.state.applied)
             self._report_skips(open_node.state)
-            self._open_backups(machine)
+            self._open_backups(machine, restore)
             self.snapshots = SnapshotThread(
                 f"raftha-{self._config.node_id}",
                 self._data.path,
@@ -141,11 +146,22 @@ class NodeStorage:
             free_bytes=lambda: shutil.disk_usage(folder).free,
         )
 
-    def _open_backups(self, machine: StateMachine | None) -> None:
-        """Make the threads of backups, if the settings have backups."""
+    def _open_backups(
+        self, machine: StateMachine | None, restore: Callable[[Callable[[], None]], None]
+    ) -> None:
+        """Make the threads of backups and recoveries, if the settings have backups."""
         config, backup = self._config, self._config.backup
         if backup is None:
             return
+        self.recovery = self._recovery_thread = RecoveryThread(
+            f"raftha-{config.node_id}",
+            backup,
+            self._data.path,
+            machine,
+            call=self._call,
+            fail=self._fail,
+            restore=restore,
+        )
         owner = Owner(
             node_id=config.node_id,
             cluster_name=config.cluster_name,
@@ -161,11 +177,16 @@ class NodeStorage:
             fail=self._fail,
             emit=self._emit,
             statistics=self._statistics,
+            wal=self._wal,
+            data=self._data.path,
+            machine=machine,
         )
 
     def _end_backups(self) -> None:
         if self._backup_thread is not None:
             self._backup_thread.close()
+        if self._recovery_thread is not None:
+            self._recovery_thread.close()
 
     def _report_skips(self, state: State) -> None:
         for index, digest in sorted(state.skips.items()):
@@ -192,6 +213,11 @@ class NodeStorage:
         )
         log.critical("node=%d %s", self._config.node_id, found)
         self._emit(event)
+
+    @property
+    def work(self) -> tuple[SnapshotThread, BackupWork, RecoveryWork]:
+        """What does the node's work on snapshots, backups and recoveries."""
+        return self.snapshots, self.backups, self.recovery
 
     def abandon(self) -> None:
         """Close what `open` opened: there is no node to use it."""

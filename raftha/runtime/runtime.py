@@ -148,11 +148,12 @@ class Runtime:
             self._machine,
             on_snapshot_error=self._on_snapshot_error,
             install=partial(self._begin_again, "this node installs a snapshot of the state"),
+            restore=partial(self._begin_again, "the cluster goes back to an earlier moment", None),
             lost=lost,
         )
         with contextlib.ExitStack() as opened:
             opened.callback(storage.abandon)
-            self.snapshots, self.backups = storage.snapshots, storage.backups
+            self.snapshots, self.backups, self.recovery = storage.work
             node = self._make_node(open_node)
             self._threads = storage.make_threads(node)
             self._storage = storage  # Until now `_close_files` closes that of the life before.
@@ -342,14 +343,11 @@ class Runtime:
         self._data.record_damage(detail)
         self._call_node(self._begin_again, "this node replaces its state")
 
-    def _begin_again(self, message: str, lost: Corrupt | None = None) -> None:
-        """End the node, as a kill would, and reopen it with what is on the disk.
-
-        Opening decides from the disk alone whether a received snapshot is still needed. Operations
-        that callers submit meanwhile wait.
-        """
+    def _begin_again(self, message: str, lost: Corrupt | None = None, change: Any = None) -> None:
+        """End the node, as a kill would, and reopen it after `change`; new calls and reads wait."""
         with self._submitted.lock:
-            self._reopening = self._loop.create_task(self._reopen(lost))
+            self._reopening = self._loop.create_task(self._reopen(lost, change))
+            self._carried = self.node.take_unharmed()
             self.node.fail("", Unavailable(message), Disconnected(message))
 
     def _become(self, change: Callable[[], None]) -> None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from raftha.core import SnapshotOffer
 from raftha.errors import Corrupt, RafthaError, StorageFailed
 from raftha.node.snapshot_rate import SnapshotRate
+from raftha.runtime.storage_threads import start_workers
 from raftha.storage.directory.snapshot import CHUNK_BYTES, Chunk, Incoming, Outgoing, SnapshotFile
 from raftha.storage.state.checkpoint import CheckpointStore
 
@@ -49,6 +50,7 @@ class SnapshotThread:
         self._incoming = Incoming(data / "incoming")
         self._is_closing = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-snapshots")
+        start_workers(self._thread, 1)
 
     def close(self) -> None:
         """Wait for the job under way and drop the others; a snapshot being made is abandoned."""

@@ -35,6 +35,7 @@ from raftha.storage.log.wal import Wal
 from raftha.storage.state.checkpoint import CheckpointStore
 from raftha.storage.state.state import Frozen, StateDigest
 
+WORKERS = 3
 FULL_RETRY_S = 0.5
 HUNG_DISK_S = 5.0
 """How long `close` waits for the last write of the log."""
@@ -55,6 +56,20 @@ class Digested(NamedTuple):
 
     index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
     digest: StateDigest | None
+
+
+def start_workers(pool: ThreadPoolExecutor, count: int) -> None:
+    """Start the threads of a pool, which would start with its first jobs.
+
+    A host that has used up its threads by then must not fail its node.
+    """
+    ready = threading.Barrier(count + 1)
+    try:
+        for _ in range(count):
+            pool.submit(ready.wait)
+        ready.wait()
+    finally:
+        ready.abort()  # No effect on those that have passed.
 
 
 class StorageThreads:
@@ -104,12 +119,13 @@ class StorageThreads:
         name = f"raftha-{node_id}"
         self._writes: queue.SimpleQueue[tuple[Callable[[], None], Callable[[], None]] | None]
         self._writes = queue.SimpleQueue()
-        self._workers = ThreadPoolExecutor(3, thread_name_prefix=f"{name}-storage")
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix=f"{name}-storage")
         self._wal_thread = threading.Thread(target=self._run_wal, name=f"{name}-wal", daemon=True)
 
     def start(self) -> None:
-        """Start the log's thread; the others start with their first jobs."""
+        """Start the threads."""
         self._wal_thread.start()
+        start_workers(self._workers, WORKERS)
 
     def close(self) -> bool:
         """Wait until all work has ended; late results are dropped. False if the disk hangs."""
@@ -281,7 +297,7 @@ class StorageThreads:
                 if self._last_cut is None:
                     raise
                 # Cut the log kept for lagging members: they can get a snapshot instead.
-                self._last_cut._replace(bytes_max=0).apply(self._wal)
+                self._last_cut.at_once().apply(self._wal)
                 self._take_space()
 
     def _take_space_or_spool(self) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeAlias
 
 from raftha.client.resp import NULL_3, OK, ReplyError, encode
 from raftha.errors import InvalidRequest
-from raftha.server import backups, tasks
+from raftha.server import backups, recoveries, tasks
 from raftha.server.machine import INT64_MIN, parse_int64
 from raftha.server.tasks import SYNTAX_ERROR, Arguments
 from raftha.storage.state.commands import check_key, check_value, pack_call, pack_put
@@ -56,6 +56,15 @@ RAFTHA BACKUP EXPIRE -- delete the backups that no rule keeps; why each is kept,
 RAFTHA BACKUP PIN id name [until_us] -- keep a backup
 RAFTHA BACKUP UNPIN id [name] -- take away a pin of a backup, or all
 RAFTHA BACKUP CHECK -- try what each destination really does, as JSON
+RAFTHA PITR -- the moments that the log knows, and the recoveries, as JSON
+RAFTHA RECOVER MARK name -- give this moment a name, as JSON
+RAFTHA RECOVER CHECKPOINT [seconds] -- have the states compared, and note a point, as JSON
+RAFTHA RECOVER WINDOW -- the moments that can be restored, as JSON
+RAFTHA RECOVER PLAN TIME us|SEQUENCE n|MARK name -- what a recovery would read, as JSON
+RAFTHA RECOVER TO TIME us|SEQUENCE n|MARK name [SWITCH|NOW [seconds]] -- take the cluster back
+RAFTHA RECOVER UNDO [SWITCH|NOW [seconds]] -- take back the last recovery
+RAFTHA RECOVER ABORT -- give up the recovery that the members prepare
+RAFTHA RECOVER DRILL [TIME us|SEQUENCE n|MARK name] -- restore a moment for proof, as JSON
 RAFTHA SESSION -- open a session for ONCE; its id
 RAFTHA ONCE session number floor command [argument ...] -- apply a write once, however often sent
 RAFTHA HELP -- this""".splitlines()
@@ -412,6 +421,8 @@ _COMMANDS: dict[str, _Entry | dict[bytes, _Entry]] = {
         b"REMOVE": (Task(tasks.remove_replica, is_admin=True), 3, 3),
         b"BACKUPS": (Task(backups.backups), 2, 2),
         b"BACKUP": (Task(backups.backup, is_admin=True), 3, 6),
+        b"PITR": (Task(recoveries.pitr), 2, 2),
+        b"RECOVER": (Task(recoveries.recover, is_admin=True), 3, 7),
         b"SESSION": (Session(), 2, 2),
         b"ONCE": (Once(), 6, _MANY),
         b"HELP": (Local(lambda _client, _request: encode(HELP)), 2, 2),

@@ -120,7 +120,7 @@ class Connection(asyncio.Protocol):
         self.token: Token | None = None if service.needs_token else NOBODY
         self._find_command = find_command if self.is_authenticated else find_open_command
         limits = () if self.is_authenticated else access.UNKNOWN_LIMITS
-        self._parser = RequestParser(*limits)
+        self.parser = RequestParser(*limits)
         self._unknown_requests = self._auth_failures = 0
         self._auth_pause: asyncio.TimerHandle | None = None  # Not read until then.
         self._made_at = self._loop.time()
@@ -159,9 +159,9 @@ class Connection(asyncio.Protocol):
         self._waiting_bytes += len(data)
         try:
             if self.is_authenticated:
-                self._parser.feed(data, self._waiting)
+                self.parser.feed(data, self._waiting)
             else:
-                self._parser.add(data)
+                self.parser.add(data)
                 self._take_unknown()
         except ProtocolError as error:
             self._is_faulty = True
@@ -176,16 +176,16 @@ class Connection(asyncio.Protocol):
         while not self.is_authenticated:
             if self._auth_pause is not None or self.is_ending:
                 return
-            if not self._parser.parse_one(self._waiting):
+            if not self.parser.parse_one(self._waiting):
                 return
             self._unknown_requests += 1
             if self._unknown_requests > access.UNKNOWN_REQUESTS_MAX:
                 self._waiting.pop()
                 raise ProtocolError("too many requests before AUTH")
             self._advance()
-        rest = self._parser.take_rest()
+        rest = self.parser.take_rest()
         if rest:
-            self._parser.feed(rest, self._waiting)
+            self.parser.feed(rest, self._waiting)
 
     def eof_received(self) -> bool:
         # The client may have shut only its own side: the requests received are still answered.
@@ -215,8 +215,8 @@ class Connection(asyncio.Protocol):
         self.is_ending = True
         self.closed.set_result(None)
         self._transport = None
-        self._waiting.clear()
-        self._run.clear()
+        for held in (self._waiting, self._run, self.parser):
+            held.clear()
         self._give_back()
         for timer in (self._stalled, self._lingering, self._unknown, self._auth_pause):
             if timer is not None:
@@ -259,8 +259,8 @@ class Connection(asyncio.Protocol):
         self.token = found
         self.is_authenticated = True
         self._find_command = find_command
-        self._parser.request_bytes_max = REQUEST_BYTES_MAX
-        self._parser.arguments_max = ARGUMENTS_MAX
+        self.parser.request_bytes_max = REQUEST_BYTES_MAX
+        self.parser.arguments_max = ARGUMENTS_MAX
         self._report_decided()
         if self._unknown is not None:
             self._unknown.cancel()

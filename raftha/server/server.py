@@ -58,6 +58,7 @@ from raftha.server.descriptors import fit_connections
 from raftha.server.http import HttpServer
 from raftha.server.listener import Listener
 from raftha.server.machine import RedisMachine
+from raftha.server.requests import RequestBound
 from raftha.server.tasks import Service
 from raftha.types import ReplicationMode
 
@@ -204,7 +205,7 @@ class Server:
         elif config.auth_token:
             tokens = Tokens([make_token(DEFAULT, Role.ADMIN, config.auth_token)])
         self._service = Service(self.ha, value_bytes_max=config.ha.value_bytes_max, tokens=tokens)
-        self._renewing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._tls: ssl.SSLContext | None = None
         if config.listen_tls_cert:
             self._tls = listener_context(Path(config.listen_tls_cert), Path(config.listen_tls_key))
@@ -234,8 +235,9 @@ class Server:
             await self.stop()
             raise
         listener.start_serving()
+        self._tasks.append(asyncio.create_task(RequestBound(self._service.clients).watch()))
         if self._token_file is not None:
-            self._renewing = asyncio.create_task(self._renew_tokens(self._token_file))
+            self._tasks.append(asyncio.create_task(self._renew_tokens(self._token_file)))
         logger.info("serving node=%d listen=%s", self.config.ha.node_id, self.config.listen)
 
     async def _show_metrics(self) -> None:
@@ -277,8 +279,8 @@ class Server:
 
     async def stop(self) -> None:
         """Answer the requests under way, close all connections, stop the node."""
-        if self._renewing is not None:
-            self._renewing.cancel()
+        for task in self._tasks:
+            task.cancel()
         if self._listener is not None:
             self._listener.close()
         self._service.journal.close()

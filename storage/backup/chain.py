@@ -153,9 +153,11 @@ def read_backup(
     manifest: Manifest,
     on_meta: Callable[[bytes], None] = lambda meta: None,
     pool: Pool | None = None,
+    on_block: Callable[[bytes, int], None] = lambda raw, keys: None,
 ) -> Iterator[Piece]:
     """Yield the pairs of one backup; deleted keys of a delta have None."""
-    return read_run(read_objects(shelf, manifest, pool), shelf.keys, on_meta)
+    objects = read_objects(shelf, manifest, pool)
+    return read_run(objects, shelf.keys, on_meta, on_block, is_checked=True, pool=pool)
 
 
 def read_state(shelf: Shelf, links: Sequence[StoredManifest]) -> Iterator[Piece]:

@@ -14,12 +14,13 @@ _memory: dict[str, MemoryDestination] = {}
 """What `memory://` URLs lead to: two destinations of one URL share their objects."""
 
 
-def open_destination(name: str, url: str, *, base: Path) -> Destination:
+def open_destination(name: str, url: str, *, base: Path, retries: int | None = None) -> Destination:
     """Open the destination that a configuration calls `name`. ConfigError if `url` is none.
 
     `url` is a folder, relative to `base` or absolute, `file:///folder`, or the URL of a bucket (see
     `raftha.storage.backup.object_store`); `memory://name` is for tests. Nothing is contacted yet.
-    MissingExtra if a bucket needs what the extra `backup` brings.
+    MissingExtra if a bucket needs what the extra `backup` brings. `retries`: how often a request to
+    a bucket is repeated, if not as often as usual.
     """
     scheme, separator, _ = url.partition("://")
     if not separator:
@@ -33,7 +34,7 @@ def open_destination(name: str, url: str, *, base: Path) -> Destination:
     if scheme in ("s3", "gs", "az"):
         from raftha.storage.backup.object_store import open_store  # noqa: PLC0415
 
-        return open_store(name, url)
+        return open_store(name, url) if retries is None else open_store(name, url, retries=retries)
     raise ConfigError(
         f"the backup destination {name} has an unknown scheme: {scheme!a}",
         hint="known are file, s3, gs, az, or a path",

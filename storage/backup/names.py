@@ -8,6 +8,9 @@
     <lineage>/backups/<label>/verified            what was checked, and when
     <lineage>/log/<level>/<first>-<last>-<sequence>-<time_us>
     <lineage>/gaps/<first>-<last>                 entries that no member had any more
+    <lineage>/restores/<index>-<sequence>-<to_sequence>-<time_us>
+                                                  an entry that went back to an earlier state
+    <lineage>/drills/<time_us>.json               the report of a restore for proof
 
 A label is `20261127T093012Z-F-00000012f3a0`: the log's time, the mode (F full, I incremental,
 D differential), and the index of the log entry that began the backup. Consensus makes that index
@@ -41,6 +44,10 @@ _SEGMENT = re.compile(
     r"([0-9a-f]{32})/log/([01])/([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})"
 )
 _GAP = re.compile(r"([0-9a-f]{32})/gaps/([0-9a-f]{16})-([0-9a-f]{16})")
+_RESTORE = re.compile(
+    r"([0-9a-f]{32})/restores/([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})"
+)
+_DRILL = re.compile(r"([0-9a-f]{32})/drills/([0-9a-f]{16})\.json")
 _LINEAGE = re.compile(r"lineages/([0-9a-f]{32})\.json")
 
 
@@ -63,7 +70,7 @@ class BackupObject(NamedTuple):
 
 
 class SegmentName(NamedTuple):
-    """What the name of a log segment says."""
+    """What the name of a log segment says: its entries, sequence and time of the last one."""
 
     lineage: str
     level: int
@@ -79,6 +86,20 @@ class GapName(NamedTuple):
     lineage: str
     first: int
     last: int
+
+
+class RestoreName(NamedTuple):
+    """What the name of a restore's record says.
+
+    The RESTORE entry has this index, sequence and time. The state behind it is the one of
+    `to_sequence`.
+    """
+
+    lineage: str
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which has no callers
+    sequence: int
+    to_sequence: int
+    time_us: int
 
 
 def check_name(name: str) -> list[str]:
@@ -205,6 +226,23 @@ def parse_backup_object(name: str) -> BackupObject:
     return BackupObject(found[1], found[2], found[3])
 
 
+def log_folder(lineage: str, level: int | None = None) -> str:
+    """Return the folder of a lineage's log segments, of all levels or of one."""
+    if not _ID.fullmatch(lineage) or level not in (None, 0, 1):
+        raise ValueError(f"not the name of a lineage's log: {lineage[:80]!a}, level {level}")
+    return f"{lineage}/log/" if level is None else f"{lineage}/log/{level}/"
+
+
+def gaps_folder(lineage: str) -> str:
+    """Return the folder of a lineage's records of missing entries."""
+    return log_folder(lineage).removesuffix("log/") + "gaps/"
+
+
+def restores_folder(lineage: str) -> str:
+    """Return the folder of the records of a lineage's RESTORE entries."""
+    return log_folder(lineage).removesuffix("log/") + "restores/"
+
+
 def segment_name(segment: SegmentName) -> str:
     """Return the name of a log segment."""
     lineage, level, *numbers = segment
@@ -234,6 +272,37 @@ def parse_gap_name(name: str) -> GapName:
     if not 0 < gap.first <= gap.last:
         raise ValueError(f"an impossible gap: {name[:80]!a}")
     return gap
+
+
+def restore_name(restore: RestoreName) -> str:
+    """Return the name of the record of a RESTORE entry."""
+    lineage, *numbers = restore
+    return _made(f"{lineage}/restores/" + "-".join(f"{n:016x}" for n in numbers), _RESTORE)
+
+
+def parse_restore_name(name: str) -> RestoreName:
+    """Return what a restore's name says; ValueError if it isn't one, or is an impossible one."""
+    found = _match(_RESTORE, name)
+    restore = RestoreName(found[1], *(int(field, 16) for field in found.groups()[1:]))
+    if not (restore.index and restore.to_sequence < restore.sequence):
+        raise ValueError(f"an impossible restore: {name[:80]!a}")
+    return restore
+
+
+def drills_folder(lineage: str) -> str:
+    """Return the folder of the reports of a lineage's drills."""
+    return log_folder(lineage).removesuffix("log/") + "drills/"
+
+
+def drill_name(lineage: str, time_us: int) -> str:
+    """Return the name of the report of the drill that began at this time."""
+    return _made(f"{lineage}/drills/{time_us:016x}.json", _DRILL)
+
+
+def parse_drill_name(name: str) -> tuple[str, int]:
+    """Return the lineage and the time of a drill; ValueError if it isn't the name of a report."""
+    found = _match(_DRILL, name)
+    return found[1], int(found[2], 16)
 
 
 def _match(pattern: re.Pattern[str], name: str) -> re.Match[str]:

@@ -209,7 +209,7 @@ class ObjectStoreDestination:
         return kind(reason, destination=self._name, object_name=name, hint=hint)
 
 
-def open_store(name: str, url: str) -> ObjectStoreDestination:
+def open_store(name: str, url: str, *, retries: int = RETRIES_MAX) -> ObjectStoreDestination:
     """Open the bucket that `url` names; nothing is contacted. ConfigError if it names none."""
     parts = urlsplit(url)
     if parts.username is not None or parts.password is not None:
@@ -230,7 +230,7 @@ def open_store(name: str, url: str) -> ObjectStoreDestination:
     prefix = unquote(parts.path).strip("/")
     try:
         check_folder(prefix)
-        store = _STORES[parts.scheme](parts.netloc, given, _client(given))
+        store = _STORES[parts.scheme](parts.netloc, given, _client(given), _retry(retries))
     except (BaseError, ValueError, OSError) as error:
         raise ConfigError(f"the backup destination {name}: {_reason(error)}") from error
     has_conditions = given.get("conditions", "on") != "off"
@@ -250,36 +250,42 @@ def _client(given: Mapping[str, str]) -> ClientConfig:
     return options
 
 
-def _retry() -> RetryConfig:
-    return {"max_retries": RETRIES_MAX, "retry_timeout": timedelta(seconds=RETRY_S)}
+def _retry(retries: int) -> RetryConfig:
+    return {"max_retries": retries, "retry_timeout": timedelta(seconds=RETRY_S)}
 
 
-def _s3(bucket: str, given: Mapping[str, str], client: ClientConfig) -> ObjectStore:
+def _s3(
+    bucket: str, given: Mapping[str, str], client: ClientConfig, retry: RetryConfig
+) -> ObjectStore:
     options: dict[str, Any] = {
         name: given[name] for name in ("region", "endpoint") if name in given
     }
     if given.get("virtual_hosted") == "true":
         options["virtual_hosted_style_request"] = True
-    return S3Store(bucket, client_options=client, retry_config=_retry(), **options)
+    return S3Store(bucket, client_options=client, retry_config=retry, **options)
 
 
-def _gcs(bucket: str, given: Mapping[str, str], client: ClientConfig) -> ObjectStore:
+def _gcs(
+    bucket: str, given: Mapping[str, str], client: ClientConfig, retry: RetryConfig
+) -> ObjectStore:
     del given
     # The fake of the tests is plain HTTP; its address comes with the credentials.
     client["allow_http"] = True
-    return GCSStore(bucket, client_options=client, retry_config=_retry())
+    return GCSStore(bucket, client_options=client, retry_config=retry)
 
 
-def _azure(container: str, given: Mapping[str, str], client: ClientConfig) -> ObjectStore:
+def _azure(
+    container: str, given: Mapping[str, str], client: ClientConfig, retry: RetryConfig
+) -> ObjectStore:
     options: dict[str, Any] = {}
     if "account" in given:
         options["account_name"] = given["account"]
     if "endpoint" in given:
         options["endpoint"] = given["endpoint"]
-    return AzureStore(container, client_options=client, retry_config=_retry(), **options)
+    return AzureStore(container, client_options=client, retry_config=retry, **options)
 
 
-_STORES: dict[str, Callable[[str, Mapping[str, str], ClientConfig], ObjectStore]] = {
+_STORES: dict[str, Callable[[str, Mapping[str, str], ClientConfig, RetryConfig], ObjectStore]] = {
     "s3": _s3,
     "gs": _gcs,
     "az": _azure,

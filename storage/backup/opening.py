@@ -15,15 +15,21 @@ from raftha.storage.backup.repository import Repository, open_repository
 
 
 def open_configured(
-    config: BackupConfig, *, may_create: bool, now_us: int, on_request: OnRequest | None = None
+    config: BackupConfig,
+    *,
+    may_create: bool,
+    now_us: int,
+    on_request: OnRequest | None = None,
+    retries: int | None = None,
 ) -> Repository:
     """Open the repository of a configuration; raises as `open_repository`, and ConfigError.
 
     Folders are relative to the working directory; those of a TOML file were made relative to it.
-    `on_request` hears of each request to a destination, for metrics.
+    `on_request` hears of each request to a destination, for metrics. `retries` is as in
+    `open_destination`.
     """
     key = read_operator_key(Path(config.encryption_key_file or ""), config.encryption_key_command)
-    with _opened(config.destinations, on_request) as (destinations, closing):
+    with _opened(config.destinations, on_request, retries) as (destinations, closing):
         repository = open_repository(
             destinations,
             operator=key,
@@ -52,13 +58,13 @@ def read_operator_key(file: Path, command: str) -> OperatorKey | None:
 
 @contextmanager
 def _opened(
-    places: Mapping[str, str], on_request: OnRequest | None
+    places: Mapping[str, str], on_request: OnRequest | None, retries: int | None = None
 ) -> Iterator[tuple[list[Destination], ExitStack]]:
     """Open destinations; close them again unless a repository has taken them over."""
     with ExitStack() as closing:
         destinations: list[Destination] = []
         for name, place in places.items():
-            destination = open_destination(name, place, base=Path())
+            destination = open_destination(name, place, base=Path(), retries=retries)
             closing.callback(destination.close)
             if on_request is not None:
                 destination = CountingDestination(destination, on_request)

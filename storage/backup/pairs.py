@@ -33,7 +33,7 @@ PIECE_PAIRS = 256
 
 def decode_pairs(raw: bytes) -> list[Pair]:
     """Return the pairs in a block; ValueError unless they are in order and within their limits."""
-    unpack, at, end = LENGTH.unpack_from, 0, len(raw)
+    unpack, at, end, limit = LENGTH.unpack_from, 0, len(raw), VALUE_BYTES_MAX
     pairs: list[Pair] = []
     add = pairs.append
     try:
@@ -42,31 +42,35 @@ def decode_pairs(raw: bytes) -> list[Pair]:
             value_at = key_at + unpack(raw, at)[0]
             (size,) = unpack(raw, value_at)
             value_at += 4
-            if size == DELETED:
+            if size <= limit:
+                at = value_at + size
+                add((raw[key_at : value_at - 4], raw[value_at:at]))
+            elif size == DELETED:
                 add((raw[key_at : value_at - 4], None))
                 at = value_at
             else:
-                at = value_at + size
-                add((raw[key_at : value_at - 4], raw[value_at:at]))
+                raise ValueError(f"a value has more than {VALUE_BYTES_MAX} bytes")
     except struct.error:
         raise ValueError("a pair is cut off") from None
     if at != end:
         raise ValueError("a value is cut off")
-    check_piece(pairs)
+    _check_keys(pairs, b"")
     return pairs
 
 
 def check_piece(pairs: Piece, previous: bytes = b"") -> None:
     """Raise ValueError unless keys ascend, behind `previous`, and all is within its limits."""
-    if not pairs:
-        return
-    keys = [key for key, _ in pairs]
-    if keys[0] <= previous or not all(map(lt, keys, islice(keys, 1, None))):
-        raise ValueError("keys are not in order")
-    if len(max(keys, key=len)) > KEY_BYTES_MAX:
-        raise ValueError(f"a key has more than {KEY_BYTES_MAX} bytes")
+    _check_keys(pairs, previous)
     if max((len(value) for _, value in pairs if value is not None), default=0) > VALUE_BYTES_MAX:
         raise ValueError(f"a value has more than {VALUE_BYTES_MAX} bytes")
+
+
+def _check_keys(pairs: Piece, previous: bytes) -> None:
+    keys = [previous, *[key for key, _ in pairs]]
+    if not all(map(lt, keys, islice(keys, 1, None))):
+        raise ValueError("keys are not in order")
+    if max(map(len, keys)) > KEY_BYTES_MAX:
+        raise ValueError(f"a key has more than {KEY_BYTES_MAX} bytes")
 
 
 def cut_blocks(pieces: Iterable[Piece], block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:

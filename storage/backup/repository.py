@@ -100,6 +100,12 @@ class Repository:
         for destination in list(self._left_out.values()):
             self.admit(destination)
 
+    def retry_one(self, name: str) -> None:
+        """Take in this destination if it could not be reached; else why not stays in `failed`."""
+        destination = self._left_out.get(name)
+        if destination is not None:
+            self.admit(destination)
+
     def refresh_keys(self) -> None:
         """Read the key files again: another node may have made a data key."""
         if self.is_encrypted:

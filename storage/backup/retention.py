@@ -213,6 +213,11 @@ def _phrases(rules: Mapping[str, Collection[str]], places: Sequence[str]) -> Ite
         yield rule if is_everywhere else f"{rule} in {', '.join(names)}"
 
 
+def restorable_from(backups: Iterable[Candidate], destination: str) -> list[Candidate]:
+    """The backups that can be restored from this destination alone, in order."""
+    return _whole_in(sorted(backups, key=_order), {destination})
+
+
 def _whole_in(ordered: Sequence[Candidate], places: set[str]) -> list[Candidate]:
     """The backups that can be restored from these destinations alone."""
     return _whole(ordered, {COMPLETED}, places)

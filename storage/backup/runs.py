@@ -21,7 +21,7 @@ depend on how fast they are.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from hashlib import sha256
 from itertools import chain, pairwise
@@ -265,17 +265,24 @@ def read_run(
     objects: Iterable[tuple[str, bytes | memoryview, ObjectFacts]],
     keys: KeyRing,
     on_meta: Callable[[bytes], None] = lambda meta: None,
+    on_block: Callable[[bytes, int], None] = lambda raw, keys: None,
+    *,
+    is_checked: bool = False,
+    pool: Pool | None = None,
 ) -> Iterator[Piece]:
     """Yield all pairs of a run, given its objects in order. BackupDamaged; KeyMissing.
 
-    `on_meta` gets the meta, piece by piece.
+    `on_meta` gets the meta, piece by piece; `on_block` the bytes of each piece of pairs, and how
+    many they are. `is_checked`: the objects are known to have their hashes. With a pool, blocks are
+    opened ahead.
     """
     previous = b""
     for name, data, facts in objects:
-        check_object(data, name, facts)
+        if not is_checked:
+            check_object(data, name, facts)
         if facts.keys and facts.first_key <= previous:
             raise BackupDamaged("its keys follow none before it", object_name=name)
-        yield from _read_object(memoryview(data), name, facts, keys, on_meta)
+        yield from _read_object(memoryview(data), name, facts, keys, on_meta, on_block, pool)
         previous = facts.last_key or previous
 
 
@@ -285,13 +292,14 @@ def _read_object(
     facts: ObjectFacts,
     keys: KeyRing,
     on_meta: Callable[[bytes], None],
+    on_block: Callable[[bytes, int], None],
+    pool: Pool | None,
 ) -> Iterator[Piece]:
     seal = ObjectSeal.read(data, RUN, name, keys)
     index = read_index(seal, data[facts.index_at :], facts)
     found_keys = found_bytes = 0
     last_key = b""
-    for entry, after in pairwise(index):
-        raw = read_block(seal, data[entry.offset : after.offset], entry, after)
+    for entry, raw in _read_blocks(seal, data, index, pool):
         found_bytes += len(raw)
         if entry.first_key is None:
             on_meta(raw)
@@ -303,9 +311,27 @@ def _read_object(
             raise BackupDamaged("it begins with another key than is said", object_name=name)
         last_key = pairs[-1][0]
         found_keys += len(pairs)
+        on_block(raw, len(pairs))
         yield pairs
     if (found_keys, found_bytes, last_key) != (facts.keys, facts.raw_bytes, facts.last_key):
         raise BackupDamaged("it has other content than its manifest says", object_name=name)
+
+
+def _read_blocks(
+    seal: ObjectSeal, data: memoryview, index: Sequence[IndexEntry], pool: Pool | None
+) -> Iterator[tuple[IndexEntry, bytes]]:
+    coming: deque[tuple[IndexEntry, Future[bytes]]] = deque()
+    for entry, after in pairwise(index):
+        frames = data[entry.offset : after.offset]
+        if pool is None:
+            yield entry, read_block(seal, frames, entry, after)
+            continue
+        coming.append((entry, pool.submit(read_block, seal, frames, entry, after)))
+        if len(coming) > AHEAD:
+            first, opening = coming.popleft()
+            yield first, opening.result()
+    for first, opening in coming:
+        yield first, opening.result()
 
 
 def read_block(

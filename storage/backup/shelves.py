@@ -11,7 +11,7 @@ from raftha.storage.backup.manifest import Manifest
 from raftha.storage.backup.plan import Fork, Listed, find, listed_in
 from raftha.storage.backup.repository import Repository
 from raftha.storage.backup.repository_records import LineageRecord
-from raftha.storage.backup.restore import RestorePlan
+from raftha.storage.backup.restore_plan import RestorePlan
 from raftha.types import BackupMode, BackupResult, BackupState
 
 
@@ -86,7 +86,7 @@ def describe_fork(repository: Repository, plan: RestorePlan) -> None:
     position = plan.position
     record = LineageRecord(
         lineage=plan.lineage,
-        parent=plan.backup.lineage,
+        parent=plan.recovery.lineage,
         fork_index=position.index,
         fork_sequence=position.last_sequence,
         fork_hash=position.hash.hex(),

@@ -20,9 +20,7 @@ All of this blocks, and knows no clock, thread or randomness but what `TakeHooks
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -32,11 +30,11 @@ from raftha.errors import BackupFailed, ObjectMissing, RafthaError
 from raftha.storage.backup import names
 from raftha.storage.backup.crypto import SALT_BYTES
 from raftha.storage.backup.destination import Destination
+from raftha.storage.backup.hashing import ParallelHasher
 from raftha.storage.backup.manifest import FULL, Manifest, StoredManifest, encode_manifest
 from raftha.storage.backup.pool import Pool, serial_pool
 from raftha.storage.backup.repository import Repository
 from raftha.storage.backup.runs import (
-    AHEAD,
     DELTA_OBJECT_BYTES,
     OBJECT_BYTES,
     ObjectFacts,
@@ -46,7 +44,7 @@ from raftha.storage.backup.source import Source, SourceReading
 from raftha.storage.backup.uploads import BackupCancelled, Uploads, Waits
 from raftha.storage.backup.verify import Verified, verify_in, write_verified
 from raftha.storage.state.blocks import Block
-from raftha.storage.state.store import Hasher, ReadInterrupted
+from raftha.storage.state.store import ReadInterrupted
 from raftha.types import BackupState
 from raftha.version import VERSION
 
@@ -134,14 +132,14 @@ def take(order: TakeOrder, source: Source, repository: Repository, hooks: TakeHo
         on_out=hooks.on_out,
     )
     encoders = hooks.pool("encode", encoders_of(order.level))
-    hasher = _Digest(hooks.pool("digest", 1))
+    hasher = ParallelHasher(hooks.pool("digest", 1))
     try:
         taking = _Taking(order, source, repository, hooks, uploads, encoders, hasher, errors)
         manifest = taking.write_run()
         return taking.prove(manifest)
     finally:
         encoders.shutdown(cancel_futures=True)
-        hasher.pool.shutdown(cancel_futures=True)
+        hasher.close()
         uploads.close()
 
 
@@ -152,34 +150,6 @@ def encoders_of(level: int) -> int:
     """
     processors = os.cpu_count() or 1
     return max(1, min(ENCODERS_MAX, processors - (level <= FAST_LEVEL)))
-
-
-class _Digest:
-    """Hashes blocks in their order, on a worker of its own."""
-
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
-        self._hasher = Hasher()
-        self._pending: deque[Future[None]] = deque()
-
-    def begin_again(self) -> None:
-        """Forget all blocks."""
-        self._wait(0)
-        self._hasher = Hasher()
-
-    def add(self, block: Block) -> None:
-        """Add the next block."""
-        self._pending.append(self.pool.submit(self._hasher.add_encoded, block.raw, block.keys))
-        self._wait(AHEAD)
-
-    def finish(self) -> str:
-        """Return the digest of all blocks."""
-        self._wait(0)
-        return self._hasher.finish().hex
-
-    def _wait(self, left: int) -> None:
-        while len(self._pending) > left:
-            self._pending.popleft().result()
 
 
 class _Stopwatch:
@@ -217,7 +187,7 @@ class _Taking:
     hooks: TakeHooks
     uploads: Uploads
     encoders: Pool
-    digest: _Digest
+    digest: ParallelHasher
     errors: dict[str, str]
     """Of the destinations that take no part."""
     first_run: int = 0
@@ -293,7 +263,7 @@ class _Taking:
         if not self.hooks.waits.is_wanted():
             raise BackupCancelled("the backup is no longer wanted")
         if self.order.mode == FULL:
-            self.digest.add(block)
+            self.digest.add(block.raw, block.keys)
         self.read_bytes += len(block.raw)
         self.read_keys += block.keys
         total = self.read_bytes * max(keys_max, self.read_keys) // self.read_keys
@@ -316,7 +286,7 @@ class _Taking:
             start=reading.start,
             membership=reading.membership,
             runs=tuple(self.facts),
-            digest=self.digest.finish() if is_full else "",
+            digest=self.digest.finish().hex if is_full else "",
             node=order.node,
             raftha_version=VERSION,
             machine=order.machine,

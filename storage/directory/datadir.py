@@ -1,6 +1,7 @@
 """The data directory: its lock, and its identity.
 
-    data_dir/LOCK        held with flock for as long as a process uses the directory
+    data_dir/LOCK        held with flock for as long as a process uses the directory, which is
+                         locked itself, too: the file may be removed, as a supposed leftover
     data_dir/identity    JSON: format, cluster_id, cluster_name, node_id, incarnation,
                          is_founding: whether an operator has ordered this node to found a cluster,
                          has_log: whether there must be a log; epoch, lost, damage, promised_ms:
@@ -10,6 +11,7 @@
     data_dir/spool/      what each checkpoint has changed, for backups (`backup/spool.py`)
     data_dir/outgoing/   the snapshot that is being sent to members that lag (`snapshot.py`)
     data_dir/incoming/   the snapshot that is being received
+    data_dir/restoring/  the state of an earlier moment, for a recovery (`restoring.py`)
     data_dir/quarantine/ damaged logs and states; only the operator removes them
 
 Only the owner may read and write all of this.
@@ -75,41 +77,44 @@ class DataDirectory:
         self.damage = ""
         self.promised_ms = 0
         self._has_log = False
+        self._locks: list[int] = []
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            self._lock = os.open(path / "LOCK", flags, 0o600)
-        except OSError as error:
-            raise _unusable(error, path) from error
-        try:
-            self._take_lock()
+            self._locks.append(os.open(path / "LOCK", flags, 0o600))
+            self._locks.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            self._take_locks()
             self._read_or_make()
         except OSError as error:
-            os.close(self._lock)
+            self.close()
             raise _unusable(error, path) from error
         except BaseException:
-            os.close(self._lock)
+            self.close()
             raise
 
-    def _take_lock(self) -> None:
+    def _take_locks(self) -> None:
+        file, folder = self._locks
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(
-                f"data_dir {self.path} is in use by another process",
-                hint="give each process a directory of its own",
-            ) from error
+            raise _in_use(self.path) from error
         except OSError as error:
             raise ConfigError(
                 f"can't lock {self.path / 'LOCK'}: {error.strerror}",
                 hint="data_dir must be on a file system that supports flock, such as a local disk",
             ) from error
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if (self.path / "identity").exists():  # Else a restore is making this directory.
+                raise _in_use(self.path) from error
+        except OSError:
+            pass  # Some network file systems lock only what is open for writing.
 
     def close(self) -> None:
-        """Release the lock; idempotent."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        """Release the locks; idempotent."""
+        while self._locks:
+            os.close(self._locks.pop())
 
     def order_founding(self) -> None:
         """Record that an operator wants this node to found a cluster, at its next start."""
@@ -263,6 +268,13 @@ class DataDirectory:
         self.incarnation, self._has_log = record["incarnation"], record["has_log"]
         self.healing_generation, self.lost = record["epoch"], record["lost"]
         self.damage, self.promised_ms = record["damage"], record["promised_ms"]
+
+
+def _in_use(path: Path) -> ConfigError:
+    return ConfigError(
+        f"data_dir {path} is in use by another process",
+        hint="give each process a directory of its own",
+    )
 
 
 def _unusable(error: OSError, path: Path) -> ConfigError:

@@ -7,7 +7,8 @@ have what it has lost. A damaged part is set aside, never removed, and replaced:
     log                               log         an empty log behind the       heals
                                                   state's position
     log that ends before the state    log         the same                      heals
-    state, log goes back to entry 1   state       a state built from the log    has lost nothing
+    state, log goes back to entry 1   state       a state built from the log    has lost nothing,
+                                                                                but see below
     state, log begins later           both        nothing                       heals
     state and log of two different    both        nothing                       heals
     histories
@@ -16,6 +17,10 @@ The core (`core/raft.py`) defines what healing means for the cluster. This modul
 number, the *healing generation*. It becomes odd before any other step, so that the node never
 votes, or counts, as if it had its log, whatever a crash leaves. A node without another voter in its
 cluster changes nothing, because no other member could restore what it would discard.
+
+A state that is built from the log stops in front of a RESTORE entry, behind which it has other
+pairs (`raftha/storage/state/restored.py`), and gets those of another member. So a node without
+another voter changes nothing then, either.
 
 Each step is durable before the next. A start that finds the record of step 1 continues:
 
@@ -33,7 +38,7 @@ from typing import NamedTuple, Protocol
 
 from raftha.entry import LOG_START, Entry, EntryKind, LogPosition
 from raftha.errors import Corrupt
-from raftha.storage.directory.replay import READ_BYTES, entries_after
+from raftha.storage.directory.replay import READ_BYTES, entries_after, has_restore
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.state import State
 
@@ -49,6 +54,10 @@ class NodeFiles(Protocol):
     @property
     def lost(self) -> Mapping[str, str]:
         """Parts that are recorded as lost."""
+        ...
+
+    def finish_restore(self) -> None:
+        """Put the state of a recovery in place, if it is ready to be: before all else."""
         ...
 
     def open_log(self) -> Wal:
@@ -88,10 +97,13 @@ class _Damage(NamedTuple):
     parts: frozenset[str]
     found: Corrupt
     membership: bytes | None
+    needs_others: bool = True
+    """Whether the node has to get from others what it has lost."""
 
 
 def open_or_heal(node_files: NodeFiles) -> OpenNode:
     """Open log and state, and replace damaged parts; Corrupt if no other member has a copy."""
+    node_files.finish_restore()
     for attempt in range(_ATTEMPTS):
         if node_files.lost:
             try:
@@ -105,7 +117,7 @@ def open_or_heal(node_files: NodeFiles) -> OpenNode:
         if isinstance(opened, OpenNode):
             return opened
         node_files.close()
-        if LOG in opened.parts and not node_files.has_others(opened.membership):
+        if opened.needs_others and not node_files.has_others(opened.membership):
             path, offset, detail = opened.found.path, opened.found.offset, opened.found.detail
             raise Corrupt(path, offset, detail, hint=ALONE) from opened.found
         if attempt == _ATTEMPTS - 1:
@@ -127,7 +139,9 @@ def _open(node_files: NodeFiles) -> OpenNode | _Damage:
         state = node_files.open_state(wal)
     except Corrupt as found:
         if wal.base == LOG_START:
-            return _Damage(frozenset((STATE,)), found, None)
+            has_gap = has_restore(wal, 0, wal.last_index)
+            membership = _last_membership(wal) if has_gap else None
+            return _Damage(frozenset((STATE,)), found, membership, needs_others=has_gap)
         return _Damage(frozenset((LOG, STATE)), found, _last_membership(wal))
     try:
         return OpenNode(wal, state, entries_after(wal, state.applied, wal.directory))

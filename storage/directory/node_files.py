@@ -8,7 +8,7 @@ from pathlib import Path
 
 from raftha.entry import LOG_START, LogPosition
 from raftha.errors import Corrupt
-from raftha.storage.directory import skips
+from raftha.storage.directory import restoring, skips
 from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.snapshot import Incoming, install
 from raftha.storage.log.disk import Disk
@@ -53,6 +53,9 @@ class DirectoryNodeFiles:
     @property
     def lost(self) -> Mapping[str, str]:
         return self._data.lost
+
+    def finish_restore(self) -> None:
+        restoring.finish(self._data.path)
 
     @property
     def _state_folder(self) -> Path:

@@ -3,13 +3,16 @@
 Theory of operation. The state is durable as of a checkpoint, the log as of its last write, and the
 log is freed only up to a checkpoint. So the log holds the last entry that the state has applied, or
 begins right behind it. Otherwise log and state are not of the same node, or one of them is damaged.
+
+A state is not replayed over a RESTORE entry, behind which it has other pairs
+(`raftha/storage/state/restored.py`): the node stops in front of it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from raftha.entry import Entry, LogPosition
+from raftha.entry import Entry, EntryKind, LogPosition
 from raftha.errors import Compacted, Corrupt
 from raftha.storage.log.wal import Wal
 
@@ -42,6 +45,17 @@ def entries_after(wal: Wal, applied: LogPosition, path: str | Path) -> list[Entr
         entries += wal.read(next_index, READ_BYTES)
     assert applied.index + len(entries) == wal.last_index, "all that follows the state is read"
     return entries
+
+
+def has_restore(wal: Wal, after: int, last: int) -> bool:
+    """Whether one of the entries `(after, last]` of the log is a RESTORE."""
+    index = max(after + 1, wal.first_index)
+    while index <= last:
+        entries = wal.read(index, READ_BYTES)
+        if any(e.kind == EntryKind.RESTORE and e.index <= last for e in entries):
+            return True
+        index += len(entries)
+    return False
 
 
 def read_from(wal: Wal, index: int) -> tuple[LogPosition, list[Entry]]:

@@ -16,14 +16,18 @@ uses log and state.
 
 `install` replaces log and state. Each step is durable before the next:
 
-    1  begin the log at the snapshot's position (`Wal.reset`)
+    1  begin the log at the snapshot's position (`Wal.reset`), unless the log has that entry
     2  state -> state.old
     3  incoming/image -> state
     4  remove state.old and incoming, READY last
 
-After a crash the next opening continues. Before step 1 it decides again if the snapshot is needed:
+After a crash the next opening continues. Before step 2 it decides again if the snapshot is needed:
 the log may have moved on since READY was written. After step 1 the snapshot is always needed: the
 log's base is its position, or the state is missing. After step 3 the snapshot is in its place.
+
+A log that has the snapshot's last entry needs no snapshot, with one exception: a state in front of
+a RESTORE entry can't apply it without the pairs that were prepared for it
+(`raftha/storage/directory/restoring.py`). Then the state alone is replaced, and the log stays.
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ from google_crc32c import value as crc32c
 
 from raftha.entry import LOG_START, LogPosition
 from raftha.errors import Corrupt, RafthaError, StorageFailed
+from raftha.storage.directory.replay import has_restore
 from raftha.storage.files import replace_file, sync_folder
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.checkpoint import CheckpointStore
@@ -233,9 +238,7 @@ def install(data: Path, wal: Wal) -> bool:
         applied = _position(state) if state.exists() else LOG_START
         is_installed = not state.exists() or is_needed(wal, applied, position)
         if is_installed:
-            if wal.base != position:
-                wal.reset(position)
-            assert wal.base == position, "the log begins behind the snapshot"
+            begin_log(wal, position)
             if state.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 state.rename(old)
@@ -258,10 +261,22 @@ def is_needed(wal: Wal, applied: LogPosition, position: LogPosition) -> bool:
         return False
     if wal.base == position:
         return True  # A crash interrupted an install.
-    if wal.hard_state.commit >= position.index:
-        return False
+    if has_entry(wal, position):
+        return has_restore(wal, applied.index, position.index)
+    return wal.hard_state.commit < position.index
+
+
+def begin_log(wal: Wal, position: LogPosition) -> None:
+    """Begin the log at a snapshot's position, unless it has that entry."""
+    if wal.base != position and not has_entry(wal, position):
+        wal.reset(position)
+        assert wal.base == position, "the log begins behind the snapshot"
+
+
+def has_entry(wal: Wal, position: LogPosition) -> bool:
+    """Whether the log has the entry of this position, beyond its base."""
     is_within = wal.base.index < position.index <= wal.last_index
-    return not (is_within and wal.read(position.index, 1)[0].position == position)
+    return is_within and wal.read(position.index, 1)[0].position == position
 
 
 def _check_copy(folder: Path, original: CheckpointStore) -> LogPosition:

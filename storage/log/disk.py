@@ -17,6 +17,7 @@ Paths are text, handles are whole numbers, and any thread may call every method.
 from __future__ import annotations
 
 import os
+import threading
 from typing import Protocol
 
 
@@ -64,12 +65,30 @@ class Disk(Protocol):
         ...
 
     def sync_dir(self, path: str) -> None:
-        """Make all changes of names in this folder durable."""
+        """Make all changes of names in this folder durable.
+
+        The first call may keep the folder open for the later ones, which need no descriptor then.
+        """
+        ...
+
+    def close_dirs(self) -> None:
+        """Close the folders that `sync_dir` has kept open."""
         ...
 
 
 class RealDisk:
-    """The operating system's files."""
+    """The operating system's files.
+
+    Folders stay open once they are synced. So the log goes on when the process has no descriptor
+    left, until it needs another file: what it has renamed must be synced, come what may.
+    """
+
+    def __init__(self) -> None:
+        self._dirs: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        self.close_dirs()
 
     def open(self, path: str, *, create: bool = False) -> int:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
@@ -115,8 +134,21 @@ class RealDisk:
         os.makedirs(path, mode=0o700, exist_ok=True)
 
     def sync_dir(self, path: str) -> None:
+        with self._lock:
+            os.fsync(self._dir(path))
+
+    def _dir(self, path: str) -> int:
+        """Return the handle of a folder, which may have been replaced by another one."""
+        handle = self._dirs.get(path)
+        if handle is not None:
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+            os.close(self._dirs.pop(path))
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        self._dirs[path] = handle
+        return handle
+
+    def close_dirs(self) -> None:
+        with self._lock:
+            while self._dirs:
+                os.close(self._dirs.popitem()[1])

@@ -9,13 +9,14 @@ So a spare is written in small parts with pauses between them (`SparePacer`). If
 soon, it is written in large parts, which are faster on a busy disk.
 
 Any thread may call. The lock is never held during disk operations. A full disk is StorageFull, and
-changes nothing; any other failure is OSError.
+changes nothing, and so is a process that has no descriptor left. Any other failure is OSError.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,8 @@ _PAUSE_PARTS = 3
 _PAUSE_MAX_S = 0.1
 _MARGIN = 1.25
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What an open fails with when the process, or the machine, has no room for another file."""
 
 
 OnPart: TypeAlias = Callable[[float], bool]
@@ -127,13 +130,9 @@ class Spares:
         On file systems that copy on write the disk may be full even here. The spare isn't part of
         the log yet, and the next attempt writes all of it again, so nothing is lost.
         """
-        with self._lock:
-            path = self._paths.pop() if self._paths else ""
         assert len(data) <= self._segment_bytes, "a first write fits into its segment"
-        path = path or self._make(at_once)
-        handle = -1
+        path, handle = self._take_file()
         try:
-            handle = self._disk.open(path)
             self._disk.pwrite(handle, data, 0)
             self._disk.fdatasync(handle)
         except OSError as error:
@@ -141,6 +140,16 @@ class Spares:
             self._raise_if_full(error)
             raise
         return path, handle
+
+    def _take_file(self) -> tuple[str, int]:
+        """Open a spare, or make one; return its path and handle."""
+        with self._lock:
+            path = self._paths.pop() if self._paths else ""
+        if path:
+            with contextlib.suppress(FileNotFoundError):  # Removed by hand, for its space.
+                return path, self._open(path)
+        path = self._make(at_once)
+        return path, self._open(path)
 
     def put(self, path: str, segment_bytes: int) -> None:
         """Make a spare of a closed segment that the log no longer needs, or remove it.
@@ -165,7 +174,7 @@ class Spares:
         unfinished = stem + _UNFINISHED_SUFFIX
         handle = -1
         try:
-            handle = self._disk.open(unfinished, create=True)
+            handle = self._open(unfinished, create=True)
             # Zeros rather than fallocate: an fdatasync after a write into allocated but unwritten
             # blocks has to write metadata too.
             made = 0
@@ -184,6 +193,21 @@ class Spares:
             self._raise_if_full(error)
             raise
         return stem + SUFFIX
+
+    def _open(self, path: str, *, create: bool = False) -> int:
+        """Open a file. StorageFull, which keeps a spare, if there is no descriptor for it."""
+        try:
+            return self._disk.open(path, create=create)
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTOR:
+                if not create:
+                    with self._lock:
+                        self._paths.append(path)
+                raise StorageFull(
+                    f"can't open {path}: {os.strerror(error.errno)}",
+                    hint="raise the limit of open files (`ulimit -n`); what holds them may let go",
+                ) from error
+            raise
 
     def _next_stem(self) -> str:
         with self._lock:

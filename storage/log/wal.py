@@ -171,6 +171,7 @@ class Wal:
                 wal._start(names, log.last_write)
             except BaseException:
                 close_all(disk, log.segments)
+                disk.close_dirs()
                 raise
         except OSError as error:
             failure = f"opening the log failed: {describe(error, directory)}"
@@ -371,6 +372,7 @@ class Wal:
                     self._lock.wait()
                 segments, self._segments = self._segments, []
             close_all(self._disk, segments)
+            self._disk.close_dirs()
 
     def _start(self, names: list[str], last_write: Write | None) -> None:
         """Clean up after a crash, then begin a new log or make the end of this one durable."""

@@ -19,9 +19,11 @@ replicas agree. A refused entry changes nothing, and its proposer learns why (`v
     pin       accepted if it is completed: it can't be retired until then (0: until it is unpinned)
     unpin
     mark      names the moment of the entry
+    point     makes an earlier moment a recovery point: accepted if it is after the last one
+    prepare, restore, abort   see `recoveries.py`; meanwhile nothing begins, and nothing is retired
 
 A chain is a backup, its parent, the parent's parent, up to a full backup. It is whole if all of
-them are completed. A backup and its parent are of one lineage.
+them are completed. A backup and its parent are of one lineage, and no RESTORE lies between them.
 
 An adoption says as of which entry its node had applied the log when it listed the repository. It is
 refused if backups were deleted after that: what was seen may be gone. What was once deleted is not
@@ -46,6 +48,7 @@ from raftha.storage.state.catalog_changes import (
     PINS_MAX,
     RETIRED,
     RUNNING,
+    Abort,
     Adopt,
     BackupRecord,
     Begin,
@@ -55,7 +58,12 @@ from raftha.storage.state.catalog_changes import (
     Found,
     Mark,
     MarkNow,
+    NotePoint,
     Pin,
+    Point,
+    Prepare,
+    Refused,
+    Restore,
     Retire,
     Unpin,
     build,
@@ -64,6 +72,7 @@ from raftha.storage.state.catalog_changes import (
     load_record,
     make_label,
 )
+from raftha.storage.state.recoveries import Recoveries
 
 __all__ = [
     "COMPLETED",
@@ -75,6 +84,7 @@ __all__ = [
     "MODES",
     "RETIRED",
     "RUNNING",
+    "Abort",
     "Adopt",
     "BackupRecord",
     "Begin",
@@ -85,7 +95,11 @@ __all__ = [
     "Found",
     "Mark",
     "MarkNow",
+    "NotePoint",
     "Pin",
+    "Point",
+    "Prepare",
+    "Restore",
     "Retire",
     "Unpin",
     "Verdict",
@@ -96,8 +110,15 @@ __all__ = [
 
 PROTOCOL = 7
 """The first protocol with a catalog."""
+RECOVERY_PROTOCOL = 8
+"""The first protocol with an archive of the log, and with recovery to an earlier moment."""
 RECORDS_MAX = 1000
 MARKS_MAX = 1000
+POINTS_MAX = 1000
+FIELDS, FIELDS_BEFORE = 7, 5
+"""With recovery points and recoveries, and without them: before the cluster uses the protocol that
+has them."""
+ROWS_MAX = max(RECORDS_MAX, MARKS_MAX, POINTS_MAX)
 GONE_MAX = 1000
 """Ids of deleted backups that are remembered."""
 
@@ -114,10 +135,6 @@ class Verdict(NamedTuple):
     before: tuple[BackupRecord, ...] = ()
 
 
-class _Refused(Exception):
-    """A change that is refused, for this reason."""
-
-
 class Catalog:
     """See the module's docstring. All calls come from the node's thread."""
 
@@ -132,6 +149,9 @@ class Catalog:
         self._running = 0
         self._gone: tuple[int, ...] = ()
         self._marks: list[Mark] = []
+        self._points: list[Point] = []
+        self.recoveries = Recoveries()
+        """The recoveries to earlier moments."""
 
     # ---------------------------------------------------------------- what it says
 
@@ -149,6 +169,10 @@ class Catalog:
     def marks(self) -> tuple[Mark, ...]:
         """The named moments, the oldest first."""
         return tuple(self._marks)
+
+    def points(self) -> tuple[Point, ...]:
+        """The recovery points, the oldest first."""
+        return tuple(self._points)
 
     @property
     def running(self) -> BackupRecord | None:
@@ -188,25 +212,36 @@ class Catalog:
         refusal = ""
         try:
             _APPLY[type(change)](self, change, position)
-        except _Refused as refused:
+        except Refused as refused:
             refusal = str(refused)
         else:
             self.changed_index = position.index
         self.verdict = Verdict(position.index, refusal, change, before)
 
+    def _recover(self, change: Prepare | Restore | Abort, at: LogPosition) -> None:
+        running = self.running
+        if isinstance(change, Prepare) and running is not None:
+            raise Refused(f"backup {running.label} is running")
+        for backup_id in change.backups if isinstance(change, Prepare) else ():
+            record = self._records.get(backup_id)
+            if record is None or record.state != COMPLETED:
+                raise Refused(f"backup {backup_id}, which the plan reads, is not completed")
+        self.recoveries.apply(change, at)
+
     def _begin(self, change: Begin, at: LogPosition) -> None:
+        self._check_no_recovery()
         running = self.running
         if running is not None:
-            raise _Refused(f"backup {running.label} is running")
+            raise Refused(f"backup {running.label} is running")
         if len(self._records) >= RECORDS_MAX or at.index in self._records:
-            raise _Refused(f"the catalog has {RECORDS_MAX} backups: retire some")
+            raise Refused(f"the catalog has {RECORDS_MAX} backups: retire some")
         if not 0 < len(change.destinations) <= DESTINATIONS_MAX or not change.lineage:
-            raise _Refused("a backup has a lineage and 1 to 4 destinations")
+            raise Refused("a backup has a lineage and 1 to 4 destinations")
         record = BackupRecord(
             id=at.index,
             mode=change.mode,
             parent=change.parent,
-            base=self._base(at.index, change.mode, change.parent, change.lineage),
+            base=self._base(at.index, change.mode, change.parent, change.lineage, at.index),
             lineage=change.lineage,
             node=change.node,
             state=RUNNING,
@@ -216,33 +251,39 @@ class Catalog:
         )
         self._put(record)
 
-    def _base(self, backup_id: int, mode: str, parent_id: int, lineage: str) -> int:
-        """The full backup at the end of the chain of one that builds on `parent_id`."""
+    def _base(self, backup_id: int, mode: str, parent_id: int, lineage: str, position: int) -> int:
+        """The full backup at the end of the chain of one that builds on `parent_id`.
+
+        It has the state as of entry `position`, or of a later one.
+        """
         if mode not in MODES or (mode == FULL) is not (parent_id == 0):
-            raise _Refused("a full backup has no parent, and any other one has")
+            raise Refused("a full backup has no parent, and any other one has")
         if parent_id == 0:
             return backup_id
         parent = self._records.get(parent_id)
         if parent is None or parent_id >= backup_id:
-            raise _Refused(f"there is no backup {parent_id} to build on")
+            raise Refused(f"there is no backup {parent_id} to build on")
         if not self.is_whole(parent_id):
-            raise _Refused(f"the chain of backup {parent.label} is not whole")
+            raise Refused(f"the chain of backup {parent.label} is not whole")
         if parent.lineage != lineage:
-            raise _Refused(f"backup {parent.label} is of another lineage")
+            raise Refused(f"backup {parent.label} is of another lineage")
+        restored = self.recoveries.last_restored
+        if restored is not None and parent.position_index < restored.index <= position:
+            raise Refused(f"the state that backup {parent.label} holds was replaced since")
         if mode == DIFFERENTIAL and parent.mode != FULL:
-            raise _Refused("a differential backup builds on a full one")
+            raise Refused("a differential backup builds on a full one")
         return parent.base
 
     def _end(self, change: End, at: LogPosition) -> None:
         record = self._records.get(change.id)
         if record is None or record.state != RUNNING:
-            raise _Refused(f"backup {change.id} is not running")
+            raise Refused(f"backup {change.id} is not running")
         if change.error:
             self._put(record._replace(state=FAILED, ended_us=at.time_us, error=change.error))
             return
         known = change.destinations and set(change.destinations) <= set(record.destinations)
         if not known or not change.manifest or change.position_index < record.id:
-            raise _Refused("a completed backup has a manifest in one of its destinations")
+            raise Refused("a completed backup has a manifest in one of its destinations")
         self._put(
             record._replace(
                 state=COMPLETED,
@@ -265,51 +306,58 @@ class Catalog:
         record = load_record(change.record)
         known = self._records.get(record.id)
         if change.as_of < self.deleted_index:
-            raise _Refused("backups were deleted since the repository was listed")
+            raise Refused("backups were deleted since the repository was listed")
         if known is not None and known.state != FAILED:
-            raise _Refused(f"backup {known.label} is {known.state}")
+            raise Refused(f"backup {known.label} is {known.state}")
         if known is not None and known.label != record.label:
-            raise _Refused(f"backup {record.id} is {known.label}, not {record.label}")
+            raise Refused(f"backup {record.id} is {known.label}, not {record.label}")
         if not 0 < record.id < at.index or record.state not in (COMPLETED, FAILED):
-            raise _Refused("only what has ended before can be adopted")
+            raise Refused("only what has ended before can be adopted")
         if known is None and len(self._records) >= RECORDS_MAX:
-            raise _Refused(f"the catalog has {RECORDS_MAX} backups: retire some")
+            raise Refused(f"the catalog has {RECORDS_MAX} backups: retire some")
         if record.state == COMPLETED:
             if not record.destinations or not record.manifest:
-                raise _Refused("a completed backup has a manifest in a destination")
+                raise Refused("a completed backup has a manifest in a destination")
             if record.id in self._gone:
-                raise _Refused(f"backup {record.label} was deleted")
-            base = self._base(record.id, record.mode, record.parent, record.lineage)
+                raise Refused(f"backup {record.label} was deleted")
+            position = record.position_index
+            base = self._base(record.id, record.mode, record.parent, record.lineage, position)
             record = record._replace(base=base)
         self._put(record._replace(pins=()))
 
     def _found(self, change: Found, at: LogPosition) -> None:
         record = self._records.get(change.id)
         if record is None or record.state not in (COMPLETED, MISSING):
-            raise _Refused(f"backup {change.id} is not completed")
+            raise Refused(f"backup {change.id} is not completed")
         if len(change.destinations) > DESTINATIONS_MAX:
-            raise _Refused("a backup has at most 4 destinations")
+            raise Refused("a backup has at most 4 destinations")
         state = COMPLETED if change.destinations else MISSING
         self._put(record._replace(state=state, destinations=change.destinations))
 
+    def _check_no_recovery(self) -> None:
+        prepared = self.recoveries.prepared
+        if prepared is not None:
+            raise Refused(f"a recovery to sequence {prepared.to_sequence} is under way")
+
     def _retire(self, change: Retire, at: LogPosition) -> None:
+        self._check_no_recovery()
         going = set(change.ids)
         newest = self.newest()
         for backup_id in change.ids:
             record = self._records.get(backup_id)
             if record is None or record.state == RUNNING:
-                raise _Refused(f"backup {backup_id} can't be retired: it is running, or unknown")
+                raise Refused(f"backup {backup_id} can't be retired: it is running, or unknown")
             if record.lineage != change.lineage:
-                raise _Refused(f"backup {record.label} is of another lineage")
+                raise Refused(f"backup {record.label} is of another lineage")
             if record.state == COMPLETED and record.is_pinned(at.time_us):
-                raise _Refused(f"backup {record.label} is pinned")
+                raise Refused(f"backup {record.label} is pinned")
             if record == newest:
-                raise _Refused(f"backup {record.label} is the newest that can be restored")
+                raise Refused(f"backup {record.label} is the newest that can be restored")
         for child in self._records.values():
             stays = child.state in (RUNNING, COMPLETED, MISSING) and child.id not in going
             if stays and child.parent in going:
                 parent = self._records[child.parent]
-                raise _Refused(f"backup {child.label} builds on {parent.label}")
+                raise Refused(f"backup {child.label} builds on {parent.label}")
         for backup_id in change.ids:
             self._put(self._records[backup_id]._replace(state=RETIRED))
 
@@ -317,7 +365,7 @@ class Catalog:
         for backup_id in change.ids:
             record = self._records.get(backup_id)
             if record is None or record.state != RETIRED:
-                raise _Refused(f"backup {backup_id} is not retired")
+                raise Refused(f"backup {backup_id} is not retired")
         for backup_id in set(change.ids):
             del self._records[backup_id]
         self._gone = tuple(sorted({*self._gone, *change.ids})[-GONE_MAX:])
@@ -326,11 +374,11 @@ class Catalog:
     def _pin(self, change: Pin, at: LogPosition) -> None:
         record = self._records.get(change.id)
         if record is None or record.state != COMPLETED:
-            raise _Refused(f"backup {change.id} is not completed")
+            raise Refused(f"backup {change.id} is not completed")
         held = [pin for pin in record.pins if pin[0] != change.name]
         held = [pin for pin in held if pin[1] == 0 or pin[1] > at.time_us]
         if not change.name or len(held) >= PINS_MAX:
-            raise _Refused(f"a pin has a name, and a backup has at most {PINS_MAX} pins")
+            raise Refused(f"a pin has a name, and a backup has at most {PINS_MAX} pins")
         self._put(record._replace(pins=(*held, (change.name, change.until_us))))
 
     def _unpin(self, change: Unpin, at: LogPosition) -> None:
@@ -338,14 +386,23 @@ class Catalog:
         kept = () if record is None else record.pins
         kept = tuple(pin for pin in kept if change.name not in ("", pin[0]))
         if record is None or kept == record.pins:
-            raise _Refused(f"backup {change.id} has no pin {change.name!r}")
+            raise Refused(f"backup {change.id} has no pin {change.name!r}")
         self._put(record._replace(pins=kept))
 
     def _mark(self, change: MarkNow, at: LogPosition) -> None:
         if not change.name or any(mark.name == change.name for mark in self._marks):
-            raise _Refused(f"there is a mark {change.name!r} already")
+            raise Refused(f"there is a mark {change.name!r} already")
         self._marks.append(Mark(change.name, at.index, at.last_sequence, at.time_us))
         del self._marks[:-MARKS_MAX]
+
+    def _point(self, change: NotePoint, at: LogPosition) -> None:
+        last = self._points[-1].index if self._points else 0
+        if not last < change.index < at.index or change.sequence > at.last_sequence:
+            raise Refused("a recovery point is of an entry between the last one and its own")
+        if change.agreed > change.voters or bool(change.digest) is not (change.agreed > 0):
+            raise Refused("a recovery point has a digest if members agreed on one")
+        self._points.append(Point(at.index, *change))
+        del self._points[:-POINTS_MAX]
 
     def _put(self, record: BackupRecord) -> None:
         self._records[record.id] = record
@@ -355,29 +412,37 @@ class Catalog:
             self._running = 0
 
     def forget_running(self) -> None:
-        """Forget the backup that is being taken: this state was restored from it."""
+        """Forget the backup that is being taken: this state was restored from it.
+
+        A recovery was under way at most in the cluster that was backed up.
+        """
         self._records.pop(self._running, None)
         self._running = 0
+        self.recoveries.forget_prepared()
 
     # ---------------------------------------------------------------- in the checkpoint's meta
 
-    def dump(self) -> list[Any]:
-        """Return the fields as msgpack can pack them, the same on all replicas. Any thread may."""
-        return [
+    def dump(self, *, has_recovery: bool = False) -> list[Any]:
+        """Return the fields as msgpack can pack them, the same on all replicas. Any thread may.
+
+        `has_recovery`: whether the cluster uses the protocol with recovery points.
+        """
+        fields = [
             self.changed_index,
             self.deleted_index,
             self._gone,
             self.records(),
             self.marks(),
         ]
+        return [*fields, self.points(), self.recoveries.records()] if has_recovery else fields
 
     @classmethod
     def load(cls, fields: Any) -> Catalog:
         """Return the catalog in the result of `dump`. ValueError if it is none."""
-        if type(fields) not in (list, tuple) or len(fields) != 5:
-            raise ValueError("a catalog has five fields")
+        if type(fields) not in (list, tuple) or len(fields) not in (FIELDS, FIELDS_BEFORE):
+            raise ValueError(f"a catalog has {FIELDS} fields")
         catalog = cls()
-        catalog.changed_index, catalog.deleted_index, gone, records, marks = fields
+        catalog.changed_index, catalog.deleted_index, gone, records, marks, *rest = fields
         if type(catalog.changed_index) is not int or type(catalog.deleted_index) is not int:
             raise ValueError("a catalog begins with numbers")
         catalog._gone = tuple(_rows(gone))
@@ -386,12 +451,16 @@ class Catalog:
         for each in _rows(records):
             catalog._put(load_record(each))
         catalog._marks = [build(Mark, each) for each in _rows(marks)]
+        if rest:
+            points, recoveries = rest
+            catalog._points = [build(Point, each) for each in _rows(points)]
+            catalog.recoveries = Recoveries.load(_rows(recoveries))
         return catalog
 
 
 def _rows(fields: Any) -> Iterator[Any]:
-    if type(fields) not in (list, tuple) or len(fields) > max(RECORDS_MAX, MARKS_MAX):
-        raise ValueError("a catalog has lists of records and of marks")
+    if type(fields) not in (list, tuple) or len(fields) > ROWS_MAX:
+        raise ValueError("a catalog has lists of records, marks and points")
     yield from fields
 
 
@@ -405,4 +474,8 @@ _APPLY: dict[type[Any], Callable[..., None]] = {
     Pin: Catalog._pin,
     Unpin: Catalog._unpin,
     MarkNow: Catalog._mark,
+    NotePoint: Catalog._point,
+    Prepare: Catalog._recover,
+    Restore: Catalog._recover,
+    Abort: Catalog._recover,
 }

@@ -97,6 +97,27 @@ class Mark(NamedTuple):
     time_us: int
 
 
+class Point(NamedTuple):
+    """A moment of the log that the entry `noted` has made a recovery point.
+
+    `digest`: that of the whole state, which `agreed` of the `voters` had then; empty if the
+    members' states were not compared.
+    """
+
+    noted: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
+    sequence: int
+    time_us: int
+    digest: bytes
+    agreed: int
+    voters: int
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether a majority's states were compared, and were the same."""
+        return 2 * self.agreed > self.voters
+
+
 # ---------------------------------------------------------------- what an entry says
 
 
@@ -183,7 +204,66 @@ class MarkNow(NamedTuple):
     name: str
 
 
-Change = Begin | End | Adopt | Found | Retire | Deleted | Pin | Unpin | MarkNow
+class Prepare(NamedTuple):
+    """All members are to build the state as of command `to_sequence`: `recoveries.py`.
+
+    `request` tells it from other ones, also if it is repeated. `to_us`: the time of that command.
+    `backups`: the ids of those that the plan reads. `is_frozen`: 1 if writes stop at once. The
+    recovery is given up after `timeout_s`. `reason`: what was asked for.
+    """
+
+    request: int
+    lineage: str
+    to_sequence: int
+    to_us: int
+    backups: tuple[int, ...]
+    is_frozen: int
+    timeout_s: int
+    reason: str
+
+
+class Restore(NamedTuple):
+    """The state is now the one that was prepared, whose pairs have this digest.
+
+    It has an entry of a kind of its own, RESTORE, which counts as one command.
+    """
+
+    id: int
+    digest: str
+
+
+class Abort(NamedTuple):
+    """The recovery is given up; nothing has changed."""
+
+    id: int
+    error: str
+
+
+class NotePoint(NamedTuple):
+    """The moment of an entry before this one is a recovery point, as in `Point`."""
+
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which is never called
+    sequence: int
+    time_us: int
+    digest: bytes
+    agreed: int
+    voters: int
+
+
+RecoveryChange = Prepare | Restore | Abort
+Change = (
+    Begin
+    | End
+    | Adopt
+    | Found
+    | Retire
+    | Deleted
+    | Pin
+    | Unpin
+    | MarkNow
+    | NotePoint
+    | RecoveryChange
+)
 
 _WHATS: dict[str, type[Any]] = {
     "begin": Begin,
@@ -195,6 +275,10 @@ _WHATS: dict[str, type[Any]] = {
     "pin": Pin,
     "unpin": Unpin,
     "mark": MarkNow,
+    "point": NotePoint,
+    "prepare": Prepare,
+    "restore": Restore,
+    "abort": Abort,
 }
 _NAMES = {cls: what for what, cls in _WHATS.items()}
 
@@ -203,7 +287,11 @@ def _kinds(cls: type[Any]) -> tuple[type, ...]:
     return tuple(get_origin(kind) or kind for kind in get_type_hints(cls).values())
 
 
-_KINDS = {cls: _kinds(cls) for cls in (*_NAMES, BackupRecord, Mark)}
+_KINDS: dict[type[Any], tuple[type, ...]] = {}
+
+
+class Refused(Exception):
+    """A change that the catalog refuses, for this reason."""
 
 
 def encode_change(change: Change) -> bytes:
@@ -232,14 +320,16 @@ def _decode(what: str, fields: tuple[Any, ...]) -> Change:
         _check_names(change.destinations)
     if isinstance(change, End):
         _check_names(change.errors)
-    if isinstance(change, Retire | Deleted) and any(type(each) is not int for each in change.ids):
+    ids = change.ids if isinstance(change, Retire | Deleted) else ()
+    ids = change.backups if isinstance(change, Prepare) else ids
+    if any(type(each) is not int for each in ids):
         raise ValueError("the ids of backups are numbers")
     return change
 
 
 def build(cls: type[Any], fields: Any) -> Any:
     """A record of this class with these fields, whose types are checked. ValueError."""
-    kinds = _KINDS[cls]
+    kinds = _KINDS.get(cls) or _KINDS.setdefault(cls, _kinds(cls))
     if type(fields) not in (list, tuple) or len(fields) != len(kinds):
         raise ValueError(f"{cls.__name__} has {len(kinds)} fields")
     values = [tuple(v) if type(v) is list else v for v in fields]

@@ -271,7 +271,9 @@ class StateMachine:
     - takes and returns types that msgpack supports: None, bool, int of 64 bits, float, str, bytes,
       lists and dicts of them. Lists arrive as tuples in arguments, tuples as lists in results;
     - does the same on all nodes: to change a command, register the new one under a new name, or
-      raise `version` and ask `txn.machine_version`.
+      raise `version` and ask `txn.machine_version`. Other arguments always need a new name;
+    - lets `MemoryError` and `RecursionError` through: an `except Exception` that ends in a result
+      or a write makes that depend on the machine.
 
     `version` is the version of this machine, 1 if you don't set it. Raise it when a command that
     exists must behave differently, and let the command decide by `txn.machine_version`:
@@ -302,6 +304,12 @@ class StateMachine:
     """The newest version whose behaviour this machine has."""
     oldest_version: ClassVar[int] = 0
     """The oldest version whose behaviour this machine has."""
+
+    def on_drill(self, txn: Transaction) -> None:
+        """Look at contents that were restored for proof; raise if they are wrong.
+
+        A drill calls it, in a process of its own. What is written is thrown away.
+        """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from raftha.entry import LogPosition
-from raftha.storage.state.catalog import Catalog
+from raftha.storage.state.catalog import FIELDS, Catalog
 
 FIELDS_WITH_CATALOG = 6
 """The catalog is the last field, from format 6 on."""
@@ -40,9 +40,15 @@ def move_meta(meta: bytes, position: LogPosition, membership: bytes) -> bytes:
     if len(fields) == FIELDS_WITH_CATALOG:
         catalog = Catalog.load(fields[-1])
         catalog.forget_running()
-        fields[-1] = catalog.dump()
+        fields[-1] = catalog.dump(has_recovery=len(fields[-1]) == FIELDS)
     packed: bytes = msgpack.packb(fields)
     return zlib.crc32(packed).to_bytes(4, "little") + packed
+
+
+def read_catalog(meta: bytes) -> Catalog:
+    """Read the catalog in a checkpoint's meta; an empty one if it has none. ValueError."""
+    fields = _unpack(meta)
+    return Catalog.load(fields[-1]) if len(fields) == FIELDS_WITH_CATALOG else Catalog()
 
 
 def _unpack(meta: bytes) -> list[Any]:

@@ -37,6 +37,7 @@ WITH_FLAGS = 0x48674BC7
 """The CRC-32C of a key and a sound record that has flags."""
 OVERHEAD_BYTES = 5
 """Flags and checksum."""
+JOINED = 1024
 _EXPIRES_BYTES = 8
 
 
@@ -44,12 +45,24 @@ def pack_record(key: bytes, value: bytes, expires_us: int | None = None) -> byte
     """Return the record of `value` under `key`."""
     if expires_us is None:
         body = b"\0" + value
-        checksum: int = extend(crc32c(key), body) ^ PLAIN
+        # In one piece for small values: a call takes longer than a copy.
+        crc: int = crc32c(key + body) if len(body) < JOINED else extend(crc32c(key), body)
+        checksum = crc ^ PLAIN
     else:
         assert expires_us >= 0, "an expiry time is a time after 1970"
         body = bytes((EXPIRES,)) + expires_us.to_bytes(_EXPIRES_BYTES, "little") + value
         checksum = extend(crc32c(key), body)
     return body + checksum.to_bytes(4, "little")
+
+
+def pack_records(pairs: Iterable[tuple[bytes, bytes | None]]) -> list[tuple[bytes, bytes]]:
+    """Return keys with the records of their values, but for those without a value."""
+    pack = LENGTH.pack
+    return [
+        (key, (body := b"\0" + value) + pack(crc32c(key + body) ^ PLAIN))
+        for key, value in pairs
+        if value is not None
+    ]
 
 
 def unpack_record(key: bytes, record: bytes) -> bytes | None:

@@ -22,9 +22,9 @@ repeated groups as before.
 
 A checkpoint's meta: CRC-32 of the rest (4 bytes, little endian), then a msgpack array
 
-    format version   6, or 5 until the cluster uses protocol 7, so that all members can go back to
-                     the build before; 5 has no catalog. Those before 5 were never released, and
-                     aren't read
+    format version   7; until the cluster uses protocol 8, so that all members can go back to the
+                     build before, 6, whose catalog has no recovery points; before protocol 7 it was
+                     5, without a catalog. Those before 5 were never released, and aren't read
     applied          [index, term, time_us, last_sequence, hash]
     membership       payload of the last MEMBERSHIP entry applied, nil if there was none
     sessions         see `raftha.storage.state.sessions`
@@ -51,6 +51,7 @@ from raftha.errors import ConfigError, UpgradeRequired
 from raftha.storage.state import catalog
 from raftha.storage.state.buffer import SORT_PIECE, Pair, SortedItems, WriteBuffer, overlay
 from raftha.storage.state.catalog import Catalog, decode_change
+from raftha.storage.state.catalog_changes import RecoveryChange, Restore
 from raftha.storage.state.commands import ARRAY_MAX, PUT, unpack_commands
 from raftha.storage.state.machine import (
     FAILED,
@@ -73,7 +74,9 @@ from raftha.storage.state.versions import (
 
 __all__ = ["Applied", "Frozen", "NotYet", "Outcome", "State"]
 
-META_VERSION = 6
+META_VERSION = 7
+META_WITH_CATALOG = 6
+"""Its catalog has no recovery points: written until the cluster uses the protocol that has them."""
 META_BEFORE = 5
 """Without a catalog: written until the cluster uses the protocol that has one."""
 DIGEST_BYTES = 32
@@ -114,7 +117,9 @@ class Frozen:
     @property
     def meta_version(self) -> int:
         """The format of the meta."""
-        return META_BEFORE if self._catalog_fields is None else META_VERSION
+        if self._catalog_fields is None:
+            return META_BEFORE
+        return META_VERSION if len(self._catalog_fields) == catalog.FIELDS else META_WITH_CATALOG
 
     @cached_property
     def meta(self) -> bytes:
@@ -211,6 +216,8 @@ class State:
         self._is_counting = self._is_sorting = False
         self.applying: Entry | None = None
         """The entry that is being applied, or whose application has failed."""
+        self.is_restoring = False
+        """Whether only the meta counts: behind a RESTORE entry the pairs are others."""
         self.trying: tuple[Any, ...] | None = None
         """The unpacked call that is being tried (`raftha/node/trials.py`)."""
         self.skips: Mapping[int, bytes] = {}
@@ -266,12 +273,15 @@ class State:
                     self.abilities.check(load_versions(fields))
                 else:
                     decode_change(what, fields)
+            elif entry.kind == EntryKind.RESTORE:
+                restore_of(entry)
 
     def apply(self, entry: Entry) -> list[Applied]:
         """Apply the next committed entry; return its groups' outcomes, in order.
 
         MemoryError, RecursionError, OSError, StorageError and UpgradeRequired leave this state
-        incomplete for good: the node must stop, and start again from its last checkpoint.
+        incomplete for good: the node must stop, and start again from its last checkpoint. A RESTORE
+        that is accepted isn't applied: see `restored.py`.
         """
         assert entry.index == self.applied.index + 1, "entries are applied in order, each once"
         assert entry.term >= self.applied.term, "terms never decrease along the log"
@@ -290,6 +300,9 @@ class State:
             self.membership = bytes(entry.payload)
         elif entry.kind == EntryKind.ADMIN:
             self._apply_admin(entry)
+        elif entry.kind == EntryKind.RESTORE:
+            self._apply_restore(entry)
+            sequence += 1
         elif entry.kind != EntryKind.NOOP:
             raise UpgradeRequired(f"this node doesn't know entries of kind {entry.kind}")
         assert sequence == entry.last_sequence, "an entry's groups have as many commands as it says"
@@ -391,13 +404,20 @@ class State:
         self._buffer = WriteBuffer(is_kept_sorted=self._frozen.is_scanned)
         self._buffer_bytes = 0
         self._census = None
+        return self._frozen_as(SortedItems(self._frozen))
+
+    def meta_now(self) -> bytes:
+        """Return the meta that a checkpoint would have now."""
+        return self._frozen_as(SortedItems(WriteBuffer())).meta
+
+    def _frozen_as(self, items: SortedItems) -> Frozen:
         return Frozen(
-            SortedItems(self._frozen),
+            items,
             self.applied,
             self.membership,
             self._sessions.freeze(),
             self.versions,
-            self.catalog.dump() if self.has_catalog else None,
+            self.catalog.dump(has_recovery=self.has_recovery) if self.has_catalog else None,
         )
 
     def checkpoint_done(self) -> None:
@@ -411,14 +431,30 @@ class State:
         """Whether the cluster uses a protocol that has a catalog of backups."""
         return self.versions is not None and self.versions.protocol >= catalog.PROTOCOL
 
+    @property
+    def has_recovery(self) -> bool:
+        """Whether the cluster uses a protocol with an archive of the log, and recovery from it."""
+        return self.versions is not None and self.versions.protocol >= catalog.RECOVERY_PROTOCOL
+
     def _apply_admin(self, entry: Entry) -> None:
         what, fields = decode_admin(bytes(entry.payload))
         if what == VERSIONS:
             self._raise_versions(load_versions(fields))
             return
         change = decode_change(what, fields)
-        assert self.has_catalog, "changes of the catalog wait for all members to know them"
+        if isinstance(change, Restore):
+            raise UpgradeRequired(f"entry {entry.index} restores, and is not of that kind")
+        is_new = isinstance(change, catalog.NotePoint | RecoveryChange)
+        is_known = self.has_recovery if is_new else self.has_catalog
+        assert is_known, "changes of the catalog wait for all members to know them"
         self.catalog.apply(change, entry.position)
+
+    def _apply_restore(self, entry: Entry) -> None:
+        """Apply a RESTORE that is refused, or only the meta of one that is accepted."""
+        assert self.has_recovery, "recoveries wait for all members to know them"
+        self.catalog.apply(restore_of(entry), entry.position)
+        is_refused = bool(self.catalog.verdict.refusal)
+        assert is_refused or self.is_restoring, "behind a RESTORE the pairs are others"
 
     def _raise_versions(self, raised: Versions) -> None:
         """The cluster uses these from here on, and what it used before."""
@@ -540,15 +576,23 @@ class State:
             raise self._store.corrupt("the checkpoint's meta is damaged")
         try:
             version, *fields = msgpack.unpackb(meta[4:], raw=False)
-            if version not in (META_BEFORE, META_VERSION):
+            if version not in (META_BEFORE, META_WITH_CATALOG, META_VERSION):
                 raise ConfigError(
                     f"the state is in format {version}; this raftha reads {META_VERSION}",
                     hint="use the version of raftha that wrote it; nothing is lost",
                 )
-            if version == META_VERSION:
+            if version != META_BEFORE:
                 self.catalog = Catalog.load(fields.pop())
             applied, self.membership, sessions, versions = fields
             self.applied, self._sessions = LogPosition(*applied), Sessions.load(sessions)
             self.versions = None if versions is None else Versions.load(versions)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise self._store.corrupt(f"the checkpoint's meta can't be read: {error}") from error
+
+
+def restore_of(entry: Entry) -> Restore:
+    """Return what a RESTORE entry says. UpgradeRequired if this version doesn't know it."""
+    change = decode_change(*decode_admin(bytes(entry.payload)))
+    if not isinstance(change, Restore):
+        raise UpgradeRequired(f"entry {entry.index} is of kind RESTORE, and restores nothing")
+    return change

@@ -6,7 +6,6 @@ One cluster of one node, with encrypted backups in two places. The tests run in 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from raftha.cli.app import app
+from raftha.client.call import call
 from raftha.testing import LocalCluster
 from tests.support.conditions import wait_until
 
@@ -47,6 +47,10 @@ class Operator:
         done = CliRunner().invoke(app, [str(arg) for arg in args])
         assert done.exit_code == exit_code, (args, done.stdout, done.stderr)
         return done.stdout if exit_code == 0 else done.stderr
+
+    def run_any(self, *args: object) -> int:
+        """Run a command; return its exit code."""
+        return CliRunner().invoke(app, [str(arg) for arg in args]).exit_code
 
     def ask(self, verb: str, *args: object, exit_code: int = 0) -> str:
         address = self.cluster.addresses[1]
@@ -193,6 +197,32 @@ def test_a_wiped_cluster_is_restored_with_an_equal_digest(operator: Operator) ->
     wait_until(is_backed_up, "the new history has no backup", 30)
     assert ": incremental, " in operator.ask("run")
     assert operator.told()["lineage"] == made["new_lineage"]
-    shutil.rmtree(operator.places["near"])
+    operator.places["near"].rename(operator.folder / "gone")  # At once: the archive goes on.
     where = ("--repository", operator.places["far"], "--key-file", operator.key)
     assert operator.run("backup", "get", "after", *where) == "1"
+
+
+def test_a_wiped_cluster_is_restored_to_the_moment_before_a_mistake(operator: Operator) -> None:
+    cluster = operator.cluster
+    address = cluster.addresses[1]
+    for _ in range(3):
+        call(address, ("INCR", "visits"), 10)
+    operator.set("price", "42")
+    good = cluster.digests()[1]
+    operator.set("price", "0")
+    call(address, ("DEL", "visits"), 10)
+
+    def is_archived() -> bool:
+        plan = operator.run_any("restore", "plan", *restore, "--data-dir", operator.folder / "new")
+        return plan == 0
+
+    restore = ("--config", operator.config, "--to-sequence", good["sequence"] + 2)
+    wait_until(is_archived, "the mistake is not archived", 30)
+    cluster.stop()
+    cluster.wipe(1)
+    restore = ("--config", operator.config, "--to-sequence", good["sequence"])
+    made = json.loads(operator.run("restore", "run", *restore, "--json"))
+    assert made["restored_digest"] == good["hex"] and made["commands"] > 0
+    cluster.start()
+    assert call(address, ("GET", "price"), 10) == b"42"
+    assert call(address, ("INCR", "visits"), 10) == 4

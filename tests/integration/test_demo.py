@@ -79,6 +79,25 @@ def test_every_field_of_the_json_is_in_the_guide(rows: Path) -> None:
     assert "ok" in str(render(report).columns[1]._cells[-1])
 
 
+def test_a_bad_deploy_is_taken_back_while_the_leader_dies(tmp_path: Path, rows: Path) -> None:
+    demo = start_demo(tmp_path, "--input", str(rows), "--disaster", "--json")
+    out, err = demo.communicate()
+    assert (demo.returncode, err) == (0, "")
+    report = json.loads(out)
+    disaster = report["disaster"]
+    assert (report["ok"], report["problems"]) == (True, [])
+    assert disaster["recovered_digests"] == dict.fromkeys("123", disaster["recovered_digest"])
+    assert disaster["damaged_digests"] == dict.fromkeys("123", disaster["damaged_digest"])
+    assert disaster["recovered_digest"] != disaster["damaged_digest"]
+    assert 0 < disaster["orders_undone"] < disaster["orders"]
+    assert disaster["undone"] > disaster["orders_undone"]
+    assert disaster["came_back"] == 0
+    assert disaster["killed_in"] in ("prepared", "restored")
+    text = (REPOSITORY / "docs" / "guide" / "quick-start.md").read_text(encoding="utf-8")
+    assert [name for name in disaster if f"`{name}`" not in text] == []
+    assert list(tmp_path.iterdir()) == [rows]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing(
     tmp_path: Path, rows: Path, number: signal.Signals

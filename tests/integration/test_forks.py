@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 LATER = ("recover_to_point", "recover_to_sequence")
 FORKED = {
     **dict.fromkeys(CALLS, "Forked"),
-    **dict.fromkeys(LATER, "NotAvailable"),
+    **dict.fromkeys(LATER, "InvalidRequest"),  # It has no settings for recovery.
     "stop": "returned",
 }
 """The outcome that every call in a child should have."""

@@ -48,6 +48,7 @@ def test_a_state_of_a_later_format_is_refused_and_left_as_it_is(
     folder = unpacked(KEPT[-1], tmp_path / "1")
     before = {path: path.read_bytes() for path in folder.glob("wal/*")}
     monkeypatch.setattr(state, "META_VERSION", 1)
+    monkeypatch.setattr(state, "META_WITH_CATALOG", 1)
     monkeypatch.setattr(state, "META_BEFORE", 1)
     with pytest.raises(raftha.ConfigError, match="use the version of raftha that wrote it"):
         raftha.HaManager(config_of(folder), state_machine=Machine()).start()

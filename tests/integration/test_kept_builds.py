@@ -110,12 +110,18 @@ class Builds:
 
     def used(self) -> Used:
         """What the cluster uses, as its nodes have logged it."""
-        found = [
+        return max(self._logged())
+
+    def has_logged(self) -> bool:
+        """Whether a node has logged it yet."""
+        return bool(self._logged())
+
+    def _logged(self) -> list[Used]:
+        return [
             Used(*map(int, match))
             for node_id in self.cluster.node_ids
             for match in UPGRADED.findall(self.cluster.log_path(node_id).read_text())
         ]
-        return max(found)
 
 
 def test_there_is_a_kept_wheel() -> None:
@@ -132,6 +138,7 @@ def builds(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Builds]:
 
 @pytest.mark.slow
 def test_a_kept_build_and_todays_run_in_one_cluster_and_change_places(builds: Builds) -> None:
+    wait_until(builds.has_logged, "no node says what the cluster uses")
     before = builds.used()
     assert all(builds.is_kept(node_id) for node_id in (1, 2, 3))
     assert before.protocol >= version.PROTOCOL_OLDEST, "see the docstring of this module"

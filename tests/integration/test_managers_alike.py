@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -71,7 +72,7 @@ def test_both_signatures_are_the_same(name: str) -> None:
     assert blocking.return_annotation == awaited.return_annotation.removeprefix("Async")
 
 
-@pytest.mark.parametrize("part", ["replication", "backup"])
+@pytest.mark.parametrize("part", ["replication", "backup", "pitr"])
 def test_both_managers_parts_have_the_same_names_and_signatures(part: str) -> None:
     config = raftha.HaConfig(
         node_id=1, data_dir="x", members={1: "127.0.0.1:1"}, backup=raftha.BackupConfig()
@@ -236,6 +237,9 @@ WRONG = [
     call("digest", 1 << 40, timeout=0.1),
     call("failover_to", 9),
     call("failover_to", "1"),
+    call("recover_to_point", 0),
+    call("recover_to_sequence", "1"),
+    call("recover_to_sequence", 1, freeze="never"),
     call("add_replica", 1, "127.0.0.1:1"),
     call("add_replica", 2, "nowhere"),
     call("add_replica", "2", "127.0.0.1:1"),
@@ -283,7 +287,7 @@ RIGHT = [
     call("digest", 1),
     call("failover_to", 1),
     call("trigger_backup"),
-    call("recover_to_point", 0),
+    call("recover_to_point", datetime(2026, 11, 27, tzinfo=UTC)),
     call("recover_to_sequence", 1),
     call("get_status"),
     call("observe"),
@@ -299,7 +303,7 @@ RIGHT = [
 ]
 
 
-REFUSED = {"Stopped", "InvalidRequest", "NotAvailable", "TypeError", "HaStatus"}
+REFUSED = {"Stopped", "InvalidRequest", "TypeError", "HaStatus"}
 
 
 @contextmanager

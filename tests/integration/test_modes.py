@@ -311,15 +311,3 @@ def test_fire_and_forget_is_refused_by_a_full_queue_and_counts_failures(
     with pytest.raises(raftha.Stopped):
         node.put(b"k", b"v")
     assert node.get_status().fire_forget.submitted == 8
-
-
-def test_recovery_to_a_time_raises_not_available(nodes: list[raftha.HaManager]) -> None:
-    node = nodes[0]
-    calls: tuple[Callable[[], object], ...] = (
-        lambda: node.pitr,
-        lambda: node.recover_to_point(node.put(b"k", b"v").time),
-        lambda: node.recover_to_sequence(1),
-    )
-    for call in calls:
-        with pytest.raises(raftha.NotAvailable, match="not available in this version"):
-            call()

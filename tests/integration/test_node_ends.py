@@ -25,8 +25,9 @@ class BreakableDisk(RealDisk):
     """The real disk, until the test makes it fail; only for the log in `folder`."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.error = 0
-        self.is_full = False
+        self.is_full = self.has_no_descriptor = False
         self.delay_s = 0.0
         self.hang = threading.Event()
         self.hang.set()
@@ -41,6 +42,8 @@ class BreakableDisk(RealDisk):
     def open(self, path: str, *, create: bool = False) -> int:
         if create and self.is_full:
             raise OSError(errno.ENOSPC, "no space left on device")
+        if self.has_no_descriptor:
+            raise OSError(errno.EMFILE, "too many open files")
         return super().open(path, create=create)
 
 
@@ -166,12 +169,18 @@ def test_a_leader_whose_disk_hangs_hands_over_and_writes_go_on(cluster: Cluster)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["leader", "follower"])
-def test_a_full_disk_refuses_writers_and_goes_on_by_itself(cluster: Cluster, place: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "want"),
+    [("leader", "is_full"), ("follower", "is_full"), ("leader", "has_no_descriptor")],
+)
+def test_a_full_disk_refuses_writers_and_goes_on_by_itself(
+    cluster: Cluster, place: str, want: str
+) -> None:
+    """So does a host that has used up its descriptors."""
     nodes, disks = cluster
     full = (leader_of(nodes) + (place == "follower")) % 3
     others = [node for node in nodes if node is not nodes[full]]
-    disks[full].is_full = True
+    setattr(disks[full], want, True)
     value = bytes(MIB)
     for i in range(70):  # More than fits into the preallocated segments.
         assert others[i % 2].put(b"k%d" % (i % 8), value, timeout=30)
@@ -179,7 +188,7 @@ def test_a_full_disk_refuses_writers_and_goes_on_by_itself(cluster: Cluster, pla
     assert nodes[full].get_status().is_running
     assert nodes[full].get(b"before", consistency="stale") == b"1"
     assert others[0].get(b"before") == b"1"
-    disks[full].is_full = False
+    setattr(disks[full], want, False)
     assert others[0].put(b"after", b"2")
     assert nodes[full].get(b"after") == b"2"
     # It writes again, but takes in new writes only once it has preallocated space, too.

@@ -10,13 +10,9 @@ import pytest
 from raftha import HaManager
 from raftha.config import HaConfig
 from raftha.membership import Member
-from raftha.storage.backup.restore import (
-    SEQUENCE_STEP,
-    RestoreResult,
-    RestoreTarget,
-    plan_restore,
-    run_restore,
-)
+from raftha.storage.backup.restore import RestoreResult, run_restore
+from raftha.storage.backup.restore_plan import RestoreTarget, plan_restore
+from raftha.storage.backup.timeline import SEQUENCE_STEP
 from tests.support.backups import LINEAGE, BackedUpNode, memory, repository_of
 from tests.support.conditions import wait_until
 from tests.support.nodes import free_addresses, wait_leader

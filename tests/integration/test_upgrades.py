@@ -139,7 +139,7 @@ def test_a_rolling_upgrade_under_load_goes_forward_and_back(cluster: Cluster) ->
     programs = cluster.programs
     for program in programs.values():
         program.wait_for("status", lambda status: status["machine"] == 2)
-        assert program.ask("status")["protocol"] == 7
+        assert program.ask("status")["protocol"] == 8
     assert isinstance(programs[1].ask("double other"), int)
 
     # The build before can't take part any more, says so, and harms nothing.
@@ -167,7 +167,7 @@ def test_a_build_without_a_common_protocol_is_refused_by_name(cluster: Cluster) 
         program.wait_for("refused", bool)
         (refused,) = program.ask("refused")
         assert refused == (
-            f"3: node 3 speaks protocol 8 to 8, node {node_id} 6 to 6: upgrade node {node_id}"
+            f"3: node 3 speaks protocol 9 to 9, node {node_id} 6 to 6: upgrade node {node_id}"
         )
         assert program.ask("status")["role"] in ("leader", "follower")
 

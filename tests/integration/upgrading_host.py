@@ -58,8 +58,8 @@ class New(Old):
 
 BUILDS: dict[str, tuple[type[raftha.StateMachine], int, int]] = {
     "old": (Old, 6, 6),
-    "new": (New, 6, 7),
-    "future": (New, 8, 8),
+    "new": (New, 6, 8),
+    "future": (New, 9, 9),
 }
 
 

@@ -15,6 +15,7 @@ from raftha.storage.state.catalog import (
     MISSING,
     RETIRED,
     RUNNING,
+    Abort,
     Adopt,
     BackupRecord,
     Begin,
@@ -24,7 +25,10 @@ from raftha.storage.state.catalog import (
     End,
     Found,
     MarkNow,
+    NotePoint,
     Pin,
+    Prepare,
+    Restore,
     Retire,
     Unpin,
     decode_change,
@@ -66,6 +70,18 @@ CHANGES: st.SearchStrategy[Change] = st.one_of(
     st.builds(Pin, IDS, NAMES, st.integers(0, 40)),
     st.builds(Unpin, IDS, NAMES),
     st.builds(MarkNow, NAMES),
+    st.builds(
+        lambda to, backups: Prepare(7, "a" * 32, to, 1, backups, 0, 60, ""),
+        IDS,
+        st.lists(IDS, max_size=2).map(tuple),
+    ),
+    st.builds(Restore, IDS, st.sampled_from(("", "d"))),
+    st.builds(Abort, IDS, NAMES),
+    st.builds(
+        lambda index, agreed: NotePoint(index, 0, index, b"d" * agreed, agreed, 3),
+        IDS,
+        st.integers(0, 3),
+    ),
 )
 LOGS = st.lists(st.tuples(CHANGES, st.booleans()), max_size=40)
 
@@ -89,8 +105,13 @@ def check(catalog: Catalog, before: dict[int, BackupRecord], change: Change) -> 
             assert isinstance(change, Retire)
         was_retired = record.id in before and before[record.id].state == RETIRED
         assert not was_retired or record.state == RETIRED
+    if catalog.recoveries.prepared is not None:
+        assert not running, "the members have the disk for one state more"
+        assert all(r.state != RETIRED or before[r.id].state == RETIRED for r in now.values())
     for gone in before.keys() - now.keys():
         assert before[gone].state == RETIRED, "it is forgotten while its objects exist"
+    noted = [point.index for point in catalog.points()]
+    assert noted == sorted(set(noted))
     restorable = [r for r in before.values() if r.state == COMPLETED]
     if restorable and not any(r.state == COMPLETED for r in now.values()):
         assert isinstance(change, Found), "the last backup is given up"
@@ -106,7 +127,7 @@ def test_all_replicas_have_the_same_catalog(log: list[tuple[Change, bool]]) -> N
         for catalog in (one, other):
             catalog.apply(decode_change(*decode_admin(payload)), position(index))
         assert one.verdict == other.verdict
-        assert one.dump() == other.dump()
+        assert one.dump(has_recovery=True) == other.dump(has_recovery=True)
         check(one, before, change)
         if restarts:
-            other = Catalog.load(msgpack.unpackb(msgpack.packb(other.dump())))
+            other = Catalog.load(msgpack.unpackb(msgpack.packb(other.dump(has_recovery=True))))

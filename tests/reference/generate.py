@@ -23,7 +23,14 @@ from types import ModuleType
 from typing import Any
 
 from raftha import errors, events
-from raftha.config import BackupConfig, HaConfig, ReplicationConfig, RetentionPolicy, limits
+from raftha.config import (
+    BackupConfig,
+    HaConfig,
+    PitrConfig,
+    ReplicationConfig,
+    RetentionPolicy,
+    limits,
+)
 from raftha.config.checks import Setting, is_config, settings_of, size, split
 from raftha.server import ServerConfig
 
@@ -33,8 +40,10 @@ NOTE = (
     "<!-- Generated from the source by `python -m tests.reference`. Edit the docstrings there. -->"
 )
 
-CONFIGS = (HaConfig, ReplicationConfig, BackupConfig, RetentionPolicy, ServerConfig)
-EVENTS = (events.cluster, events.backup)
+CONFIGS = (
+    HaConfig, ReplicationConfig, BackupConfig, RetentionPolicy, PitrConfig, ServerConfig,
+)  # fmt: skip
+EVENTS = (events.cluster, events.backup, events.recovery)
 LIMITS = (limits,)
 """Modules whose constants with docstrings are limits."""
 HAPPENED = {

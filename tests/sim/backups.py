@@ -32,7 +32,14 @@ from raftha.entry import Entry
 from raftha.errors import BackupDamaged, RafthaError
 from raftha.node.backup import backups as backups_module
 from raftha.node.backup import choosing, leading, upkeep
-from raftha.node.backup_work import BackupOrder, BackupProgress, Deletion, Listing, TakenBackup
+from raftha.node.backup_work import (
+    BackupOrder,
+    BackupProgress,
+    Deletion,
+    DrillWork,
+    Listing,
+    TakenBackup,
+)
 from raftha.node.messages import BackupAction
 from raftha.node.operations import BackupOperation
 from raftha.runtime.backup_jobs import BackupJobs, Owner
@@ -52,20 +59,23 @@ from raftha.storage.state.catalog import (
     Deleted,
     End,
     Found,
+    NotePoint,
     Pin,
     encode_change,
     make_label,
 )
 from raftha.types import BackupMode
+from tests.sim.archive import ArchiveWatch, SimulatedArchive
 from tests.sim.jobs import Job
 from tests.sim.ledger import Ledger
-from tests.sim.oracle import Oracle
+from tests.sim.moments import check_moments
 from tests.sim.planting import Patch
 from tests.sim.repository import Bucket, BucketClient, TrueClient, draw_backups
 from tests.sim.swarm import Swarm
 from tests.sim.world import Violation, World
 
 if TYPE_CHECKING:
+    from tests.sim.invariants import Invariants
     from tests.sim.member import Member
 
 CHANCE = 0.2
@@ -128,7 +138,9 @@ def hasten(config: BackupConfig | None, swarm: Swarm) -> None:
 class SimulatedBackups:
     """One member's `BackupWork`, in one life."""
 
-    def __init__(self, member: Member, world: World, buckets: Sequence[Bucket]) -> None:
+    def __init__(
+        self, member: Member, world: World, buckets: Sequence[Bucket], watch: ArchiveWatch
+    ) -> None:
         self._member = member
         self._world = world
         self._buckets = buckets
@@ -140,6 +152,13 @@ class SimulatedBackups:
         source = StoreSource(member.store, member.spool)
         owner = Owner(node_id=member.id, cluster_name="simulated")
         self._work = BackupJobs(config, owner, source, self._open)
+        self.archive = SimulatedArchive(
+            member, world, lambda: self._make(may_create=False), self._start, watch
+        )
+
+    @property
+    def drills(self) -> DrillWork:
+        raise AssertionError("no run lasts until a drill is due")
 
     @property
     def spool_index(self) -> int | None:
@@ -199,28 +218,37 @@ class SimulatedBackups:
 
     def _open(self) -> Repository:
         if self._repository is None:
-            clients = [BucketClient(bucket, self._sleep) for bucket in self._buckets]
-            self._repository = open_repository(
-                clients,
-                is_encrypted=False,
-                may_create=True,
-                now_us=self._member.clock.time_us(),
-                random=self._member.rng.randbytes,
-            )
+            self._repository = self._make(may_create=True)
         return self._repository
+
+    def _make(self, *, may_create: bool) -> Repository:
+        return open_repository(
+            [BucketClient(bucket, self._sleep) for bucket in self._buckets],
+            is_encrypted=False,
+            may_create=may_create,
+            now_us=self._member.clock.time_us(),
+            random=self._member.rng.randbytes,
+        )
 
 
 class Backups:
     """The repository of a simulated cluster, and what must hold of its backups."""
 
     def __init__(
-        self, world: World, swarm: Swarm, members: Mapping[int, Member], oracle: Oracle
+        self,
+        world: World,
+        swarm: Swarm,
+        members: Mapping[int, Member],
+        invariants: Invariants,
     ) -> None:
         self.ledger = Ledger()
+        self.on_change: Callable[[Entry, object], None] = lambda entry, change: None
+        """Told each change of the catalog that is accepted."""
         self.buckets: list[Bucket] = []
         self._world = world
         self._members = members
-        self._oracle = oracle
+        self._oracle = oracle = invariants.oracle
+        self._memberships = invariants.memberships
         self._rng = world.stream("backups")
         self._drawn = swarm.backups
         self._healed_index: int | None = None
@@ -233,6 +261,7 @@ class Backups:
         self._sequences: dict[int, int] = {}
         """The position of each completed backup."""
         self._foreign: dict[str, bytes] = {}
+        self._archives = self._drawn is not None and self._drawn.archives
         if self._drawn is None:
             return
         oracle.keeps_history = True
@@ -240,12 +269,17 @@ class Backups:
             bucket = Bucket(world, self._drawn, f"d{number}")
             bucket.on_create, bucket.on_delete = self._on_create, self._on_delete
             self.buckets.append(bucket)
+        self.archive = ArchiveWatch(world, self.buckets, invariants.committed, self._lineage)
         for member in members.values():
-            member.make_backups = lambda of: SimulatedBackups(of, world, self.buckets)
+            member.make_backups = lambda of: SimulatedBackups(of, world, self.buckets, self.archive)
         if self._drawn.shares_prefix:
             world.at(2.0, self._fork)
         if self._drawn.trigger_every_s:
             self._wait()
+
+    def _lineage(self) -> str:
+        """The cluster's present lineage."""
+        return self._memberships.latest.lineage
 
     # ---------------------------------------------------------------- what happens
 
@@ -339,9 +373,12 @@ class Backups:
                     self._check_restores(record.id, record.position_sequence)
             case Found():
                 self._check_missing(before[change.id], change)
+            case NotePoint():
+                self.archive.check_point(change.index)
             case Deleted():
                 self._world.counts["backup deleted"] += len(change.ids)
                 self._check_forgotten(change.ids)
+        self.on_change(entry, change)
         for backup_id in self.ledger.retired - self._retired_at.keys():
             self._retired_at[backup_id] = self._world.now
 
@@ -375,8 +412,10 @@ class Backups:
     def _folder(self, backup_id: int) -> str:
         return names.backup_folder(self.ledger.backups[backup_id].lineage, self._labels[backup_id])
 
-    def _on_create(self, bucket: Bucket, name: str) -> None:
+    def _on_create(self, bucket: Bucket, name: str, data: bytes) -> None:
         """A manifest comes last: from then on the backup exists."""
+        if "/log/" in name or "/gaps/" in name:
+            self.archive.on_create(bucket, name, data, self._oracle.protocol)
         if not name.endswith("/manifest"):
             return
         lineage, _, label = name.split("/")[:3]
@@ -398,6 +437,8 @@ class Backups:
         self._world.counts["backup missing"] += len(change.destinations) < len(before)
 
     def _on_delete(self, bucket: Bucket, name: str) -> None:
+        if "/log/" in name:
+            self.archive.on_delete(bucket, name)
         if "/backups/" not in name:
             return
         lineage, _, label = name.split("/")[:3]
@@ -434,8 +475,15 @@ class Backups:
         ]
         if any(len(backup.destinations) == len(self.buckets) for backup in since):
             self._end_schedule()
-            return ""
+            has_archive = self._archives and self._oracle.protocol >= catalog.RECOVERY_PROTOCOL
+            return self.archive.lacking(self._newest_position()) if has_archive else ""
         return "a backup since the end of the faults"
+
+    def _newest_position(self) -> int:
+        """The position of the last backup, by any member."""
+        nodes = [member.node for member in self._members.values() if member.node is not None]
+        newest = [node.state.catalog.newest(self._lineage()) for node in nodes]
+        return max((record.position_index for record in newest if record is not None), default=0)
 
     def _end_schedule(self) -> None:
         """Have no more backups: members that lag would never have all of the log."""
@@ -459,6 +507,11 @@ class Backups:
             expected = [said for at, said in self._states if at <= state.applied.index][-1]
             if found != expected:
                 raise Violation(f"node {member.id} has {found}, and the log says {expected}")
+        if self._archives and self._oracle.protocol >= catalog.RECOVERY_PROTOCOL:
+            self.archive.verdict()
+            machine = max((member.machine for member in current), key=lambda m: m.version)
+            skips = self._oracle.skips
+            check_moments(self._world, self.buckets, self._oracle, self._lineage(), machine, skips)
         if self._foreign.items() > self._foreign_objects().items():
             missing = self._foreign.keys() - self._foreign_objects().keys()
             still = {n for n in missing if n.partition(" ")[2] not in self._damaged()}

@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from tests.sim import (
+    bugs_archive,
     bugs_backup,
     bugs_clock,
     bugs_disk,
@@ -20,6 +21,7 @@ from tests.sim import (
     bugs_lease,
     bugs_own,
     bugs_raft,
+    bugs_recovery,
     bugs_versions,
 )
 from tests.sim.planting import Bug, patched
@@ -37,6 +39,8 @@ BUGS: dict[str, Bug] = {
         bugs_versions,
         bugs_clock,
         bugs_backup,
+        bugs_archive,
+        bugs_recovery,
     )
     for bug in module.BUGS
 }

@@ -162,7 +162,7 @@ def digests_of_different_entries() -> list[Patch]:
             self._compared_index = 0
 
     def on_applied(self: Checkpoints, entry: Entry, now: float) -> None:
-        self._log_bytes += len(entry.data)
+        self.applied_bytes += len(entry.data)
         if self._waiting or self._compared_index:
             self._digest_if_due(now)
 

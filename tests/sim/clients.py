@@ -122,12 +122,10 @@ class History:
 
     def read(self, command: Command, value: bytes | None) -> None:
         """A read has answered."""
-        version = 0
-        if value is not None:
-            found = self._invariants.oracle.versions.get((command.key, value))
-            if found is None:
-                raise Violation(f"a read of {command.key!r} got {value!r}, which isn't committed")
-            version = found
+        version = self._invariants.oracle.versions.get((command.key, value))
+        if version is None and value is not None:
+            raise Violation(f"a read of {command.key!r} got {value!r}, which isn't committed")
+        version = version or 0
         self._see(command, command.key, version, is_read=True)
 
     def _see(self, command: Command, key: bytes, version: int, *, is_read: bool = False) -> None:

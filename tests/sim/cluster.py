@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raftha.core import Write
-from raftha.entry import LogPosition
+from raftha.entry import Entry, LogPosition
 from raftha.events import ClockWrong, FailoverCompleted, HaEvent
 from raftha.node.messages import PeerMessage
 from raftha.node.operations import CallOperation, DigestOperation
@@ -26,7 +26,7 @@ from raftha.storage.log.wal import Wal
 from raftha.storage.state import sessions
 from raftha.storage.state.commands import pack_call
 from raftha.types import Digest, Receipt
-from tests.sim import backups
+from tests.sim import archive, backups, recoveries
 from tests.sim.availability import widen, with_crowds
 from tests.sim.backups import Backups, with_backups
 from tests.sim.builds import NEW, Builds, with_builds
@@ -46,6 +46,7 @@ from tests.sim.planting import Patch, patched
 from tests.sim.poison import Poison, with_poison
 from tests.sim.promotions import LEADERLESS_MAX_S, Promotions
 from tests.sim.receipts import Receipts
+from tests.sim.recoveries import Recoveries, with_recoveries
 from tests.sim.rollbacks import Rollbacks, with_rollbacks
 from tests.sim.sickness import Sickness
 from tests.sim.swarm import Swarm, draw
@@ -94,7 +95,7 @@ class Simulation:
         first = self.members[1].first
         self.clocks = WrongClocks(self.world, self.swarm, self.members)
         self.invariants = Invariants(
-            self.members, first, self.swarm.sessions_max, self.clocks.check
+            self.members, first, self.swarm.sessions_max, self._on_committed
         )
         self.invariants.on_versions = self.builds.check_raised
         receipts = Receipts(self.world, self.swarm, self.members)
@@ -120,8 +121,11 @@ class Simulation:
         )
         self.rollbacks = Rollbacks(self.world, self.swarm, self.members, self.invariants)
         self.divergences = Divergences(self.world, self.swarm, self.members)
-        self.backups = Backups(self.world, self.swarm, self.members, self.invariants.oracle)
+        self.backups = Backups(self.world, self.swarm, self.members, self.invariants)
         self.invariants.on_admin = self.backups.on_committed
+        oracle, ledger = self.invariants.oracle, self.backups.ledger
+        self.recoveries = Recoveries(self.world, self.swarm, self.members, oracle, ledger)
+        self.backups.on_change = self.recoveries.on_change
         self.lapses = Lapses(self.world, self.swarm, self.members, self.network, self.invariants)
         self.lost_majorities = LostMajorities(
             self.world, self.swarm, self.members, self.network, self.invariants
@@ -137,6 +141,10 @@ class Simulation:
         self._digests: dict[int, Digest] = {}
         self._asked: list[int] = []
 
+    def _on_committed(self, entry: Entry) -> None:
+        self.clocks.check(entry)
+        self.recoveries.on_entry(entry)
+
     def _client(self, kind: type[Any], number: int) -> Any:
         return kind(f"{kind.__name__} {number}", self.history, self.swarm, self.members)
 
@@ -146,7 +154,8 @@ class Simulation:
         violation = ""
         try:
             crowding: Patch = (sessions, "SESSIONS_MAX", self.swarm.sessions_max)
-            with patched([*HASTE, *backups.HASTE, crowding]):
+            hasten = (*HASTE, *backups.HASTE, *archive.HASTE, *recoveries.HASTE)
+            with patched([*hasten, crowding]):
                 self._run()
         except Violation as error:
             violation = str(error)
@@ -183,6 +192,7 @@ class Simulation:
         self.clocks.stop()
         self.builds.stop()
         self.backups.heal()
+        self.recoveries.stop()
         for client in self.clients:
             client.is_active = False
         for member in self.members.values():
@@ -232,6 +242,7 @@ class Simulation:
 
     def on_start(self, member: Member) -> None:
         self.divergences.on_start(member)
+        self.recoveries.on_start(member)
         self.invariants.on_start(member)
 
     def on_send(self, member: Member, message: PeerMessage) -> None:
@@ -254,6 +265,7 @@ class Simulation:
         if isinstance(event, ClockWrong):
             self.world.note(member.id, "clock reported", f"node {event.node_id}")
         self.invariants.failovers.on_event(member, event)
+        self.recoveries.on_event(member, event)
 
     def on_turn(self, member: Member) -> None:
         if member.node is not None:
@@ -358,8 +370,7 @@ class Simulation:
             missing.append(self.clocks.lacking())
         if self.builds.must_be_new and self.builds.used < NEW:
             missing.append("the cluster doesn't use the version that all members support")
-        if self.backups.lacking():
-            missing.append(self.backups.lacking())
+        missing += filter(None, (self.backups.lacking(), self.recoveries.lacking()))
         if any(client.is_busy for client in self.clients):
             missing.append("a client still sends a group again")
         last = len(self.invariants.committed)
@@ -415,7 +426,8 @@ def _draw(world: World) -> Swarm:
     swarm = with_lost_majorities(swarm, world.stream("lost majorities"))
     swarm = with_poison(swarm, world.stream("poison"))
     swarm = with_builds(swarm, world.stream("with builds"))
-    return with_backups(swarm, world.stream("with backups"))
+    swarm = with_backups(swarm, world.stream("with backups"))
+    return with_recoveries(swarm, world.stream("with recoveries"))
 
 
 class _Probe:

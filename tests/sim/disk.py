@@ -253,6 +253,9 @@ class SimulatedDisk:
         self._before("sync_dir", path)
         self._folder(path).sync()
 
+    def close_dirs(self) -> None:
+        pass  # Folders have no handles here.
+
     def _before(self, operation: str, path: str) -> None:
         if self.fault is not None:
             self.fault(operation, path)

@@ -144,7 +144,7 @@ class Invariants:
         self.on_versions: Callable[[int, Collection[int]], None] = lambda used, members: None
         """Told the version of the machine that the log uses, and the members at that entry."""
         self.on_admin: Callable[[Entry], None] = lambda entry: None
-        """Told each other administrative entry."""
+        """Told each other administrative entry, and each that restores."""
         self._seen = {node_id: _Seen() for node_id in members}
         self.leaders: dict[int, int] = {}
         """The leader of each term."""
@@ -230,7 +230,7 @@ class Invariants:
         self.oracle.apply(entry)
         if entry.kind == EntryKind.ADMIN and self.oracle.admin == "versions":
             self.on_versions(self.oracle.machine_version, self.memberships.latest.members.keys())
-        elif entry.kind == EntryKind.ADMIN:
+        elif entry.kind in (EntryKind.ADMIN, EntryKind.RESTORE):
             self.on_admin(entry)
 
     def _commit(self, member: Member, entry: Entry) -> None:

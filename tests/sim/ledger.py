@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from raftha.entry import Entry
 from raftha.storage.state.catalog import (
+    Abort,
     Adopt,
     BackupRecord,
     Begin,
@@ -16,6 +17,8 @@ from raftha.storage.state.catalog import (
     End,
     Found,
     Pin,
+    Prepare,
+    Restore,
     Retire,
     Unpin,
     decode_change,
@@ -34,6 +37,8 @@ class Backup:
     state: str
     destinations: tuple[str, ...]
     pins: set[str]
+    position: int = 0
+    """The entry as of which it has the state; 0 until it is completed."""
 
 
 class Ledger:
@@ -46,6 +51,11 @@ class Ledger:
         self.deleted: set[int] = set()
         self.refused = 0
         self._deleted_index = 0
+        self.prepared: tuple[int, Prepare] | None = None
+        """The recovery under way, with its id."""
+        self._restored_index = 0
+        self.recoveries: dict[int, str] = {}
+        """What has become of each recovery."""
 
     def apply(self, entry: Entry) -> object:
         """Take in the next committed administrative entry; return what it changed, if anything."""
@@ -78,10 +88,12 @@ class Ledger:
         """The newest that can be restored; 0 if there is none."""
         return max((i for i in self.backups if self.is_whole(i)), default=0)
 
-    def _fits(self, mode: str, parent: int, lineage: str) -> bool:
+    def _fits(self, mode: str, parent: int, lineage: str, position: int) -> bool:
         if mode == "full" or parent == 0:
             return mode == "full" and parent == 0
         if not self.is_whole(parent) or self.backups[parent].lineage != lineage:
+            return False
+        if self.backups[parent].position < self._restored_index <= position:
             return False
         return mode == "incremental" or self.backups[parent].mode == "full"
 
@@ -102,11 +114,37 @@ class Ledger:
                 is_accepted = self._delete(change, index)
             case Pin() | Unpin():
                 is_accepted = self._pin(change)
+            case Prepare():
+                is_accepted = self._prepare(change, index)
+            case Restore() | Abort():
+                is_accepted = self._end_recovery(change, index)
         return is_accepted
+
+    def _prepare(self, change: Prepare, index: int) -> bool:
+        is_free = all(b.state != "running" for b in self.backups.values())
+        sources = [self.backups.get(backup_id) for backup_id in change.backups]
+        if self.prepared is not None or not is_free:
+            return False
+        if any(source is None or source.state != "completed" for source in sources):
+            return False
+        self.prepared = index, change
+        self.recoveries[index] = "prepared"
+        return True
+
+    def _end_recovery(self, change: Restore | Abort, index: int) -> bool:
+        if self.prepared is None or self.prepared[0] != change.id:
+            return False
+        self.prepared = None
+        if isinstance(change, Restore):
+            self._restored_index = index
+        self.recoveries[change.id] = "restored" if isinstance(change, Restore) else "aborted"
+        return True
 
     def _begin(self, change: Begin, index: int) -> bool:
         is_free = all(b.state != "running" for b in self.backups.values())
-        if not is_free or not self._fits(change.mode, change.parent, change.lineage):
+        if self.prepared is not None:
+            return False
+        if not is_free or not self._fits(change.mode, change.parent, change.lineage, index):
             return False
         self.backups[index] = Backup(
             index, change.mode, change.parent, change.lineage, "running", change.destinations, set()
@@ -133,6 +171,7 @@ class Ledger:
         if not change.manifest or change.position_index < change.id:
             return False
         backup.state, backup.destinations = "completed", change.destinations
+        backup.position = change.position_index
         return True
 
     def _adopt(self, record: BackupRecord, as_of: int, index: int) -> bool:
@@ -144,7 +183,7 @@ class Ledger:
         if record.state == "completed":
             if record.id in self.deleted or not record.destinations:
                 return False
-            if not self._fits(record.mode, record.parent, record.lineage):
+            if not self._fits(record.mode, record.parent, record.lineage, record.position_index):
                 return False
         self.backups[record.id] = Backup(
             record.id,
@@ -154,11 +193,14 @@ class Ledger:
             record.state,
             tuple(record.destinations),
             set(),
+            record.position_index,
         )
         return True
 
     def _retire(self, change: Retire) -> bool:
         newest = self.newest()
+        if self.prepared is not None:
+            return False
         for backup_id in change.ids:
             backup = self.backups.get(backup_id)
             if backup is None or backup.state == "running" or backup.lineage != change.lineage:

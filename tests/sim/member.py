@@ -42,6 +42,7 @@ from raftha.node.founding import Founding, Stance, first_membership
 from raftha.node.messages import PeerMessage, TransferRequest
 from raftha.node.node import Node
 from raftha.node.operations import Operation
+from raftha.node.recovery_work import NoRecoveryWork, RecoveryWork
 from raftha.node.statistics import Statistics
 from raftha.runtime import introductions
 from raftha.storage.backup.spool import Spool
@@ -58,7 +59,8 @@ from tests.sim.disk import SimulatedDisk
 from tests.sim.disk_faults import DiskFaults, SimulatedCrash
 from tests.sim.network import Network
 from tests.sim.node_files import SimulatedNodeFiles
-from tests.sim.settings import TICK_S, WAL, core_config, node_config
+from tests.sim.recoveries import RestoringDisk
+from tests.sim.settings import LINEAGE, TICK_S, WAL, core_config, node_config
 from tests.sim.snapshots import SimulatedSnapshots
 from tests.sim.storage_work import StorageWork
 from tests.sim.store import DictStore
@@ -66,7 +68,6 @@ from tests.sim.swarm import Swarm
 from tests.sim.watch import NoWatch, Waiter, Watch
 from tests.sim.world import Violation, World
 
-LINEAGE = "a" * 32
 SPOOL = "spool"
 _INVITATIONS = (TimeoutNow, TransferRequest)
 
@@ -105,6 +106,7 @@ class Member:
         """The members that were there when the cluster was founded."""
         self.make_backups: Callable[[Member], SimulatedBackups] | None = None
         """Set in a seed with backups."""
+        self.make_recovery: Callable[[Member], RecoveryWork] = lambda of: NoRecoveryWork()
         self.backups: BackupWork = NoBackupWork()
         self._make_directory(1)
         self.statistics = Statistics()
@@ -144,6 +146,7 @@ class Member:
         self.store = DictStore()
         self.snapshots = SimulatedSnapshots(self, self._swarm.chunk_bytes)
         self.node_files = SimulatedNodeFiles(self, WAL)
+        self.restoring = RestoringDisk()
         self.spool: Spool | None = None
 
     # ---------------------------------------------------------------- life
@@ -212,6 +215,7 @@ class Member:
             spool_bytes = backup.spool_bytes
             self.spool = Spool(self.disk, SPOOL, spool_bytes, position) if spool_bytes else None
             self.backups = self.make_backups(self)
+        self.recovery = self.make_recovery(self)
 
     def _wait_for_cluster(self) -> None:
         """Without a cluster it would found one if it could: its settings were left as they were."""

@@ -17,6 +17,7 @@ from raftha.storage.log.wal import Wal
 from raftha.storage.state.machine import StateMachine
 from raftha.storage.state.state import State
 from tests.sim.disk import SimulatedDisk
+from tests.sim.recoveries import RestoringDisk
 from tests.sim.snapshots import SimulatedSnapshots
 from tests.sim.store import DictStore
 
@@ -29,6 +30,7 @@ class Keeper(Protocol):
     disk: SimulatedDisk
     store: DictStore
     snapshots: SimulatedSnapshots
+    restoring: RestoringDisk
 
     def open_wal(self) -> Wal: ...
     def may_crash(self) -> None: ...
@@ -50,6 +52,9 @@ class SimulatedNodeFiles:
     @property
     def is_healing(self) -> bool:
         return self.healing_generation % 2 == 1
+
+    def finish_restore(self) -> None:
+        self._keeper.restoring.finish(self._keeper)
 
     def open_log(self) -> Wal:
         self._wal = None  # Whatever it was, it belongs to an earlier life.

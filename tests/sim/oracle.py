@@ -74,10 +74,10 @@ class Oracle:
         self.values: dict[bytes, bytes] = {}
         self.keeps_history = False
         """Whether `values_at` has the states of the past."""
-        self._history: list[tuple[int, bytes, bytes]] = []
+        self._history: list[tuple[int, bytes, bytes | None]] = []
         self.effects: dict[int, Effect] = {}
         self.applications: Counter[bytes] = Counter()
-        self.versions: dict[tuple[bytes, bytes], int] = {}
+        self.versions: dict[tuple[bytes, bytes | None], int] = {}
         self.sequence = 0
         self.protocol = 0
         self.machine_version = 0
@@ -111,6 +111,9 @@ class Oracle:
                 elif self._is_first(group, entry.time_us):
                     self._run(group, is_skipped=entry.index in self.skips)
                 self.sequence += group.count
+
+        elif entry.kind == EntryKind.RESTORE:
+            self.sequence += 1
 
         elif entry.kind == EntryKind.ADMIN:
             form, self.admin, *fields = msgpack.unpackb(entry.payload)
@@ -209,4 +212,17 @@ class Oracle:
     def values_at(self, sequence: int) -> dict[bytes, bytes]:
         """The state after this command."""
         assert self.keeps_history
-        return {key: value for at, key, value in self._history if at <= sequence}
+        then = {key: value for at, key, value in self._history if at <= sequence}
+        return {key: value for key, value in then.items() if value is not None}
+
+    def restore(self, to_sequence: int) -> None:
+        """The last command has put the state of an earlier one in the place of the present one.
+
+        That is another version of each key that has changed, also of those that are gone.
+        """
+        then = self.values_at(to_sequence)
+        for key in self.values.keys() | then.keys():
+            if self.values.get(key) != then.get(key):
+                self.versions[key, then.get(key)] = self.sequence
+                self._history.append((self.sequence, key, then.get(key)))
+        self.values = then

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from raftha.entry import EntryKind, LogPosition, make_entry
 from raftha.errors import (
     BackupDamaged,
     ObjectExists,
@@ -27,8 +28,10 @@ from raftha.errors import (
     ObjectTooLarge,
     RepositoryUnavailable,
 )
+from raftha.storage.backup.crypto import NO_KEYS
 from raftha.storage.backup.destination import ObjectInfo
-from raftha.storage.backup.names import check_folder, check_name
+from raftha.storage.backup.names import check_folder, check_name, parse_segment_name
+from raftha.storage.backup.segments import encode_segment, read_segment
 from tests.sim.world import World
 
 
@@ -54,6 +57,12 @@ class BackupSwarm:
     trigger_every_s: float
     shares_prefix: bool
     """Whether another cluster's backups are in the same place."""
+    archives: bool
+    archive_interval_ms: int
+    forgery_chance: float
+    """How often other entries lie under a segment's name, put by a copy of the cluster."""
+    archive_backlog_bytes: int
+    """What members keep for the archive: little enough that there are gaps, or enough for all."""
 
 
 def draw_backups(rng: Random) -> BackupSwarm:
@@ -78,6 +87,10 @@ def draw_backups(rng: Random) -> BackupSwarm:
         rot_every_s=rng.choice((0.0, 0.0, 0.7)),
         trigger_every_s=rng.choice((0.0, 0.5)),
         shares_prefix=rng.random() < 0.3,
+        archives=rng.random() < 0.8,
+        archive_interval_ms=rng.choice((50, 100, 300)),
+        forgery_chance=rng.choice((0.0, 0.0, 0.0, 0.03)),
+        archive_backlog_bytes=rng.choice((3000, 20_000, 1 << 40, 1 << 40)),
     )
 
 
@@ -95,7 +108,11 @@ class Bucket:
         self.objects: dict[str, _Object] = {}
         self.damaged: set[str] = set()
         """The objects that rot or loss has hit, after they were written."""
-        self.on_create: Callable[[Bucket, str], None] = lambda bucket, name: None
+        self.bad_writes: set[str] = set()
+        """Those that have other bytes than were sent."""
+        self.forged: set[str] = set()
+        """Those that another cluster has put under names of this one."""
+        self.on_create: Callable[[Bucket, str, bytes], None] = lambda bucket, name, data: None
         self.on_delete: Callable[[Bucket, str], None] = lambda bucket, name: None
         self._world = world
         self._swarm = swarm
@@ -111,6 +128,9 @@ class Bucket:
         """From now on it works."""
         self._is_calm = True
         self._away_until = 0.0
+        for name in self.forged:
+            self.objects.pop(name, None)
+        self.forged.clear()
 
     def _wait_outage(self) -> None:
         self._world.at(self._rng.expovariate(1 / self._swarm.outage_every_s), self._go_away)
@@ -128,7 +148,7 @@ class Bucket:
         if self._is_calm:
             return
         self._wait_rot()
-        names = sorted(name for name in self.objects if "/backups/" in name)
+        names = sorted(filter(_is_data, self.objects))
         if not names:
             return
         name = self._rng.choice(names)
@@ -158,17 +178,35 @@ class Bucket:
 
     def create(self, name: str, data: bytes) -> None:
         """Write an object; the store may do it wrong."""
+        if "/log/0/" in name and name not in self.objects and not self._is_calm:
+            self._forge(name, data)
         if name in self.objects:
             if not self._swarm.ignores_conditions:
                 raise ObjectExists("it exists", destination=self.name, object_name=name)
             self._world.counts["object overwritten"] += self.objects[name].data != data
-        is_data = "/backups/" in name
-        if is_data and not self._is_calm and self._rng.random() < self._swarm.bad_write_chance:
+        sent = data
+        if (
+            _is_data(name)
+            and not self._is_calm
+            and self._rng.random() < self._swarm.bad_write_chance
+        ):
             data = _changed(data, self._rng)
             self._world.note(0, "bad write", f"{self.name} {name}")
         self.objects[name] = _Object(data, self._world.now)
         self.damaged.discard(name)
-        self.on_create(self, name)
+        self.forged.discard(name)
+        self.bad_writes.discard(name)
+        if data != sent:
+            self.bad_writes.add(name)
+        self.on_create(self, name, sent)
+
+    def _forge(self, name: str, data: bytes) -> None:
+        """A copy of the cluster, which has gone on by itself, may have been here before."""
+        if self._rng.random() < self._swarm.forgery_chance:
+            self.objects[name] = _Object(_forged(name, data), self._world.now)
+            self.forged.add(name)
+            self._world.note(0, "forged object", f"{self.name} {name}")
+            self._world.counts["forged object"] += 1
 
     def find(self, name: str) -> bytes:
         """The bytes of an object."""
@@ -191,6 +229,24 @@ class Bucket:
             self.on_delete(self, name)
             self._world.counts["object deleted"] += 1
             del self.objects[name]
+            self.bad_writes.discard(name)
+
+
+def _forged(name: str, data: bytes) -> bytes:
+    """A segment of this name whose last entry is another one."""
+    segment = parse_segment_name(name)
+    entries = read_segment(data, segment, NO_KEYS)
+    last = entries[-1]
+    header = (last.index, last.term, last.time_us, last.last_sequence)
+    before = entries[-2].position if len(entries) > 1 else LogPosition(last.index - 1, 0, 0, 0, b"")
+    count = last.last_sequence - before.last_sequence
+    other = make_entry(before, last.term, last.time_us, EntryKind.NOOP, b"forged", count)
+    assert other[:4] == header
+    return encode_segment(segment, [*entries[:-1], other], None, 1)
+
+
+def _is_data(name: str) -> bool:
+    return "/backups/" in name or "/log/" in name
 
 
 def _changed(data: bytes, rng: Random) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raftha.config import BackupConfig, HaConfig
+from raftha.config import BackupConfig, HaConfig, PitrConfig
 from raftha.core import CoreConfig
 from raftha.node.bootstrap import HEARTBEAT_TICKS
 from tests.sim.swarm import Swarm
@@ -11,6 +11,7 @@ HEARTBEAT_MS = 50
 ELECTION_MS = 250
 TICK_S = HEARTBEAT_MS / 1000 / HEARTBEAT_TICKS
 WAL = "wal"
+LINEAGE = "a" * 32
 
 
 def node_config(node_id: int, swarm: Swarm, backup: BackupConfig | None) -> HaConfig:
@@ -31,6 +32,16 @@ def node_config(node_id: int, swarm: Swarm, backup: BackupConfig | None) -> HaCo
         digest_interval_hours=swarm.digest_every_s / 3600,
         max_clock_offset_ms=swarm.max_clock_offset_ms,
         backup=backup,
+        enable_pitr=swarm.backups is not None and swarm.backups.archives,
+        pitr=_recovery(swarm),
+    )
+
+
+def _recovery(swarm: Swarm) -> PitrConfig:
+    if swarm.backups is None:
+        return PitrConfig()
+    return PitrConfig(
+        archive_interval_ms=swarm.backups.archive_interval_ms, checkpoint_interval_sec=1
     )
 
 

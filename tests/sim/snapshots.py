@@ -139,9 +139,9 @@ class SimulatedSnapshots:
             return False
         is_needed = real.is_needed(wal, State(owner.store).applied, position)
         if is_needed:
-            if wal.base != position:
+            if wal.base != position and not real.has_entry(wal, position):
                 owner.on_reset(wal, position)
-                wal.reset(position)
+            real.begin_log(wal, position)
             owner.may_crash()
             is_full = owner.store.is_full
             owner.store = DictStore.from_snapshot(bytes(incoming.data))

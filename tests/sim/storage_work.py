@@ -153,7 +153,11 @@ class StorageWork:
         # Other members may have more space: which one helps a member that lags may change with the
         # leader.
         is_short = self._member.id % 2 == 1
-        cut = cut._replace(bytes_max=self._swarm.retention_bytes if is_short else 1 << 40)
+        backups = self._swarm.backups
+        cut = cut._replace(
+            bytes_max=self._swarm.retention_bytes if is_short else 1 << 40,
+            archive_bytes_max=backups.archive_backlog_bytes if backups is not None else 0,
+        )
         self._on_disk(self._write_store, frozen, cut, with_digest, False)
 
     def _write_store(self, frozen: Frozen, cut: LogCut, with_digest: bool, was_full: bool) -> None:
@@ -177,6 +181,9 @@ class StorageWork:
         member, wal, node = self._member, self._wal, self._node
         first_index = wal.first_index
         cut.apply(wal)
+        bytes_max = max(cut.bytes_max, cut.archive_bytes_max)
+        if wal.base.index < wal.index_within(bytes_max) <= cut.limit_index:
+            raise Violation(f"node {member.id} keeps more than {bytes_max} bytes of log")
         if wal.first_index > frozen.position.index + 1:
             raise Violation(
                 f"node {member.id} has cut its log up to {wal.first_index}, its state is at "
@@ -212,5 +219,5 @@ class StorageWork:
             if self._last_cut is None:
                 raise
             # Log that is kept for members that lag is freed first: they can be sent a snapshot.
-            self._last_cut._replace(bytes_max=0).apply(wal)
+            self._last_cut.at_once().apply(wal)
             wal.prepare_spare()

@@ -22,6 +22,7 @@ from raftha.core import (
     VoteRequest,
 )
 from raftha.node.messages import Forward
+from tests.sim.recovery_swarm import RecoverySwarm
 from tests.sim.repository import BackupSwarm
 
 T = TypeVar("T")
@@ -170,6 +171,8 @@ class Swarm:
     """A state is altered; see `divergences.py`."""
     backups: BackupSwarm | None = None
     """What a seed with backups has; see `backups.py`."""
+    recoveries: RecoverySwarm | None = None
+    """What a seed with recoveries has; see `recoveries.py`."""
     thread_pause_s: float = 0.0
     """How long a reader's thread may be paused in the middle of a lease read, on average."""
 

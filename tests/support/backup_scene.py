@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from raftha.config import BackupConfig, HaConfig
+from raftha.config import BackupConfig, HaConfig, PitrConfig
 from raftha.entry import LogPosition
 from raftha.events import HaEvent
 from raftha.membership import Member, Membership
@@ -21,8 +21,14 @@ from raftha.node.backup_work import (
     Listing,
     TakenBackup,
 )
+from raftha.node.comparison import Outcome
 from raftha.node.messages import BackupAction
 from raftha.node.operations import BackupOperation, Operation
+from raftha.node.recovery_work import BuiltState, PairsProgress, PlannedRecovery, RecoveryTarget
+from raftha.recovery import DrillReport
+from raftha.storage.backup.archive import ArchiveOrder, ArchiveResult, Place
+from raftha.storage.backup.drill import DrillOrder
+from raftha.storage.directory.restoring import PreparedState
 from raftha.storage.state.catalog import (
     BackupRecord,
     Catalog,
@@ -30,6 +36,7 @@ from raftha.storage.state.catalog import (
     decode_change,
     encode_change,
 )
+from raftha.storage.state.recoveries import RecoveryRecord
 from raftha.storage.state.versions import Versions, decode_admin
 
 LINEAGE = "a" * 32
@@ -38,13 +45,23 @@ T0_US = 1_764_288_000_000_000
 PROTOCOL = 7
 
 
+class IdleDrills:
+    """Drills that take for ever."""
+
+    def last(self, lineage: str, done: Callable[[DrillReport | None], None]) -> None: ...
+
+    def run(self, order: DrillOrder, done: Callable[[DrillReport], None]) -> None: ...
+
+
 class Work:
     """A host's side: what was asked of it, and answers when the test gives them."""
 
     def __init__(self) -> None:
         self.spool_index: int | None = 0
+        self.archive = Archive()
         self.order: BackupOrder | None = None
         self.cancelled = 0
+        self.drills = IdleDrills()
         self.listed: Sequence[BackupRecord] | None = None
         self.deleting: Mapping[str, Sequence[BackupRecord]] | None = None
         self._done: dict[str, Callable[[Any], None]] = {}
@@ -119,6 +136,86 @@ class Work:
         self.finish("delete", Deletion(**{"gone": gone, "refused": {}, **others}))
 
 
+class RecoveryWork:
+    """A host's side of recoveries: what was asked of it, and answers when the test gives them."""
+
+    def __init__(self) -> None:
+        self.target: RecoveryTarget | None = None
+        self.building: RecoveryRecord | None = None
+        self.prepared: PreparedState | None = None
+        self.progress: PairsProgress | None = None
+        self.discarded = 0
+        self.builds = 0
+        self.restored: list[tuple[int, bytes]] = []
+        self._plan_done: Callable[[PlannedRecovery], None] | None = None
+        self._build_done: Callable[[BuiltState], None] | None = None
+
+    def plan(self, target: RecoveryTarget, done: Callable[[PlannedRecovery], None]) -> None:
+        self.target, self._plan_done = target, done
+
+    def build(
+        self, record: RecoveryRecord, on_progress: PairsProgress, done: Callable[[BuiltState], None]
+    ) -> None:
+        self.building, self.progress, self._build_done = record, on_progress, done
+        self.builds += 1
+
+    def discard(self) -> None:
+        self.building = self.prepared = None
+        self.discarded += 1
+
+    def restore(self, recovery_id: int, meta: bytes) -> None:
+        self.restored.append((recovery_id, meta))
+
+    def planned(self, kind: str = "", error: str = "", backups: tuple[int, ...] = ()) -> None:
+        """The plan is made."""
+        done, target = self._plan_done, self.target
+        assert done is not None and target is not None
+        self._plan_done = None
+        done(PlannedRecovery(kind, error, target.lineage, target.sequence, 5, backups))
+
+    def built(self, digest: str) -> None:
+        """The state is prepared."""
+        assert self.building is not None and self._build_done is not None
+        self.prepared = PreparedState(self.building.id, digest, 3)
+        self.building = None
+        self._build_done(BuiltState("", self.prepared))
+
+    def failed(self, error: str) -> None:
+        """The state can't be built."""
+        assert self._build_done is not None
+        self.building = None
+        self._build_done(BuiltState(error))
+
+
+class Archive:
+    """A host's archive: what was ordered of it, and results when the test gives them."""
+
+    def __init__(self) -> None:
+        self.orders: dict[str, ArchiveOrder] = {}
+        """What is to be put, by destination."""
+        self.tidied: list[ArchiveOrder] = []
+        self._done: dict[str, Callable[[ArchiveResult], None]] = {}
+
+    def put(
+        self, destination: str, order: ArchiveOrder, done: Callable[[ArchiveResult], None]
+    ) -> None:
+        assert destination not in self.orders, "one job at a time"
+        self.orders[destination], self._done[destination] = order, done
+
+    def tidy(
+        self, destination: str, order: ArchiveOrder, done: Callable[[ArchiveResult], None]
+    ) -> None:
+        self.tidied.append(order)
+        done(ArchiveResult())
+
+    def finish(self, destination: str = "local", **result: Any) -> None:
+        """What was ordered is archived, or the result is another one."""
+        order = self.orders.pop(destination)
+        place = Place(order.through, order.through, T0_US)
+        fields = {"archived": place, "verified": 0, "start": 1, **result}
+        self._done.pop(destination)(ArchiveResult(**fields))
+
+
 class Waiter:
     """A caller's place to get a result."""
 
@@ -129,14 +226,18 @@ class Waiter:
 @dataclass
 class Progress:
     match: int
+    applied: int = 0
     is_healing: bool = False
+    is_active: bool = True
+    was_active: bool = True
 
 
 class CoreLog:
     """The log of a node's core."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, node_id: int) -> None:
         self._scene = scene
+        self._id = node_id
 
     @property
     def last(self) -> LogPosition:
@@ -146,8 +247,31 @@ class CoreLog:
     def last_index(self) -> int:
         return self._scene.index
 
+    @property
+    def commit(self) -> int:
+        return self._scene.index
+
+    known_commit = 0
+
     def term(self, index: int) -> int:
         return self._scene.term
+
+    @property
+    def anchor(self) -> LogPosition:
+        return LogPosition(10, 1, T0_US, 10, bytes(16))
+
+    @property
+    def window(self) -> list[LogPosition]:
+        """The entries after the anchor, as far as anything looks at them."""
+        return self._scene.entries
+
+    @property
+    def first_membership(self) -> Membership:
+        return self._scene.membership
+
+    @property
+    def first_index(self) -> int:
+        return self._scene.first_index.get(self._id, 1)
 
 
 class Core:
@@ -155,7 +279,8 @@ class Core:
 
     def __init__(self, scene: Scene, node_id: int) -> None:
         self.id = node_id
-        self.log = CoreLog(scene)
+        self.log = CoreLog(scene, node_id)
+        self.is_removed = False
         self.can_propose = True
         self._scene = scene
 
@@ -179,9 +304,18 @@ class Core:
     def progress(self) -> dict[int, Progress]:
         scene = self._scene
         others = scene.membership.members.keys() - {self.id}
-        return {n: Progress(scene.index - scene.lags.get(n, 0)) for n in others}
+        return {
+            n: Progress(scene.index - scene.lags.get(n, 0), scene.nodes[n].state.applied.index)
+            for n in others
+        }
+
+    def propose(self, payload: bytes, count: int, time_us: int) -> int | None:
+        return self._scene.append(self, payload, time_us)
 
     def propose_admin(self, payload: bytes, time_us: int = 0) -> int | None:
+        return self._scene.append(self, payload, time_us)
+
+    def propose_restore(self, payload: bytes, time_us: int) -> int | None:
         return self._scene.append(self, payload, time_us)
 
 
@@ -197,12 +331,17 @@ class State:
     def has_catalog(self) -> bool:
         return self.versions is not None and self.versions.protocol >= PROTOCOL
 
+    @property
+    def has_recovery(self) -> bool:
+        return self.versions is not None and self.versions.protocol >= 8
+
 
 class Host:
     """A node's host."""
 
     def __init__(self, scene: Scene, node_id: int) -> None:
         self.backups = Work()
+        self.recovery = RecoveryWork()
         self.events: list[HaEvent] = []
         self._scene = scene
         self._id = node_id
@@ -225,9 +364,30 @@ class Checkpoints:
     def __init__(self) -> None:
         self.last = LogPosition(0, 0, 0, 0, bytes(16))
         self.wanted = 0
+        self.applied_bytes = 0
 
     def want(self, index: int) -> None:
         self.wanted = index
+
+
+class Archiving:
+    """A node's part in the archive, which is as far as the scene says."""
+
+    held_index = None
+    start_index = 0
+    status = None
+    archiver = None
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    @property
+    def archived_index(self) -> int | None:
+        return self._scene.archived
+
+    def on_leader(self) -> None: ...
+    def on_tick(self, now: float) -> None: ...
+    def on_message(self, message: Any) -> None: ...
 
 
 class Node:
@@ -240,6 +400,10 @@ class Node:
         self.state = State()
         self.core = Core(scene, node_id)
         self.compared: list[int] = []
+        self.held: list[bool] = []
+        self.handed_over: list[Any] = []
+        self.sent_state: list[int] = []
+        self.outcome: Outcome | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -255,7 +419,10 @@ class Node:
             comparison=self,
             waits_for=lambda: (3,),
             random_below=lambda limit: 7 * self.id,
+            steer=(self.held.append, self.handed_over.append, self.sent_state.append),
         )
+        if not self.scene.archives:
+            self.backups.archiving = cast(Any, Archiving(self.scene))
 
     @property
     def work(self) -> Work:
@@ -266,6 +433,14 @@ class Node:
         index = propose()
         if index is not None:
             self.compared.append(index)
+        return index
+
+    def compare_now(self, propose: Callable[[], int | None], now: float) -> int | None:
+        if self.scene.comparing:
+            return None
+        index = self.compare_with(propose, now)
+        if index is not None:
+            self.scene.comparing.add(index)
         return index
 
     def is_comparing(self, index: int) -> bool:
@@ -298,6 +473,16 @@ class Scene:
     changes: list[Change] = field(default_factory=list)
     comparing: set[int] = field(default_factory=set)
     diverged: set[tuple[int, int]] = field(default_factory=set)
+    sequence: int | None = None
+    """The last command; None: each entry is one."""
+    protocol: int = PROTOCOL
+    enable_pitr: bool = True
+    pitr: PitrConfig = field(default_factory=PitrConfig)
+    digest_interval_hours: float = 24
+    archives: bool = False
+    """Whether members archive the log as the test says, and `archived` counts for nothing."""
+    archived: int | None = None
+    """The last entry that the archive has; None: nothing is archived."""
 
     def __post_init__(self) -> None:
         addresses = {n: f"127.0.0.1:{7100 + n}" for n in (1, 2, 3)}
@@ -309,9 +494,17 @@ class Scene:
         self.nodes: dict[int, Node] = {}
         for node_id in addresses:
             config = HaConfig(
-                node_id=node_id, data_dir="unused", members=addresses, backup=self.config
+                node_id=node_id,
+                data_dir="unused",
+                members=addresses,
+                backup=self.config,
+                enable_pitr=self.enable_pitr,
+                pitr=self.pitr,
+                digest_interval_hours=self.digest_interval_hours,
             )
             self.nodes[node_id] = Node(self, node_id, config)
+            versions = Versions(self.protocol, 0, frozenset())
+            self.nodes[node_id].state.versions = versions
 
     # clock and log clock
     def monotonic(self) -> float:
@@ -346,20 +539,27 @@ class Scene:
         self._pending.append((self.index, time_us, payload))
         return self.index
 
+    first_index: dict[int, int] = field(default_factory=dict)
+    """Where a node's log begins, if not with the first entry."""
+    entries: list[LogPosition] = field(default_factory=list)
     _pending: list[tuple[int, int, bytes]] = field(default_factory=list)
 
     def settle(self) -> None:
         """Commit and apply what was proposed, and what that leads to."""
         while self._pending:
             index, time_us, payload = self._pending.pop(0)
-            change = decode_change(*decode_admin(payload))
-            self.changes.append(change)
-            position = LogPosition(index, self.term, time_us, index, bytes(16))
+            change = decode_change(*decode_admin(payload)) if payload else None
+            sequence = index if self.sequence is None else self.sequence
+            position = LogPosition(index, self.term, time_us, sequence, bytes(16))
+            if change is not None:
+                self.changes.append(change)
+            self.entries.append(position)
             for node in self.nodes.values():
-                node.state.catalog.apply(change, position)
                 node.state.applied = position
-                if self.is_up(node.id):
-                    node.backups.on_applied(index, is_new=True)
+                if change is not None:
+                    node.state.catalog.apply(change, position)
+                    if self.is_up(node.id):
+                        node.backups.on_applied(index, is_new=True)
 
     def lose_proposals(self) -> None:
         """What is proposed and not committed is gone, with its leader."""

@@ -360,7 +360,8 @@ class Reader:
         done, start = self._new(".done"), len(terminal.printed)
         script.write_text(text, encoding="utf-8")
         terminal.send(f"""trap 'echo "$BASH_COMMAND" >>{failed}' ERR""")
-        terminal.ask(f"source {script} </dev/null; echo >{done}", done)
+        # `jobs`: a terminal forgets the jobs that have ended before it prompts again.
+        terminal.ask(f"jobs >/dev/null; source {script} </dev/null; echo >{done}", done)
         if failed.exists():
             printed = output.read_text() if output else terminal.printed[start:]
             raise BlockFailed(f"{failed.read_text()}failed, and printed\n{printed}")

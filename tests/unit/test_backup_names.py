@@ -46,6 +46,7 @@ PARSERS: list[Callable[[str], Any]] = [
     names.parse_backup_object,
     names.parse_segment_name,
     names.parse_gap_name,
+    names.parse_restore_name,
 ]
 
 
@@ -78,6 +79,7 @@ def test_labels_are_read_back_and_sort_by_time(time_us: int, mode: str, index: i
 def test_every_name_is_an_objects_name_and_is_read_back() -> None:
     segment = names.SegmentName(LINEAGE, 0, 1, 0xFF, 0x10, 5)
     gap = names.GapName(LINEAGE, 3, 3)
+    restore = names.RestoreName(LINEAGE, 9, 0x20, 0x1F, 1 << 50)
     read = [
         (names.key_name(LINEAGE, 12), names.parse_key_name, (LINEAGE, 12)),
         (names.lineage_name(LINEAGE), names.parse_lineage_name, LINEAGE),
@@ -98,11 +100,15 @@ def test_every_name_is_an_objects_name_and_is_read_back() -> None:
         ),
         (names.segment_name(segment), names.parse_segment_name, segment),
         (names.gap_name(gap), names.parse_gap_name, gap),
+        (names.restore_name(restore), names.parse_restore_name, restore),
     ]
     for name, parse, said in read:
         assert names.is_name(name)
         assert parse(name) == said
     assert names.is_name(names.repository_name())
+    assert names.segment_name(segment).startswith(names.log_folder(LINEAGE, 0))
+    assert names.gap_name(gap).startswith(names.gaps_folder(LINEAGE))
+    assert names.restore_name(restore).startswith(names.restores_folder(LINEAGE))
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -146,6 +152,15 @@ def test_an_impossible_range_of_entries_is_refused(first: int, last: int) -> Non
 
 
 @pytest.mark.parametrize(
+    "numbers", [(0, 2, 1, 1), (5, 2, 2, 1), (5, 2, 3, 1)], ids=["no entry", "to itself", "ahead"]
+)
+def test_an_impossible_restore_is_refused(numbers: tuple[int, ...]) -> None:
+    fields = "-".join(f"{number:016x}" for number in numbers)
+    with pytest.raises(ValueError, match="impossible"):
+        names.parse_restore_name(f"{LINEAGE}/restores/{fields}")
+
+
+@pytest.mark.parametrize(
     "make",
     [
         lambda: names.run_name(LINEAGE, LABEL, 10_000),
@@ -155,6 +170,9 @@ def test_an_impossible_range_of_entries_is_refused(first: int, last: int) -> Non
         lambda: names.key_name(LINEAGE, 0),
         lambda: names.segment_name(names.SegmentName(LINEAGE, 2, 1, 1, 1, 1)),
         lambda: names.gap_name(names.GapName("x", 1, 1)),
+        lambda: names.log_folder("x"),
+        lambda: names.log_folder(LINEAGE, 2),
+        lambda: names.restore_name(names.RestoreName(LINEAGE, -1, 1, 1, 1)),
     ],
 )
 def test_no_name_is_made_that_could_not_be_read(make: Callable[[], str]) -> None:

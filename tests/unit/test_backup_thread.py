@@ -27,6 +27,7 @@ from raftha.runtime.backup_thread import BackupThread
 from raftha.storage.backup import names
 from raftha.storage.backup.destination import ObjectInfo
 from raftha.storage.backup.memory import MemoryDestination
+from raftha.storage.log.wal import Wal
 from raftha.storage.state.catalog import BackupRecord
 from raftha.types import BackupState
 from tests.support.backups import LINEAGE, BackedUpNode, repository_of
@@ -58,6 +59,8 @@ class Bench:
             fail=self.failures.append,
             emit=self.events.append,
             statistics=Statistics(),
+            wal=Wal.open(self.node.disk, "/wal", segment_bytes=1 << 20, salt=lambda: 1),
+            data=Path("unused"),
         )
         self.taken: list[TakenBackup] = []
         self.progress: list[BackupProgress] = []

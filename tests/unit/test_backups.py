@@ -458,7 +458,7 @@ POLICY = RetentionPolicy(keep_last=1, keep_daily_days=0, keep_weekly_weeks=0, ke
 
 
 def test_retire_is_committed_before_anything_is_deleted() -> None:
-    scene = with_first(config=BackupConfig(retention=POLICY))
+    scene = with_first(config=BackupConfig(retention=POLICY), enable_pitr=False)
     (old,) = scene.catalog.records()
     scene.trigger(1, FULL)
     scene.complete()
@@ -481,7 +481,7 @@ def test_retire_is_committed_before_anything_is_deleted() -> None:
 
 
 def test_a_refused_deletion_is_reported_once_and_tried_again() -> None:
-    scene = with_first(config=BackupConfig(retention=POLICY))
+    scene = with_first(config=BackupConfig(retention=POLICY), enable_pitr=False)
     (old,) = scene.catalog.records()
     scene.trigger(1, FULL)
     scene.complete()
@@ -500,7 +500,7 @@ def test_a_refused_deletion_is_reported_once_and_tried_again() -> None:
 
 
 def test_a_leader_that_was_deposed_proposes_nothing_of_its_round() -> None:
-    scene = with_first(config=BackupConfig(retention=POLICY))
+    scene = with_first(config=BackupConfig(retention=POLICY), enable_pitr=False)
     scene.trigger(1, FULL)
     scene.complete()
     scene.pass_time(2)

@@ -27,13 +27,14 @@ from raftha.storage.state.catalog import (
     End,
     Found,
     MarkNow,
+    NotePoint,
     Pin,
     Retire,
     Unpin,
     decode_change,
     encode_change,
 )
-from raftha.storage.state.state import META_BEFORE, META_VERSION, State
+from raftha.storage.state.state import META_BEFORE, META_VERSION, META_WITH_CATALOG, State
 from raftha.storage.state.versions import Versions, decode_admin, encode_versions
 from tests.support.state_bench import Bench, Kit
 
@@ -379,6 +380,51 @@ def test_junk_is_no_catalog(fields: Any) -> None:
         Catalog.load(fields)
 
 
+# ---------------------------------------------------------------- recovery points
+
+
+def point(index: int, **others: Any) -> NotePoint:
+    return NotePoint(index, 0, T0, b"", 0, 3)._replace(**others)
+
+
+def test_a_point_is_of_an_entry_between_the_last_one_and_its_own(log: Log) -> None:
+    assert log.add(point(15)) == ""
+    for index in (14, 15, 30, 31):
+        log.index = 20
+        assert "between" in log.add(point(index))
+    assert "between" in log.add(point(35, sequence=1000))
+    assert [each.index for each in log.catalog.points()] == [15]
+
+
+@pytest.mark.parametrize(
+    ("agreed", "voters", "is_consistent"),
+    [(0, 3, False), (1, 3, False), (2, 3, True), (2, 4, False), (3, 4, True), (1, 1, True)],
+)
+def test_a_point_is_consistent_if_a_majority_agreed(
+    log: Log, agreed: int, voters: int, is_consistent: bool
+) -> None:
+    digest = b"d" * 32 if agreed else b""
+    assert log.add(point(15, digest=digest, agreed=agreed, voters=voters)) == ""
+    assert log.catalog.points()[0].is_consistent is is_consistent
+
+
+@pytest.mark.parametrize(("digest", "agreed"), [(b"", 2), (b"d" * 32, 0), (b"d" * 32, 4)])
+def test_a_point_has_a_digest_if_and_only_if_members_agreed_on_it(
+    log: Log, digest: bytes, agreed: int
+) -> None:
+    assert "agreed" in log.add(point(15, digest=digest, agreed=agreed))
+
+
+def test_the_oldest_points_are_forgotten(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "POINTS_MAX", 3)
+    for index in (15, 25, 35, 45):
+        assert log.add(point(index)) == ""
+    assert [each.index for each in log.catalog.points()] == [25, 35, 45]
+    packed = msgpack.packb(log.catalog.dump(has_recovery=True))
+    assert Catalog.load(msgpack.unpackb(packed)).points() == log.catalog.points()
+    assert Catalog.load(log.catalog.dump()).points() == ()
+
+
 # ---------------------------------------------------------------- in the state
 
 
@@ -425,7 +471,27 @@ def test_the_catalog_begins_with_the_entry_that_raises_the_protocol() -> None:
     bench.state.apply(bench.log.add(EntryKind.ADMIN, payload))
     begin(bench)
     bench.checkpoint()
+    assert meta_version(bench) == META_WITH_CATALOG
+    loaded = State(bench.store, Kit())
+    assert loaded.catalog.running == bench.state.catalog.running is not None
+
+
+def test_recovery_points_begin_with_the_entry_that_raises_the_protocol() -> None:
+    bench = Bench()
+    bench.state.versions = Versions(7, 1, frozenset())
+    note = encode_change(NotePoint(1, 0, 10, b"", 0, 3))
+    with pytest.raises(AssertionError, match="wait for all members"):
+        bench.state.apply(bench.log.add(EntryKind.ADMIN, note))
+    bench = Bench()
+    bench.state.versions = Versions(7, 1, frozenset())
+    payload = encode_versions(Versions(8, 1, frozenset()))
+    bench.state.apply(bench.log.add(EntryKind.ADMIN, payload))
+    bench.state.apply(bench.log.add(EntryKind.ADMIN, note))
+    bench.checkpoint()
     assert meta_version(bench) == META_VERSION
+    (point,) = State(bench.store, Kit()).catalog.points()
+    assert point == bench.state.catalog.points()[0]
+    assert (point.noted, point.index, point.is_consistent) == (3, 1, False)
 
 
 def test_a_start_checks_the_changes_of_the_catalog_that_it_is_about_to_apply() -> None:
@@ -435,3 +501,16 @@ def test_a_start_checks_the_changes_of_the_catalog_that_it_is_about_to_apply() -
     later = bench.log.add(EntryKind.ADMIN, msgpack.packb([1, "restore", 6]))
     with pytest.raises(UpgradeRequired):
         bench.state.check_supported([later])
+
+
+@pytest.mark.parametrize(("protocol", "has_recovery"), [(6, False), (7, False), (8, True)])
+def test_what_came_with_protocol_8_waits_until_the_cluster_uses_it(
+    protocol: int, has_recovery: bool
+) -> None:
+    bench = Bench()
+    bench.state.versions = None
+    assert not bench.state.has_recovery
+    bench.state.apply(
+        bench.log.add(EntryKind.ADMIN, encode_versions(Versions(protocol, 1, frozenset())))
+    )
+    assert bench.state.has_recovery is has_recovery

@@ -31,6 +31,35 @@ def test_a_second_user_of_the_directory_gets_an_error(tmp_path: Path) -> None:
     data.close()
 
 
+def test_the_lock_holds_when_its_file_is_removed_or_replaced(tmp_path: Path) -> None:
+    """An operator may take the file for a leftover; two processes would write one log."""
+    data = DataDirectory(tmp_path, "cluster", 1)
+    (tmp_path / "LOCK").unlink()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="in use"):
+            DataDirectory(tmp_path, "cluster", 1)
+        assert (tmp_path / "LOCK").exists()
+    data.close()
+    DataDirectory(tmp_path, "cluster", 1).close()
+
+
+def test_a_folder_that_cannot_be_locked_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def refuse(handle: int, operation: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    data = DataDirectory(tmp_path, "cluster", 1)
+    with pytest.raises(ConfigError, match="in use"):
+        DataDirectory(tmp_path, "cluster", 1)
+    data.close()
+
+
 def test_the_lock_holds_against_another_process_and_ends_with_it(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib; from raftha.storage.directory.datadir import DataDirectory;"
@@ -109,7 +138,7 @@ def test_a_path_that_cannot_be_a_directory_is_a_config_error(tmp_path: Path) -> 
 
 def meaning(data: DataDirectory) -> dict[str, object]:
     """All that the identity says."""
-    return {name: value for name, value in vars(data).items() if name not in ("path", "_lock")}
+    return {name: value for name, value in vars(data).items() if name not in ("path", "_locks")}
 
 
 def test_no_flipped_bit_of_the_identity_changes_its_meaning(tmp_path: Path) -> None:

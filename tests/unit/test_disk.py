@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
+import resource
 from pathlib import Path
 from random import Random
 
@@ -114,6 +117,38 @@ def test_missing_folders_are_errors(disk: Disk, folder: str) -> None:
             act(f"{folder}/none")
     with pytest.raises(FileNotFoundError):
         disk.open(f"{folder}/none/x", create=True)
+
+
+def test_a_folder_that_was_replaced_is_synced_in_its_new_place(
+    disk: Disk, folder: str, tmp_path: Path
+) -> None:
+    disk.sync_dir(folder)
+    if isinstance(disk, RealDisk):
+        Path(folder).rename(tmp_path / "aside")
+        Path(folder).mkdir()
+        disk.sync_dir(folder)
+        (handle,) = disk._dirs.values()
+        assert os.path.samestat(os.fstat(handle), os.stat(folder))
+    disk.close_dirs()
+    disk.sync_dir(folder)
+
+
+def test_a_folder_is_synced_again_without_another_descriptor(tmp_path: Path) -> None:
+    disk, held = RealDisk(), list[int]()
+    disk.sync_dir(str(tmp_path))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit[0], 1024), limit[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        disk.sync_dir(str(tmp_path))
+    finally:
+        for handle in held:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    disk.close_dirs()
+    assert not disk._dirs
 
 
 def test_closed_handles_are_errors(disk: Disk, folder: str) -> None:

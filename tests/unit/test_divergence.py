@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from raftha.config import HaConfig
+from raftha.entry import LogPosition
 from raftha.events import HaEvent, ReplicaDiverged
 from raftha.membership import Membership
 from raftha.node.messages import DigestReport, DigestRequest, DigestVerdict
@@ -32,6 +33,10 @@ class Core:
         self.log = self
         self.last_index = INDEX - 1
         self.leader = 1
+
+    @property
+    def last(self) -> LogPosition:
+        return LogPosition(self.last_index, 1, 1000, 70, bytes(16))
 
     def propose(self, payload: bytes, count: int, time_us: int) -> int:
         self.last_index += 1
@@ -253,3 +258,47 @@ def test_a_follower_obeys_its_leader_about_a_digest_that_it_took(
     scene.watch.on_digest(INDEX, StateDigest("", 0, SAME))
     scene.watch.on_message(verdict, 0.0)
     assert bool(scene.host.healed) is heals
+
+
+# ---------------------------------------------------------------- on request
+
+
+@pytest.mark.parametrize(
+    ("answers", "digest", "agreed"),
+    [
+        ({1: SAME, 2: SAME, 3: SAME}, SAME, 3),
+        ({1: SAME, 2: SAME, 3: OTHER}, SAME, 2),
+        ({1: b"", 2: b"", 3: SAME}, SAME, 1),
+        ({1: b"", 2: b"", 3: b""}, b"", 0),
+    ],
+)
+def test_the_outcome_says_how_many_voters_agreed(
+    answers: dict[int, bytes], digest: bytes, agreed: int
+) -> None:
+    scene = Scene()
+    scene.compare(answers)
+    outcome = scene.watch.outcome
+    assert outcome is not None
+    assert (outcome.position.index, outcome.position.last_sequence) == (INDEX, 70)
+    assert (outcome.digest, outcome.agreed, outcome.voters) == (digest, agreed, 3)
+
+
+def test_a_comparison_on_request_waits_for_the_one_under_way() -> None:
+    scene = Scene(hours=0)
+    propose = lambda: scene.core.propose(b"", 0, 0)  # noqa: E731
+    assert scene.watch.compare_now(propose, 0.0) == INDEX
+    assert scene.watch.compare_now(propose, 0.0) is None
+    assert scene.core.last_index == INDEX
+    for node_id in (1, 2, 3):
+        scene.answer(node_id, INDEX, SAME)
+    scene.watch.on_tick(1.0)
+    assert scene.watch.compare_now(propose, 1.0) == INDEX + 1
+
+
+def test_a_node_alone_has_an_outcome_on_request() -> None:
+    scene = Scene(size=1)
+    assert scene.watch.compare_now(lambda: scene.core.propose(b"", 0, 0), 0.0) == INDEX
+    scene.answer(1, INDEX, SAME)
+    scene.watch.on_tick(1.0)
+    assert scene.watch.outcome is not None
+    assert (scene.watch.outcome.agreed, scene.watch.outcome.voters) == (1, 1)

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from raftha.config import MIB
-from raftha.entry import LOG_START, HardState
+from raftha.entry import LOG_START, EntryKind, HardState, make_entry
 from raftha.errors import Corrupt
 from raftha.storage.directory.datadir import DataDirectory
 from raftha.storage.directory.healing import OpenNode, open_or_heal
@@ -293,3 +293,34 @@ def test_damage_that_a_running_node_found_is_believed_at_the_next_start(
     store = CheckpointStore(directory.path / "state")
     assert State(store).applied == LOG_START
     store.close()
+
+
+def with_restore(directory: Directory) -> None:
+    """Have a log with an entry behind which the state has other pairs."""
+    open_node = directory.open()
+    last = open_node.wal.last
+    restore = make_entry(last, 1, 0, EntryKind.RESTORE, b"", 1)
+    open_node.wal.append(None, [restore])
+    directory.close()
+
+
+def test_a_state_that_the_log_cannot_rebuild_needs_others(directory: Directory) -> None:
+    """The log goes back to its beginning, and has a RESTORE."""
+    with_restore(directory)
+    directory.has_others = False
+    directory.damage_state()
+    with pytest.raises(Corrupt, match="no other member has a copy"):
+        directory.open()
+    assert directory.quarantined() == []
+
+
+def test_a_state_is_rebuilt_up_to_an_entry_that_restores(directory: Directory) -> None:
+    """The node loses nothing by that: it has its log, and waits for the state of another member."""
+    with_restore(directory)
+    directory.damage_state()
+    open_node = directory.open()
+    assert directory.quarantined() == ["state"]
+    assert not directory.data.is_healing
+    assert open_node.state.applied == LOG_START
+    assert open_node.entries[-1].kind == EntryKind.RESTORE
+    directory.close()

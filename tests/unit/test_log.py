@@ -174,3 +174,71 @@ def test_a_hint_goes_below_commit_too_and_ends_where_memory_does() -> None:
     )
     assert log.hint(9, 1) == (2, 2)
     assert log.hint(1, 1) == (1, 0)
+
+
+# ---------------------------------------------------------------- entries that restore
+
+
+def log_with_restores(commit: int) -> RaftLog:
+    """Entries 1 to 6, of which 3 and 5 restore."""
+    entries: list[Entry] = []
+    after = LOG_START
+    for index in range(1, 7):
+        kind, count = (EntryKind.RESTORE, 1) if index in (3, 5) else (EntryKind.NOOP, 0)
+        entries.append(make_entry(after, 1, 0, kind, b"", count))
+        after = entries[-1].position
+    log = RaftLog(1, LOG_START, entries, 1 << 20, MEMBERSHIP)
+    log.commit_to(commit)
+    return log
+
+
+def test_the_application_stops_in_front_of_an_entry_that_restores() -> None:
+    log = log_with_restores(6)
+    assert log.applicable == 2 and log.has_unapplied
+    assert log.take_restore() is None, "others are applied first"
+    log.mark_applied(2)
+    assert log.has_unapplied, "the caller has to be told"
+    restore = log.take_restore()
+    assert restore is not None and restore.index == log.stopped_at == 3
+    assert log.take_restore() is None and not log.has_unapplied, "once"
+    log.pass_restore()
+    assert (log.applicable, log.stopped_at, log.has_unapplied) == (4, 0, True)
+    log.mark_applied(4)
+    restore = log.take_restore()
+    assert restore is not None and restore.index == 5
+    log.pass_restore()
+    log.mark_applied(6)
+    assert not log.has_unapplied and log.take_restore() is None
+
+
+def test_an_entry_that_restores_counts_once_it_is_committed_and_durable() -> None:
+    log = log_with_restores(2)
+    log.mark_applied(2)
+    assert log.take_restore() is None and not log.has_unapplied
+    log.commit_to(3)
+    log.persisted = 2
+    assert log.take_restore() is None and not log.has_unapplied
+    log.persisted = 6
+    assert log.has_unapplied
+    assert log.take_restore() is not None
+
+
+def test_an_entry_that_restores_may_be_replaced_before_it_is_committed() -> None:
+    log = log_with_restores(2)
+    second = log.window[1].position
+    log.merge(append(chain([2, 2], second), second))
+    log.persisted = 4
+    log.commit_to(4)
+    assert log.applicable == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"), [(EntryKind.RESTORE, 0), (EntryKind.RESTORE, 2), (EntryKind.NOOP, 1)]
+)
+def test_an_entry_has_as_many_commands_as_its_kind(kind: EntryKind, count: int) -> None:
+    log = log_of([1])
+    wrong = make_entry(log.last, 1, 0, kind, b"", count)
+    with pytest.raises(LogMismatch, match="commands"):
+        log.merge(append([wrong], log.last))
+    log.merge(append([make_entry(log.last, 1, 0, EntryKind.RESTORE, b"", 1)], log.last))
+    assert log.last_index == 2

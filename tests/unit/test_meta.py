@@ -36,16 +36,19 @@ def test_the_meta_of_a_state_is_read_and_moved() -> None:
     assert (state.session_count, state.versions) == (1, node.state.versions)
 
 
-def test_a_restored_state_has_no_backup_that_runs() -> None:
+@pytest.mark.parametrize("has_recovery", [False, True])
+def test_a_restored_state_has_no_backup_that_runs(has_recovery: bool) -> None:
     """Else a restored cluster would wait for the end of the backup that it came from."""
     catalog = Catalog()
     at = LogPosition(5, 1, 10, 0, bytes(16))
     catalog.apply(Begin(1, "full", 0, "a" * 32, ("local",), ""), at)
     assert catalog.running is not None
-    meta = packed(6, POSITION, None, [], None, catalog.dump())
+    dumped = catalog.dump(has_recovery=has_recovery)
+    meta = packed(7, POSITION, None, [], None, dumped)
     moved = msgpack.unpackb(move_meta(meta, at, b"")[4:])
     restored = Catalog.load(moved[-1])
     assert (restored.running, restored.records()) == (None, ())
+    assert len(moved[-1]) == len(dumped)
 
 
 POSITION = [1, 2, 3, 4, bytes(16)]

@@ -11,16 +11,18 @@ import pytest
 import raftha
 
 NAMES = """\
-Acknowledgement AcknowledgementTimeout AsyncEventStream BackupConfig BackupFailed BackupInProgress
-BackupMode BackupOrchestrator BackupResult BackupState BackupVerification CommandFailed ConfigError
-Corrupt Delete DestinationCheck Digest Disconnected Equals EventKind EventStream Exists
-FireForgetCounts Forked Get HaConfig HaEvent HaManager HaStatus Health Indeterminate InvalidRequest
-KeyMissing MembershipChangePending Missing NotAvailable Overloaded Put RafthaError Receipt Rejected
-ReplicaState ReplicaStatus ReplicaTooSlow ReplicationConfig ReplicationManager ReplicationMode
-ReplicationState RepositoryConflict RepositoryError RepositoryUnavailable RequestTimeout
-RetentionDecision RetentionFate RetentionPolicy SessionExpired StateMachine Stopped StorageError
-StorageFailed StorageFull Transaction TransferFailed Unavailable UpgradePending UpgradeRequired
-__version__ aio command config events
+Acknowledgement AcknowledgementTimeout ArchiveGap AsyncEventStream BackupConfig BackupFailed
+BackupInProgress BackupMode BackupOrchestrator BackupResult BackupState BackupVerification
+ChainBroken CommandFailed ConfigError Corrupt Delete DestinationCheck Digest Disconnected
+DrillReport Equals EventKind EventStream Exists FireForgetCounts Forked Get HaConfig HaEvent
+HaManager HaStatus Health Indeterminate InvalidRequest KeyMissing MembershipChangePending Missing
+Overloaded PitrConfig PitrManager Put RafthaError Receipt RecoveryAborted RecoveryInProgress
+RecoveryMoment RecoveryPlan RecoveryPoint RecoveryPointKind RecoveryResult RecoveryState
+RecoveryWindow Rejected ReplicaState ReplicaStatus ReplicaTooSlow ReplicationConfig
+ReplicationManager ReplicationMode ReplicationState RepositoryConflict RepositoryError
+RepositoryUnavailable RequestTimeout RetentionDecision RetentionFate RetentionPolicy SessionExpired
+StateMachine Stopped StorageError StorageFailed StorageFull TargetUnreachable Transaction
+TransferFailed Unavailable UpgradePending UpgradeRequired __version__ aio command config events
 """
 
 LAZY = {

@@ -15,10 +15,9 @@ from raftha.core import (
     Raft,
     SnapshotOffer,
 )
-from raftha.core import log as log_module
 from raftha.core.log import LogMismatch
 from raftha.core.progress import Mode
-from raftha.entry import Entry, EntryKind, LogPosition, make_entry
+from raftha.entry import ENTRY_BYTES_MAX, Entry, EntryKind, LogPosition, make_entry
 from raftha.events import HaEvent, LogsDiffer, SecondLeader
 from raftha.membership import Membership
 from tests.support.core import acknowledge, become_leader, chain, core, follow, only, settle, step
@@ -76,7 +75,7 @@ def following(previous: LogPosition, term: int = 2, count: int = 0) -> Entry:
 
 
 def large(previous: LogPosition) -> Entry:
-    payload = bytes(log_module.ENTRY_BYTES_MAX)
+    payload = bytes(ENTRY_BYTES_MAX)
     return make_entry(previous, 2, 0, EntryKind.BATCH, payload, 0)
 
 

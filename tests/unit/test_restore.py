@@ -23,23 +23,22 @@ from raftha.errors import (
 )
 from raftha.membership import Member
 from raftha.runtime.quorum_recovery import open_stopped
-from raftha.storage.backup import restore as restore_module
+from raftha.storage.backup import restore_plan
 from raftha.storage.backup.chain import Shelf, load_chain
 from raftha.storage.backup.crypto import NO_KEYS, DataKey, KeyRing, OperatorKey
 from raftha.storage.backup.manifest import encode_manifest
 from raftha.storage.backup.names import manifest_name
 from raftha.storage.backup.pool import thread_pool
-from raftha.storage.backup.restore import (
-    SEQUENCE_STEP,
-    RestoreHooks,
+from raftha.storage.backup.replay import ReplayHooks
+from raftha.storage.backup.restore import RestoreResult, run_restore
+from raftha.storage.backup.restore_plan import (
     RestorePlan,
-    RestoreResult,
     RestoreTarget,
     highest_sequence,
     plan_restore,
-    run_restore,
 )
 from raftha.storage.backup.take import TakeResult
+from raftha.storage.backup.timeline import SEQUENCE_STEP
 from raftha.storage.backup.uploads import BackupCancelled
 from raftha.storage.state.store import Hasher
 from tests.support.backups import CLUSTER, LINEAGE, BackedUpNode, memory, repository_of
@@ -81,7 +80,7 @@ class Backups:
         self, path: Path, result: TakeResult | None = None, node_id: int = 1, **changes: Any
     ) -> RestoreResult:
         plan = self.plan(path, result, node_id, **changes)
-        return run_restore(plan, self.repository, RestoreHooks(pool=thread_pool))
+        return run_restore(plan, self.repository, ReplayHooks(pool=thread_pool))
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +167,9 @@ def test_each_restore_is_another_history(backups: Backups, tmp_path: Path) -> No
 
 def test_sequences_go_on_far_above_all_that_the_repository_knows(backups: Backups) -> None:
     assert highest_sequence(backups.repository, backups.full.manifest) == 2004
-    assert restore_module._next_sequence(0) == 2 * SEQUENCE_STEP
-    assert restore_module._next_sequence(SEQUENCE_STEP - 1) == 2 * SEQUENCE_STEP
-    assert restore_module._next_sequence(SEQUENCE_STEP) == 3 * SEQUENCE_STEP
+    assert restore_plan._next_sequence(0) == 2 * SEQUENCE_STEP
+    assert restore_plan._next_sequence(SEQUENCE_STEP - 1) == 2 * SEQUENCE_STEP
+    assert restore_plan._next_sequence(SEQUENCE_STEP) == 3 * SEQUENCE_STEP
 
 
 def test_sequences_of_other_lineages_count_and_damaged_manifests_do_not(tmp_path: Path) -> None:
@@ -353,7 +352,7 @@ def test_a_restore_that_is_not_wanted_any_more_leaves_nothing(
     backups: Backups, tmp_path: Path
 ) -> None:
     wanted = iter([True] * 3 + [False] * 1000)
-    hooks = RestoreHooks(is_wanted=lambda: next(wanted))
+    hooks = ReplayHooks(is_wanted=lambda: next(wanted))
     with pytest.raises(BackupCancelled):
         run_restore(backups.plan(tmp_path / "data"), backups.repository, hooks)
     assert_untouched(tmp_path)
@@ -376,7 +375,7 @@ def test_a_crash_at_any_step_leaves_no_directory_and_the_next_try_succeeds(
         # A process that is killed removes nothing.
         killed.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
         with pytest.raises(Killed):
-            run_restore(backups.plan(path), backups.repository, RestoreHooks(on_step=on_step))
+            run_restore(backups.plan(path), backups.repository, ReplayHooks(on_step=on_step))
     assert not path.exists()
     assert (tmp_path / ".data.restoring").exists()
     backups.restore(path)
@@ -394,7 +393,7 @@ def test_two_restores_at_once_are_refused(backups: Backups, tmp_path: Path) -> N
                 run_restore(backups.plan(path), backups.repository)
             refused.append(step)
 
-    run_restore(backups.plan(path), backups.repository, RestoreHooks(on_step=on_step))
+    run_restore(backups.plan(path), backups.repository, ReplayHooks(on_step=on_step))
     assert refused == [1]
     assert pairs_in(path) == backups.node.model
 
@@ -402,7 +401,7 @@ def test_two_restores_at_once_are_refused(backups: Backups, tmp_path: Path) -> N
 def test_progress_and_steps_are_told(backups: Backups, tmp_path: Path) -> None:
     steps: list[int] = []
     progress: list[tuple[int, int]] = []
-    hooks = RestoreHooks(
+    hooks = ReplayHooks(
         on_step=steps.append, on_progress=lambda done, total: progress.append((done, total))
     )
     plan = backups.plan(tmp_path / "data")

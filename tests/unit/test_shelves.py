@@ -14,7 +14,7 @@ from raftha.storage.backup.destination import ObjectInfo
 from raftha.storage.backup.inspection import check_places, verify_backup
 from raftha.storage.backup.memory import MemoryDestination
 from raftha.storage.backup.plan import Fork
-from raftha.storage.backup.restore import RestoreTarget, plan_restore
+from raftha.storage.backup.restore_plan import RestoreTarget, plan_restore
 from raftha.storage.backup.shelves import describe_fork, list_shelves, read_results
 from raftha.types import BackupMode, BackupState
 from tests.support.backups import LINEAGE, BackedUpNode, memory, repository_of

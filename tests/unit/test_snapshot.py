@@ -378,3 +378,72 @@ def test_an_installed_snapshot_was_verified_once(
     assert install(data, wal)
     CheckpointStore(data / "state").close()
     wal.close()
+
+
+# ---------------------------------------------------------------- over a log with a RESTORE
+
+
+def with_restore(tmp_path: Path) -> tuple[Path, SnapshotFile, list[Entry]]:
+    """A state in front of the RESTORE at 4, in a log up to 9; and a READY snapshot as of 6."""
+    log = make_log(3)
+    for number in range(4, 10):
+        kind, count = (EntryKind.RESTORE, 1) if number == 4 else (EntryKind.NOOP, 0)
+        log.append(make_entry(log[-1].position, 1, 1, kind, b"", count))
+    state = State(DictStore())
+    for entry in log[:3]:
+        state.apply(entry)
+    store = CheckpointStore(tmp_path / "leader")
+    frozen = state.freeze()
+    frozen.position = log[5].position
+    store.write([(b"then", b"1")], frozen.meta)
+    outgoing = Outgoing(tmp_path / "outgoing")
+    made = outgoing.make(store, 7, lambda size: None)
+    store.close()
+    data = tmp_path / "node"
+    data.mkdir()
+    write_state(data / "state", log[:3])
+    wal = open_wal(data)
+    wal.append(HardState(1, 2, 9), log)
+    wal.close()
+    incoming = Incoming(data / "incoming")
+    receive(incoming, outgoing, made)
+    assert incoming.check(made.sha256, 6)
+    return data, made, log
+
+
+@pytest.mark.slow
+def test_a_state_in_front_of_a_restore_is_replaced_and_the_log_stays(tmp_path: Path) -> None:
+    """Whatever step is the last: entries behind the snapshot may have been acknowledged."""
+    prepared, made, log = with_restore(tmp_path)
+    count = 0
+    while True:
+        count += 1
+        data = tmp_path / f"try-{count}"
+        shutil.copytree(prepared, data)
+        wal = open_wal(data)
+        with pytest.MonkeyPatch.context() as patch:
+            steps = stop_at(patch, count)
+            with contextlib.suppress(Stop):
+                assert install(data, wal)
+        install(data, wal)
+        assert (wal.base, wal.last) == (LOG_START, log[-1].position)
+        store = CheckpointStore(data / "state")
+        state = State(store)
+        assert state.applied == made.position
+        assert state.get(b"then") == b"1"
+        assert [e.index for e in entries_after(wal, state.applied, data)] == [7, 8, 9]
+        store.close()
+        wal.close()
+        shutil.rmtree(data)
+        if steps() < count:
+            break
+    assert count > 6
+
+
+def test_a_restore_behind_the_snapshot_is_no_reason_to_install_it(tmp_path: Path) -> None:
+    data, made, log = with_restore(tmp_path)
+    wal = open_wal(data)
+    assert module.is_needed(wal, log[2].position, made.position)
+    assert not module.is_needed(wal, log[3].position, made.position), "the state is behind it"
+    assert not module.is_needed(wal, LOG_START, log[2].position), "the snapshot is before it"
+    wal.close()

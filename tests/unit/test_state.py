@@ -405,5 +405,5 @@ def test_a_state_of_another_format_is_refused(
     monkeypatch.setattr(state, "META_VERSION", 1)
     bench.checkpoint()
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="is in format 1; this raftha reads 6"):
+    with pytest.raises(ConfigError, match="is in format 1; this raftha reads 7"):
         State(bench.store)

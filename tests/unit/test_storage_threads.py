@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from raftha.entry import LOG_START
 from raftha.errors import StorageFull
 from raftha.node.checkpoints import LogCut
-from raftha.runtime.storage_threads import StorageThreads
+from raftha.runtime.storage_threads import WORKERS, StorageThreads
 from raftha.storage.backup.spool import Spool
 from raftha.storage.directory.reserve import Reserve
 from raftha.storage.log.disk import RealDisk
@@ -63,7 +64,7 @@ class Threads:
         self.state.apply(entry)
 
     def checkpoint(self) -> None:
-        cut = LogCut(0, 0, 1 << 40)
+        cut = LogCut(0, 0, 1 << 40, 0, 1 << 40)
         self.threads.checkpoint(self.state.freeze(), cut, with_digest=False)
         function, args = self.calls.get(timeout=10)
         function(*args)
@@ -156,3 +157,19 @@ def test_preallocation_takes_the_spool_before_the_log(
     monkeypatch.setattr(Wal, "prepare_spare", full_while_spooled)
     node.threads._preallocate_or_cut()
     assert (node.spool.size, node.full) == (0, [])
+
+
+def test_no_thread_is_started_after_the_first_moment(
+    node: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that has used up its threads must not fail its node."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    entered = threading.Barrier(WORKERS + 1)
+    for _ in range(WORKERS):
+        node.threads._job(lambda: entered.wait(5), lambda _: None)
+    entered.wait(5)
+    assert not node.failures

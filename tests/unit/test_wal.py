@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -395,6 +396,48 @@ def test_a_full_disk_refuses_and_goes_on_when_there_is_space(
     assert spare_names(disk) == []
     disk.capacity_bytes = None
     entries = read_all(wal) + fill(wal, 20)
+    disk.crash()
+    assert read_all(open_wal()) == entries
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+@pytest.mark.parametrize("has_spare", [False, True])
+def test_without_a_descriptor_for_the_next_segment_writes_wait(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal], code: int, has_spare: bool
+) -> None:
+    """A host's clients may take all of them for a while: that is no failed disk."""
+    wal = open_wal()
+    if has_spare:
+        wal.prepare_spare()
+    spares = spare_names(disk)
+
+    def refuse(operation: str, path: str) -> None:
+        if operation == "open":
+            raise OSError(code, os.strerror(code), path)
+
+    disk.fault = refuse
+    with pytest.raises(StorageFull, match="can't open"):
+        fill(wal, 20)
+    held = wal.last_index
+    assert 0 < held < 20
+    with pytest.raises(StorageFull, match="limit of open files"):
+        fill(wal, 20)
+    wal.compact(held)
+    assert spare_names(disk) == spares, "a spare that was made stays"
+    disk.fault = None
+    entries = read_all(wal) + fill(wal, 20)
+    disk.crash()
+    assert read_all(open_wal()) == entries
+
+
+def test_a_spare_that_was_removed_by_hand_is_made_again(
+    disk: SimulatedDisk, open_wal: Callable[[], Wal]
+) -> None:
+    wal = open_wal()
+    wal.prepare_spare()
+    (spare,) = spare_names(disk)
+    disk.unlink(f"{FOLDER}/{spare}")
+    entries = fill(wal, 20)
     disk.crash()
     assert read_all(open_wal()) == entries
 

@@ -39,6 +39,9 @@ from raftha.net.wire import (
     encode,
 )
 from raftha.node.messages import (
+    ArchiveNotice,
+    ArchiveReport,
+    ArchiveRow,
     Forward,
     ForwardReply,
     MembershipReply,
@@ -55,6 +58,7 @@ from raftha.node.messages import (
 from raftha.storage.state.versions import pack_names
 from raftha.version import PROTOCOL_OLDEST, PROTOCOL_VERSION
 
+ARCHIVE_ROW = ArchiveRow("local", 9, 30, 1 << 50, 7, 1, 0, 0, False, "")
 FIRST = make_entry(LOG_START, 3, 1_000, EntryKind.NOOP, b"", 0)
 SECOND = make_entry(FIRST.position, 4, 2_000, EntryKind.BATCH, b"payload", 7)
 
@@ -74,6 +78,8 @@ MESSAGES: list[Frame] = [
     DurableIndexesRequest(1, 2, 5, 9),
     DurableIndexesReply(1, 2, 5, 9, (1, 0, 2, 0, 3, 9)),
     ReplicaReport(1, 2, 5, (ReplicaRow(1, 2, 9, 7, 8, 6, 0, 1, 12), ReplicaRow(*[0] * 9))),
+    ArchiveReport(1, 2, 9, 0, 0, ()),
+    ArchiveNotice(1, 2, 1 << 50, 3, 8, 5, 7, (ARCHIVE_ROW, ARCHIVE_ROW._replace(error="no route"))),
     ReadRequest(1, 2, 5, 42),
     ReadReply(1, 2, 5, 42, 17),
     TimeoutNow(1, 2, 5),
@@ -236,3 +242,21 @@ def test_a_hello_of_an_earlier_version_can_be_told_why_it_is_refused() -> None:
 def test_a_hello_of_this_version_has_all_its_fields() -> None:
     with pytest.raises(WireError, match="Hello has 14 fields, got 5"):
         decode_greeting(hello_frame(PROTOCOL_VERSION, "c" * 32, 1, 2, 9))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        (ARCHIVE_ROW,) * 5,
+        (ARCHIVE_ROW._replace(index=-1),),
+        (ARCHIVE_ROW._replace(index=1 << 63),),
+        (ARCHIVE_ROW._replace(verified=True),),
+        (ARCHIVE_ROW._replace(conflict=1),),  # type: ignore[arg-type]
+        (ARCHIVE_ROW._replace(error=b"x"),),  # type: ignore[arg-type]
+        (ARCHIVE_ROW._replace(destination=1),),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_rows_of_an_archive_are_refused(rows: tuple[ArchiveRow, ...]) -> None:
+    body = encode(ArchiveReport(1, 2, 9, 0, 0, rows))[4:]
+    with pytest.raises(WireError, match="archive"):
+        decode(body)

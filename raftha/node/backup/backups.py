@@ -4,8 +4,10 @@ Theory of operation. What there is of backups, the log says (`raftha/storage/sta
 Three parts act on it, which don't know each other:
 
     `Requests`   this node's callers, whose requests go to the leader
-    `Leading`    as leader: begins backups, and proposes all other changes
+    `Leading`    as leader: begins backups, and proposes all other changes, recovery points too
     `Taker`      as the member that a backup names: has it taken, and reports
+
+`Archiving` has the archive of the log, which goes on by itself, and `Drilling` the drills.
 
 A round of a backup:
 
@@ -28,22 +30,37 @@ from typing import Any, assert_never
 from raftha.clock import Clock
 from raftha.config import HaConfig
 from raftha.core import Raft
-from raftha.events import BackupCompleted, BackupFailure, BackupStarted, RetentionApplied
-from raftha.node.backup.leading import REPORT_S, Comparison, Leading
+from raftha.events import (
+    BackupCompleted,
+    BackupFailure,
+    BackupStarted,
+    PitrCheckpoint,
+    RetentionApplied,
+)
+from raftha.node.backup.archiving import Archiving
+from raftha.node.backup.drilling import Drilling
+from raftha.node.backup.leading import REPORT_S, Leading
+from raftha.node.backup.points import Points
 from raftha.node.backup.requests import Requests
 from raftha.node.backup.taking import Taker
 from raftha.node.backup_work import BackupProgress
 from raftha.node.checkpoints import Checkpoints
+from raftha.node.comparison import Comparison
 from raftha.node.host import Host
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
+    ArchiveNotice,
+    ArchiveReport,
     BackupAction,
     BackupMessage,
     BackupReply,
     BackupReport,
     BackupRequest,
+    RecoveryReport,
 )
 from raftha.node.operations import BackupOperation, Operation
+from raftha.node.recovery.leading import Steering, Surroundings
+from raftha.node.recovery.recovery import Recovery
 from raftha.storage.state.catalog import (
     COMPLETED,
     FAILED,
@@ -51,11 +68,15 @@ from raftha.storage.state.catalog import (
     Begin,
     Deleted,
     End,
+    NotePoint,
+    Point,
     encode_change,
 )
 from raftha.storage.state.state import State
 from raftha.types import BackupMode, BackupState
 
+FREEZE_S = 10.0
+"""How long a leader without settings for recovery holds writes for one."""
 END_AGAIN_S = 1.0
 """How often the end of a backup is sent again."""
 _STATES = tuple(BackupState)
@@ -78,6 +99,7 @@ class Backups:
         comparison: Comparison,
         waits_for: Callable[[], tuple[int, ...]],
         random_below: Callable[[int], int],
+        steer: Steering,
     ) -> None:
         """`waits_for` is that of `Requests`."""
         self._core = core
@@ -85,9 +107,57 @@ class Backups:
         self._host = host
         self._now = clock.monotonic
         self._is_able = config.backup is not None
-        backup, reply, now = config.backup, self._reply, self._now()
+        self.archiving = Archiving(
+            config, core, state, host, log_clock, clock, lambda: checkpoints.applied_bytes
+        )
+        checkpoints.archived_index = lambda: self.archiving.held_index
+        self._points = Points(
+            core,
+            state,
+            config.archive,
+            comparison=comparison,
+            log_clock=log_clock,
+            applied_bytes=lambda: checkpoints.applied_bytes,
+            archived_index=lambda: self.archiving.archived_index,
+            compares=config.digest_interval_hours > 0,
+            now=self._now(),
+        )
+        around = Surroundings(*steer, lambda: self.archiving.archived_index, host.is_connected)
+        self.recovery = Recovery(
+            core,
+            state,
+            lambda: host.recovery,
+            log_clock,
+            around,
+            freeze_s=FREEZE_S if config.archive is None else config.archive.freeze_timeout_s,
+            send=host.send,
+            reply=self._reply,
+            emit=host.emit,
+            wake=host.wake,
+            now=clock.monotonic,
+        )
+        self.drilling = Drilling(
+            config,
+            core,
+            state,
+            host,
+            now_us=lambda: max(log_clock.now_us(), core.log.last.time_us),
+            archiver=lambda: self.archiving.archiver,
+        )
         self._leading = Leading(
-            core, state, host, backup, log_clock, comparison=comparison, reply=reply, now=now
+            core,
+            state,
+            host,
+            config.backup,
+            log_clock,
+            comparison=comparison,
+            points=self._points,
+            archive_start=lambda: self.archiving.start_index,
+            pitr=config.archive,
+            recovery=self.recovery,
+            rates=lambda: None if config.archive is None else self.drilling.rates,
+            reply=self._reply,
+            now=self._now(),
         )
         self._taker = Taker(
             core, state, host, checkpoints, self._propose_end, is_able=self._is_able
@@ -108,6 +178,10 @@ class Backups:
     def pending(self) -> Sequence[Operation]:
         """Return the requests without a result."""
         return self._requests.pending()
+
+    def take_recoveries(self) -> Sequence[Operation]:
+        """Give up the requests for recoveries without a result: the node's next life has them."""
+        return self._requests.take_recoveries()
 
     def expire(self, now: float) -> float:
         """Fail the callers whose deadline has passed; return the next deadline."""
@@ -156,19 +230,30 @@ class Backups:
             return  # This node has yet to apply that the cluster uses it.
         match message:
             case BackupRequest():
-                self._leading.on_request(message)
-                self._leading.on_tick(self._now())
+                self._on_request(message)
             case BackupReply():
                 self._requests.on_reply(message)
             case BackupReport():
                 self._leading.on_report(message, self._now())
                 if message.backup_id:
                     self._reported = message
+            case RecoveryReport():
+                self.recovery.on_report(message)
+            case ArchiveReport() | ArchiveNotice():
+                self.archiving.on_message(message)
             case _:
                 assert_never(message)
 
+    def _on_request(self, request: BackupRequest) -> None:
+        if request.what in (BackupAction.RECOVER, BackupAction.ABORT_RECOVERY):
+            self.recovery.on_request(request)
+        else:
+            self._leading.on_request(request)
+            self._leading.on_tick(self._now())
+
     def on_leader(self) -> None:
         """A leader is known: it gets the requests without an answer, and what this node can do."""
+        self.archiving.on_leader()
         self._reported_at = float("-inf")
         self._requests.on_leader(self._now())
 
@@ -178,7 +263,10 @@ class Backups:
             if self._core.leader is not None:
                 self._taker.on_tick()
             self._report(now)
+            self.recovery.on_tick(now)
             self._leading.on_tick(now)
+            self.archiving.on_tick(now)
+            self.drilling.on_tick(now)
         self._requests.on_tick(now)
 
     def on_applied(self, index: int, *, is_new: bool) -> None:
@@ -196,9 +284,12 @@ class Backups:
                     self._emit_ended(self._record(verdict.change.id))
                 case Deleted() if is_new:
                     self._emit_deleted(verdict.before)
+                case NotePoint() if is_new:
+                    self._emit_point(self._state.catalog.points()[-1])
                 case _:
                     pass
         now = self._now()
+        self.recovery.on_applied(is_new=is_new)
         self._leading.on_applied(verdict, now)
         self._leading.on_tick(now)
         self._requests.on_applied()
@@ -212,8 +303,7 @@ class Backups:
 
     def _ask_leader(self, request: BackupRequest) -> None:
         if request.to == self._core.id:
-            self._leading.on_request(request)
-            self._leading.on_tick(self._now())
+            self._on_request(request)
         else:
             self._host.send(request)
 
@@ -299,6 +389,17 @@ class Backups:
                 duration_ms=(record.ended_us - record.began_us) / 1000,
                 destinations=record.destinations,
                 errors=record.errors,
+            )
+        )
+
+    def _emit_point(self, point: Point) -> None:
+        self._host.emit(
+            PitrCheckpoint(
+                reporter=self._core.id,
+                index=point.index,
+                sequence=point.sequence,
+                log_time_us=point.time_us,
+                is_consistent=point.is_consistent,
             )
         )
 

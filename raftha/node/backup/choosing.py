@@ -18,6 +18,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from raftha.config.backup import BackupConfig
+from raftha.storage.backup.recovery import Rates
 from raftha.storage.state.catalog import (
     COMPLETED,
     FAILED,
@@ -33,8 +34,8 @@ AGAIN_S = 86_400
 """A destination where the last full backup failed has no other one begun before this time."""
 CHAIN_MAX = 28
 """Incremental backups after a full one."""
-RESTORE_BYTES_PER_S = 150_000_000
-"""How fast a restore is estimated to be, by bytes before compression."""
+EARLY_SHARE = 0.1
+"""The share of the restore time wanted that the log must take before a backup is due early."""
 _SECOND = 1_000_000
 _STANDBY, _FOLLOWER, _LEADER = "standby", "follower", "leader"
 
@@ -76,10 +77,12 @@ def failures(catalog: Catalog) -> list[BackupRecord]:
     return found
 
 
-def due_us(config: BackupConfig, catalog: Catalog, lineage: str) -> int:
-    """The log time at which a backup is due; 0 for at once."""
+def due_us(config: BackupConfig, catalog: Catalog, lineage: str, *, is_urgent: bool = False) -> int:
+    """The log time at which a backup is due; 0 for at once, as when it `is_urgent`."""
     last = catalog.newest(lineage)
-    due = 0 if last is None else last.began_us + round(config.interval_hours * 3600 * _SECOND)
+    due = 0
+    if last is not None and not is_urgent:
+        due = last.began_us + round(config.interval_hours * 3600 * _SECOND)
     failed = failures(catalog)
     if not failed:
         return due
@@ -87,6 +90,22 @@ def due_us(config: BackupConfig, catalog: Catalog, lineage: str) -> int:
     pause_s = min(RETRY_S * 2 ** min(tries - 2, 20), RETRY_MAX_S) if tries > 1 else 0
     retry = failed[0].ended_us + round(pause_s * _SECOND)
     return retry if tries < RETRY_TIMES else max(due, retry)
+
+
+def is_slow(
+    config: BackupConfig, catalog: Catalog, lineage: str, sequence: int, rates: Rates
+) -> bool:
+    """Whether a restore of everything up to `sequence` would take too long, and a backup helps."""
+    newest = catalog.newest(lineage)
+    if newest is None or not config.rto_target_s:
+        return False
+    replay_s = max(0, sequence - newest.position_sequence) / rates.replay_commands_per_s
+    total_s = _restore_s(catalog.chain(newest.id), rates) + replay_s
+    return total_s > config.rto_target_s and replay_s > EARLY_SHARE * config.rto_target_s
+
+
+def _restore_s(chain: Sequence[BackupRecord], rates: Rates) -> float:
+    return sum(record.size_bytes for record in chain) / rates.restore_bytes_per_s
 
 
 def choose(
@@ -97,10 +116,13 @@ def choose(
     wanted: str,
     candidates: Sequence[Candidate],
     unreachable: Collection[str] = (),
+    *,
+    rates: Rates | None = None,
 ) -> Choice | None:
     """Choose a backup and its taker; None if no member can take one.
 
-    `wanted` is a mode. `unreachable` are the destinations that couldn't be listed lately.
+    `wanted` is a mode. `unreachable` are the destinations that couldn't be listed lately. `rates`
+    are those of a restore.
     """
     failed = failures(catalog)
     able = _ranked(config, candidates, {record.node for record in failed})
@@ -108,7 +130,7 @@ def choose(
         return None
     reason = "asked for"
     if wanted != FULL:
-        reason = _why_full(config, catalog, lineage, now_us, unreachable)
+        reason = _why_full(config, catalog, lineage, now_us, unreachable, rates or Rates())
     if reason:
         return _full(config, able, "" if wanted == FULL else reason)
     parent = _parent(catalog, lineage, wanted)
@@ -171,6 +193,7 @@ def _why_full(
     lineage: str,
     now_us: int,
     unreachable: Collection[str],
+    rates: Rates,
 ) -> str:
     """Why a full backup is due; "" if an incremental or differential one will do."""
     newest = catalog.newest(lineage)
@@ -194,11 +217,8 @@ def _why_full(
     deltas = sum(record.size_compressed for record in chain[:-1])
     if 2 * deltas > base.size_compressed > 0 and len(chain) > 2:
         return "those since the last full one are half as large as it"
-    total_s = sum(record.size_bytes for record in chain) / RESTORE_BYTES_PER_S
-    if (
-        config.rto_target_s
-        and base.size_bytes / RESTORE_BYTES_PER_S < config.rto_target_s < total_s
-    ):
+    total_s = _restore_s(chain, rates)
+    if config.rto_target_s and _restore_s([base], rates) < config.rto_target_s < total_s:
         return f"a restore of the chain would take about {total_s:.0f} s"
     return ""
 

@@ -8,7 +8,7 @@ the members' reports and the last listing, ends with its leadership; its success
     members' requests        begin, pin, unpin, mark; `end` of the member that takes a backup
     its own                  begin when a backup is due; `end` of a taker that is silent or gone
 
-`Upkeep` has the rest: listing, adoption, retention, deletion.
+`Points` has the recovery points, `Upkeep` the rest: listing, adoption, retention, deletion.
 
 A request is answered when its entry is applied. What gets lost is asked for again by its sender.
 """
@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from raftha.config.backup import BackupConfig
+from raftha.config.pitr import PitrConfig
 from raftha.core import Raft
 from raftha.errors import BackupInProgress, InvalidRequest, UpgradeRequired, WireError
 from raftha.node.backup.choosing import (
@@ -29,13 +30,18 @@ from raftha.node.backup.choosing import (
     choose,
     due_us,
     failures,
+    is_slow,
     kind_of,
 )
+from raftha.node.backup.points import Points
 from raftha.node.backup.upkeep import Upkeep
 from raftha.node.backup_work import BackupWork
+from raftha.node.comparison import Comparison
 from raftha.node.host import Host
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import BackupAction, BackupReply, BackupReport, BackupRequest
+from raftha.node.recovery.recovery import Recovery
+from raftha.storage.backup.recovery import Rates
 from raftha.storage.state.catalog import (
     FULL,
     MODES,
@@ -61,17 +67,6 @@ QUEUE_MAX = 64
 """Requests that wait; further ones are dropped, and their senders repeat them."""
 
 
-class Comparison(Protocol):
-    """Compares the members' states, as of the entry that begins a full backup (`Watch`)."""
-
-    def compare_with(self, propose: Callable[[], int | None], now: float) -> int | None:
-        """Propose an entry, and have the states compared as of it."""
-        ...
-
-    def is_comparing(self, index: int) -> bool: ...
-    def has_diverged(self, node_id: int, index: int) -> bool: ...
-
-
 class _Open(NamedTuple):
     """The proposal under way: its place in the log, and the request that it answers."""
 
@@ -92,16 +87,29 @@ class Leading:
         log_clock: LogClock,
         *,
         comparison: Comparison,
+        points: Points,
+        archive_start: Callable[[], int],
+        pitr: PitrConfig | None,
+        recovery: Recovery,
+        rates: Callable[[], Rates | None],
         reply: Callable[[BackupReply], None],
         now: float,
     ) -> None:
-        """`reply` answers a request, of another node or of this one's callers."""
+        """`reply` answers a request, of another node or of this one's callers.
+
+        `archive_start` returns the entry from which the archive of the log leads on without a gap.
+        `rates` are those of a restore that replays log; None if the log isn't archived.
+        """
         self._core = core
         self._state = state
         self._host = host
         self._config = config
         self._log_clock = log_clock
         self._comparison = comparison
+        self._points = points
+        self._archive_start = archive_start
+        self._recovery = recovery
+        self._rates = rates
         self._reply = reply
         self._term = 0
         self._since = now
@@ -111,7 +119,16 @@ class Leading:
         self._reports: dict[int, tuple[BackupReport, float]] = {}
         self._heard: dict[int, float] = {}
         """When a report of a backup came last, by its id."""
-        self._upkeep = Upkeep(core, state, host, config, self.now_us, comparison.has_diverged)
+        self._upkeep = Upkeep(
+            core,
+            state,
+            host,
+            config,
+            pitr,
+            self.now_us,
+            comparison.has_diverged,
+            sources=recovery.sources,
+        )
         self._seen_index = -1
         self._looked_at = float("-inf")
         """When this leader last looked whether a backup is due."""
@@ -197,6 +214,7 @@ class Leading:
         self._reports.clear()
         self._heard.clear()
         self._upkeep.begin(now)
+        self._points.begin(now)
 
     # ---------------------------------------------------------------- one after the other
 
@@ -209,7 +227,12 @@ class Leading:
         for request in list(self._queue):
             if self._open is None and self._serve(request, now):
                 self._queue.remove(request)
-        if self._open is None and self._config is not None:
+        if self._recovery.is_under_way:
+            return  # Nothing begins meanwhile, and nothing goes.
+        point = self._points.next_change(now) if self._open is None else None
+        if point is not None:
+            self._propose(point, now=now)
+        elif self._open is None and self._config is not None:
             change = self._upkeep.next_change(now)
             if change is not None:
                 self._propose(change, now=now)
@@ -253,6 +276,8 @@ class Leading:
         """Carry out a request, or refuse it; False if it has to wait."""
         if request.what == BackupAction.TRIGGER:
             return self._trigger(request, now)
+        if request.what == BackupAction.CHECKPOINT:
+            return self._checkpoint(request, now)
         if request.what == BackupAction.APPLY_RETENTION:
             self._upkeep.wish(now)
             self._answer(request, None, 0)
@@ -283,7 +308,11 @@ class Leading:
         return True
 
     def _trigger(self, request: BackupRequest, now: float) -> bool:
-        running = self._state.catalog.running
+        running, prepared = self._state.catalog.running, self._state.catalog.recoveries.prepared
+        if prepared is not None:
+            error_of_recovery = BackupInProgress("a recovery is under way", prepared.id)
+            self._answer(request, error_of_recovery, prepared.id)
+            return True
         if running is not None:
             if request.is_repeat:
                 self._answer(request, None, running.id)
@@ -302,6 +331,17 @@ class Leading:
         if not self._begin(mode, request, now):
             self._answer(request, InvalidRequest(self._why_none()), 0)
         return True
+
+    def _checkpoint(self, request: BackupRequest, now: float) -> bool:
+        if not self._points.is_able:
+            hint = "give all members the table [backup]"
+            error = InvalidRequest("the leader has no settings for recovery", hint=hint)
+            self._answer(request, error, 0)
+            return True
+        noted = self._points.serve(request, now)
+        if noted is not None:
+            self._answer(request, None, noted)
+        return noted is not None or self._points.is_forgotten(request, now)
 
     def _why_none(self) -> str:
         assert self._config is not None
@@ -331,11 +371,42 @@ class Leading:
         self._looked_at = now
         lineage, catalog = self._core.membership.lineage, self._state.catalog
         interval_s = 3600 * self._config.interval_hours
-        is_due = self.now_us() >= due_us(self._config, catalog, lineage)
+        due = due_us(self._config, catalog, lineage, is_urgent=self._has_gap())
+        is_due = self.now_us() >= due
         # Where log time was set wrong once, this node's own time decides.
         newest, since = self._newest
-        is_due = is_due or (newest > 0 and not failures(catalog) and now - since >= interval_s)
+        is_overdue = newest > 0 and now - since >= interval_s
+        is_early = is_overdue or self._is_after_recovery() or self._is_slow()
+        is_due = is_due or (not failures(catalog) and is_early)
         return is_due and self._has_heard_all(now) and self._upkeep.is_ready_to_begin(now)
+
+    def _has_gap(self) -> bool:
+        """Whether the archive has no way from the last backup on: the next one must be behind it.
+
+        That follows from what there is, not from an event: the next leader sees it too.
+        """
+        newest = self._state.catalog.newest(self._core.membership.lineage)
+        return newest is not None and self._archive_start() > newest.position_index + 1
+
+    def _is_after_recovery(self) -> bool:
+        """Whether no backup is of the state behind the last recovery: none builds on those before.
+
+        Until one is there, whatever goes back to a moment behind it has to go through it.
+        """
+        restored = self._state.catalog.recoveries.last_restored
+        newest = self._state.catalog.newest(self._core.membership.lineage)
+        position = 0 if newest is None else newest.position_index
+        return restored is not None and restored.index > position
+
+    def _is_slow(self) -> bool:
+        """Whether a restore would take longer than is wanted, because of the log behind the last.
+
+        That goes by what drills have measured.
+        """
+        rates, config = self._rates(), self._config
+        sequence, lineage = self._state.applied.last_sequence, self._core.membership.lineage
+        assert config is not None
+        return rates is not None and is_slow(config, self._state.catalog, lineage, sequence, rates)
 
     def _wanted_mode(self) -> str:
         assert self._config is not None
@@ -347,6 +418,7 @@ class Leading:
         """Propose a backup; False if no member can take one."""
         assert self._config is not None
         lineage, catalog = self._core.membership.lineage, self._state.catalog
+        mode = FULL if self._is_after_recovery() else mode
         choice: Choice | None = choose(
             self._config,
             catalog,
@@ -355,12 +427,15 @@ class Leading:
             mode,
             self._candidates(now),
             self._upkeep.errors,
+            rates=self._rates(),
         )
         if choice is None or not lineage:
             return False
         reason = choice.reason
         if request is None and not reason:
             reason = next((record.reason for record in failures(catalog)), "")
+            if self._has_gap():
+                reason = f"the archive of the log has a gap before entry {self._archive_start()}"
         begin = Begin(choice.node, choice.mode, choice.parent, lineage, choice.destinations, reason)
         self._propose(begin, request, now=now)
         return True

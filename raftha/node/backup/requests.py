@@ -5,6 +5,9 @@ leader, and again, marked as a repetition, to a new one and when no answer comes
 the entry that did it, and the caller gets its result once this node has applied that entry.
 
 A caller that waits for a backup gets the one that was completed for it, which may be a later try.
+
+A node that goes on with the state of a recovery ends, and begins another life, which takes over the
+requests for recoveries.
 """
 
 from __future__ import annotations
@@ -14,22 +17,44 @@ from typing import Any
 
 from raftha.core import Raft
 from raftha.errors import (
+    BackupDamaged,
     BackupFailed,
     BackupInProgress,
     InvalidRequest,
+    KeyMissing,
+    ObjectMissing,
     RafthaError,
+    RecoveryAborted,
+    RecoveryInProgress,
     Rejected,
+    RepositoryUnavailable,
     RequestTimeout,
+    SeveralLineages,
+    TargetUnreachable,
     Unavailable,
     UpgradePending,
 )
 from raftha.node.backup.choosing import RETRY_TIMES, failures
 from raftha.node.messages import BackupAction, BackupReply, BackupRequest
 from raftha.node.operations import BackupOperation, Operation
-from raftha.storage.state.catalog import COMPLETED
+from raftha.storage.state.catalog import COMPLETED, Catalog
+from raftha.storage.state.recoveries import ABORTED, PREPARED
 from raftha.storage.state.state import State
 
 ASK_AGAIN_AFTER_S = 0.5
+_OF_RECOVERY = (BackupAction.CHECKPOINT, BackupAction.RECOVER, BackupAction.ABORT_RECOVERY)
+_REFUSALS: dict[str, type[RafthaError]] = {
+    kind.__name__: kind
+    for kind in (
+        InvalidRequest,
+        TargetUnreachable,
+        RepositoryUnavailable,
+        BackupDamaged,
+        ObjectMissing,
+        KeyMissing,
+        SeveralLineages,
+    )
+}
 
 
 class Requests:
@@ -61,6 +86,13 @@ class Requests:
         """Return the requests without a result."""
         return [operation for operation in self._operations if operation.waiter is not None]
 
+    def take_recoveries(self) -> Sequence[Operation]:
+        """Give up the requests for recoveries: `begin` of the node's next life takes them over."""
+        recoveries = [o for o in self._operations if o.what == BackupAction.RECOVER]
+        taken = [operation for operation in recoveries if operation.waiter is not None]
+        self._operations = [each for each in self._operations if each not in taken]
+        return taken
+
     def begin(self, operation: BackupOperation, now: float) -> None:
         """Ask the leader, now or as soon as one is known."""
         if self._state.versions is not None and not self._state.has_catalog:
@@ -68,11 +100,17 @@ class Requests:
             text = f"the cluster uses protocol {self._state.versions.protocol}, backups need 7"
             self._deliver(operation, UpgradePending(text, self._waits_for(), hint=hint))
             return
+        if operation.what in _OF_RECOVERY and not self._state.has_recovery:
+            text = "not all members know the protocol with recovery points, and with recovery"
+            hint = "upgrade all members; one that is down must be started or removed"
+            self._deliver(operation, UpgradePending(text, self._waits_for(), hint=hint))
+            return
         # A random start tells these requests from those before a restart.
         self._number = self._number + 1 if self._number else 1 + self._random_below(1 << 32)
         operation.number = self._number
         self._operations.append(operation)
         self._ask(operation, now)
+        self.on_applied()
 
     def on_reply(self, reply: BackupReply) -> None:
         """The leader has answered."""
@@ -142,6 +180,8 @@ class Requests:
         catalog = self._state.catalog
         if operation.index > self._state.applied.index:
             return None
+        if operation.what == BackupAction.RECOVER:
+            return _recovered(catalog, operation)
         if operation.what != BackupAction.TRIGGER:
             return operation.index
         if not operation.waits:
@@ -156,17 +196,28 @@ class Requests:
         return None
 
 
+def _recovered(catalog: Catalog, operation: BackupOperation) -> Any:
+    """The record of a recovery, once it has begun, or has ended; its error if it was given up."""
+    record = catalog.recoveries.get(operation.index)
+    if record is None:
+        return RecoveryAborted("it is forgotten", operation.index)
+    if record.state == ABORTED:
+        return RecoveryAborted(record.error, record.id)
+    return None if record.state == PREPARED and operation.waits else record
+
+
 def _error(reply: BackupReply) -> RafthaError:
     if reply.kind == BackupInProgress.__name__:
         return BackupInProgress(reply.reason, reply.index)
-    return (
-        InvalidRequest(reply.reason) if reply.kind == "InvalidRequest" else Rejected(reply.reason)
-    )
+    if reply.kind == RecoveryInProgress.__name__:
+        return RecoveryInProgress(reply.reason, reply.index)
+    return _REFUSALS.get(reply.kind, Rejected)(reply.reason)
 
 
 def _late(operation: BackupOperation) -> RafthaError:
     if operation.index:
-        return RequestTimeout("the backup was not completed before the deadline; it may go on")
+        what = "recovery" if operation.what == BackupAction.RECOVER else "backup"
+        return RequestTimeout(f"the {what} was not completed before the deadline; it may go on")
     if operation.is_repeated:
         return RequestTimeout("the leader had not answered before the deadline")
     return Unavailable("no leader was known before the deadline, so nothing was requested")

@@ -21,12 +21,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from raftha.config.backup import BackupConfig
+from raftha.config.pitr import PitrConfig
 from raftha.core import Raft
 from raftha.events import BackupMissing, RetentionRefused
 from raftha.node.backup.choosing import lacking
 from raftha.node.backup_work import Deletion, Listing
 from raftha.node.host import Host
 from raftha.storage.backup.retention import Decisions, candidate_of, decide
+from raftha.storage.backup.window import US_PER_HOUR, read_by
 from raftha.storage.state.catalog import (
     COMPLETED,
     FAILED,
@@ -42,6 +44,7 @@ from raftha.storage.state.catalog import (
 )
 from raftha.storage.state.state import State
 
+RECOVERS = "a recovery reads it"
 FIRST_S, INTERVAL_S = 10.0, 86_400.0
 """When a new leader's first round begins, and the time from one to the next."""
 ASK_AGAIN_S = 3600.0
@@ -68,15 +71,24 @@ class Upkeep:
         state: State,
         host: Host,
         config: BackupConfig | None,
+        pitr: PitrConfig | None,
         now_us: Callable[[], int],
         has_diverged: Callable[[int, int], bool],
+        *,
+        sources: Callable[[], frozenset[int]],
     ) -> None:
-        """`now_us` returns log time. `has_diverged`: of a node, as of an entry."""
+        """`pitr`: None without point-in-time recovery. `now_us` returns log time.
+
+        `has_diverged`: of a node, as of an entry. `sources` are the backups that members may read
+        for a recovery.
+        """
         self._has_diverged = has_diverged
+        self._sources = sources
         self._core = core
         self._state = state
         self._host = host
         self._config = config
+        self._window_us = pitr.retention_hours * US_PER_HOUR if pitr is not None else 0
         self._now_us = now_us
         self._step = _Step.IDLE
         self._round = 0
@@ -215,13 +227,18 @@ class Upkeep:
     def decide(self) -> Decisions:
         """Decide what becomes of each backup now."""
         assert self._config is not None
-        now_us = self._now_us()
+        now_us, sources = self._now_us(), self._sources()
+        held = [
+            r._replace(pins=(*r.pins, (RECOVERS, 0))) if r.id in sources else r for r in self._own()
+        ]
         return decide(
-            [candidate_of(record, now_us, self.refused_by(record.id)) for record in self._own()],
+            [candidate_of(record, now_us, self.refused_by(record.id)) for record in held],
             self._config.retention,
             lineage=self._core.membership.lineage,
             destinations=self._config.destinations,
             now_us=now_us,
+            window_us=self._window_us,
+            needed=read_by(self._state.catalog.recoveries.records(), now_us - self._window_us),
         )
 
     def refused_by(self, backup_id: int) -> set[str]:

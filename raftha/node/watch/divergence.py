@@ -38,8 +38,10 @@ from typing import NamedTuple
 
 from raftha.config import HaConfig
 from raftha.core import Raft
+from raftha.entry import LogPosition
 from raftha.events import ReplicaDiverged
 from raftha.node.checkpoints import Checkpoints
+from raftha.node.comparison import Outcome
 from raftha.node.host import Host
 from raftha.node.messages import DigestMessage, DigestReport, DigestRequest, DigestVerdict
 from raftha.storage.state.state import StateDigest
@@ -66,6 +68,8 @@ class _Round:
     index: int
     ends_at: float
     waits_for: set[int]
+    position: LogPosition | None = None
+    """That of entry `index`, once it is appended."""
     answers: dict[int, tuple[int, bytes] | None] = field(default_factory=dict)
 
 
@@ -76,6 +80,8 @@ class DivergenceWatch:
         self, config: HaConfig, core: Raft, host: Host, checkpoints: Checkpoints, now: float
     ) -> None:
         self.last = Compared(0, ())
+        self.outcome: Outcome | None = None
+        """The last comparison that this node has made as leader."""
         self._core = core
         self._host = host
         self._checkpoints = checkpoints
@@ -168,6 +174,15 @@ class DivergenceWatch:
         is_possible = self._round is None and self._core.can_propose
         return self._ask_all(propose, now) if is_wanted and is_possible else propose()
 
+    def compare_now(self, propose: Callable[[], int | None], now: float) -> int | None:
+        """Propose an entry, and compare the states as of it; None if that isn't possible now.
+
+        A node that is alone takes a digest too: it is compared with those of restored states.
+        """
+        if self._round is not None or not self._core.can_propose:
+            return None
+        return self._ask_all(propose, now)
+
     def _begin(self, now: float) -> None:
         if len(self._core.membership.voters) == 1:
             self._due_at = now + self._interval_s
@@ -187,6 +202,8 @@ class DivergenceWatch:
         self._take(DigestRequest(to=core.id, sender=core.id, index=index))
         appended = propose()
         assert appended in (None, index), "a leader appends behind the end of its log"
+        if appended is not None:
+            self._round.position = core.log.last
         return appended
 
     def _record(self, member: int, index: int, answer: tuple[int, bytes] | None) -> None:
@@ -206,6 +223,9 @@ class DivergenceWatch:
         votes = Counter(a for m, a in answers.items() if m in membership.voters)
         agreed, count = votes.most_common(1)[0] if votes else ((0, b""), 0)
         is_agreed = self._is_majority(count)
+        if comparison.position is not None:
+            digest, voters = agreed[1], len(membership.voters)
+            self.outcome = Outcome(comparison.position, digest, count, voters)
         alike = {m: digest for m, (kind, digest) in answers.items() if kind == agreed[0]}
         diverged = tuple(sorted(m for m, digest in alike.items() if digest != agreed[1]))
         if diverged and not is_agreed:

@@ -19,9 +19,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from raftha.config import HaConfig
 from raftha.core import Raft
-from raftha.events import HaEvent, LeaderElected
+from raftha.events import HaEvent, LeaderElected, StorageHasSpace, StorageIsFull
 from raftha.membership import Membership
 from raftha.node.checkpoints import Checkpoints
+from raftha.node.comparison import Outcome
 from raftha.node.host import Host
 from raftha.node.log_clock import LogClock
 from raftha.node.messages import (
@@ -143,6 +144,15 @@ class Watch:
         """Propose an entry as leader, and have the members' states compared as of it."""
         return self._divergence.begin_with(propose, now)
 
+    def compare_now(self, propose: Callable[[], int | None], now: float) -> int | None:
+        """As `compare_with`, but propose nothing, and return None, if that isn't possible now."""
+        return self._divergence.compare_now(propose, now)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The last comparison of the members' states that this node has made as leader."""
+        return self._divergence.outcome
+
     def is_comparing(self, index: int) -> bool:
         """Whether the members' states as of this entry are being compared."""
         return self._divergence.is_comparing(index)
@@ -152,17 +162,19 @@ class Watch:
         last = self._divergence.last
         return last.index == index and node_id in last.diverged
 
-    def on_full(self, place: str, reason: str) -> bool:
-        """A write at `place` found no space; return True if this node had space until now."""
+    def on_full(self, place: str, reason: str) -> None:
+        """A write at `place` found no space."""
         is_news = self._disk_space.has_space
         self._disk_space.on_full(place, reason)
-        return is_news
+        if is_news:
+            self._host.emit(StorageIsFull(reporter=self._core.id, reason=reason))
 
-    def on_space(self, place: str) -> bool:
-        """The write at `place` succeeded; return True if this node has space again."""
+    def on_space(self, place: str) -> None:
+        """The write at `place` succeeded."""
         was_full = not self._disk_space.has_space
         self._disk_space.on_space(place)
-        return was_full and self._disk_space.has_space
+        if was_full and self._disk_space.has_space:
+            self._host.emit(StorageHasSpace(reporter=self._core.id))
 
     def on_events(self, events: Sequence[HaEvent], now: float) -> bool:
         """Emit the core's events of a turn; return True if one of them names a leader.

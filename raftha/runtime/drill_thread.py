@@ -1,0 +1,85 @@
+"""Drills on a thread of their own, which waits for another process: the real `DrillWork`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from raftha.config.backup import BackupConfig
+from raftha.errors import RafthaError
+from raftha.recovery import DrillReport
+from raftha.runtime.drill import run_in_process
+from raftha.storage.backup.drill import DrillOrder, last_report
+from raftha.storage.backup.repository import Repository
+from raftha.storage.state.machine import StateMachine
+
+FOLDER = "drill"
+"""Where a drill builds its state, in the data directory; removed at its end."""
+
+
+class DrillThread:
+    """The drills of one life of a node, until `close`."""
+
+    def __init__(
+        self,
+        name: str,
+        config: BackupConfig,
+        data: Path,
+        machine: StateMachine | None,
+        skips: Callable[[], Mapping[int, bytes]],
+        *,
+        opened: Callable[[], Repository],
+        call: Callable[..., None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        """`opened` returns the repository; `call` calls a function on the node's thread."""
+        self._config = config
+        self._folder = data / FOLDER
+        self._machine = machine
+        self._skips = skips
+        self._opened = opened
+        self._call = call
+        self._fail = fail
+        self._closing = threading.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-drill")
+
+    def close(self) -> None:
+        """End the process under way."""
+        self._closing.set()
+        self._thread.shutdown(cancel_futures=True)
+
+    def last(self, lineage: str, done: Callable[[DrillReport | None], None]) -> None:
+        def work() -> None:
+            try:
+                found = last_report(self._opened(), lineage)
+            except RafthaError:
+                found = None  # It is asked again tomorrow.
+            self._call(done, found)
+
+        self._run(work)
+
+    def run(self, order: DrillOrder, done: Callable[[DrillReport], None]) -> None:
+        def work() -> None:
+            report = run_in_process(
+                order,
+                self._config,
+                self._folder,
+                self._machine,
+                self._skips(),
+                lambda: not self._closing.is_set(),
+            )
+            if not self._closing.is_set():
+                self._call(done, report)
+
+        self._run(work)
+
+    def _run(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
+                self._fail(error)
+
+        self._thread.submit(run)
