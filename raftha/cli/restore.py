@@ -179,16 +179,18 @@ def run(
 def _plan(
     repository: Repository, settings: HaConfig, wanted: _Wanted, alone: bool, token: str
 ) -> RestorePlan:
+    from raftha.storage.backup.planner import Planner
     from raftha.storage.backup.restore_plan import plan_recovered, plan_restore
-    from raftha.storage.backup.shelves import list_shelves
+    from raftha.storage.backup.timeline import read_timeline
 
     target = _target(settings, alone, token)
     if wanted.is_moment:
         return plan_recovered(repository, _plan_moment(repository, wanted), target)
     at_us = parse_time_us("--before", wanted.before) if wanted.before else None
-    shelves = list_shelves(repository)
-    _say_left_out(shelves.errors)
-    listed = shelves.find(wanted.backup, at_us=at_us, lineage=wanted.lineage)
+    timeline = read_timeline(repository)
+    _say_left_out(timeline.errors)
+    planner = Planner(repository, timeline)
+    listed = planner.find(wanted.backup, at_us=at_us, lineage=wanted.lineage)
     return plan_restore(repository, listed.lineage, listed.label, target)
 
 

@@ -13,13 +13,14 @@ last drill was, and what rates it has measured. It is small JSON; a damaged one 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from raftha.errors import ArchiveGap, DeletionDenied, RafthaError, RepositoryError
+from raftha.errors import ArchiveGap, DeletionDenied, RafthaError, RepositoryError, StorageFull
 from raftha.recovery import DrillReport
 from raftha.storage.backup import names
 from raftha.storage.backup.chain import Shelf, find_manifest
@@ -30,6 +31,7 @@ from raftha.storage.backup.planner import plan_recovery, window
 from raftha.storage.backup.recovery import Rates, RecoveryPlan, Target, Window
 from raftha.storage.backup.replay import Image, ReplayHooks, build_image, check_machine
 from raftha.storage.backup.repository import Repository
+from raftha.storage.backup.restore_plan import SPARE_BYTES, STATE_FACTOR
 from raftha.storage.backup.timeline import Timeline, read_timeline
 from raftha.storage.state.machine import StateMachine, Transaction
 from raftha.storage.state.state import State
@@ -85,6 +87,7 @@ class _Drill:
     ) -> None:
         self._repository = repository
         self._order = order
+        self._folder = place if isinstance(place, Path) else None
         self._stores = FolderStores(place) if isinstance(place, Path) else place
         self._machine = machine
         self._hooks = hooks
@@ -112,10 +115,19 @@ class _Drill:
         plan = self._plan(timeline, found)
         self._note_plan(plan, self._hooks.monotonic() - began)
         check_machine(plan, self._machine)
+        self._check_space(plan)
         image = build_image(plan, self._repository, self._stores, self._machine, self._hooks)
         self._note_image(image)
         self._show(plan)
         self.note(is_ok=True)
+
+    def _check_space(self, plan: RecoveryPlan) -> None:
+        """StorageFull unless there is room for another state: what the node needs comes first."""
+        if self._folder is not None:
+            wanted = int(STATE_FACTOR * plan.size_bytes) + SPARE_BYTES
+            free = shutil.disk_usage(self._folder).free
+            if free < wanted:
+                raise StorageFull(f"a drill may need {wanted} bytes of disk, {free} are free")
 
     def _plan(self, timeline: Timeline, found: Window) -> RecoveryPlan:
         def planned(target: Target, not_after: Target | None = None) -> RecoveryPlan:

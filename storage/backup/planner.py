@@ -44,7 +44,7 @@ from raftha.storage.backup.cut import cut_position
 from raftha.storage.backup.log_reader import read_stretch
 from raftha.storage.backup.manifest import Manifest, StoredManifest
 from raftha.storage.backup.names import RestoreName
-from raftha.storage.backup.plan import Listed
+from raftha.storage.backup.plan import Fork, Listed, find
 from raftha.storage.backup.recovery import (
     Rates,
     RecoveryPlan,
@@ -64,6 +64,7 @@ from raftha.storage.backup.timeline import (
     Part,
     Stretch,
     Timeline,
+    gap,
     part_of,
     read_timeline,
 )
@@ -209,6 +210,24 @@ class Planner:
         if first_error is not None:
             raise first_error
         raise self.unreachable(history, f"no backup is as old as {target}")
+
+    def find(self, label: str = "", *, at_us: int | None = None, lineage: str = "") -> Listed:
+        """Choose a backup, as `plan.find`; of the history that went on last, also if it has none.
+
+        A backup that began before a fork and has its position behind it is none of the history.
+        """
+        timeline = self.timeline
+        forks = {each: Fork(r.parent, r.fork_index) for each, r in timeline.lineages.items()}
+        if not (label or lineage) and timeline.present():
+            lineage = timeline.only_leaf()
+        backups = list(timeline.backups)
+        while True:
+            listed = find(backups, forks, label=label, at_us=at_us, lineage=lineage)
+            if label or _reaches(
+                timeline.history(lineage), listed, self._position(listed), Target()
+            ):
+                return listed
+            backups.remove(listed)
 
     def plan_base(self, history: History) -> RecoveryPlan:
         """The plan to recover the newest backup of a history that can be restored."""
@@ -384,6 +403,11 @@ class Planner:
             latest=as_datetime(last.time_us),
         )
 
+    def backup_behind(self, history: History, index: int) -> int | None:
+        """The entry that began the next backup behind an entry; None if there is none."""
+        begun = (listed.begin_index for listed in self._candidates(history, Target()))
+        return min((each for each in begun if each > index), default=None)
+
     def beyond(self, history: History, target: Target) -> TargetUnreachable:
         """The error for a target that no entry in the repository reaches."""
         return self.unreachable(history, f"the repository has nothing as new as {target}")
@@ -419,7 +443,13 @@ class _End:
         # The log ends before it, or with it.
         if self._taken:
             self._end_with(self._positions(self._taken[-1])[-1])
-        if not self._target.is_last and self.position.time_us != self._target.time_us:
+        is_backup = not self._taken and self._base.time_us == self._target.time_us
+        if self._target.is_last or is_backup:
+            return
+        further = self._planner.backup_behind(self._history, self.position.index)
+        if further is not None:  # So the log went on.
+            raise gap(self.position.index + 1, further)
+        if self.position.time_us != self._target.time_us:
             raise self._planner.beyond(self._history, self._target)
 
     def _may_reach(self, stretch: Stretch) -> bool:

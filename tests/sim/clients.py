@@ -275,7 +275,7 @@ class Writer:
         member.submit([operation])
 
     def _read(self, call: Call, deadline: float) -> ReadOperation:
-        (command,), member = call.commands, call.member
+        (command,) = call.commands
         max_age_s = 0.0
         if self._swarm.aged_chance and self._ages.random() < self._swarm.aged_chance:
             command.kind, max_age_s = "aged read", self._ages.choice(AGES_S)
@@ -283,17 +283,19 @@ class Writer:
         def read(node: Node) -> bytes | None:
             value = node.state.get(command.key)
             if max_age_s:
-                self._allow_age(command, member, max_age_s)
+                self._allow_age(call, max_age_s)
             return value
 
         return ReadOperation(call, deadline, read, is_linearizable=True, max_age_s=max_age_s)
 
-    def _allow_age(self, command: Command, member: Member, max_age_s: float) -> None:
+    def _allow_age(self, call: Call, max_age_s: float) -> None:
         """The value is read now: it may be as old as the caller allows, by the member's clock.
 
         One that isn't read at once must have been current no longer before the call.
         """
-        is_at_once = member.took_at == self._world.now
+        (command,), member = call.commands, call.member
+        took_at, taken = member.took
+        is_at_once = took_at == self._world.now and any(item.waiter is call for item in taken)
         self._world.counts["aged read at once"] += is_at_once
         clock = member.clock
         since = self._world.now if is_at_once else command.began_at

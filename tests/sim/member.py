@@ -88,7 +88,7 @@ class Member:
         self.is_wanted = node_id <= swarm.size - swarm.is_late
         """True if it should be up: not before it joins, and not after it was removed."""
         self.paused_until = 0.0
-        self.took_at = -1.0
+        self.took: tuple[float, list[Operation]] = (-1.0, [])
         self.invited_at = -1.0  # When it was handed operations last, or asked to campaign.
         self.contact = LeaderContact(world)
         self.is_rotten = False
@@ -348,7 +348,7 @@ class Member:
 
     def _take(self, operations: list[Operation]) -> None:
         assert self.node is not None
-        self.took_at = self._world.now
+        self.took = self._world.now, operations
         self.node.submit(operations)
 
     # ---------------------------------------------------------------- Host

@@ -185,3 +185,13 @@ def test_any_text_is_a_name_or_a_value_error(text: str) -> None:
     for parse in (*PARSERS, names.check_name, names.check_folder):
         with contextlib.suppress(ValueError):
             parse(text)
+
+
+def test_names_of_drills_are_read_back_and_no_others() -> None:
+    name = names.drill_name("ab" * 16, 1_760_000_000_000_000)
+    assert name == f"{'ab' * 16}/drills/000640b5eece0000.json"
+    assert names.parse_drill_name(name) == ("ab" * 16, 1_760_000_000_000_000)
+    assert name.startswith(names.drills_folder("ab" * 16))
+    for bad in (name[:-5], name.replace("a", "A", 1), f"x/{name}", name.replace("drills", "log")):
+        with pytest.raises(ValueError, match="another name"):
+            names.parse_drill_name(bad)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import queue
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -14,6 +17,7 @@ from raftha.config.backup import BackupConfig
 from raftha.errors import ConfigError
 from raftha.recovery import DrillReport
 from raftha.runtime.drill import run_in_process
+from raftha.runtime.drill_thread import DrillThread
 from raftha.runtime.machines import load_machine
 from raftha.server.machine import RedisMachine
 from raftha.storage.backup import names
@@ -110,6 +114,22 @@ def test_the_state_machine_may_look_at_the_contents() -> None:
     machine.is_unhappy = True
     report = run_drill(history.repository, DrillOrder(NOW_US, target=target), stores, machine)
     assert not report.is_ok and "it is bad" in report.error
+
+
+def test_a_drill_leaves_the_disk_to_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = history_of()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage())
+    report = run_drill(history.repository, DrillOrder(NOW_US), tmp_path, Kit())
+    assert not report.is_ok and "1000 are free" in report.error
+    assert list(tmp_path.iterdir()) == []
+
+
+class Usage:
+    """A disk with little room."""
+
+    free = 1000
 
 
 # --- Reports --------------------------------------------------------------------------------------
@@ -224,3 +244,41 @@ def test_machines_are_found_by_name() -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             load_machine(bad)
+
+
+# --- On its thread --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_thread_has_a_process_do_it_and_ends_it(tmp_path: Path) -> None:
+    place = tmp_path / "repository"
+    history = History(Random(1), destination=LocalDestination("local", place))
+    history.backup()
+    history.write(3)
+    history.archive()
+    calls: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+    failures: list[BaseException] = []
+    thread = DrillThread(
+        "test",
+        BackupConfig(destinations={"local": str(place)}),
+        tmp_path,
+        Kit(),
+        dict,
+        opened=lambda: history.repository,
+        call=lambda *call: calls.put(call),
+        fail=failures.append,
+    )
+    results: list[Any] = []
+    thread.last(history.lineage, results.append)
+    order = DrillOrder(NOW_US, history.lineage, node_id=1)
+    thread.run(order, results.append)
+    thread.last(history.lineage, results.append)
+    for _ in range(3):
+        done, result = calls.get(timeout=60)
+        done(result)
+    before, report, after = results
+    assert before is None and report.is_ok and after == report
+    thread.run(order, results.append)
+    thread.close()
+    assert calls.empty() and not failures
+    assert not (tmp_path / "drill").exists()

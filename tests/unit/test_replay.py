@@ -31,10 +31,10 @@ from raftha.storage.backup.log_reader import read_stretch
 from raftha.storage.backup.marks import find_mark
 from raftha.storage.backup.memory import MemoryDestination
 from raftha.storage.backup.names import SegmentName
-from raftha.storage.backup.planner import plan_recovery, window
+from raftha.storage.backup.planner import Planner, plan_recovery, window
 from raftha.storage.backup.recovery import Target
 from raftha.storage.backup.replay import ReplayHooks, build_image
-from raftha.storage.backup.timeline import Timeline
+from raftha.storage.backup.timeline import Timeline, read_timeline
 from raftha.storage.backup.uploads import BackupCancelled
 from raftha.storage.state.catalog import MarkNow, encode_change
 from raftha.storage.state.commands import pack_put
@@ -271,6 +271,23 @@ def test_the_window_begins_with_the_backup_from_which_the_log_is_whole(history: 
         plan_recovery(history.repository, Target(sequence=first.last_sequence + 1))
 
 
+def test_a_time_is_not_whole_if_the_log_that_follows_is_missing(history: History) -> None:
+    """What follows may have the same time, and a later backup shows that something does."""
+    simple(history)
+    time_us = history.last.time_us
+    assert plan_recovery(history.repository, Target(time_us=time_us)).position == history.last
+    history.write(3)
+    history.time_us += 1
+    history.write(3)
+    history.backup()
+    missing = next(e for e in history.entries if e.index == history.archived + 1)
+    for wanted in (time_us, time_us + 1):
+        if wanted < history.last.time_us:
+            with pytest.raises(ArchiveGap) as caught:
+                plan_recovery(history.repository, Target(time_us=wanted))
+            assert caught.value.first == missing.index
+
+
 def test_without_log_the_backups_themselves_are_recovered(history: History) -> None:
     first = history.backup().manifest.position
     history.write(3)
@@ -279,8 +296,9 @@ def test_without_log_the_backups_themselves_are_recovered(history: History) -> N
         for target in (Target(sequence=position.last_sequence), Target(time_us=position.time_us)):
             plan = plan_recovery(history.repository, target)
             assert not plan.needs_replay or position.time_us == first.time_us
-    with pytest.raises(TargetUnreachable):
+    with pytest.raises(ArchiveGap) as caught:
         plan_recovery(history.repository, Target(sequence=second.last_sequence - 1))
+    assert caught.value.first == first.index + 1 <= caught.value.last <= second.index
     assert window(history.repository).latest == planner.moment_of(second)
 
 
@@ -554,6 +572,26 @@ def test_marks_are_found_in_backups_and_in_the_log(history: History) -> None:
     with pytest.raises(TargetUnreachable, match="no mark") as caught:
         find_mark(history.repository, "third")
     assert "first, second" in caught.value.hint
+
+
+def test_the_newest_backup_is_one_of_the_history_that_went_on(history: History) -> None:
+    """A fork within a backup: it began before, and has what came after."""
+    first = history.backup()
+    history.write(3)
+    second = history.backup(late=3)
+    history.archive()
+    old = history.lineage
+    begin = next(e for e in history.entries if e.index == second.manifest.id)
+    history.restore(Target(sequence=begin.last_sequence + 2))
+    history.archive()
+    found = Planner(history.repository, read_timeline(history.repository))
+    assert found.find().label == first.manifest.label
+    assert found.find(lineage=old).label == second.manifest.label
+    assert found.find(second.manifest.label).label == second.manifest.label
+    third = history.backup()
+    found = Planner(history.repository, read_timeline(history.repository))
+    assert found.find().label == third.manifest.label
+    assert history.recovered(Target()) == history.model
 
 
 # --- Around it ------------------------------------------------------------------------------------
