@@ -30,7 +30,9 @@ def start(folder: Path, places: dict[str, Path], **settings: Any) -> raftha.HaMa
     destinations = {name: str(place) for name, place in places.items()}
     given: dict[str, Any] = {"destinations": destinations, "retry_s": 1}
     config = make_config(folder, 1, {1: free_addresses(1)[0]})
-    ha = raftha.HaManager(replace(config, backup=BackupConfig(**given | settings)))
+    # Without an archive no window of it keeps older backups.
+    backup = BackupConfig(**given | settings)
+    ha = raftha.HaManager(replace(config, backup=backup, enable_pitr=False))
     ha.start()
     return ha
 
