@@ -185,6 +185,9 @@ class RecoveryCalls:
         with _alone(folder):
             return run_in_process(order, backup, folder, self._machine, skips)
 
+    def last_drill(self) -> Read[DrillReport | None]:
+        return _read(lambda node: node.backups.drilling.last)
+
     def after_drill(self, report: DrillReport) -> Read[DrillReport]:
         """Have the node tell of a drill."""
 
@@ -358,6 +361,13 @@ class PitrManager:
         report = self._calls.drill(wanted, *self._ask(self._calls.before_drill()))
         return self._ask(self._calls.after_drill(report))
 
+    def get_last_drill(self) -> DrillReport | None:
+        """The last drill that was ok, as far as this node knows; None if it knows of none.
+
+        The leader, and the member that archives the log, know it from the repository.
+        """
+        return self._ask(self._calls.last_drill())
+
     def list_recoveries(self) -> tuple[RecoveryResult, ...]:
         """The recoveries of this cluster, the oldest first: up to 100."""
         return self._ask(self._calls.recoveries())
@@ -459,6 +469,10 @@ class AsyncPitrManager:
         known = await self._ask(self._calls.before_drill())
         report = await asyncio.to_thread(self._calls.drill, wanted, *known)
         return await self._ask(self._calls.after_drill(report))
+
+    async def get_last_drill(self) -> DrillReport | None:
+        """As `raftha.PitrManager.get_last_drill`."""
+        return await self._ask(self._calls.last_drill())
 
     async def list_recoveries(self) -> tuple[RecoveryResult, ...]:
         """As `raftha.PitrManager.list_recoveries`."""

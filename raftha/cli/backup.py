@@ -33,7 +33,7 @@ from raftha.cli.backup_tables import (
     size,
 )
 from raftha.cli.console import errors_as_lines, print_table, printable
-from raftha.cli.recovery_tables import archive_line, window_line
+from raftha.cli.recovery_tables import archive_line, drill_line, window_line
 from raftha.cli.repository import KeyFile, Lineage, Places, byte_bar, progress_bar
 from raftha.errors import ConfigError, InvalidRequest, RafthaError
 
@@ -168,11 +168,12 @@ def info(
 def _restorable(asked: Asked) -> dict[str, Any]:
     """Which moments can be restored, and how far the archive is; why not, if that isn't known."""
     try:
-        archive = json.loads(ask(asked, ("RAFTHA", "PITR"), ASK_S))["archive"]
+        told = json.loads(ask(asked, ("RAFTHA", "PITR"), ASK_S))
+        known = {"archive": told["archive"], "drill": told["drill"]}
         window = json.loads(ask(asked, ("RAFTHA", "RECOVER", "WINDOW"), ASK_S))
     except RafthaError as error:
-        return {"archive": None, "window": None, "window_error": str(error)}
-    return {"archive": archive, "window": window, "window_error": ""}
+        return {"archive": None, "drill": None, "window": None, "window_error": str(error)}
+    return {**known, "window": window, "window_error": ""}
 
 
 def _show_info(told: dict[str, Any], whole: Sequence[Backup]) -> None:
@@ -184,6 +185,7 @@ def _show_info(told: dict[str, Any], whole: Sequence[Backup]) -> None:
     typer.echo(f"state     {printable(told['state'])}; the next backup is {due}")
     typer.echo(f"restore   {printable(reach)}")
     typer.echo(f"archive   {printable(archive_line(told['archive']))}")
+    typer.echo(f"drill     {printable(drill_line(told['drill']))}")
     print_table(backups_table(told["backups"], told["decisions"]))
 
 

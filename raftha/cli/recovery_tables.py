@@ -47,6 +47,14 @@ def archive_line(archive: Mapping[str, Any] | None) -> str:
     return "   ".join(parts) or "no destination is known yet"
 
 
+def drill_line(drill: Mapping[str, Any] | None) -> str:
+    """The last drill that was ok, in a line."""
+    if drill is None:
+        return "none that this node knows of"
+    took = f"{drill['restore_s']:.1f} s + replay {drill['replay_s']:.1f} s"
+    return f"{moment(drill['started_us'])}: ok, {drill['keys']:,} keys in {took}"
+
+
 def parse_points(told: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The points of a node's answer, those of recoveries with what they say of these."""
     by_sequence = {each["sequence"] - 1: each for each in told["recoveries"]}

@@ -25,12 +25,14 @@ _Call: TypeAlias = Callable[..., Coroutine[Any, Any, Any]]
 async def pitr(service: Service, _: Arguments) -> bytes:
     """RAFTHA PITR."""
     pitr, status = service.ha.pitr, await service.ha.get_status()
+    drill = await pitr.get_last_drill()
     told = {
         "has_settings": service.ha.config.archive is not None,
         "sequence": await pitr.get_current_sequence(),
         "pitr_sequence": status.pitr_sequence,
         "rpo_ms": status.rpo_ms,
         "archive": None if status.archive is None else dataclasses.asdict(status.archive),
+        "drill": None if drill is None else drill.as_dict(),
         "points": [dataclasses.asdict(each) for each in await pitr.list_recovery_points()],
         "recoveries": [dataclasses.asdict(each) for each in await pitr.list_recoveries()],
     }

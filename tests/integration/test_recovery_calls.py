@@ -154,6 +154,7 @@ def test_what_can_be_restored_is_known_and_proven(nodes: dict[int, raftha.HaMana
     report = node.pitr.drill(receipt.sequence)
     assert (report.is_ok, report.error) == (True, "")
     assert (report.sequence, report.node_id) == (receipt.sequence, 2)
+    assert node.pitr.get_last_drill() == report
 
 
 def test_the_awaited_manager_has_the_same_calls(tmp_path: Path) -> None:

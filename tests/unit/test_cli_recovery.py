@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from raftha.cli import recovery
 from raftha.cli.app import app
+from raftha.cli.recovery_tables import archive_line, drill_line, window_line
 from raftha.errors import Disconnected, RafthaError, RecoveryAborted
 
 T0 = 1_795_780_800_000_000  # 2026-11-27T12:00:00Z
@@ -228,3 +229,20 @@ def test_a_checkpoint_without_a_majority_fails(node: Node, is_consistent: bool, 
     found, out, _ = run("backup", "checkpoint", "--timeout", "5")
     assert (found, node.asked) == (code, [("RECOVER", "CHECKPOINT", 5)])
     assert "1 of 3 voters have the same state" in out
+
+
+def test_what_can_be_restored_is_told_in_lines() -> None:
+    earliest, latest = {"sequence": 4, "time_us": T0}, {"sequence": 12_000, "time_us": T0 + 10**7}
+    window = {"earliest": earliest, "latest": latest, "gaps": []}
+    span = "2026-11-27T12:00:00Z .. 2026-11-27T12:00:10Z"
+    assert window_line(window) == f"{span} (sequence 4 .. 12,000), no gaps"
+    gaps = [[earliest, latest]]
+    assert window_line({**window, "gaps": gaps}).endswith(f"but not {span}")
+    there = {"rpo_ms": 640, "error": ""}
+    away = {"rpo_ms": 90_000, "error": "it can't be reached"}
+    archive = {"destinations": {"far": there, "near": away}}
+    assert archive_line(archive) == "far ok, rpo 0.6 s   near it can't be reached, rpo 90.0 s"
+    assert archive_line(None) == "the log is not archived"
+    assert drill_line(None) == "none that this node knows of"
+    drill = {"started_us": T0, "keys": 1200, "restore_s": 41.0, "replay_s": 7.04}
+    assert drill_line(drill) == "2026-11-27T12:00:00Z: ok, 1,200 keys in 41.0 s + replay 7.0 s"

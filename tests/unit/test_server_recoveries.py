@@ -12,6 +12,7 @@ import pytest
 
 from raftha.client.resp import ReplyError
 from raftha.recovery import (
+    DrillReport,
     RecoveryMoment,
     RecoveryPlan,
     RecoveryPoint,
@@ -90,6 +91,9 @@ class Asked:
         self.calls.append((*what, freeze, timeout))
         return RESULT
 
+    async def get_last_drill(self) -> DrillReport:
+        return DrillReport(is_ok=True, started_us=5, keys=3)
+
     async def get_status(self) -> Any:
         return SimpleNamespace(pitr_sequence=11, rpo_ms=400, archive=None)
 
@@ -162,5 +166,6 @@ def test_the_overview_has_moments_and_recoveries() -> None:
     told = json.loads(ask("PITR")[0])
     assert (told["sequence"], told["pitr_sequence"], told["rpo_ms"]) == (12, 11, 400)
     assert told["has_settings"] is False
+    assert (told["drill"]["is_ok"], told["drill"]["keys"]) == (True, 3)
     assert [point["kind"] for point in told["points"]] == ["mark"]
     assert [each["state"] for each in told["recoveries"]] == ["restored"]
