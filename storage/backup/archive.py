@@ -198,6 +198,8 @@ class DestinationArchive:
             self._put_all(objects, known, order)
         except RafthaError as error:
             self._on_error(error)
+            if isinstance(error, RepositoryConflict):
+                self._known = None  # An operator has to do something; then look again.
             return self._result(known, error)
         return self._result(known)
 

@@ -64,6 +64,7 @@ from raftha.storage.backup.timeline import (
     Part,
     Stretch,
     Timeline,
+    gap,
     part_of,
     read_timeline,
 )
@@ -402,6 +403,11 @@ class Planner:
             latest=as_datetime(last.time_us),
         )
 
+    def backup_behind(self, history: History, index: int) -> int | None:
+        """The entry that began the next backup behind an entry; None if there is none."""
+        begun = (listed.begin_index for listed in self._candidates(history, Target()))
+        return min((each for each in begun if each > index), default=None)
+
     def beyond(self, history: History, target: Target) -> TargetUnreachable:
         """The error for a target that no entry in the repository reaches."""
         return self.unreachable(history, f"the repository has nothing as new as {target}")
@@ -437,7 +443,13 @@ class _End:
         # The log ends before it, or with it.
         if self._taken:
             self._end_with(self._positions(self._taken[-1])[-1])
-        if not self._target.is_last and self.position.time_us != self._target.time_us:
+        is_backup = not self._taken and self._base.time_us == self._target.time_us
+        if self._target.is_last or is_backup:
+            return
+        further = self._planner.backup_behind(self._history, self.position.index)
+        if further is not None:  # So the log went on.
+            raise gap(self.position.index + 1, further)
+        if self.position.time_us != self._target.time_us:
             raise self._planner.beyond(self._history, self._target)
 
     def _may_reach(self, stretch: Stretch) -> bool:

@@ -183,7 +183,8 @@ class ArchiveWatch:
         for entry in read_segment(data, segment, NO_KEYS):
             if entry.index > len(self._committed):
                 raise Violation(f"entry {entry.index} is archived, and is not committed")
-            if entry.hash != self._committed[entry.index - 1].hash:
+            is_forged = any(entry.hash in each.forged_hashes for each in self._buckets.values())
+            if entry.hash != self._committed[entry.index - 1].hash and not is_forged:
                 raise Violation(f"another entry {entry.index} is archived than was committed")
         missing = self._missing(bucket, self._listed(bucket))
         if missing:
@@ -246,8 +247,8 @@ class ArchiveWatch:
         bucket = self._buckets[destination]
         listed = self._listed(bucket)
         first = max(result.start, listed.start and min(listed.sizes).first, 1)
-        # A member whose log begins later can't tell.
-        forged = set() if result.needs else bucket.forged
+        # A member whose log begins later can't tell, and one that has found it says so.
+        forged = set() if result.needs or result.error else bucket.forged
         there = self._entries(bucket.objects.keys() - forged) | self._hit(bucket)
         for gap_first, gap_last in listed.gaps:
             there |= set(range(gap_first, gap_last + 1))
@@ -268,6 +269,18 @@ class ArchiveWatch:
         self._world.counts["recovery point"] += 1
         if index > self._put.get(self._lineage, 0):
             raise Violation(f"entry {index} is called a recovery point, and no bucket has it")
+
+    def clean(self) -> None:
+        """An operator removes what a copy of the cluster has put, and what was copied from it."""
+        forged = {each for bucket in self._buckets.values() for each in bucket.forged_hashes}
+        for bucket in self._buckets.values():
+            for name in [name for name in bucket.objects if "/log/" in name]:
+                if self._is_readable(bucket, name):
+                    segment = names.parse_segment_name(name)
+                    entries = read_segment(bucket.objects[name].data, segment, NO_KEYS)
+                    if any(entry.hash in forged for entry in entries):
+                        del bucket.objects[name]
+                        bucket.damaged.add(name)
 
     def lacking(self, newest_position: int) -> str:
         """What is not archived yet in the end, or leads on from no backup; "" if nothing is."""

@@ -331,6 +331,8 @@ class Backups:
         """The chaos is over: the buckets work."""
         for bucket in self.buckets:
             bucket.calm()
+        if self._archives:
+            self.archive.clean()
         self._healed_index = self._last_index
 
     def end(self) -> None:

@@ -15,7 +15,6 @@ from raftha.storage.backup.archive import ArchiveOrder, DestinationArchive, _Kno
 from raftha.storage.backup.archive_objects import ArchiveObjects
 from raftha.storage.backup.names import SegmentName
 from raftha.storage.log.wal import Wal
-from raftha.storage.state.state import State
 from tests.sim.planting import Bug, Patch
 
 
@@ -121,11 +120,6 @@ def log_not_kept_for_the_archive() -> list[Patch]:
     ]
 
 
-def archive_before_all_members_know_it() -> list[Patch]:
-    """A node archives as soon as its own build can."""
-    return [(State, "has_recovery", property(lambda self: self.versions is not None))]
-
-
 def age_by_a_clock_that_only_leaders_may_ask() -> list[Patch]:
     """Each member examines the clocks for the archive's age; a new leader relies on that (T1)."""
     rpo_ms = Archiving._rpo_ms
@@ -156,7 +150,6 @@ BUGS: tuple[Bug, ...] = (
     level_0_deleted_at_once,
     log_kept_without_limit,
     log_not_kept_for_the_archive,
-    archive_before_all_members_know_it,
     age_by_a_clock_that_only_leaders_may_ask,
     point_noted_before_it_is_archived,
 )

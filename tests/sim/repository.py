@@ -112,6 +112,8 @@ class Bucket:
         """Those that have other bytes than were sent."""
         self.forged: set[str] = set()
         """Those that another cluster has put under names of this one."""
+        self.forged_hashes: set[bytes] = set()
+        """Of their last entries. A member whose log begins later can't tell, and may copy them."""
         self.on_create: Callable[[Bucket, str, bytes], None] = lambda bucket, name, data: None
         self.on_delete: Callable[[Bucket, str], None] = lambda bucket, name: None
         self._world = world
@@ -130,6 +132,7 @@ class Bucket:
         self._away_until = 0.0
         for name in self.forged:
             self.objects.pop(name, None)
+        self.damaged |= self.forged  # An operator has removed them: nothing else is there.
         self.forged.clear()
 
     def _wait_outage(self) -> None:
@@ -203,7 +206,9 @@ class Bucket:
     def _forge(self, name: str, data: bytes) -> None:
         """A copy of the cluster, which has gone on by itself, may have been here before."""
         if self._rng.random() < self._swarm.forgery_chance:
-            self.objects[name] = _Object(_forged(name, data), self._world.now)
+            forged, last_hash = _forged(name, data)
+            self.objects[name] = _Object(forged, self._world.now)
+            self.forged_hashes.add(last_hash)
             self.forged.add(name)
             self._world.note(0, "forged object", f"{self.name} {name}")
             self._world.counts["forged object"] += 1
@@ -232,8 +237,8 @@ class Bucket:
             self.bad_writes.discard(name)
 
 
-def _forged(name: str, data: bytes) -> bytes:
-    """A segment of this name whose last entry is another one."""
+def _forged(name: str, data: bytes) -> tuple[bytes, bytes]:
+    """A segment of this name whose last entry is another one, and the hash of that."""
     segment = parse_segment_name(name)
     entries = read_segment(data, segment, NO_KEYS)
     last = entries[-1]
@@ -242,7 +247,7 @@ def _forged(name: str, data: bytes) -> bytes:
     count = last.last_sequence - before.last_sequence
     other = make_entry(before, last.term, last.time_us, EntryKind.NOOP, b"forged", count)
     assert other[:4] == header
-    return encode_segment(segment, [*entries[:-1], other], None, 1)
+    return encode_segment(segment, [*entries[:-1], other], None, 1), other.hash
 
 
 def _is_data(name: str) -> bool:

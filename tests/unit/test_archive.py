@@ -120,6 +120,8 @@ def test_other_entries_under_a_name_are_a_conflict() -> None:
     assert result.conflict == names.segment_name(segments(destination)[-1])
     assert result.archived.index == 2
     assert archived(destination) == before
+    destination.delete(result.conflict)
+    assert node.put().archived.index == 3, "an operator has removed it"
 
 
 def test_a_copy_of_the_cluster_is_found_when_an_archiver_begins() -> None:

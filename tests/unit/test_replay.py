@@ -271,6 +271,23 @@ def test_the_window_begins_with_the_backup_from_which_the_log_is_whole(history: 
         plan_recovery(history.repository, Target(sequence=first.last_sequence + 1))
 
 
+def test_a_time_is_not_whole_if_the_log_that_follows_is_missing(history: History) -> None:
+    """What follows may have the same time, and a later backup shows that something does."""
+    simple(history)
+    time_us = history.last.time_us
+    assert plan_recovery(history.repository, Target(time_us=time_us)).position == history.last
+    history.write(3)
+    history.time_us += 1
+    history.write(3)
+    history.backup()
+    missing = next(e for e in history.entries if e.index == history.archived + 1)
+    for wanted in (time_us, time_us + 1):
+        if wanted < history.last.time_us:
+            with pytest.raises(ArchiveGap) as caught:
+                plan_recovery(history.repository, Target(time_us=wanted))
+            assert caught.value.first == missing.index
+
+
 def test_without_log_the_backups_themselves_are_recovered(history: History) -> None:
     first = history.backup().manifest.position
     history.write(3)
@@ -279,8 +296,9 @@ def test_without_log_the_backups_themselves_are_recovered(history: History) -> N
         for target in (Target(sequence=position.last_sequence), Target(time_us=position.time_us)):
             plan = plan_recovery(history.repository, target)
             assert not plan.needs_replay or position.time_us == first.time_us
-    with pytest.raises(TargetUnreachable):
+    with pytest.raises(ArchiveGap) as caught:
         plan_recovery(history.repository, Target(sequence=second.last_sequence - 1))
+    assert caught.value.first == first.index + 1 <= caught.value.last <= second.index
     assert window(history.repository).latest == planner.moment_of(second)
 
 
