@@ -437,6 +437,14 @@ def test_sources_stay_until_all_members_are_behind_the_restore(scene: Cluster) -
     kept = [each for each in upkeep.decide().each if each.backup_id == backup.id]
     assert "a recovery reads it" in str(kept)
     assert not any(isinstance(change, Retire) for change in scene.changes)
+    scene.recover(request=8)
+    scene.work(1).planned(backups=())
+    scene.pass_time(0.5)
+    assert scene.node(1).state.catalog.recoveries.prepared is not None
+    behind = state.catalog.recoveries.last_restored
+    assert behind is not None
+    state.applied = state.applied._replace(index=behind.index - 1)
+    assert recovery.sources() == {backup.id}, "the next recovery reads others, and it still reads"
 
 
 # ---------------------------------------------------------------- in front of the entry

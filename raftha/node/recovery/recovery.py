@@ -168,15 +168,15 @@ class Recovery:
     def sources(self) -> frozenset[int]:
         """The backups that members may still read: no leader may give them up.
 
-        Those of the last recovery stay until every member's state is known to be behind it.
+        Those of the last restore stay until every member's state is known to be behind it, also if
+        the next recovery begins before.
         """
-        recoveries = self._state.catalog.recoveries
-        record = recoveries.prepared or recoveries.last_restored
-        if record is None:
-            return frozenset()
-        progress = self._core.progress.values()
-        is_over = record.index and all(each.applied >= record.index for each in progress)
-        return frozenset() if is_over else frozenset(record.backups)
+        recoveries, progress = self._state.catalog.recoveries, self._core.progress.values()
+        wanted, last = recoveries.prepared, recoveries.last_restored
+        read = set(wanted.backups) if wanted is not None else set()
+        if last is not None and any(each.applied < last.index for each in progress):
+            read.update(last.backups)
+        return frozenset(read)
 
     def why_no_change(self, request: MembershipRequest) -> str:
         """Why the membership can't change so now, as this leader knows; "" if it can.
