@@ -1,11 +1,10 @@
 """The archive on threads of its own: the real `ArchiveWork` of a node.
 
 Theory of operation. Each destination has a thread that puts segments, and one that merges and
-deletes them (`storage/backup/archive.py`); both start with their first job. The repository is
-another one than that of the backups, so that neither waits for the other's connections. It is
-opened by the first job; a destination that could not be reached then is taken in by its own thread.
-It is the first backup that makes it: two nodes that make one at the same time may not find out in a
-store that ignores conditions.
+deletes them (`storage/backup/archive.py`). The repository is another one than that of the backups,
+so that neither waits for the other's connections. It is opened by the first job; a destination that
+could not be reached then is taken in by its own thread. It is the first backup that makes it: two
+nodes that make one at the same time may not find out in a store that ignores conditions.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from raftha.config.backup import BackupConfig
+from raftha.entry import Entry, LogPosition
 from raftha.errors import RepositoryError
 from raftha.storage.backup.archive import (
     ArchiveHooks,
@@ -28,13 +27,15 @@ from raftha.storage.backup.archive import (
 from raftha.storage.backup.archive_objects import Access
 from raftha.storage.backup.destination import Destination
 from raftha.storage.backup.opening import open_configured
+from raftha.storage.backup.pool import ThreadPool
 from raftha.storage.backup.repository import Repository
+from raftha.storage.backup.uploads import BackupCancelled
 from raftha.storage.directory.replay import read_from
 from raftha.storage.log.wal import Wal
 
 
 class ArchiveThreads:
-    """The archive of one life of a node, until `close`."""
+    """The archive of one life of a node, until `end`."""
 
     def __init__(
         self,
@@ -53,17 +54,18 @@ class ArchiveThreads:
         them.
         """
         self._config = config
-        self._call = call
+        self._call_node = call
         self._fail = fail
         self._on_request = on_request
         self._closing = threading.Event()
         self._opening = threading.Lock()
         self._repository: Repository | None = None
         self._archives: dict[str, DestinationArchive] = {}
-        self._threads: dict[tuple[str, str], ThreadPoolExecutor] = {}
+        self._log = _OwnLog(wal)
+        self._threads: dict[tuple[str, str], ThreadPool] = {}
         for name in config.destinations:
             hooks = ArchiveHooks(
-                partial(read_from, wal),
+                self._log.read,
                 time.monotonic,
                 is_wanted=self._is_wanted,
                 others=partial(self._others, name),
@@ -72,14 +74,21 @@ class ArchiveThreads:
                 partial(self._open, name), hooks, level=config.level, on_error=on_error
             )
             for job in ("put", "tidy"):
-                prefix = f"raftha-{node_id}-archive-{job}-{name}"
-                self._threads[name, job] = ThreadPoolExecutor(1, thread_name_prefix=prefix)
+                self._threads[name, job] = ThreadPool(1, f"raftha-{node_id}-archive-{job}-{name}")
+
+    def end(self) -> list[ThreadPool]:
+        """Have the jobs under way give up; return their threads, which a destination may hold up.
+
+        On return nothing reads the log or calls the node any more.
+        """
+        self._closing.set()
+        self._log.close()
+        for thread in self._threads.values():
+            thread.shutdown(wait=False, cancel_futures=True)
+        return list(self._threads.values())
 
     def close(self) -> None:
-        """Have the jobs under way give up, and wait for them."""
-        self._closing.set()
-        for thread in self._threads.values():
-            thread.shutdown(cancel_futures=True)
+        """Close the repository, which none of the threads uses any more."""
         if self._repository is not None:
             self._repository.close()
 
@@ -104,12 +113,18 @@ class ArchiveThreads:
             try:
                 result = work()
             except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
-                self._fail(error)
+                if not self._closing.is_set():
+                    self._fail(error)
             else:
                 self._call(done, result)
 
-        with suppress(RuntimeError):  # The node is ending.
+        if not self._closing.is_set():
             self._threads[destination, job].submit(run)
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        """Call on the node's thread, unless the node has ended by now."""
+        if not self._closing.is_set():
+            self._call_node(function, *args)
 
     def _is_wanted(self) -> bool:
         return not self._closing.is_set()
@@ -138,3 +153,24 @@ class ArchiveThreads:
         if repository is None:
             return ()
         return [other for key, other in list(repository.destinations.items()) if key != name]
+
+
+class _OwnLog:
+    """A node's log, from which nothing is read once it is closed."""
+
+    def __init__(self, wal: Wal) -> None:
+        self._wal = wal
+        self._reading = threading.Lock()
+        self._is_closed = False
+
+    def read(self, index: int) -> tuple[LogPosition, list[Entry]]:
+        with self._reading:
+            if self._is_closed:
+                raise BackupCancelled("the node ends")
+            return read_from(self._wal, index)
+
+    def close(self) -> None:
+        """Wait until nothing reads; for as long as that takes, since the files are closed next."""
+        self._is_closed = True
+        with self._reading:
+            pass

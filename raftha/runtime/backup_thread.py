@@ -9,8 +9,8 @@ The repository is opened by the first job: a node starts without its destination
 
 `close` has the jobs under way give up, and waits for them; if a destination doesn't answer, for
 `HANG_S` only, since its calls may take a minute. Threads that are left then use nothing of the node
-any more: none reads store or spool while it calls a destination, and what they report is dropped.
-They end with their call, or with the process.
+any more: none reads store, spool or log while it calls a destination, and what they report is
+dropped. They end with their call, or with the process.
 """
 
 from __future__ import annotations
@@ -136,17 +136,18 @@ class BackupThread:
         self._closing.set()
         self._cancelled.set()
         self._source.close()
-        self.archive.close()
-        self.drills.close()
         deadline = time.monotonic() + HANG_S
         for pool in (self._taking, self._upkeep):
             pool.shutdown(wait=False, cancel_futures=True)
         # Workers are made by the taking thread: those of a backup that it gives up are there.
         pools = [self._taking, self._upkeep, *self._workers]
+        pools += [*self.archive.end(), *self.drills.end()]
         if not all(pool.join(max(0.0, deadline - time.monotonic())) for pool in pools):
             text = "node=%d a call of a backup destination hangs: its thread is left behind"
             log.warning(text, self._node_id)
-        elif self._repository is not None:
+            return
+        self.archive.close()
+        if self._repository is not None:
             self._repository.close()
 
     @property

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from raftha.config.backup import BackupConfig
 from raftha.errors import RafthaError
 from raftha.recovery import DrillReport
 from raftha.runtime.drill import run_in_process
 from raftha.storage.backup.drill import DrillOrder, last_report
+from raftha.storage.backup.pool import ThreadPool
 from raftha.storage.backup.repository import Repository
 from raftha.storage.state.machine import StateMachine
 
@@ -20,7 +21,7 @@ FOLDER = "drill"
 
 
 class DrillThread:
-    """The drills of one life of a node, until `close`."""
+    """The drills of one life of a node, until `end`."""
 
     def __init__(
         self,
@@ -40,15 +41,19 @@ class DrillThread:
         self._machine = machine
         self._skips = skips
         self._opened = opened
-        self._call = call
+        self._call_node = call
         self._fail = fail
         self._closing = threading.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-drill")
+        self._thread = ThreadPool(1, f"{name}-drill")
 
-    def close(self) -> None:
-        """End the process under way."""
+    def end(self) -> list[ThreadPool]:
+        """End the process under way; return the thread, which a destination may hold up.
+
+        On return nothing calls the node any more.
+        """
         self._closing.set()
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        return [self._thread]
 
     def last(self, lineage: str, done: Callable[[DrillReport | None], None]) -> None:
         def work() -> None:
@@ -70,8 +75,7 @@ class DrillThread:
                 self._skips(),
                 lambda: not self._closing.is_set(),
             )
-            if not self._closing.is_set():
-                self._call(done, report)
+            self._call(done, report)
 
         self._run(work)
 
@@ -80,6 +84,13 @@ class DrillThread:
             try:
                 work()
             except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
-                self._fail(error)
+                if not self._closing.is_set():
+                    self._fail(error)
 
-        self._thread.submit(run)
+        if not self._closing.is_set():
+            self._thread.submit(run)
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        """Call on the node's thread, unless the node has ended by now."""
+        if not self._closing.is_set():
+            self._call_node(function, *args)

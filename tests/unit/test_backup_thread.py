@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from raftha.config import BackupConfig
+from raftha.entry import LOG_START, EntryKind, HardState, make_entry
 from raftha.events import (
     HaEvent,
     RepositoryConflicted,
@@ -20,11 +21,12 @@ from raftha.events import (
 )
 from raftha.node.backup_work import BackupOrder, BackupProgress, TakenBackup
 from raftha.node.statistics import Histogram, Statistics
-from raftha.runtime import backup_thread
+from raftha.runtime import archive_thread, backup_thread
 from raftha.runtime.backup_jobs import Owner
 from raftha.runtime.backup_pace import BackupPace
 from raftha.runtime.backup_thread import BackupThread
 from raftha.storage.backup import names
+from raftha.storage.backup.archive import ArchiveOrder
 from raftha.storage.backup.destination import ObjectInfo
 from raftha.storage.backup.memory import MemoryDestination
 from raftha.storage.log.wal import Wal
@@ -50,6 +52,7 @@ class Bench:
         self.calls = queue.SimpleQueue()
         self.events: list[HaEvent] = []
         self.failures: list[BaseException] = []
+        self.wal = Wal.open(self.node.disk, "/wal", segment_bytes=1 << 20, salt=lambda: 1)
         self.threads = BackupThread(
             BackupConfig(destinations=places, retry_s=1, **settings),
             Owner(node_id=1, cluster_name="c"),
@@ -59,7 +62,7 @@ class Bench:
             fail=self.failures.append,
             emit=self.events.append,
             statistics=Statistics(),
-            wal=Wal.open(self.node.disk, "/wal", segment_bytes=1 << 20, salt=lambda: 1),
+            wal=self.wal,
             data=Path("unused"),
         )
         self.taken: list[TakenBackup] = []
@@ -148,7 +151,7 @@ class Hanging(MemoryDestination):
         self.deleted = 0
 
     def _wait(self, operation: str, name: str) -> None:
-        if operation == self._operation and "/backups/" in f"{name}/":
+        if operation == self._operation and name.startswith(LINEAGE):
             self.hangs.set()
             assert self.released.wait(WAIT_S)
 
@@ -178,6 +181,12 @@ def has_hung(hanging: Hanging, job: str, folder: Path) -> tuple[Bench, list[obje
         bench.take()
     elif job == "list":
         bench.threads.list(LINEAGE, [], reported.append)
+    elif job == "archive":
+        entry = make_entry(LOG_START, 1, 1, EntryKind.NOOP, b"", 0)
+        bench.wal.append(HardState(1, 0, 1), (entry,))
+        bench.threads.archive.put("local", ArchiveOrder(LINEAGE, 1, is_new=True), reported.append)
+    elif job == "drill":
+        bench.threads.drills.last(LINEAGE, reported.append)
     else:
         retired = bench.record._replace(state="retired")
         bench.threads.delete({"local": [retired, retired]}, reported.append)
@@ -188,7 +197,16 @@ def has_hung(hanging: Hanging, job: str, folder: Path) -> tuple[Bench, list[obje
 
 @pytest.mark.parametrize(
     ("job", "operation"),
-    [("take", "create"), ("take", "get"), ("take", "list"), ("list", "list"), ("delete", "delete")],
+    [
+        ("take", "create"),
+        ("take", "get"),
+        ("take", "list"),
+        ("list", "list"),
+        ("delete", "delete"),
+        ("archive", "create"),
+        ("archive", "list"),
+        ("drill", "list"),
+    ],
 )
 def test_a_stop_does_not_wait_for_a_destination_that_hangs(
     job: str,
@@ -201,6 +219,7 @@ def test_a_stop_does_not_wait_for_a_destination_that_hangs(
     hanging = Hanging(operation)
     repository = repository_of(hanging)
     monkeypatch.setattr(backup_thread, "open_configured", lambda *_, **__: repository)
+    monkeypatch.setattr(archive_thread, "open_configured", lambda *_, **__: repository)
     monkeypatch.setattr(backup_thread, "HANG_S", 0.05)
     before = set(threading.enumerate())
     bench, reported = has_hung(hanging, job, tmp_path)
@@ -212,12 +231,13 @@ def test_a_stop_does_not_wait_for_a_destination_that_hangs(
 
     # Nothing of the node is used any more: its files are closed by now.
     monkeypatch.setattr(bench.node.store, "export", None)
+    monkeypatch.setattr(archive_thread, "read_from", None)
     hanging.released.set()
     for thread in left:
         thread.join(WAIT_S)
         assert not thread.is_alive()
     assert (bench.calls.qsize(), bench.taken, reported, bench.failures) == (calls, [], [], [])
-    if operation == "create":
+    if (job, operation) == ("take", "create"):
         (made,) = set(hanging.list("")) - set(there)
         assert made.name == names.run_name(LINEAGE, bench.record.label, 0)
     elif operation == "delete":

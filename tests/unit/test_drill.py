@@ -279,6 +279,7 @@ def test_the_thread_has_a_process_do_it_and_ends_it(tmp_path: Path) -> None:
     before, report, after = results
     assert before is None and report.is_ok and after == report
     thread.run(order, results.append)
-    thread.close()
+    (pool,) = thread.end()
+    assert pool.join(60)
     assert calls.empty() and not failures
     assert not (tmp_path / "drill").exists()
