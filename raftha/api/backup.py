@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import datetime
 from typing import Any, TypeAlias, TypeVar
@@ -28,7 +28,7 @@ from raftha.storage.backup.inspection import check_places, verify_backup
 from raftha.storage.backup.opening import open_configured
 from raftha.storage.backup.retention import candidate_of, decide
 from raftha.storage.backup.window import US_PER_HOUR, read_by
-from raftha.storage.state.catalog import BackupRecord, Pin, Unpin, encode_change
+from raftha.storage.state.catalog import RETIRED, BackupRecord, Pin, Unpin, encode_change
 from raftha.types import (
     BackupMode,
     BackupResult,
@@ -36,6 +36,7 @@ from raftha.types import (
     BackupVerification,
     DestinationCheck,
     RetentionDecision,
+    RetentionFate,
 )
 
 WAIT_S = 7 * 86_400.0
@@ -44,6 +45,8 @@ NAME_CHARACTERS_MAX = 100
 """The longest name of a pin or a mark."""
 
 T = TypeVar("T")
+LEADER_KNOWS = "whether its destination refuses that, the leader's explain says"
+"""A reason of a deletion that is under way, on the nodes that don't carry it out."""
 Run: TypeAlias = Callable[[Any, float | None], Any]
 """Submits an operation with a time-out; returns its result, or the future of it."""
 
@@ -128,11 +131,9 @@ class BackupCalls:
 
         def read(node: Node) -> tuple[RetentionDecision, ...]:
             now_us, refused_by = _now_us(node), node.backups.refused_by
-            return decide(
-                [
-                    candidate_of(record, now_us, refused_by(record.id))
-                    for record in node.state.catalog.records()
-                ],
+            records = node.state.catalog.records()
+            decided = decide(
+                [candidate_of(record, now_us, refused_by(record.id)) for record in records],
                 config.retention,
                 lineage=node.core.membership.lineage,
                 destinations=config.destinations,
@@ -140,6 +141,7 @@ class BackupCalls:
                 window_us=window_us,
                 needed=read_by(node.state.catalog.recoveries.records(), now_us - window_us),
             ).each
+            return decided if node.core.is_leader else without_refusals(decided, records)
 
         return _read(read)
 
@@ -357,6 +359,19 @@ class AsyncBackupOrchestrator:
     async def unpin(self, backup_id: int, name: str = "") -> None:
         """As `raftha.BackupOrchestrator.unpin`."""
         await self._run(self._calls.unpin(backup_id, name), None)
+
+
+def without_refusals(
+    decided: Sequence[RetentionDecision], records: Sequence[BackupRecord]
+) -> tuple[RetentionDecision, ...]:
+    """The decisions as a node sees them that deletes nothing: which are refused, it can't know."""
+    retired = {record.id for record in records if record.state == RETIRED}
+    return tuple(
+        each._replace(reasons=(*each.reasons, LEADER_KNOWS))
+        if each.fate is RetentionFate.GOES and each.backup_id in retired
+        else each
+        for each in decided
+    )
 
 
 def _results(node: Node) -> tuple[BackupResult, ...]:

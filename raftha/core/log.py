@@ -301,6 +301,24 @@ class RaftLog:
             self._window_bytes_max, STOPPED_BYTES_MAX
         )
 
+    def holds(self, index: int, term: int) -> bool:
+        """Whether the committed entry `index` of `term` is in this log, or already in its state.
+
+        A log that the state can't apply, behind a RESTORE, is as good as none.
+        """
+        if 0 < self.stopped_at <= index:
+            return False
+        return index <= self.commit or self.term(index) == term
+
+    def take_committed(self) -> tuple[Entry, ...]:
+        """The entries that may be applied now; each is returned once."""
+        last = self.applicable
+        if last <= self.applied:
+            return ()
+        committed = self.between(self.applied, last)
+        self.mark_applied(last)
+        return committed
+
     def take_restore(self) -> Entry | None:
         """The RESTORE that is next to be applied; returned once."""
         index = self.applied + 1

@@ -423,15 +423,6 @@ class Raft:
         if self._leadership is not None:
             self._leadership.log_read_failed(request, first_index)
 
-    def holds(self, index: int, term: int) -> bool:
-        """Whether the committed entry `index` of `term` is in this log, or already in its state.
-
-        A log that the state can't apply, behind a RESTORE, is as good as none.
-        """
-        if 0 < self.log.stopped_at <= index:
-            return False
-        return index <= self.log.commit or self.log.term(index) == term
-
     def snapshot_sent(self, request: SnapshotRequest, index: int) -> None:
         """The follower of `request` holds everything up to `index`."""
         if self._leadership is not None:
@@ -470,7 +461,7 @@ class Raft:
         # is put off for one turn: until the write is durable, at the latest.
         is_write_first = write is not None and self._leadership is None
         self._has_postponed = is_write_first and not self._has_postponed
-        committed = () if self._has_postponed else self._take_committed()
+        committed = () if self._has_postponed else self.log.take_committed()
         if committed or write is not None:
             self.log.check()
         ready = Ready(write, messages, committed)
@@ -506,14 +497,6 @@ class Raft:
         else:
             assert leadership.term == term, "a leadership is for one term"
             leadership.check()
-
-    def _take_committed(self) -> tuple[Entry, ...]:
-        last = self.log.applicable
-        if last <= self.log.applied:
-            return ()
-        committed = self.log.between(self.log.applied, last)
-        self.log.mark_applied(last)
-        return committed
 
     def _check_membership(self) -> None:
         if self.log.membership is not self._membership:

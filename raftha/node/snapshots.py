@@ -368,7 +368,7 @@ class SnapshotReceiver:
 
     def on_offer(self, offer: SnapshotOffer) -> None:
         """A leader offers a snapshot; the core has accepted the sender as the leader."""
-        if self._core.holds(offer.index, offer.index_term):
+        if self._core.log.holds(offer.index, offer.index_term):
             self._reply(offer, SnapshotStatus.HOLDS, offer.index)
             return
         if self._is_busy:
@@ -436,7 +436,7 @@ class SnapshotReceiver:
         assert offer is not None
         if not is_sound:
             self._refuse(offer)
-        elif self._core.holds(offer.index, offer.index_term):
+        elif self._core.log.holds(offer.index, offer.index_term):
             # Another leader's log has helped meanwhile; installing the snapshot would drop newer
             # entries.
             self._offer = None

@@ -35,7 +35,7 @@ from raftha.storage.backup.repository import Repository
 from raftha.storage.backup.repository_records import LineageRecord, get_document
 from raftha.storage.backup.source import Source
 from raftha.storage.backup.take import TakeHooks, TakeOrder, take
-from raftha.storage.backup.uploads import Waits
+from raftha.storage.backup.uploads import BackupCancelled, Waits
 from raftha.storage.backup.verify import Verified, read_verified, verify_in, write_verified
 from raftha.storage.state.catalog import (
     COMPLETED,
@@ -183,7 +183,10 @@ class BackupJobs:
     # ---------------------------------------------------------------- listing
 
     def list(self, lineage: str, known: Sequence[BackupRecord], waits: Waits) -> Listing:
-        """Compare what the destinations hold with what the catalog says of this lineage."""
+        """Compare what the destinations hold with what the catalog says of this lineage.
+
+        BackupCancelled once that is no longer wanted.
+        """
         try:
             repository = self._opened()
             repository.retry_failed()
@@ -226,8 +229,15 @@ class BackupJobs:
 
     # ---------------------------------------------------------------- deletion
 
-    def delete(self, wanted: Mapping[str, Sequence[BackupRecord]]) -> Deletion:
-        """Delete all objects of retired backups, in this order from each destination."""
+    def delete(
+        self,
+        wanted: Mapping[str, Sequence[BackupRecord]],
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> Deletion:
+        """Delete all objects of retired backups, in this order from each destination.
+
+        BackupCancelled, between two of them, once that is no longer wanted.
+        """
         gone: set[tuple[int, str]] = set()
         refused: dict[tuple[int, str], str] = {}
         try:
@@ -243,7 +253,7 @@ class BackupJobs:
             for record in records:
                 assert record.state == RETIRED, "nothing is deleted before it is retired"
                 try:
-                    _empty(destination, record)
+                    _empty(destination, record, is_wanted)
                 except DeletionDenied as error:
                     refused[record.id, name] = str(error)
                 except RepositoryUnavailable:
@@ -269,7 +279,7 @@ def _check_is_new(repository: Repository, record: BackupRecord) -> None:
                 raise BackupFailed(f"it was begun before: {name} has objects of it", record.id)
 
 
-def _empty(destination: Destination, record: BackupRecord) -> None:
+def _empty(destination: Destination, record: BackupRecord, is_wanted: Callable[[], bool]) -> None:
     """Delete all objects of a backup, its manifest first: without it the others are none.
 
     The two with a known name go also if they aren't listed: a listing may be late.
@@ -280,6 +290,8 @@ def _empty(destination: Destination, record: BackupRecord) -> None:
         make(record.lineage, record.label) for make in (names.manifest_name, names.verified_name)
     ]
     for name in (*named, *(name for name in found if name not in named)):
+        if not is_wanted():
+            raise BackupCancelled("the deletion is no longer wanted")
         destination.delete(name)
     if destination.list(folder):
         raise RepositoryUnavailable(
@@ -335,6 +347,8 @@ class _Listing:
     @contextlib.contextmanager
     def _noting(self, name: str) -> Iterator[None]:
         """A destination that fails is left out from here on."""
+        if not self._waits.is_wanted():
+            raise BackupCancelled("the listing is no longer wanted")
         try:
             yield
         except RepositoryError as error:

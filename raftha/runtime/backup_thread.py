@@ -5,16 +5,21 @@ destination (`storage/backup/take.py`), and one lists and deletes. Both run for 
 other thread of the node. Results go back as calls on the node's thread. An error of a destination,
 a repository or a disk is a result, and never ends the node; an exception that isn't raftha's does.
 
-The repository is opened by the first job: a node starts without its destinations. `close` has the
-jobs under way give up, and waits for them: each call of a destination ends in bounded time.
+The repository is opened by the first job: a node starts without its destinations.
+
+`close` has the jobs under way give up, and waits for them; if a destination doesn't answer, for
+`HANG_S` only, since its calls may take a minute. Threads that are left then use nothing of the node
+any more: none reads store or spool while it calls a destination, and what they report is dropped.
+They end with their call, or with the process.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,21 +47,25 @@ from raftha.runtime.backup_jobs import BackupJobs, Owner
 from raftha.runtime.backup_pace import BackupPace
 from raftha.runtime.drill_thread import DrillThread
 from raftha.storage.backup.opening import open_configured
-from raftha.storage.backup.pool import thread_pool
+from raftha.storage.backup.pool import ThreadPool, thread_pool
 from raftha.storage.backup.repository import Repository
-from raftha.storage.backup.source import Source
+from raftha.storage.backup.source import Source, SourceReading
 from raftha.storage.backup.spool import Spool
 from raftha.storage.backup.take import TakeHooks
-from raftha.storage.backup.uploads import Waits
+from raftha.storage.backup.uploads import BackupCancelled, Waits
 from raftha.storage.directory import skips
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.catalog import BackupRecord
 from raftha.storage.state.machine import StateMachine
 from raftha.types import BackupState
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 PROGRESS_S = 0.2
 """The node is told of progress this often at most."""
+HANG_S = 3.0
+"""How long `close` waits for destinations that don't answer."""
 
 
 class BackupThread:
@@ -86,7 +95,7 @@ class BackupThread:
         self._config = config
         self._spool = spool
         self._node_id = owner.node_id
-        self._call = call
+        self._call_node = call
         self._fail = fail
         self._emit = emit
         self._statistics = statistics
@@ -95,7 +104,8 @@ class BackupThread:
         """That of the backup under way; each has its own."""
         self._repository: Repository | None = None
         self._opening = threading.Lock()
-        self._jobs = BackupJobs(config, owner, source, self._open, on_error=self._on_error)
+        self._source = _OwnSource(source)
+        self._jobs = BackupJobs(config, owner, self._source, self._open, on_error=self._on_error)
         self.archive = ArchiveThreads(
             config,
             owner.node_id,
@@ -116,18 +126,27 @@ class BackupThread:
             call=call,
             fail=fail,
         )
-        self._taking = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-backup")
-        self._upkeep = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-backup-upkeep")
+        self._taking = ThreadPool(1, f"{name}-backup")
+        self._upkeep = ThreadPool(1, f"{name}-backup-upkeep")
+        self._workers: list[ThreadPool] = []
+        """Those of backups; of earlier ones those that a destination holds up."""
 
     def close(self) -> None:
-        """Have the jobs under way give up, and wait for them."""
+        """Have the jobs under way give up. On return nothing reads or calls the node any more."""
         self._closing.set()
         self._cancelled.set()
-        self._taking.shutdown(cancel_futures=True)
-        self._upkeep.shutdown(cancel_futures=True)
+        self._source.close()
         self.archive.close()
         self.drills.close()
-        if self._repository is not None:
+        deadline = time.monotonic() + HANG_S
+        for pool in (self._taking, self._upkeep):
+            pool.shutdown(wait=False, cancel_futures=True)
+        # Workers are made by the taking thread: those of a backup that it gives up are there.
+        pools = [self._taking, self._upkeep, *self._workers]
+        if not all(pool.join(max(0.0, deadline - time.monotonic())) for pool in pools):
+            text = "node=%d a call of a backup destination hangs: its thread is left behind"
+            log.warning(text, self._node_id)
+        elif self._repository is not None:
             self._repository.close()
 
     @property
@@ -157,7 +176,7 @@ class BackupThread:
                 pace=self._pace(cancelled),
                 on_step=reporter.on_step,
                 on_out=self._on_error,
-                pool=thread_pool,
+                pool=self._make_workers,
             )
             taken = self._jobs.take(order, hooks)
             reporter.on_taken(taken)
@@ -182,7 +201,18 @@ class BackupThread:
     def delete(
         self, wanted: Mapping[str, Sequence[BackupRecord]], done: Callable[[Deletion], None]
     ) -> None:
-        self._run(self._upkeep, partial(self._jobs.delete, wanted), done)
+        is_wanted: Callable[[], bool] = lambda: not self._closing.is_set()  # noqa: E731
+        self._run(self._upkeep, partial(self._jobs.delete, wanted, is_wanted), done)
+
+    def _make_workers(self, name: str, threads: int) -> ThreadPool:
+        self._workers = [pool for pool in self._workers if not pool.join(0)]
+        self._workers.append(thread_pool(name, threads))
+        return self._workers[-1]
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        """Call on the node's thread, unless the node has ended by now."""
+        if not self._closing.is_set():
+            self._call_node(function, *args)
 
     def _pace(self, cancelled: threading.Event) -> Callable[[int], None]:
         limit = self._config.bytes_per_s
@@ -210,18 +240,50 @@ class BackupThread:
             )
             self._call(self._emit, event)
 
-    def _run(
-        self, thread: ThreadPoolExecutor, work: Callable[[], T], done: Callable[[T], None]
-    ) -> None:
+    def _run(self, thread: ThreadPool, work: Callable[[], T], done: Callable[[T], None]) -> None:
         def run() -> None:
             try:
                 result = work()
+            except BackupCancelled:
+                assert self._closing.is_set(), "only `close` cancels what is listed or deleted"
             except Exception as error:  # noqa: BLE001 - a supervisor: whatever it is ends the node
-                self._fail(error)
+                if not self._closing.is_set():
+                    self._fail(error)
             else:
                 self._call(done, result)
 
         thread.submit(run)
+
+
+class _OwnSource:
+    """A node's source, from which nothing is read once it is closed."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._reading = threading.Lock()
+        self._is_closed = False
+
+    def full(self, index: int) -> AbstractContextManager[SourceReading]:
+        return self._guarded(lambda: self._source.full(index))
+
+    def delta(self, start: int, index: int) -> AbstractContextManager[SourceReading]:
+        return self._guarded(lambda: self._source.delta(start, index))
+
+    def close(self) -> None:
+        """Wait until nothing reads; for as long as that takes, since the files are closed next."""
+        self._is_closed = True
+        with self._reading:
+            pass
+
+    @contextmanager
+    def _guarded(
+        self, read: Callable[[], AbstractContextManager[SourceReading]]
+    ) -> Iterator[SourceReading]:
+        with self._reading:
+            if self._is_closed:
+                raise BackupCancelled("the node ends")
+            with read() as reading:
+                yield reading
 
 
 class _Reporter:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import NamedTuple
@@ -30,6 +30,8 @@ IN_FLIGHT_MAX = 4
 THREADS = 2
 """Workers of a destination."""
 TRIES_MIN = 3
+LOOK_S = 0.1
+"""How often it is seen that a backup is no longer wanted, while a destination doesn't answer."""
 PAUSE_S, PAUSE_MAX_S = 0.2, 5.0
 """Pauses between tries: the first, and the longest; each is twice the one before."""
 
@@ -117,13 +119,18 @@ class Uploads:
             self._on_out(error)
 
     def close(self) -> None:
-        """Drop what waits, and wait for the workers."""
+        """Drop what waits, and wait for the workers, unless the backup is no longer wanted."""
         for queue in self._queues.values():
-            queue.pool.shutdown(cancel_futures=True)
+            queue.pool.shutdown(wait=self._waits.is_wanted(), cancel_futures=True)
 
     def _finish_oldest(self, queue: _Queue) -> None:
+        oldest = queue.pending.popleft()
+        while not oldest.done():
+            wait([oldest], LOOK_S)
+            if not self._waits.is_wanted():
+                raise BackupCancelled("the backup is no longer wanted")
         try:
-            queue.pending.popleft().result()
+            oldest.result()
         except BackupCancelled:
             raise
         except RafthaError as error:
@@ -133,6 +140,8 @@ class Uploads:
         if queue.error:
             return
         store_object(queue.destination, name, data, self._waits, self._retry_s)
+        if not self._waits.is_wanted():
+            return
         self._on_stored(queue.destination.name, name)
 
 
@@ -152,6 +161,8 @@ def store_object(
         tries += 1
         try:
             create_or_compare(destination, name, data)
+            if not waits.is_wanted():
+                raise BackupCancelled("the backup is no longer wanted")
             _read_back(destination, name, data)
         except (RepositoryUnavailable, ObjectMissing):
             # Missing: a store that hides new objects for a while may be late, not wrong.

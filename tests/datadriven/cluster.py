@@ -188,7 +188,7 @@ class Cluster:
                 self.say(f"{member.id} asks for a snapshot for {wanted.peer}")
                 member.snapshot_requests[wanted.peer] = wanted
             for offer in ready.snapshot_offers:
-                is_held = member.core.holds(offer.index, offer.index_term)
+                is_held = member.core.log.holds(offer.index, offer.index_term)
                 use = "of no use" if is_held else "of use"
                 self.say(f"{member.id} is offered a snapshot as of {offer.index}: {use}")
             if ready.healed is not None:

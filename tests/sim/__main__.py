@@ -18,7 +18,7 @@ from multiprocessing import get_context
 
 from tests.sim.bugs import BUGS
 from tests.sim.cluster import Outcome
-from tests.sim.coverage import Coverage
+from tests.sim.coverage import ENOUGH_SEEDS, Coverage
 from tests.sim.runs import find, run_one
 
 NOTICED = 110
@@ -30,6 +30,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="how many seeds to run")
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
+    parser.add_argument(
+        "--enough",
+        type=int,
+        default=ENOUGH_SEEDS,
+        help="a run of so many seeds must have had every kind of event",
+    )
     parser.add_argument("--replay", type=int, help="run one seed, twice, and tell its story")
     parser.add_argument("--bug", choices=sorted(BUGS), default="", help="plant a bug first")
     parser.add_argument("--bugs", action="store_true", help="plant every bug, one after the other")
@@ -40,11 +46,12 @@ def main() -> int:
         return find_all(args.seeds, args.jobs, as_table=args.table)
     if args.replay is not None:
         return replay(args.replay, args.bug)
-    outcomes = run_seeds(range(args.seed, args.seed + args.seeds), args.bug, args.jobs)
+    seeds = range(args.seed, args.seed + args.seeds)
+    outcomes = run_seeds(seeds, args.bug, args.jobs, args.enough)
     return 1 if outcomes == bool(args.bug) else 0
 
 
-def run_seeds(seeds: range, bug: str, processes: int) -> bool:
+def run_seeds(seeds: range, bug: str, processes: int, enough: int) -> bool:
     """Run many seeds and sum them up; return True if all went well."""
     began = time.monotonic()
     coverage = Coverage()
@@ -63,7 +70,7 @@ def run_seeds(seeds: range, bug: str, processes: int) -> bool:
         f"{acknowledged} writes acknowledged, {took:.0f} s, {len(seeds) / took:.1f} seeds/s"
     )
     print(coverage.table())
-    missing = coverage.missing()
+    missing = coverage.missing(enough)
     if missing and not bug:
         print(f"NEVER HAPPENED: {'; '.join(missing)}")
     return not failed and (bool(bug) or not missing)

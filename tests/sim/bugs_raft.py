@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from raftha.core import Append, Heartbeat, Raft, RaftLog, ReadState, Role, VoteReply, VoteRequest
+from raftha.core import Append, Heartbeat, RaftLog, ReadState, Role, VoteReply, VoteRequest
 from raftha.core import leader as leader_module
 from raftha.core.durable_indexes import encode_behind
 from raftha.core.election import Election
@@ -317,17 +317,17 @@ def log_time_goes_back() -> list[Patch]:
 def applied_before_durable() -> list[Patch]:
     """A follower applies what is committed before its own disk has it (R5)."""
 
-    def take_committed(self: Raft) -> tuple[Entry, ...]:
-        last = self.log.commit
-        if last <= self.log.applied:
+    def take_committed(self: RaftLog) -> tuple[Entry, ...]:
+        last = self.commit
+        if last <= self.applied:
             return ()
-        committed = self.log.between(self.log.applied, last)
-        persisted, self.log.persisted = self.log.persisted, max(self.log.persisted, last)
-        self.log.mark_applied(last)
-        self.log.persisted = persisted
+        committed = self.between(self.applied, last)
+        persisted, self.persisted = self.persisted, max(self.persisted, last)
+        self.mark_applied(last)
+        self.persisted = persisted
         return committed
 
-    return [(Raft, "_take_committed", take_committed)]
+    return [(RaftLog, "take_committed", take_committed)]
 
 
 # Found by this simulation in the real code; put back to see that they would be found again. (Two

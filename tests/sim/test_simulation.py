@@ -48,11 +48,19 @@ KEPT = {
 """Seeds that have failed, and what came up."""
 
 
+def processes() -> ProcessPoolExecutor:
+    """One for each CPU, of a low priority: tests that wait on clocks may run beside them."""
+    spawn = get_context("spawn")
+    return ProcessPoolExecutor(
+        os.cpu_count(), mp_context=spawn, initializer=os.nice, initargs=(10,)
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_no_seed_violates_an_invariant_and_every_fault_strikes() -> None:
     coverage = Coverage()
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with processes() as pool:
         for outcome in pool.map(partial(run_one, ""), range(1, SEEDS + 1)):
             assert not outcome.violation, (
                 f"seed {outcome.seed}: {outcome.violation}\n{outcome.story}\n"
@@ -67,7 +75,7 @@ def test_no_seed_violates_an_invariant_and_every_fault_strikes() -> None:
 def test_every_planted_bug_is_found() -> None:
     """First at the seed in the document; if the simulation has changed since, from seed 1 on."""
     hints = [documented_seeds()[name] for name in BUGS]
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with processes() as pool:
         found = dict(zip(BUGS, pool.map(find_from, BUGS, hints), strict=True))
     missed = [name for name, outcome in found.items() if outcome is None]
     assert not missed, f"not found in {BUG_SEEDS} seeds: {', '.join(missed)}"

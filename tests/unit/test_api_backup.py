@@ -8,14 +8,20 @@ from typing import Any
 import pytest
 
 import raftha
-from raftha.api.backup import WAIT_S, BackupCalls
+from raftha.api.backup import LEADER_KNOWS, WAIT_S, BackupCalls, without_refusals
 from raftha.errors import InvalidRequest
 from raftha.node.backup.results import result_of
 from raftha.node.backup_work import BackupProgress
 from raftha.node.messages import BackupAction
 from raftha.storage.state.catalog import BackupRecord, Pin, Unpin, decode_change
 from raftha.storage.state.versions import decode_admin
-from raftha.types import BackupMode, BackupResult, BackupState
+from raftha.types import (
+    BackupMode,
+    BackupResult,
+    BackupState,
+    RetentionDecision,
+    RetentionFate,
+)
 
 BEGAN_US = int(datetime(2026, 11, 27, 12, tzinfo=UTC).timestamp()) * 1_000_000
 
@@ -151,3 +157,15 @@ def test_a_retired_backup_is_still_complete_and_a_full_one_has_no_parent() -> No
     found = result_of(record(state="retired", mode="full", parent=0, base=9), None)
     assert (found.is_completed, found.is_retired) == (True, True)
     assert (found.parent, found.base) == (None, None)
+
+
+def test_only_the_leader_knows_of_refused_deletions_and_the_others_say_so() -> None:
+    decided = [
+        RetentionDecision(i, f"label {i}", "local", RetentionFate(fate), ("no rule keeps it",))
+        for i, fate in enumerate(("goes", "goes", "waits", "kept"), start=1)
+    ]
+    states = ("retired", "completed", "retired", "completed")
+    records = [record(id=i)._replace(state=state) for i, state in enumerate(states, start=1)]
+    first, *others = without_refusals(decided, records)
+    assert first.reasons == ("no rule keeps it", LEADER_KNOWS)
+    assert others == decided[1:]

@@ -20,14 +20,17 @@ from raftha.events import (
 )
 from raftha.node.backup_work import BackupOrder, BackupProgress, TakenBackup
 from raftha.node.statistics import Histogram, Statistics
+from raftha.runtime import backup_thread
 from raftha.runtime.backup_jobs import Owner
 from raftha.runtime.backup_pace import BackupPace
 from raftha.runtime.backup_thread import BackupThread
 from raftha.storage.backup import names
+from raftha.storage.backup.destination import ObjectInfo
+from raftha.storage.backup.memory import MemoryDestination
 from raftha.storage.log.wal import Wal
 from raftha.storage.state.catalog import BackupRecord
 from raftha.types import BackupState
-from tests.support.backups import LINEAGE, BackedUpNode
+from tests.support.backups import LINEAGE, BackedUpNode, repository_of
 
 WAIT_S = 20
 
@@ -133,6 +136,92 @@ def test_a_node_that_stops_does_not_wait_for_a_slow_backup(tmp_path: Path) -> No
     closer.start()
     closer.join(WAIT_S)
     assert not closer.is_alive()
+
+
+class Hanging(MemoryDestination):
+    """A destination whose calls of one kind hang until they are released."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__("local")
+        self._operation = operation
+        self.hangs, self.released = threading.Event(), threading.Event()
+        self.deleted = 0
+
+    def _wait(self, operation: str, name: str) -> None:
+        if operation == self._operation and "/backups/" in f"{name}/":
+            self.hangs.set()
+            assert self.released.wait(WAIT_S)
+
+    def create(self, name: str, data: bytes | memoryview) -> None:
+        self._wait("create", name)
+        super().create(name, data)
+
+    def get(self, name: str, *, size_max: int) -> bytes:
+        self._wait("get", name)
+        return super().get(name, size_max=size_max)
+
+    def list(self, prefix: str) -> list[ObjectInfo]:
+        self._wait("list", prefix)
+        return super().list(prefix)
+
+    def delete(self, name: str) -> None:
+        self._wait("delete", name)
+        self.deleted += 1
+        super().delete(name)
+
+
+def has_hung(hanging: Hanging, job: str, folder: Path) -> tuple[Bench, list[object]]:
+    """The threads of a node that is stopped while a job of it hangs, and what the job reports."""
+    bench = Bench(folder)
+    reported: list[object] = []
+    if job == "take":
+        bench.take()
+    elif job == "list":
+        bench.threads.list(LINEAGE, [], reported.append)
+    else:
+        retired = bench.record._replace(state="retired")
+        bench.threads.delete({"local": [retired, retired]}, reported.append)
+    assert hanging.hangs.wait(WAIT_S)
+    bench.threads.close()
+    return bench, reported
+
+
+@pytest.mark.parametrize(
+    ("job", "operation"),
+    [("take", "create"), ("take", "get"), ("take", "list"), ("list", "list"), ("delete", "delete")],
+)
+def test_a_stop_does_not_wait_for_a_destination_that_hangs(
+    job: str,
+    operation: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its threads hold up no end of the process, and do nothing more once the call returns."""
+    hanging = Hanging(operation)
+    repository = repository_of(hanging)
+    monkeypatch.setattr(backup_thread, "open_configured", lambda *_, **__: repository)
+    monkeypatch.setattr(backup_thread, "HANG_S", 0.05)
+    before = set(threading.enumerate())
+    bench, reported = has_hung(hanging, job, tmp_path)
+    left = set(threading.enumerate()) - before
+    assert left and all(thread.daemon for thread in left)
+    assert "a call of a backup destination hangs" in caplog.text
+    calls = bench.calls.qsize()
+    there = hanging.list("") if operation != "list" else []
+
+    # Nothing of the node is used any more: its files are closed by now.
+    monkeypatch.setattr(bench.node.store, "export", None)
+    hanging.released.set()
+    for thread in left:
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+    assert (bench.calls.qsize(), bench.taken, reported, bench.failures) == (calls, [], [], [])
+    if operation == "create":
+        (made,) = set(hanging.list("")) - set(there)
+        assert made.name == names.run_name(LINEAGE, bench.record.label, 0)
+    elif operation == "delete":
+        assert hanging.deleted == 1
 
 
 def test_a_conflict_is_an_event(bench: Bench, tmp_path: Path) -> None:

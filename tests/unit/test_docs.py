@@ -136,7 +136,7 @@ def test_every_name_that_is_cited_exists(page: Path) -> None:
         ("commands.pack_put", True),
         ("commands.pack_nothing", False),
         ("loop.call_soon_threadsafe", True),  # Not a module of this project.
-        ("_take_committed", True),
+        ("take_committed", True),
     ],
 )
 def test_a_name_that_nothing_defines_is_noticed(name: str, is_found: bool) -> None:
