@@ -259,9 +259,8 @@ class SimulatedRecovery:
         return BuiltState("", PreparedState(record.id, digest_of(pairs), len(pairs)))
 
     def _check_sources(self, record: RecoveryRecord) -> None:
-        under_way = self._ledger.prepared
-        if under_way is None or under_way[0] != record.id:
-            return  # This member lags, and has yet to apply that it has ended.
+        if self._ledger.recoveries.get(record.id) == "aborted":
+            return  # A member that comes late hasn't applied this yet, and builds in vain.
         for backup_id in record.backups:
             source = self._ledger.backups.get(backup_id)
             if source is None or source.state == "retired":
