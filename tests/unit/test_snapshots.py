@@ -256,7 +256,8 @@ class Follower:
         self.last = 10
         self.files = Files()
         self.replies: list[tuple[int, int]] = []
-        core = SimpleNamespace(id=2, holds=lambda index, term: index <= self.last)
+        log = SimpleNamespace(holds=lambda index, term: index <= self.last)
+        core = SimpleNamespace(id=2, log=log)
         self.receiver = SnapshotReceiver(
             cast(Raft, core),
             self.files,
