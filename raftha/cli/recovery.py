@@ -2,7 +2,7 @@
 
 Theory of operation. Both ask a node over its client port: the cluster decides. A recovery is shown
 as a plan first, and asks before it changes anything. It goes on if this process ends, and if the
-asked node is opened anew at the end, the outcome is what the cluster's log says of it.
+asked node is reopened at the end, the outcome is what the cluster's log says of it.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def _outcome(asked: Asked, last_id: int) -> dict[str, Any]:
             if ended:
                 return dict(ended[0])
         except RafthaError:
-            pass  # The node may be being opened anew.
+            pass  # The node may be about to reopen.
         if time.monotonic() > deadline:
             raise Indeterminate(
                 "no answer, and the log doesn't say yet what has come of the recovery",

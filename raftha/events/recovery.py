@@ -27,7 +27,7 @@ class PitrCheckpoint(HaEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryStarted(HaEvent):
-    """The cluster is to be taken back to command `to_sequence`, of time `log_time_us`.
+    """The cluster prepares to go back to command `to_sequence`, of time `log_time_us`.
 
     `recovery_id`: as in `ha.pitr.list_recoveries()`. `request`: what was asked for. The members
     build the state of then beside their own, and nothing else has changed yet.

@@ -120,7 +120,7 @@ def build_image(
 
 
 def check_machine(plan: RecoveryPlan, machine: StateMachine | None) -> None:
-    """UpgradeRequired if log is to be replayed, and there is no state machine for its commands."""
+    """UpgradeRequired if the plan replays log, and there is no state machine for its commands."""
     if machine is None:
         for each in plan.all_plans():
             if each.needs_replay and each.backup.commands:

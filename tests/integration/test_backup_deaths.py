@@ -39,7 +39,7 @@ class Backed:
         settings = {
             "backup": {"destinations": self.places, "interval_hours": 24, "retention": rules},
             "wal_segment_bytes": 16 << 20,
-            "enable_pitr": False,  # Its window would keep what is to be retired.
+            "enable_pitr": False,  # Its window would keep what should be retired.
         }
         command = (sys.executable, "-m", "tests.integration.dying_server", "{config}")
         self.cluster = LocalCluster(

@@ -525,6 +525,6 @@ class Backups:
 
 
 class _Waiter:
-    """An operator who doesn't wait for the answer."""
+    """An operator that doesn't wait for the answer."""
 
     def done(self, result: Any) -> None: ...

@@ -506,6 +506,6 @@ class _Waiter:
 
 
 class _Abandoned:
-    """An operator who doesn't wait for the answer."""
+    """An operator that doesn't wait for the answer."""
 
     def done(self, result: Any) -> None: ...

@@ -192,7 +192,7 @@ class Archive:
 
     def __init__(self) -> None:
         self.orders: dict[str, ArchiveOrder] = {}
-        """What is to be put, by destination."""
+        """What should be put, by destination."""
         self.tidied: list[ArchiveOrder] = []
         self._done: dict[str, Callable[[ArchiveResult], None]] = {}
 

@@ -62,7 +62,7 @@ def archive_all(scene: Scene, **result: Any) -> None:
     assert status(scene).archived_index == scene.index
 
 
-# ---------------------------------------------------------------- who archives
+# ---------------------------------------------------------------- which member archives
 
 
 def test_a_follower_archives_and_all_members_know_how_far_it_is() -> None:

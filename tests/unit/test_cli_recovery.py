@@ -172,7 +172,7 @@ def test_a_recovery_that_is_given_up_fails(node: Node) -> None:
 
 
 def lose_answer() -> dict[str, Any]:
-    raise Disconnected("the node was opened anew")
+    raise Disconnected("the node was reopened")
 
 
 @pytest.mark.parametrize(("state", "code"), [("restored", 0), ("aborted", 1)])

@@ -1,7 +1,7 @@
 """When a moment is restored for proof: by the member that archives the log, as often as is set.
 
 Theory of operation. The leader chooses the member that archives the log, and that member does the
-drills too, one at a time: it needs nobody's leave, since a drill changes nothing but its report.
+drills too, one at a time: it asks no other node, since a drill changes nothing but its report.
 When the last drill was, the repository says, in its report. So it is asked when this node begins to
 archive or to lead, and once a day; a leader needs the rates that the drill has measured, which
 decide when a backup is due (`BackupConfig.rto_target_s`).
