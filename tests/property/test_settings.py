@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raftha.config import MIB, BackupConfig, HaConfig, ReplicationConfig, tables
+from raftha.config import MIB, BackupConfig, HaConfig, PitrConfig, ReplicationConfig, tables
 from raftha.config.checks import (
     Address,
     Choice,
@@ -31,6 +31,7 @@ from raftha.server import ServerConfig
 NODE = {"node_id": 1, "data_dir": "data", "members": {"1": "127.0.0.1:7101"}}
 TYPES: dict[Any, tuple[type, ...]] = {
     bool: (bool,), int: (int,), float: (int, float), str: (str,), str | Path: (str,),
+    PitrConfig: (dict,),
 }  # fmt: skip
 """The TOML text for a type, by its exact Python types."""
 ANYTHING = (
@@ -80,6 +81,7 @@ def companions(name: str, value: Any) -> dict[str, Any]:
         "log_retention_bytes": {"max_wal_size": MIB},
         "address": {"members": {"2": "127.0.0.1:7102"}} if value else {},
         "backup_interval_hours": {"backup": {}},
+        "pitr_retention_hours": {"backup": {}},
     }
     return others.get(name, {})
 

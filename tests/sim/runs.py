@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from tests.sim.bugs import planted
 from tests.sim.cluster import Outcome, run
 
-BUG_SEEDS = 300
+BUG_SEEDS = 350
 
 
 def run_one(bug: str, seed: int) -> Outcome:
