@@ -188,16 +188,23 @@ class Repository:
         return found
 
     def admit(self, destination: Destination) -> None:
-        """Take a destination in, or note in `failed` why not. RepositoryConflict as at opening."""
-        self._left_out[destination.name] = destination
+        """Take a destination in, or note in `failed` why not. RepositoryConflict as at opening.
+
+        Another thread may take in the same one meanwhile.
+        """
+        name = destination.name
+        if name not in self.destinations:
+            self._left_out[name] = destination
         try:
             self._identify(destination)
             self._share_keys(destination)
         except (RepositoryUnavailable, ObjectMissing, BackupDamaged) as error:
-            self.failed[destination.name] = error
+            if name not in self.destinations:
+                self.failed[name] = error
             return
-        self.failed.pop(destination.name, None)
-        self.destinations[destination.name] = self._left_out.pop(destination.name)
+        self.destinations[name] = destination
+        self.failed.pop(name, None)
+        self._left_out.pop(name, None)
 
     def _identify(self, destination: Destination) -> None:
         name = names.repository_name()

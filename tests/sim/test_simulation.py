@@ -43,6 +43,7 @@ KEPT = {
     660162: ALTERED,
     660509: ALTERED,
     20261128045: "a receipt names a member whose directory was put back since",
+    610341: "two jobs take one destination of a repository in at the same time",
     1475: "a member that operators add in the end has a build that is too old for the cluster",
 }
 """Seeds that have failed, and what came up."""

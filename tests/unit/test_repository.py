@@ -162,6 +162,31 @@ def test_a_destination_that_is_away_is_left_out_and_taken_in_later() -> None:
         assert repository.failed == {}
 
 
+@pytest.mark.parametrize("fails_then", [False, True])
+def test_two_threads_take_a_destination_in_at_once(
+    fails_then: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backup's and the upkeep's share a repository."""
+    there, away = places()
+    opened([there, away])
+    away.plan(Fault("*", "fails", times=None))
+    repository = opened([there, away])
+    away.plan()
+    identify = repository._identify
+
+    def other_thread(destination: Destination) -> None:
+        monkeypatch.setattr(repository, "_identify", identify)
+        repository.retry_failed()
+        if fails_then:
+            raise RepositoryUnavailable("it is away again")
+        identify(destination)
+
+    monkeypatch.setattr(repository, "_identify", other_thread)
+    repository.retry_failed()
+    assert set(repository.destinations) == {there.name, away.name}
+    assert repository.failed == {}
+
+
 @pytest.mark.parametrize("away", [0, 1])
 def test_none_is_made_while_a_destination_is_away(away: int) -> None:
     """It may hold the repository already, and would conflict with the new one for ever."""
