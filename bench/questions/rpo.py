@@ -36,7 +36,7 @@ from raftha.storage.backup.local import LocalDestination
 create = LocalDestination.create
 
 def slow(self, name, data):
-    time.sleep(float(os.environ["RAFTHA_BENCH_PUT_S"]))
+    time.sleep(float(os.environ["RAFTHA_BENCH_PUT_S"]))  # A bucket's latency: what is asked about.
     if os.path.exists(os.environ["RAFTHA_BENCH_AWAY"]):
         raise RepositoryUnavailable("away", destination=self.name, object_name=name)
     create(self, name, data)
@@ -105,7 +105,7 @@ def started(
             deadline = time.monotonic() + PATIENCE_S
             while has_archive and not is_current(cluster):
                 assert time.monotonic() < deadline, "nothing is archived"
-                time.sleep(0.1)
+                time.sleep(0.1)  # Poll: other processes archive.
             yield cluster, worker, away
 
 
