@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any
 
 from raftha.client.resp import ReplyError
 from raftha.server.machine import parse_int64
-from raftha.server.tasks import SYNTAX_ERROR, Arguments, Service
+from raftha.server.tasks import SYNTAX_ERROR, Action, Arguments, Service, act
 
 WAIT_S_MAX = 7 * 86_400
 
@@ -34,13 +33,7 @@ async def backups(service: Service, _: Arguments) -> bytes:
 
 async def backup(service: Service, request: Arguments) -> Any:
     """RAFTHA BACKUP action ..."""
-    action = _ACTIONS.get(request[2].upper())
-    if action is None:
-        raise ReplyError(SYNTAX_ERROR)
-    run, low, high = action
-    if not low <= len(request) - 3 <= high:
-        raise ReplyError(SYNTAX_ERROR)
-    return await run(service, *request[3:])
+    return await act(_ACTIONS, service, request)
 
 
 async def _run(service: Service, *words: bytes) -> int:
@@ -86,8 +79,7 @@ async def _check(service: Service) -> bytes:
     return json.dumps([dataclasses.asdict(check) for check in checks]).encode()
 
 
-_Action: TypeAlias = Callable[..., Coroutine[Any, Any, Any]]
-_ACTIONS: dict[bytes, tuple[_Action, int, int]] = {
+_ACTIONS: dict[bytes, Action] = {
     b"RUN": (_run, 0, 3),
     b"VERIFY": (_verify, 1, 2),
     b"EXPIRE": (_expire, 0, 0),

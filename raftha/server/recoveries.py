@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any
 
 from raftha.client.resp import ReplyError
 from raftha.recovery import RecoveryPoint
 from raftha.server.machine import parse_int64
-from raftha.server.tasks import SYNTAX_ERROR, Arguments, Service
+from raftha.server.tasks import SYNTAX_ERROR, Action, Arguments, Service, act
 
 WAIT_S_MAX = 7 * 86_400
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_Call: TypeAlias = Callable[..., Coroutine[Any, Any, Any]]
 
 
 async def pitr(service: Service, _: Arguments) -> bytes:
@@ -41,13 +39,7 @@ async def pitr(service: Service, _: Arguments) -> bytes:
 
 async def recover(service: Service, request: Arguments) -> Any:
     """RAFTHA RECOVER action ..."""
-    action = _ACTIONS.get(request[2].upper())
-    if action is None:
-        raise ReplyError(SYNTAX_ERROR)
-    run, low, high = action
-    if not low <= len(request) - 3 <= high:
-        raise ReplyError(SYNTAX_ERROR)
-    return await run(service, *request[3:])
+    return await act(_ACTIONS, service, request)
 
 
 async def _mark(service: Service, name: bytes) -> bytes:
@@ -124,7 +116,7 @@ def _point(point: RecoveryPoint) -> bytes:
     return json.dumps(dataclasses.asdict(point)).encode()
 
 
-_ACTIONS: dict[bytes, tuple[_Call, int, int]] = {
+_ACTIONS: dict[bytes, Action] = {
     b"MARK": (_mark, 1, 1),
     b"CHECKPOINT": (_checkpoint, 0, 1),
     b"WINDOW": (_window, 0, 0),

@@ -14,7 +14,7 @@ import os
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeAlias
 
 from raftha.aio import HaManager
@@ -337,3 +337,18 @@ async def remove_replica(service: Service, request: Arguments) -> str:
     await _need_majority(service)
     await service.ha.remove_replica(node_id, timeout=CHANGE_S)
     return "OK"
+
+
+Action: TypeAlias = tuple[Callable[..., Coroutine[Any, Any, Any]], int, int]
+"""What runs one, and how many arguments it has at least and at most."""
+
+
+async def act(actions: Mapping[bytes, Action], service: Service, request: Arguments) -> Any:
+    """Run `RAFTHA noun action ...`; ReplyError if there is no such action."""
+    action = actions.get(request[2].upper())
+    if action is None:
+        raise ReplyError(SYNTAX_ERROR)
+    run, low, high = action
+    if not low <= len(request) - 3 <= high:
+        raise ReplyError(SYNTAX_ERROR)
+    return await run(service, *request[3:])
